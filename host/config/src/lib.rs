@@ -1,0 +1,1 @@
+//! Finds, merges, checks and explains the configuration.

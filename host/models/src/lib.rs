@@ -1,0 +1,1 @@
+//! MLX: weights, layers, families, sampling.

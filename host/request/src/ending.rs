@@ -1,0 +1,118 @@
+//! How a request ends. Every admitted request ends exactly once, as one [`Outcome`].
+
+/// Why the model stopped by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Finish {
+    /// A stop token or a stop string.
+    Stop,
+    /// `max_tokens`, or the model's context, is used up.
+    Length,
+}
+
+/// Which of a request's four deadlines struck.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Deadline {
+    /// Waited too long for its first pass.
+    Queue,
+    /// Took too long to its first token.
+    FirstToken,
+    /// Paused too long between two tokens.
+    InterToken,
+    /// Took too long in all.
+    Total,
+}
+
+impl Deadline {
+    /// Its name in metrics, logs and errors.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::FirstToken => "first_token",
+            Self::InterToken => "inter_token",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// Who asked for a request to be cancelled. The first to ask is the cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CancelCause {
+    /// The client closed its connection.
+    Disconnect,
+    /// One of the plan's deadlines struck.
+    Deadline(Deadline),
+    /// `POST /v1/requests/{id}/cancel`.
+    Operator,
+    /// The host is stopping and its patience is over.
+    Shutdown,
+}
+
+impl CancelCause {
+    /// Its label in `interlock_cancellations_total{cause}`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disconnect => "disconnect",
+            Self::Deadline(Deadline::Queue) => "deadline_queue",
+            Self::Deadline(Deadline::FirstToken) => "deadline_first_token",
+            Self::Deadline(Deadline::InterToken) => "deadline_inter_token",
+            Self::Deadline(Deadline::Total) => "deadline_total",
+            Self::Operator => "operator",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Where in its life a request was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// No pass has begun for it.
+    Waiting,
+    /// Its prompt is being computed.
+    Prefilling,
+    /// It produces tokens.
+    Decoding,
+}
+
+impl Stage {
+    /// Its label in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Prefilling => "prefilling",
+            Self::Decoding => "decoding",
+        }
+    }
+}
+
+/// How an admitted request ended, for the log line, the metric and the policies' account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The model came to an end.
+    Completed(Finish),
+    /// Someone cancelled it.
+    Cancelled(CancelCause),
+    /// A pass, the engine or the host failed it; the text is for our log.
+    Failed(String),
+}
+
+impl Outcome {
+    /// Its label in `interlock_requests_total{outcome}`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Completed(_) => "completed",
+            Self::Cancelled(CancelCause::Disconnect) => "disconnected",
+            Self::Cancelled(CancelCause::Deadline(_)) => "timed_out",
+            Self::Cancelled(CancelCause::Operator | CancelCause::Shutdown) => "cancelled",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// Tokens counted, exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens the model saw as the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens the model generated, the stop token included.
+    pub generated_tokens: u32,
+}

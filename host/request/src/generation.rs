@@ -1,0 +1,122 @@
+//! What a request asks for: how to sample, how much, how long, how urgently.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::TokenId;
+
+/// How one request's tokens are drawn. Its own, whoever shares the batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 means greedy: the most likely token, always.
+    pub temperature: f32,
+    /// Keep the smallest set of tokens whose probabilities sum to at least this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep tokens at least this fraction as likely as the most likely; 0 keeps all.
+    pub min_p: f32,
+    /// The same seed, prompt and parameters give the same tokens. None: a fresh seed.
+    pub seed: Option<u64>,
+    /// What to hold against tokens that already occurred.
+    pub penalties: Penalties,
+    /// Added to the logits of these tokens, -100 to 100.
+    pub logit_bias: BTreeMap<TokenId, f32>,
+}
+
+impl Sampling {
+    /// The most likely token, always; nothing penalised, nothing biased.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            penalties: Penalties::NONE,
+            logit_bias: BTreeMap::new(),
+        }
+    }
+}
+
+/// What to hold against tokens that already occurred.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Penalties {
+    /// Divides positive and multiplies negative logits of tokens seen in the prompt or the
+    /// output (Keskar et al. 2019, CTRL); 1 is off.
+    pub repetition: f32,
+    /// Subtracted once from the logit of every token already generated; 0 is off.
+    pub presence: f32,
+    /// Subtracted from a token's logit for each time it was generated; 0 is off.
+    pub frequency: f32,
+}
+
+impl Penalties {
+    /// No penalty at all.
+    pub const NONE: Self = Self { repetition: 1.0, presence: 0.0, frequency: 0.0 };
+}
+
+/// Who goes first when not everyone can. Smaller is more urgent, so it sorts as it reads.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before everyone.
+    Critical,
+    /// A person waits for each token.
+    Interactive,
+    /// The usual.
+    Standard,
+    /// A job that nobody watches.
+    Batch,
+    /// May be dropped when the house is full.
+    Sheddable,
+}
+
+/// How long each part of a request may take; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Deadlines {
+    /// From admission to its first pass.
+    pub queue: Option<Duration>,
+    /// From admission to the first token.
+    pub first_token: Option<Duration>,
+    /// Between one token and the next.
+    pub inter_token: Option<Duration>,
+    /// From admission to the end.
+    pub total: Option<Duration>,
+}
+
+/// What to do when the client leaves before the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DisconnectAction {
+    /// Stop before the next pass.
+    Cancel,
+    /// Go on within limits, so that usage is whole; then stop.
+    Drain(DrainLimits),
+}
+
+/// How far a drain may go after its client left. Whichever limit is met first ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainLimits {
+    /// Longest time after the disconnect.
+    pub time_max: Duration,
+    /// Most tokens after the disconnect.
+    pub tokens_max: u32,
+}
+
+/// Everything the engine needs to know to generate for one request.
+///
+/// Plain data: it could cross a process boundary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// How to draw tokens.
+    pub sampling: Sampling,
+    /// Most tokens to generate, at least 1.
+    pub tokens_max: u32,
+    /// Tokens that end the generation and are not part of the text.
+    pub stop_tokens: Vec<TokenId>,
+    /// Who goes first.
+    pub priority: Priority,
+}

@@ -1,0 +1,17 @@
+//! The vocabulary: what a request asks for, what it produces and how it can end.
+//!
+//! Every other crate speaks these words; this one speaks nobody else's.
+//!
+//! # Not here
+//!
+//! No behaviour beyond what a value can say of itself: no I/O, no clock, no HTTP, no MLX.
+
+mod ending;
+mod generation;
+mod names;
+
+pub use ending::{CancelCause, Deadline, Finish, Outcome, Stage, Usage};
+pub use generation::{
+    Deadlines, DisconnectAction, DrainLimits, Generation, Penalties, Priority, Sampling,
+};
+pub use names::{BadRequestId, Endpoint, ModelId, RequestId, TokenId};

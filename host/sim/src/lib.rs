@@ -1,0 +1,1 @@
+//! A simulated model: tokens are a pure function of history.
