@@ -45,4 +45,4 @@ for manifest in "$@"; do
         changed+=("$name")
     done < <(sed -n 's/.*"filenames":\["\([^"]*\.wasm\)".*/\1/p' <<<"$messages")
 done
-echo "guests: $built components in target/guests, ${#changed[@]} changed${changed[0]+: ${changed[*]}}"
+echo "guests: $built in target/guests, ${#changed[@]} changed${changed[0]+: ${changed[*]}}"

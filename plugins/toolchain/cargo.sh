@@ -13,7 +13,7 @@ fi
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-# shellcheck source=debian-rust.sh
+# shellcheck source-path=SCRIPTDIR source=debian-rust.sh
 source "$here/debian-rust.sh"
 
 target=wasm32-unknown-unknown

@@ -9,7 +9,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-# shellcheck source=debian-rust.sh
+# shellcheck source-path=SCRIPTDIR source=debian-rust.sh
 source "$here/debian-rust.sh"
 cd "$root" # rustup picks the toolchain by the folder it is called in
 

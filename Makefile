@@ -1,0 +1,108 @@
+# One word for each thing that people do here; `make` alone lists them.
+# Plain make, so that macOS's (GNU 3.81) understands it too.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Where cargo puts the main workspace's build; MLX and the guests stay under target/.
+BUILD = $(or $(CARGO_TARGET_DIR),target)
+
+CARGO ?= cargo
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+
+# The workspaces beside the main one, where they exist.
+GUEST_WORKSPACES = $(wildcard plugins/Cargo.toml tests/guests/Cargo.toml)
+SIDE_WORKSPACES = $(GUEST_WORKSPACES) host/mlx-setup/Cargo.toml
+
+.PHONY: help
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: setup ## the server, as target/release/interlock
+	$(CARGO) build --release --locked -p interlock-cli
+
+.PHONY: serve
+serve: build ## fetch a small model if it is not there, and serve it (MODEL=...)
+	$(BUILD)/release/interlock models pull $(MODEL)
+	exec $(BUILD)/release/interlock serve
+
+# From what costs seconds to what costs minutes, so that the first failure comes soon.
+.PHONY: test
+test: ## everything that a change must pass
+	@$(MAKE) --no-print-directory check-format
+	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory check-lints
+	@$(MAKE) --no-print-directory test-rust
+	@$(MAKE) --no-print-directory check-docs
+	@$(MAKE) --no-print-directory test-clients
+	@$(MAKE) --no-print-directory check-macos
+
+.PHONY: check-format
+check-format: need-cargo ## formatting of all workspaces
+	$(CARGO) fmt --all --check
+	@set -e; for manifest in $(SIDE_WORKSPACES); do \
+	  echo "$(CARGO) fmt --all --check --manifest-path $$manifest"; \
+	  $(CARGO) fmt --all --check --manifest-path $$manifest; \
+	done
+
+.PHONY: check-lints
+check-lints: setup ## clippy, where any warning is an error
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+ifneq ($(wildcard plugins/Cargo.toml),)
+	$(CARGO) clippy --manifest-path plugins/Cargo.toml --target-dir target/plugins --workspace --all-targets --locked -- -D warnings
+endif
+	$(CARGO) clippy --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --all-targets --locked -- -D warnings
+
+.PHONY: test-rust
+test-rust: setup ## the Rust tests: host, policies, setup
+	$(CARGO) test --workspace --locked
+ifneq ($(wildcard plugins/Cargo.toml),)
+	$(CARGO) test --manifest-path plugins/Cargo.toml --target-dir target/plugins --workspace --locked
+endif
+	$(CARGO) test --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --locked
+
+.PHONY: check-docs
+check-docs: setup ## the documentation, where a broken link is an error
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
+
+.PHONY: test-clients
+test-clients: setup ## the server, as public client libraries see it
+
+.PHONY: check-macos
+check-macos: mlx ## type-check for macOS what knows MLX, on Linux too
+	.ci/check-macos
+
+.PHONY: setup
+setup: mlx toolchain guests ## what building needs: MLX on Linux, WASM toolchain, guests
+
+.PHONY: mlx
+mlx: need-cargo need-cxx need-python
+	@$(CARGO) run --quiet --locked --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup
+
+.PHONY: toolchain
+toolchain: need-cargo
+	@plugins/toolchain/setup.sh
+
+.PHONY: guests
+guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
+	@plugins/toolchain/build.sh --locked plugins/Cargo.toml tests/guests/Cargo.toml
+
+.PHONY: clean
+clean: ## remove all that was built or fetched here
+	rm -rf target tests/clients/.venv
+
+# $(call need,COMMAND THAT WORKS IF IT IS THERE,WHAT IT IS,HOW TO GET IT)
+need = @{ $(1); } >/dev/null 2>&1 || { echo "$(2) is missing: $(3)" >&2; exit 1; }
+
+.PHONY: need-cargo need-cxx need-python
+need-cargo:
+	$(call need,$(CARGO) --version,cargo,curl https://sh.rustup.rs -sSf | sh)
+
+need-cxx:
+	$(call need,$${CXX:-c++} --version,a C++ compiler,apt-get install g++ (Debian) or xcode-select --install (macOS))
+
+# MLX comes as a Python package on Linux; no Python runs with the server.
+need-python:
+	$(call need,test "$$(uname -s)" = Darwin || $(PYTHON) -m pip --version || uv --version,Python 3 with pip,apt-get install python3-pip (Debian))
