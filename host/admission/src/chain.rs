@@ -94,6 +94,11 @@ impl Admitted {
         &self.plan
     }
 
+    /// Most tokens it may generate.
+    pub fn tokens_max(&self) -> u32 {
+        self.generation.tokens_max
+    }
+
     /// For the engine: the prompt and what to make of it. The plan's priority is in there.
     pub fn into_work(self) -> (RequestId, Prompt, Generation) {
         (self.id, self.prompt, self.generation)

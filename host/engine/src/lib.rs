@@ -1,3 +1,40 @@
 //! The one thread that owns the model, and the handle that everyone else holds.
+//!
+//! [`spawn`] builds the model on a thread of its own and runs it there until it is told to stop.
+//! Others take a [`Seat`] in the waiting room, submit an admitted request with it and read its
+//! [`Events`].
+//!
+//! # Invariants
+//!
+//! - Weights, caches and device state are made, used and dropped on the engine thread: the engine
+//!   is `!Send`, and no lock guards any of it, so there is none to release early or take twice.
+//! - A pass once begun is finished by the thread that began it, and no pass begins before the one
+//!   in flight has ended. Cancelling acts between passes.
+//! - Cancelling needs no room: it is a flag, never a message that must fit in a queue.
+//! - Every submitted request ends with one [`Event::Ended`], unless the thread itself is gone.
+//! - The inbox always has room for whoever holds a [`Seat`], and a request's event channel for
+//!   every event it can cause: the engine never waits for anyone but the device.
+//!
+//! # Not here
+//!
+//! No HTTP, no WebAssembly, no MLX, no text: token ids in, token ids out. No timers: whoever holds
+//! a [`Control`] decides when to cancel.
+
+mod config;
+mod control;
+mod events;
 mod forward;
+mod handle;
+mod metrics;
+mod passes;
+mod stages;
+mod thread;
+mod turn;
+
+pub use config::{EngineConfig, Mode, WaitingConfig};
+pub use control::Control;
+pub use events::{Ended, Event, Events};
 pub use forward::{Forward, ModelShape, PassFailed};
+pub use handle::{EngineHandle, EngineView, NotStarted, Running, Seat};
+pub use metrics::EngineMetrics;
+pub use thread::{EngineExit, EngineState, EngineThread, spawn};

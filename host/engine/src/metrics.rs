@@ -1,0 +1,105 @@
+//! What the engine tells the outside.
+
+use interlock_metrics::{IntCounter, IntCounterVec, IntGauge, Registry};
+use interlock_request::{CancelCause, RequestId, Stage};
+
+use crate::PassFailed;
+use crate::passes::Passes;
+
+/// Passes, cancellations, and who waits and runs. Labels are closed sets.
+#[derive(Debug, Clone)]
+pub struct EngineMetrics {
+    pub(crate) waiting: IntGauge,
+    pub(crate) running: IntGauge,
+    pub(crate) passes: Passes,
+    cancellations: IntCounterVec,
+    cancelled_pass_failures: IntCounter,
+    cancelled_pass_completions: IntCounter,
+}
+
+impl EngineMetrics {
+    /// 100 µs to 60 s: a simulated token to a long chunk on a slow CPU.
+    const PASS_SECONDS: &[f64] = &[
+        1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+        10.0, 30.0, 60.0,
+    ];
+
+    /// Declares the families.
+    pub fn register(registry: &Registry) -> Self {
+        Self {
+            waiting: registry
+                .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
+            running: registry
+                .gauge("requests_running", "Requests that have begun and not ended."),
+            passes: Passes {
+                in_flight: registry
+                    .gauge("engine_passes_in_flight", "Passes in flight now; never above 1."),
+                in_flight_max: registry.gauge(
+                    "engine_passes_in_flight_max",
+                    "Most passes ever in flight at once; above 1 is a bug to report.",
+                ),
+                seconds: registry.histograms(
+                    "engine_pass_seconds",
+                    "Time of one pass of the model.",
+                    Self::PASS_SECONDS,
+                    &["kind"],
+                ),
+            },
+            cancellations: registry.counters(
+                "cancellations_total",
+                "Requests cancelled, by who asked and how far they were.",
+                &["cause", "stage"],
+            ),
+            cancelled_pass_failures: registry.counter(
+                "cancelled_pass_failures_total",
+                "Passes that failed after their request was cancelled; the log has each.",
+            ),
+            cancelled_pass_completions: registry.counter(
+                "cancelled_pass_completions_total",
+                "Passes that completed after their request was cancelled; the log has each.",
+            ),
+        }
+    }
+
+    pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {
+        self.cancellations.with_label_values(&[cause.as_str(), stage.as_str()]).inc();
+    }
+
+    /// The pass that was in flight when its request was cancelled has ended. Nobody waits for its
+    /// result, so this is the only place that will ever tell of it.
+    pub(crate) fn cancelled_pass_ended<T>(
+        &self,
+        id: &RequestId,
+        cause: CancelCause,
+        result: &Result<T, PassFailed>,
+    ) {
+        let cause = cause.as_str();
+        match result {
+            Ok(_) => {
+                self.cancelled_pass_completions.inc();
+                tracing::info!(request = %id, cause, "pass completed after its request was cancelled");
+            }
+            Err(error) => {
+                self.cancelled_pass_failures.inc();
+                tracing::error!(request = %id, cause, %error, "pass failed after its request was cancelled");
+            }
+        }
+    }
+}
+
+/// One in a gauge, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(IntGauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,142 @@
+//! Starts the engine thread, says what became of it, and stops it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::turn::Engine;
+use crate::{
+    EngineConfig, EngineHandle, EngineMetrics, Forward, ModelShape, Mode, WaitingConfig,
+};
+
+/// What the engine is at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineState {
+    /// The model is loading.
+    Starting,
+    /// It serves, with this model.
+    Ready(ModelShape),
+    /// Its thread has ended and will not come back.
+    Exited(EngineExit),
+}
+
+/// How the engine thread ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineExit {
+    /// It was asked to.
+    #[error("it was asked to stop")]
+    Asked,
+    /// The model could not be loaded.
+    #[error("the model could not be loaded: {0}")]
+    LoadFailed(String),
+    /// It panicked: a bug. The process should end on purpose and say so.
+    #[error("its thread panicked: {0}")]
+    Panicked(String),
+}
+
+/// Owns the engine thread. Dropping it stops the engine, cancels what runs there after the pass
+/// in flight, and waits for the thread.
+#[derive(Debug)]
+pub struct EngineThread {
+    // The only strong sender: without it the inbox closes, and the thread comes to its end.
+    inbox: Option<mpsc::Sender<crate::handle::Submission>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EngineThread {
+    /// Stops the engine and waits for its thread: as long as the pass in flight takes.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.inbox = None;
+        if let Some(thread) = self.thread.take() {
+            // The thread catches its panics itself, so there is nothing more to learn here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts the engine thread. `load` runs there and makes the model, which never leaves it; `E` is
+/// why it could not.
+///
+/// # Errors
+///
+/// When the operating system gives no thread.
+pub fn spawn<F, E>(
+    config: &EngineConfig,
+    waiting: &WaitingConfig,
+    metrics: EngineMetrics,
+    load: impl FnOnce() -> Result<F, E> + Send + 'static,
+) -> std::io::Result<(EngineHandle, EngineThread)>
+where
+    F: Forward + 'static,
+    E: std::fmt::Display,
+{
+    // One mode so far; a second one must be told apart here, or this does not compile.
+    let Mode::Simple = config.mode;
+    let seats_max = waiting.requests_max.get();
+    let (inbox, submissions) = mpsc::channel(seats_max);
+    let (state_out, state) = watch::channel(EngineState::Starting);
+    let handle = EngineHandle {
+        inbox: inbox.downgrade(),
+        seats: Arc::new(Semaphore::new(seats_max)),
+        seats_max,
+        state,
+        metrics: metrics.clone(),
+    };
+    let config = config.clone();
+    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+        raise_priority();
+        // The model and all that it holds are inside this closure: a panic drops them here, on
+        // the thread that made them, and nothing of them is looked at afterwards.
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let model = load().map_err(|e| EngineExit::LoadFailed(e.to_string()))?;
+            state_out.send_replace(EngineState::Ready(model.shape()));
+            Engine::new(model, submissions, &config, metrics).run();
+            Ok(())
+        }));
+        let exit = match ended {
+            Ok(Ok(())) => EngineExit::Asked,
+            Ok(Err(exit)) => exit,
+            Err(panic) => EngineExit::Panicked(panic_message(panic.as_ref())),
+        };
+        match &exit {
+            EngineExit::Asked => tracing::info!("engine stopped"),
+            exit => tracing::error!(%exit, "engine stopped"),
+        }
+        state_out.send_replace(EngineState::Exited(exit));
+    })?;
+    Ok((handle, EngineThread { inbox: Some(inbox), thread: Some(thread) }))
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+/// macOS runs threads without a quality-of-service class on efficiency cores when it likes; the
+/// thread that feeds the GPU must not be one of them.
+#[cfg(target_os = "macos")]
+fn raise_priority() {
+    // SAFETY: sets an attribute of the calling thread and touches no memory of ours.
+    let failed = unsafe {
+        libc::pthread_set_qos_class_self_np(libc::qos_class_t::QOS_CLASS_USER_INTERACTIVE, 0)
+    };
+    if failed != 0 {
+        tracing::warn!(errno = failed, "the engine thread keeps its default priority");
+    }
+}
+
+/// Linux schedules all threads alike; nothing to raise without privileges.
+#[cfg(not(target_os = "macos"))]
+fn raise_priority() {}
