@@ -37,15 +37,27 @@ mod wheels;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     if cfg!(target_os = "macos") {
         println!("mlx-setup: nothing to do on macOS, mlx-sys builds MLX itself");
-        return Ok(());
+        return ExitCode::SUCCESS;
     }
+    match prepare() {
+        Ok(()) => ExitCode::SUCCESS,
+        // Without a backtrace: what went wrong happened in some other program.
+        Err(error) => {
+            eprintln!("mlx-setup: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare() -> Result<()> {
     let started = Instant::now();
     let here = crate_dir();
     let root = here.join("../..").canonicalize()?;

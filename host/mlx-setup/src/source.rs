@@ -38,7 +38,9 @@ pub(crate) fn find(manifest: &Path) -> Result<MlxSys> {
         .args(["--filter-platform", &crate::answer::host_triple()])
         .arg("--manifest-path")
         .arg(manifest);
-    let metadata = step::output(&mut metadata).context("cannot ask cargo for mlx-sys")?;
+    let metadata = step::output(&mut metadata).context(
+        "cannot ask cargo for mlx-sys (if Cargo.lock is behind a Cargo.toml: `cargo update --workspace`)",
+    )?;
     let metadata: Value = serde_json::from_slice(&metadata.stdout)?;
 
     let mut found = metadata["packages"]
