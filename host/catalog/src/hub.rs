@@ -1,0 +1,424 @@
+//! Models from the Hugging Face hub, or from a mirror that speaks like it.
+//!
+//! The files lie where every other tool puts them, in the standard cache, so that what one has
+//! downloaded the other finds. A model is pinned to the commit that its revision names when the
+//! pull begins; the revision is only pointed at that commit once all of it is here, so an update
+//! that was cut leaves the old model whole.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use crate::{HubRepo, Progress, verify};
+
+/// Which hub, as whom, into which cache.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    /// Where the hub is, without a trailing slash.
+    pub endpoint: String,
+    /// Who we are, for private and gated models.
+    pub token: Option<String>,
+    /// The folder with a `models--org--name` folder for each model.
+    pub cache: PathBuf,
+    /// How long to wait before going on with a file whose connection was cut; it doubles each
+    /// time, and ends after [`Hub::RETRIES`] times.
+    pub retry_pause: Duration,
+    /// `HF_HUB_OFFLINE`: never to be asked.
+    pub offline: bool,
+}
+
+/// Why a pull from the hub failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HubFailure {
+    /// The user asked for no network.
+    #[error("{repo} must be pulled, and HF_HUB_OFFLINE says not to; unset it or pull elsewhere")]
+    Offline {
+        /// The model.
+        repo: HubRepo,
+    },
+    /// 401 or 403.
+    #[error(
+        "{endpoint} does not let {who} read {repo} ({status}): private, gated or misspelt; {cure}"
+    )]
+    Unauthorized {
+        /// The hub.
+        endpoint: String,
+        /// With or without a token.
+        who: &'static str,
+        /// The model.
+        repo: HubRepo,
+        /// What the hub answered.
+        status: u16,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// 404.
+    #[error(
+        "{endpoint} has no {what} of {repo}; check the name and the revision, or set HF_ENDPOINT \
+         if it lives on another hub"
+    )]
+    NotFound {
+        /// The hub.
+        endpoint: String,
+        /// Which part is missing.
+        what: String,
+        /// The model.
+        repo: HubRepo,
+    },
+    /// No connection, or one that kept breaking.
+    #[error(
+        "{endpoint} cannot be reached for {repo} ({why}); what arrived is kept, so pull again; \
+         set HF_ENDPOINT for a mirror, HTTPS_PROXY for a proxy"
+    )]
+    Unreachable {
+        /// The hub.
+        endpoint: String,
+        /// The model.
+        repo: HubRepo,
+        /// In the client's words.
+        why: String,
+    },
+    /// Another process downloads the same file.
+    #[error("another process is downloading {repo} (it holds {}); wait for it", lock.display())]
+    Busy {
+        /// The model.
+        repo: HubRepo,
+        /// The file that it locked.
+        lock: PathBuf,
+    },
+    /// The bytes are not those the hub announced. They have been removed.
+    #[error("{file} of {repo} arrived damaged (SHA-256 {got}, announced {announced}); pull again")]
+    Damaged {
+        /// The model.
+        repo: HubRepo,
+        /// Which file.
+        file: String,
+        /// What came.
+        got: String,
+        /// What was announced.
+        announced: String,
+    },
+    /// Nothing that we can load.
+    #[error("{repo} has no {missing}; interlock loads config.json with .safetensors weights{hint}")]
+    NoModel {
+        /// The model.
+        repo: HubRepo,
+        /// What is not there.
+        missing: &'static str,
+        /// What else the user could do.
+        hint: &'static str,
+    },
+    /// The hub said something that we do not understand.
+    #[error("{endpoint} answered for {repo}: {answer}")]
+    Answer {
+        /// The hub.
+        endpoint: String,
+        /// The model.
+        repo: HubRepo,
+        /// In the client's words.
+        answer: String,
+    },
+    /// The disk failed us.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// Where.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
+}
+
+/// The small files of a model; all but the first may be absent.
+const SMALL_FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+];
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+impl Hub {
+    /// How often a cut connection is taken up again before the pull gives up.
+    pub const RETRIES: u32 = 4;
+
+    /// The hub that the environment names, by the variables that Hugging Face's own tools read.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+            let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+            cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
+        });
+        let token_path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_path).ok());
+        let endpoint = set("HF_ENDPOINT");
+        let endpoint = endpoint.as_deref().unwrap_or("https://huggingface.co");
+        Self {
+            endpoint: endpoint.trim().trim_end_matches('/').to_owned(),
+            token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            cache: set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
+            retry_pause: Duration::from_secs(1),
+            offline: set("HF_HUB_OFFLINE")
+                .is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false")),
+        }
+    }
+
+    /// The folder of a model's files at a commit, whether it exists or not.
+    fn snapshot(&self, repo: &HubRepo, commit: &str) -> PathBuf {
+        let repo = Repo::new(repo.name.clone(), RepoType::Model);
+        Cache::new(self.cache.clone()).repo(repo).pointer_path(commit)
+    }
+
+    /// The folder that the revision points at: a branch through its ref, a commit by its name.
+    pub(crate) fn folder(&self, repo: &HubRepo) -> Option<PathBuf> {
+        let root = Repo::new(repo.name.clone(), RepoType::Model).folder_name();
+        let commit =
+            std::fs::read_to_string(self.cache.join(root).join("refs").join(&repo.revision));
+        let commit = commit.ok().map(|commit| commit.trim().to_owned());
+        let folder = self.snapshot(repo, commit.as_deref().unwrap_or(&repo.revision));
+        folder.is_dir().then_some(folder)
+    }
+
+    /// Brings the revision's files here, and returns their folder.
+    pub(crate) fn pull(&self, repo: &HubRepo, progress: Progress) -> Result<PathBuf, HubFailure> {
+        if self.offline {
+            return Err(HubFailure::Offline { repo: repo.clone() });
+        }
+        let cache = Cache::new(self.cache.clone());
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_user_agent("interlock", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|error| self.failure(repo, "client", error))?;
+        let at = |revision: &str| {
+            Repo::with_revision(repo.name.clone(), RepoType::Model, revision.to_owned())
+        };
+        let what = format!("revision {}", repo.revision);
+        let info = self.patiently(repo, &what, || api.repo(at(&repo.revision)).info())?;
+
+        let names: BTreeSet<&str> =
+            info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+        let pull = Pull {
+            hub: self,
+            repo,
+            api: &api,
+            remote: api.repo(at(&info.sha)),
+            commit: &info.sha,
+            progress,
+        };
+        if !names.contains("config.json") {
+            return Err(no_model(repo, "config.json", &names));
+        }
+        for name in SMALL_FILES.iter().filter(|name| names.contains(*name)) {
+            pull.file(name)?;
+        }
+        // Repositories often carry their weights twice or more, in other formats or under
+        // `original/`; what the index names, else the one file, is what every loader takes.
+        let weights: BTreeSet<String> = if names.contains(INDEX) {
+            let index = pull.file(INDEX)?;
+            weights_in(&index).map_err(|source| HubFailure::Disk { path: index, source })?
+        } else if names.contains(SINGLE) {
+            BTreeSet::from([SINGLE.to_owned()])
+        } else {
+            let top =
+                names.iter().filter(|name| name.ends_with(".safetensors") && !name.contains('/'));
+            top.map(|name| (*name).to_owned()).collect()
+        };
+        if weights.is_empty() {
+            return Err(no_model(repo, ".safetensors file", &names));
+        }
+        for name in &weights {
+            pull.file(name)?;
+        }
+
+        let folder = self.snapshot(repo, &info.sha);
+        cache
+            .repo(at(&repo.revision))
+            .create_ref(&info.sha)
+            .map_err(|source| HubFailure::Disk { path: folder.clone(), source })?;
+        Ok(folder)
+    }
+
+    /// Asks again while the connection breaks, each time after a longer pause.
+    ///
+    /// Not hf-hub's own retries: those take up a file at offset 0 when the first attempt broke
+    /// before its first byte, and append the whole of it to what was already there.
+    fn patiently<T>(
+        &self,
+        repo: &HubRepo,
+        what: &str,
+        mut attempt: impl FnMut() -> Result<T, ApiError>,
+    ) -> Result<T, HubFailure> {
+        let mut pause = self.retry_pause;
+        for left in (0..=Self::RETRIES).rev() {
+            match attempt().map_err(|error| self.failure(repo, what, error)) {
+                Err(HubFailure::Unreachable { why, .. }) if left > 0 => {
+                    tracing::warn!(%repo, what, why, left, "the connection broke; going on");
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                ended => return ended,
+            }
+        }
+        unreachable!("the last attempt returns whatever it got")
+    }
+
+    fn failure(&self, repo: &HubRepo, what: &str, error: ApiError) -> HubFailure {
+        let (endpoint, repo) = (self.endpoint.clone(), repo.clone());
+        let request = match error {
+            ApiError::RequestError(request) => *request,
+            ApiError::TooManyRetries(inner) => return self.failure(&repo, what, *inner),
+            ApiError::LockAcquisition(lock) => return HubFailure::Busy { repo, lock },
+            // Reading a body fails as plain I/O; so does writing it, and then going on fails too.
+            ApiError::IoError(source) if source.raw_os_error() != Some(28) => {
+                return HubFailure::Unreachable { endpoint, repo, why: source.to_string() };
+            }
+            ApiError::IoError(source) => {
+                return HubFailure::Disk { path: self.cache.clone(), source };
+            }
+            other => {
+                return HubFailure::Answer { endpoint, repo, answer: format!("{what}: {other}") };
+            }
+        };
+        match request {
+            ureq::Error::StatusCode(status @ (401 | 403)) => {
+                let (who, cure) = match self.token {
+                    None => ("us, without a token,", "set HF_TOKEN to a token that may read it"),
+                    Some(_) => {
+                        ("the owner of HF_TOKEN", "accept its terms there, or set another HF_TOKEN")
+                    }
+                };
+                HubFailure::Unauthorized { endpoint, who, repo, status, cure }
+            }
+            ureq::Error::StatusCode(404) => {
+                HubFailure::NotFound { endpoint, what: what.to_owned(), repo }
+            }
+            error @ (ureq::Error::StatusCode(500..=599)
+            | ureq::Error::Io(_)
+            | ureq::Error::Timeout(_)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::Protocol(_)
+            | ureq::Error::ConnectProxyFailed(_)) => {
+                HubFailure::Unreachable { endpoint, repo, why: format!("{what}: {error}") }
+            }
+            error => HubFailure::Answer { endpoint, repo, answer: format!("{what}: {error}") },
+        }
+    }
+}
+
+/// One pull under way.
+struct Pull<'a> {
+    hub: &'a Hub,
+    repo: &'a HubRepo,
+    api: &'a Api,
+    remote: ApiRepo,
+    commit: &'a str,
+    progress: Progress,
+}
+
+impl Pull<'_> {
+    /// Brings one file here unless it is here.
+    fn file(&self, name: &str) -> Result<PathBuf, HubFailure> {
+        let place = self.hub.snapshot(self.repo, self.commit).join(name);
+        if place.exists() {
+            return Ok(place);
+        }
+        let place = self.hub.patiently(self.repo, name, || {
+            match self.remote.download_with_progress(name, self.progress.bar()) {
+                // A pull that was killed between the last byte and the renaming leaves a part
+                // with nothing to fetch behind it; one of an older version may even be too long.
+                Err(error) if nothing_behind(&error) => {
+                    self.forget_part(name)?;
+                    self.remote.download_with_progress(name, self.progress.bar())
+                }
+                ended => ended,
+            }
+        })?;
+        self.check(name, &place)?;
+        tracing::info!(repo = %self.repo, file = name, "here");
+        Ok(place)
+    }
+
+    fn forget_part(&self, name: &str) -> Result<(), ApiError> {
+        let etag = self.api.metadata(&self.remote.url(name))?.etag().to_owned();
+        let repo = Repo::new(self.repo.name.clone(), RepoType::Model);
+        let blob = Cache::new(self.hub.cache.clone()).repo(repo).blob_path(&etag);
+        Ok(std::fs::remove_file(blob.with_extension("part"))?)
+    }
+
+    /// Large files are stored under their own SHA-256, which makes checking them free of trust in
+    /// what lies between the hub and us.
+    fn check(&self, name: &str, place: &Path) -> Result<(), HubFailure> {
+        let disk = |source| HubFailure::Disk { path: place.to_owned(), source };
+        let blob = place.canonicalize().map_err(disk)?;
+        let announced = blob.file_name().map(|name| name.to_string_lossy().into_owned());
+        let Some(announced) = announced
+            .filter(|name| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        else {
+            return Ok(());
+        };
+        let got = verify::sha256(&blob, &self.progress.bar()).map_err(disk)?;
+        if got == announced {
+            return Ok(());
+        }
+        std::fs::remove_file(place).and_then(|()| std::fs::remove_file(&blob)).map_err(disk)?;
+        Err(HubFailure::Damaged { repo: self.repo.clone(), file: name.to_owned(), got, announced })
+    }
+}
+
+fn nothing_behind(error: &ApiError) -> bool {
+    match error {
+        ApiError::InvalidResume => true,
+        ApiError::RequestError(request) => matches!(**request, ureq::Error::StatusCode(416)),
+        _ => false,
+    }
+}
+
+fn no_model(repo: &HubRepo, missing: &'static str, names: &BTreeSet<&str>) -> HubFailure {
+    let gguf = names.iter().any(|name| name.ends_with(".gguf"));
+    let hint = if gguf { "; it has .gguf files: download one and name its path" } else { "" };
+    HubFailure::NoModel { repo: repo.clone(), missing, hint }
+}
+
+/// What a model's folder still lacks: the name of a file, or `None` when it is whole.
+pub(crate) fn missing_in(folder: &Path) -> Option<String> {
+    let absent = |name: &str| !folder.join(name).exists();
+    if absent("config.json") {
+        return Some("config.json".into());
+    }
+    if !absent(INDEX) {
+        return match weights_in(&folder.join(INDEX)) {
+            Ok(weights) => weights.into_iter().find(|name| absent(name)),
+            Err(_) => Some(INDEX.into()),
+        };
+    }
+    let mut files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    // `exists` follows the link: one whose blob was cleaned away is no file.
+    let found = files.any(|file| {
+        file.path().extension().is_some_and(|kind| kind == "safetensors") && file.path().exists()
+    });
+    (!found).then(|| SINGLE.into())
+}
+
+/// The files that an index names.
+fn weights_in(index: &Path) -> io::Result<BTreeSet<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(&std::fs::read(index)?)?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    match names.iter().find(|name| name.contains("..") || name.starts_with('/')) {
+        Some(name) => Err(io::Error::other(format!("names {name:?}, outside the repository"))),
+        None => Ok(names),
+    }
+}
