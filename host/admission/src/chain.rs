@@ -1,5 +1,6 @@
 //! Asks the policies in order and makes what the engine insists on.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,12 @@ pub struct Account {
     admitted_at: Instant,
 }
 
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
 impl Account {
     /// Tells every policy that accounts, in the order of the chain.
     pub fn settle(mut self, summary: &Summary) {
@@ -179,6 +186,12 @@ pub struct PolicyChain {
     links: Vec<Link>,
     ceilings: Ceilings,
     metrics: PolicyMetrics,
+}
+
+impl fmt::Debug for PolicyChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
 }
 
 impl PolicyChain {

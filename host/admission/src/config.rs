@@ -67,10 +67,7 @@ impl LimitsConfig {
                 inter_token: Some(self.inter_token_max),
                 total: Some(self.total_max),
             },
-            drain: DrainLimits {
-                time_max: self.drain_time_max,
-                tokens_max: self.drain_tokens_max,
-            },
+            drain: DrainLimits { time_max: self.drain_time_max, tokens_max: self.drain_tokens_max },
         }
     }
 

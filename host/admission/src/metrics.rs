@@ -17,7 +17,8 @@ pub struct PolicyMetrics {
 
 impl PolicyMetrics {
     /// 1 µs to 10 ms: a warm call takes microseconds, a deadline strikes at milliseconds.
-    const SECONDS: &[f64] = &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2];
+    const SECONDS: &[f64] =
+        &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2];
 
     /// Declares the families.
     pub fn register(registry: &Registry) -> Self {

@@ -119,7 +119,11 @@ mod tests {
         };
         let b = PlanProposal {
             priority: Some(Priority::Batch),
-            deadlines: Deadlines { queue: seconds(9), first_token: seconds(2), ..Deadlines::default() },
+            deadlines: Deadlines {
+                queue: seconds(9),
+                first_token: seconds(2),
+                ..Deadlines::default()
+            },
             on_disconnect: Some(drain(2, 50)),
         };
         let merged = PlanProposal {

@@ -54,9 +54,7 @@ impl Control {
     }
 
     fn ask(&self, asked: Asked) -> bool {
-        self.0
-            .compare_exchange(LIVE, encode(asked), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.0.compare_exchange(LIVE, encode(asked), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 

@@ -24,14 +24,22 @@ pub trait Forward {
     ///
     /// When the device cannot hold the sequence, or a parameter is beyond the model (a biased
     /// token outside the vocabulary, say).
-    fn open(&mut self, prompt: &[TokenId], sampling: &Sampling) -> Result<Self::Sequence, PassFailed>;
+    fn open(
+        &mut self,
+        prompt: &[TokenId],
+        sampling: &Sampling,
+    ) -> Result<Self::Sequence, PassFailed>;
 
     /// One pass: the next `chunk` of the prompt enters the cache; nothing is sampled.
     ///
     /// # Errors
     ///
     /// When the device fails. The sequence is then spent: the engine drops it.
-    fn prefill(&mut self, sequence: &mut Self::Sequence, chunk: &[TokenId]) -> Result<(), PassFailed>;
+    fn prefill(
+        &mut self,
+        sequence: &mut Self::Sequence,
+        chunk: &[TokenId],
+    ) -> Result<(), PassFailed>;
 
     /// One pass: the last `chunk` of the prompt, at least one token, and the first token after it.
     ///

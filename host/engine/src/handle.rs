@@ -99,10 +99,7 @@ impl EngineHandle {
             limit: self.seats_max,
         })?;
         let counted = Counted::new(&self.metrics.waiting);
-        Ok(Seat {
-            inbox: self.inbox.clone(),
-            place: Place { _permit: permit, _counted: counted },
-        })
+        Ok(Seat { inbox: self.inbox.clone(), place: Place { _permit: permit, _counted: counted } })
     }
 
     /// What the engine is at this moment.

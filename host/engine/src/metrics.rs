@@ -29,8 +29,7 @@ impl EngineMetrics {
         Self {
             waiting: registry
                 .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
-            running: registry
-                .gauge("requests_running", "Requests that have begun and not ended."),
+            running: registry.gauge("requests_running", "Requests that have begun and not ended."),
             passes: Passes {
                 in_flight: registry
                     .gauge("engine_passes_in_flight", "Passes in flight now; never above 1."),

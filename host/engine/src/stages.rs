@@ -84,10 +84,7 @@ impl Waiting {
     }
 
     pub(crate) fn as_scheduled(&self) -> interlock_scheduler::Waiting {
-        interlock_scheduler::Waiting {
-            priority: self.generation.priority,
-            arrival: self.arrival,
-        }
+        interlock_scheduler::Waiting { priority: self.generation.priority, arrival: self.arrival }
     }
 
     pub(crate) fn asked(&self) -> Option<Outcome> {
@@ -246,8 +243,7 @@ impl<S> Decoding<S> {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let usage =
-            Usage { prompt_tokens: self.prompt_tokens, generated_tokens: self.generated };
+        let usage = Usage { prompt_tokens: self.prompt_tokens, generated_tokens: self.generated };
         self.ticket.end(outcome, usage, Stage::Decoding, metrics);
     }
 

@@ -8,9 +8,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::turn::Engine;
-use crate::{
-    EngineConfig, EngineHandle, EngineMetrics, Forward, ModelShape, Mode, WaitingConfig,
-};
+use crate::{EngineConfig, EngineHandle, EngineMetrics, Forward, Mode, ModelShape, WaitingConfig};
 
 /// What the engine is at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,1 +1,23 @@
-//! A simulated model: tokens are a pure function of history.
+//! A simulated model: tokens are a pure function of history, time and failures are settings.
+//!
+//! Tests, benches and the policy simulator run the real engine loop and the real server on it, so
+//! everything but the arithmetic is what production runs.
+//!
+//! # Invariants
+//!
+//! - The same prompt gives the same tokens, alone or in company; with a temperature, the same
+//!   prompt and seed do.
+//! - A pass takes the time it was told to take, and fails when it was told to fail.
+//!
+//! # Not here
+//!
+//! No text: `interlock-text` has the tokenizer that goes with these ids (bytes, and a few
+//! specials). No randomness: a request without a seed samples as if its seed were 0.
+
+mod gate;
+mod model;
+mod settings;
+
+pub use gate::{Gate, PassKind, PassSeen};
+pub use model::SimModel;
+pub use settings::{BadSettings, SimSettings};

@@ -1,9 +1,7 @@
 use std::sync::Mutex;
 
 use interlock_metrics::Registry;
-use interlock_request::{
-    Deadlines, DisconnectAction, Endpoint, ModelId, Priority, Sampling,
-};
+use interlock_request::{Deadlines, DisconnectAction, Endpoint, ModelId, Priority, Sampling};
 
 use super::*;
 use crate::{FailureKind, LimitsConfig};

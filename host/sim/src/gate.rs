@@ -1,0 +1,160 @@
+//! Holds the simulated device's passes until a test lets them go, and keeps a record of them.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use interlock_engine::PassFailed;
+
+/// A test's hand on the simulated device. Every pass stops at the gate until it is let through.
+///
+/// The record is kept by the device itself, not by the engine: it would show two passes in the
+/// device at once even if the engine's own counter were wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    begun: Vec<PassSeen>,
+    ended: usize,
+    in_flight: usize,
+    in_flight_max: usize,
+    let_through: usize,
+    open: bool,
+    failures_due: usize,
+}
+
+/// A pass as the device saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassSeen {
+    /// Which request it computed for: 0 for the first that the model opened, and so on.
+    pub request: usize,
+    /// What it computed.
+    pub kind: PassKind,
+}
+
+/// What a pass computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassKind {
+    /// A chunk of a prompt.
+    Prefill,
+    /// The next token.
+    Decode,
+}
+
+impl Gate {
+    /// Longest time any wait here takes: a test that is stuck fails instead of hanging.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A closed gate.
+    pub fn closed() -> Self {
+        Self::default()
+    }
+
+    /// Lets `n` passes through: those at the gate first, then those to come.
+    pub fn let_through(&self, n: usize) {
+        self.state().let_through += n;
+        self.0.changed.notify_all();
+    }
+
+    /// Lets everything through from now on.
+    pub fn open(&self) {
+        self.state().open = true;
+        self.0.changed.notify_all();
+    }
+
+    /// The next pass to be let through will fail.
+    pub fn fail_next(&self) {
+        self.state().failures_due += 1;
+    }
+
+    /// Waits until `n` passes have begun in all.
+    ///
+    /// # Panics
+    ///
+    /// When that does not happen in time.
+    pub fn wait_begun(&self, n: usize) {
+        self.wait(|state| state.begun.len() >= n, || format!("{n} passes begun"));
+    }
+
+    /// Waits until `n` passes have ended in all.
+    ///
+    /// # Panics
+    ///
+    /// When that does not happen in time.
+    pub fn wait_ended(&self, n: usize) {
+        self.wait(|state| state.ended >= n, || format!("{n} passes ended"));
+    }
+
+    /// Watches that no further pass begins while the gate stays as it is: long enough that an
+    /// engine which would begin one has done so.
+    ///
+    /// # Panics
+    ///
+    /// When one begins.
+    pub fn watch_none_begin(&self) {
+        const LONG_ENOUGH: Duration = Duration::from_millis(150);
+        let state = self.state();
+        let before = state.begun.len();
+        let (state, _) = self
+            .0
+            .changed
+            .wait_timeout_while(state, LONG_ENOUGH, |state| state.begun.len() == before)
+            .unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(state.begun.len(), before, "a pass began that must not have: {state:?}");
+    }
+
+    /// The passes that have begun, in order.
+    pub fn begun(&self) -> Vec<PassSeen> {
+        self.state().begun.clone()
+    }
+
+    /// How many passes have ended.
+    pub fn ended(&self) -> usize {
+        self.state().ended
+    }
+
+    /// Most passes that were ever in the device at once.
+    pub fn in_flight_max(&self) -> usize {
+        self.state().in_flight_max
+    }
+
+    /// Called by the device: a pass begins, waits at the gate, and ends.
+    pub(crate) fn pass(&self, seen: PassSeen) -> Result<(), PassFailed> {
+        let mut state = self.state();
+        state.begun.push(seen);
+        state.in_flight += 1;
+        state.in_flight_max = state.in_flight_max.max(state.in_flight);
+        self.0.changed.notify_all();
+        while !state.open && state.let_through == 0 {
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.let_through = state.let_through.saturating_sub(1);
+        state.in_flight -= 1;
+        state.ended += 1;
+        let fails = state.failures_due > 0;
+        state.failures_due = state.failures_due.saturating_sub(1);
+        self.0.changed.notify_all();
+        if fails { Err(PassFailed("the gate was told to fail this pass".into())) } else { Ok(()) }
+    }
+
+    fn wait(&self, done: impl Fn(&State) -> bool, what: impl Fn() -> String) {
+        let until = Instant::now() + Self::PATIENCE;
+        let mut state = self.state();
+        while !done(&state) {
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited {:?} for {}, got {state:?}", Self::PATIENCE, what());
+            let waited = self.0.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,153 @@
+//! How the simulated model behaves: what stands after `sim:`.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What `sim:key=value,...` says. `sim:` alone is [`SimSettings::default`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SimSettings {
+    /// `load=DURATION`: how long loading takes.
+    pub load: Duration,
+    /// `prefill=DURATION`: time for each token of a prompt.
+    pub prefill: Duration,
+    /// `decode=DURATION`: time for each decode pass.
+    pub decode: Duration,
+    /// `context=N`: most tokens of prompt and output together.
+    pub context: u32,
+    /// `stop=N`: how often, on average, the model ends by itself: one token in N. 0 is never.
+    pub stop: u32,
+    /// `fail-every=N`: every N-th pass fails.
+    pub fail_every: Option<NonZeroU64>,
+    /// `panic-at=N`: the N-th pass panics, and with it the engine thread.
+    pub panic_at: Option<NonZeroU64>,
+}
+
+impl Default for SimSettings {
+    fn default() -> Self {
+        Self {
+            load: Duration::ZERO,
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
+            context: 4096,
+            stop: 256,
+            fail_every: None,
+            panic_at: None,
+        }
+    }
+}
+
+/// Settings that are not settings of the simulated model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSettings {
+    /// Not of the form `key=value`.
+    #[error("a setting of the simulated model is key=value, got {0:?}")]
+    Form(String),
+    /// No such key.
+    #[error(
+        "the simulated model has no setting {0:?}; it has load, prefill, decode, context, stop, \
+         fail-every and panic-at"
+    )]
+    Key(String),
+    /// Not a value of that key.
+    #[error("{key} of the simulated model must be {wanted}, got {value:?}")]
+    Value {
+        /// The key.
+        key: String,
+        /// What was wanted.
+        wanted: &'static str,
+        /// What was given.
+        value: String,
+    },
+}
+
+impl FromStr for SimSettings {
+    type Err = BadSettings;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut settings = Self::default();
+        for setting in text.split(',').filter(|setting| !setting.is_empty()) {
+            let (key, value) =
+                setting.split_once('=').ok_or_else(|| BadSettings::Form(setting.to_owned()))?;
+            match key {
+                "load" => settings.load = duration(key, value)?,
+                "prefill" => settings.prefill = duration(key, value)?,
+                "decode" => settings.decode = duration(key, value)?,
+                "context" => settings.context = parse(key, value, "a number of tokens")?,
+                "stop" => settings.stop = parse(key, value, "a number of tokens")?,
+                "fail-every" => settings.fail_every = Some(parse(key, value, PASSES)?),
+                "panic-at" => settings.panic_at = Some(parse(key, value, PASSES)?),
+                _ => return Err(BadSettings::Key(key.to_owned())),
+            }
+        }
+        Ok(settings)
+    }
+}
+
+const PASSES: &str = "a number of passes, at least 1";
+
+fn parse<T: FromStr>(key: &str, value: &str, wanted: &'static str) -> Result<T, BadSettings> {
+    value.parse().map_err(|_| BadSettings::Value {
+        key: key.to_owned(),
+        wanted,
+        value: value.to_owned(),
+    })
+}
+
+fn duration(key: &str, value: &str) -> Result<Duration, BadSettings> {
+    humantime::parse_duration(value).map_err(|_| BadSettings::Value {
+        key: key.to_owned(),
+        wanted: "a time such as 20ms",
+        value: value.to_owned(),
+    })
+}
+
+impl fmt::Display for SimSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "load={},prefill={},decode={},context={},stop={}",
+            humantime::format_duration(self.load),
+            humantime::format_duration(self.prefill),
+            humantime::format_duration(self.decode),
+            self.context,
+            self.stop
+        )?;
+        if let Some(n) = self.fail_every {
+            write!(f, ",fail-every={n}")?;
+        }
+        if let Some(n) = self.panic_at {
+            write!(f, ",panic-at={n}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_read_as_they_are_written() {
+        for text in ["", "decode=20ms,prefill=1ms,context=64,fail-every=3", "stop=0,panic-at=7"] {
+            let settings: SimSettings = text.parse().expect(text);
+            assert_eq!(settings.to_string().parse(), Ok(settings), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_setting_is_named_with_its_value() {
+        let error = |text: &str| text.parse::<SimSettings>().expect_err(text).to_string();
+        assert_eq!(
+            error("decode=fast"),
+            "decode of the simulated model must be a time such as 20ms, got \"fast\""
+        );
+        assert!(error("speed=1").starts_with("the simulated model has no setting \"speed\""));
+        assert_eq!(
+            error("decode"),
+            "a setting of the simulated model is key=value, got \"decode\""
+        );
+        assert!(error("panic-at=0").contains("at least 1, got \"0\""));
+    }
+}

@@ -1,0 +1,130 @@
+//! An engine on a simulated model behind a gate, and no policies.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::time::Duration;
+
+use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+use interlock_engine::{
+    EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Event, Running,
+    WaitingConfig, spawn,
+};
+use interlock_metrics::Registry;
+use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling};
+use interlock_sim::{Gate, SimModel, SimSettings};
+
+/// An engine whose model stops at a gate before every pass ends.
+pub struct Rig {
+    /// The way in.
+    pub engine: EngineHandle,
+    /// The hand on the device.
+    pub gate: Gate,
+    /// What it counts.
+    pub registry: Arc<Registry>,
+    chain: Arc<PolicyChain>,
+    thread: Option<EngineThread>,
+}
+
+/// Prompt tokens that one pass computes here; small, so that a short prompt takes several.
+pub const PREFILL_CHUNK: u32 = 4;
+
+impl Rig {
+    /// Starts an engine with room for `seats` waiting requests and waits until it is ready.
+    pub async fn start(seats: usize) -> Self {
+        let registry = Arc::new(Registry::new());
+        let gate = Gate::closed();
+        let config = EngineConfig {
+            prefill_chunk: NonZeroU32::new(PREFILL_CHUNK).expect("not 0"),
+            ..EngineConfig::default()
+        };
+        let waiting = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
+        let model_gate = gate.clone();
+        let (mut engine, thread) =
+            spawn(&config, &waiting, EngineMetrics::register(&registry), move || {
+                let settings = SimSettings { stop: 0, ..SimSettings::default() };
+                Ok::<_, String>(SimModel::gated(settings, model_gate))
+            })
+            .expect("a thread");
+        while !matches!(engine.state(), EngineState::Ready(_)) {
+            within(engine.state_changed()).await;
+        }
+        let limits = LimitsConfig::default().ceilings();
+        let chain = PolicyChain::new(vec![], limits, PolicyMetrics::register(&registry));
+        Self { engine, gate, registry, chain: Arc::new(chain), thread: Some(thread) }
+    }
+
+    /// Submits a request of `prompt` tokens that wants `tokens_max`.
+    pub fn submit(&self, id: &str, prompt: u32, tokens_max: u32) -> Running {
+        let seat = self.engine.seat().expect("a seat");
+        let facts = Facts {
+            request_id: RequestId::parse(id).expect("a request id"),
+            arrived_at_micros: 0,
+            endpoint: Endpoint::Chat,
+            model: ModelId::new("sim"),
+            streaming: true,
+            prompt_tokens: prompt,
+            tokens_max,
+            tokens_max_asked: true,
+            body_bytes: 0,
+            headers: vec![],
+        };
+        let generation = Generation {
+            sampling: Sampling::greedy(),
+            tokens_max,
+            stop_tokens: vec![SimModel::EOS],
+            priority: Priority::Standard,
+        };
+        let prompt = Prompt::new((0..prompt).collect()).expect("a prompt");
+        let (admitted, _account, _) =
+            self.chain.admit(facts, &Load::default(), prompt, generation).expect("no policies");
+        seat.submit(admitted)
+    }
+
+    /// The value of a metric line, such as `requests_running` or `x_total{a="b"}`.
+    pub fn metric(&self, line: &str) -> f64 {
+        metric(&self.registry.expose().expect("exposes"), line)
+    }
+
+    /// Stops the engine; the gate opens so that the pass in flight can end.
+    pub fn stop(&mut self) {
+        self.gate.open();
+        self.thread = None;
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // A failing test must not wait for a pass that nobody will let through.
+        self.gate.open();
+    }
+}
+
+/// The value of `interlock_{line}` in an exposition; 0 where it was never counted.
+pub fn metric(exposition: &str, line: &str) -> f64 {
+    let wanted = format!("interlock_{line} ");
+    exposition
+        .lines()
+        .find_map(|found| found.strip_prefix(&wanted))
+        .map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+/// Waits for something that must happen; a test that is stuck fails instead of hanging.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("this did not happen within {PATIENCE:?}"))
+}
+
+/// Reads a request's events to the end: its tokens, and how it ended.
+pub async fn to_the_end(running: &mut Running) -> (Vec<u32>, Option<interlock_engine::Ended>) {
+    let mut tokens = vec![];
+    loop {
+        match within(running.events.next()).await {
+            Some(Event::Started) => {}
+            Some(Event::Token(token)) => tokens.push(token),
+            Some(Event::Ended(ended)) => return (tokens, Some(ended)),
+            None => return (tokens, None),
+        }
+    }
+}
