@@ -69,8 +69,8 @@ pub enum NotHere {
         hint: String,
     },
     /// It has no files.
-    #[error("sim:{0} is simulated; it has no files")]
-    Simulated(String),
+    #[error("{0} is simulated; it has no files")]
+    Simulated(ModelRef),
 }
 
 impl NotHere {
@@ -150,7 +150,7 @@ impl Catalog {
                 let hint = String::new();
                 return Err(NotHere::NoSuchPath { kind: "file", path: path.clone(), hint });
             }
-            ModelRef::Sim(settings) => return Err(NotHere::Simulated(settings.clone())),
+            ModelRef::Sim { .. } => return Err(NotHere::Simulated(reference.clone())),
         };
         Ok(Located { path })
     }
@@ -166,7 +166,7 @@ impl Catalog {
         let path = match reference {
             ModelRef::Alias(built_in) => built_in.pull(&self.cache, &self.installers, progress)?,
             ModelRef::HuggingFace(repo) => self.hub.pull(repo, progress)?,
-            ModelRef::Folder(_) | ModelRef::GgufFile(_) | ModelRef::Sim(_) => {
+            ModelRef::Folder(_) | ModelRef::GgufFile(_) | ModelRef::Sim { .. } => {
                 return Ok(self.locate(reference)?);
             }
         };

@@ -23,8 +23,13 @@ pub enum ModelRef {
     GgufFile(PathBuf),
     /// `hf:org/name[@revision]`: a repository on the Hugging Face hub.
     HuggingFace(HubRepo),
-    /// `sim` or `sim:settings`: no model at all, only its behaviour. Holds the settings.
-    Sim(String),
+    /// `sim` or `sim:key=value,...`: no model at all, only its behaviour.
+    Sim {
+        /// What clients call it: `name=`, or `sim`.
+        name: String,
+        /// The other settings; the simulated model itself reads them.
+        settings: String,
+    },
 }
 
 /// A repository on the hub, at a revision.
@@ -83,10 +88,7 @@ impl ModelRef {
                 ModelId::new(stem.to_string_lossy())
             }
             Self::HuggingFace(repo) => ModelId::new(&repo.name),
-            Self::Sim(settings) => {
-                let name = settings.split(',').find_map(|pair| pair.trim().strip_prefix("name="));
-                ModelId::new(name.map(str::trim).filter(|name| !name.is_empty()).unwrap_or("sim"))
-            }
+            Self::Sim { name, .. } => ModelId::new(name),
         }
     }
 }
@@ -105,11 +107,8 @@ impl FromStr for ModelRef {
         if text.is_empty() {
             return Err(BadModelRef::Empty);
         }
-        if text == "sim" {
-            return Ok(Self::Sim(String::new()));
-        }
-        if let Some(settings) = text.strip_prefix("sim:") {
-            return Ok(Self::Sim(settings.to_owned()));
+        if let Some(settings) = text.strip_prefix("sim:").or((text == "sim").then_some("")) {
+            return Ok(simulated(settings));
         }
         if let Some(repo) = text.strip_prefix("hf:") {
             return hub_repo(repo)
@@ -134,6 +133,17 @@ impl FromStr for ModelRef {
             return Err(BadModelRef::Scheme(format!("{scheme}:")));
         }
         Err(BadModelRef::UnknownAlias { given: text.to_owned(), nearest: nearest_alias(text) })
+    }
+}
+
+/// Takes the name out of the settings: it is ours, the others are the model's.
+fn simulated(settings: &str) -> ModelRef {
+    let (names, rest): (Vec<&str>, Vec<&str>) =
+        settings.split(',').partition(|pair| pair.starts_with("name="));
+    let name = names.last().map_or("", |pair| &pair["name=".len()..]);
+    ModelRef::Sim {
+        name: if name.is_empty() { "sim" } else { name }.to_owned(),
+        settings: rest.join(","),
     }
 }
 
@@ -174,8 +184,13 @@ impl fmt::Display for ModelRef {
             Self::Alias(built_in) => f.write_str(built_in.alias),
             Self::Folder(path) | Self::GgufFile(path) => path.display().fmt(f),
             Self::HuggingFace(repo) => write!(f, "hf:{repo}"),
-            Self::Sim(settings) if settings.is_empty() => f.write_str("sim"),
-            Self::Sim(settings) => write!(f, "sim:{settings}"),
+            Self::Sim { name, settings } => {
+                let name = if name == "sim" { String::new() } else { format!("name={name}") };
+                let parts = [settings.as_str(), &name];
+                let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+                let colon = if parts.is_empty() { "" } else { ":" };
+                write!(f, "sim{colon}{}", parts.join(","))
+            }
         }
     }
 }
@@ -223,6 +238,7 @@ mod tests {
             ("sim", "sim"),
             ("sim:decode=5ms", "sim"),
             ("sim:decode=5ms,name=slow", "slow"),
+            ("sim:name=slow", "slow"),
         ] {
             let reference = parse(text);
             assert_eq!(reference.to_string(), text);
