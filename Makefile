@@ -69,6 +69,7 @@ check-docs: setup ## the documentation, where a broken link is an error
 
 .PHONY: test-clients
 test-clients: setup ## the server, as public client libraries see it
+	tests/clients/run.sh
 
 .PHONY: check-macos
 check-macos: mlx ## type-check for macOS what knows MLX, on Linux too

@@ -111,9 +111,12 @@ async fn a_full_house_refuses_by_name_and_can_still_empty() {
     let waiting = [rig.submit("waits-1", 1, 5), rig.submit("waits-2", 1, 5)];
     assert_eq!(rig.engine.seat().err(), Some(NotStarted::Full { waiting: 2, limit: 2 }));
     assert_eq!(rig.metric("requests_waiting"), 2.0);
-    for mut running in waiting.into_iter().chain([first]) {
-        running.control.cancel(CancelCause::Disconnect);
-        rig.gate.open();
+    let everyone: Vec<_> = waiting.into_iter().chain([first]).collect();
+    for running in &everyone {
+        assert!(running.control.cancel(CancelCause::Disconnect), "cancelling needs no room");
+    }
+    rig.gate.open();
+    for mut running in everyone {
         let (_, ended) = to_the_end(&mut running).await;
         assert_eq!(ended.expect("ends").outcome, Outcome::Cancelled(CancelCause::Disconnect));
     }
@@ -186,4 +189,24 @@ async fn the_first_event_says_that_the_wait_is_over() {
     assert_eq!(within(running.events.next()).await, Some(Event::Started));
     assert_eq!(rig.metric("requests_waiting"), 0.0, "its seat is free from then on");
     assert_eq!(rig.metric("requests_running"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_on_the_engine_thread_is_said_and_leaves_nobody_waiting() {
+    let logs = Logs::captured();
+    let mut rig = Rig::start_with(4, "panic-at=2".parse().expect("settings")).await;
+    let mut first = rig.submit("panics", 1, 5);
+    let mut second = rig.submit("behind-it", 1, 5);
+    rig.gate.open();
+    for running in [&mut first, &mut second] {
+        let (_, ended) = to_the_end(running).await;
+        assert_eq!(ended, None, "the events end without an end: the thread is gone");
+    }
+    let said = "the simulated model was told to panic at pass 2";
+    let exited = EngineState::Exited(EngineExit::Panicked(said.into()));
+    while rig.engine.state() != exited {
+        within(rig.engine.state_changed()).await;
+    }
+    assert!(!logs.lines_with(&["ERROR", "engine stopped", said]).is_empty());
+    assert_eq!(rig.metric("engine_passes_in_flight"), 0.0, "the pass ended with the panic");
 }

@@ -29,8 +29,14 @@ pub struct Rig {
 pub const PREFILL_CHUNK: u32 = 4;
 
 impl Rig {
-    /// Starts an engine with room for `seats` waiting requests and waits until it is ready.
+    /// Starts an engine with room for `seats` waiting requests and waits until it is ready. Its
+    /// model never ends by itself.
     pub async fn start(seats: usize) -> Self {
+        Self::start_with(seats, SimSettings { stop: 0, ..SimSettings::default() }).await
+    }
+
+    /// The same, with a model of these settings.
+    pub async fn start_with(seats: usize, settings: SimSettings) -> Self {
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         let config = EngineConfig {
@@ -41,7 +47,6 @@ impl Rig {
         let model_gate = gate.clone();
         let (mut engine, thread) =
             spawn(&config, &waiting, EngineMetrics::register(&registry), move || {
-                let settings = SimSettings { stop: 0, ..SimSettings::default() };
                 Ok::<_, String>(SimModel::gated(settings, model_gate))
             })
             .expect("a thread");
@@ -85,10 +90,13 @@ impl Rig {
         metric(&self.registry.expose().expect("exposes"), line)
     }
 
-    /// Stops the engine; the gate opens so that the pass in flight can end.
+    /// Stops the engine while a pass is in the device, then opens the gate so that it can end.
     pub fn stop(&mut self) {
-        self.gate.open();
-        self.thread = None;
+        if let Some(mut thread) = self.thread.take() {
+            thread.ask_to_stop();
+            self.gate.open();
+            thread.stop();
+        }
     }
 }
 

@@ -178,7 +178,7 @@ pub struct Refused {
     /// What the client is told.
     pub rejection: Rejection,
     /// Set when the policy failed and its `on_failure` is closed. For our log only.
-    pub failure: Option<PolicyFailure>,
+    pub failure: Option<Box<PolicyFailure>>,
 }
 
 /// The policies, in the operator's order.
@@ -250,7 +250,7 @@ impl PolicyChain {
                         return Err(Refused {
                             policy: policy.name().to_owned(),
                             rejection: failed_closed(policy.name(), status),
-                            failure: Some(failure.clone()),
+                            failure: Some(Box::new(failure.clone())),
                         });
                     }
                 }

@@ -1,7 +1,8 @@
 //! What a request is on the engine thread: `Waiting`, then `Prefilling`, then `Decoding`.
 //!
 //! Each holds just what it needs and becomes the next, so a waiting request has no cache to leak
-//! and a decoding one no prompt to compute again.
+//! and a decoding one no prompt to compute again. Each gives back all that it holds before its
+//! submitter hears of the end: who reads `Ended` finds the seat and the memory free.
 
 use std::num::NonZeroU32;
 
@@ -96,7 +97,9 @@ impl Waiting {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        self.ticket.end(outcome, Usage::default(), Stage::Waiting, metrics);
+        let Self { ticket, place, .. } = self;
+        drop(place);
+        ticket.end(outcome, Usage::default(), Stage::Waiting, metrics);
     }
 
     /// Gives up its place in the waiting room for a sequence in the model. `None` when the model
@@ -165,7 +168,9 @@ impl<S> Prefilling<S> {
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let usage = Usage { prompt_tokens: count(self.computed), generated_tokens: 0 };
-        self.ticket.end(outcome, usage, Stage::Prefilling, metrics);
+        let Self { ticket, sequence, running, .. } = self;
+        drop((sequence, running));
+        ticket.end(outcome, usage, Stage::Prefilling, metrics);
     }
 
     /// One pass over the next `chunk` tokens.
@@ -216,7 +221,7 @@ impl<S> Prefilling<S> {
             // The model's context ends the generation where the request's own limit would not.
             tokens_max: generation.tokens_max.min(context.saturating_sub(prompt_tokens)),
             stop_tokens: generation.stop_tokens,
-            _running: running,
+            running,
         }
     }
 }
@@ -230,7 +235,7 @@ pub(crate) struct Decoding<S> {
     generated: u32,
     tokens_max: u32,
     stop_tokens: Vec<TokenId>,
-    _running: Counted,
+    running: Counted,
 }
 
 impl<S> Decoding<S> {
@@ -244,7 +249,9 @@ impl<S> Decoding<S> {
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let usage = Usage { prompt_tokens: self.prompt_tokens, generated_tokens: self.generated };
-        self.ticket.end(outcome, usage, Stage::Decoding, metrics);
+        let Self { ticket, sequence, running, .. } = self;
+        drop((sequence, running));
+        ticket.end(outcome, usage, Stage::Decoding, metrics);
     }
 
     /// One pass for its next token. `None`: the request has ended.

@@ -45,6 +45,12 @@ pub struct EngineThread {
 }
 
 impl EngineThread {
+    /// Closes the inbox and waits for nothing: after the pass in flight the engine cancels what
+    /// is left and its thread ends.
+    pub fn ask_to_stop(&mut self) {
+        self.inbox = None;
+    }
+
     /// Stops the engine and waits for its thread: as long as the pass in flight takes.
     pub fn stop(self) {
         drop(self);
@@ -53,7 +59,7 @@ impl EngineThread {
 
 impl Drop for EngineThread {
     fn drop(&mut self) {
-        self.inbox = None;
+        self.ask_to_stop();
         if let Some(thread) = self.thread.take() {
             // The thread catches its panics itself, so there is nothing more to learn here.
             let _ = thread.join();

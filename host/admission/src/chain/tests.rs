@@ -156,7 +156,7 @@ fn every_admitted_request_is_accounted_for_exactly_once() {
 
     let (_, account, _) = ask(&chain).expect("admitted");
     account.settle(&summary(completed.clone()));
-    assert_eq!(*a.told.lock().unwrap(), [completed.clone()]);
+    assert_eq!(*a.told.lock().unwrap(), std::slice::from_ref(&completed));
 
     let (_, forgotten, _) = ask(&chain).expect("admitted");
     drop(forgotten);

@@ -1,0 +1,109 @@
+"""Starts the real binary, as its user would, for tests that speak to it as its clients do."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("INTERLOCK_BIN", ROOT / "target/debug/interlock"))
+PATIENCE = 60.0  # seconds that anything here may take before the test fails
+
+LISTENING = re.compile(r"interlock listening on (http://[\d.]+:\d+), model (\S+), policies: (.+)")
+
+
+class Host:
+    """A running `interlock serve`."""
+
+    def __init__(self, model, *flags, env=None):
+        command = [BINARY, "serve", "--model", model, "--bind", "127.0.0.1:0", *flags]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("INTERLOCK_")}
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment | (env or {}),
+        )
+        self.log = []
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        line = self.process.stdout.readline()
+        found = LISTENING.match(line)
+        if not found:
+            self.process.wait(PATIENCE)
+            self._reader.join(PATIENCE)
+            raise AssertionError(f"did not listen: {line!r}\n{''.join(self.log)}")
+        self.line = line.strip()
+        self.url, self.model, self.policies = found.groups()
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
+        self.openai = OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0
+        )
+
+    def _read_log(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def wait_ready(self):
+        self.wait(lambda: self.http.get("/health/ready").status_code == 200, "ready")
+        return self
+
+    def wait(self, done, what):
+        """Waits until `done()`; fails with the log when that does not happen."""
+        until = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < until, f"not {what} in {PATIENCE} s\n{''.join(self.log)}"
+            assert self.process.poll() is None, f"exited while waiting\n{''.join(self.log)}"
+            time.sleep(0.005)
+
+    def metric(self, line):
+        """The value of a sample such as `requests_running` or `x_total{a="b"}`; 0 if absent."""
+        for found in self.http.get("/metrics").text.splitlines():
+            if found.startswith(f"interlock_{line} "):
+                return float(found.rsplit(" ", 1)[1])
+        return 0.0
+
+    def stop(self):
+        """SIGTERM, and the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def close(self):
+        self.http.close()
+        self.openai.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+
+
+@pytest.fixture
+def serve():
+    """Starts hosts; whatever is still running at the end of the test is killed."""
+    hosts = []
+
+    def start(model="sim:", *flags, env=None, ready=True):
+        host = Host(model, *flags, env=env)
+        hosts.append(host)
+        return host.wait_ready() if ready else host
+
+    yield start
+    for host in hosts:
+        host.close()
+
+
+@pytest.fixture(scope="module")
+def default_model():
+    """One host with the default model, for all tests of a module."""
+    host = Host(os.environ.get("INTERLOCK_TEST_MODEL", "smollm2-135m-instruct")).wait_ready()
+    yield host
+    host.close()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs the tests that speak to the real binary through public client libraries.
+# Usage: run.sh [pytest arguments]. INTERLOCK_BIN names another binary than the debug build.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+here=tests/clients
+python=${PYTHON:-python3}
+
+# A virtual environment, made anew when its requirements change.
+venv=$here/.venv
+if ! cmp -s $here/requirements.txt $venv/installed; then
+  echo "clients: installing $(tr '\n' ' ' <$here/requirements.txt)"
+  "$python" -m venv --clear $venv || {
+    echo "python's venv module is missing: apt-get install python3-venv (Debian)" >&2
+    exit 1
+  }
+  $venv/bin/pip install --quiet --disable-pip-version-check -r $here/requirements.txt
+  cp $here/requirements.txt $venv/installed
+fi
+
+# promtool checks a live scrape; it comes with Prometheus.
+if ! command -v promtool >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "clients: installing promtool (Debian's prometheus package)"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends prometheus >/dev/null
+  else
+    echo "promtool is missing: apt-get install prometheus (Debian), brew install prometheus (macOS)" >&2
+    exit 1
+  fi
+fi
+
+[ -n "${INTERLOCK_BIN:-}" ] || cargo build --locked -p interlock-cli
+exec $venv/bin/pytest -q $here "$@"
