@@ -1,0 +1,138 @@
+//! Chat templates: Jinja programs that a model's files bring along.
+//!
+//! They are run as transformers runs them (`utils/chat_template_utils.py`): blocks trimmed,
+//! `messages`, `bos_token`, `eos_token` and `add_generation_prompt` given, `tools` and
+//! `documents` none, `raise_exception`, `strftime_now`, loop controls, and Python's methods of
+//! strings and dicts.
+//!
+//! # Invariants
+//!
+//! - A template is a stranger's program and a message a stranger's text. A render takes at most
+//!   [`FUEL`] steps, one for each instruction and each 64 bytes made or looked at, which bounds
+//!   its time and its memory; nesting is bounded as well. It reads no files and no environment.
+//!
+//! # Not here
+//!
+//! Tools, images and continued assistant messages, until the host speaks of them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+
+use crate::{RenderError, TextError, python};
+
+/// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
+/// Reached in well under a second.
+pub(crate) const FUEL: u64 = 2_000_000;
+
+/// Nesting of macros, loops and calls. minijinja's most, made for small stacks as well.
+const NESTING: usize = 500;
+
+/// One message of a chat, as templates see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or whatever else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+    /// Who said it, where the client tells several apart; a template sees it only if set.
+    pub name: Option<String>,
+}
+
+/// A compiled template with everything it may call.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: Value,
+    eos: Value,
+}
+
+/// Its name in the environment. Without an extension, so nothing is escaped for HTML.
+const NAME: &str = "chat_template";
+
+/// What a template said through `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+impl ChatTemplate {
+    pub(crate) fn new(source: &str, bos: String, eos: String) -> Result<Self, TextError> {
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(NESTING);
+        // Its errors would quote the messages into our log.
+        environment.set_debug(false);
+        environment.set_unknown_method_callback(python::method);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, without_generation_blocks(source))
+            .map_err(|error| TextError::Template(error.to_string()))?;
+        Ok(Self { environment, bos: bos.into(), eos: eos.into() })
+    }
+
+    pub(crate) fn render(&self, messages: &[Message]) -> Result<String, RenderError> {
+        let template = self.environment.get_template(NAME).map_err(failure)?;
+        let rendered = template.render(context! {
+            messages => messages.iter().map(value).collect::<Vec<_>>(),
+            bos_token => self.bos.clone(),
+            eos_token => self.eos.clone(),
+            add_generation_prompt => true,
+            tools => (),
+            documents => (),
+        });
+        rendered.map_err(failure)
+    }
+}
+
+fn value(message: &Message) -> Value {
+    let Message { role, content, name } = message;
+    let name = name.iter().map(|name| ("name", name));
+    Value::from_pairs([("role", role), ("content", content)].into_iter().chain(name))
+}
+
+/// `{% generation %}` marks what the assistant said, for training; its content is just text.
+fn without_generation_blocks(source: &str) -> String {
+    let mut source = source.to_owned();
+    for (mark, block) in [("generation", "if true"), ("endgeneration", "endif")] {
+        for open in ["{%", "{%-"] {
+            for close in ["%}", "-%}"] {
+                let marked = format!("{open} {mark} {close}");
+                source = source.replace(&marked, &format!("{open} {block} {close}"));
+            }
+        }
+    }
+    source
+}
+
+fn raise_exception(message: String) -> Result<String, Error> {
+    let error = Error::new(ErrorKind::InvalidOperation, "the template refused the messages");
+    Err(error.with_source(Refusal(message)))
+}
+
+fn strftime_now(format: String) -> String {
+    // A clock before 1970 is a broken one; the template gets 1970.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    python::strftime(&format, now.as_secs())
+}
+
+/// An error in a macro or filter arrives wrapped in others: look through all of them.
+fn failure(error: Error) -> RenderError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(Refusal(message)) = current.downcast_ref() {
+            return RenderError::Refused(message.clone());
+        }
+        if current.downcast_ref().is_some_and(|e: &Error| e.kind() == ErrorKind::OutOfFuel) {
+            return RenderError::TooCostly { limit: FUEL };
+        }
+        cause = current.source();
+    }
+    RenderError::Template(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Text out of tokens as they come.
+//!
+//! Every token stands for some bytes ([`Pieces`](crate::pieces::Pieces)); this puts them
+//! together and gives out whole characters.
+//!
+//! # Invariants
+//!
+//! - What was pushed and flushed, concatenated, is [`TextModel::decode`] of all tokens.
+//! - At most three bytes are held back: the beginning of one character. Bytes that cannot be
+//!   part of any become U+FFFD at once, as `String::from_utf8_lossy` has it, so a model that
+//!   babbles bytes neither stalls the stream nor grows the buffer.
+
+use std::sync::Arc;
+
+use interlock_request::TokenId;
+
+use crate::TextModel;
+use crate::pieces::Pieces;
+
+/// Turns one sequence's tokens into text, one at a time.
+#[derive(Debug)]
+pub struct Detokenizer {
+    model: Arc<TextModel>,
+    text: Text,
+}
+
+impl Detokenizer {
+    pub(crate) fn new(model: Arc<TextModel>) -> Self {
+        let text = Text::new(model.pieces());
+        Self { model, text }
+    }
+
+    /// Takes the next token; the text it completes, which may be empty.
+    pub fn push(&mut self, token: TokenId) -> String {
+        let mut out = String::new();
+        self.text.push(self.model.pieces(), token, &mut out);
+        out
+    }
+
+    /// The sequence has ended: a character that never became whole is U+FFFD.
+    pub fn flush(&mut self) -> String {
+        let mut out = String::new();
+        self.text.flush(&mut out);
+        out
+    }
+}
+
+/// What is known of a text in the middle of it.
+#[derive(Debug)]
+pub(crate) struct Text {
+    /// Bytes of a character whose end has not come yet.
+    pending: Vec<u8>,
+    /// Spaces that the tokenizer would have put in front and that are still to be dropped.
+    lead: usize,
+    /// No token has given any bytes yet.
+    empty: bool,
+}
+
+impl Text {
+    pub(crate) fn new(pieces: &Pieces) -> Self {
+        Self { pending: Vec::new(), lead: pieces.lead(), empty: true }
+    }
+
+    pub(crate) fn push(&mut self, pieces: &Pieces, token: TokenId, out: &mut String) {
+        let mut bytes = pieces.bytes(token);
+        if bytes.is_empty() {
+            return;
+        }
+        if !self.empty {
+            self.pending.extend_from_slice(pieces.between());
+        }
+        self.empty = false;
+        while self.lead > 0 {
+            match bytes.strip_prefix(b" ") {
+                Some(rest) => (bytes, self.lead) = (rest, self.lead - 1),
+                None if bytes.is_empty() => break,
+                None => self.lead = 0,
+            }
+        }
+        self.pending.extend_from_slice(bytes);
+        self.give_whole(out);
+    }
+
+    pub(crate) fn flush(&mut self, out: &mut String) {
+        out.push_str(&String::from_utf8_lossy(&self.pending));
+        self.pending.clear();
+    }
+
+    /// Moves everything but the beginning of a character from `pending` to `out`.
+    fn give_whole(&mut self, out: &mut String) {
+        let mut given = 0;
+        for chunk in self.pending.utf8_chunks() {
+            out.push_str(chunk.valid());
+            given += chunk.valid().len();
+            let rest = &self.pending[given..];
+            if is_beginning(rest) {
+                break;
+            }
+            if !chunk.invalid().is_empty() {
+                out.push(char::REPLACEMENT_CHARACTER);
+                given += chunk.invalid().len();
+            }
+        }
+        self.pending.drain(..given);
+    }
+}
+
+/// More bytes could make a character of all of these.
+fn is_beginning(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes)
+        .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{TokenizerSource, tiny};
+
+/// One line per token: what it gave.
+fn check(model: &Arc<TextModel>, ids: &[TokenId], expected: Expect) {
+    let mut detokenizer = model.detokenizer();
+    let mut story = String::new();
+    for &id in ids {
+        story.push_str(&format!("{id} -> {:?}\n", detokenizer.push(id)));
+    }
+    story.push_str(&format!("flush -> {:?}\n", detokenizer.flush()));
+    expected.assert_eq(&story);
+}
+
+fn sim() -> Arc<TextModel> {
+    tiny::model(TokenizerSource::Sim)
+}
+
+#[test]
+fn a_character_is_given_out_whole_with_its_last_byte() {
+    check(
+        &sim(),
+        &[0x61, 0xF0, 0x9F, 0xA6, 0x80, 0xC3, 0xA9],
+        expect![[r#"
+            97 -> "a"
+            240 -> ""
+            159 -> ""
+            166 -> ""
+            128 -> "🦀"
+            195 -> ""
+            169 -> "é"
+            flush -> ""
+        "#]],
+    );
+}
+
+#[test]
+fn bytes_that_cannot_become_a_character_do_not_stall_the_stream() {
+    check(
+        &sim(),
+        &[0xFF, 0xE2, 0x82, 0x61, 0xF0, 0x9F],
+        expect![[r#"
+            255 -> "�"
+            226 -> ""
+            130 -> ""
+            97 -> "�a"
+            240 -> ""
+            159 -> ""
+            flush -> "�"
+        "#]],
+    );
+}
+
+#[test]
+fn special_tokens_and_ids_beyond_the_vocabulary_give_nothing() {
+    check(
+        &tiny::model(TokenizerSource::Gguf(tiny::byte_level(None))),
+        &[tiny::START, 2, tiny::END, 99_999],
+        expect![[r#"
+            0 -> ""
+            2 -> "<tool>"
+            1 -> ""
+            99999 -> ""
+            flush -> ""
+        "#]],
+    );
+}
+
+#[test]
+fn the_space_that_sentence_piece_put_in_front_is_not_part_of_the_text() {
+    let model = tiny::model(TokenizerSource::Gguf(tiny::sentence_piece()));
+    let ids = model.encode(" a b").unwrap();
+    assert_eq!(model.decode(&ids), " a b");
+}
+
+fn models() -> [Arc<TextModel>; 4] {
+    [
+        sim(),
+        tiny::model(TokenizerSource::Gguf(tiny::byte_level(Some("smollm")))),
+        tiny::model(TokenizerSource::Gguf(tiny::sentence_piece())),
+        tiny::model(TokenizerSource::Json(tiny::tokenizer_json().to_string().into())),
+    ]
+}
+
+/// Ids of all kinds, and runs of byte tokens that are the UTF-8 of something. Bytes begin at
+/// id 0 in the simulated vocabulary and at 3 in the others.
+fn ids() -> impl Strategy<Value = Vec<TokenId>> {
+    let text = ("[aé€🦀\\PC]{1,3}", 0..=3_u32).prop_map(|(text, shift)| {
+        text.bytes().map(|byte| TokenId::from(byte) + shift).collect::<Vec<_>>()
+    });
+    let anything = prop::collection::vec(0..300_u32, 1..4);
+    prop::collection::vec(prop_oneof![text, anything], 0..12).prop_map(|runs| runs.concat())
+}
+
+proptest! {
+    #[test]
+    fn the_pieces_concatenated_are_the_whole(ids in ids()) {
+        for model in models_once() {
+            let mut detokenizer = model.detokenizer();
+            let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+            text.push_str(&detokenizer.flush());
+            prop_assert_eq!(text, model.decode(&ids));
+        }
+    }
+
+    // The reference does not know our table: it is the tokenizers crate's own decoder.
+    #[test]
+    fn the_whole_is_what_the_tokenizers_crate_decodes(ids in ids()) {
+        let theirs = tiny_tokenizer().decode(&ids, true).unwrap();
+        prop_assert_eq!(models_once()[1].decode(&ids), theirs);
+    }
+
+    // Theirs gives up a whole run of byte tokens for one broken byte, so: well-formed text.
+    #[test]
+    fn what_was_encoded_decodes_to_itself(text in "[abc é€🦀\\PC]{0,20}") {
+        for model in models_once() {
+            prop_assert_eq!(model.decode(&model.encode(&text).unwrap()), text.clone());
+        }
+    }
+}
+
+fn models_once() -> &'static [Arc<TextModel>; 4] {
+    static MODELS: std::sync::LazyLock<[Arc<TextModel>; 4]> = std::sync::LazyLock::new(models);
+    &MODELS
+}
+
+fn tiny_tokenizer() -> &'static tokenizers::Tokenizer {
+    static TOKENIZER: std::sync::LazyLock<tokenizers::Tokenizer> = std::sync::LazyLock::new(|| {
+        crate::gguf::build(&tiny::byte_level(Some("smollm"))).unwrap().tokenizer
+    });
+    &TOKENIZER
+}

@@ -1,0 +1,237 @@
+//! One model's text side: its tokenizer, its chat template, its special tokens.
+
+use std::fmt;
+use std::sync::Arc;
+
+use interlock_request::TokenId;
+use tokenizers::Tokenizer;
+
+use crate::chat::ChatTemplate;
+use crate::detokenizer::Text;
+use crate::gguf::{self, Built};
+use crate::pieces::Pieces;
+use crate::{DecoderError, Detokenizer, GgufError, GgufTokenizer, Message, sim};
+
+/// What a model's files say about its text. Plain data.
+#[derive(Debug, Clone)]
+pub struct TextParts {
+    /// The tokenizer.
+    pub tokenizer: TokenizerSource,
+    /// The Jinja template that turns a chat into one text; base models have none.
+    pub chat_template: Option<String>,
+    /// The token that begins a text: `bos_token` in the template, and in front of a plain
+    /// prompt where the tokenizer adds it.
+    pub bos: Option<TokenId>,
+    /// The tokens that end a generation. The first is `eos_token` in the template.
+    pub eos: Vec<TokenId>,
+}
+
+/// Where a tokenizer comes from.
+#[derive(Debug, Clone)]
+pub enum TokenizerSource {
+    /// The contents of a `tokenizer.json`.
+    Json(Vec<u8>),
+    /// The tokenizer metadata of a GGUF file.
+    Gguf(GgufTokenizer),
+    /// The simulated model's: one token per byte. The other parts are ignored; it has its own.
+    Sim,
+}
+
+/// Why a model's text side could not be made. All are faults of the model's files, or of what
+/// we support of them; none goes away by retrying.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// `tokenizer.json` is not one.
+    #[error("tokenizer.json is not valid: {0}")]
+    Json(String),
+    /// The GGUF file's tokenizer is not one that we can build.
+    #[error("tokenizer in the GGUF file: {0}")]
+    Gguf(#[from] GgufError),
+    /// The tokenizer turns tokens into text in a way that we do not know.
+    #[error("tokenizer: {0}")]
+    Decoder(#[from] DecoderError),
+    /// The chat template has a syntax error.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// The token that begins texts is not in the vocabulary.
+    #[error("bos token {bos} is beyond the vocabulary of {vocabulary} tokens")]
+    Bos {
+        /// The token.
+        bos: TokenId,
+        /// How many tokens there are.
+        vocabulary: u32,
+    },
+}
+
+/// Why a prompt did not become tokens.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RenderError {
+    /// A base model: it continues texts and knows no roles. The client can do that.
+    #[error("this model has no chat template: /v1/completions works, chat does not")]
+    NoTemplate,
+    /// The template called `raise_exception`; its words are for the client.
+    #[error("{0}")]
+    Refused(String),
+    /// The template did not come to an end within its budget. Fewer or shorter messages may.
+    #[error("rendering the chat takes more than {limit} steps")]
+    TooCostly {
+        /// The budget, in steps of one instruction or 64 bytes.
+        limit: u64,
+    },
+    /// The template failed: on these messages, or on any. The text is for our log as well.
+    #[error("the model's chat template failed: {0}")]
+    Template(String),
+    /// The tokenizer failed on this text.
+    #[error("the model's tokenizer failed: {0}")]
+    Tokenizer(String),
+}
+
+/// The text side of one model. Cheap to share: put it behind an `Arc`.
+pub struct TextModel {
+    encoder: Encoder,
+    pieces: Pieces,
+    eos: Vec<TokenId>,
+}
+
+enum Encoder {
+    /// What `tokenizer.json` or GGUF describe, with what we add around a plain prompt. The
+    /// former's own post-processor adds its special tokens; the latter has none.
+    Real {
+        tokenizer: Box<Tokenizer>,
+        prefix: Option<TokenId>,
+        suffix: Option<TokenId>,
+        template: Option<Box<ChatTemplate>>,
+    },
+    Sim,
+}
+
+impl TextModel {
+    /// Builds tokenizer and template, once per model.
+    ///
+    /// # Errors
+    ///
+    /// When the model's files are broken or ask for what we do not support; see [`TextError`].
+    pub fn new(parts: TextParts) -> Result<Self, TextError> {
+        let TextParts { tokenizer, chat_template, bos, eos } = parts;
+        let Built { mut tokenizer, add_bos, add_eos } = match tokenizer {
+            TokenizerSource::Sim => return Ok(Self::simulated()),
+            TokenizerSource::Gguf(gguf) => gguf::build(&gguf)?,
+            TokenizerSource::Json(json) => Built {
+                tokenizer: Tokenizer::from_bytes(json)
+                    .map_err(|error| TextError::Json(error.to_string()))?,
+                add_bos: false,
+                add_eos: false,
+            },
+        };
+        // Some files were saved with the settings of their training: a prompt cut to 512
+        // tokens without a word would be a wrong answer.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| TextError::Json(error.to_string()))?;
+        let pieces = Pieces::of(&tokenizer)?;
+        let vocabulary = pieces.vocabulary();
+        if let Some(bos) = bos.filter(|&bos| bos >= vocabulary) {
+            return Err(TextError::Bos { bos, vocabulary });
+        }
+        let spelling = |token: Option<TokenId>| {
+            token.and_then(|token| tokenizer.id_to_token(token)).unwrap_or_default()
+        };
+        let first_eos = eos.first().copied();
+        let template = chat_template
+            .map(|source| ChatTemplate::new(&source, spelling(bos), spelling(first_eos)))
+            .transpose()?
+            .map(Box::new);
+        let encoder = Encoder::Real {
+            prefix: bos.filter(|_| add_bos),
+            suffix: first_eos.filter(|_| add_eos),
+            tokenizer: Box::new(tokenizer),
+            template,
+        };
+        Ok(Self { encoder, pieces, eos })
+    }
+
+    fn simulated() -> Self {
+        Self { encoder: Encoder::Sim, pieces: sim::pieces(), eos: vec![sim::EOS] }
+    }
+
+    /// One more than the highest token id. A model's logits may be padded beyond it.
+    pub fn vocabulary(&self) -> u32 {
+        self.pieces.vocabulary()
+    }
+
+    /// The tokens that end a generation.
+    pub fn eos(&self) -> &[TokenId] {
+        &self.eos
+    }
+
+    /// Renders the chat template, with the prompt for the model's answer at its end, and
+    /// tokenizes what comes out. The template writes bos itself; none is added.
+    ///
+    /// # Errors
+    ///
+    /// When there is no template, it refuses these messages, fails or takes too long.
+    pub fn render_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, RenderError> {
+        match &self.encoder {
+            Encoder::Sim => Ok(sim::render(messages)),
+            Encoder::Real { template: None, .. } => Err(RenderError::NoTemplate),
+            Encoder::Real { template: Some(template), tokenizer, .. } => {
+                ids(tokenizer, &template.render(messages)?, false)
+            }
+        }
+    }
+
+    /// Tokenizes a plain prompt, with the special tokens that the model's tokenizer puts
+    /// around one.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer fails, which those of language models do not.
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, RenderError> {
+        match &self.encoder {
+            Encoder::Sim => Ok(sim::encode(text)),
+            Encoder::Real { tokenizer, prefix, suffix, .. } => {
+                let ids = ids(tokenizer, text, true)?;
+                Ok(prefix.iter().copied().chain(ids).chain(*suffix).collect())
+            }
+        }
+    }
+
+    /// Starts turning one sequence's tokens into text.
+    pub fn detokenizer(self: &Arc<Self>) -> Detokenizer {
+        Detokenizer::new(Arc::clone(self))
+    }
+
+    /// The text of these tokens, special ones left out.
+    pub fn decode(&self, ids: &[TokenId]) -> String {
+        let mut text = Text::new(&self.pieces);
+        let mut out = String::new();
+        for &id in ids {
+            text.push(&self.pieces, id, &mut out);
+        }
+        text.flush(&mut out);
+        out
+    }
+
+    pub(crate) fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+}
+
+fn ids(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<TokenId>, RenderError> {
+    let encoding = tokenizer
+        .encode_fast(text, special)
+        .map_err(|error| RenderError::Tokenizer(error.to_string()))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+// A tokenizer's own is megabytes long.
+impl fmt::Debug for TextModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextModel")
+            .field("vocabulary", &self.vocabulary())
+            .field("eos", &self.eos)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+use expect_test::expect;
+
+use super::*;
+use crate::tiny;
+
+fn parts(tokenizer: TokenizerSource, template: Option<&str>) -> TextParts {
+    let chat_template = template.map(str::to_owned);
+    TextParts { tokenizer, chat_template, bos: Some(tiny::START), eos: vec![tiny::END] }
+}
+
+fn json() -> TokenizerSource {
+    TokenizerSource::Json(tiny::tokenizer_json().to_string().into())
+}
+
+fn user(content: &str) -> Message {
+    Message { role: "user".into(), content: content.into(), name: None }
+}
+
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}";
+
+#[test]
+fn the_templates_bos_is_not_doubled_by_the_tokenizers() {
+    let model = TextModel::new(parts(json(), Some(TEMPLATE))).unwrap();
+    let hello = 3 + 256 + 3;
+    assert_eq!(model.render_chat(&[user("hello")]).unwrap(), [tiny::START, hello, tiny::END]);
+    assert_eq!(model.encode("hello").unwrap(), [tiny::START, hello]);
+}
+
+#[test]
+fn a_special_token_in_a_message_is_one() {
+    let model = TextModel::new(parts(json(), Some(TEMPLATE))).unwrap();
+    let ids = model.render_chat(&[user("<|end|>")]).unwrap();
+    assert_eq!(ids, [tiny::START, tiny::END, tiny::END]);
+}
+
+#[test]
+fn a_truncation_left_in_the_file_cuts_no_prompt() {
+    // The tiny tokenizer.json says at most 4 tokens.
+    let model = TextModel::new(parts(json(), None)).unwrap();
+    assert_eq!(model.encode("xyzxyz").unwrap().len(), 7);
+}
+
+#[test]
+fn a_gguf_prompt_has_bos_and_eos_as_its_flags_say() {
+    let mut gguf = tiny::byte_level(None);
+    (gguf.add_bos, gguf.add_eos) = (Some(true), Some(true));
+    let model = TextModel::new(parts(TokenizerSource::Gguf(gguf), Some(TEMPLATE))).unwrap();
+    assert_eq!(model.encode("").unwrap(), [tiny::START, tiny::END]);
+    assert_eq!(model.render_chat(&[]).unwrap(), [tiny::START]);
+}
+
+#[test]
+fn a_base_model_says_what_works_instead_of_chat() {
+    let model = TextModel::new(parts(json(), None)).unwrap();
+    let error = model.render_chat(&[user("hello")]).unwrap_err();
+    expect!["this model has no chat template: /v1/completions works, chat does not"]
+        .assert_eq(&error.to_string());
+}
+
+#[test]
+fn broken_files_are_named_when_the_model_is_loaded() {
+    let refusal = |parts| TextModel::new(parts).unwrap_err().to_string();
+    expect!["tokenizer.json is not valid: expected value at line 1 column 1"]
+        .assert_eq(&refusal(parts(TokenizerSource::Json(b"<html>".to_vec()), None)));
+    expect![
+        "chat template: syntax error: unexpected end of block, expected in (in chat_template:1)"
+    ]
+    .assert_eq(&refusal(parts(json(), Some("{% for %}"))));
+    expect!["bos token 5000 is beyond the vocabulary of 266 tokens"]
+        .assert_eq(&refusal(TextParts { bos: Some(5000), ..parts(json(), None) }));
+}
+
+#[test]
+fn the_simulated_model_is_bytes_and_markers() {
+    let model = TextModel::new(parts(TokenizerSource::Sim, None)).unwrap();
+    assert_eq!((model.vocabulary(), model.eos()), (512, &[256][..]));
+    assert_eq!(model.encode("é").unwrap(), [257, 0xC3, 0xA9]);
+    let system = Message { role: "system".into(), content: "S".into(), name: None };
+    let ids = model.render_chat(&[system, user("<end>")]).unwrap();
+    expect!["[257, 260, 83, 261, 258, 60, 101, 110, 100, 62, 261, 259]"]
+        .assert_eq(&format!("{ids:?}"));
+    assert_eq!(model.decode(&ids), "S<end>");
+}
+
+#[test]
+fn the_text_side_is_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<TextModel>();
+    shared::<Detokenizer>();
+}

@@ -1,0 +1,66 @@
+//! The simulated model's vocabulary: bytes, and markers that no text can spell.
+//!
+//! | id | token |
+//! | --- | --- |
+//! | 0 to 255 | the byte of that value |
+//! | 256 | `<eos>` |
+//! | 257 | `<bos>`, first in every prompt |
+//! | 258, 259, 260 | `<user>`, `<assistant>`, `<system>`: a message of that role begins |
+//! | 261 | `<end>`: the message ends |
+//! | 262 to 511 | nothing |
+//!
+//! So one token is one byte, a prompt's length is known without running anything, and a
+//! multi-byte character always comes in several tokens.
+
+use interlock_request::TokenId;
+
+use crate::Message;
+use crate::pieces::Pieces;
+
+pub(crate) const VOCABULARY: u32 = 512;
+pub(crate) const EOS: TokenId = 256;
+const BOS: TokenId = 257;
+const USER: TokenId = 258;
+const ASSISTANT: TokenId = 259;
+const SYSTEM: TokenId = 260;
+const END: TokenId = 261;
+
+pub(crate) fn pieces() -> Pieces {
+    let mut pieces = Pieces::new(0, b"");
+    for byte in 0..=u8::MAX {
+        pieces.add(&[byte]);
+    }
+    for _ in 256..VOCABULARY {
+        pieces.add(&[]);
+    }
+    pieces
+}
+
+pub(crate) fn encode(text: &str) -> Vec<TokenId> {
+    std::iter::once(BOS).chain(bytes(text)).collect()
+}
+
+/// `<bos>`, each message as role, bytes, `<end>`, then `<assistant>` for the answer.
+pub(crate) fn render(messages: &[Message]) -> Vec<TokenId> {
+    let mut ids = vec![BOS];
+    for message in messages {
+        ids.push(role(&message.role));
+        ids.extend(bytes(&message.content));
+        ids.push(END);
+    }
+    ids.push(ASSISTANT);
+    ids
+}
+
+/// Who is neither the model nor its operator speaks as the user: tools do.
+fn role(name: &str) -> TokenId {
+    match name {
+        "assistant" => ASSISTANT,
+        "system" | "developer" => SYSTEM,
+        _ => USER,
+    }
+}
+
+fn bytes(text: &str) -> impl Iterator<Item = TokenId> {
+    text.bytes().map(TokenId::from)
+}
