@@ -1,1 +1,168 @@
-//! MLX: weights, layers, families, sampling.
+//! MLX: weights, layers, families, sampling. The only crate that links MLX.
+//!
+//! [`load`] turns a `.gguf` file or a model folder into a [`Model`], which is the engine's
+//! [`Forward`](interlock_engine::Forward). A pass builds a graph lazily, family file by family
+//! file, and computes it before it returns.
+//!
+//! # Invariants
+//!
+//! - A [`Model`], its sequences and all their arrays are made, used and dropped on one thread.
+//! - A pass returns with the device idle.
+//! - No file, however hostile, makes this crate panic or MLX read beyond a buffer: shapes are
+//!   checked before a weight is read, tokens and lengths before a pass.
+//!
+//! # Not here
+//!
+//! Text: the tokenizer's and the template's sources are handed out as plain data
+//! ([`TextSource`]). Scheduling, cancelling, requests: the engine's. Downloading: the catalog's.
+//!
+//! # What differs by machine
+//!
+//! Whether MLX computes on a GPU is found out when a model is loaded, not when this is compiled:
+//! one Linux binary serves both, by which libmlx.so the loader finds. On macOS `src/cpu` is left
+//! out, and that is the only `cfg` there is.
+
+mod activation;
+mod cache;
+#[cfg(not(target_os = "macos"))]
+mod cpu;
+mod description;
+mod error;
+mod families;
+mod linear;
+mod mask;
+mod model;
+mod quantization;
+mod rope;
+mod sample;
+mod source;
+mod text_source;
+mod weights;
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+pub use description::Description;
+pub use error::{LoadError, Problem, Problems};
+pub use model::{Model, Sequence};
+pub use source::Format;
+pub use text_source::{TextSource, TokenizerSource};
+
+use families::{Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3};
+use mlx_rs::{Device, DeviceType};
+use source::Source;
+use weights::Precision;
+
+/// Most tokens of a sequence when neither the model nor the options say.
+const CONTEXT_OTHERWISE: u32 = 4096;
+
+/// What whoever loads a model may decide.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Most tokens of prompt and output, if that is to be fewer than the model's own.
+    pub context_max: Option<u32>,
+    /// Threads for matrix products on the CPU; all physical cores if none. The first model loaded
+    /// decides for the process. On a GPU it changes nothing.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// How far loading is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// 0 to 1, by bytes read.
+    pub fraction: f32,
+    /// What is being done, for people.
+    pub doing: &'static str,
+}
+
+/// A model, ready to compute, and what else its files hold.
+pub struct Loaded {
+    /// The weights, on the device.
+    pub model: Model,
+    /// For the text side. Plain data.
+    pub text: TextSource,
+    /// What the model says of itself.
+    pub description: Description,
+}
+
+/// Reads what a model folder or a `.gguf` file says of itself. No weight is read and MLX is not
+/// touched.
+///
+/// # Errors
+///
+/// When the files cannot be read, are damaged, or are not of a family we have.
+pub fn inspect(path: &Path) -> Result<Description, LoadError> {
+    let source = Source::open(path)?;
+    let config = config(&source)?;
+    Ok(Description::new(&source, config.name(), &config.dimensions()))
+}
+
+/// Loads a model on the calling thread, which is the only one that may use it.
+///
+/// # Errors
+///
+/// As for [`inspect`]; and when weights are missing or misshapen, or do not fit the device.
+pub fn load(
+    path: &Path,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Loaded, LoadError> {
+    progress(Progress { fraction: 0.0, doing: "reading headers" });
+    let source = Source::open(path)?;
+    let config = config(&source)?;
+    let dimensions = config.dimensions();
+    let description = Description::new(&source, config.name(), &dimensions);
+
+    let precision = precision();
+    prepare_cpu(precision, options);
+    let mut report = |fraction| progress(Progress { fraction, doing: "loading weights" });
+    let (family, dtype) = weights::build(&source, precision, &mut report, |weights| {
+        let family: Box<dyn Family> = match &config {
+            Config::Llama(config) => Box::new(Llama::load(config, weights)?),
+            Config::Qwen2(config) => Box::new(Qwen2::load(config, weights)?),
+            Config::Qwen3(config) => Box::new(Qwen3::load(config, weights)?),
+        };
+        Ok((family, weights.dtype()))
+    })?;
+
+    let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
+    let context = options.context_max.map_or(own, |most| most.min(own));
+    let model = Model::new(family, &dimensions, context, dtype);
+    progress(Progress { fraction: 1.0, doing: "ready" });
+    Ok(Loaded { model, text: source.text, description })
+}
+
+fn config(source: &Source) -> Result<Config, LoadError> {
+    let path = source.path.clone();
+    Config::read(&source.config).map_err(|not_ours| match not_ours {
+        NotOurs::Unsupported(what) => {
+            LoadError::Unsupported { path, what, supported: families::SUPPORTED }
+        }
+        NotOurs::Wrong(what) => LoadError::Config { path, what },
+    })
+}
+
+/// MLX's default device is a GPU if the libmlx we run with has one, so it is asked, not assumed.
+/// This is also the first call, which puts mlx-rs's error handler in place.
+fn precision() -> Precision {
+    match Device::try_default().and_then(|device| device.get_type()) {
+        Ok(DeviceType::Gpu) => Precision::Kept,
+        Ok(DeviceType::Cpu) | Err(_) => Precision::Wide,
+    }
+}
+
+#[cfg(not(target_os = "macos"))]
+fn prepare_cpu(precision: Precision, options: &LoadOptions) {
+    if precision == Precision::Wide {
+        cpu::prepare(options.threads);
+        if !cpu::serves_mlx() {
+            tracing::warn!(
+                "MLX does not use our cblas_sgemm: tokens will take many times as long. \
+                 The executable must export the symbol"
+            );
+        }
+    }
+}
+
+#[cfg(target_os = "macos")]
+fn prepare_cpu(_: Precision, _: &LoadOptions) {}

@@ -1,0 +1,134 @@
+//! Why a model did not load.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why a model could not be inspected or loaded. All are the files' fault or the disk's; trying
+/// again without changing either does not help.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {cause}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+
+    /// Neither a `.gguf` file nor a folder with a `config.json`.
+    #[error("{0} is neither a .gguf file nor a folder with config.json and *.safetensors")]
+    NotAModel(PathBuf),
+
+    /// A file is not what its name says, or is cut off.
+    #[error("{path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the value found and the limit.
+        what: String,
+    },
+
+    /// A well-formed model of a kind that this crate cannot run.
+    #[error("{path}: {what} is not supported; supported are {supported}")]
+    Unsupported {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+        /// What would have been right.
+        supported: &'static str,
+    },
+
+    /// The configuration lacks something, or contradicts itself.
+    #[error("{path}: {what}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key, the value found and what is wrong with it.
+        what: String,
+    },
+
+    /// Weights are missing or have the wrong shape or type. All of them, not just the first.
+    #[error("{path}: {problems}")]
+    Weights {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with which tensor.
+        problems: Problems,
+    },
+
+    /// MLX failed while the weights were moved to the device: usually out of memory.
+    #[error("cannot put {tensor} on the device: {what}")]
+    Device {
+        /// The tensor.
+        tensor: String,
+        /// What MLX says.
+        what: String,
+    },
+}
+
+/// What is wrong with one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// The model needs it and the files do not have it.
+    Missing {
+        /// Its name in the files.
+        tensor: String,
+    },
+    /// It has another shape than the configuration calls for.
+    Shape {
+        /// Its name in the files.
+        tensor: String,
+        /// By the configuration.
+        expected: Vec<i32>,
+        /// In the file.
+        found: Vec<i32>,
+    },
+    /// Its numbers are stored in a way that we cannot read.
+    Encoding {
+        /// Its name in the files.
+        tensor: String,
+        /// The encoding found.
+        found: String,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { tensor } => write!(f, "{tensor} is missing"),
+            Self::Shape { tensor, expected, found } => {
+                write!(f, "{tensor} has shape {found:?}, the configuration calls for {expected:?}")
+            }
+            Self::Encoding { tensor, found } => write!(
+                f,
+                "{tensor} is stored as {found}, readable are F32, F16, BF16, Q4_0, Q4_1 and Q8_0 \
+                 (GGUF) and F32, F16, BF16 and MLX's affine quantization (safetensors)"
+            ),
+        }
+    }
+}
+
+/// All that is wrong with a model's weights; shown are the first few and how many more there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl Problems {
+    const SHOWN: usize = 6;
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().take(Self::SHOWN).enumerate() {
+            if i > 0 {
+                f.write_str("; ")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        match self.0.len().saturating_sub(Self::SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}

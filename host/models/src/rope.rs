@@ -1,0 +1,194 @@
+//! Rotary position embedding and the ways to stretch it to longer contexts.
+//!
+//! All but the plain and the linear kind come down to one period per pair of dimensions, computed
+//! here in f64 once. The formulas are mlx_lm's (models/rope_utils.py), so that a checkpoint made
+//! for it means the same here.
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, fast};
+use serde::Deserialize;
+
+/// `rope_scaling` in `config.json`. Keys of kinds that we do not have are ignored; the kind is not.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub(crate) struct Scaling {
+    rope_type: Option<String>,
+    /// The older name of `rope_type`; mlx_lm prefers it if both are there.
+    r#type: Option<String>,
+    pub(crate) rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+}
+
+/// Kinds that [`Rope::new`] takes.
+pub(crate) const SUPPORTED: &str = "rope types default, linear, llama3 and yarn";
+
+/// What a family says of its rotation.
+pub(crate) struct Rotation<'a> {
+    pub(crate) dimensions: i32,
+    pub(crate) theta: f64,
+    /// Pairs lie side by side, not half a head apart.
+    pub(crate) traditional: bool,
+    pub(crate) scaling: Option<&'a Scaling>,
+    /// GGUF's `rope_freqs.weight`: divisors of the frequencies, with any scaling worked in.
+    pub(crate) divisors: Option<&'a [f32]>,
+}
+
+pub(crate) struct Rope {
+    dimensions: i32,
+    traditional: bool,
+    /// Multiplies positions.
+    scale: f32,
+    /// Yarn's: multiplies queries and keys, to sharpen attention over longer distances.
+    magnitude: Option<Array>,
+    angles: Angles,
+}
+
+enum Angles {
+    Theta(f32),
+    Periods(Array),
+}
+
+impl Scaling {
+    fn kind(&self) -> &str {
+        self.r#type.as_deref().or(self.rope_type.as_deref()).unwrap_or("default")
+    }
+
+    fn factor(&self) -> Result<f64, String> {
+        match self.factor {
+            Some(factor) if factor.is_finite() && factor > 0.0 => Ok(factor),
+            Some(factor) => Err(format!("rope_scaling.factor is {factor}, not above zero")),
+            None => Err(format!("rope type {:?} without a factor", self.kind())),
+        }
+    }
+}
+
+impl Rope {
+    /// Works out the angles; the error names a kind or a value that cannot be.
+    pub(crate) fn new(rotation: &Rotation<'_>) -> Result<Self, String> {
+        let Rotation { dimensions, theta, traditional, scaling, divisors } = *rotation;
+        if !(theta.is_finite() && theta > 0.0) {
+            return Err(format!("rope_theta is {theta}, not above zero"));
+        }
+        if dimensions <= 0 || dimensions % 2 != 0 {
+            return Err(format!("rope turns {dimensions} dimensions, not an even number"));
+        }
+        let plain = Self {
+            dimensions,
+            traditional,
+            scale: 1.0,
+            magnitude: None,
+            angles: Angles::Theta(theta as f32),
+        };
+        let mut periods: Vec<f64> = (0..dimensions / 2)
+            .map(|i| theta.powf(f64::from(2 * i) / f64::from(dimensions)))
+            .collect();
+        if let Some(divisors) = divisors {
+            for (period, divisor) in periods.iter_mut().zip(divisors) {
+                *period *= f64::from(*divisor);
+            }
+            return Ok(Self { angles: angles(&periods), ..plain });
+        }
+        let Some(scaling) = scaling else { return Ok(plain) };
+        match scaling.kind() {
+            "default" => Ok(plain),
+            "linear" => Ok(Self { scale: (1.0 / scaling.factor()?) as f32, ..plain }),
+            "llama3" => {
+                llama3(&mut periods, scaling)?;
+                Ok(Self { angles: angles(&periods), ..plain })
+            }
+            "yarn" => {
+                let magnitude = yarn(&mut periods, dimensions, theta, scaling)?;
+                let magnitude =
+                    (magnitude != 1.0).then(|| Array::from_f32(magnitude as f32));
+                Ok(Self { angles: angles(&periods), magnitude, ..plain })
+            }
+            other => Err(format!("rope type {other:?}")),
+        }
+    }
+
+    /// Turns `x` of `[batch, heads, time, head_dim]`, whose first position is `offset`.
+    pub(crate) fn forward(&self, x: &Array, offset: i32) -> Result<Array, Exception> {
+        let scaled;
+        let x = match &self.magnitude {
+            None => x,
+            Some(magnitude) => {
+                scaled = x.multiply(magnitude.as_dtype(x.dtype())?)?;
+                &scaled
+            }
+        };
+        let (theta, periods) = match &self.angles {
+            Angles::Theta(theta) => (Some(*theta), None),
+            Angles::Periods(periods) => (None, Some(periods)),
+        };
+        fast::rope(x, self.dimensions, self.traditional, theta, self.scale, offset, periods)
+    }
+}
+
+fn angles(periods: &[f64]) -> Angles {
+    let periods: Vec<f32> = periods.iter().map(|&period| period as f32).collect();
+    Angles::Periods(Array::from_slice(&periods, &[periods.len() as i32]))
+}
+
+/// Llama 3.1: long waves are stretched by the factor, short ones kept, those between blended.
+fn llama3(periods: &mut [f64], scaling: &Scaling) -> Result<(), String> {
+    let factor = scaling.factor()?;
+    let low = scaling.low_freq_factor.unwrap_or(1.0);
+    let high = scaling.high_freq_factor.unwrap_or(4.0);
+    let context = scaling.original_max_position_embeddings.unwrap_or(8192.0);
+    if !(low > 0.0 && high > low && context > 0.0) {
+        return Err(format!(
+            "rope_scaling has low_freq_factor {low}, high_freq_factor {high} and \
+             original_max_position_embeddings {context}, which must be above zero and in order"
+        ));
+    }
+    for period in periods {
+        let wavelength = 2.0 * std::f64::consts::PI * *period;
+        if wavelength > context / low {
+            *period *= factor;
+        } else if wavelength > context / high {
+            let smooth = (context / wavelength - low) / (high - low);
+            *period /= (1.0 - smooth) / factor + smooth;
+        }
+    }
+    Ok(())
+}
+
+/// Yarn (Peng et al. 2023): the blend runs over the dimension's number. Returns the magnitude.
+fn yarn(
+    periods: &mut [f64],
+    dimensions: i32,
+    theta: f64,
+    scaling: &Scaling,
+) -> Result<f64, String> {
+    let factor = scaling.factor()?;
+    let context = scaling.original_max_position_embeddings.unwrap_or(4096.0);
+    if context.is_nan() || context <= 0.0 || theta <= 1.0 {
+        return Err(format!(
+            "yarn needs original_max_position_embeddings above 0 and rope_theta above 1, got \
+             {context} and {theta}"
+        ));
+    }
+    let dimensions = f64::from(dimensions);
+    let turns_at = |turns: f64| {
+        dimensions * (context / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+    };
+    let low = turns_at(scaling.beta_fast.unwrap_or(32.0)).floor().max(0.0);
+    let high = turns_at(scaling.beta_slow.unwrap_or(1.0)).ceil().min(dimensions - 1.0);
+    // As in mlx_lm, so that equal ends are a step and not a division by zero.
+    let high = if low == high { high + 0.001 } else { high };
+    for (i, period) in periods.iter_mut().enumerate() {
+        let keep = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        let stretched = factor * *period;
+        *period = stretched * *period / (stretched * keep + *period * (1.0 - keep));
+    }
+    let magnitude = |weight: f64| {
+        if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+    };
+    Ok(magnitude(scaling.mscale.unwrap_or(1.0)) / magnitude(scaling.mscale_all_dim.unwrap_or(0.0)))
+}

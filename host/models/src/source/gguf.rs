@@ -1,0 +1,504 @@
+//! GGUF: one file with metadata, tokenizer and tensors.
+//!
+//! Layout (little-endian), after <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>:
+//! ```text
+//! "GGUF"  version: u32  tensors: u64  entries: u64
+//! entries x  key: string  type: u32  value
+//! tensors x  name: string  sides: u32  side: u64 x sides (innermost first)  type: u32  offset: u64
+//! padding to general.alignment, then the tensors' bytes; offsets count from here
+//! ```
+//!
+//! # Not here
+//!
+//! Version 1, big-endian files and files split in several parts: the error says so.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use interlock_request::TokenId;
+use serde_json::{Map, Value, json};
+
+use super::blocks::{BLOCK, Kind};
+use super::{Checkpoint, Encoding, Format, Source, Tensor, shape};
+use crate::error::LoadError;
+use crate::text_source::{TextSource, TokenizerSource};
+
+const SUPPORTED_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
+/// Longer text than any tokenizer or template needs.
+const STRING_BYTES_MAX: u64 = 16 << 20;
+
+/// A metadata value, its number type forgotten.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Meta {
+    Integer(i64),
+    Float(f64),
+    Bool(bool),
+    Text(String),
+    Integers(Vec<i64>),
+    Floats(Vec<f64>),
+    Bools(Vec<bool>),
+    Texts(Vec<String>),
+}
+
+/// Metadata by key.
+#[derive(Default)]
+struct Metadata(HashMap<String, Meta>);
+
+impl Metadata {
+    fn integer(&self, key: &str) -> Option<i64> {
+        match self.0.get(key)? {
+            Meta::Integer(value) => Some(*value),
+            // Some files give a per-layer list where all entries are the same.
+            Meta::Integers(values) if values.windows(2).all(|pair| pair[0] == pair[1]) => {
+                values.first().copied()
+            }
+            _ => None,
+        }
+    }
+
+    fn float(&self, key: &str) -> Option<f64> {
+        match self.0.get(key)? {
+            Meta::Float(value) => Some(*value),
+            Meta::Integer(value) => Some(*value as f64),
+            _ => None,
+        }
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        match self.0.get(key)? {
+            Meta::Text(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn bool(&self, key: &str) -> Option<bool> {
+        match self.0.get(key)? {
+            Meta::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    fn token(&self, key: &str) -> Option<TokenId> {
+        TokenId::try_from(self.integer(key)?).ok()
+    }
+
+    fn texts(&mut self, key: &str) -> Vec<String> {
+        match self.0.remove(key) {
+            Some(Meta::Texts(values)) => values,
+            _ => Vec::new(),
+        }
+    }
+}
+
+pub(super) fn open(path: &Path) -> Result<Source, LoadError> {
+    let read = |cause| LoadError::Read { path: path.into(), cause };
+    let damaged = |what: String| LoadError::Damaged { path: path.into(), what };
+
+    let file = File::open(path).map_err(read)?;
+    let length = file.metadata().map_err(read)?.len();
+    let mut reader = Reader { from: BufReader::new(&file), at: 0, length };
+    let (mut metadata, tensors) = reader.header().map_err(|what| match what {
+        Bad::Version(version) => LoadError::Unsupported {
+            path: path.into(),
+            what: format!("GGUF version {version}"),
+            supported: "versions 2 and 3, little-endian",
+        },
+        Bad::Damaged(what) => damaged(what),
+        Bad::Read(cause) => read(cause),
+    })?;
+
+    if let Some(parts @ 2..) = metadata.integer("split.count") {
+        return Err(LoadError::Unsupported {
+            path: path.into(),
+            what: format!("a GGUF file split in {parts}"),
+            supported: "single files",
+        });
+    }
+    let mut config = config(path, &metadata)?;
+    // The embedding may be padded beyond the tokenizer: its rows are what the model computes.
+    if let Some(&[rows, _]) = tensors.get("token_embd.weight").map(|tensor| &tensor.shape[..]) {
+        config.insert("vocab_size".to_owned(), json!(rows));
+    }
+    let name = metadata.text("general.name").map(str::to_owned);
+    let text = text(path, &mut metadata)?;
+    let checkpoint = Checkpoint { files: vec![(path.into(), file)], tensors };
+    Ok(Source { path: path.into(), format: Format::Gguf, config, checkpoint, text, name })
+}
+
+/// The metadata in `config.json`'s terms, so that a family reads one kind of configuration.
+fn config(path: &Path, metadata: &Metadata) -> Result<Map<String, Value>, LoadError> {
+    let missing = |key: &str| LoadError::Config {
+        path: path.into(),
+        what: format!("metadata {key} is missing or not a number"),
+    };
+    let architecture = metadata.text("general.architecture").ok_or_else(|| LoadError::Config {
+        path: path.into(),
+        what: "metadata general.architecture is missing".to_owned(),
+    })?;
+    let key = |name: &str| format!("{architecture}.{name}");
+    let integer = |name: &str| metadata.integer(&key(name)).ok_or_else(|| missing(&key(name)));
+
+    let mut config = Map::new();
+    let mut set = |name: &str, value: Value| config.insert(name.to_owned(), value);
+    set("model_type", json!(architecture));
+    set("hidden_size", json!(integer("embedding_length")?));
+    set("num_hidden_layers", json!(integer("block_count")?));
+    set("intermediate_size", json!(integer("feed_forward_length")?));
+    set("num_attention_heads", json!(integer("attention.head_count")?));
+    if let Some(heads) = metadata.integer(&key("attention.head_count_kv")) {
+        set("num_key_value_heads", json!(heads));
+    }
+    if let Some(dimension) = metadata.integer(&key("attention.key_length")) {
+        set("head_dim", json!(dimension));
+    }
+    let epsilon = key("attention.layer_norm_rms_epsilon");
+    set("rms_norm_eps", json!(metadata.float(&epsilon).ok_or_else(|| missing(&epsilon))?));
+    if let Some(context) = metadata.integer(&key("context_length")) {
+        set("max_position_embeddings", json!(context));
+    }
+    if let Some(size) = metadata.integer(&key("vocab_size")) {
+        set("vocab_size", json!(size));
+    } else if let Some(Meta::Texts(tokens)) = metadata.0.get("tokenizer.ggml.tokens") {
+        set("vocab_size", json!(tokens.len()));
+    }
+    if let Some(theta) = metadata.float(&key("rope.freq_base")) {
+        set("rope_theta", json!(theta));
+    }
+    if let Some(dimensions) = metadata.integer(&key("rope.dimension_count")) {
+        set("rope_dimensions", json!(dimensions));
+    }
+    // llama.cpp's converter permutes Llama's query and key rows so that the two halves of each
+    // rotation lie side by side; other families keep Hugging Face's order.
+    set("rope_traditional", json!(architecture == "llama"));
+    match metadata.text(&key("rope.scaling.type")) {
+        None | Some("none") => {}
+        Some(kind) => {
+            let mut scaling = Map::new();
+            scaling.insert("rope_type".to_owned(), json!(kind));
+            if let Some(factor) = metadata.float(&key("rope.scaling.factor")) {
+                scaling.insert("factor".to_owned(), json!(factor));
+            }
+            let original = metadata.integer(&key("rope.scaling.original_context_length"));
+            if let Some(original) = original {
+                scaling.insert("original_max_position_embeddings".to_owned(), json!(original));
+            }
+            set("rope_scaling", Value::Object(scaling));
+        }
+    }
+    Ok(config)
+}
+
+fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let tokens = metadata.texts(&key("tokens"));
+    if tokens.is_empty() {
+        return Err(LoadError::Config {
+            path: path.into(),
+            what: "metadata tokenizer.ggml.tokens is missing: the file has no tokenizer".to_owned(),
+        });
+    }
+    let token_types = match metadata.0.get(&key("token_type")) {
+        Some(Meta::Integers(types)) => {
+            types.iter().map(|&kind| i32::try_from(kind).unwrap_or(0)).collect()
+        }
+        _ => Vec::new(),
+    };
+    let scores = match metadata.0.get(&key("scores")) {
+        Some(Meta::Floats(scores)) => scores.iter().map(|&score| score as f32).collect(),
+        _ => Vec::new(),
+    };
+    let mut eos = Vec::new();
+    for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+        eos.extend(metadata.token(&key(name)).filter(|id| !eos.contains(id)));
+    }
+    Ok(TextSource {
+        bos: metadata.token(&key("bos_token_id")),
+        eos,
+        chat_template: metadata.text("tokenizer.chat_template").map(str::to_owned),
+        tokenizer: TokenizerSource::Gguf {
+            model: metadata.text(&key("model")).unwrap_or_default().to_owned(),
+            pre: metadata.text(&key("pre")).map(str::to_owned),
+            add_bos: metadata.bool(&key("add_bos_token")),
+            add_eos: metadata.bool(&key("add_eos_token")),
+            merges: metadata.texts(&key("merges")),
+            tokens,
+            token_types,
+            scores,
+        },
+    })
+}
+
+/// Hugging Face's tensor name in GGUF's terms.
+pub(crate) fn rename(name: &str) -> Option<String> {
+    let (module, kind) = name.rsplit_once('.')?;
+    let fixed = match module {
+        "model.embed_tokens" => "token_embd",
+        "model.norm" => "output_norm",
+        "lm_head" => "output",
+        _ => "",
+    };
+    if !fixed.is_empty() {
+        return Some(format!("{fixed}.{kind}"));
+    }
+    let (layer, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let part = match part {
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    };
+    Some(format!("blk.{layer}.{part}.{kind}"))
+}
+
+/// What can be wrong with a header.
+enum Bad {
+    Version(u32),
+    Damaged(String),
+    Read(std::io::Error),
+}
+
+impl From<String> for Bad {
+    fn from(what: String) -> Self {
+        Self::Damaged(what)
+    }
+}
+
+/// Reads forward and knows how much is left, so that no claimed length is believed.
+struct Reader<'a> {
+    from: BufReader<&'a File>,
+    at: u64,
+    length: u64,
+}
+
+impl Reader<'_> {
+    fn header(&mut self) -> Result<(Metadata, BTreeMap<String, Tensor>), Bad> {
+        if self.take::<4>()? != *b"GGUF" {
+            return Err(Bad::Damaged("it does not begin with GGUF".to_owned()));
+        }
+        let version = self.u32()?;
+        if !SUPPORTED_VERSIONS.contains(&version) {
+            return Err(Bad::Version(version));
+        }
+        let tensor_count = self.u64()?;
+        let entry_count = self.u64()?;
+
+        let mut metadata = Metadata::default();
+        for _ in 0..entry_count {
+            let key = self.text()?;
+            let kind = self.u32()?;
+            let value = self.value(kind).map_err(|bad| match bad {
+                Bad::Damaged(what) => Bad::Damaged(format!("metadata {key:?}: {what}")),
+                other => other,
+            })?;
+            metadata.0.insert(key, value);
+        }
+
+        let mut tensors = BTreeMap::new();
+        for _ in 0..tensor_count {
+            let (name, tensor) = self.tensor()?;
+            if tensors.insert(name.clone(), tensor).is_some() {
+                return Err(Bad::Damaged(format!("tensor {name:?} occurs twice")));
+            }
+        }
+        self.place(&metadata, &mut tensors)?;
+        Ok((metadata, tensors))
+    }
+
+    /// Turns offsets within the data into offsets within the file, and checks them.
+    fn place(
+        &self,
+        metadata: &Metadata,
+        tensors: &mut BTreeMap<String, Tensor>,
+    ) -> Result<(), String> {
+        let alignment = match metadata.integer("general.alignment") {
+            None => 32,
+            Some(value) => u64::try_from(value)
+                .ok()
+                .filter(|value| value.is_power_of_two() && *value <= 1 << 20)
+                .ok_or_else(|| format!("general.alignment is {value}, not a small power of two"))?,
+        };
+        let start = self.at.next_multiple_of(alignment);
+        for (name, tensor) in tensors {
+            let end = start
+                .checked_add(tensor.offset)
+                .inspect(|offset| tensor.offset = *offset)
+                .and_then(|offset| offset.checked_add(tensor.bytes));
+            if end.is_none_or(|end| end > self.length) {
+                return Err(format!(
+                    "tensor {name:?} of {} bytes ends beyond the file's {} bytes",
+                    tensor.bytes, self.length
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self) -> Result<(String, Tensor), Bad> {
+        let name = self.text()?;
+        let sides = self.u32()?;
+        if sides > 4 {
+            return Err(Bad::Damaged(format!("tensor {name:?} has {sides} sides, the limit is 4")));
+        }
+        let mut dimensions = Vec::new();
+        for _ in 0..sides {
+            dimensions.push(self.u64()?);
+        }
+        dimensions.reverse();
+        let shape = shape(dimensions).map_err(|what| format!("tensor {name:?} has {what}"))?;
+        let encoding = encoding(self.u32()?);
+        let offset = self.u64()?;
+        let mut tensor = Tensor { file: 0, offset, bytes: 0, shape, encoding };
+        tensor.bytes = match &tensor.encoding {
+            Encoding::F32 | Encoding::U32 => tensor.elements() * 4,
+            Encoding::F16 | Encoding::Bf16 => tensor.elements() * 2,
+            Encoding::Block(kind) => {
+                let row = tensor.shape.last().copied().unwrap_or(1).unsigned_abs() as usize;
+                if row % BLOCK != 0 {
+                    return Err(Bad::Damaged(format!(
+                        "tensor {name:?} has rows of {row}, no multiple of {BLOCK}"
+                    )));
+                }
+                tensor.elements() / BLOCK as u64 * kind.bytes() as u64
+            }
+            // It will be refused by name if the model needs it.
+            Encoding::Other(_) => 0,
+        };
+        Ok((name, tensor))
+    }
+
+    fn value(&mut self, kind: u32) -> Result<Meta, Bad> {
+        Ok(match kind {
+            7 => Meta::Bool(self.take::<1>()?[0] != 0),
+            8 => Meta::Text(self.text()?),
+            6 | 12 => Meta::Float(self.float(kind)?),
+            9 => {
+                let kind = self.u32()?;
+                let count = self.u64()?;
+                // Each element takes at least a byte.
+                if count > self.length - self.at {
+                    return Err(Bad::Damaged(format!(
+                        "an array of {count} elements in a file of {} bytes",
+                        self.length
+                    )));
+                }
+                self.array(kind, count)?
+            }
+            _ => Meta::Integer(self.integer(kind)?),
+        })
+    }
+
+    fn array(&mut self, kind: u32, count: u64) -> Result<Meta, Bad> {
+        let counted = 0..count;
+        Ok(match kind {
+            7 => Meta::Bools(
+                counted
+                    .map(|_| Ok(self.take::<1>()?[0] != 0))
+                    .collect::<Result<_, Bad>>()?,
+            ),
+            8 => Meta::Texts(counted.map(|_| self.text()).collect::<Result<_, _>>()?),
+            6 | 12 => Meta::Floats(counted.map(|_| self.float(kind)).collect::<Result<_, _>>()?),
+            _ => Meta::Integers(counted.map(|_| self.integer(kind)).collect::<Result<_, _>>()?),
+        })
+    }
+
+    fn float(&mut self, kind: u32) -> Result<f64, Bad> {
+        Ok(match kind {
+            6 => f64::from(f32::from_le_bytes(self.take()?)),
+            _ => f64::from_le_bytes(self.take()?),
+        })
+    }
+
+    fn integer(&mut self, kind: u32) -> Result<i64, Bad> {
+        Ok(match kind {
+            0 => i64::from(u8::from_le_bytes(self.take()?)),
+            1 => i64::from(i8::from_le_bytes(self.take()?)),
+            2 => i64::from(u16::from_le_bytes(self.take()?)),
+            3 => i64::from(i16::from_le_bytes(self.take()?)),
+            4 => i64::from(self.u32()?),
+            5 => i64::from(i32::from_le_bytes(self.take()?)),
+            10 => i64::try_from(self.u64()?).unwrap_or(i64::MAX),
+            11 => i64::from_le_bytes(self.take()?),
+            other => return Err(Bad::Damaged(format!("value type {other} is unknown"))),
+        })
+    }
+
+    fn text(&mut self) -> Result<String, Bad> {
+        let length = self.u64()?;
+        if length > STRING_BYTES_MAX.min(self.length - self.at) {
+            return Err(Bad::Damaged(format!(
+                "a text of {length} bytes, {} are left",
+                self.length - self.at
+            )));
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        self.fill(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|bad| {
+            let start: String = String::from_utf8_lossy(bad.as_bytes()).chars().take(40).collect();
+            Bad::Damaged(format!("{start:?} is not UTF-8"))
+        })
+    }
+
+    fn u32(&mut self) -> Result<u32, Bad> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Bad> {
+        Ok(u64::from_le_bytes(self.take()?))
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), Bad> {
+        if bytes.len() as u64 > self.length - self.at {
+            return Err(Bad::Damaged(format!(
+                "it ends in its header, after {} bytes",
+                self.length
+            )));
+        }
+        self.from.read_exact(bytes).map_err(Bad::Read)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// `enum ggml_type`.
+fn encoding(number: u32) -> Encoding {
+    let name = match number {
+        0 => return Encoding::F32,
+        1 => return Encoding::F16,
+        2 => return Encoding::Block(Kind::Q4_0),
+        3 => return Encoding::Block(Kind::Q4_1),
+        8 => return Encoding::Block(Kind::Q8_0),
+        30 => return Encoding::Bf16,
+        6 => "Q5_0",
+        7 => "Q5_1",
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        15 => "Q8_K",
+        16..=23 | 29 => "an IQ type",
+        24..=27 => "integers",
+        28 => "F64",
+        34 | 35 => "a ternary type",
+        39 => "MXFP4",
+        other => return Encoding::Other(format!("ggml type {other}")),
+    };
+    Encoding::Other(name.to_owned())
+}
