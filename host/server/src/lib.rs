@@ -1,1 +1,51 @@
 //! HTTP: the OpenAI API on one side, the engine's handle on the other.
+//!
+//! ```text
+//! bytes -> Ask -> tokens -> seat, policies -> driver -> pieces -> voice -> bytes
+//!          ask    admit     admit             life               voice
+//! ```
+//!
+//! Every endpoint takes this one path; only the first and the last step know which it is.
+//!
+//! # Invariants
+//!
+//! - Nothing reaches the engine without a seat and the policies' consent, in this order: no
+//!   admitted request is refused for want of room.
+//! - An admitted request is owned by one driver, which ends it once: one log line, one count,
+//!   one account, and an end for its client, whatever happens to either of them.
+//! - A cause becomes a status in `failure` and nowhere else.
+//! - Body, head, connections, and how slowly each may come or go are bounded by [`ServerConfig`].
+//!
+//! # Noticing that a client left
+//!
+//! hyper watches a connection while a request is in flight and drops the request's future or its
+//! body when it closes. A client that closes only its sending half is taken to have left, as
+//! nearly all that do have. One that has sent another request behind the first (pipelining,
+//! which no current client does) is noticed when we next write to it.
+//!
+//! # Not here
+//!
+//! No WebAssembly, no MLX: policies are a chain that answers, the model a handle that computes.
+//! No TLS and no authentication: something in front of it does both.
+
+mod admit;
+mod ask;
+mod body;
+mod config;
+mod failure;
+mod generate;
+mod host;
+mod ledger;
+mod life;
+mod live;
+mod metrics;
+mod patience;
+mod pieces;
+mod router;
+mod serve;
+mod voice;
+
+pub use config::ServerConfig;
+pub use host::ServerParts;
+pub use metrics::ServerMetrics;
+pub use serve::{Served, serve};

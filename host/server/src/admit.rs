@@ -1,0 +1,174 @@
+//! From a well-formed request to an admitted one: tokens, checks, a seat, the policies.
+
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use interlock_admission::{Account, Admitted, Facts, Load, Prompt};
+use interlock_engine::{EngineView, ModelShape, Seat};
+use interlock_request::{Endpoint, Generation, Priority, RequestId, TokenId};
+use interlock_text::{RenderError, TextModel};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use crate::ask::{Ask, Invalid, Length, Words};
+use crate::failure::Failure;
+use crate::host::Host;
+
+/// What is known of a request besides its body.
+pub(crate) struct Arrival {
+    pub(crate) id: RequestId,
+    pub(crate) endpoint: Endpoint,
+    /// Microseconds since the Unix epoch.
+    pub(crate) at_micros: u64,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body_bytes: u64,
+}
+
+/// A request that may begin: it has passed the policies and has a seat.
+pub(crate) struct Entry {
+    pub(crate) seat: Seat,
+    pub(crate) admitted: Admitted,
+    pub(crate) account: Account,
+    pub(crate) text: Arc<TextModel>,
+    pub(crate) prompt_tokens: u32,
+}
+
+impl Host {
+    /// Checks a request against the model, seats it and asks the policies.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot take it, is not there, is busy, or a policy refuses.
+    pub(crate) async fn admit(&self, arrival: &Arrival, ask: &Ask) -> Result<Entry, Failure> {
+        if ask.model != self.model.as_str() {
+            let served = self.model.to_string();
+            return Err(Failure::UnknownModel { asked: ask.model.clone(), served });
+        }
+        let (text, shape) = self.model()?;
+        let text = Arc::clone(text);
+        let tokens = self.tokenize(&text, &ask.words).await?;
+        let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
+        let (tokens_max, tokens_max_asked) = tokens_max(ask.length, prompt_tokens, shape)?;
+        bias_in_vocabulary(ask, shape)?;
+        let prompt = Prompt::new(tokens).ok_or_else(|| {
+            Invalid::wrong_value(ask.words.param(), "at least one token long", "none")
+        })?;
+        let generation = Generation {
+            sampling: ask.sampling.clone(),
+            tokens_max,
+            stop_tokens: text.eos().to_vec(),
+            // The policies decide; without them it is the chain's default.
+            priority: Priority::Standard,
+        };
+        let facts = Facts {
+            request_id: arrival.id.clone(),
+            arrived_at_micros: arrival.at_micros,
+            endpoint: arrival.endpoint,
+            model: self.model.clone(),
+            streaming: ask.stream,
+            prompt_tokens,
+            tokens_max,
+            tokens_max_asked,
+            body_bytes: arrival.body_bytes,
+            headers: self.seen_by_policies(&arrival.headers),
+        };
+        // Read before the seat is taken: the load is that of the others.
+        let load = load(self.engine.view());
+        let seat = self.engine.seat()?;
+        let (admitted, account, verdicts) = self.chain.admit(facts, &load, prompt, generation)?;
+        tracing::debug!(request = %arrival.id, ?verdicts, "admitted");
+        Ok(Entry { seat, admitted, account, text, prompt_tokens })
+    }
+
+    /// Turns words into tokens. Long texts take long: they leave the worker to others meanwhile,
+    /// and only so many do at a time.
+    async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
+        /// Some milliseconds of work; anything shorter is done before it could be moved.
+        const LONG_BYTES: usize = 64 * 1024;
+
+        let tokens = if words.text_bytes() <= LONG_BYTES {
+            tokens(text, words)
+        } else {
+            let _permit = self.tokenizing.acquire().await.expect("it is never closed");
+            match Handle::current().runtime_flavor() {
+                // Nobody else works on this thread, so there is nothing to leave to others.
+                RuntimeFlavor::CurrentThread => tokens(text, words),
+                _ => tokio::task::block_in_place(|| tokens(text, words)),
+            }
+        };
+        tokens.map_err(|why| {
+            tracing::debug!(%why, "a prompt was not rendered");
+            Invalid::not_rendered(words.param(), &why.to_string()).into()
+        })
+    }
+
+    fn seen_by_policies(&self, headers: &HeaderMap) -> Vec<(String, String)> {
+        let seen = |name: &String| {
+            let value = headers.get(name)?;
+            Some((name.clone(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        };
+        self.config.policy_headers.iter().filter_map(seen).collect()
+    }
+}
+
+fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> {
+    match words {
+        Words::Chat { messages, .. } => text.render_chat(messages),
+        Words::Text(prompt) => text.encode(prompt),
+        Words::Tokens { ids, .. } => Ok(ids.clone()),
+    }
+}
+
+/// The prompt's length, if it leaves room for a token of answer and is made of known tokens.
+fn fits(words: &Words, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
+    let context = shape.context;
+    let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
+    let prompt_tokens = prompt_tokens
+        .ok_or_else(|| Invalid::context_length(words.param(), tokens, context))?;
+    if let Words::Tokens { path, ids } = words
+        && let Some(at) = ids.iter().position(|&id| id >= shape.vocabulary)
+    {
+        let path = format!("{path}[{at}]");
+        return Err(Invalid::wrong_value(&path, &token_id(shape), &ids[at].to_string()));
+    }
+    Ok(prompt_tokens)
+}
+
+/// Most tokens to generate, and whether the client asked for a number itself. What does not fit
+/// behind the prompt ends there, with `length`; what cannot fit behind any prompt is an error.
+fn tokens_max(
+    length: Length,
+    prompt_tokens: u32,
+    shape: ModelShape,
+) -> Result<(u32, bool), Invalid> {
+    let room = shape.context - prompt_tokens;
+    match length {
+        Length::Context => Ok((room, false)),
+        Length::Default(tokens) => Ok((tokens.min(room), false)),
+        Length::Asked { param, tokens } => match u32::try_from(tokens) {
+            Ok(tokens) if tokens <= shape.context => Ok((tokens.min(room), true)),
+            _ => {
+                let expected = format!("at most {}, this model's context", shape.context);
+                Err(Invalid::wrong_value(param, &expected, &tokens.to_string()))
+            }
+        },
+    }
+}
+
+fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
+    match ask.sampling.logit_bias.keys().find(|&&id| id >= shape.vocabulary) {
+        None => Ok(()),
+        Some(id) => {
+            let path = format!("logit_bias.{id}");
+            Err(Invalid::wrong_value(&path, &format!("named by {}", token_id(shape)), &id.to_string()))
+        }
+    }
+}
+
+fn token_id(shape: ModelShape) -> String {
+    format!("a token id below {}, this model's vocabulary", shape.vocabulary)
+}
+
+fn load(view: EngineView) -> Load {
+    let EngineView { waiting, waiting_max, running } = view;
+    Load { waiting, waiting_max, running }
+}

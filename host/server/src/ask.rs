@@ -1,0 +1,230 @@
+//! What a request asks for, whichever endpoint it came through.
+//!
+//! Each endpoint's file reads its own body into one [`Ask`]; from there on nobody needs to know
+//! which it was, except the voice that answers.
+//!
+//! # Not here
+//!
+//! What depends on the model (its context, its vocabulary) is checked in `admit`, where the
+//! model is known.
+
+mod chat;
+mod completions;
+mod invalid;
+mod json;
+mod responses;
+mod sampling;
+#[cfg(test)]
+mod tests;
+
+use interlock_request::{Endpoint, Sampling, TokenId};
+use interlock_text::Message;
+
+pub(crate) use invalid::Invalid;
+use json::{Item, Object};
+pub(crate) use responses::Echo;
+
+/// A well-formed request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ask {
+    /// The model's name, as the client wrote it.
+    pub(crate) model: String,
+    /// What to continue.
+    pub(crate) words: Words,
+    /// How to draw tokens.
+    pub(crate) sampling: Sampling,
+    /// How many tokens to generate.
+    pub(crate) length: Length,
+    /// Texts that end the answer.
+    pub(crate) stops: Vec<String>,
+    /// Does the client want text as it comes?
+    pub(crate) stream: bool,
+    /// What the answer repeats of the question.
+    pub(crate) shape: Shape,
+}
+
+/// What to continue.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Words {
+    /// Messages, for the chat template. The field they came in is `param`.
+    Chat {
+        /// `messages` or `input`.
+        param: &'static str,
+        /// At least one.
+        messages: Vec<Message>,
+    },
+    /// Text, as it is.
+    Text(String),
+    /// Tokens, as they are. They stand at `path`.
+    Tokens {
+        /// `prompt` or `prompt[0]`.
+        path: String,
+        /// May be outside the model's vocabulary.
+        ids: Vec<TokenId>,
+    },
+}
+
+impl Words {
+    /// The body's field that holds them.
+    pub(crate) fn param(&self) -> &'static str {
+        match self {
+            Self::Chat { param, .. } => param,
+            Self::Text(_) | Self::Tokens { .. } => "prompt",
+        }
+    }
+
+    /// Bytes of text to tokenize.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Chat { messages, .. } => messages.iter().map(|m| m.content.len()).sum(),
+            Self::Text(text) => text.len(),
+            Self::Tokens { .. } => 0,
+        }
+    }
+}
+
+/// How many tokens to generate at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// As many as the client said, in this field.
+    Asked {
+        /// `max_tokens` or one of its younger names.
+        param: &'static str,
+        /// At least 1; may be beyond the context.
+        tokens: i64,
+    },
+    /// The endpoint's own default.
+    Default(u32),
+    /// As many as the context holds.
+    Context,
+}
+
+/// What is particular to the endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Shape {
+    /// `/v1/chat/completions`
+    Chat {
+        /// Does the stream end with a usage chunk?
+        include_usage: bool,
+    },
+    /// `/v1/completions`
+    Completions {
+        /// Does the stream end with a usage chunk?
+        include_usage: bool,
+    },
+    /// `/v1/responses`
+    Responses(Box<Echo>),
+}
+
+impl Ask {
+    /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// When it is no JSON, or a field is not what this endpoint takes.
+    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, Invalid> {
+        let body =
+            std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
+        let body = Object::parse(body)?;
+        match endpoint {
+            Endpoint::Chat => chat::parse(&body),
+            Endpoint::Completions => completions::parse(&body),
+            Endpoint::Responses => responses::parse(&body),
+        }
+    }
+}
+
+fn model(body: &Object<'_>) -> Result<String, Invalid> {
+    body.need("model")?.text()
+}
+
+fn flag(body: &Object<'_>, name: &str) -> Result<bool, Invalid> {
+    body.get(name).map_or(Ok(false), |item| item.boolean())
+}
+
+/// The first of these fields that is set.
+fn length(
+    body: &Object<'_>,
+    names: &[&'static str],
+    otherwise: Length,
+) -> Result<Length, Invalid> {
+    for &param in names {
+        if let Some(item) = body.get(param) {
+            return Ok(Length::Asked { param, tokens: item.integer(1..=i64::MAX)? });
+        }
+    }
+    Ok(otherwise)
+}
+
+/// `stop`: up to four texts.
+fn stops(body: &Object<'_>) -> Result<Vec<String>, Invalid> {
+    /// OpenAI's limit.
+    const STOPS_MAX: usize = 4;
+    /// Longest text to look for, in bytes. Every one is compared at every token.
+    const STOP_BYTES_MAX: usize = 256;
+
+    let Some(item) = body.get("stop") else { return Ok(vec![]) };
+    let items = if item.is_list() { item.list()? } else { vec![item.clone()] };
+    if items.len() > STOPS_MAX {
+        return Err(item.wrong_value(&format!("at most {STOPS_MAX} strings")));
+    }
+    let stop = |item: &Item<'_>| {
+        let text = item.text()?;
+        if (1..=STOP_BYTES_MAX).contains(&text.len()) {
+            Ok(text)
+        } else {
+            Err(item.wrong_value(&format!("a string of 1 to {STOP_BYTES_MAX} bytes")))
+        }
+    };
+    items.iter().map(stop).collect()
+}
+
+/// `stream` and `stream_options.include_usage`.
+fn streaming(body: &Object<'_>) -> Result<(bool, bool), Invalid> {
+    let stream = flag(body, "stream")?;
+    let Some(options) = body.get("stream_options") else { return Ok((stream, false)) };
+    if !stream {
+        return Err(options.wrong_value("absent unless stream is true"));
+    }
+    Ok((stream, flag(&options.object()?, "include_usage")?))
+}
+
+/// Fields that change what an answer means, and that this host cannot honour. Ignoring them
+/// would be a wrong answer; ignoring an unknown field is what compatible servers do.
+fn refuse(body: &Object<'_>, fields: &[(&str, &str)]) -> Result<(), Invalid> {
+    for (name, why) in fields {
+        if let Some(item) = body.get(name)
+            && !item.is_off()
+        {
+            return Err(Invalid::unsupported(item.path(), why, &item.shown()));
+        }
+    }
+    Ok(())
+}
+
+/// `n` and its like: one answer per request.
+fn only_one(body: &Object<'_>, name: &str) -> Result<(), Invalid> {
+    let Some(item) = body.get(name) else { return Ok(()) };
+    match item.integer(1..=i64::MAX)? {
+        1 => Ok(()),
+        _ => Err(Invalid::unsupported(name, "one answer per request is served", &item.shown())),
+    }
+}
+
+/// A field that takes these texts; others are features that this host has not.
+fn only_text(body: &Object<'_>, name: &str, served: &[&str]) -> Result<(), Invalid> {
+    let Some(item) = body.get(name) else { return Ok(()) };
+    if item.is_text() && served.contains(&item.text()?.as_str()) {
+        return Ok(());
+    }
+    let served = served.join(" or ");
+    Err(Invalid::unsupported(item.path(), &format!("only {served} is"), &item.shown()))
+}
+
+/// `response_format` and `text.format`: plain text.
+fn only_plain_text(format: Option<Item<'_>>) -> Result<(), Invalid> {
+    let Some(format) = format else { return Ok(()) };
+    let object = format.object()?;
+    object.need("type")?.text()?;
+    only_text(&object, "type", &["text"])
+}

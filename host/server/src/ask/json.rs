@@ -1,0 +1,235 @@
+//! Reads JSON field by field, so that every complaint names the field, its value and the limit.
+//!
+//! Values stay unparsed text until someone asks for them: fields that nobody asks for cost
+//! nothing, and a hostile body cannot unfold into many times its size.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::Invalid;
+
+/// A value and where it stands in the body, such as `messages[2].content`.
+#[derive(Debug, Clone)]
+pub(crate) struct Item<'a> {
+    path: String,
+    raw: &'a RawValue,
+}
+
+/// An object and where it stands. `null` fields are as good as absent, as OpenAI treats them.
+#[derive(Debug)]
+pub(crate) struct Object<'a> {
+    path: String,
+    fields: BTreeMap<String, &'a RawValue>,
+}
+
+/// Which numbers a field takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Numbers {
+    /// The smallest number.
+    pub(crate) least: f64,
+    /// Is `least` itself refused?
+    pub(crate) above: bool,
+    /// The largest number.
+    pub(crate) most: f64,
+}
+
+impl Numbers {
+    pub(crate) const fn from(least: f64, most: f64) -> Self {
+        Self { least, above: false, most }
+    }
+
+    pub(crate) const fn above(least: f64, most: f64) -> Self {
+        Self { least, above: true, most }
+    }
+
+    fn contains(self, number: f64) -> bool {
+        let enough = if self.above { number > self.least } else { number >= self.least };
+        enough && number <= self.most
+    }
+}
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { least, above, most } = self;
+        if *above {
+            write!(f, "above {least} and at most {most}")
+        } else {
+            write!(f, "from {least} to {most}")
+        }
+    }
+}
+
+impl<'a> Object<'a> {
+    /// The whole body.
+    pub(crate) fn parse(body: &'a str) -> Result<Self, Invalid> {
+        let raw: &RawValue = serde_json::from_str(body).map_err(|e| Invalid::malformed(&e))?;
+        Item { path: String::new(), raw }.object()
+    }
+
+    /// A field, unless it is absent or null.
+    pub(crate) fn get(&self, name: &str) -> Option<Item<'a>> {
+        let raw = *self.fields.get(name)?;
+        (raw.get() != "null").then(|| Item { path: self.path_of(name), raw })
+    }
+
+    /// A field that must be there.
+    pub(crate) fn need(&self, name: &str) -> Result<Item<'a>, Invalid> {
+        self.get(name).ok_or_else(|| Invalid::missing(&self.path_of(name)))
+    }
+
+    /// Fields in the order of their names, nulls included.
+    pub(crate) fn items(&self) -> impl Iterator<Item = (&str, Item<'a>)> {
+        self.fields.iter().map(|(name, raw)| {
+            (name.as_str(), Item { path: self.path_of(name), raw })
+        })
+    }
+
+    /// Where a field of this object stands.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+}
+
+impl<'a> Item<'a> {
+    /// Longest part of a value that an error repeats, in characters.
+    const SHOWN_MAX: usize = 64;
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn raw(&self) -> &'a RawValue {
+        self.raw
+    }
+
+    /// The value as the client wrote it, cut to what an error message can hold.
+    pub(crate) fn shown(&self) -> String {
+        let text = self.raw.get();
+        match text.char_indices().nth(Self::SHOWN_MAX) {
+            Some((end, _)) => format!("{}...", &text[..end]),
+            None => text.to_owned(),
+        }
+    }
+
+    pub(crate) fn is_text(&self) -> bool {
+        self.raw.get().starts_with('"')
+    }
+
+    pub(crate) fn is_list(&self) -> bool {
+        self.raw.get().starts_with('[')
+    }
+
+    pub(crate) fn is_number(&self) -> bool {
+        self.raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit())
+    }
+
+    /// An empty string, list or object, `false` or `null`: a feature that is not asked for.
+    pub(crate) fn is_off(&self) -> bool {
+        matches!(self.raw.get(), "\"\"" | "false" | "null")
+            || matches!(self.raw.get().as_bytes(), [b'[' | b'{', inner @ .., _]
+                if inner.iter().all(u8::is_ascii_whitespace))
+    }
+
+    pub(crate) fn number(&self, allowed: Numbers) -> Result<f64, Invalid> {
+        let number = self.is_number().then(|| self.raw.get().parse::<f64>().ok()).flatten();
+        let number = number.ok_or_else(|| self.wrong_type(&format!("a number {allowed}")))?;
+        if allowed.contains(number) {
+            Ok(number)
+        } else {
+            Err(self.wrong_value(&format!("a number {allowed}")))
+        }
+    }
+
+    pub(crate) fn integer(&self, allowed: RangeInclusive<i64>) -> Result<i64, Invalid> {
+        let expected = || format!("an integer from {} to {}", allowed.start(), allowed.end());
+        if !self.is_number() || self.raw.get().contains(['.', 'e', 'E']) {
+            return Err(self.wrong_type(&expected()));
+        }
+        match self.raw.get().parse() {
+            Ok(number) if allowed.contains(&number) => Ok(number),
+            // What does not even parse has too many digits.
+            _ => Err(self.wrong_value(&expected())),
+        }
+    }
+
+    pub(crate) fn boolean(&self) -> Result<bool, Invalid> {
+        match self.raw.get() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(self.wrong_type("true or false")),
+        }
+    }
+
+    pub(crate) fn text(&self) -> Result<String, Invalid> {
+        if !self.is_text() {
+            return Err(self.wrong_type("a string"));
+        }
+        // Syntax was checked with the whole body; what is left to fail are half surrogates.
+        serde_json::from_str(self.raw.get())
+            .map_err(|_| self.wrong_value("a string of valid Unicode characters"))
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<Item<'a>>, Invalid> {
+        let items: Vec<&'a RawValue> =
+            serde_json::from_str(self.raw.get()).map_err(|_| self.wrong_type("an array"))?;
+        let at = |(place, raw)| Item { path: format!("{}[{place}]", self.path), raw };
+        Ok(items.into_iter().enumerate().map(at).collect())
+    }
+
+    pub(crate) fn object(&self) -> Result<Object<'a>, Invalid> {
+        if !self.raw.get().starts_with('{') {
+            return Err(self.wrong_type("an object"));
+        }
+        let Fields(fields) = serde_json::from_str(self.raw.get()).map_err(|_| {
+            self.wrong_value(&format!("an object of at most {} fields", Fields::MAX))
+        })?;
+        Ok(Object { path: self.path.clone(), fields })
+    }
+
+    pub(crate) fn wrong_type(&self, expected: &str) -> Invalid {
+        Invalid::wrong_type(&self.path, expected, &self.shown())
+    }
+
+    pub(crate) fn wrong_value(&self, expected: &str) -> Invalid {
+        Invalid::wrong_value(&self.path, expected, &self.shown())
+    }
+}
+
+/// The fields of one object; of a name that occurs twice, the last.
+struct Fields<'a>(BTreeMap<String, &'a RawValue>);
+
+impl Fields<'_> {
+    /// No request that we understand comes near this.
+    const MAX: usize = 1024;
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded;
+
+        impl<'de> Visitor<'de> for Bounded {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an object of at most {} fields", Fields::MAX)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = BTreeMap::new();
+                while let Some((name, raw)) = map.next_entry::<String, &'de RawValue>()? {
+                    fields.insert(name, raw);
+                    if fields.len() > Fields::MAX {
+                        return Err(serde::de::Error::invalid_length(fields.len(), &self));
+                    }
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Bounded)
+    }
+}

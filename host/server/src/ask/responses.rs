@@ -1,0 +1,116 @@
+//! Reads `POST /v1/responses`.
+
+use interlock_text::Message;
+use serde_json::value::RawValue;
+
+use super::json::{Item, Object};
+use super::{Ask, Invalid, Length, Shape, Words, chat};
+
+/// Fields of OpenAI's responses API that this host does not serve.
+const UNSERVED: &[(&str, &str)] = &[
+    ("previous_response_id", "responses are not stored"),
+    ("conversation", "conversations are not stored"),
+    ("background", "a response is generated while its client waits"),
+    ("prompt", "prompt templates are not stored"),
+    ("tools", "tool calls are not served"),
+    ("top_logprobs", "log probabilities are not served"),
+];
+
+/// What a response repeats of its request.
+#[derive(Debug, Clone)]
+pub(crate) struct Echo {
+    /// The system message, as it was given.
+    pub(crate) instructions: Option<String>,
+    /// The client's own labels.
+    pub(crate) metadata: Option<Box<RawValue>>,
+    /// How to draw tokens.
+    pub(crate) temperature: f32,
+    /// How to draw tokens.
+    pub(crate) top_p: f32,
+    /// The limit that the client set.
+    pub(crate) max_output_tokens: Option<i64>,
+}
+
+impl PartialEq for Echo {
+    fn eq(&self, other: &Self) -> bool {
+        let text = |echo: &Self| echo.metadata.as_ref().map(|raw| raw.get().to_owned());
+        self.instructions == other.instructions
+            && text(self) == text(other)
+            && self.temperature == other.temperature
+            && self.top_p == other.top_p
+            && self.max_output_tokens == other.max_output_tokens
+    }
+}
+
+pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
+    let model = super::model(body)?;
+    let instructions = body.get("instructions").map(|item| item.text()).transpose()?;
+    let mut messages = input(&body.need("input")?)?;
+    if let Some(text) = &instructions {
+        let system = Message { role: "system".into(), content: text.clone(), name: None };
+        messages.insert(0, system);
+    }
+    super::refuse(body, UNSERVED)?;
+    super::only_text(body, "tool_choice", &["none", "auto"])?;
+    super::only_text(body, "truncation", &["disabled"])?;
+    if let Some(text) = body.get("text") {
+        super::only_plain_text(text.object()?.get("format"))?;
+    }
+    let sampling = super::sampling::parse(body)?;
+    let length = super::length(body, &["max_output_tokens"], Length::Context)?;
+    let echo = Echo {
+        instructions,
+        metadata: body.get("metadata").map(|item| metadata(&item)).transpose()?,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        max_output_tokens: match length {
+            Length::Asked { tokens, .. } => Some(tokens),
+            Length::Default(_) | Length::Context => None,
+        },
+    };
+    Ok(Ask {
+        model,
+        words: Words::Chat { param: "input", messages },
+        sampling,
+        length,
+        stops: super::stops(body)?,
+        stream: super::flag(body, "stream")?,
+        shape: Shape::Responses(Box::new(echo)),
+    })
+}
+
+/// A text from the user, or a list of messages.
+fn input(item: &Item<'_>) -> Result<Vec<Message>, Invalid> {
+    if item.is_text() {
+        return Ok(vec![Message { role: "user".into(), content: item.text()?, name: None }]);
+    }
+    if !item.is_list() {
+        return Err(item.wrong_type("a string or an array of messages"));
+    }
+    let items = item.list()?;
+    if items.is_empty() {
+        return Err(item.wrong_value("a string or an array of at least one message"));
+    }
+    items.iter().map(message).collect()
+}
+
+fn message(item: &Item<'_>) -> Result<Message, Invalid> {
+    let message = item.object()?;
+    super::only_text(&message, "type", &["message"])?;
+    let role = chat::role(&message.need("role")?)?;
+    let content = chat::content(&message.need("content")?, &["input_text", "output_text"])?;
+    Ok(Message { role, content, name: None })
+}
+
+/// Up to 16 short texts, as OpenAI has it. Never a metric label, never in a log.
+fn metadata(item: &Item<'_>) -> Result<Box<RawValue>, Invalid> {
+    const PAIRS_MAX: usize = 16;
+    let object = item.object()?;
+    if object.items().count() > PAIRS_MAX {
+        return Err(item.wrong_value(&format!("an object of at most {PAIRS_MAX} strings")));
+    }
+    for (_, value) in object.items() {
+        value.text()?;
+    }
+    Ok(item.raw().to_owned())
+}

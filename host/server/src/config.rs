@@ -1,0 +1,150 @@
+//! The settings that the server reads.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[server]`: who may talk to us, how much and how slowly.
+///
+/// Every limit answers with its own status and error code when it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Address and port to listen on. Anyone who can reach it can use the model: there is no
+    /// authentication here. Open it up (`0.0.0.0:8080`) when something in front of it checks.
+    pub bind: SocketAddr,
+    /// Connections that may be open at once. Over it, health and metrics still answer and
+    /// everything else gets 503. Turn this up when many clients hold idle connections.
+    pub connections_max: NonZeroUsize,
+    /// Most bytes of a request's body (413 over it). Turn this up when prompts longer than this
+    /// fit the model's context.
+    pub body_max: usize,
+    /// Longest time for a request's body to arrive (408 after it). Turn this up when clients
+    /// send long prompts over slow links.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub body_timeout: Duration,
+    /// Most bytes of a request's head: its first line and all headers (431 over it). Turn this
+    /// up when proxies add long headers.
+    pub header_max: usize,
+    /// Most headers of a request (431 over it). Turn this up when proxies add many.
+    pub headers_max: usize,
+    /// Longest time for a request's head to arrive, and so for a connection to be idle: it is
+    /// closed after this. Turn this up when clients should keep connections for longer.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub header_timeout: Duration,
+    /// Longest time that a client may take nothing of what we send; its connection is closed
+    /// after this. Turn this up when readers pause for longer.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub write_timeout: Duration,
+    /// What `Retry-After` says when the waiting room is full or the model is loading, in whole
+    /// seconds. Turn this up when clients come back too soon.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub retry_after: Duration,
+    /// Longest time that requests in flight may take to finish after the host was told to stop;
+    /// then they are cancelled. Turn this up when outputs are long and a rollout may be slow.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub drain_max: Duration,
+    /// Request headers that policies may see, in lower case. Everything else, credentials above
+    /// all, stays hidden from them. Add one when a policy needs it.
+    pub policy_headers: Vec<String>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            connections_max: NonZeroUsize::new(1024).expect("1024 is not 0"),
+            body_max: 4 * 1024 * 1024,
+            body_timeout: Duration::from_secs(30),
+            header_max: 16 * 1024,
+            headers_max: 64,
+            header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
+            retry_after: Duration::from_secs(1),
+            drain_max: Duration::from_secs(30),
+            policy_headers: vec![],
+        }
+    }
+}
+
+impl ServerConfig {
+    /// Shorter heads than this are refused by clients' habits rather than by their mistakes.
+    pub const HEADER_MAX_MIN: usize = 1024;
+    /// A head is held in memory, per connection, before anything is known of its sender.
+    pub const HEADER_MAX_MAX: usize = 1024 * 1024;
+    /// A body is held in memory, per request.
+    pub const BODY_MAX_MAX: usize = 256 * 1024 * 1024;
+    /// What the head's parser can count.
+    pub const HEADERS_MAX_MAX: usize = 1024;
+
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut within = |key: &str, value: usize, least: usize, most: usize| {
+            if !(least..=most).contains(&value) {
+                problems.push(format!("server.{key} must be {least} to {most}, got {value}"));
+            }
+        };
+        within("body_max", self.body_max, 1, Self::BODY_MAX_MAX);
+        within("header_max", self.header_max, Self::HEADER_MAX_MIN, Self::HEADER_MAX_MAX);
+        within("headers_max", self.headers_max, 1, Self::HEADERS_MAX_MAX);
+        let times = [
+            ("body_timeout", self.body_timeout),
+            ("header_timeout", self.header_timeout),
+            ("write_timeout", self.write_timeout),
+        ];
+        problems.extend(
+            times
+                .iter()
+                .filter(|(_, time)| time.is_zero())
+                .map(|(key, _)| format!("server.{key} must exceed 0s, got 0s")),
+        );
+        for name in &self.policy_headers {
+            let known = axum::http::HeaderName::from_bytes(name.as_bytes());
+            if !known.is_ok_and(|parsed| parsed.as_str() == name) {
+                problems.push(format!(
+                    "server.policy_headers must hold header names in lower case, got {name:?}"
+                ));
+            }
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_have_no_problems() {
+        assert_eq!(ServerConfig::default().problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_key_relation_and_value() {
+        let config = ServerConfig {
+            body_max: 0,
+            header_max: 100,
+            body_timeout: Duration::ZERO,
+            policy_headers: vec!["X-Tenant".into(), "x-team".into()],
+            ..ServerConfig::default()
+        };
+        assert_eq!(
+            config.problems(),
+            [
+                "server.body_max must be 1 to 268435456, got 0",
+                "server.header_max must be 1024 to 1048576, got 100",
+                "server.body_timeout must exceed 0s, got 0s",
+                "server.policy_headers must hold header names in lower case, got \"X-Tenant\"",
+            ]
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! The only place where a cause becomes a status.
+//!
+//! | cause | status | code |
+//! |---|---|---|
+//! | a field is wrong, missing or not served | 400 | `invalid_value`, `unsupported_parameter`, ... |
+//! | unknown model, route or request id | 404 | `model_not_found`, `unknown_url`, `request_not_found` |
+//! | wrong method | 405 | `method_not_allowed` |
+//! | body too slow, too large; head too large | 408, 413, 431 | `body_timeout`, `body_too_large`, `headers_too_large` |
+//! | the id is in use; cancelled by an operator | 409 | `request_id_in_use`, `request_cancelled` |
+//! | waiting room full | 429 | `waiting_room_full` |
+//! | a policy refused | its own | its own |
+//! | a pass, the engine or the host failed | 500 | `internal_error` |
+//! | loading, draining, stopped, too many connections | 503 | `model_loading`, `shutting_down`, ... |
+//! | a deadline struck | 504 | `deadline_queue`, `deadline_first_token`, ... |
+//!
+//! Cancelling by an operator is 409 because the request lost against another one; there is no
+//! registered status for it. OpenAI's clients retry 409 and 5xx by themselves unless
+//! `x-should-retry` says no, so we say no where the same request would only end the same way.
+//!
+//! # Invariants
+//!
+//! - What failed inside is told to our log, never to the client: it gets the request's id.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use interlock_admission::Refused;
+use interlock_engine::NotStarted;
+use interlock_request::{CancelCause, Deadline, RequestId};
+use serde::Serialize;
+
+use crate::ask::Invalid;
+
+/// Why a request got no answer, or not the whole of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Failure {
+    /// The body says something that cannot be.
+    Invalid(Invalid),
+    /// `x-request-id` cannot be one.
+    BadRequestId(String),
+    /// The body did not arrive as it should.
+    Body(BodyProblem),
+    /// The head is larger than configured.
+    Head {
+        /// `bytes` or `headers`.
+        unit: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// We serve another model.
+    UnknownModel {
+        /// The client's name for it.
+        asked: String,
+        /// Ours.
+        served: String,
+    },
+    /// Nothing is served there.
+    UnknownUrl {
+        /// As the client wrote it, cut.
+        path: String,
+    },
+    /// Something is served there, for another method.
+    Method,
+    /// No request of this id is in flight.
+    UnknownRequest(String),
+    /// A request of this id is in flight.
+    IdInUse(RequestId),
+    /// More connections than configured.
+    Connections {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The host is stopping and takes nothing new.
+    Draining,
+    /// The engine would not take it.
+    NotStarted(NotStarted),
+    /// A policy turned it away.
+    Refused(Box<Refused>),
+    /// Someone cancelled it.
+    Cancelled(CancelCause),
+    /// A pass, the engine or the host failed; our log has the reason.
+    Failed,
+}
+
+/// How a body failed to arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BodyProblem {
+    /// Larger than configured.
+    TooLarge {
+        /// Most bytes.
+        limit: usize,
+    },
+    /// Slower than configured.
+    TooSlow {
+        /// Longest time.
+        limit: Duration,
+    },
+    /// The connection broke, or its framing is wrong.
+    Broken(String),
+}
+
+/// An error in OpenAI's shape, without its envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Complaint {
+    /// For people.
+    pub(crate) message: String,
+    /// Whose fault, roughly.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    /// The field, if it is about one.
+    pub(crate) param: Option<String>,
+    /// For programs.
+    pub(crate) code: String,
+}
+
+/// When the same request may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// The client knows best.
+    Unsaid,
+    /// After the configured time.
+    Later,
+    /// After a time that a policy chose.
+    After(Duration),
+    /// It would end the same way, or was ended on purpose.
+    Never,
+}
+
+impl Failure {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) | Self::BadRequestId(_) => StatusCode::BAD_REQUEST,
+            Self::Body(BodyProblem::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Body(BodyProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
+            Self::Body(BodyProblem::Broken(_)) => StatusCode::BAD_REQUEST,
+            Self::Head { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UnknownModel { .. } | Self::UnknownUrl { .. } | Self::UnknownRequest(_) => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::IdInUse(_) => StatusCode::CONFLICT,
+            Self::NotStarted(NotStarted::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Connections { .. } | Self::Draining | Self::NotStarted(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Refused(refused) => StatusCode::from_u16(refused.rejection.status)
+                .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+            Self::Cancelled(CancelCause::Deadline(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Cancelled(CancelCause::Shutdown) => StatusCode::SERVICE_UNAVAILABLE,
+            // A client that left reads nothing; the status is for completeness.
+            Self::Cancelled(CancelCause::Operator | CancelCause::Disconnect) => {
+                StatusCode::CONFLICT
+            }
+            Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            Self::NotStarted(NotStarted::Full { .. } | NotStarted::Loading)
+            | Self::Connections { .. }
+            | Self::Draining
+            | Self::Cancelled(CancelCause::Shutdown | CancelCause::Deadline(Deadline::Queue)) => {
+                Retry::Later
+            }
+            Self::Refused(refused) => {
+                refused.rejection.retry_after.map_or(Retry::Unsaid, Retry::After)
+            }
+            Self::IdInUse(_) | Self::Cancelled(_) => Retry::Never,
+            _ => Retry::Unsaid,
+        }
+    }
+
+    /// Its label in `interlock_http_refusals_total{reason}`, a closed set, and its code unless a
+    /// policy or the body's reader has a better one.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid_request",
+            Self::BadRequestId(_) => "invalid_request_id",
+            Self::Body(BodyProblem::TooLarge { .. }) => "body_too_large",
+            Self::Body(BodyProblem::TooSlow { .. }) => "body_timeout",
+            Self::Body(BodyProblem::Broken(_)) => "body_broken",
+            Self::Head { .. } => "headers_too_large",
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::UnknownUrl { .. } => "unknown_url",
+            Self::Method => "method_not_allowed",
+            Self::UnknownRequest(_) => "request_not_found",
+            Self::IdInUse(_) => "request_id_in_use",
+            Self::Connections { .. } => "too_many_connections",
+            Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
+            Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
+            Self::NotStarted(NotStarted::Loading) => "model_loading",
+            Self::NotStarted(NotStarted::Stopped(_)) => "engine_stopped",
+            Self::Refused(_) => "policy",
+            Self::Cancelled(CancelCause::Deadline(Deadline::Queue)) => "deadline_queue",
+            Self::Cancelled(CancelCause::Deadline(Deadline::FirstToken)) => "deadline_first_token",
+            Self::Cancelled(CancelCause::Deadline(Deadline::InterToken)) => "deadline_inter_token",
+            Self::Cancelled(CancelCause::Deadline(Deadline::Total)) => "deadline_total",
+            Self::Cancelled(CancelCause::Operator) => "request_cancelled",
+            Self::Cancelled(CancelCause::Disconnect) => "disconnected",
+            Self::Failed => "internal_error",
+        }
+    }
+
+    /// What the client is told.
+    pub(crate) fn complaint(&self, id: &RequestId) -> Complaint {
+        let code = match self {
+            Self::Invalid(invalid) => invalid.code.to_owned(),
+            Self::Refused(refused) => refused.rejection.reason.code.clone(),
+            other => other.reason().to_owned(),
+        };
+        let kind = match self.status().as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        Complaint { message: self.message(id), kind, param: self.param(), code }
+    }
+
+    fn param(&self) -> Option<String> {
+        match self {
+            Self::Invalid(invalid) => invalid.param.clone(),
+            Self::UnknownModel { .. } => Some("model".into()),
+            Self::BadRequestId(_) | Self::IdInUse(_) => Some("x-request-id".into()),
+            _ => None,
+        }
+    }
+
+    fn message(&self, id: &RequestId) -> String {
+        match self {
+            Self::Invalid(invalid) => invalid.message.clone(),
+            Self::BadRequestId(why) => format!("x-request-id is not valid: {why}"),
+            Self::Body(BodyProblem::TooLarge { limit }) => {
+                format!("the body is larger than the limit of {limit} bytes")
+            }
+            Self::Body(BodyProblem::TooSlow { limit }) => {
+                format!("the body did not arrive within {limit:?}")
+            }
+            Self::Body(BodyProblem::Broken(why)) => format!("the body could not be read: {why}"),
+            Self::Head { unit, got, limit } => {
+                format!("the request's head has {got} {unit}, the limit is {limit}")
+            }
+            Self::UnknownModel { asked, served } => {
+                format!("the model {asked:?} does not exist; this host serves {served:?}")
+            }
+            Self::UnknownUrl { path } => format!("nothing is served at {path}"),
+            Self::Method => "this URL does not take this method".into(),
+            Self::UnknownRequest(id) => format!("no request {id:?} is in flight"),
+            Self::IdInUse(id) => format!("a request {:?} is already in flight", id.as_str()),
+            Self::Connections { limit } => {
+                format!("{limit} connections are open, which is the limit")
+            }
+            Self::Draining => "the host is shutting down and takes no new requests".into(),
+            Self::NotStarted(NotStarted::Stopped(_)) => {
+                "the engine has stopped; this host cannot serve any more".into()
+            }
+            Self::NotStarted(why) => why.to_string(),
+            Self::Refused(refused) => {
+                let reason = &refused.rejection.reason;
+                reason.detail.clone().unwrap_or_else(|| {
+                    format!("the policy {:?} refused: {}", refused.policy, reason.code)
+                })
+            }
+            Self::Cancelled(CancelCause::Deadline(deadline)) => {
+                let what = match deadline {
+                    Deadline::Queue => "waited too long for its turn",
+                    Deadline::FirstToken => "took too long to its first token",
+                    Deadline::InterToken => "paused too long between two tokens",
+                    Deadline::Total => "took too long in all",
+                };
+                format!("request {id} {what} and was ended by its {} deadline", deadline.as_str())
+            }
+            Self::Cancelled(CancelCause::Operator) => {
+                format!("request {id} was cancelled by an operator")
+            }
+            Self::Cancelled(CancelCause::Shutdown) => {
+                format!("request {id} was ended because the host is shutting down")
+            }
+            Self::Cancelled(CancelCause::Disconnect) => {
+                format!("the client of request {id} has left")
+            }
+            Self::Failed => {
+                format!("request {id} failed inside the host; its log has the reason")
+            }
+        }
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+impl From<NotStarted> for Failure {
+    fn from(why: NotStarted) -> Self {
+        Self::NotStarted(why)
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(Box::new(refused))
+    }
+}
+
+impl From<BodyProblem> for Failure {
+    fn from(problem: BodyProblem) -> Self {
+        Self::Body(problem)
+    }
+}

@@ -1,0 +1,155 @@
+//! What all connections share: the model's text side, the engine's handle, the policies.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use interlock_admission::PolicyChain;
+use interlock_engine::{EngineExit, EngineHandle, EngineState, ModelShape, NotStarted};
+use interlock_metrics::Registry;
+use interlock_request::{CancelCause, ModelId};
+use interlock_text::TextModel;
+use tokio::sync::Semaphore;
+
+use crate::failure::Failure;
+use crate::live::Live;
+use crate::{ServerConfig, ServerMetrics};
+
+/// What the server is made of.
+pub struct ServerParts {
+    /// `[server]`.
+    pub config: ServerConfig,
+    /// The model that is served, by the name clients use.
+    pub model: ModelId,
+    /// Its text side; set when it is loaded. The server listens before that.
+    pub text: Arc<OnceLock<Arc<TextModel>>>,
+    /// The way to the engine.
+    pub engine: EngineHandle,
+    /// The policies that every request must pass.
+    pub chain: Arc<PolicyChain>,
+    /// The server's own metrics.
+    pub metrics: ServerMetrics,
+    /// Everyone's metrics, for `/metrics`.
+    pub registry: Arc<Registry>,
+}
+
+/// What `/health/ready` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// The model is loading.
+    Starting,
+    /// Requests are served.
+    Ready,
+    /// No new requests are taken; those in flight may finish.
+    Draining,
+    /// The engine has stopped, and nobody asked it to.
+    Failed,
+}
+
+impl Readiness {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Shared by all connections.
+pub(crate) struct Host {
+    pub(crate) config: ServerConfig,
+    pub(crate) model: ModelId,
+    pub(crate) engine: EngineHandle,
+    pub(crate) chain: Arc<PolicyChain>,
+    pub(crate) metrics: Arc<ServerMetrics>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) live: Arc<Live>,
+    /// Permits to tokenize something long; so many threads at most are held by it.
+    pub(crate) tokenizing: Semaphore,
+    /// Seconds since the Unix epoch.
+    pub(crate) started_at: u64,
+    text: Arc<OnceLock<Arc<TextModel>>>,
+    draining: AtomicBool,
+}
+
+impl Host {
+    /// Long prompts that are tokenized at the same time. More would take the processor from
+    /// streams that already flow.
+    const TOKENIZING_MAX: usize = 2;
+
+    pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
+        let ServerParts { config, model, text, engine, chain, metrics, registry } = parts;
+        metrics.serves(&model);
+        Arc::new(Self {
+            config,
+            model,
+            engine,
+            chain,
+            metrics: Arc::new(metrics),
+            registry,
+            live: Live::new(),
+            tokenizing: Semaphore::new(Self::TOKENIZING_MAX),
+            started_at: unix_time().as_secs(),
+            text,
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// The model, when it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// When it is not yet, or no longer, there.
+    pub(crate) fn model(&self) -> Result<(&Arc<TextModel>, ModelShape), Failure> {
+        let shape = match self.engine.state() {
+            EngineState::Ready(shape) => shape,
+            EngineState::Starting => return Err(NotStarted::Loading.into()),
+            EngineState::Exited(exit) => return Err(NotStarted::Stopped(exit).into()),
+        };
+        let text = self.text.get().ok_or(NotStarted::Loading)?;
+        Ok((text, shape))
+    }
+
+    pub(crate) fn readiness(&self) -> Readiness {
+        let draining = self.draining();
+        match self.engine.state() {
+            EngineState::Exited(EngineExit::Asked) if draining => Readiness::Draining,
+            EngineState::Exited(_) => Readiness::Failed,
+            _ if draining => Readiness::Draining,
+            EngineState::Ready(_) if self.text.get().is_some() => Readiness::Ready,
+            EngineState::Ready(_) | EngineState::Starting => Readiness::Starting,
+        }
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Takes no new requests, waits for those in flight and cancels the rest. How many that were.
+    pub(crate) async fn drain(&self) -> usize {
+        /// How long cancelled requests may take to end: as long as a pass may last.
+        const PASS_MAX: Duration = Duration::from_secs(60);
+
+        // A request claims its id first and looks at this flag afterwards, so it either sees the
+        // flag or is waited for.
+        self.draining.store(true, Ordering::SeqCst);
+        let drain_max = self.config.drain_max;
+        tracing::info!(in_flight = self.live.count(), ?drain_max, "shutting down");
+        if tokio::time::timeout(drain_max, self.live.empty()).await.is_ok() {
+            return 0;
+        }
+        let cancelled = self.live.cancel_all(CancelCause::Shutdown);
+        tracing::warn!(cancelled, ?drain_max, "requests in flight were cancelled");
+        if tokio::time::timeout(PASS_MAX, self.live.empty()).await.is_err() {
+            tracing::error!(left = self.live.count(), "requests did not end after being cancelled");
+        }
+        cancelled
+    }
+}
+
+/// The time since the Unix epoch; 0 for a clock that is set before it.
+pub(crate) fn unix_time() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}

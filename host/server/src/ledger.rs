@@ -1,0 +1,159 @@
+//! How a request's end is written down: one log line, one metric, one account. Once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use interlock_admission::{Account, Summary};
+use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
+
+use crate::metrics::ServerMetrics;
+
+/// What is known of an admitted request so far, and the duty to write down how it ended.
+///
+/// [`Ledger::end`] fulfils it. Dropping it fulfils it too, as a failure: a driver that panicked
+/// is still logged, counted and accounted for.
+pub(crate) struct Ledger {
+    pub(crate) id: RequestId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) model: ModelId,
+    pub(crate) streaming: bool,
+    pub(crate) prompt_tokens: u32,
+    metrics: Arc<ServerMetrics>,
+    // Taken by the end: an empty place means that all is written.
+    account: Option<Account>,
+    admitted_at: Instant,
+    queue_time: Option<Duration>,
+    first_token: Option<Duration>,
+    last_token_at: Option<Instant>,
+    generated: u32,
+}
+
+/// Who a ledger is about.
+pub(crate) struct Title {
+    pub(crate) id: RequestId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) model: ModelId,
+    pub(crate) streaming: bool,
+    pub(crate) prompt_tokens: u32,
+}
+
+impl Ledger {
+    pub(crate) fn open(title: Title, account: Account, metrics: Arc<ServerMetrics>) -> Self {
+        let Title { id, endpoint, model, streaming, prompt_tokens } = title;
+        let admitted_at = account.admitted_at();
+        Self {
+            id,
+            endpoint,
+            model,
+            streaming,
+            prompt_tokens,
+            metrics,
+            account: Some(account),
+            admitted_at,
+            queue_time: None,
+            first_token: None,
+            last_token_at: None,
+            generated: 0,
+        }
+    }
+
+    /// When the request was admitted.
+    pub(crate) fn admitted_at(&self) -> Instant {
+        self.admitted_at
+    }
+
+    /// Tokens generated so far.
+    pub(crate) fn generated(&self) -> u32 {
+        self.generated
+    }
+
+    /// What it used as far as its driver saw.
+    pub(crate) fn usage_seen(&self) -> Usage {
+        let prompt_tokens = if self.generated > 0 { self.prompt_tokens } else { 0 };
+        Usage { prompt_tokens, generated_tokens: self.generated }
+    }
+
+    /// Its first pass begins.
+    pub(crate) fn started(&mut self) {
+        let time = self.admitted_at.elapsed();
+        self.queue_time = Some(time);
+        self.metrics.queued(time);
+    }
+
+    /// It has a token more.
+    pub(crate) fn token(&mut self) {
+        let now = Instant::now();
+        match self.last_token_at.replace(now) {
+            None => {
+                let time = now - self.admitted_at;
+                self.first_token = Some(time);
+                self.metrics.first_token(time);
+            }
+            Some(last) => self.metrics.next_token(now - last),
+        }
+        self.generated += 1;
+    }
+
+    /// It has ended.
+    pub(crate) fn end(mut self, outcome: Outcome, usage: Usage) {
+        self.write(outcome, usage);
+    }
+
+    fn write(&mut self, outcome: Outcome, usage: Usage) {
+        let Some(account) = self.account.take() else { return };
+        let summary = Summary {
+            outcome,
+            usage,
+            queue_time: self.queue_time,
+            time_to_first_token: self.first_token,
+            total: self.admitted_at.elapsed(),
+        };
+        self.log(&summary);
+        self.metrics.ended(self.endpoint, &self.model, &summary);
+        account.settle(&summary);
+    }
+
+    fn log(&self, summary: &Summary) {
+        let Summary { outcome, usage, queue_time, time_to_first_token, total } = summary;
+        let error = match outcome {
+            Outcome::Failed(error) => Some(error.as_str()),
+            Outcome::Completed(_) | Outcome::Cancelled(_) => None,
+        };
+        tracing::info!(
+            request = %self.id,
+            endpoint = self.endpoint.as_str(),
+            model = %self.model,
+            streaming = self.streaming,
+            outcome = outcome.as_str(),
+            why = why(outcome),
+            error,
+            prompt_tokens = usage.prompt_tokens,
+            generated_tokens = usage.generated_tokens,
+            queue_ms = queue_time.map(millis),
+            first_token_ms = time_to_first_token.map(millis),
+            total_ms = millis(*total),
+            "request ended"
+        );
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        let usage = self.usage_seen();
+        self.write(Outcome::Failed("its driver panicked or was dropped".into()), usage);
+    }
+}
+
+/// What brought the outcome about.
+fn why(outcome: &Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Completed(Finish::Stop) => Some("stop"),
+        Outcome::Completed(Finish::Length) => Some("length"),
+        Outcome::Cancelled(cause) => Some(CancelCause::as_str(*cause)),
+        Outcome::Failed(_) => None,
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,114 @@
+//! What the server tells the outside. Labels are closed sets and the operator's model name.
+
+use std::time::Duration;
+
+use interlock_admission::Summary;
+use interlock_metrics::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry};
+use interlock_request::{Endpoint, ModelId};
+
+use crate::failure::Failure;
+
+/// Requests, how they ended, how long their parts took; refusals; connections.
+#[derive(Debug, Clone)]
+pub struct ServerMetrics {
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    queue_seconds: Histogram,
+    first_token_seconds: Histogram,
+    inter_token_seconds: Histogram,
+    prompt_tokens: IntCounter,
+    generated_tokens: IntCounter,
+    refusals: IntCounterVec,
+    pub(crate) connections: IntGauge,
+}
+
+impl ServerMetrics {
+    /// 5 ms to 10 min: a refusal in the queue to a long answer.
+    const REQUEST_SECONDS: &[f64] = &[
+        0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0,
+    ];
+    /// 1 ms to 60 s, dense under 1 s where people notice.
+    const FIRST_TOKEN_SECONDS: &[f64] = &[
+        0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    ];
+    /// 1 ms to 10 s, dense where reading speed is.
+    const INTER_TOKEN_SECONDS: &[f64] = &[
+        0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0,
+    ];
+
+    /// Declares the families.
+    pub fn register(registry: &Registry) -> Self {
+        Self {
+            requests: registry.counters(
+                "requests_total",
+                "Admitted requests that have ended, by how.",
+                &["endpoint", "model", "outcome"],
+            ),
+            request_seconds: registry.histograms(
+                "request_duration_seconds",
+                "Time from admission to the end.",
+                Self::REQUEST_SECONDS,
+                &["endpoint"],
+            ),
+            queue_seconds: registry.histogram(
+                "queue_seconds",
+                "Time from admission to the first pass.",
+                Self::FIRST_TOKEN_SECONDS,
+            ),
+            first_token_seconds: registry.histogram(
+                "time_to_first_token_seconds",
+                "Time from admission to the first token.",
+                Self::FIRST_TOKEN_SECONDS,
+            ),
+            inter_token_seconds: registry.histogram(
+                "inter_token_seconds",
+                "Time from one token to the next.",
+                Self::INTER_TOKEN_SECONDS,
+            ),
+            prompt_tokens: registry
+                .counter("prompt_tokens_total", "Prompt tokens that the model saw."),
+            generated_tokens: registry
+                .counter("generated_tokens_total", "Tokens that the model generated."),
+            refusals: registry.counters(
+                "http_refusals_total",
+                "Requests turned away before they were admitted, by why.",
+                &["reason"],
+            ),
+            connections: registry.gauge("http_connections", "Open connections."),
+        }
+    }
+
+    /// Begins the series of a model at 0, so that the first increase is one.
+    pub(crate) fn serves(&self, model: &ModelId) {
+        for endpoint in ["chat", "completions", "responses"] {
+            for outcome in ["completed", "cancelled", "disconnected", "timed_out", "failed"] {
+                self.requests.with_label_values(&[endpoint, model.as_str(), outcome]).inc_by(0);
+            }
+        }
+    }
+
+    pub(crate) fn queued(&self, time: Duration) {
+        self.queue_seconds.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn first_token(&self, time: Duration) {
+        self.first_token_seconds.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn next_token(&self, time: Duration) {
+        self.inter_token_seconds.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn ended(&self, endpoint: Endpoint, model: &ModelId, summary: &Summary) {
+        let endpoint = endpoint.as_str();
+        let outcome = summary.outcome.as_str();
+        self.requests.with_label_values(&[endpoint, model.as_str(), outcome]).inc();
+        self.request_seconds.with_label_values(&[endpoint]).observe(summary.total.as_secs_f64());
+        self.prompt_tokens.inc_by(summary.usage.prompt_tokens.into());
+        self.generated_tokens.inc_by(summary.usage.generated_tokens.into());
+    }
+
+    pub(crate) fn refused(&self, failure: &Failure) {
+        self.refusals.with_label_values(&[failure.reason()]).inc();
+    }
+}

@@ -1,0 +1,241 @@
+//! Routes, and what all answers have in common: the request's id and the shape of errors.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Extension, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use interlock_metrics::Registry;
+use interlock_request::{CancelCause, Endpoint, RequestId};
+use serde_json::json;
+
+use crate::body;
+use crate::failure::{Failure, Retry};
+use crate::generate::generate;
+use crate::host::{Host, Readiness, unix_time};
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// What is known of a request once its head is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Meta {
+    pub(crate) id: RequestId,
+    /// Microseconds since the Unix epoch.
+    pub(crate) at_micros: u64,
+}
+
+/// This connection is one too many: only what watches the host is answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crowded;
+
+pub(crate) fn router(host: Arc<Host>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/responses", post(responses))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*model}", get(model))
+        .route("/v1/requests/{id}/cancel", post(cancel))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&host), frame))
+        .with_state(host)
+}
+
+/// Around every request: names it, looks at its head, and gives errors their shape.
+async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
+    let at_micros = u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX);
+    let (id, checked) = match own_id(request.headers()) {
+        Ok(Some(id)) => (id, head_within(&request, &host)),
+        Ok(None) => (RequestId::generate(), head_within(&request, &host)),
+        Err(failure) => (RequestId::generate(), Err(failure)),
+    };
+    let checked = checked.and_then(|()| room_for(&request, &host));
+    request.extensions_mut().insert(Meta { id: id.clone(), at_micros });
+    let mut response = match checked {
+        Ok(()) => next.run(request).await,
+        Err(failure) => {
+            body::discard(request.into_body(), &host.config).await;
+            failure.into_response()
+        }
+    };
+    if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+        response = host.refuse(&id, &failure);
+    }
+    let value = HeaderValue::from_str(id.as_str()).expect("ids are made of ASCII letters");
+    response.headers_mut().insert(REQUEST_ID, value);
+    response
+}
+
+/// The client's own id, if it sends one.
+fn own_id(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> {
+    let Some(value) = headers.get(REQUEST_ID) else { return Ok(None) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    RequestId::parse(&text).map(Some).map_err(|why| Failure::BadRequestId(why.to_string()))
+}
+
+/// hyper refuses heads beyond twice the limits with a bare 431; up to there we can say why.
+fn head_within(request: &Request, host: &Host) -> Result<(), Failure> {
+    let headers = request.headers();
+    let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let over = |unit, got, limit| {
+        if got > limit { Err(Failure::Head { unit, got, limit }) } else { Ok(()) }
+    };
+    over("headers", headers.len(), host.config.headers_max)?;
+    over("bytes", uri + bytes, host.config.header_max)
+}
+
+fn room_for(request: &Request, host: &Host) -> Result<(), Failure> {
+    let path = request.uri().path();
+    let watching = path.starts_with("/health/") || path == "/metrics";
+    if request.extensions().get::<Crowded>().is_some() && !watching {
+        return Err(Failure::Connections { limit: host.config.connections_max.get() });
+    }
+    Ok(())
+}
+
+impl IntoResponse for Failure {
+    /// Without id and shape: `frame` adds both, once, for all routes.
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl Host {
+    /// Counts a failure and tells it to the client.
+    fn refuse(&self, id: &RequestId, failure: &Failure) -> Response {
+        let status = failure.status();
+        let complaint = failure.complaint(id);
+        tracing::info!(
+            request = %id, status = status.as_u16(), code = complaint.code, reason = failure.reason(),
+            "request answered with an error"
+        );
+        self.metrics.refused(failure);
+        let mut response = (status, Json(json!({ "error": complaint }))).into_response();
+        let headers = response.headers_mut();
+        let retry_after = match failure.retry() {
+            Retry::Unsaid => None,
+            Retry::Later => Some(self.config.retry_after),
+            Retry::After(time) => Some(time),
+            Retry::Never => {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+                None
+            }
+        };
+        if let Some(time) = retry_after {
+            // Whole seconds, as HTTP has them; 0 would invite to hammer.
+            let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+
+    fn model_card(&self) -> serde_json::Value {
+        json!({
+            "id": self.model.as_str(),
+            "object": "model",
+            "created": self.started_at,
+            "owned_by": "interlock",
+        })
+    }
+}
+
+type Answer = Result<Response, Failure>;
+
+async fn chat(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    generate(host, Endpoint::Chat, meta, headers, body).await
+}
+
+async fn completions(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    generate(host, Endpoint::Completions, meta, headers, body).await
+}
+
+async fn responses(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    generate(host, Endpoint::Responses, meta, headers, body).await
+}
+
+async fn models(State(host): State<Arc<Host>>) -> Response {
+    Json(json!({ "object": "list", "data": [host.model_card()] })).into_response()
+}
+
+async fn model(State(host): State<Arc<Host>>, Path(asked): Path<String>) -> Answer {
+    if asked == host.model.as_str() {
+        Ok(Json(host.model_card()).into_response())
+    } else {
+        Err(Failure::UnknownModel { asked, served: host.model.to_string() })
+    }
+}
+
+/// Cancels a request wherever it is. Its client is told; asking twice is harmless.
+async fn cancel(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer {
+    let known = RequestId::parse(&id).ok().filter(|id| host.live.cancel(id, CancelCause::Operator));
+    match known {
+        Some(id) => {
+            tracing::info!(request = %id, "cancelled by an operator");
+            Ok(Json(json!({ "id": id.as_str(), "object": "request", "cancelled": true }))
+                .into_response())
+        }
+        None => Err(Failure::UnknownRequest(cut(&id))),
+    }
+}
+
+async fn live() -> Response {
+    Json(json!({ "status": "live" })).into_response()
+}
+
+async fn ready(State(host): State<Arc<Host>>) -> Response {
+    let readiness = host.readiness();
+    let status = match readiness {
+        Readiness::Ready => StatusCode::OK,
+        Readiness::Starting | Readiness::Draining | Readiness::Failed => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
+    (status, Json(json!({ "status": readiness.as_str() }))).into_response()
+}
+
+async fn metrics(State(host): State<Arc<Host>>) -> Answer {
+    let text = host.registry.expose().map_err(|error| {
+        tracing::error!(%error, "metrics could not be encoded");
+        Failure::Failed
+    })?;
+    Ok(([(header::CONTENT_TYPE, Registry::CONTENT_TYPE)], text).into_response())
+}
+
+async fn unknown_url(request: Request) -> Failure {
+    Failure::UnknownUrl { path: cut(request.uri().path()) }
+}
+
+async fn method_not_allowed() -> Failure {
+    Failure::Method
+}
+
+/// As much of a client's text as an error repeats.
+fn cut(text: &str) -> String {
+    text.chars().take(RequestId::BYTES_MAX).collect()
+}

@@ -1,0 +1,191 @@
+//! Accepts connections, serves them, and ends them in order.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tower::ServiceExt;
+
+use crate::host::Host;
+use crate::patience::Patient;
+use crate::router::{Crowded, router};
+use crate::{ServerConfig, ServerParts};
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    /// Requests in flight that did not finish within `drain_max` and were cancelled.
+    pub cancelled: usize,
+}
+
+/// How long answers may take to leave once their requests have ended.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+/// Serves until `shutdown` and then some: requests in flight finish or are cancelled, every
+/// client gets a proper end, and only then are connections closed. Meanwhile new requests are
+/// answered with 503, and `/health/ready` says `draining`.
+pub async fn serve(
+    listener: TcpListener,
+    parts: ServerParts,
+    shutdown: impl Future<Output = ()>,
+) -> Served {
+    let host = Host::new(parts);
+    let doors = Doors::new(&host.config);
+    let router = router(Arc::clone(&host));
+    let (farewell, goodbye) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let mut drained = pin!(async {
+        shutdown.await;
+        host.drain().await
+    });
+    let cancelled = loop {
+        tokio::select! {
+            cancelled = &mut drained => break cancelled,
+            (stream, door) = accept(&listener, &doors) => {
+                let open = Open { door, host: Arc::clone(&host) };
+                connections.spawn(converse(stream, router.clone(), open, goodbye.clone()));
+            }
+            Some(ended) = connections.join_next() => report(ended),
+        }
+    };
+    // Whoever still knocks is told so by the operating system.
+    drop(listener);
+    drop(farewell);
+    let all_left = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if tokio::time::timeout(FAREWELL_MAX, all_left).await.is_err() {
+        tracing::warn!(left = connections.len(), "connections were closed on readers too slow");
+        connections.shutdown().await;
+    }
+    Served { cancelled }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        // A bug, and it ended that one connection; its requests see a client that left.
+        tracing::error!(%error, "a connection panicked");
+    }
+}
+
+/// How connections come in: through the regular door while there is room, then through a narrow
+/// one where they are told so. When that is taken as well, they wait in the system's backlog.
+struct Doors {
+    regular: Arc<Semaphore>,
+    narrow: Arc<Semaphore>,
+}
+
+/// A place among the open connections.
+enum Door {
+    Regular { _place: OwnedSemaphorePermit },
+    Narrow { _place: OwnedSemaphorePermit },
+}
+
+impl Doors {
+    /// Connections that are told that there are too many, at a time.
+    const NARROW: usize = 64;
+
+    fn new(config: &ServerConfig) -> Self {
+        let regular = config.connections_max.get().min(Semaphore::MAX_PERMITS);
+        Self {
+            regular: Arc::new(Semaphore::new(regular)),
+            narrow: Arc::new(Semaphore::new(Self::NARROW)),
+        }
+    }
+
+    /// Gives its place back when the wait is given up.
+    async fn enter(&self) -> Door {
+        if let Ok(place) = Arc::clone(&self.regular).try_acquire_owned() {
+            return Door::Regular { _place: place };
+        }
+        let narrow = Arc::clone(&self.narrow).acquire_owned();
+        Door::Narrow { _place: narrow.await.expect("it is never closed") }
+    }
+}
+
+async fn accept(listener: &TcpListener, doors: &Doors) -> (TcpStream, Door) {
+    /// Long enough for a file descriptor to come free, short enough to go unnoticed.
+    const BREATH: Duration = Duration::from_millis(50);
+
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, doors.enter().await),
+            // The client's fault, and it is gone already.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::error!(%error, "a connection could not be accepted");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+/// One open connection, counted for as long as it lives.
+struct Open {
+    door: Door,
+    host: Arc<Host>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.host.metrics.connections.dec();
+    }
+}
+
+/// Serves one connection until it closes, or until the farewell and the answer in flight.
+async fn converse(
+    stream: TcpStream,
+    router: Router,
+    open: Open,
+    mut goodbye: watch::Receiver<()>,
+) {
+    let config = &open.host.config;
+    open.host.metrics.connections.inc();
+    // Tokens are small and should not wait for company.
+    let _ = stream.set_nodelay(true);
+    let crowded = matches!(open.door, Door::Narrow { .. });
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if crowded {
+            request.extensions_mut().insert(Crowded);
+        }
+        let answer = router.clone().oneshot(request);
+        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+    });
+    let io = TokioIo::new(Patient::new(stream, config.write_timeout));
+    let mut conversation = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(config.header_timeout)
+            .max_header_size(config.header_max.saturating_mul(2))
+            .max_headers(config.headers_max.saturating_mul(2))
+            .keep_alive(!crowded)
+            .serve_connection(io, service)
+    );
+    let ended = tokio::select! {
+        ended = conversation.as_mut() => ended,
+        // The sender is dropped rather than used, so this is an error, and the farewell.
+        _ = goodbye.changed() => {
+            conversation.as_mut().graceful_shutdown();
+            conversation.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients leave in many ways; what it meant for their requests is in those log lines.
+        tracing::debug!(%error, "a connection ended early");
+    }
+}

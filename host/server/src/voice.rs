@@ -1,0 +1,96 @@
+//! How an endpoint answers: whole, as JSON, or piece by piece, as server-sent events.
+//!
+//! Each endpoint's file knows its own shapes; what they are made of comes from the driver.
+
+mod chat;
+mod completions;
+mod responses;
+mod sse;
+#[cfg(test)]
+mod tests;
+
+use interlock_request::{Finish, ModelId, RequestId, Usage};
+use serde::Serialize;
+
+use crate::ask::Shape;
+use crate::failure::Complaint;
+use crate::pieces::Done;
+pub(crate) use sse::{Frames, Stream};
+
+/// Speaks one endpoint's language about one answer.
+///
+/// For a stream, in order: [`Voice::open`], [`Voice::text`] any number of times, then
+/// [`Voice::done`] or [`Voice::fail`]. Otherwise [`Voice::whole`], alone.
+pub(crate) trait Voice: Send {
+    /// The request is admitted.
+    fn open(&mut self, frames: &mut Frames) {
+        let _ = frames;
+    }
+
+    /// There is more text, never empty.
+    fn text(&mut self, text: &str, frames: &mut Frames);
+
+    /// The answer is complete.
+    fn done(&mut self, done: &Done, frames: &mut Frames);
+
+    /// There will be no more of it.
+    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames);
+
+    /// The answer at once.
+    fn whole(&mut self, text: String, done: &Done) -> Vec<u8>;
+}
+
+/// What every answer says about itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    /// The request's id, which the answer's own id repeats.
+    pub(crate) request: RequestId,
+    /// The model that answers.
+    pub(crate) model: ModelId,
+    /// Seconds since the Unix epoch.
+    pub(crate) created: u64,
+}
+
+/// The voice of the endpoint that this shape belongs to.
+pub(crate) fn voice(shape: Shape, head: Head) -> Box<dyn Voice> {
+    match shape {
+        Shape::Chat { include_usage } => Box::new(chat::Chat::new(head, include_usage)),
+        Shape::Completions { include_usage } => {
+            Box::new(completions::Completions::new(head, include_usage))
+        }
+        Shape::Responses(echo) => Box::new(responses::Responses::new(head, *echo)),
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our own types have string keys and no failing serializers")
+}
+
+fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// Token counts as chat and completions have them.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Tokens {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+impl From<Usage> for Tokens {
+    fn from(usage: Usage) -> Self {
+        let prompt_tokens = u64::from(usage.prompt_tokens);
+        let completion_tokens = u64::from(usage.generated_tokens);
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+/// An error frame of chat and completions: OpenAI's clients raise on its `error` key.
+#[derive(Debug, Serialize)]
+struct ErrorFrame<'a> {
+    error: &'a Complaint,
+}

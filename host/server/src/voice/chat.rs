@@ -1,0 +1,138 @@
+//! Answers `POST /v1/chat/completions`.
+//!
+//! A stream is a chunk with the role, chunks with content, a chunk with the finish reason, a
+//! chunk with the usage if the client asked for it, and `[DONE]`. One that fails ends with an
+//! error frame and `[DONE]`.
+
+use serde::Serialize;
+
+use super::{ErrorFrame, Frames, Head, Tokens, Voice, finish_reason, json};
+use crate::failure::Complaint;
+use crate::pieces::Done;
+
+pub(super) struct Chat {
+    head: Head,
+    id: String,
+    include_usage: bool,
+    role_told: bool,
+}
+
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [Choice<'a>],
+    /// Absent unless asked for; then null in all chunks but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Tokens>>,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    delta: Delta<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize, Default)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Completion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: [WholeChoice; 1],
+    usage: Tokens,
+}
+
+#[derive(Serialize)]
+struct WholeChoice {
+    index: u32,
+    message: Message,
+    logprobs: Option<()>,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+    refusal: Option<()>,
+}
+
+impl Chat {
+    pub(super) fn new(head: Head, include_usage: bool) -> Self {
+        let id = format!("chatcmpl-{}", head.request);
+        Self { head, id, include_usage, role_told: false }
+    }
+
+    fn chunk(&self, choices: &[Choice<'_>], usage: Option<Tokens>, frames: &mut Frames) {
+        frames.data(&Chunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.head.created,
+            model: self.head.model.as_str(),
+            choices,
+            usage: self.include_usage.then_some(usage),
+        });
+    }
+
+    fn choice(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, frames: &mut Frames) {
+        self.chunk(&[Choice { index: 0, delta, logprobs: None, finish_reason }], None, frames);
+    }
+
+    /// Comes with the first text, so that a client's clock for the first chunk stops there.
+    fn role(&mut self, frames: &mut Frames) {
+        if !std::mem::replace(&mut self.role_told, true) {
+            let delta = Delta { role: Some("assistant"), content: Some("") };
+            self.choice(delta, None, frames);
+        }
+    }
+}
+
+impl Voice for Chat {
+    fn text(&mut self, text: &str, frames: &mut Frames) {
+        self.role(frames);
+        self.choice(Delta { role: None, content: Some(text) }, None, frames);
+    }
+
+    fn done(&mut self, done: &Done, frames: &mut Frames) {
+        self.role(frames);
+        self.choice(Delta::default(), Some(finish_reason(done.finish)), frames);
+        if self.include_usage {
+            self.chunk(&[], Some(done.usage.into()), frames);
+        }
+        frames.end_mark();
+    }
+
+    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames) {
+        frames.data(&ErrorFrame { error: complaint });
+        frames.end_mark();
+    }
+
+    fn whole(&mut self, text: String, done: &Done) -> Vec<u8> {
+        json(&Completion {
+            id: &self.id,
+            object: "chat.completion",
+            created: self.head.created,
+            model: self.head.model.as_str(),
+            choices: [WholeChoice {
+                index: 0,
+                message: Message { role: "assistant", content: text, refusal: None },
+                logprobs: None,
+                finish_reason: finish_reason(done.finish),
+            }],
+            usage: done.usage.into(),
+        })
+    }
+}

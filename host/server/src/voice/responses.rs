@@ -1,0 +1,220 @@
+//! Answers `POST /v1/responses`.
+//!
+//! A stream is, each with its number in the sequence:
+//!
+//! ```text
+//! response.created                    at once
+//! response.in_progress
+//! response.output_item.added          with the first text
+//! response.content_part.added
+//! response.output_text.delta ...
+//! response.output_text.done           at the end
+//! response.content_part.done
+//! response.output_item.done
+//! response.completed                  or response.incomplete, when the length is used up
+//! ```
+//!
+//! One that fails ends with `error`, which has the exact cause, and `response.failed`.
+
+mod object;
+
+use interlock_request::Finish;
+use serde::Serialize;
+
+use super::{Frames, Head, Voice, json};
+use crate::ask::Echo;
+use crate::failure::Complaint;
+use crate::pieces::Done;
+use object::{Item, Part, Response, Status};
+
+pub(super) struct Responses {
+    head: Head,
+    id: String,
+    item_id: String,
+    echo: Echo,
+    sequence: u64,
+    /// All text so far, since the last events repeat it; None until there is some.
+    text: Option<String>,
+}
+
+/// `response.created` and its like.
+#[derive(Serialize)]
+struct ResponseEvent<'a> {
+    r#type: &'static str,
+    sequence_number: u64,
+    response: Response<'a>,
+}
+
+/// `response.output_item.added` and `.done`.
+#[derive(Serialize)]
+struct ItemEvent<'a> {
+    r#type: &'static str,
+    sequence_number: u64,
+    output_index: u32,
+    item: Item<'a>,
+}
+
+/// Everything about the one content part of the one item.
+#[derive(Serialize)]
+struct PartEvent<'a> {
+    r#type: &'static str,
+    sequence_number: u64,
+    item_id: &'a str,
+    output_index: u32,
+    content_index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<Part<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<[(); 0]>,
+}
+
+#[derive(Serialize)]
+struct ErrorEvent<'a> {
+    r#type: &'static str,
+    sequence_number: u64,
+    code: &'a str,
+    message: &'a str,
+    param: Option<&'a str>,
+}
+
+impl Responses {
+    pub(super) fn new(head: Head, echo: Echo) -> Self {
+        let id = format!("resp_{}", head.request);
+        let item_id = format!("msg_{}", head.request);
+        Self { head, id, item_id, echo, sequence: 0, text: None }
+    }
+
+    fn next(&mut self) -> u64 {
+        let number = self.sequence;
+        self.sequence += 1;
+        number
+    }
+
+    fn response(&self, status: Status) -> Response<'_> {
+        Response::new(&self.id, &self.head, &self.echo, status)
+    }
+
+    fn item<'a>(&'a self, status: Status, text: Option<&'a str>) -> Item<'a> {
+        Item::new(&self.item_id, status, text)
+    }
+
+    fn tell_response(&mut self, event: &'static str, status: Status, frames: &mut Frames) {
+        let sequence_number = self.next();
+        let response = self.response(status);
+        frames.event(event, &ResponseEvent { r#type: event, sequence_number, response });
+    }
+
+    fn tell_item(&mut self, event: &'static str, status: Status, frames: &mut Frames) {
+        let sequence_number = self.next();
+        let text = if status == Status::InProgress { None } else { self.text.as_deref() };
+        let item = self.item(status, text);
+        frames.event(event, &ItemEvent { r#type: event, sequence_number, output_index: 0, item });
+    }
+
+    fn tell_part(&mut self, said: Said<'_>, frames: &mut Frames) {
+        let sequence_number = self.next();
+        let (r#type, part, delta, text) = match said {
+            Said::PartAdded => ("response.content_part.added", Some(Part::new("")), None, None),
+            Said::Delta(text) => ("response.output_text.delta", None, Some(text), None),
+            Said::TextDone => ("response.output_text.done", None, None, self.text.as_deref()),
+            Said::PartDone => {
+                ("response.content_part.done", self.text.as_deref().map(Part::new), None, None)
+            }
+        };
+        let logprobs = (delta.is_some() || text.is_some()).then_some([]);
+        frames.event(
+            r#type,
+            &PartEvent {
+                r#type,
+                sequence_number,
+                item_id: &self.item_id,
+                output_index: 0,
+                content_index: 0,
+                part,
+                delta,
+                text,
+                logprobs,
+            },
+        );
+    }
+
+    /// Opens the one item and its one part, with the first text.
+    fn begin(&mut self, frames: &mut Frames) {
+        if self.text.is_none() {
+            self.text = Some(String::new());
+            self.tell_item("response.output_item.added", Status::InProgress, frames);
+            self.tell_part(Said::PartAdded, frames);
+        }
+    }
+}
+
+/// What can be said about the one content part.
+enum Said<'a> {
+    PartAdded,
+    Delta(&'a str),
+    TextDone,
+    PartDone,
+}
+
+fn status(finish: Finish) -> Status {
+    match finish {
+        Finish::Stop => Status::Completed,
+        Finish::Length => Status::Incomplete,
+    }
+}
+
+impl Voice for Responses {
+    fn open(&mut self, frames: &mut Frames) {
+        self.tell_response("response.created", Status::InProgress, frames);
+        self.tell_response("response.in_progress", Status::InProgress, frames);
+    }
+
+    fn text(&mut self, text: &str, frames: &mut Frames) {
+        self.begin(frames);
+        self.tell_part(Said::Delta(text), frames);
+        self.text.get_or_insert_default().push_str(text);
+    }
+
+    fn done(&mut self, done: &Done, frames: &mut Frames) {
+        self.begin(frames);
+        let status = status(done.finish);
+        self.tell_part(Said::TextDone, frames);
+        self.tell_part(Said::PartDone, frames);
+        self.tell_item("response.output_item.done", status, frames);
+        let sequence_number = self.next();
+        let item = self.item(status, self.text.as_deref());
+        let r#type = match done.finish {
+            Finish::Stop => "response.completed",
+            Finish::Length => "response.incomplete",
+        };
+        let response = self.response(status).done(done, item);
+        frames.event(r#type, &ResponseEvent { r#type, sequence_number, response });
+    }
+
+    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames) {
+        let sequence_number = self.next();
+        let Complaint { message, param, code, .. } = complaint;
+        frames.event(
+            "error",
+            &ErrorEvent { r#type: "error", sequence_number, code, message, param: param.as_deref() },
+        );
+        let sequence_number = self.next();
+        let r#type = "response.failed";
+        let mut response = self.response(Status::Failed);
+        if let Some(text) = &self.text {
+            response = response.with(self.item(Status::Incomplete, Some(text)));
+        }
+        let response = response.failed(message);
+        frames.event(r#type, &ResponseEvent { r#type, sequence_number, response });
+    }
+
+    fn whole(&mut self, text: String, done: &Done) -> Vec<u8> {
+        let status = status(done.finish);
+        let item = self.item(status, Some(&text));
+        json(&self.response(status).done(done, item))
+    }
+}

@@ -1,0 +1,115 @@
+//! Server-sent events: frames, and the body that hyper polls.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
+use interlock_request::RequestId;
+use serde::Serialize;
+
+use super::Voice;
+use crate::pieces::{Inlet, Piece};
+
+/// Frames on their way into one chunk of the body.
+#[derive(Debug, Default)]
+pub(crate) struct Frames(Vec<u8>);
+
+impl Frames {
+    /// A frame with only data.
+    pub(super) fn data(&mut self, value: &impl Serialize) {
+        self.0.extend_from_slice(b"data: ");
+        self.json(value);
+    }
+
+    /// A frame with an event's name.
+    pub(super) fn event(&mut self, name: &str, value: &impl Serialize) {
+        self.0.extend_from_slice(b"event: ");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\ndata: ");
+        self.json(value);
+    }
+
+    /// The frame that ends a stream where the API has one.
+    pub(super) fn end_mark(&mut self) {
+        self.0.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    /// JSON escapes line breaks, so a value is one line and a frame ends where it should.
+    fn json(&mut self, value: &impl Serialize) {
+        serde_json::to_writer(&mut self.0, value)
+            .expect("our own types have string keys and no failing serializers");
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    fn take(&mut self) -> Bytes {
+        Bytes::from(std::mem::take(&mut self.0))
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_text(self) -> String {
+        String::from_utf8(self.0).expect("JSON is UTF-8")
+    }
+}
+
+/// The body of a streamed answer. Dropped by hyper as soon as the client has left.
+pub(crate) struct Stream {
+    request: RequestId,
+    voice: Box<dyn Voice>,
+    inlet: Inlet,
+    frames: Frames,
+    ended: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(request: RequestId, mut voice: Box<dyn Voice>, inlet: Inlet) -> Self {
+        let mut frames = Frames::default();
+        voice.open(&mut frames);
+        Self { request, voice, inlet, frames, ended: false }
+    }
+
+    fn take(&mut self, piece: Piece) {
+        match piece {
+            Piece::Text(text) => self.voice.text(&text, &mut self.frames),
+            Piece::End(Ok(done)) => {
+                self.voice.done(&done, &mut self.frames);
+                self.ended = true;
+            }
+            Piece::End(Err(failure)) => {
+                self.voice.fail(&failure.complaint(&self.request), &mut self.frames);
+                self.ended = true;
+            }
+        }
+    }
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        // All that is there goes into one chunk: a client that was slow catches up at once.
+        while !self.ended
+            && let Poll::Ready(piece) = self.inlet.poll_next(cx)
+        {
+            match piece {
+                Some(piece) => self.take(piece),
+                None => self.ended = true,
+            }
+        }
+        let chunk = self.frames.take();
+        match (chunk.is_empty(), self.ended) {
+            (false, _) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
+            (true, true) => Poll::Ready(None),
+            (true, false) => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended && self.frames.0.is_empty()
+    }
+}
