@@ -1,0 +1,229 @@
+//! From merged values to a configuration, or to everything that is wrong with them.
+
+use std::collections::BTreeSet;
+
+use figment::error::Kind as Cause;
+use figment::value::Value;
+use interlock_policy::PolicyConfig;
+use serde::Deserialize;
+
+use crate::keys::{Key, Kind, dotted};
+use crate::layers::{Merged, Place};
+use crate::show::is_secret;
+use crate::{Config, Problem, Problems, Sources};
+
+/// A configuration without problems, and where each of its values came from.
+pub struct Effective {
+    /// The configuration.
+    pub config: Config,
+    pub(crate) merged: Merged,
+}
+
+impl std::fmt::Debug for Effective {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Effective").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Effective {
+    /// Where a value came from: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
+    /// `--bind`.
+    pub fn origin(&self, key: &str) -> String {
+        self.merged.origin(&split(key))
+    }
+}
+
+/// Merges and checks.
+///
+/// # Errors
+///
+/// Every problem there is: a file that cannot be read or is not TOML; keys that nobody knows;
+/// values of a wrong type; what the sections say about their values, alone and together.
+pub fn load(sources: &Sources) -> Result<Effective, Problems> {
+    let root = Key::root::<Config>();
+    let merged = sources.merge(&root).map_err(Problems)?;
+    let mut reader = Reader { root: &root, merged: &merged, problems: Vec::new() };
+    let config = reader.config();
+    for text in config.problems() {
+        // A section's problem begins with the key it is about; where that came from we add.
+        let path = split(text.split_whitespace().next().unwrap_or_default());
+        reader.note(&path, text);
+    }
+    let mut problems = reader.problems;
+    // As the reader will meet them: the file from top to bottom, then the environment, then flags.
+    problems.sort_by_key(|(place, _)| *place);
+    let problems: Vec<_> = problems.into_iter().map(|(_, problem)| problem).collect();
+    if problems.is_empty() { Ok(Effective { config, merged }) } else { Err(Problems(problems)) }
+}
+
+fn split(key: &str) -> Vec<String> {
+    key.split('.').map(str::to_owned).collect()
+}
+
+/// Reads values, and goes on where one cannot be read: what is wrong is noted and taken out.
+struct Reader<'a> {
+    root: &'a Key,
+    merged: &'a Merged,
+    problems: Vec<(Place, Problem)>,
+}
+
+impl Reader<'_> {
+    /// What can be read; the rest is at its default, and a problem.
+    fn config(&mut self) -> Config {
+        let mut value = self.merged.value.clone();
+        self.drop_unknown(&mut value, &mut Vec::new(), self.root);
+        // One by one: a policy has settings without a default, so a bad one must leave as a whole
+        // without taking its neighbours along or changing their numbers.
+        let policies = match &mut value {
+            Value::Dict(_, sections) => match sections.remove("policy") {
+                Some(Value::Array(_, items)) => Some(items),
+                Some(other) => {
+                    sections.insert("policy".into(), other);
+                    None
+                }
+                None => None,
+            },
+            _ => None,
+        };
+        let mut config: Config = self.read(value, &[]).unwrap_or_default();
+        if let Some(items) = policies {
+            let read = items.into_iter().enumerate().filter_map(|(at, item)| {
+                self.read::<PolicyConfig>(item, &["policy".to_owned(), at.to_string()])
+            });
+            config.policy = read.collect();
+        }
+        config
+    }
+
+    /// Deserializes until nothing is wrong any more, taking out what is.
+    fn read<T: for<'de> Deserialize<'de>>(&mut self, mut value: Value, at: &[String]) -> Option<T> {
+        let mut taken = BTreeSet::new();
+        loop {
+            let error = match value.deserialize::<T>() {
+                Ok(read) => return Some(read),
+                Err(error) => error,
+            };
+            let path = [at, &error.path].concat();
+            match &error.kind {
+                Cause::MissingField(name) => {
+                    let whole = dotted([&path[..], &[name.to_string()]].concat());
+                    if !taken.contains(&whole) {
+                        let text = format!("{} must be set, got nothing", spoken(&split(&whole)));
+                        self.note(&path, text);
+                    }
+                    return None;
+                }
+                cause => {
+                    let text = self.wrong(&path, cause);
+                    self.note(&path, text);
+                }
+            }
+            taken.insert(dotted(&path));
+            if take(&mut value, &error.path).is_none() {
+                return None;
+            }
+        }
+    }
+
+    fn drop_unknown(&mut self, value: &mut Value, path: &mut Vec<String>, key: &Key) {
+        match (value, &key.kind) {
+            (Value::Dict(_, dict), Kind::Table(_)) => {
+                let names: Vec<String> = dict.keys().cloned().collect();
+                for name in names {
+                    path.push(name.clone());
+                    match (key.get(&name), dict.get_mut(&name)) {
+                        (Some(known), Some(inside)) => self.drop_unknown(inside, path, known),
+                        _ => {
+                            let nearest = self.root.nearest(path).unwrap_or_default();
+                            let text = format!(
+                                "{} is not a known key, the nearest is {nearest}",
+                                spoken(path)
+                            );
+                            self.note(path, text);
+                            dict.remove(&name);
+                        }
+                    }
+                    path.pop();
+                }
+            }
+            (Value::Array(_, items), Kind::Tables(keys)) => {
+                let item_key = Key { kind: Kind::Table(keys.clone()), ..key.clone() };
+                for (at, item) in items.iter_mut().enumerate() {
+                    path.push(at.to_string());
+                    self.drop_unknown(item, path, &item_key);
+                    path.pop();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&mut self, path: &[String], text: String) {
+        let (place, origin) = self.merged.place(path);
+        self.problems.push((place, Problem::new(text, origin)));
+    }
+
+    /// Key, relation, value.
+    fn wrong(&self, path: &[String], cause: &Cause) -> String {
+        let key = spoken(path);
+        let value = value_at(&self.merged.value, path).map_or_else(|| "nothing".into(), literal);
+        let secret = path.last().is_some_and(|name| is_secret(name));
+        let value = if secret { "a secret that is not shown".to_owned() } else { value };
+        let expected = match self.root.find(path).map(|key| &key.kind) {
+            Some(Kind::List(item))
+                if path.last().is_some_and(|part| part.parse::<usize>().is_ok()) =>
+            {
+                item.expected()
+            }
+            Some(kind) => kind.expected(),
+            None => None,
+        };
+        let why = match (cause, expected) {
+            (_, Some(expected)) => return format!("{key} must be {expected}, got {value}"),
+            (Cause::InvalidType(_, expected) | Cause::InvalidValue(_, expected), None) => {
+                return format!("{key} must be {expected}, got {value}");
+            }
+            (other, None) => other.to_string(),
+        };
+        // Many types quote the text that they could not read.
+        let quoted = why.contains(&value);
+        match (secret, quoted) {
+            (true, _) => format!("{key} cannot be read, got {value}"),
+            (false, true) => format!("{key} cannot be read: {why}"),
+            (false, false) => format!("{key} cannot be read: {why}, got {value}"),
+        }
+    }
+}
+
+/// `policy[0].deadline`
+fn spoken(path: &[String]) -> String {
+    path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
+        Ok(at) => format!("{name}[{at}]"),
+        Err(_) if name.is_empty() => part.clone(),
+        Err(_) => format!("{name}.{part}"),
+    })
+}
+
+fn value_at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, part| match value {
+        Value::Dict(_, dict) => dict.get(part),
+        Value::Array(_, items) => part.parse().ok().and_then(|at: usize| items.get(at)),
+        _ => None,
+    })
+}
+
+/// Removes the value at a path from its table. Inside a list the whole list goes: a list is one
+/// value. `None` when there is nothing to remove.
+fn take(value: &mut Value, path: &[String]) -> Option<()> {
+    let (name, rest) = path.split_first()?;
+    let Value::Dict(_, dict) = value else { return None };
+    if rest.is_empty() || !matches!(dict.get(name), Some(Value::Dict(..))) {
+        return dict.remove(name).map(|_| ());
+    }
+    take(dict.get_mut(name)?, rest)
+}
+
+/// A value as the file would write it.
+fn literal(value: &Value) -> String {
+    toml::Value::try_from(value).map_or_else(|_| "nothing".into(), |value| value.to_string())
+}

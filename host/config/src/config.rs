@@ -1,0 +1,68 @@
+//! All sections, side by side.
+
+use interlock_admission::LimitsConfig;
+use interlock_catalog::ModelConfig;
+use interlock_engine::{EngineConfig, WaitingConfig};
+use interlock_policy::{PolicyConfig, default_policies};
+use interlock_server::ServerConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::LogConfig;
+
+/// The whole configuration. The order of the fields is the order of the generated files: what is
+/// changed first, first.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "a doc comment here would hide the struct's own in the reference")]
+pub struct Config {
+    pub model: ModelConfig,
+    pub server: ServerConfig,
+    pub log: LogConfig,
+    pub waiting: WaitingConfig,
+    pub limits: LimitsConfig,
+    pub engine: EngineConfig,
+    pub policy: Vec<PolicyConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model: ModelConfig::default(),
+            server: ServerConfig::default(),
+            log: LogConfig::default(),
+            waiting: WaitingConfig::default(),
+            limits: LimitsConfig::default(),
+            engine: EngineConfig::default(),
+            policy: default_policies(),
+        }
+    }
+}
+
+impl Config {
+    /// Every problem of every section, then those that only show when sections are seen together.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = self.model.problems();
+        problems.extend(self.server.problems());
+        problems.extend(self.log.problems());
+        problems.extend(self.waiting.problems());
+        problems.extend(self.limits.problems());
+        problems.extend(self.engine.problems());
+        problems.extend(interlock_policy::problems(&self.policy));
+        problems.extend(self.problems_together());
+        problems
+    }
+
+    fn problems_together(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        // A waiting request holds its connection, so these seats could never be taken.
+        let (requests, connections) = (self.waiting.requests_max, self.server.connections_max);
+        if requests > connections {
+            problems.push(format!(
+                "waiting.requests_max must be at most server.connections_max ({connections}), got \
+                 {requests}"
+            ));
+        }
+        problems
+    }
+}

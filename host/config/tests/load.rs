@@ -1,0 +1,324 @@
+//! What a configuration becomes, and what is said about a bad one.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use expect_test::{Expect, expect};
+use interlock_config::{Config, Effective, Flag, LogFormat, Problems, Sources, load};
+
+/// A file that is `interlock.toml` in messages.
+struct Story {
+    sources: Sources,
+    folder: PathBuf,
+}
+
+impl Story {
+    fn of(file: &str, env: &[(&str, &str)], flags: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder =
+            std::env::temp_dir().join(format!("interlock-config-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
+        let path = folder.join("interlock.toml");
+        std::fs::write(&path, file).expect("a fresh folder can be written");
+        let flag = |text: &&str| match text.strip_prefix("--bind ") {
+            Some(address) => Flag::new("--bind", "server.bind", address),
+            None => Flag::set(text).expect("the tests write flags well"),
+        };
+        let sources = Sources {
+            file: Some(path),
+            env: env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            flags: flags.iter().map(flag).collect(),
+        };
+        Self { sources, folder }
+    }
+
+    fn load(&self) -> Result<Effective, Problems> {
+        load(&self.sources)
+    }
+
+    fn effective(&self) -> Effective {
+        self.load().unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    fn says(&self, expected: Expect) {
+        let told = match self.load() {
+            Ok(_) => "no problem".to_owned(),
+            Err(problems) => problems.to_string(),
+        };
+        expected.assert_eq(&told.replace(&format!("{}/", self.folder.display()), ""));
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[test]
+fn without_anything_the_defaults_are_in_effect() {
+    assert_eq!(
+        load(&Sources::default()).expect("the defaults are right").config,
+        Config::default()
+    );
+    assert_eq!(Config::default().problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let file = "[server]\nbind = \"127.0.0.1:1\"\nbody_max = 1\nheaders_max = 1\n";
+    let env = [("INTERLOCK__SERVER__BIND", "127.0.0.1:2"), ("INTERLOCK__SERVER__BODY_MAX", "2")];
+    let story = Story::of(file, &env, &["--bind 127.0.0.1:3"]);
+    let effective = story.effective();
+    let server = &effective.config.server;
+    assert_eq!((server.bind.port(), server.body_max, server.headers_max), (3, 2, 1));
+    assert_eq!(effective.origin("server.bind"), "--bind");
+    assert_eq!(effective.origin("server.body_max"), "env INTERLOCK__SERVER__BODY_MAX");
+    let file = story.folder.join("interlock.toml");
+    assert_eq!(effective.origin("server.headers_max"), format!("{}:4", file.display()));
+    assert_eq!(effective.origin("server.header_max"), "default");
+}
+
+#[test]
+fn a_later_flag_wins_over_an_earlier_one() {
+    let story = Story::of("", &[], &["--bind 127.0.0.1:1", "server.bind=127.0.0.1:2"]);
+    assert_eq!(story.effective().config.server.bind.port(), 2);
+}
+
+#[test]
+fn a_variable_is_read_as_what_its_key_wants() {
+    let env = [
+        // Would be a number, a list and a boolean, were they not texts.
+        ("INTERLOCK__LOG__FILTER", "off"),
+        ("INTERLOCK__LOG__FORMAT", "\"json\""),
+        ("INTERLOCK__MODEL__REFERENCE", "sim:context=64,decode=1ms"),
+        ("INTERLOCK__MODEL__THREADS", "3"),
+        ("INTERLOCK__SERVER__POLICY_HEADERS", "x-team, x-tenant"),
+        ("INTERLOCK__LIMITS__TOTAL_MAX", "2h"),
+        ("INTERLOCK__POLICY", "[]"),
+        ("INTERLOCK_CACHE", "not a setting"),
+    ];
+    let config = Story::of("", &env, &[]).effective().config;
+    assert_eq!((config.log.filter.as_str(), config.log.format), ("off", LogFormat::Json));
+    assert_eq!(config.model.reference.to_string(), "sim:context=64,decode=1ms");
+    assert_eq!(config.model.threads.map(usize::from), Some(3));
+    assert_eq!(config.server.policy_headers, ["x-team", "x-tenant"]);
+    assert_eq!(config.limits.total_max.as_secs(), 7200);
+    assert_eq!(config.policy, []);
+}
+
+#[test]
+fn naming_a_policy_replaces_the_default_ones() {
+    let file =
+        "[[policy]]\nname = \"quota\"\nsource = \"quota.wasm\"\n[policy.settings]\nany = 1\n";
+    let config = Story::of(file, &[], &[]).effective().config;
+    let names: Vec<_> = config.policy.iter().map(|policy| policy.name.as_str()).collect();
+    assert_eq!(names, ["quota"]);
+    assert_eq!(config.policy[0].settings["any"], 1);
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_told_its_nearest_neighbour_wherever_it_comes_from() {
+    let file = "
+[server]
+bnd = \"127.0.0.1:1\"
+requests_max = 5
+
+[sever]
+bind = \"127.0.0.1:1\"
+
+[[policy]]
+name = \"guard\"
+source = \"builtin:guard\"
+dedline = \"5ms\"
+on_failure = { admitt = \"open\" }
+";
+    Story::of(file, &[("INTERLOCK__SERVER__BODYMAX", "1")], &["log.fromat=json"])
+        .says(expect![[r#"
+            the configuration has 7 problems:
+              server.bnd is not a known key, the nearest is server.bind (interlock.toml:3)
+              server.requests_max is not a known key, the nearest is waiting.requests_max (interlock.toml:4)
+              sever is not a known key, the nearest is server (interlock.toml:6)
+              policy[0].dedline is not a known key, the nearest is policy.deadline (interlock.toml:12)
+              policy[0].on_failure.admitt is not a known key, the nearest is policy.on_failure.admit (interlock.toml:13)
+              server.bodymax is not a known key, the nearest is server.body_max (env INTERLOCK__SERVER__BODYMAX)
+              log.fromat is not a known key, the nearest is log.format (--set log.fromat)"#]]);
+}
+
+#[test]
+fn values_of_a_wrong_type_are_all_reported_with_what_was_wanted() {
+    let file = "
+[model]
+reference = \"smollm\"
+threads = 0
+
+[server]
+bind = \"localhost\"
+body_max = \"4MiB\"
+policy_headers = [1]
+
+[log]
+format = \"xml\"
+
+[limits]
+queue_max = 300
+total_max = \"long\"
+drain_tokens_max = 5000000000
+
+[engine]
+mode = 3
+
+[[policy]]
+source = \"builtin:guard\"
+
+[[policy]]
+name = 7
+source = \"\"
+settings = 1
+memory_max = \"8MB\"
+on_failure = { admit = \"shut\" }
+";
+    Story::of(file, &[("INTERLOCK__WAITING", "many")], &["engine.prefill_chunk=lots"])
+        .says(expect![[r#"
+            the configuration has 18 problems:
+              model.reference cannot be read: "smollm" is no built-in model (did you mean `smollm2-135m-instruct`?); a folder is written with a slash (`./smollm`), a repository as `hf:org/name`, a simulated model as `sim:...` (interlock.toml:3)
+              model.threads must be a whole number of at least 1, got 0 (interlock.toml:4)
+              server.bind cannot be read: invalid socket address syntax, got "localhost" (interlock.toml:7)
+              server.body_max must be a whole number of at least 0, got "4MiB" (interlock.toml:8)
+              server.policy_headers[0] must be a string, got 1 (interlock.toml:9)
+              log.format must be "text" or "json", got "xml" (interlock.toml:12)
+              limits.queue_max must be a duration, got 300 (interlock.toml:15)
+              limits.total_max must be a duration, got "long" (interlock.toml:16)
+              limits.drain_tokens_max must be a whole number from 0 to 4294967295, got 5000000000 (interlock.toml:17)
+              engine.mode must be "simple", got 3 (interlock.toml:20)
+              policy[0].name must be set, got nothing (interlock.toml:22)
+              policy[1].name must be a string, got 7 (interlock.toml:26)
+              policy[1].source cannot be read: a policy's source is "builtin:NAME" or the path of a .wasm file, got "" (interlock.toml:27)
+              policy[1].settings must be a table, got 1 (interlock.toml:28)
+              policy[1].memory_max cannot be read: a size is a whole number followed by B, KiB, MiB or GiB, got "8MB" (interlock.toml:29)
+              policy[1].on_failure.admit cannot be read: a failure action is "open" or "closed:STATUS" with a status of 400 to 599, got "shut" (interlock.toml:30)
+              waiting must be a table, got "many" (env INTERLOCK__WAITING)
+              engine.prefill_chunk must be a whole number from 1 to 4294967295, got "lots" (--set engine.prefill_chunk)"#]]);
+}
+
+#[test]
+fn values_out_of_range_are_reported_by_their_sections_and_together() {
+    let file = "
+[server]
+connections_max = 10
+[waiting]
+requests_max = 20
+[limits]
+queue_max = \"0s\"
+[log]
+filter = \"loud\"
+[[policy]]
+name = \"Guard\"
+source = \"builtin:guard\"
+";
+    Story::of(file, &[("INTERLOCK__ENGINE__PREFILL_CHUNK", "10000")], &[]).says(expect![[r#"
+        the configuration has 5 problems:
+          waiting.requests_max must be at most server.connections_max (10), got 20 (interlock.toml:5)
+          limits.queue_max must exceed 0s, got 0s (interlock.toml:7)
+          log.filter must be made of LEVEL or TARGET=LEVEL with a level of off, error, warn, info, debug, trace, got "loud" (interlock.toml:9)
+          policy.name of "Guard" must be 1 to 64 lower-case letters, digits, '-' and '_', got "Guard" (interlock.toml:10)
+          engine.prefill_chunk must be at most 8192, got 10000 (env INTERLOCK__ENGINE__PREFILL_CHUNK)"#]]);
+}
+
+#[test]
+fn a_file_that_is_not_toml_says_on_which_lines() {
+    Story::of("[server]\nbind = 127.0.0.1:80\nbody_max = 1\n[log\n", &[], &[]).says(expect![[r#"
+        the configuration has 2 problems:
+          "bind = 127.0.0.1:80" is not TOML: invalid float, expected nothing (interlock.toml:2)
+          "[log" is not TOML: unclosed table, expected `]` (interlock.toml:4)"#]]);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_problem_when_it_was_named() {
+    let problems =
+        load(&Sources::of_file("/no/such/interlock.toml".as_ref())).expect_err("no file");
+    expect![[r#"
+        the configuration has a problem:
+          /no/such/interlock.toml cannot be read: No such file or directory (os error 2)"#]]
+    .assert_eq(&problems.to_string());
+}
+
+#[test]
+fn show_tells_every_value_and_where_it_came_from_but_no_secret() {
+    let file = "
+[server]
+bind = \"0.0.0.0:9000\"
+
+[[policy]]
+name = \"quota\"
+source = \"quota.wasm\"
+[policy.settings]
+api_key = \"hunter2\"
+per_minute = 60
+";
+    let story =
+        Story::of(file, &[("INTERLOCK__LOG__FORMAT", "json")], &["engine.prefill_chunk=512"]);
+    let shown = story.effective().show().replace(&format!("{}/", story.folder.display()), "");
+    expect![[r#"
+        [model]
+        reference = "smollm2-135m-instruct"  # default
+        # context_max =                      # not set
+        # threads =                          # not set
+
+        [server]
+        bind = "0.0.0.0:9000"                # interlock.toml:3
+        connections_max = 1024               # default
+        body_max = 4194304                   # default
+        body_timeout = "30s"                 # default
+        header_max = 16384                   # default
+        headers_max = 64                     # default
+        header_timeout = "30s"               # default
+        write_timeout = "1m"                 # default
+        retry_after = "1s"                   # default
+        drain_max = "30s"                    # default
+        policy_headers = []                  # default
+
+        [log]
+        filter = "info"                      # default
+        format = "json"                      # env INTERLOCK__LOG__FORMAT
+
+        [waiting]
+        requests_max = 256                   # default
+
+        [limits]
+        queue_max = "5m"                     # default
+        first_token_max = "10m"              # default
+        inter_token_max = "1m"               # default
+        total_max = "1h"                     # default
+        drain_time_max = "30s"               # default
+        drain_tokens_max = 1024              # default
+
+        [engine]
+        mode = "simple"                      # default
+        prefill_chunk = 512                  # --set engine.prefill_chunk
+
+        [[policy]]
+        name = "quota"                       # interlock.toml:6
+        source = "quota.wasm"                # interlock.toml:7
+        deadline = "5ms"                     # default
+        memory_max = "8MiB"                  # default
+
+        [policy.on_failure]
+        admit = "closed:503"                 # default
+        account = "open"                     # default
+
+        [policy.settings]
+        api_key = "***"                      # interlock.toml:9
+        per_minute = 60                      # interlock.toml:10
+    "#]]
+    .assert_eq(&shown);
+}
+
+#[test]
+fn what_show_prints_is_a_configuration_with_the_same_values() {
+    let story = Story::of("[waiting]\nrequests_max = 7\n", &[], &["model.threads=2", "policy=[]"]);
+    let effective = story.effective();
+    let again = Story::of(&effective.show(), &[], &[]);
+    assert_eq!(again.effective().config, effective.config);
+}
