@@ -1,7 +1,10 @@
-//! What the tests share: an engine on a simulated model, and a record of what was logged.
+//! What the tests share: an engine on a simulated model behind a gate, the server in front of it,
+//! and a record of what was logged.
 
+mod http;
 mod logs;
 mod rig;
 
+pub use http::{Call, Served};
 pub use logs::Logs;
 pub use rig::{PREFILL_CHUNK, Rig, metric, to_the_end, within};

@@ -21,7 +21,8 @@ pub struct Rig {
     pub gate: Gate,
     /// What it counts.
     pub registry: Arc<Registry>,
-    chain: Arc<PolicyChain>,
+    /// The policies: none.
+    pub chain: Arc<PolicyChain>,
     thread: Option<EngineThread>,
 }
 

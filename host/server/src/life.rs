@@ -181,6 +181,7 @@ impl Life {
                 self.drain_tokens = Some(limits.tokens_max);
             }
         }
+        tracing::debug!(request = %self.ledger.id, on_disconnect = ?self.on_disconnect, "client left");
     }
 
     /// The engine has said its last word, or (`None`) its thread is gone without one.

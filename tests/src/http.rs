@@ -1,0 +1,85 @@
+//! The server in front of a [`Rig`], and connections to it that really close.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use interlock_request::ModelId;
+use interlock_server::{ServerConfig, ServerMetrics, ServerParts, serve};
+use interlock_text::{TextModel, TextParts, TokenizerSource};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::{Rig, within};
+
+/// A served rig. Its model is called `sim`.
+pub struct Served {
+    /// The engine behind it.
+    pub rig: Rig,
+    address: SocketAddr,
+    server: JoinHandle<()>,
+}
+
+/// A request on its way over a connection of its own.
+pub struct Call(TcpStream);
+
+impl Served {
+    /// Serves a rig with room for `seats` waiting requests.
+    pub async fn start(seats: usize) -> Self {
+        let rig = Rig::start(seats).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let text = TextModel::new(TextParts {
+            tokenizer: TokenizerSource::Sim,
+            chat_template: None,
+            bos: None,
+            eos: vec![interlock_sim::SimModel::EOS],
+        })
+        .expect("the simulated text model");
+        let parts = ServerParts {
+            config: ServerConfig::default(),
+            model: ModelId::new("sim"),
+            text: Arc::new(OnceLock::from(Arc::new(text))),
+            engine: rig.engine.clone(),
+            chain: Arc::clone(&rig.chain),
+            metrics: ServerMetrics::register(&rig.registry),
+            registry: Arc::clone(&rig.registry),
+        };
+        let server = tokio::spawn(async move {
+            serve(listener, parts, std::future::pending()).await;
+        });
+        Self { rig, address, server }
+    }
+
+    /// Sends a POST under this request id; `body` is JSON.
+    pub async fn post(&self, path: &str, id: &str, body: &str) -> Call {
+        let mut connection = within(TcpStream::connect(self.address)).await.expect("connects");
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: interlock\r\nx-request-id: {id}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        within(connection.write_all(request.as_bytes())).await.expect("sends");
+        Call(connection)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Call {
+    /// Everything the server says, head and body, until it closes the connection.
+    pub async fn answer(mut self) -> String {
+        let mut answer = Vec::new();
+        within(self.0.read_to_end(&mut answer)).await.expect("reads");
+        String::from_utf8(answer).expect("UTF-8")
+    }
+
+    /// The client leaves: the connection really closes.
+    pub fn leave(self) {
+        drop(self);
+    }
+}
