@@ -1,0 +1,30 @@
+//! The metric inventory equals what is declared. A difference is a change that users see: their
+//! dashboards and alerts read these names. `UPDATE=1` rewrites the file.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use interlock_admission::PolicyMetrics;
+use interlock_engine::EngineMetrics;
+use interlock_metrics::Registry;
+use interlock_server::ServerMetrics;
+
+#[test]
+fn the_inventory_lists_every_family_as_it_is_declared() {
+    let registry = Registry::new();
+    EngineMetrics::register(&registry);
+    PolicyMetrics::register(&registry);
+    ServerMetrics::register(&registry);
+    let mut inventory = String::new();
+    for family in registry.families() {
+        let labels = family.labels.join(",");
+        writeln!(inventory, "{}{{{labels}}} {}", family.name, family.kind).expect("a string");
+        writeln!(inventory, "    {}", family.help).expect("a string");
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("agreement/metrics.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&file, &inventory).expect("writes");
+    }
+    let written = std::fs::read_to_string(&file).expect("tests/agreement/metrics.txt");
+    assert_eq!(written, inventory, "run `UPDATE=1 cargo test -p interlock-tests` and review");
+}
