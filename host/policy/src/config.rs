@@ -1,0 +1,295 @@
+//! `[[policy]]`: which policies there are, and what they may cost.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use interlock_admission::{FailureAction, OnFailure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::host::BUILTINS;
+use crate::limits::{INIT_TIME_MAX, MEMORY_MAX, TICK};
+
+/// `[[policy]]`: one policy. The order of the tables is the order in which they are asked.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// What logs, metrics and verdicts call it: 1 to 64 lower-case letters, digits, `-` and `_`,
+    /// different from every other policy's.
+    pub name: String,
+    /// Where the component is: `builtin:guard`, or the path of a `.wasm` file.
+    pub source: PolicySource,
+    /// What it means when the policy fails. By default a request that it could not decide about
+    /// is turned away with 503, since a policy may be what keeps someone out. Set `admit` to
+    /// `open` for one that only shapes plans; the limits in `[limits]` hold without it.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// Longest time of one call, 1ms to 1s; twice that at most if the policy does spend all of it.
+    /// The default is a thousand times what a small policy needs. Turn this up for a policy in an
+    /// interpreted language.
+    #[serde(default = "PolicyConfig::default_deadline", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub deadline: Duration,
+    /// Most memory of one instance, 128KiB to 64MiB; there are about as many instances as cores.
+    /// The default is enough for a policy of ours several times over. Turn this up when the log
+    /// says `memory`, after asking what it keeps.
+    #[serde(default = "PolicyConfig::default_memory_max")]
+    pub memory_max: ByteSize,
+    /// What the policy itself reads: its own documentation says which keys there are.
+    #[serde(default)]
+    pub settings: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Where a component comes from. Written `builtin:NAME`, or as a path.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum PolicySource {
+    /// One that is part of the host.
+    Builtin(String),
+    /// A file; a relative path counts from the working directory.
+    File(PathBuf),
+}
+
+/// A number of bytes. Written `8MiB`, `512KiB`, or as a plain number of bytes with `B`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct ByteSize(pub u64);
+
+/// A source that is empty.
+#[derive(Debug, thiserror::Error)]
+#[error("a policy's source is \"builtin:NAME\" or the path of a .wasm file, got {0:?}")]
+pub struct BadSource(String);
+
+/// A text that is not a number of bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("a size is a whole number followed by B, KiB, MiB or GiB, got {0:?}")]
+pub struct BadByteSize(String);
+
+/// The policies of a host whose configuration names none: `guard`, with its own defaults.
+///
+/// It fails open: without it requests run under `[limits]`, which is what an operator who never
+/// heard of policies would expect.
+pub fn default_policies() -> Vec<PolicyConfig> {
+    vec![PolicyConfig {
+        on_failure: OnFailure { admit: FailureAction::Open, ..OnFailure::default() },
+        ..PolicyConfig::new("guard", PolicySource::Builtin("guard".into()))
+    }]
+}
+
+/// Every problem of these policies, alone and together, as key, relation, value.
+pub fn problems(policies: &[PolicyConfig]) -> Vec<String> {
+    let mut problems: Vec<String> = policies.iter().flat_map(PolicyConfig::problems).collect();
+    let mut seen = BTreeSet::new();
+    for policy in policies {
+        if !seen.insert(&policy.name) {
+            problems.push(format!("policy.name must be unique, got {:?} twice", policy.name));
+        }
+    }
+    problems
+}
+
+impl PolicyConfig {
+    const DEADLINE: Duration = Duration::from_millis(5);
+    const MEMORY_MAX: ByteSize = ByteSize(8 << 20);
+    const MEMORY_MAX_MIN: ByteSize = ByteSize(128 << 10);
+    const NAME_BYTES_MAX: usize = 64;
+
+    /// A policy with everything else at its default.
+    pub fn new(name: impl Into<String>, source: PolicySource) -> Self {
+        Self {
+            name: name.into(),
+            source,
+            on_failure: OnFailure::default(),
+            deadline: Self::DEADLINE,
+            memory_max: Self::MEMORY_MAX,
+            settings: serde_json::Map::new(),
+        }
+    }
+
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut must = |holds: bool, key: &str, relation: String, value: &dyn fmt::Debug| {
+            if !holds {
+                problems.push(format!("policy.{key} of {:?} must {relation}, got {value:?}", self.name));
+            }
+        };
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+        must(
+            (1..=Self::NAME_BYTES_MAX).contains(&self.name.len()) && self.name.chars().all(plain),
+            "name",
+            "be 1 to 64 lower-case letters, digits, '-' and '_'".into(),
+            &self.name,
+        );
+        if let PolicySource::Builtin(name) = &self.source {
+            let names: Vec<_> = BUILTINS.iter().map(|(name, _)| *name).collect();
+            must(
+                names.contains(&name.as_str()),
+                "source",
+                format!("be a path or builtin: with one of {}", names.join(", ")),
+                &self.source.to_string(),
+            );
+        }
+        must(
+            (TICK..=INIT_TIME_MAX).contains(&self.deadline),
+            "deadline",
+            format!("be {TICK:?} to {INIT_TIME_MAX:?}"),
+            &self.deadline,
+        );
+        let (least, most) = (Self::MEMORY_MAX_MIN, ByteSize(MEMORY_MAX));
+        must(
+            (least..=most).contains(&self.memory_max),
+            "memory_max",
+            format!("be {least} to {most}"),
+            &self.memory_max.to_string(),
+        );
+        must(
+            self.on_failure.account == FailureAction::Open,
+            "on_failure.account",
+            "be \"open\", since the request is over by then".into(),
+            &self.on_failure.account.to_string(),
+        );
+        problems
+    }
+
+    const fn default_deadline() -> Duration {
+        Self::DEADLINE
+    }
+
+    const fn default_memory_max() -> ByteSize {
+        Self::MEMORY_MAX
+    }
+}
+
+impl FromStr for PolicySource {
+    type Err = BadSource;
+
+    fn from_str(text: &str) -> Result<Self, BadSource> {
+        match text.strip_prefix("builtin:") {
+            Some("") => Err(BadSource(text.to_owned())),
+            None if text.is_empty() => Err(BadSource(text.to_owned())),
+            Some(name) => Ok(Self::Builtin(name.to_owned())),
+            None => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+impl TryFrom<String> for PolicySource {
+    type Error = BadSource;
+
+    fn try_from(text: String) -> Result<Self, BadSource> {
+        text.parse()
+    }
+}
+
+impl From<PolicySource> for String {
+    fn from(source: PolicySource) -> Self {
+        source.to_string()
+    }
+}
+
+impl fmt::Display for PolicySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Builtin(name) => write!(f, "builtin:{name}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl FromStr for ByteSize {
+    type Err = BadByteSize;
+
+    fn from_str(text: &str) -> Result<Self, BadByteSize> {
+        UNITS
+            .iter()
+            .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)))
+            .and_then(|(number, bytes)| number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes))
+            .map(Self)
+            .ok_or_else(|| BadByteSize(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for ByteSize {
+    type Error = BadByteSize;
+
+    fn try_from(text: String) -> Result<Self, BadByteSize> {
+        text.parse()
+    }
+}
+
+impl From<ByteSize> for String {
+    fn from(size: ByteSize) -> Self {
+        size.to_string()
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = |(_, bytes): &&(&str, u64)| self.0 >= *bytes && self.0.is_multiple_of(*bytes);
+        let (unit, bytes) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
+        write!(f, "{}{unit}", self.0 / bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_size_reads_as_it_is_written() {
+        for text in ["0B", "1000B", "512KiB", "8MiB", "3GiB"] {
+            assert_eq!(text.parse::<ByteSize>().expect(text).to_string(), text);
+        }
+        for text in ["", "8", "MiB", "8MB", "-1B", "1.5KiB", "99999999999999GiB"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_source_is_builtin_or_a_path() {
+        let file = PolicySource::File("policies/quota.wasm".into());
+        assert_eq!("policies/quota.wasm".parse::<PolicySource>().unwrap(), file);
+        let builtin = PolicySource::Builtin("guard".into());
+        assert_eq!("builtin:guard".parse::<PolicySource>().unwrap(), builtin);
+        assert!("builtin:".parse::<PolicySource>().is_err());
+        assert!("".parse::<PolicySource>().is_err());
+    }
+
+    #[test]
+    fn the_default_policies_have_no_problems() {
+        assert_eq!(problems(&default_policies()), [""; 0]);
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_key_relation_and_value() {
+        let bad = PolicyConfig {
+            name: "Über".into(),
+            source: PolicySource::Builtin("gard".into()),
+            on_failure: OnFailure { account: FailureAction::Closed(503), ..OnFailure::default() },
+            deadline: Duration::from_micros(200),
+            memory_max: ByteSize(1 << 30),
+            settings: serde_json::Map::new(),
+        };
+        expect![[r#"
+            policy.name of "Über" must be 1 to 64 lower-case letters, digits, '-' and '_', got "Über"
+            policy.source of "Über" must be a path or builtin: with one of guard, got "builtin:gard"
+            policy.deadline of "Über" must be 1ms to 1s, got 200µs
+            policy.memory_max of "Über" must be 128KiB to 64MiB, got "1GiB"
+            policy.on_failure.account of "Über" must be "open", since the request is over by then, got "closed:503"
+            policy.name must be unique, got "guard" twice"#]]
+        .assert_eq(&{
+            let guard = default_policies().remove(0);
+            problems(&[bad, guard.clone(), guard]).join("\n")
+        });
+    }
+}

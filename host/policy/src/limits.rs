@@ -1,0 +1,137 @@
+//! What a bad policy may cost us: every bound on a component, in one place.
+//!
+//! Two are the operator's, per policy: the deadline of a call and the memory of an instance.
+//! The others are constants, since nobody could say when to turn them up.
+
+use std::time::Duration;
+
+use wasmtime::ResourceLimiter;
+
+/// How often the clock that deadlines count ticks. A deadline strikes up to two ticks late.
+pub const TICK: Duration = Duration::from_millis(1);
+
+/// Longest time that a policy's first instance may take to begin.
+pub const INIT_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Largest component file. A Rust policy has tens of KiB, one with a Python in it 18 MiB.
+pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
+
+/// Largest memory that an operator may grant an instance.
+pub const MEMORY_MAX: u64 = 64 << 20;
+
+/// Instances of all policies together: two dozen policies on a machine of two dozen cores, since
+/// a thread uses one at a time. A call beyond that fails as `instantiate`.
+pub const INSTANCES_MAX: u32 = 512;
+
+/// Calls after which an instance is replaced, give or take a quarter. Whatever a policy
+/// remembers is a cache, and one that relies on it is to find out early.
+pub const CALLS_MAX: u32 = 10_000;
+
+/// Bytes that a policy may hand the host in one call: its answer, or one line for the log.
+pub const TRANSFER_BYTES_MAX: usize = 256 << 10;
+
+/// Stack of a call. Calls run on tokio's workers, which have 2 MiB.
+pub const STACK_BYTES_MAX: usize = 512 << 10;
+
+/// Core instances, tables and memories in one component. A Rust policy has three, two and one;
+/// components around an interpreter have some more.
+pub(crate) const PARTS_MAX: u32 = 16;
+
+/// Elements in all tables of a component together.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
+
+/// Resource handles alive in one instance. Our interfaces have no resources, but a component can
+/// make its own, and their tables are our memory.
+pub(crate) const HANDLES_MAX: usize = 64;
+
+/// Longest cause of a rejection, in bytes.
+pub const REASON_CODE_BYTES_MAX: usize = 64;
+
+/// Longest sentence of a rejection, in bytes.
+pub const REASON_DETAIL_BYTES_MAX: usize = 512;
+
+/// Longest time that a rejection may tell a client to wait.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Longest time that a plan can speak of. The operator's ceilings are far below; this one keeps
+/// sums with the clock from overflowing wherever a plan goes.
+pub const PLAN_TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Longest line that a policy may write into the log, in bytes; the rest is cut.
+pub const LOG_LINE_BYTES_MAX: usize = 1 << 10;
+
+/// Lines that a policy may write at once.
+pub const LOG_BURST: u32 = 64;
+
+/// Lines that a policy may write per second in the long run.
+pub const LOG_LINES_PER_SECOND: u32 = 16;
+
+/// A policy asked for more memory than it may have.
+#[derive(Debug, thiserror::Error)]
+#[error("it asked for {asked} bytes of memory, {max} are allowed")]
+pub(crate) struct MemoryExceeded {
+    asked: usize,
+    max: usize,
+}
+
+/// A policy's tables would grow beyond all reason.
+#[derive(Debug, thiserror::Error)]
+#[error("it asked for a table of {asked} elements, {TABLE_ELEMENTS_MAX} are allowed")]
+pub(crate) struct TableExceeded {
+    asked: usize,
+}
+
+/// Counts what one store takes.
+///
+/// Refusing with an error of our own, rather than letting `memory.grow` fail, turns the
+/// allocation failure that the guest would die of in some way of its own into a failure that
+/// says so.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    pub(crate) memory_max: usize,
+    // All memories of a component count together: the limit is what an instance costs us.
+    pub(crate) memory: usize,
+    pub(crate) table_elements: usize,
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _declared_max: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let asked = self.memory - current.min(self.memory) + desired;
+        if asked > self.memory_max {
+            return Err(MemoryExceeded { asked, max: self.memory_max }.into());
+        }
+        self.memory = asked;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _declared_max: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let asked = self.table_elements - current.min(self.table_elements) + desired;
+        if asked > TABLE_ELEMENTS_MAX {
+            return Err(TableExceeded { asked }.into());
+        }
+        self.table_elements = asked;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        PARTS_MAX as usize
+    }
+
+    fn tables(&self) -> usize {
+        PARTS_MAX as usize
+    }
+
+    fn memories(&self) -> usize {
+        PARTS_MAX as usize
+    }
+}
