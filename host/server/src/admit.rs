@@ -122,8 +122,8 @@ fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> 
 fn fits(words: &Words, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
     let context = shape.context;
     let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
-    let prompt_tokens = prompt_tokens
-        .ok_or_else(|| Invalid::context_length(words.param(), tokens, context))?;
+    let prompt_tokens =
+        prompt_tokens.ok_or_else(|| Invalid::context_length(words.param(), tokens, context))?;
     if let Words::Tokens { path, ids } = words
         && let Some(at) = ids.iter().position(|&id| id >= shape.vocabulary)
     {
@@ -159,7 +159,11 @@ fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
         None => Ok(()),
         Some(id) => {
             let path = format!("logit_bias.{id}");
-            Err(Invalid::wrong_value(&path, &format!("named by {}", token_id(shape)), &id.to_string()))
+            Err(Invalid::wrong_value(
+                &path,
+                &format!("named by {}", token_id(shape)),
+                &id.to_string(),
+            ))
         }
     }
 }

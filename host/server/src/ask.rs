@@ -123,8 +123,7 @@ impl Ask {
     ///
     /// When it is no JSON, or a field is not what this endpoint takes.
     pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, Invalid> {
-        let body =
-            std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
+        let body = std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
         let body = Object::parse(body)?;
         match endpoint {
             Endpoint::Chat => chat::parse(&body),
@@ -143,11 +142,7 @@ fn flag(body: &Object<'_>, name: &str) -> Result<bool, Invalid> {
 }
 
 /// The first of these fields that is set.
-fn length(
-    body: &Object<'_>,
-    names: &[&'static str],
-    otherwise: Length,
-) -> Result<Length, Invalid> {
+fn length(body: &Object<'_>, names: &[&'static str], otherwise: Length) -> Result<Length, Invalid> {
     for &param in names {
         if let Some(item) = body.get(param) {
             return Ok(Length::Asked { param, tokens: item.integer(1..=i64::MAX)? });
@@ -208,6 +203,18 @@ fn only_one(body: &Object<'_>, name: &str) -> Result<(), Invalid> {
     match item.integer(1..=i64::MAX)? {
         1 => Ok(()),
         _ => Err(Invalid::unsupported(name, "one answer per request is served", &item.shown())),
+    }
+}
+
+/// `top_logprobs`: none.
+fn no_top_logprobs(body: &Object<'_>) -> Result<(), Invalid> {
+    let Some(item) = body.get("top_logprobs") else { return Ok(()) };
+    match item.integer(0..=20)? {
+        0 => Ok(()),
+        _ => {
+            let why = "log probabilities are not served";
+            Err(Invalid::unsupported(item.path(), why, &item.shown()))
+        }
     }
 }
 

@@ -15,36 +15,37 @@ use crate::failure::BodyProblem;
 /// When it is larger or slower than configured, or breaks off.
 pub(crate) async fn read(mut body: Body, config: &ServerConfig) -> Result<Bytes, BodyProblem> {
     let limit = config.body_timeout;
-    tokio::time::timeout(limit, within(&mut body, config.body_max))
+    let whole = tokio::time::timeout(limit, within(&mut body, config.body_max))
         .await
-        .unwrap_or(Err(BodyProblem::TooSlow { limit }))
+        .unwrap_or(Err(BodyProblem::TooSlow { limit }));
+    if let Err(BodyProblem::TooLarge { .. }) = whole {
+        discard(body, config).await;
+    }
+    whole
 }
 
 /// Lets a body pass that nobody will read. A client that is still sending when we answer and
 /// close would see a broken connection instead of the answer.
 pub(crate) async fn discard(mut body: Body, config: &ServerConfig) {
-    let budget = config.body_max.saturating_mul(DISCARDED_MAX_FACTOR);
+    /// How many times the largest body is read on, only to be polite.
+    const PATIENCE: usize = 4;
+
+    let budget = config.body_max.saturating_mul(PATIENCE);
     // Whatever goes wrong, the answer is sent next anyway.
     let _ = tokio::time::timeout(config.body_timeout, skip(&mut body, budget)).await;
 }
 
-/// How many times the largest body is read on, only to be polite.
-const DISCARDED_MAX_FACTOR: usize = 4;
-
 async fn within(body: &mut Body, limit: usize) -> Result<Bytes, BodyProblem> {
-    let too_large = BodyProblem::TooLarge { limit };
-    let said = body.size_hint().lower();
-    if said > u64::try_from(limit).unwrap_or(u64::MAX) {
-        skip(body, limit.saturating_mul(DISCARDED_MAX_FACTOR)).await;
-        return Err(too_large);
+    let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if said > limit {
+        return Err(BodyProblem::TooLarge { limit });
     }
-    let mut whole = Vec::with_capacity(usize::try_from(said).unwrap_or(0));
+    let mut whole = Vec::with_capacity(said);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| BodyProblem::Broken(e.to_string()))?;
         let Ok(chunk) = frame.into_data() else { continue };
         if whole.len() + chunk.len() > limit {
-            skip(body, limit.saturating_mul(DISCARDED_MAX_FACTOR)).await;
-            return Err(too_large);
+            return Err(BodyProblem::TooLarge { limit });
         }
         whole.extend_from_slice(&chunk);
     }

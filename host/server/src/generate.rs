@@ -9,6 +9,7 @@ use interlock_request::Endpoint;
 
 use crate::admit::{Arrival, Entry};
 use crate::ask::{Ask, Shape};
+use crate::body;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::ledger::{Ledger, Title};
@@ -17,7 +18,6 @@ use crate::live::Claim;
 use crate::pieces::{Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
-use crate::body;
 
 /// Answers one generating request.
 ///
@@ -109,12 +109,7 @@ fn submit(
     inlet
 }
 
-async fn answer(
-    shape: Shape,
-    head: Head,
-    stream: bool,
-    inlet: Inlet,
-) -> Result<Response, Failure> {
+async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<Response, Failure> {
     let request = head.request.clone();
     let mut voice = voice(shape, head);
     let (content_type, body) = if stream {

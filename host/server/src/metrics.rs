@@ -24,17 +24,15 @@ pub struct ServerMetrics {
 
 impl ServerMetrics {
     /// 5 ms to 10 min: a refusal in the queue to a long answer.
-    const REQUEST_SECONDS: &[f64] = &[
-        0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0,
-    ];
+    const REQUEST_SECONDS: &[f64] =
+        &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0];
     /// 1 ms to 60 s, dense under 1 s where people notice.
     const FIRST_TOKEN_SECONDS: &[f64] = &[
         0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     ];
     /// 1 ms to 10 s, dense where reading speed is.
-    const INTER_TOKEN_SECONDS: &[f64] = &[
-        0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0,
-    ];
+    const INTER_TOKEN_SECONDS: &[f64] =
+        &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0];
 
     /// Declares the families.
     pub fn register(registry: &Registry) -> Self {

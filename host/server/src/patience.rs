@@ -36,8 +36,7 @@ impl Patient {
         }
         // A limit too far away to be a moment is none.
         let Some(until) = Instant::now().checked_add(self.limit) else { return Poll::Pending };
-        let stalled =
-            self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
         std::task::ready!(stalled.as_mut().poll(cx));
         let message = format!("the client took nothing for {:?}", self.limit);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))

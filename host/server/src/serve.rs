@@ -87,13 +87,14 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 /// one where they are told so. When that is taken as well, they wait in the system's backlog.
 struct Doors {
     regular: Arc<Semaphore>,
-    narrow: Arc<Semaphore>,
+    /// Both doors' places.
+    all: Arc<Semaphore>,
 }
 
 /// A place among the open connections.
-enum Door {
-    Regular { _place: OwnedSemaphorePermit },
-    Narrow { _place: OwnedSemaphorePermit },
+struct Door {
+    regular: Option<OwnedSemaphorePermit>,
+    _any: OwnedSemaphorePermit,
 }
 
 impl Doors {
@@ -101,30 +102,27 @@ impl Doors {
     const NARROW: usize = 64;
 
     fn new(config: &ServerConfig) -> Self {
-        let regular = config.connections_max.get().min(Semaphore::MAX_PERMITS);
+        let regular = config.connections_max.get().min(Semaphore::MAX_PERMITS - Self::NARROW);
         Self {
             regular: Arc::new(Semaphore::new(regular)),
-            narrow: Arc::new(Semaphore::new(Self::NARROW)),
+            all: Arc::new(Semaphore::new(regular + Self::NARROW)),
         }
-    }
-
-    /// Gives its place back when the wait is given up.
-    async fn enter(&self) -> Door {
-        if let Ok(place) = Arc::clone(&self.regular).try_acquire_owned() {
-            return Door::Regular { _place: place };
-        }
-        let narrow = Arc::clone(&self.narrow).acquire_owned();
-        Door::Narrow { _place: narrow.await.expect("it is never closed") }
     }
 }
 
+/// The next connection. Nothing is lost when the wait is given up: whatever comes after the
+/// accepting is done without waiting.
 async fn accept(listener: &TcpListener, doors: &Doors) -> (TcpStream, Door) {
     /// Long enough for a file descriptor to come free, short enough to go unnoticed.
     const BREATH: Duration = Duration::from_millis(50);
 
+    let any = Arc::clone(&doors.all).acquire_owned().await.expect("it is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, doors.enter().await),
+            Ok((stream, _)) => {
+                let regular = Arc::clone(&doors.regular).try_acquire_owned().ok();
+                return (stream, Door { regular, _any: any });
+            }
             // The client's fault, and it is gone already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -148,17 +146,12 @@ impl Drop for Open {
 }
 
 /// Serves one connection until it closes, or until the farewell and the answer in flight.
-async fn converse(
-    stream: TcpStream,
-    router: Router,
-    open: Open,
-    mut goodbye: watch::Receiver<()>,
-) {
+async fn converse(stream: TcpStream, router: Router, open: Open, mut goodbye: watch::Receiver<()>) {
     let config = &open.host.config;
     open.host.metrics.connections.inc();
     // Tokens are small and should not wait for company.
     let _ = stream.set_nodelay(true);
-    let crowded = matches!(open.door, Door::Narrow { .. });
+    let crowded = open.door.regular.is_none();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         if crowded {
             request.extensions_mut().insert(Crowded);

@@ -31,12 +31,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
             }
         }
     }
-    if let Some(top) = body.get("top_logprobs")
-        && top.integer(0..=20)? != 0
-    {
-        let why = "log probabilities are not served";
-        return Err(Invalid::unsupported(top.path(), why, &top.shown()));
-    }
+    super::no_top_logprobs(body)?;
     let (stream, include_usage) = super::streaming(body)?;
     Ok(Ask {
         model,
@@ -79,11 +74,9 @@ pub(super) fn role(item: &Item<'_>) -> Result<String, Invalid> {
         "system" | "developer" => Ok("system".into()),
         "user" => Ok("user".into()),
         "assistant" => Ok("assistant".into()),
-        "tool" | "function" => Err(Invalid::unsupported(
-            item.path(),
-            "tool calls are not served",
-            &item.shown(),
-        )),
+        "tool" | "function" => {
+            Err(Invalid::unsupported(item.path(), "tool calls are not served", &item.shown()))
+        }
         _ => Err(item.wrong_value("\"system\", \"developer\", \"user\" or \"assistant\"")),
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -83,9 +84,9 @@ impl<'a> Object<'a> {
 
     /// Fields in the order of their names, nulls included.
     pub(crate) fn items(&self) -> impl Iterator<Item = (&str, Item<'a>)> {
-        self.fields.iter().map(|(name, raw)| {
-            (name.as_str(), Item { path: self.path_of(name), raw })
-        })
+        self.fields
+            .iter()
+            .map(|(name, raw)| (name.as_str(), Item { path: self.path_of(name), raw }))
     }
 
     /// Where a field of this object stands.
@@ -145,14 +146,22 @@ impl<'a> Item<'a> {
     }
 
     pub(crate) fn integer(&self, allowed: RangeInclusive<i64>) -> Result<i64, Invalid> {
-        let expected = || format!("an integer from {} to {}", allowed.start(), allowed.end());
+        let expected = || match (*allowed.start(), *allowed.end()) {
+            (i64::MIN, i64::MAX) => "an integer of at most 64 bits".to_owned(),
+            (least, i64::MAX) => format!("an integer of at least {least}"),
+            (least, most) => format!("an integer from {least} to {most}"),
+        };
         if !self.is_number() || self.raw.get().contains(['.', 'e', 'E']) {
             return Err(self.wrong_type(&expected()));
         }
-        match self.raw.get().parse() {
+        match self.raw.get().parse::<i64>() {
             Ok(number) if allowed.contains(&number) => Ok(number),
-            // What does not even parse has too many digits.
-            _ => Err(self.wrong_value(&expected())),
+            // For a count without an upper limit here, more than 64 bits is just as many: who
+            // knows the limit will name it.
+            Err(why) if *why.kind() == IntErrorKind::PosOverflow && *allowed.start() == 1 => {
+                Ok(*allowed.end())
+            }
+            Ok(_) | Err(_) => Err(self.wrong_value(&expected())),
         }
     }
 

@@ -13,7 +13,6 @@ const UNSERVED: &[(&str, &str)] = &[
     ("background", "a response is generated while its client waits"),
     ("prompt", "prompt templates are not stored"),
     ("tools", "tool calls are not served"),
-    ("top_logprobs", "log probabilities are not served"),
 ];
 
 /// What a response repeats of its request.
@@ -52,6 +51,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     }
     super::refuse(body, UNSERVED)?;
     super::only_text(body, "tool_choice", &["none", "auto"])?;
+    super::no_top_logprobs(body)?;
     super::only_text(body, "truncation", &["disabled"])?;
     if let Some(text) = body.get("text") {
         super::only_plain_text(text.object()?.get("format"))?;

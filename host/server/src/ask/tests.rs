@@ -1,0 +1,425 @@
+//! What clients send, well or badly, and what comes of it.
+
+use expect_test::{Expect, expect};
+use interlock_request::Endpoint;
+
+use super::{Ask, Length, Words};
+
+/// Bodies, one a line, each followed by what the client would be told.
+fn complaints(endpoint: Endpoint, bodies: &[&str], expected: &Expect) {
+    let told: Vec<String> = bodies
+        .iter()
+        .map(|body| match Ask::parse(endpoint, body.as_bytes()) {
+            Ok(_) => format!("{body}\n    accepted\n"),
+            Err(invalid) => {
+                let param = invalid.param.as_deref().unwrap_or("-");
+                format!("{body}\n    {} {param}: {}\n", invalid.code, invalid.message)
+            }
+        })
+        .collect();
+    expected.assert_eq(&told.concat());
+}
+
+/// The same for fields of an otherwise good chat request.
+fn chat_fields(fields: &[&str], expected: &Expect) {
+    let told: Vec<String> = fields
+        .iter()
+        .map(|field| {
+            let body =
+                format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{field}}}"#);
+            match Ask::parse(Endpoint::Chat, body.as_bytes()) {
+                Ok(_) => format!("{field}\n    accepted\n"),
+                Err(invalid) => {
+                    let param = invalid.param.as_deref().unwrap_or("-");
+                    format!("{field}\n    {} {param}: {}\n", invalid.code, invalid.message)
+                }
+            }
+        })
+        .collect();
+    expected.assert_eq(&told.concat());
+}
+
+fn parse(endpoint: Endpoint, body: &str) -> Ask {
+    Ask::parse(endpoint, body.as_bytes()).expect("a good request")
+}
+
+#[test]
+fn a_body_that_is_no_request_says_what_is_missing_or_wrong() {
+    complaints(
+        Endpoint::Chat,
+        &[
+            "",
+            "{",
+            "[]",
+            "\"chat\"",
+            "{}",
+            r#"{"model":7}"#,
+            r#"{"model":"m"}"#,
+            r#"{"model":"m","messages":null}"#,
+            r#"{"model":"m","messages":"hi"}"#,
+            r#"{"model":"m","messages":[]}"#,
+            r#"{"model":"m","messages":["hi"]}"#,
+            r#"{"model":"m","messages":[{}]}"#,
+            r#"{"model":"m","messages":[{"role":"wizard","content":"x"}]}"#,
+            r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":7}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":[]}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":"\ud800"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":"x","name":1}]}"#,
+            r#"{"model":"m","messages":[{"role":"assistant","content":"x","tool_calls":[{}]}]}"#,
+            r#"{"model":"m","messages":[{"role":"developer","content":"x","tool_calls":[]}]}"#,
+        ],
+        &expect![[r#"
+
+                invalid_json -: the body is not valid JSON: EOF while parsing a value at line 1 column 0
+            {
+                invalid_json -: the body is not valid JSON: EOF while parsing an object at line 1 column 1
+            []
+                invalid_type -: the body must be an object, got []
+            "chat"
+                invalid_type -: the body must be an object, got "chat"
+            {}
+                missing_required_parameter model: model is required
+            {"model":7}
+                invalid_type model: model must be a string, got 7
+            {"model":"m"}
+                missing_required_parameter messages: messages is required
+            {"model":"m","messages":null}
+                missing_required_parameter messages: messages is required
+            {"model":"m","messages":"hi"}
+                invalid_type messages: messages must be an array, got "hi"
+            {"model":"m","messages":[]}
+                invalid_value messages: messages must be an array of at least one message, got []
+            {"model":"m","messages":["hi"]}
+                invalid_type messages[0]: messages[0] must be an object, got "hi"
+            {"model":"m","messages":[{}]}
+                missing_required_parameter messages[0].role: messages[0].role is required
+            {"model":"m","messages":[{"role":"wizard","content":"x"}]}
+                invalid_value messages[0].role: messages[0].role must be "system", "developer", "user" or "assistant", got "wizard"
+            {"model":"m","messages":[{"role":"tool","content":"x"}]}
+                unsupported_parameter messages[0].role: messages[0].role is not supported: tool calls are not served, got "tool"
+            {"model":"m","messages":[{"role":"user"}]}
+                missing_required_parameter messages[0].content: messages[0].content is required
+            {"model":"m","messages":[{"role":"user","content":7}]}
+                invalid_type messages[0].content: messages[0].content must be a string or an array of text parts, got 7
+            {"model":"m","messages":[{"role":"user","content":[]}]}
+                invalid_value messages[0].content: messages[0].content must be a string or at least one text part, got []
+            {"model":"m","messages":[{"role":"user","content":[{"type":"image_url"}]}]}
+                unsupported_parameter messages[0].content[0].type: messages[0].content[0].type is not supported: only parts of type text are, got "image_url"
+            {"model":"m","messages":[{"role":"user","content":[{"type":"text"}]}]}
+                missing_required_parameter messages[0].content[0].text: messages[0].content[0].text is required
+            {"model":"m","messages":[{"role":"user","content":"\ud800"}]}
+                invalid_value messages[0].content: messages[0].content must be a string of valid Unicode characters, got "\ud800"
+            {"model":"m","messages":[{"role":"user","content":"x","name":1}]}
+                invalid_type messages[0].name: messages[0].name must be a string, got 1
+            {"model":"m","messages":[{"role":"assistant","content":"x","tool_calls":[{}]}]}
+                unsupported_parameter messages[0].tool_calls: messages[0].tool_calls is not supported: tool calls are not served, got [{}]
+            {"model":"m","messages":[{"role":"developer","content":"x","tool_calls":[]}]}
+                accepted
+        "#]],
+    );
+}
+
+#[test]
+fn a_value_outside_its_range_is_named_with_the_range() {
+    chat_fields(
+        &[
+            r#""temperature":-0.1"#,
+            r#""temperature":2.1"#,
+            r#""temperature":"hot""#,
+            r#""temperature":1e400"#,
+            r#""temperature":null"#,
+            r#""top_p":0"#,
+            r#""top_p":1.01"#,
+            r#""top_k":-2"#,
+            r#""top_k":-1"#,
+            r#""top_k":1.5"#,
+            r#""min_p":1.5"#,
+            r#""presence_penalty":2.5"#,
+            r#""frequency_penalty":-2.5"#,
+            r#""repetition_penalty":0"#,
+            r#""seed":"x""#,
+            r#""seed":-1"#,
+            r#""seed":9223372036854775808"#,
+            r#""max_tokens":0"#,
+            r#""max_tokens":1.0"#,
+            r#""max_completion_tokens":-5"#,
+            r#""logit_bias":[]"#,
+            r#""logit_bias":{"cat":1}"#,
+            r#""logit_bias":{"7":101}"#,
+            r#""stop":"""#,
+            r#""stop":["a","b","c","d","e"]"#,
+            r#""stop":[1]"#,
+            r#""stop":[]"#,
+            r#""stream":"yes""#,
+            r#""stream_options":{"include_usage":true}"#,
+            r#""stream":true,"stream_options":{"include_usage":1}"#,
+        ],
+        &expect![[r#"
+            "temperature":-0.1
+                invalid_value temperature: temperature must be a number from 0 to 2, got -0.1
+            "temperature":2.1
+                invalid_value temperature: temperature must be a number from 0 to 2, got 2.1
+            "temperature":"hot"
+                invalid_type temperature: temperature must be a number from 0 to 2, got "hot"
+            "temperature":1e400
+                invalid_value temperature: temperature must be a number from 0 to 2, got 1e400
+            "temperature":null
+                accepted
+            "top_p":0
+                invalid_value top_p: top_p must be a number above 0 and at most 1, got 0
+            "top_p":1.01
+                invalid_value top_p: top_p must be a number above 0 and at most 1, got 1.01
+            "top_k":-2
+                invalid_value top_k: top_k must be an integer from -1 to 4294967295, got -2
+            "top_k":-1
+                accepted
+            "top_k":1.5
+                invalid_type top_k: top_k must be an integer from -1 to 4294967295, got 1.5
+            "min_p":1.5
+                invalid_value min_p: min_p must be a number from 0 to 1, got 1.5
+            "presence_penalty":2.5
+                invalid_value presence_penalty: presence_penalty must be a number from -2 to 2, got 2.5
+            "frequency_penalty":-2.5
+                invalid_value frequency_penalty: frequency_penalty must be a number from -2 to 2, got -2.5
+            "repetition_penalty":0
+                invalid_value repetition_penalty: repetition_penalty must be a number above 0 and at most 2, got 0
+            "seed":"x"
+                invalid_type seed: seed must be an integer of at most 64 bits, got "x"
+            "seed":-1
+                accepted
+            "seed":9223372036854775808
+                invalid_value seed: seed must be an integer of at most 64 bits, got 9223372036854775808
+            "max_tokens":0
+                invalid_value max_tokens: max_tokens must be an integer of at least 1, got 0
+            "max_tokens":1.0
+                invalid_type max_tokens: max_tokens must be an integer of at least 1, got 1.0
+            "max_completion_tokens":-5
+                invalid_value max_completion_tokens: max_completion_tokens must be an integer of at least 1, got -5
+            "logit_bias":[]
+                invalid_type logit_bias: logit_bias must be an object, got []
+            "logit_bias":{"cat":1}
+                invalid_value logit_bias.cat: logit_bias.cat must be named by a token id, got "cat"
+            "logit_bias":{"7":101}
+                invalid_value logit_bias.7: logit_bias.7 must be a number from -100 to 100, got 101
+            "stop":""
+                invalid_value stop: stop must be a string of 1 to 256 bytes, got ""
+            "stop":["a","b","c","d","e"]
+                invalid_value stop: stop must be at most 4 strings, got ["a","b","c","d","e"]
+            "stop":[1]
+                invalid_type stop[0]: stop[0] must be a string, got 1
+            "stop":[]
+                accepted
+            "stream":"yes"
+                invalid_type stream: stream must be true or false, got "yes"
+            "stream_options":{"include_usage":true}
+                invalid_value stream_options: stream_options must be absent unless stream is true, got {"include_usage":true}
+            "stream":true,"stream_options":{"include_usage":1}
+                invalid_type stream_options.include_usage: stream_options.include_usage must be true or false, got 1
+        "#]],
+    );
+}
+
+#[test]
+fn a_feature_that_is_not_served_is_refused_rather_than_ignored() {
+    chat_fields(
+        &[
+            r#""n":1"#,
+            r#""n":2"#,
+            r#""n":0"#,
+            r#""logprobs":false"#,
+            r#""logprobs":true"#,
+            r#""top_logprobs":0"#,
+            r#""top_logprobs":3"#,
+            r#""tools":[]"#,
+            r#""tools":[{"type":"function"}]"#,
+            r#""tool_choice":"auto""#,
+            r#""tool_choice":"required""#,
+            r#""response_format":{"type":"text"}"#,
+            r#""response_format":{"type":"json_object"}"#,
+            r#""modalities":["text","audio"]"#,
+            r#""audio":{"voice":"x"}"#,
+            r#""something_new":{"deep":[1,2,3]}"#,
+        ],
+        &expect![[r#"
+            "n":1
+                accepted
+            "n":2
+                unsupported_parameter n: n is not supported: one answer per request is served, got 2
+            "n":0
+                invalid_value n: n must be an integer of at least 1, got 0
+            "logprobs":false
+                accepted
+            "logprobs":true
+                unsupported_parameter logprobs: logprobs is not supported: log probabilities are not served, got true
+            "top_logprobs":0
+                accepted
+            "top_logprobs":3
+                unsupported_parameter top_logprobs: top_logprobs is not supported: log probabilities are not served, got 3
+            "tools":[]
+                accepted
+            "tools":[{"type":"function"}]
+                unsupported_parameter tools: tools is not supported: tool calls are not served, got [{"type":"function"}]
+            "tool_choice":"auto"
+                accepted
+            "tool_choice":"required"
+                unsupported_parameter tool_choice: tool_choice is not supported: only none or auto is, got "required"
+            "response_format":{"type":"text"}
+                accepted
+            "response_format":{"type":"json_object"}
+                unsupported_parameter response_format.type: response_format.type is not supported: only text is, got "json_object"
+            "modalities":["text","audio"]
+                unsupported_parameter modalities[1]: modalities[1] is not supported: only text is served, got "audio"
+            "audio":{"voice":"x"}
+                unsupported_parameter audio: audio is not supported: only text is served, got {"voice":"x"}
+            "something_new":{"deep":[1,2,3]}
+                accepted
+        "#]],
+    );
+}
+
+#[test]
+fn completions_takes_one_prompt_in_four_forms() {
+    let words = |prompt: &str| {
+        parse(Endpoint::Completions, &format!(r#"{{"model":"m","prompt":{prompt}}}"#)).words
+    };
+    let tokens = |path: &str| Words::Tokens { path: path.into(), ids: vec![1, 2] };
+    assert_eq!(words(r#""hi""#), Words::Text("hi".into()));
+    assert_eq!(words(r#"["hi"]"#), Words::Text("hi".into()));
+    assert_eq!(words("[1,2]"), tokens("prompt"));
+    assert_eq!(words("[[1,2]]"), tokens("prompt[0]"));
+    complaints(
+        Endpoint::Completions,
+        &[
+            r#"{"model":"m"}"#,
+            r#"{"model":"m","prompt":{}}"#,
+            r#"{"model":"m","prompt":[]}"#,
+            r#"{"model":"m","prompt":[[]]}"#,
+            r#"{"model":"m","prompt":["a","b"]}"#,
+            r#"{"model":"m","prompt":[[1],[2]]}"#,
+            r#"{"model":"m","prompt":[1,"a"]}"#,
+            r#"{"model":"m","prompt":[1,-1]}"#,
+            r#"{"model":"m","prompt":[4294967296]}"#,
+            r#"{"model":"m","prompt":"a","best_of":2}"#,
+            r#"{"model":"m","prompt":"a","echo":true}"#,
+            r#"{"model":"m","prompt":"a","suffix":"b"}"#,
+            r#"{"model":"m","prompt":"a","logprobs":0}"#,
+        ],
+        &expect![[r#"
+            {"model":"m"}
+                missing_required_parameter prompt: prompt is required
+            {"model":"m","prompt":{}}
+                invalid_type prompt: prompt must be a string, an array of token ids, or an array of one of these, got {}
+            {"model":"m","prompt":[]}
+                invalid_value prompt: prompt must be a string, an array of token ids, or an array of one of these, got []
+            {"model":"m","prompt":[[]]}
+                invalid_value prompt[0]: prompt[0] must be an array of at least one token id, got []
+            {"model":"m","prompt":["a","b"]}
+                unsupported_parameter prompt: prompt is not supported: one prompt per request is served, got 2 prompts
+            {"model":"m","prompt":[[1],[2]]}
+                unsupported_parameter prompt: prompt is not supported: one prompt per request is served, got 2 prompts
+            {"model":"m","prompt":[1,"a"]}
+                invalid_type prompt[1]: prompt[1] must be an integer from 0 to 4294967295, got "a"
+            {"model":"m","prompt":[1,-1]}
+                invalid_value prompt[1]: prompt[1] must be an integer from 0 to 4294967295, got -1
+            {"model":"m","prompt":[4294967296]}
+                invalid_value prompt[0]: prompt[0] must be an integer from 0 to 4294967295, got 4294967296
+            {"model":"m","prompt":"a","best_of":2}
+                unsupported_parameter best_of: best_of is not supported: one answer per request is served, got 2
+            {"model":"m","prompt":"a","echo":true}
+                unsupported_parameter echo: echo is not supported: the prompt is not repeated, got true
+            {"model":"m","prompt":"a","suffix":"b"}
+                unsupported_parameter suffix: suffix is not supported: text is only generated at the end, got "b"
+            {"model":"m","prompt":"a","logprobs":0}
+                unsupported_parameter logprobs: logprobs is not supported: log probabilities are not served, got 0
+        "#]],
+    );
+}
+
+#[test]
+fn responses_takes_a_text_or_messages() {
+    complaints(
+        Endpoint::Responses,
+        &[
+            r#"{"model":"m"}"#,
+            r#"{"model":"m","input":7}"#,
+            r#"{"model":"m","input":[]}"#,
+            r#"{"model":"m","input":[{"type":"function_call_output"}]}"#,
+            r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_image"}]}]}"#,
+            r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"x"}]}]}"#,
+            r#"{"model":"m","input":"x","previous_response_id":"resp_1"}"#,
+            r#"{"model":"m","input":"x","background":true}"#,
+            r#"{"model":"m","input":"x","background":false,"store":true}"#,
+            r#"{"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}"#,
+            r#"{"model":"m","input":"x","truncation":"auto"}"#,
+            r#"{"model":"m","input":"x","metadata":{"a":1}}"#,
+            r#"{"model":"m","input":"x","max_output_tokens":0}"#,
+        ],
+        &expect![[r#"
+            {"model":"m"}
+                missing_required_parameter input: input is required
+            {"model":"m","input":7}
+                invalid_type input: input must be a string or an array of messages, got 7
+            {"model":"m","input":[]}
+                invalid_value input: input must be a string or an array of at least one message, got []
+            {"model":"m","input":[{"type":"function_call_output"}]}
+                unsupported_parameter input[0].type: input[0].type is not supported: only message is, got "function_call_output"
+            {"model":"m","input":[{"role":"user","content":[{"type":"input_image"}]}]}
+                unsupported_parameter input[0].content[0].type: input[0].content[0].type is not supported: only parts of type input_text or output_text are, got "input_image"
+            {"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"x"}]}]}
+                accepted
+            {"model":"m","input":"x","previous_response_id":"resp_1"}
+                unsupported_parameter previous_response_id: previous_response_id is not supported: responses are not stored, got "resp_1"
+            {"model":"m","input":"x","background":true}
+                unsupported_parameter background: background is not supported: a response is generated while its client waits, got true
+            {"model":"m","input":"x","background":false,"store":true}
+                accepted
+            {"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}
+                unsupported_parameter text.format.type: text.format.type is not supported: only text is, got "json_schema"
+            {"model":"m","input":"x","truncation":"auto"}
+                unsupported_parameter truncation: truncation is not supported: only disabled is, got "auto"
+            {"model":"m","input":"x","metadata":{"a":1}}
+                invalid_type metadata.a: metadata.a must be a string, got 1
+            {"model":"m","input":"x","max_output_tokens":0}
+                invalid_value max_output_tokens: max_output_tokens must be an integer of at least 1, got 0
+        "#]],
+    );
+    let ask = parse(
+        Endpoint::Responses,
+        r#"{"model":"m","instructions":"be brief","input":[
+            {"role":"user","content":"a"},
+            {"type":"message","role":"assistant","content":[{"type":"output_text","text":"b"}]}]}"#,
+    );
+    let Words::Chat { messages, .. } = ask.words else { panic!("messages become a chat") };
+    let said: Vec<_> = messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
+    assert_eq!(said, ["system: be brief", "user: a", "assistant: b"]);
+}
+
+#[test]
+fn a_body_that_is_not_utf8_says_where() {
+    let invalid = Ask::parse(Endpoint::Chat, b"{\"model\":\"\xff\"}").expect_err("not UTF-8");
+    assert_eq!(invalid.message, "the body is not valid UTF-8 from byte 10 on");
+}
+
+#[test]
+fn a_deep_or_wide_body_is_refused_without_unfolding_it() {
+    let deep = format!(r#"{{"model":{}}}"#, "[".repeat(100_000));
+    assert_eq!(Ask::parse(Endpoint::Chat, deep.as_bytes()).unwrap_err().code, "invalid_json");
+    let fields: Vec<_> = (0..2000).map(|n| format!(r#""f{n}":0"#)).collect();
+    let wide = format!("{{{}}}", fields.join(","));
+    let invalid = Ask::parse(Endpoint::Chat, wide.as_bytes()).unwrap_err();
+    assert!(invalid.message.contains("at most 1024 fields"), "{}", invalid.message);
+}
+
+#[test]
+fn the_younger_name_for_max_tokens_wins() {
+    let ask = parse(
+        Endpoint::Chat,
+        r#"{"model":"m","messages":[{"role":"user","content":"hi"}],
+            "max_tokens":5,"max_completion_tokens":6}"#,
+    );
+    assert_eq!(ask.length, Length::Asked { param: "max_completion_tokens", tokens: 6 });
+}

@@ -94,29 +94,32 @@ mod tests {
         Some(Duration::from_millis(n))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn each_part_of_a_life_has_its_own_deadline() {
-        let limits = Deadlines {
-            queue: ms(10),
-            first_token: ms(20),
-            inter_token: ms(30),
-            total: ms(40),
-        };
-        let begun = Instant::now();
-        let mut clock = Clock::new(limits, begun.into_std());
-        assert_eq!(clock.struck().await, Strike::Deadline(Deadline::Queue));
-        clock.started();
-        assert_eq!(clock.struck().await, Strike::Deadline(Deadline::FirstToken));
-        clock.token();
-        // 30 ms after the token at 20 ms would be later than 40 ms in all.
-        assert_eq!(clock.struck().await, Strike::Deadline(Deadline::Total));
-        clock.limits.total = None;
-        assert_eq!(clock.struck().await, Strike::Deadline(Deadline::InterToken));
-        assert_eq!(begun.elapsed(), Duration::from_millis(50));
+    fn strikes(clock: &Clock) -> (Duration, Strike) {
+        let (at, strike) = clock.next().expect("a deadline");
+        (at - clock.admitted_at, strike)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_limit_beyond_all_time_is_none() {
+    #[test]
+    fn each_part_of_a_life_has_its_own_deadline() {
+        let limits =
+            Deadlines { queue: ms(10), first_token: ms(20), inter_token: ms(30), total: ms(40) };
+        let mut clock = Clock::new(limits, std::time::Instant::now());
+        let deadline = |ms, deadline| (Duration::from_millis(ms), Strike::Deadline(deadline));
+        assert_eq!(strikes(&clock), deadline(10, Deadline::Queue));
+        clock.started();
+        assert_eq!(strikes(&clock), deadline(20, Deadline::FirstToken));
+        clock.last_token_at = clock.admitted_at.checked_add(Duration::from_millis(5));
+        assert_eq!(strikes(&clock), deadline(35, Deadline::InterToken));
+        clock.last_token_at = clock.admitted_at.checked_add(Duration::from_millis(20));
+        assert_eq!(strikes(&clock), deadline(40, Deadline::Total));
+        clock.drain_ends_at = clock.admitted_at.checked_add(Duration::from_millis(39));
+        assert_eq!(strikes(&clock), (Duration::from_millis(39), Strike::DrainOver));
+        clock.stop();
+        assert_eq!(clock.next(), None);
+    }
+
+    #[test]
+    fn a_limit_beyond_all_time_is_none() {
         let limits = Deadlines { queue: Some(Duration::MAX), ..Deadlines::default() };
         assert_eq!(Clock::new(limits, std::time::Instant::now()).next(), None);
     }

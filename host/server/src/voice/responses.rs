@@ -200,7 +200,13 @@ impl Voice for Responses {
         let Complaint { message, param, code, .. } = complaint;
         frames.event(
             "error",
-            &ErrorEvent { r#type: "error", sequence_number, code, message, param: param.as_deref() },
+            &ErrorEvent {
+                r#type: "error",
+                sequence_number,
+                code,
+                message,
+                param: param.as_deref(),
+            },
         );
         let sequence_number = self.next();
         let r#type = "response.failed";
