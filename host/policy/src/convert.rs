@@ -199,8 +199,8 @@ mod tests {
             panic!("the rejection became something else");
         };
         expect![[r#"
-            7 "_uota__berschrittenxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" 86400s
-            511 bytes, "line line [31m""#]]
+            7 "_uota__berschrittenxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" 86400s
+            512 bytes, "line line [31m""#]]
         .assert_eq(&{
             let detail = mended.reason.detail.unwrap();
             format!(

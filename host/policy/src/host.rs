@@ -85,6 +85,8 @@ fn config() -> Config {
         // Policies answer and return. Without the machinery of concurrent components a call
         // costs a twentieth, and the part of wasmtime that had most of its advisories is off.
         .concurrency_support(false)
+        // What the guest calls garbage is in its own memory; no collector is compiled in.
+        .gc_support(false)
         // Names of functions are what a trap's message needs; lines would need debug data.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));

@@ -166,11 +166,24 @@ fn failure(error: &wasmtime::Error, elapsed: Duration, last_words: Option<String
         let _ = write!(message, "; it said: {words}");
     }
     if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-        let frames: Vec<_> =
-            backtrace.frames().iter().filter_map(wasmtime::FrameInfo::func_name).take(8).collect();
-        if !frames.is_empty() {
-            let _ = write!(message, "; in {}", frames.join(" < "));
-        }
+        let _ = write!(message, "; in {}", functions(backtrace));
     }
     PolicyFailure { kind, message }
+}
+
+/// The functions of the guest that were at work, innermost first, as far as it kept their names.
+fn functions(backtrace: &WasmBacktrace) -> String {
+    let functions: Vec<_> = backtrace
+        .frames()
+        .iter()
+        .map(|frame| match frame.func_name() {
+            // Without the hash that tells two builds apart.
+            Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
+            None => format!("function {}", frame.func_index()),
+        })
+        // How Rust panics is not news; where it began to is.
+        .skip_while(|name| ["__rustc::", "std::", "core::"].iter().any(|p| name.starts_with(p)))
+        .take(8)
+        .collect();
+    functions.join(" < ")
 }

@@ -76,7 +76,11 @@ mod tests {
 
     #[test]
     fn deadlines_grow_with_the_prompt_and_the_requested_length() {
-        check("{}", CHAT, expect!["queue 300s, first token 365s, inter token 60s, total 475s; cancel; None"]);
+        check(
+            "{}",
+            CHAT,
+            expect!["queue 300s, first token 365s, inter token 60s, total 475s; cancel; None"],
+        );
         check(
             "{}",
             "chat, streams, prompt 8000, up to 2000",
@@ -102,7 +106,9 @@ mod tests {
         check(
             json,
             CHAT,
-            expect!["queue 300s, first token 365s, inter token 60s, total 475s; drain 5s or 64 tokens; None"],
+            expect![
+                "queue 300s, first token 365s, inter token 60s, total 475s; drain 5s or 64 tokens; None"
+            ],
         );
         check(
             json,

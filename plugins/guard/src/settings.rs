@@ -122,10 +122,12 @@ impl Settings {
         for (key, class) in [("streaming", self.streaming), ("whole", self.whole)] {
             if let OnDisconnect::Drain(drain) = class.on_disconnect {
                 if drain.max_time == Span::ZERO {
-                    problems.push(format!("{key}.on_disconnect.drain.max_time must exceed 0s, got 0s"));
+                    problems
+                        .push(format!("{key}.on_disconnect.drain.max_time must exceed 0s, got 0s"));
                 }
                 if drain.max_tokens == 0 {
-                    problems.push(format!("{key}.on_disconnect.drain.max_tokens must exceed 0, got 0"));
+                    problems
+                        .push(format!("{key}.on_disconnect.drain.max_tokens must exceed 0, got 0"));
                 }
             }
         }

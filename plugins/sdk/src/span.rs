@@ -80,9 +80,13 @@ mod tests {
 
     #[test]
     fn a_span_adds_up() {
-        for (text, micros) in
-            [("0s", 0), ("7us", 7), ("250ms", 250_000), ("1m 30s", 90_000_000), ("2h1m", 7_260_000_000)]
-        {
+        for (text, micros) in [
+            ("0s", 0),
+            ("7us", 7),
+            ("250ms", 250_000),
+            ("1m 30s", 90_000_000),
+            ("2h1m", 7_260_000_000),
+        ] {
             assert_eq!(text.parse(), Ok(Span { micros }), "{text}");
         }
         for text in ["", "5", "s", "-1s", "1.5s", "1 fortnight", "1s,"] {
