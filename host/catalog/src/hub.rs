@@ -149,6 +149,7 @@ impl Hub {
     pub const RETRIES: u32 = 4;
 
     /// The hub that the environment names, by the variables that Hugging Face's own tools read.
+    #[expect(clippy::disallowed_methods, reason = "these variables are not ours to name")]
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {

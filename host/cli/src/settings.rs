@@ -1,0 +1,55 @@
+//! The flags that are settings, shared by `serve` and `config show`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use interlock_config::{Effective, Flag, Problems, Sources, load};
+
+/// Where settings come from. Later wins: default, file, environment, flag.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// Read this file instead of $INTERLOCK_CONFIG, ./interlock.toml or /etc/interlock/interlock.toml
+    ///
+    /// The first of these that is there is read, and no other.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The model: a built-in name, a folder, a .gguf file, hf:org/name[@revision] or sim:...
+    ///
+    /// Short for --set model.reference=REF. `sim:decode=20ms,prefill=1ms` is a simulated model: it
+    /// computes nothing in the time it is told to take, for trying policies and clients.
+    #[arg(long, value_name = "REF")]
+    model: Option<String>,
+
+    /// Address and port to listen on; port 0 takes any that is free
+    ///
+    /// Short for --set server.bind=ADDR:PORT.
+    #[arg(long, value_name = "ADDR:PORT")]
+    bind: Option<String>,
+
+    /// Any setting; may be repeated. `interlock config default` lists them all
+    ///
+    /// A text needs no quotes, a list may be written a,b. The same from the environment:
+    /// INTERLOCK__SECTION__KEY=value.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = set)]
+    set: Vec<Flag>,
+}
+
+fn set(text: &str) -> Result<Flag, String> {
+    Flag::set(text).ok_or_else(|| "there is no `=`; write section.key=value".to_owned())
+}
+
+impl Settings {
+    pub(crate) fn sources(&self) -> Sources {
+        // The dedicated flags last: who types both means the one that is harder to overlook.
+        let mut flags = self.set.clone();
+        let model = self.model.as_ref().map(|text| Flag::new("--model", "model.reference", text));
+        let bind = self.bind.as_ref().map(|text| Flag::new("--bind", "server.bind", text));
+        flags.extend(model.into_iter().chain(bind));
+        Sources::of_process(self.config.clone(), flags)
+    }
+
+    pub(crate) fn load(&self) -> Result<Effective, Problems> {
+        load(&self.sources())
+    }
+}
