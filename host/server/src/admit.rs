@@ -47,7 +47,7 @@ impl Host {
         let text = Arc::clone(text);
         let tokens = self.tokenize(&text, &ask.words).await?;
         let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
-        let (tokens_max, tokens_max_asked) = tokens_max(ask.length, prompt_tokens, shape)?;
+        let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
         bias_in_vocabulary(ask, shape)?;
         let prompt = Prompt::new(tokens).ok_or_else(|| {
             Invalid::wrong_value(ask.words.param(), "at least one token long", "none")
@@ -136,19 +136,19 @@ fn fits(words: &Words, tokens: usize, shape: ModelShape) -> Result<u32, Invalid>
 /// Most tokens to generate, and whether the client asked for a number itself. What does not fit
 /// behind the prompt ends there, with `length`; what cannot fit behind any prompt is an error.
 fn tokens_max(
-    length: Length,
+    length: &Length,
     prompt_tokens: u32,
     shape: ModelShape,
 ) -> Result<(u32, bool), Invalid> {
     let room = shape.context - prompt_tokens;
     match length {
         Length::Context => Ok((room, false)),
-        Length::Default(tokens) => Ok((tokens.min(room), false)),
-        Length::Asked { param, tokens } => match u32::try_from(tokens) {
+        Length::Default(tokens) => Ok(((*tokens).min(room), false)),
+        Length::Asked { param, tokens, shown } => match u32::try_from(*tokens) {
             Ok(tokens) if tokens <= shape.context => Ok((tokens.min(room), true)),
             _ => {
                 let expected = format!("at most {}, this model's context", shape.context);
-                Err(Invalid::wrong_value(param, &expected, &tokens.to_string()))
+                Err(Invalid::wrong_value(param, &expected, shown))
             }
         },
     }

@@ -84,7 +84,7 @@ impl Words {
 }
 
 /// How many tokens to generate at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Length {
     /// As many as the client said, in this field.
     Asked {
@@ -92,6 +92,8 @@ pub(crate) enum Length {
         param: &'static str,
         /// At least 1; may be beyond the context.
         tokens: i64,
+        /// The number as the client wrote it.
+        shown: String,
     },
     /// The endpoint's own default.
     Default(u32),
@@ -145,7 +147,8 @@ fn flag(body: &Object<'_>, name: &str) -> Result<bool, Invalid> {
 fn length(body: &Object<'_>, names: &[&'static str], otherwise: Length) -> Result<Length, Invalid> {
     for &param in names {
         if let Some(item) = body.get(param) {
-            return Ok(Length::Asked { param, tokens: item.integer(1..=i64::MAX)? });
+            let tokens = item.integer(1..=i64::MAX)?;
+            return Ok(Length::Asked { param, tokens, shown: item.shown() });
         }
     }
     Ok(otherwise)

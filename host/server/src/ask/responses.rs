@@ -63,8 +63,8 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
         metadata: body.get("metadata").map(|item| metadata(&item)).transpose()?,
         temperature: sampling.temperature,
         top_p: sampling.top_p,
-        max_output_tokens: match length {
-            Length::Asked { tokens, .. } => Some(tokens),
+        max_output_tokens: match &length {
+            Length::Asked { tokens, .. } => Some(*tokens),
             Length::Default(_) | Length::Context => None,
         },
     };

@@ -421,5 +421,8 @@ fn the_younger_name_for_max_tokens_wins() {
         r#"{"model":"m","messages":[{"role":"user","content":"hi"}],
             "max_tokens":5,"max_completion_tokens":6}"#,
     );
-    assert_eq!(ask.length, Length::Asked { param: "max_completion_tokens", tokens: 6 });
+    assert_eq!(
+        ask.length,
+        Length::Asked { param: "max_completion_tokens", tokens: 6, shown: "6".into() }
+    );
 }

@@ -61,7 +61,7 @@ async fn what_this_model_cannot_take_is_named_with_its_limit() {
         POST /v1/completions {"model":"sim","prompt":"x","max_tokens":17}
             400 invalid_value max_tokens: max_tokens must be at most 16, this model's context, got 17
         POST /v1/completions {"model":"sim","prompt":"x","max_tokens":99999999999999999999}
-            400 invalid_value max_tokens: max_tokens must be at most 16, this model's context, got 9223372036854775807
+            400 invalid_value max_tokens: max_tokens must be at most 16, this model's context, got 99999999999999999999
         POST /v1/completions {"model":"sim","prompt":[1,512]}
             400 invalid_value prompt[1]: prompt[1] must be a token id below 512, this model's vocabulary, got 512
         POST /v1/completions {"model":"sim","prompt":[[600]]}
