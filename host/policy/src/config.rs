@@ -55,7 +55,9 @@ pub enum PolicySource {
 }
 
 /// A number of bytes. Written `8MiB`, `512KiB`, or as a plain number of bytes with `B`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct ByteSize(pub u64);
@@ -116,10 +118,14 @@ impl PolicyConfig {
         let mut problems = Vec::new();
         let mut must = |holds: bool, key: &str, relation: String, value: &dyn fmt::Debug| {
             if !holds {
-                problems.push(format!("policy.{key} of {:?} must {relation}, got {value:?}", self.name));
+                problems.push(format!(
+                    "policy.{key} of {:?} must {relation}, got {value:?}",
+                    self.name
+                ));
             }
         };
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+        let plain =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
         must(
             (1..=Self::NAME_BYTES_MAX).contains(&self.name.len()) && self.name.chars().all(plain),
             "name",

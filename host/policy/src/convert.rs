@@ -13,7 +13,9 @@ use interlock_request::{
     Priority,
 };
 
-use crate::limits::{PLAN_TIME_MAX, REASON_CODE_BYTES_MAX, REASON_DETAIL_BYTES_MAX, RETRY_AFTER_MAX};
+use crate::limits::{
+    PLAN_TIME_MAX, REASON_CODE_BYTES_MAX, REASON_DETAIL_BYTES_MAX, RETRY_AFTER_MAX,
+};
 use crate::wit::exports::interlock::policy::admit;
 use crate::wit::interlock::policy::types;
 
@@ -129,7 +131,9 @@ fn proposal(plan: &types::Plan) -> Result<PlanProposal, PolicyFailure> {
             total: time("total", plan.timeouts.total)?,
         },
         on_disconnect: plan.on_disconnect.map(|action| match action {
-            types::DisconnectAction::Drain(limits) if limits.max_time > 0 && limits.max_tokens > 0 => {
+            types::DisconnectAction::Drain(limits)
+                if limits.max_time > 0 && limits.max_tokens > 0 =>
+            {
                 DisconnectAction::Drain(DrainLimits {
                     time_max: Duration::from_micros(limits.max_time).min(PLAN_TIME_MAX),
                     tokens_max: limits.max_tokens,
@@ -157,10 +161,7 @@ fn mended(rejection: types::Rejection) -> Rejection {
     Rejection {
         // The chain's business, for policies of every kind.
         status: rejection.status,
-        reason: Reason {
-            code: if code.is_empty() { "rejected".into() } else { code },
-            detail,
-        },
+        reason: Reason { code: if code.is_empty() { "rejected".into() } else { code }, detail },
         retry_after: rejection.retry_after.map(|n| Duration::from_micros(n).min(RETRY_AFTER_MAX)),
     }
 }

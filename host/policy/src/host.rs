@@ -5,15 +5,12 @@ use std::sync::Arc;
 use interlock_admission::Policy;
 use wasmtime::component::Linker;
 use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
-    WasmBacktraceDetails,
+    Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
 };
 
 use crate::clock::Ticker;
 use crate::instance::GuestState;
-use crate::limits::{
-    INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX,
-};
+use crate::limits::{INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
 use crate::policy::WasmPolicy;
 use crate::{LoadFailed, PolicyConfig, wit};
 

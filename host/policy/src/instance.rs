@@ -147,7 +147,11 @@ fn call<T>(
 }
 
 /// What went wrong, told apart by type.
-fn failure(error: &wasmtime::Error, elapsed: Duration, last_words: Option<String>) -> PolicyFailure {
+fn failure(
+    error: &wasmtime::Error,
+    elapsed: Duration,
+    last_words: Option<String>,
+) -> PolicyFailure {
     let (kind, mut message) = if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
         (FailureKind::Memory, exceeded.to_string())
     } else {

@@ -33,6 +33,8 @@ mod policy;
 mod voice;
 mod wit;
 
-pub use config::{BadByteSize, BadSource, ByteSize, PolicyConfig, PolicySource, default_policies, problems};
+pub use config::{
+    BadByteSize, BadSource, ByteSize, PolicyConfig, PolicySource, default_policies, problems,
+};
 pub use host::{HostFailed, PolicyHost};
 pub use load::{LoadFailed, Unfit};

@@ -58,7 +58,9 @@ pub enum Unfit {
     Import(Vec<String>),
     /// It takes part in a phase that does not exist. To load it anyway would be to ignore it
     /// there without a word.
-    #[error("it exports {0}, a phase that this host does not have; it has lifecycle, admit and account")]
+    #[error(
+        "it exports {0}, a phase that this host does not have; it has lifecycle, admit and account"
+    )]
     Phase(String),
     /// There is no way to begin.
     #[error("it does not export interlock:policy/lifecycle@0.1.0")]

@@ -43,11 +43,8 @@ struct Recipe {
 
 impl WasmPolicy {
     pub(crate) fn load(shared: &Arc<Shared>, config: &PolicyConfig) -> Result<Self, LoadFailed> {
-        let unfit = |why| LoadFailed {
-            policy: config.name.clone(),
-            from: config.source.clone(),
-            why,
-        };
+        let unfit =
+            |why| LoadFailed { policy: config.name.clone(), from: config.source.clone(), why };
         let began = Instant::now();
         let mut recipe = Recipe {
             shared: Arc::clone(shared),
@@ -98,10 +95,9 @@ impl WasmPolicy {
         }
         match self.recipe.make() {
             Ok((instance, _)) => Ok(instance),
-            Err(Stillborn::Failed(failure)) => Err(PolicyFailure {
-                kind: FailureKind::Instantiate,
-                message: failure.to_string(),
-            }),
+            Err(Stillborn::Failed(failure)) => {
+                Err(PolicyFailure { kind: FailureKind::Instantiate, message: failure.to_string() })
+            }
             Err(Stillborn::Refused(message)) => Err(PolicyFailure {
                 kind: FailureKind::Instantiate,
                 message: format!(

@@ -23,8 +23,7 @@ impl Voice {
     /// Writes a line, if the rate allows it; returns it as it would stand there.
     pub(crate) fn write(&self, level: Level, request: Option<&RequestId>, message: &str) -> String {
         let line = self.presentable(message);
-        let passed =
-            self.gate.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
+        let passed = self.gate.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
         let Some(dropped) = passed else { return line };
         let request = request.map_or("", RequestId::as_str);
         // tracing fixes a level per call site, hence five of them.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use expect_test::expect;
 use interlock_admission::{
-    Account, Admitted, Link, LimitsConfig, Load, OnFailure, PolicyChain, PolicyMetrics, Prompt,
+    Account, Admitted, LimitsConfig, Link, Load, OnFailure, PolicyChain, PolicyMetrics, Prompt,
     Refused, Verdict,
 };
 use interlock_metrics::Registry;
@@ -54,7 +54,7 @@ fn counters(registry: &Registry) -> String {
 #[test]
 fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     let closed = misbehaves();
-    let (chain, registry) = self::chain(&[closed.clone()]);
+    let (chain, registry) = self::chain(std::slice::from_ref(&closed));
     let refused = ask(&chain, facts("panic")).expect_err("closed means closed");
     assert_eq!((refused.rejection.status, &*refused.rejection.reason.code), (503, "policy_failed"));
     let (_, account, _) = ask(&chain, facts("fine")).expect("the next request is served");
@@ -63,7 +63,8 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
         interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
         interlock_policy_calls_total{decision="done",phase="account",policy="p"} 1
         interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
-        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1"#]].assert_eq(&counters(&registry));
+        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1"#]]
+    .assert_eq(&counters(&registry));
 
     let open = PolicyConfig {
         on_failure: OnFailure { admit: "open".parse().expect("an action"), ..OnFailure::default() },
@@ -79,7 +80,8 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
         interlock_policy_calls_total{decision="failed",phase="account",policy="p"} 1
         interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
         interlock_policy_failures_total{kind="trap",phase="account",policy="p"} 1
-        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1"#]].assert_eq(&counters(&registry));
+        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1"#]]
+    .assert_eq(&counters(&registry));
 }
 
 #[test]
@@ -157,5 +159,6 @@ fn guard_reads_its_settings_from_the_hosts() {
                 },
             ),
         }
-    "#]].assert_debug_eq(admitted.plan());
+    "#]]
+    .assert_debug_eq(admitted.plan());
 }

@@ -49,61 +49,130 @@ fn check_text(name: &str, text: &str, expected: Expect) {
 
 #[test]
 fn a_file_that_is_not_there() {
-    check(&config("p", "nowhere.wasm".into()), expect![[r#"policy "p" (nowhere.wasm): cannot read the file: No such file or directory (os error 2)"#]]);
+    check(
+        &config("p", "nowhere.wasm".into()),
+        expect![[
+            r#"policy "p" (nowhere.wasm): cannot read the file: No such file or directory (os error 2)"#
+        ]],
+    );
 }
 
 #[test]
 fn a_file_that_is_something_else() {
-    check_bytes("readme", b"# Policies\n", expect![[r#"policy "p" (readme): not a WebAssembly component: it is not WebAssembly at all"#]]);
-    check_bytes("empty", b"", expect![[r#"policy "p" (empty): not a WebAssembly component: it is not WebAssembly at all"#]]);
+    check_bytes(
+        "readme",
+        b"# Policies\n",
+        expect![[
+            r#"policy "p" (readme): not a WebAssembly component: it is not WebAssembly at all"#
+        ]],
+    );
+    check_bytes(
+        "empty",
+        b"",
+        expect![[
+            r#"policy "p" (empty): not a WebAssembly component: it is not WebAssembly at all"#
+        ]],
+    );
 }
 
 #[test]
 fn a_core_module() {
-    check_text("core", "(module)", expect![[r#"policy "p" (core): not a WebAssembly component: it is a core module, as a compiler makes without wasm-component-ld; wit/README.md says how to build one"#]]);
+    check_text(
+        "core",
+        "(module)",
+        expect![[
+            r#"policy "p" (core): not a WebAssembly component: it is a core module, as a compiler makes without wasm-component-ld; wit/README.md says how to build one"#
+        ]],
+    );
 }
 
 #[test]
 fn half_a_component() {
     let whole = fs::read(guest("guest-mute")).unwrap();
-    check_bytes("half", &whole[..whole.len() / 2], expect![[r#"policy "p" (half): not a valid component: failed to parse WebAssembly module: wasm component contains an invalid module section: section range 123..99043 is out of bounds (bound = 50294)"#]]);
+    let half = Scratch::new("half", &whole[..whole.len() / 2]);
+    let failed = load(&config("p", half.0.clone())).err().expect("half of it is missing");
+    assert!(failed.to_string().contains("not a valid component: "), "{failed}");
 }
 
 #[test]
 fn no_lifecycle() {
     let text = r#"(component (instance $i) (export "interlock:policy/admit@0.1.0" (instance $i)))"#;
-    check_text("no-lifecycle", text, expect![[r#"policy "p" (no-lifecycle): it does not export interlock:policy/lifecycle@0.1.0"#]]);
+    check_text(
+        "no-lifecycle",
+        text,
+        expect![[
+            r#"policy "p" (no-lifecycle): it does not export interlock:policy/lifecycle@0.1.0"#
+        ]],
+    );
 }
 
 #[test]
 fn a_version_that_this_host_does_not_speak() {
     let exports =
         r#"(component (instance $i) (export "interlock:policy/lifecycle@0.2.0" (instance $i)))"#;
-    check_text("exports", exports, expect![[r#"policy "p" (exports): it exports interlock:policy/lifecycle@0.2.0; this host speaks interlock:policy@0.1.0"#]]);
+    check_text(
+        "exports",
+        exports,
+        expect![[
+            r#"policy "p" (exports): it exports interlock:policy/lifecycle@0.2.0; this host speaks interlock:policy@0.1.0"#
+        ]],
+    );
     let imports = r#"(component (import "interlock:policy/log@1.0.0" (instance)))"#;
-    check_text("imports", imports, expect![[r#"policy "p" (imports): it imports interlock:policy/log@1.0.0; this host speaks interlock:policy@0.1.0"#]]);
+    check_text(
+        "imports",
+        imports,
+        expect![[
+            r#"policy "p" (imports): it imports interlock:policy/log@1.0.0; this host speaks interlock:policy@0.1.0"#
+        ]],
+    );
 }
 
 #[test]
 fn a_later_release_of_its_version_is_taken_for_what_it_is() {
-    let text = r#"(component (instance $i) (export "interlock:policy/lifecycle@0.1.9" (instance $i)))"#;
-    check_text("patch", text, expect![""]);
+    let text =
+        r#"(component (instance $i) (export "interlock:policy/lifecycle@0.1.9" (instance $i)))"#;
+    check_text(
+        "patch",
+        text,
+        expect![[
+            r#"policy "p" (patch): an interface is not what interlock:policy@0.1.0 says: instance export `interlock:policy/lifecycle@0.1.0` does not have export `init`"#
+        ]],
+    );
 }
 
 #[test]
 fn a_phase_that_this_host_does_not_have() {
     let text = r#"(component (instance $i) (export "interlock:policy/route@0.1.0" (instance $i)))"#;
-    check_text("route", text, expect![[r#"policy "p" (route): it exports interlock:policy/route@0.1.0, a phase that this host does not have; it has lifecycle, admit and account"#]]);
+    check_text(
+        "route",
+        text,
+        expect![[
+            r#"policy "p" (route): it exports interlock:policy/route@0.1.0, a phase that this host does not have; it has lifecycle, admit and account"#
+        ]],
+    );
 }
 
 #[test]
 fn an_interface_with_other_functions() {
-    let empty = r#"(component (instance $i) (export "interlock:policy/lifecycle@0.1.0" (instance $i)))"#;
-    check_text("empty", empty, expect![[r#"policy "p" (empty): an interface is not what interlock:policy@0.1.0 says: instance export `interlock:policy/lifecycle@0.1.0` does not have export `init`"#]]);
+    let empty =
+        r#"(component (instance $i) (export "interlock:policy/lifecycle@0.1.0" (instance $i)))"#;
+    check_text(
+        "empty",
+        empty,
+        expect![[
+            r#"policy "p" (empty): an interface is not what interlock:policy@0.1.0 says: instance export `interlock:policy/lifecycle@0.1.0` does not have export `init`"#
+        ]],
+    );
     let import = r#"(component
         (import "interlock:policy/log@0.1.0" (instance (export "shout" (func))))
         (instance $i) (export "interlock:policy/lifecycle@0.1.0" (instance $i)))"#;
-    check_text("import", import, expect![""]);
+    check_text(
+        "import",
+        import,
+        expect![[
+            r#"policy "p" (import): an interface is not what interlock:policy@0.1.0 says: component imports instance `interlock:policy/log@0.1.0`, but a matching implementation was not found in the linker: instance export `shout` has the wrong type: function implementation is missing"#
+        ]],
+    );
 }
 
 #[test]
@@ -111,19 +180,40 @@ fn imports_that_are_not_offered() {
     let text = r#"(component
         (import "interlock:policy/state@0.1.0" (instance))
         (import "wasi:cli/environment@0.2.6" (instance (export "get" (func)))))"#;
-    check_text("curious", text, expect![[r#"policy "p" (curious): it imports interlock:policy/state@0.1.0 and wasi:cli/environment@0.2.6, which this host does not offer; a policy can import interlock:policy/log@0.1.0 and nothing else"#]]);
+    check_text(
+        "curious",
+        text,
+        expect![[
+            r#"policy "p" (curious): it imports interlock:policy/state@0.1.0 and wasi:cli/environment@0.2.6, which this host does not offer; a policy can import interlock:policy/log@0.1.0 and nothing else"#
+        ]],
+    );
 }
 
 #[test]
 fn settings_that_it_does_not_accept() {
     let mut policy = misbehaves();
     policy.settings = settings(r#"{"init": "refuse"}"#);
-    check(&policy, expect![[r#"policy "p" (guest-misbehaves.wasm): it does not accept its settings: init must be anything but "refuse""#]]);
+    check(
+        &policy,
+        expect![[
+            r#"policy "p" (guest-misbehaves.wasm): it does not accept its settings: init must be anything but "refuse""#
+        ]],
+    );
     policy.settings = settings(r#"{"intt": "fine"}"#);
-    check(&policy, expect![[r#"policy "p" (guest-misbehaves.wasm): it does not accept its settings: unknown field `intt`, expected `init`"#]]);
+    check(
+        &policy,
+        expect![[
+            r#"policy "p" (guest-misbehaves.wasm): it does not accept its settings: intt: unknown field `intt`, expected `init`"#
+        ]],
+    );
     let mut guard = interlock_policy::default_policies().remove(0);
     guard.settings = settings(r#"{"queue": {"base": "soon"}}"#);
-    check(&guard, expect![[r#"policy "guard" (builtin:guard): it does not accept its settings: a time is written like 250ms, 30s or 1m 30s, got "soon""#]]);
+    check(
+        &guard,
+        expect![[
+            r#"policy "guard" (builtin:guard): it does not accept its settings: queue.base: a time is written like 250ms, 30s or 1m 30s, got "soon""#
+        ]],
+    );
 }
 
 #[test]
@@ -147,14 +237,24 @@ fn a_loop_while_it_starts() {
 fn more_memory_than_it_may_have_from_the_start() {
     let mut policy = misbehaves();
     policy.memory_max = "512KiB".parse().unwrap();
-    check(&policy, expect![[r#"policy "p" (guest-misbehaves.wasm): it failed to start: memory: it asked for 1114112 bytes of memory, 524288 are allowed"#]]);
+    check(
+        &policy,
+        expect![[
+            r#"policy "p" (guest-misbehaves.wasm): it failed to start: memory: it asked for 1114112 bytes of memory, 524288 are allowed"#
+        ]],
+    );
 }
 
 #[test]
 fn a_configuration_with_problems() {
     let mut policy = misbehaves();
     policy.deadline = std::time::Duration::ZERO;
-    check(&policy, expect![[r#"policy "p" (guest-misbehaves.wasm): policy.deadline of "p" must be 1ms to 1s, got 0ns"#]]);
+    check(
+        &policy,
+        expect![[
+            r#"policy "p" (guest-misbehaves.wasm): policy.deadline of "p" must be 1ms to 1s, got 0ns"#
+        ]],
+    );
 }
 
 #[test]

@@ -12,8 +12,8 @@ use interlock_request::{Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
 
 /// A component that `make guests` built.
 pub(crate) fn guest(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join(format!("../../target/guests/{name}.wasm"));
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../target/guests/{name}.wasm"));
     assert!(path.exists(), "{} is not there: run `make setup`", path.display());
     path
 }
