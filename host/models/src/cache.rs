@@ -42,10 +42,8 @@ impl KvCache {
         };
         let held_keys = write(&held_keys, keys, from, to)?;
         let held_values = write(&held_values, values, from, to)?;
-        let all = (
-            held_keys.try_index((.., .., ..to, ..))?,
-            held_values.try_index((.., .., ..to, ..))?,
-        );
+        let all =
+            (held_keys.try_index((.., .., ..to, ..))?, held_values.try_index((.., .., ..to, ..))?);
         self.buffers = Some((held_keys, held_values));
         self.offset = to;
         Ok(all)
@@ -81,8 +79,7 @@ mod tests {
     use super::*;
 
     fn positions(numbers: std::ops::Range<i32>) -> Array {
-        let numbers: Vec<f32> =
-            numbers.flat_map(|n| [n as f32, n as f32 + 0.5]).collect();
+        let numbers: Vec<f32> = numbers.flat_map(|n| [n as f32, n as f32 + 0.5]).collect();
         Array::from_slice(&numbers, &[1, 1, numbers.len() as i32 / 2, 2])
     }
 

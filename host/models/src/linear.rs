@@ -14,8 +14,15 @@ pub(crate) struct Linear {
 /// A matrix of `[outputs, inputs]`.
 pub(crate) enum Matrix {
     /// Kept as its transpose: a view of `[inputs, outputs]`, so that no pass makes it anew.
-    Dense { transposed: Array },
-    Quantized { weight: Array, scales: Array, biases: Array, affine: Affine },
+    Dense {
+        transposed: Array,
+    },
+    Quantized {
+        weight: Array,
+        scales: Array,
+        biases: Array,
+        affine: Affine,
+    },
 }
 
 /// A table of `[tokens, width]` that is read by row, and that may also be the head.

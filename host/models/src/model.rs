@@ -159,9 +159,9 @@ impl Forward for Model {
         batch
             .iter_mut()
             .map(|sequence| {
-                let last = sequence
-                    .last
-                    .ok_or_else(|| PassFailed("decode before the prompt's last chunk".to_owned()))?;
+                let last = sequence.last.ok_or_else(|| {
+                    PassFailed("decode before the prompt's last chunk".to_owned())
+                })?;
                 self.step(sequence, &[last])
             })
             .collect()

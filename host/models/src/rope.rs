@@ -104,8 +104,7 @@ impl Rope {
             }
             "yarn" => {
                 let magnitude = yarn(&mut periods, dimensions, theta, scaling)?;
-                let magnitude =
-                    (magnitude != 1.0).then(|| Array::from_f32(magnitude as f32));
+                let magnitude = (magnitude != 1.0).then(|| Array::from_f32(magnitude as f32));
                 Ok(Self { angles: angles(&periods), magnitude, ..plain })
             }
             other => Err(format!("rope type {other:?}")),

@@ -140,9 +140,8 @@ impl Sampler {
     fn filter_and_draw(&self, logits: &Array) -> Result<Array, Exception> {
         let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
         // Relative to the largest, so that no temperature makes an infinity.
-        let mut logits = logits
-            .subtract(ops::max(logits, false)?)?
-            .divide(Array::from_f32(temperature))?;
+        let mut logits =
+            logits.subtract(ops::max(logits, false)?)?.divide(Array::from_f32(temperature))?;
         // Where the candidates stand in the vocabulary, once they are fewer or in another order.
         let mut tokens: Option<Array> = None;
 
@@ -350,8 +349,10 @@ mod tests {
 
     #[test]
     fn a_bias_of_one_hundred_decides() {
-        let biased =
-            Sampling { logit_bias: BTreeMap::from([(2, 100.0), (0, -100.0)]), ..Sampling::greedy() };
+        let biased = Sampling {
+            logit_bias: BTreeMap::from([(2, 100.0), (0, -100.0)]),
+            ..Sampling::greedy()
+        };
         assert_eq!(draws(&biased, &[], &[9.0, 3.0, 1.0], 1), [2]);
     }
 

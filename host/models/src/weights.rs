@@ -147,8 +147,7 @@ impl<'a> Weights<'a> {
         bias: bool,
     ) -> Result<Linear, LoadError> {
         let weight = self.matrix(module, outputs, inputs)?;
-        let bias =
-            if bias { Some(self.vector(&format!("{module}.bias"), outputs)?) } else { None };
+        let bias = if bias { Some(self.vector(&format!("{module}.bias"), outputs)?) } else { None };
         Ok(Linear { weight, bias })
     }
 
@@ -262,11 +261,8 @@ impl<'a> Weights<'a> {
         // matter.
         let array = unsafe { Array::from_raw_data(bytes.as_ptr().cast(), shape, stored) };
         drop(bytes);
-        let array = if stored == dtype {
-            Ok(array)
-        } else {
-            array.as_dtype(dtype).and_then(settled)
-        };
+        let array =
+            if stored == dtype { Ok(array) } else { array.as_dtype(dtype).and_then(settled) };
         on_device(&shown, array)
     }
 

@@ -168,10 +168,8 @@ fn the_default_model_says_what_mlx_lm_says() {
         prompt: Vec<TokenId>,
         greedy: Vec<TokenId>,
     }
-    let path = std::env::var_os("INTERLOCK_TEST_MODEL").map_or_else(
-        || root().join("target/models/smollm2-135m-instruct.gguf"),
-        PathBuf::from,
-    );
+    let path = std::env::var_os("INTERLOCK_TEST_MODEL")
+        .map_or_else(|| root().join("target/models/smollm2-135m-instruct.gguf"), PathBuf::from);
     assert!(path.is_file(), "{} is missing: run `make setup`", path.display());
     let cases: Vec<Case> =
         serde_json::from_str(&fs::read_to_string(folder("smollm2.json")).unwrap()).unwrap();
@@ -187,12 +185,8 @@ fn the_default_model_says_what_mlx_lm_says() {
 fn company_changes_nothing() {
     let Expected { prompt, .. } = expected("qwen3-f32");
     let mut model = loaded(&model_path("qwen3-f32")).model;
-    let sampling = |seed| Sampling {
-        temperature: 1.0,
-        top_p: 0.95,
-        seed: Some(seed),
-        ..Sampling::greedy()
-    };
+    let sampling =
+        |seed| Sampling { temperature: 1.0, top_p: 0.95, seed: Some(seed), ..Sampling::greedy() };
     let mut alone = Vec::new();
     for seed in 0..3 {
         let mut sequence = model.open(&prompt, &sampling(seed)).unwrap();
@@ -242,8 +236,11 @@ fn a_pass_that_cannot_be_is_refused_before_mlx_sees_it() {
 
 /// A copy of a case with one file changed.
 fn changed(case: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Changed {
-    let copy = std::env::temp_dir()
-        .join(format!("interlock-golden-{}-{:?}", std::process::id(), std::thread::current().id()));
+    let copy = std::env::temp_dir().join(format!(
+        "interlock-golden-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     fs::create_dir_all(&copy).unwrap();
     for entry in fs::read_dir(folder(case)).unwrap() {
         let entry = entry.unwrap();
@@ -295,7 +292,8 @@ fn all_that_is_wrong_with_the_weights_is_said_at_once() {
 
 #[test]
 fn a_wrong_shape_is_named_with_both_shapes() {
-    let model = changed("llama-f32", "config.json", replace("\"vocab_size\": 96", "\"vocab_size\": 97"));
+    let model =
+        changed("llama-f32", "config.json", replace("\"vocab_size\": 96", "\"vocab_size\": 97"));
     let error = refused(&model.0).to_string();
     assert!(
         error.contains(
@@ -309,7 +307,11 @@ fn a_wrong_shape_is_named_with_both_shapes() {
 fn kinds_that_we_do_not_have_are_named_beside_those_we_have() {
     let cases = [
         ("\"model_type\": \"llama\"", "\"model_type\": \"mamba\"", "model type \"mamba\" is not"),
-        ("\"rope_type\": \"llama3\"", "\"rope_type\": \"longrope\"", "rope type \"longrope\" is not"),
+        (
+            "\"rope_type\": \"llama3\"",
+            "\"rope_type\": \"longrope\"",
+            "rope type \"longrope\" is not",
+        ),
         ("\"hidden_size\": 32", "\"hidden_size\": 0", "hidden_size is 0, must be 1 to"),
         ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "no multiple of"),
         ("\"factor\": 8.0", "\"factor\": 0.0", "rope_scaling.factor is 0, not above zero"),

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gemm::Parallelism;
 
-use super::dots::{Dots, SIDE_BY_SIDE};
+use super::dots::{AddScaled, Dots, SIDE_BY_SIDE};
 use super::team;
 
 const COLUMN_MAJOR: c_int = 102;
@@ -74,6 +74,7 @@ unsafe impl Sync for Target {}
 // SAFETY: no other crate in our binary defines the name; that ours wins over the wheel's is the
 // purpose.
 #[unsafe(no_mangle)]
+#[expect(unreachable_pub, reason = "MLX reaches it, by its name")]
 pub unsafe extern "C" fn cblas_sgemm(
     order: c_int,
     transpose_a: c_int,
@@ -134,14 +135,17 @@ impl Product {
         if self.m == 0 || self.n == 0 {
             return;
         }
-        // SAFETY (all arms): the caller's promise, passed on.
         if self.k == 0 || self.alpha == 0.0 {
+            // SAFETY: the caller's promise, passed on; so in the other arms.
             unsafe { self.scale_target() }
         } else if self.m <= FEW_ROWS && self.b.row == 1 {
+            // SAFETY: as above, and the columns of `b` are contiguous.
             unsafe { self.few_rows() }
         } else if self.m == 1 && self.b.column == 1 && self.work() < WORTH_SHARING {
+            // SAFETY: as above, and the rows of `b` are contiguous.
             unsafe { self.one_row_by_columns() }
         } else {
+            // SAFETY: as above.
             unsafe { self.blocks() }
         }
     }
@@ -225,20 +229,16 @@ impl Product {
         unsafe { self.scale_target() }
         // SAFETY: as above.
         let target = unsafe { self.target_row(0, 0, self.n) };
-        pulp::Arch::new().dispatch(|| {
-            for p in 0..self.k {
-                // SAFETY: (0, p) lies within `a`, and row `p` of `b` is `n` numbers side by side.
-                let (factor, row) = unsafe {
-                    (
-                        self.alpha * *self.a.at.add(p * self.a.column),
-                        std::slice::from_raw_parts(self.b.at.add(p * self.b.row), self.n),
-                    )
-                };
-                for (sum, value) in target.iter_mut().zip(row) {
-                    *sum += factor * value;
-                }
+        let row = |p: usize| {
+            // SAFETY: (0, p) lies within `a`, and row `p` of `b` is `n` numbers side by side.
+            unsafe {
+                (
+                    self.alpha * *self.a.at.add(p * self.a.column),
+                    std::slice::from_raw_parts(self.b.at.add(p * self.b.row), self.n),
+                )
             }
-        });
+        };
+        AddScaled { target, count: self.k, row: &row }.compute();
     }
 
     /// # Safety
@@ -312,12 +312,7 @@ impl Product {
 
 /// Calls `compute(from, to)` for ranges that cover `0..columns`, in multiples of `grain`, on the
 /// team if the work of `each` column times `columns` is worth it.
-fn share_out(
-    columns: usize,
-    grain: usize,
-    each: usize,
-    compute: &(dyn Fn(usize, usize) + Sync),
-) {
+fn share_out(columns: usize, grain: usize, each: usize, compute: &(dyn Fn(usize, usize) + Sync)) {
     if columns.saturating_mul(each) < WORTH_SHARING {
         return compute(0, columns);
     }
@@ -448,9 +443,13 @@ mod tests {
         for size in sizes {
             for transpose in [(false, false), (false, true), (true, false), (true, true)] {
                 for column_major in [false, true] {
-                    for (alpha, beta, padding) in
-                        [(1.0, 0.0, 0), (0.5, 0.0, 3), (-1.5, 1.0, 1), (2.0, 0.25, 0), (0.0, 0.5, 2)]
-                    {
+                    for (alpha, beta, padding) in [
+                        (1.0, 0.0, 0),
+                        (0.5, 0.0, 3),
+                        (-1.5, 1.0, 1),
+                        (2.0, 0.25, 0),
+                        (0.0, 0.5, 2),
+                    ] {
                         check(&Case { column_major, transpose, size, padding, alpha, beta });
                     }
                 }
@@ -475,8 +474,20 @@ mod tests {
             // SAFETY: the vectors have these sizes.
             unsafe {
                 cblas_sgemm(
-                    101, NOT_TRANSPOSED, 112, 1, int(n), int(k), 1.0, a.as_ptr(), int(k),
-                    b.as_ptr(), int(k), 0.0, c.as_mut_ptr(), int(n),
+                    101,
+                    NOT_TRANSPOSED,
+                    112,
+                    1,
+                    int(n),
+                    int(k),
+                    1.0,
+                    a.as_ptr(),
+                    int(k),
+                    b.as_ptr(),
+                    int(k),
+                    0.0,
+                    c.as_mut_ptr(),
+                    int(n),
                 );
             }
             c

@@ -106,8 +106,7 @@ impl Team {
 
     /// Calls `task` once with each number below `chunks`, on as many threads as come in time.
     pub(super) fn run(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let work =
-            Work { chunks, next: AtomicUsize::new(0), helping: AtomicUsize::new(0), task };
+        let work = Work { chunks, next: AtomicUsize::new(0), helping: AtomicUsize::new(0), task };
         if chunks <= 1 || self.helpers == 0 || !self.shared.post(&work) {
             return work.take_part();
         }

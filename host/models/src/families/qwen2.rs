@@ -160,8 +160,7 @@ impl Qwen2 {
     pub(crate) fn load(config: &Config, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
-        let tied =
-            config.tie_word_embeddings.unwrap_or_else(|| !weights.has("lm_head.weight"));
+        let tied = config.tie_word_embeddings.unwrap_or_else(|| !weights.has("lm_head.weight"));
         Ok(Self {
             embed_tokens: weights.embedding("model.embed_tokens", vocabulary, hidden)?,
             layers: (0..layers)

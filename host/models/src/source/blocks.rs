@@ -99,11 +99,11 @@ pub(crate) fn repack(kind: Kind, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>)
                 });
             }
             // From signed to unsigned: the sign bit is worth -128, flipped it is worth the bias.
-            Kind::Q8_0 => words.extend(
-                block[2..].chunks_exact(4).map(|q| {
-                    u32::from_le_bytes([q[0] ^ 0x80, q[1] ^ 0x80, q[2] ^ 0x80, q[3] ^ 0x80])
-                }),
-            ),
+            Kind::Q8_0 => {
+                for q in block[2..].as_chunks::<4>().0 {
+                    words.push(u32::from_le_bytes(q.map(|q| q ^ 0x80)));
+                }
+            }
         }
     }
     (words, scales, biases)

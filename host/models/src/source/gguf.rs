@@ -363,7 +363,7 @@ impl Reader<'_> {
             Encoding::F16 | Encoding::Bf16 => tensor.elements() * 2,
             Encoding::Block(kind) => {
                 let row = tensor.shape.last().copied().unwrap_or(1).unsigned_abs() as usize;
-                if row % BLOCK != 0 {
+                if !row.is_multiple_of(BLOCK) {
                     return Err(Bad::Damaged(format!(
                         "tensor {name:?} has rows of {row}, no multiple of {BLOCK}"
                     )));
@@ -401,9 +401,7 @@ impl Reader<'_> {
         let counted = 0..count;
         Ok(match kind {
             7 => Meta::Bools(
-                counted
-                    .map(|_| Ok(self.take::<1>()?[0] != 0))
-                    .collect::<Result<_, Bad>>()?,
+                counted.map(|_| Ok(self.take::<1>()?[0] != 0)).collect::<Result<_, Bad>>()?,
             ),
             8 => Meta::Texts(counted.map(|_| self.text()).collect::<Result<_, _>>()?),
             6 | 12 => Meta::Floats(counted.map(|_| self.float(kind)).collect::<Result<_, _>>()?),

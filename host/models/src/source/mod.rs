@@ -158,9 +158,9 @@ fn shape(dimensions: impl IntoIterator<Item = u64>) -> Result<Vec<i32>, String> 
         .into_iter()
         .map(|side| i32::try_from(side).map_err(|_| format!("a side of {side} elements")))
         .collect::<Result<_, _>>()?;
-    let elements = shape.iter().try_fold(1_u64, |product, &side| {
-        product.checked_mul(u64::from(side.unsigned_abs()))
-    });
+    let elements = shape
+        .iter()
+        .try_fold(1_u64, |product, &side| product.checked_mul(u64::from(side.unsigned_abs())));
     match elements {
         Some(elements) if elements <= 1 << 48 => Ok(shape),
         _ => Err(format!("a shape of {shape:?}")),

@@ -25,17 +25,17 @@ pub(super) fn open(folder: &Path) -> Result<Source, LoadError> {
         add_file(&mut checkpoint, path)?;
     }
     let text = text::read(folder, &config)?;
-    let name = folder.canonicalize().ok().and_then(|folder| {
-        folder.file_name().map(|name| name.to_string_lossy().into_owned())
-    });
+    let name = folder
+        .canonicalize()
+        .ok()
+        .and_then(|folder| folder.file_name().map(|name| name.to_string_lossy().into_owned()));
     let format = Format::Safetensors;
     Ok(Source { path: folder.into(), format, config, checkpoint, text, name })
 }
 
 /// Reads a JSON object.
 pub(super) fn object(path: &Path) -> Result<Map<String, Value>, LoadError> {
-    let bytes =
-        fs::read(path).map_err(|cause| LoadError::Read { path: path.into(), cause })?;
+    let bytes = fs::read(path).map_err(|cause| LoadError::Read { path: path.into(), cause })?;
     serde_json::from_slice(&bytes)
         .map_err(|bad| LoadError::Damaged { path: path.into(), what: bad.to_string() })
 }
@@ -50,8 +50,8 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     if index_path.is_file() {
         let index = object(&index_path)?;
         let damaged = |what: String| LoadError::Damaged { path: index_path.clone(), what };
-        let index: Index = serde_json::from_value(Value::Object(index))
-            .map_err(|bad| damaged(bad.to_string()))?;
+        let index: Index =
+            serde_json::from_value(Value::Object(index)).map_err(|bad| damaged(bad.to_string()))?;
         let names: BTreeSet<String> = index.weight_map.into_values().collect();
         return names
             .into_iter()
@@ -98,9 +98,7 @@ fn add_file(checkpoint: &mut Checkpoint, path: PathBuf) -> Result<(), LoadError>
 
     let number = checkpoint.files.len();
     let start = 8 + claimed;
-    for (name, tensor) in
-        tensors(&header, number, start, length - start).map_err(damaged)?
-    {
+    for (name, tensor) in tensors(&header, number, start, length - start).map_err(damaged)? {
         if checkpoint.tensors.contains_key(&name) {
             return Err(damaged(format!("tensor {name:?} is in another file already")));
         }

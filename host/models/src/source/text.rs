@@ -75,8 +75,7 @@ fn added_tokens(tokenizer: &[u8]) -> Vec<Value> {
 /// The id of a special token given as text, or as an object with its text.
 fn added_id(added: &[Value], token: &Value) -> Option<TokenId> {
     let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
-    let entry = added
-        .iter()
-        .find(|entry| entry.get("content").and_then(Value::as_str) == Some(text))?;
+    let entry =
+        added.iter().find(|entry| entry.get("content").and_then(Value::as_str) == Some(text))?;
     TokenId::try_from(entry.get("id")?.as_u64()?).ok()
 }
