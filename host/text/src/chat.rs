@@ -7,9 +7,19 @@
 //!
 //! # Invariants
 //!
-//! - A template is a stranger's program and a message a stranger's text. A render takes at most
-//!   [`FUEL`] steps, one for each instruction and each 64 bytes made or looked at, which bounds
-//!   its time and its memory; nesting is bounded as well. It reads no files and no environment.
+//! - No message, however made, holds a thread for long or takes much memory: a render takes at
+//!   most [`FUEL`] steps, one for each instruction and each 64 bytes made or looked at, and
+//!   nesting is bounded. A template that loops without end meets the same bound.
+//! - A template reads no files and no environment, and of the host only the date.
+//!
+//! # What the budget does not stop
+//!
+//! A template written to do harm. minijinja 3.1 charges for steps and bytes, but not for what
+//! happens inside one step: printing or comparing a list that holds another twice, which holds
+//! another twice, forty times over, takes forever (`tojson` is ours, and charges), and
+//! dropping a list nested tens of thousands deep overflows the stack, which ends the process.
+//! Both were tried. Messages are flat and cannot do either, so this is trust in the model's
+//! files, as far as the operator who chose them has it.
 //!
 //! # Not here
 //!
@@ -23,7 +33,6 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use crate::{RenderError, TextError, python};
 
 /// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
-/// Reached in well under a second.
 pub(crate) const FUEL: u64 = 2_000_000;
 
 /// Nesting of macros, loops and calls. minijinja's most, made for small stacks as well.

@@ -7,8 +7,11 @@
 //!
 //! - Text given out in pieces is the text given out at once: whatever way tokens or text are
 //!   cut, the pieces concatenated are equal. Property tests hold both to it.
-//! - Nothing costs more than `n log n` in the length of its input, and a chat template has a
-//!   budget of steps, so neither a message nor a template can hold a thread for long.
+//! - Nothing costs more than `n log n` in the length of its input, and rendering a chat has a
+//!   budget of steps, so no message holds a thread for long. Measured (release, two busy
+//!   cores, SmolLM2's vocabulary; 1 MB of letters, spaces, digits, emoji, newlines or text):
+//!   0.4 to 2.7 s to encode, four to five times what 256 KB take; 10 to 70 ms to decode. That
+//!   is too long for a thread that others wait for: call it where blocking is allowed.
 //!
 //! # Special tokens in a message are special tokens
 //!

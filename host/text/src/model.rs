@@ -1,6 +1,7 @@
 //! One model's text side: its tokenizer, its chat template, its special tokens.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use interlock_request::TokenId;
@@ -184,7 +185,7 @@ impl TextModel {
     ///
     /// # Errors
     ///
-    /// When the tokenizer fails, which those of language models do not.
+    /// When the tokenizer fails on this text, which takes some ten megabytes of spaces.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, RenderError> {
         match &self.encoder {
             Encoder::Sim => Ok(sim::encode(text)),
@@ -217,10 +218,22 @@ impl TextModel {
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<TokenId>, RenderError> {
-    let encoding = tokenizer
-        .encode_fast(text, special)
+    let encoding = caught(|| tokenizer.encode_fast(text, special))?
         .map_err(|error| RenderError::Tokenizer(error.to_string()))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// Makes a panic of the tokenizer an error of this prompt.
+///
+/// The onig crate panics when one match takes more than ten million steps ("retry-limit-in-match
+/// over"): ten million spaces do it to Llama's expression. The tokenizer is only read, and
+/// splits words before it takes any lock, so what is left behind is whole.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, RenderError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref().copied());
+        RenderError::Tokenizer(text.unwrap_or("it panicked").to_owned())
+    })
 }
 
 // A tokenizer's own is megabytes long.

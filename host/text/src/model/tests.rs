@@ -82,6 +82,13 @@ fn the_simulated_model_is_bytes_and_markers() {
     assert_eq!(model.decode(&ids), "S<end>");
 }
 
+// The real one needs ten megabytes of spaces and seconds to count them; see `caught`.
+#[test]
+fn a_tokenizer_that_panics_fails_one_prompt() {
+    let error = caught(|| panic!("Onig: {}", "limit over")).map(|(): ()| ()).unwrap_err();
+    assert_eq!(error, RenderError::Tokenizer("Onig: limit over".into()));
+}
+
 #[test]
 fn the_text_side_is_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
