@@ -204,6 +204,8 @@ impl BuiltIn {
             let mut pip = Command::new(&installers.python);
             pip.args(["-m", "pip", "install", "--no-deps", "--only-binary", ":all:"]);
             pip.args(["--no-input", "--no-compile", "--disable-pip-version-check"]);
+            // It warns root of what it might overwrite; into a folder of ours it overwrites nothing.
+            pip.env("PIP_ROOT_USER_ACTION", "ignore");
             pip
         } else if answers(&installers.uv, &["--version"]) {
             let mut uv = Command::new(&installers.uv);

@@ -203,7 +203,9 @@ impl Hub {
             Repo::with_revision(repo.name.clone(), RepoType::Model, revision.to_owned())
         };
         let what = format!("revision {}", repo.revision);
-        let info = self.patiently(repo, &what, || api.repo(at(&repo.revision)).info())?;
+        // Asked once: whoever misspelt the endpoint should not wait for the retries of a download.
+        let info = api.repo(at(&repo.revision)).info();
+        let info = info.map_err(|error| self.failure(repo, &what, error))?;
 
         let names: BTreeSet<&str> =
             info.siblings.iter().map(|file| file.rfilename.as_str()).collect();

@@ -119,9 +119,7 @@ impl Reader<'_> {
                 }
             }
             taken.insert(dotted(&path));
-            if take(&mut value, &error.path).is_none() {
-                return None;
-            }
+            take(&mut value, &error.path)?;
         }
     }
 
