@@ -4,7 +4,7 @@
 
 fn main() {
     println!("cargo::rerun-if-env-changed=DEP_MLX_LIB");
-    if let Ok(folder) = std::env::var("DEP_MLX_LIB") {
-        println!("cargo::rustc-link-arg-bins=-Wl,--enable-new-dtags,-rpath,{folder}");
+    if let Some(folder) = std::env::var_os("DEP_MLX_LIB") {
+        println!("cargo::rustc-link-arg-bins=-Wl,--enable-new-dtags,-rpath,{}", folder.display());
     }
 }
