@@ -157,3 +157,75 @@ fn why(outcome: &Outcome) -> Option<&'static str> {
 fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
+
+#[cfg(test)]
+mod tests {
+    use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+    use interlock_metrics::Registry;
+    use interlock_request::{Generation, Priority, Sampling};
+
+    use super::*;
+
+    fn open(registry: &Registry) -> Ledger {
+        let title = Title {
+            id: RequestId::generate(),
+            endpoint: Endpoint::Chat,
+            model: ModelId::new("m"),
+            streaming: false,
+            prompt_tokens: 2,
+        };
+        let facts = Facts {
+            request_id: title.id.clone(),
+            arrived_at_micros: 0,
+            endpoint: title.endpoint,
+            model: title.model.clone(),
+            streaming: title.streaming,
+            prompt_tokens: title.prompt_tokens,
+            tokens_max: 1,
+            tokens_max_asked: true,
+            body_bytes: 0,
+            headers: vec![],
+        };
+        let generation = Generation {
+            sampling: Sampling::greedy(),
+            tokens_max: 1,
+            stop_tokens: vec![],
+            priority: Priority::Standard,
+        };
+        let ceilings = LimitsConfig::default().ceilings();
+        let chain = PolicyChain::new(vec![], ceilings, PolicyMetrics::register(registry));
+        let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
+        let admitted = Arc::new(chain).admit(facts, &Load::default(), prompt, generation);
+        let (_, account, _) = admitted.expect("no policy refuses");
+        Ledger::open(title, account, Arc::new(ServerMetrics::register(registry)))
+    }
+
+    fn counted(registry: &Registry, outcome: &str) -> bool {
+        let line = format!(
+            "interlock_requests_total{{endpoint=\"chat\",model=\"m\",outcome=\"{outcome}\"}} 1\n"
+        );
+        registry.expose().expect("encodes").contains(&line)
+    }
+
+    #[test]
+    fn a_driver_that_panics_is_written_down_as_failed_with_what_it_saw() {
+        let registry = Registry::new();
+        let mut ledger = open(&registry);
+        let driver = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            ledger.token();
+            panic!("a bug in the driver");
+        }));
+        assert!(driver.is_err());
+        assert!(counted(&registry, "failed"));
+        let exposed = registry.expose().expect("encodes");
+        assert!(exposed.contains("interlock_generated_tokens_total 1\n"), "{exposed}");
+    }
+
+    #[test]
+    fn an_end_is_written_down_once() {
+        let registry = Registry::new();
+        open(&registry).end(Outcome::Completed(Finish::Stop), Usage::default());
+        assert!(counted(&registry, "completed"));
+        assert!(!counted(&registry, "failed"));
+    }
+}

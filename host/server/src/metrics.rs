@@ -8,7 +8,7 @@ use interlock_request::{Endpoint, ModelId};
 
 use crate::failure::Failure;
 
-/// Requests, how they ended, how long their parts took; refusals; connections.
+/// Requests, how they ended, how long their parts took; errors; connections.
 #[derive(Debug, Clone)]
 pub struct ServerMetrics {
     requests: IntCounterVec,
@@ -18,7 +18,7 @@ pub struct ServerMetrics {
     inter_token_seconds: Histogram,
     prompt_tokens: IntCounter,
     generated_tokens: IntCounter,
-    refusals: IntCounterVec,
+    errors: IntCounterVec,
     pub(crate) connections: IntGauge,
 }
 
@@ -67,9 +67,9 @@ impl ServerMetrics {
                 .counter("prompt_tokens_total", "Prompt tokens that the model saw."),
             generated_tokens: registry
                 .counter("generated_tokens_total", "Tokens that the model generated."),
-            refusals: registry.counters(
+            errors: registry.counters(
                 "http_refusals_total",
-                "Requests turned away before they were admitted, by why.",
+                "Requests answered with an error status, by why.",
                 &["reason"],
             ),
             connections: registry.gauge("http_connections", "Open connections."),
@@ -106,7 +106,7 @@ impl ServerMetrics {
         self.generated_tokens.inc_by(summary.usage.generated_tokens.into());
     }
 
-    pub(crate) fn refused(&self, failure: &Failure) {
-        self.refusals.with_label_values(&[failure.reason()]).inc();
+    pub(crate) fn answered_with(&self, failure: &Failure) {
+        self.errors.with_label_values(&[failure.reason()]).inc();
     }
 }

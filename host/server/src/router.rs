@@ -120,7 +120,7 @@ impl Host {
             request = %id, status = status.as_u16(), code = complaint.code, reason = failure.reason(),
             "request answered with an error"
         );
-        self.metrics.refused(failure);
+        self.metrics.answered_with(failure);
         let mut response = (status, Json(json!({ "error": complaint }))).into_response();
         let headers = response.headers_mut();
         let retry_after = match failure.retry() {

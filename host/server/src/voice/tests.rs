@@ -131,37 +131,37 @@ fn a_responses_stream_has_its_events_in_order() {
         responses(),
         Ok(DONE),
         &expect![[r#"
-        event: response.created
-        data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}
+            event: response.created
+            data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}
 
-        event: response.in_progress
-        data: {"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}
+            event: response.in_progress
+            data: {"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}
 
-        event: response.output_item.added
-        data: {"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"id":"msg_r1","type":"message","status":"in_progress","role":"assistant","content":[]}}
+            event: response.output_item.added
+            data: {"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"id":"msg_r1","type":"message","status":"in_progress","role":"assistant","content":[]}}
 
-        event: response.content_part.added
-        data: {"type":"response.content_part.added","sequence_number":3,"item_id":"msg_r1","output_index":0,"content_index":0,"part":{"type":"output_text","text":"","annotations":[],"logprobs":[]}}
+            event: response.content_part.added
+            data: {"type":"response.content_part.added","sequence_number":3,"item_id":"msg_r1","output_index":0,"content_index":0,"part":{"type":"output_text","text":"","annotations":[],"logprobs":[]}}
 
-        event: response.output_text.delta
-        data: {"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_r1","output_index":0,"content_index":0,"delta":"Hel","logprobs":[]}
+            event: response.output_text.delta
+            data: {"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_r1","output_index":0,"content_index":0,"delta":"Hel","logprobs":[]}
 
-        event: response.output_text.delta
-        data: {"type":"response.output_text.delta","sequence_number":5,"item_id":"msg_r1","output_index":0,"content_index":0,"delta":"lo\n","logprobs":[]}
+            event: response.output_text.delta
+            data: {"type":"response.output_text.delta","sequence_number":5,"item_id":"msg_r1","output_index":0,"content_index":0,"delta":"lo\n","logprobs":[]}
 
-        event: response.output_text.done
-        data: {"type":"response.output_text.done","sequence_number":6,"item_id":"msg_r1","output_index":0,"content_index":0,"text":"Hello\n","logprobs":[]}
+            event: response.output_text.done
+            data: {"type":"response.output_text.done","sequence_number":6,"item_id":"msg_r1","output_index":0,"content_index":0,"text":"Hello\n","logprobs":[]}
 
-        event: response.content_part.done
-        data: {"type":"response.content_part.done","sequence_number":7,"item_id":"msg_r1","output_index":0,"content_index":0,"part":{"type":"output_text","text":"Hello\n","annotations":[],"logprobs":[]}}
+            event: response.content_part.done
+            data: {"type":"response.content_part.done","sequence_number":7,"item_id":"msg_r1","output_index":0,"content_index":0,"part":{"type":"output_text","text":"Hello\n","annotations":[],"logprobs":[]}}
 
-        event: response.output_item.done
-        data: {"type":"response.output_item.done","sequence_number":8,"output_index":0,"item":{"id":"msg_r1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text","text":"Hello\n","annotations":[],"logprobs":[]}]}}
+            event: response.output_item.done
+            data: {"type":"response.output_item.done","sequence_number":8,"output_index":0,"item":{"id":"msg_r1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text","text":"Hello\n","annotations":[],"logprobs":[]}]}}
 
-        event: response.completed
-        data: {"type":"response.completed","sequence_number":9,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"completed","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[{"id":"msg_r1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text","text":"Hello\n","annotations":[],"logprobs":[]}]}],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":{"input_tokens":3,"input_tokens_details":{"cached_tokens":0},"output_tokens":2,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":5},"user":null}}
+            event: response.completed
+            data: {"type":"response.completed","sequence_number":9,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"completed","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[{"id":"msg_r1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text","text":"Hello\n","annotations":[],"logprobs":[]}]}],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":{"input_tokens":3,"input_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"output_tokens":2,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":5},"user":null}}
 
-    "#]],
+        "#]],
     );
 }
 
@@ -219,7 +219,7 @@ fn whole_answers_have_text_finish_and_usage() {
         responses(),
         Finish::Length,
         &expect![[
-            r#"{"id":"resp_r1","object":"response","created_at":7,"status":"incomplete","background":false,"error":null,"incomplete_details":{"reason":"max_output_tokens"},"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[{"id":"msg_r1","type":"message","status":"incomplete","role":"assistant","content":[{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}]}],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":{"input_tokens":3,"input_tokens_details":{"cached_tokens":0},"output_tokens":2,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":5},"user":null}"#
+            r#"{"id":"resp_r1","object":"response","created_at":7,"status":"incomplete","background":false,"error":null,"incomplete_details":{"reason":"max_output_tokens"},"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[{"id":"msg_r1","type":"message","status":"incomplete","role":"assistant","content":[{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}]}],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled","usage":{"input_tokens":3,"input_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"output_tokens":2,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":5},"user":null}"#
         ]],
     );
 }

@@ -95,7 +95,9 @@ async fn one_connection_too_many_is_told_so_and_health_still_answers() {
 async fn a_reader_that_takes_nothing_for_too_long_has_left() {
     let write_timeout = Duration::from_millis(100);
     let server = ServerConfig { write_timeout, ..ServerConfig::default() };
-    let model = SimSettings { context: 1_000_000, stop: 0, ..SimSettings::default() };
+    // Faster than a reader who reads nothing, slower than the driver on a busy machine.
+    let decode = Duration::from_micros(20);
+    let model = SimSettings { context: 1_000_000, stop: 0, decode, ..SimSettings::default() };
     let mut rig = Rig::with(Setup { server, model, ..Setup::default() }).await;
     let mut connection = rig.connect_narrow().await;
     let body = r#"{"model":"sim","prompt":"x","max_tokens":900000,"stream":true}"#;

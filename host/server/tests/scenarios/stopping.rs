@@ -78,6 +78,7 @@ async fn a_drain_that_takes_too_long_cancels_and_tells_everyone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_do_not_hold_the_shutdown_up() {
     let mut rig = Rig::start().await;
+    rig.metric_is("http_connections", 0.0).await;
     let mut idle = rig.connect().await;
     rig.metric_is("http_connections", 1.0).await;
     rig.shut_down();

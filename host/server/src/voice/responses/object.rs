@@ -88,6 +88,7 @@ struct Tokens {
 #[derive(Serialize)]
 struct InputDetails {
     cached_tokens: u64,
+    cache_write_tokens: u64,
 }
 
 #[derive(Serialize)]
@@ -179,7 +180,7 @@ impl From<Usage> for Tokens {
         let output_tokens = u64::from(usage.generated_tokens);
         Self {
             input_tokens,
-            input_tokens_details: InputDetails { cached_tokens: 0 },
+            input_tokens_details: InputDetails { cached_tokens: 0, cache_write_tokens: 0 },
             output_tokens,
             output_tokens_details: OutputDetails { reasoning_tokens: 0 },
             total_tokens: input_tokens + output_tokens,
