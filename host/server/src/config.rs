@@ -20,8 +20,8 @@ pub struct ServerConfig {
     /// everything else gets 503. Turn this up when many clients hold idle connections.
     pub connections_max: NonZeroUsize,
     /// Most bytes of a request's body (413 over it). Turn this up when prompts longer than this
-    /// fit the model's context. Times `connections_max`, it is the most memory that strangers
-    /// can make us hold.
+    /// fit the model's context.
+    // Times `connections_max`, it is the most memory that strangers can make us hold.
     pub body_max: usize,
     /// Longest time for a request's body to arrive (408 after it). Turn this up when clients
     /// send long prompts over slow links.
