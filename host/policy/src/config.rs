@@ -272,6 +272,22 @@ mod tests {
     }
 
     #[test]
+    fn a_name_and_a_source_are_enough() {
+        let read = serde_json::from_str::<PolicyConfig>;
+        assert_eq!(
+            read(
+                r#"{"name": "guard", "source": "builtin:guard", "on_failure": {"admit": "open"}}"#
+            )
+            .unwrap(),
+            default_policies()[0]
+        );
+        let full = r#"{"name":"q","source":"q.wasm","on_failure":{"admit":"closed:403","account":"open"},"deadline":"20ms","memory_max":"16MiB","settings":{"per_day":3}}"#;
+        assert_eq!(serde_json::to_string(&read(full).unwrap()).unwrap(), full);
+        let typo = r#"{"name": "q", "source": "q.wasm", "deadlne": "20ms"}"#;
+        assert!(read(typo).unwrap_err().to_string().contains("unknown field `deadlne`"));
+    }
+
+    #[test]
     fn the_default_policies_have_no_problems() {
         assert_eq!(problems(&default_policies()), [""; 0]);
     }
