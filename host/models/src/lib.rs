@@ -107,13 +107,33 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded, LoadError> {
+    load_with(path, options, progress, precision())
+}
+
+/// As [`load`] does on a GPU: packed weights stay packed, the rest keeps its type. It runs anywhere,
+/// and on a CPU it crawls: this is how tests without a GPU get at that path.
+///
+/// # Errors
+///
+/// As for [`load`].
+#[doc(hidden)]
+pub fn load_as_stored(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    precision();
+    load_with(path, options, &mut |_| {}, Precision::Kept)
+}
+
+fn load_with(
+    path: &Path,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress),
+    precision: Precision,
+) -> Result<Loaded, LoadError> {
     progress(Progress { fraction: 0.0, doing: "reading headers" });
     let source = Source::open(path)?;
     let config = config(&source)?;
     let dimensions = config.dimensions();
     let description = Description::new(&source, config.name(), &dimensions);
 
-    let precision = precision();
     prepare_cpu(precision, options);
     let mut report = |fraction| progress(Progress { fraction, doing: "loading weights" });
     let (family, dtype) = weights::build(&source, precision, &mut report, |weights| {
