@@ -76,6 +76,7 @@ async fn a_pass_that_fails_after_its_client_left_is_logged_and_counted() {
         drop(first); // the client leaves
         rig.gate.fail_next();
         let mut second = rig.submit(&format!("after-{id}"), 1, 1);
+        rig.gate.watch_none_begin();
         rig.gate.open();
         let (_, ended) = to_the_end(&mut second).await;
         assert_eq!(ended.expect("ends").outcome, Outcome::Completed(Finish::Length));
