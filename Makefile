@@ -26,7 +26,7 @@ build: setup ## the server, as target/release/interlock
 .PHONY: serve
 serve: build ## fetch a small model if it is not there, and serve it (MODEL=...)
 	$(BUILD)/release/interlock models pull $(MODEL)
-	exec $(BUILD)/release/interlock serve
+	exec $(BUILD)/release/interlock serve --model $(MODEL)
 
 # From what costs seconds to what costs minutes, so that the first failure comes soon.
 .PHONY: test
@@ -56,7 +56,7 @@ endif
 	$(CARGO) clippy --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --all-targets --locked -- -D warnings
 
 .PHONY: test-rust
-test-rust: setup ## the Rust tests: host, policies, setup
+test-rust: setup model ## the Rust tests: host, policies, setup
 	$(CARGO) test --workspace --locked
 ifneq ($(wildcard plugins/Cargo.toml),)
 	$(CARGO) test --manifest-path plugins/Cargo.toml --target-dir target/plugins --workspace --locked
@@ -68,7 +68,7 @@ check-docs: setup ## the documentation, where a broken link is an error
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
 
 .PHONY: test-clients
-test-clients: setup ## the server, as public client libraries see it
+test-clients: setup model ## the server, as public client libraries see it
 	tests/clients/run.sh
 
 .PHONY: check-macos
@@ -89,6 +89,14 @@ toolchain: need-cargo
 .PHONY: guests
 guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
 	@plugins/toolchain/build.sh --locked plugins/Cargo.toml tests/guests/Cargo.toml
+
+# Golden tests read it from here; the command prints where it lies.
+.PHONY: model
+model: setup ## the default model, which some tests need
+	$(CARGO) build --locked -p interlock-cli
+	@mkdir -p target/models
+	@path=$$($(BUILD)/debug/interlock models pull smollm2-135m-instruct) \
+	  && ln -sfn "$$path" target/models/smollm2-135m-instruct.gguf
 
 .PHONY: clean
 clean: ## remove all that was built or fetched here
