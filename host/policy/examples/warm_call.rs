@@ -41,15 +41,18 @@ fn main() {
     report("stop an endless loop", &times(40, || drop(guest.admit(&spins, &LOAD))));
 
     let before = resident();
-    let hosts: Vec<_> = (0..100)
-        .map(|n| {
-            let file = PolicySource::File(guests.join("guard.wasm"));
-            host.load(&PolicyConfig::new(format!("g{n}"), file)).expect("guard loads")
-        })
-        .collect();
+    let (mut policies, mut loads) = (Vec::new(), Vec::new());
+    for n in 0..50 {
+        let file = PolicySource::File(guests.join("guard.wasm"));
+        let began = Instant::now();
+        policies.push(host.load(&PolicyConfig::new(format!("g{n}"), file)).expect("guard loads"));
+        loads.push(began.elapsed());
+    }
+    let best = loads.iter().min().expect("there are fifty");
+    println!("load guard again      best {best:?}  (what it takes when nobody else computes)");
     println!(
         "per loaded policy     {} KiB resident, its code and one instance",
-        (resident() - before) / hosts.len() as u64
+        (resident() - before) / policies.len() as u64
     );
 }
 

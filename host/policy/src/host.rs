@@ -5,7 +5,8 @@ use std::sync::Arc;
 use interlock_admission::Policy;
 use wasmtime::component::Linker;
 use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
+    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    WasmBacktraceDetails,
 };
 
 use crate::clock::Ticker;
@@ -77,6 +78,10 @@ impl PolicyHost {
 fn config() -> Config {
     let mut config = Config::new();
     config
+        // Policies are small, and most of a call is handing over values: compiling a quarter
+        // faster is worth more than code that runs faster. Turned around, guard's call costs the
+        // same (see examples/warm_call.rs).
+        .cranelift_opt_level(OptLevel::None)
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES_MAX)
         // Policies answer and return. Without the machinery of concurrent components a call

@@ -203,7 +203,7 @@ fn settings_that_it_does_not_accept() {
     check(
         &policy,
         expect![[
-            r#"policy "p" (guest-misbehaves.wasm): it does not accept its settings: intt: unknown field `intt`, expected `init`"#
+            r#"policy "p" (guest-misbehaves.wasm): it does not accept its settings: unknown field `intt`, expected `init`"#
         ]],
     );
     let mut guard = interlock_policy::default_policies().remove(0);
