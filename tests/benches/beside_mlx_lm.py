@@ -113,9 +113,12 @@ def main():
         for url, model in [(ours, served), (theirs, options.mlx_folder)]:
             ask(url, model, 4)  # warm
         rows = {"interlock": [], "mlx_lm.server": []}
-        for _ in range(options.iterations):
-            rows["interlock"].append(ask(ours, served, options.tokens))
-            rows["mlx_lm.server"].append(ask(theirs, options.mlx_folder, options.tokens))
+        for number in range(options.iterations):
+            # Begins differently each time: mlx_lm.server keeps the last prompt's cache, and a
+            # repeated question would measure that instead of a prefill.
+            prompt = f"{number} times I asked: {PROMPT}"
+            rows["interlock"].append(ask(ours, served, options.tokens, prompt))
+            rows["mlx_lm.server"].append(ask(theirs, options.mlx_folder, options.tokens, prompt))
         closes = [close_to_first_token(ours, served) for _ in range(options.iterations)]
     finally:
         interlock.terminate()

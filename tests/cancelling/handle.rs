@@ -172,7 +172,13 @@ async fn stopping_the_engine_finishes_the_pass_in_flight_and_ends_everyone() {
     let mut rig = Rig::start(4).await;
     let mut first = first_in_the_device(&rig, "runs", &DECODING).await;
     let mut second = rig.submit("waits", 1, 5);
-    rig.stop();
+    let mut thread = rig.take_thread();
+    thread.ask_to_stop();
+    let stopping = std::thread::spawn(move || thread.stop());
+    rig.gate.watch_none_begin();
+    assert!(!stopping.is_finished(), "stopping waits for the pass in the device");
+    rig.gate.open();
+    stopping.join().expect("stops");
     for running in [&mut first, &mut second] {
         let (_, ended) = to_the_end(running).await;
         assert_eq!(ended.expect("ends").outcome, Outcome::Cancelled(CancelCause::Shutdown));

@@ -91,13 +91,13 @@ impl Rig {
         metric(&self.registry.expose().expect("exposes"), line)
     }
 
-    /// Stops the engine while a pass is in the device, then opens the gate so that it can end.
-    pub fn stop(&mut self) {
-        if let Some(mut thread) = self.thread.take() {
-            thread.ask_to_stop();
-            self.gate.open();
-            thread.stop();
-        }
+    /// The engine's thread, to be stopped by hand.
+    ///
+    /// # Panics
+    ///
+    /// The second time.
+    pub fn take_thread(&mut self) -> EngineThread {
+        self.thread.take().expect("it is taken once")
     }
 }
 
