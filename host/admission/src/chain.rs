@@ -62,7 +62,7 @@ impl Prompt {
     }
 }
 
-/// One policy's answer to one request: what the log line and the response header render.
+/// One policy's answer to one request, as the log has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     /// Who answered.
@@ -197,6 +197,13 @@ impl fmt::Debug for PolicyChain {
 impl PolicyChain {
     /// A chain of these links. An empty one admits everything under the ceilings.
     pub fn new(links: Vec<Link>, ceilings: Ceilings, metrics: PolicyMetrics) -> Self {
+        for link in &links {
+            for phase in [Phase::Admit, Phase::Account] {
+                if link.policy.takes(phase) {
+                    metrics.expects(link.policy.name(), phase);
+                }
+            }
+        }
         Self { links, ceilings, metrics }
     }
 

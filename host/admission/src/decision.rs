@@ -88,6 +88,10 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All of them, for metrics that must be there before the first of each.
+    pub const ALL: [Self; 5] =
+        [Self::Trap, Self::Deadline, Self::Memory, Self::BadOutput, Self::Instantiate];
+
     /// Its label in `interlock_policy_failures_total{kind}`.
     pub const fn as_str(self) -> &'static str {
         match self {

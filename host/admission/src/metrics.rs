@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use interlock_metrics::{HistogramVec, IntCounterVec, Registry};
 
-use crate::{Decision, Phase, PolicyFailure};
+use crate::{Decision, FailureKind, Phase, PolicyFailure};
 
 /// Calls into policies, how long they took and how they failed. Labels: the operator's policy
 /// names and closed sets.
@@ -39,6 +39,23 @@ impl PolicyMetrics {
                 "Policy calls that gave no answer, by what went wrong.",
                 &["policy", "phase", "kind"],
             ),
+        }
+    }
+
+    /// A policy that takes part in these phases: its counters are there before its first call, or
+    /// a rate would miss that one.
+    pub(crate) fn expects(&self, policy: &str, phase: Phase) {
+        let decisions: &[&str] = match phase {
+            Phase::Admit => &["admit", "reject", "failed"],
+            Phase::Account => &["done", "failed"],
+        };
+        let phase = phase.as_str();
+        for decision in decisions {
+            self.calls.with_label_values(&[policy, phase, decision]);
+        }
+        self.seconds.with_label_values(&[policy, phase]);
+        for kind in FailureKind::ALL {
+            self.failures.with_label_values(&[policy, phase, kind.as_str()]);
         }
     }
 

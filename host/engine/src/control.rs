@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use interlock_request::{CancelCause, Deadline, Outcome};
+use interlock_request::{CancelCause, Deadline, Finish, Outcome};
 
 /// Asks one request to stop before its next pass. The first to ask decides the cause.
 ///
@@ -44,12 +44,13 @@ impl Control {
         decode(self.0.load(Ordering::Acquire))
     }
 
-    /// Closes the request to further asking and says what came of it: who cancelled it first is
-    /// why it ended, even if it came to `natural` in the same pass.
+    /// Closes the request to further asking and says what came of it: who asked first is why it
+    /// ended, even if it came to `natural` in the same pass, or that pass failed.
     pub(crate) fn close(&self, natural: Outcome) -> Outcome {
         match decode(self.0.swap(ENDED, Ordering::AcqRel)) {
             Some(Asked::Cancel(cause)) => Outcome::Cancelled(cause),
-            Some(Asked::Finish) | None => natural,
+            Some(Asked::Finish) => Outcome::Completed(Finish::Stop),
+            None => natural,
         }
     }
 
@@ -90,8 +91,6 @@ fn decode(byte: u8) -> Option<Asked> {
 
 #[cfg(test)]
 mod tests {
-    use interlock_request::Finish;
-
     use super::*;
 
     #[test]
@@ -112,6 +111,14 @@ mod tests {
         assert!(!control.finish());
         let outcome = control.close(Outcome::Completed(Finish::Stop));
         assert_eq!(outcome, Outcome::Cancelled(CancelCause::Disconnect));
+    }
+
+    #[test]
+    fn a_text_that_is_complete_stays_complete_when_the_pass_in_flight_fails() {
+        let control = Control::new();
+        assert!(control.finish());
+        let outcome = control.close(Outcome::Failed("the pass in flight".into()));
+        assert_eq!(outcome, Outcome::Completed(Finish::Stop));
     }
 
     #[test]

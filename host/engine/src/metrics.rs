@@ -4,7 +4,7 @@ use interlock_metrics::{IntCounter, IntCounterVec, IntGauge, Registry};
 use interlock_request::{CancelCause, RequestId, Stage};
 
 use crate::PassFailed;
-use crate::passes::Passes;
+use crate::passes::{PassKind, Passes};
 
 /// Passes, cancellations, and who waits and runs. Labels are closed sets.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl EngineMetrics {
 
     /// Declares the families.
     pub fn register(registry: &Registry) -> Self {
-        Self {
+        let metrics = Self {
             waiting: registry
                 .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
             running: registry.gauge("requests_running", "Requests that have begun and not ended."),
@@ -57,7 +57,15 @@ impl EngineMetrics {
                 "cancelled_pass_completions_total",
                 "Passes that completed after their request was cancelled; the log has each.",
             ),
+        };
+        // A rate over a counter that appears with its first event misses that event.
+        for (cause, stage) in CancelCause::ALL.iter().flat_map(|c| Stage::ALL.map(|s| (c, s))) {
+            metrics.cancellations.with_label_values(&[cause.as_str(), stage.as_str()]);
         }
+        for kind in PassKind::ALL {
+            metrics.passes.seconds.with_label_values(&[kind.as_str()]);
+        }
+        metrics
     }
 
     pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {

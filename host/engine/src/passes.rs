@@ -12,7 +12,9 @@ pub(crate) enum PassKind {
 }
 
 impl PassKind {
-    const fn as_str(self) -> &'static str {
+    pub(crate) const ALL: [Self; 2] = [Self::Prefill, Self::Decode];
+
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",

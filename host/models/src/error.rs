@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use interlock_engine::PassFailed;
+
 /// Why a model could not be inspected or loaded. All are the files' fault or the disk's; trying
 /// again without changing either does not help.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,10 @@ pub enum LoadError {
         /// What MLX says.
         what: String,
     },
+
+    /// The first passes on a GPU, which compile its kernels, failed.
+    #[error("the model is loaded, but the device cannot compute with it: {0}")]
+    WarmUp(PassFailed),
 }
 
 /// What is wrong with one tensor.

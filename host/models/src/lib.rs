@@ -48,6 +48,9 @@ pub use model::{Model, Sequence};
 pub use source::Format;
 pub use text_source::{TextSource, TokenizerSource};
 
+use interlock_engine::{Forward, PassFailed};
+use interlock_request::{Sampling, TokenId};
+
 use families::{Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3};
 use mlx_rs::{Device, DeviceType};
 use source::Source;
@@ -110,6 +113,22 @@ pub fn load(
     load_with(path, options, progress, precision())
 }
 
+/// The passes that a request is made of, once. A GPU compiles its kernels when they are first
+/// used, which took 65 s before the first token on an H200. Better that the host is
+/// not ready yet than that the first client waits.
+fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
+    /// Long enough for the kernels that products of many rows use.
+    const PROMPT: [TokenId; 64] = [0; 64];
+    let hot = Sampling { temperature: 1.0, top_p: 0.9, top_k: 40, ..Sampling::greedy() };
+    for sampling in [Sampling::greedy(), hot] {
+        let length = PROMPT.len().min(model.shape().context as usize / 2).max(1);
+        let mut sequence = model.open(&PROMPT[..length], &sampling)?;
+        model.prefill_last(&mut sequence, &PROMPT[..length])?;
+        model.decode(&mut [&mut sequence])?;
+    }
+    Ok(())
+}
+
 /// As [`load`] does on a GPU: packed weights stay packed, the rest keeps its type. It runs anywhere,
 /// and on a CPU it crawls: this is how tests without a GPU get at that path.
 ///
@@ -147,7 +166,11 @@ fn load_with(
 
     let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
     let context = options.context_max.map_or(own, |most| most.min(own));
-    let model = Model::new(family, &dimensions, context, dtype);
+    let mut model = Model::new(family, &dimensions, context, dtype);
+    if precision == Precision::Kept {
+        progress(Progress { fraction: 1.0, doing: "compiling kernels" });
+        warm_up(&mut model).map_err(LoadError::WarmUp)?;
+    }
     progress(Progress { fraction: 1.0, doing: "ready" });
     Ok(Loaded { model, text: source.text, description })
 }

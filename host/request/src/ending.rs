@@ -48,6 +48,17 @@ pub enum CancelCause {
 }
 
 impl CancelCause {
+    /// All of them, for metrics that must be there before the first of each.
+    pub const ALL: [Self; 7] = [
+        Self::Disconnect,
+        Self::Deadline(Deadline::Queue),
+        Self::Deadline(Deadline::FirstToken),
+        Self::Deadline(Deadline::InterToken),
+        Self::Deadline(Deadline::Total),
+        Self::Operator,
+        Self::Shutdown,
+    ];
+
     /// Its label in `interlock_cancellations_total{cause}`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -74,6 +85,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Waiting, Self::Prefilling, Self::Decoding];
+
     /// Its label in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -80,7 +80,7 @@ pub enum Priority {
     Standard,
     /// A job that nobody watches.
     Batch,
-    /// May be dropped when the house is full.
+    /// After everyone: whoever sent it will send it again.
     Sheddable,
 }
 

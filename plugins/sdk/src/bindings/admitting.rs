@@ -119,7 +119,7 @@ pub mod interlock {
         Standard,
         /// A job that nobody watches.
         Batch,
-        /// May be dropped when the house is full.
+        /// After everyone: whoever sent it will send it again.
         Sheddable,
       }
       impl ::core::fmt::Debug for Priority {
@@ -457,8 +457,8 @@ pub mod exports {
     pub mod policy {
       /// May this request pass, and under which plan?
       ///
-      /// Asked once for each request, after its prompt became tokens and before it takes a place in
-      /// the queue. The client waits meanwhile, so this takes microseconds; the time limit is the
+      /// Asked once for each request, after its prompt became tokens and it was given a place in
+      /// the waiting room. The client waits meanwhile, so this takes microseconds; the time limit is the
       /// operator's, 5 ms unless configured. A policy without this interface is not asked.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
       pub mod admit {

@@ -116,8 +116,7 @@ pub mod exports {
           /// What it calls itself, 1 to 64 bytes of printable ASCII. Its name in the host is the
           /// operator's choice.
           pub name: _rt::String,
-          /// Its own version, 1 to 32 bytes of printable ASCII. It stands in logs and in the
-          /// verdicts that clients may ask for.
+          /// Its own version, 1 to 32 bytes of printable ASCII. It stands in logs.
           pub version: _rt::String,
         }
         impl ::core::fmt::Debug for Descriptor {
