@@ -7,7 +7,6 @@ use interlock_admission::{Account, Admitted, Facts, Load, Prompt};
 use interlock_engine::{EngineView, ModelShape, Seat};
 use interlock_request::{Endpoint, Generation, Priority, RequestId, TokenId};
 use interlock_text::{RenderError, TextModel};
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::ask::{Ask, Invalid, Length, Words};
 use crate::failure::Failure;
@@ -79,22 +78,8 @@ impl Host {
         Ok(Entry { seat, admitted, account, text, prompt_tokens })
     }
 
-    /// Turns words into tokens. Long texts take long: they leave the worker to others meanwhile,
-    /// and only so many do at a time.
     async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
-        /// Some milliseconds of work; anything shorter is done before it could be moved.
-        const LONG_BYTES: usize = 64 * 1024;
-
-        let tokens = if words.text_bytes() <= LONG_BYTES {
-            tokens(text, words)
-        } else {
-            let _permit = self.tokenizing.acquire().await.expect("it is never closed");
-            match Handle::current().runtime_flavor() {
-                // Nobody else works on this thread, so there is nothing to leave to others.
-                RuntimeFlavor::CurrentThread => tokens(text, words),
-                _ => tokio::task::block_in_place(|| tokens(text, words)),
-            }
-        };
+        let tokens = self.labour(words.text_bytes(), || tokens(text, words)).await;
         tokens.map_err(|why| {
             tracing::debug!(%why, "a prompt was not rendered");
             Invalid::not_rendered(words.param(), &why.to_string()).into()

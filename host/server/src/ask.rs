@@ -162,10 +162,6 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, Invalid> {
     const STOP_BYTES_MAX: usize = 256;
 
     let Some(item) = body.get("stop") else { return Ok(vec![]) };
-    let items = if item.is_list() { item.list()? } else { vec![item.clone()] };
-    if items.len() > STOPS_MAX {
-        return Err(item.wrong_value(&format!("at most {STOPS_MAX} strings")));
-    }
     let stop = |item: &Item<'_>| {
         let text = item.text()?;
         if (1..=STOP_BYTES_MAX).contains(&text.len()) {
@@ -174,7 +170,17 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, Invalid> {
             Err(item.wrong_value(&format!("a string of 1 to {STOP_BYTES_MAX} bytes")))
         }
     };
-    items.iter().map(stop).collect()
+    if !item.is_list() {
+        return Ok(vec![stop(&item)?]);
+    }
+    let mut stops = 0;
+    item.list(|one| {
+        stops += 1;
+        if stops > STOPS_MAX {
+            return Err(item.wrong_value(&format!("at most {STOPS_MAX} strings")));
+        }
+        stop(&one)
+    })
 }
 
 /// `stream` and `stream_options.include_usage`.

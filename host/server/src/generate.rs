@@ -75,7 +75,7 @@ async fn prepare(
     if host.draining() {
         return Err(Failure::Draining);
     }
-    let ask = Ask::parse(endpoint, &body)?;
+    let ask = host.labour(body.len(), || Ask::parse(endpoint, &body)).await?;
     let arrival = Arrival {
         id: meta.id.clone(),
         endpoint,

@@ -9,6 +9,7 @@ use interlock_engine::{EngineExit, EngineHandle, EngineState, ModelShape, NotSta
 use interlock_metrics::Registry;
 use interlock_request::{CancelCause, ModelId};
 use interlock_text::TextModel;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 use crate::failure::Failure;
@@ -66,18 +67,18 @@ pub(crate) struct Host {
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) live: Arc<Live>,
-    /// Permits to tokenize something long; so many threads at most are held by it.
-    pub(crate) tokenizing: Semaphore,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
     text: Arc<OnceLock<Arc<TextModel>>>,
     draining: AtomicBool,
+    /// Permits for labour; so many threads at most are held by it.
+    labourers: Semaphore,
 }
 
 impl Host {
-    /// Long prompts that are tokenized at the same time. More would take the processor from
-    /// streams that already flow.
-    const TOKENIZING_MAX: usize = 2;
+    /// Large bodies and long prompts that are worked on at the same time. More would take the
+    /// processor from streams that already flow.
+    const LABOURERS: usize = 2;
 
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
         let ServerParts { config, model, text, engine, chain, metrics, registry } = parts;
@@ -90,11 +91,28 @@ impl Host {
             metrics: Arc::new(metrics),
             registry,
             live: Live::new(),
-            tokenizing: Semaphore::new(Self::TOKENIZING_MAX),
             started_at: unix_time().as_secs(),
             text,
             draining: AtomicBool::new(false),
+            labourers: Semaphore::new(Self::LABOURERS),
         })
+    }
+
+    /// Does work that grows with these bytes of a client's. When they are many it takes long: it
+    /// leaves the worker to others meanwhile, and only so much is done at a time.
+    pub(crate) async fn labour<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> T {
+        /// Some milliseconds of work; anything shorter is done before it could be moved.
+        const MANY_BYTES: usize = 64 * 1024;
+
+        if bytes <= MANY_BYTES {
+            return work();
+        }
+        let _permit = self.labourers.acquire().await.expect("it is never closed");
+        match Handle::current().runtime_flavor() {
+            // Nobody else works on this thread, so there is nothing to leave to others.
+            RuntimeFlavor::CurrentThread => work(),
+            _ => tokio::task::block_in_place(work),
+        }
     }
 
     /// The model, when it is loaded.

@@ -24,12 +24,13 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     super::only_text(body, "function_call", &["none", "auto"])?;
     super::only_plain_text(body.get("response_format"))?;
     if let Some(modalities) = body.get("modalities") {
-        for modality in modalities.list()? {
-            if modality.text()? != "text" {
+        modalities.list(|modality| match modality.text()?.as_str() {
+            "text" => Ok(()),
+            _ => {
                 let why = "only text is served";
-                return Err(Invalid::unsupported(modality.path(), why, &modality.shown()));
+                Err(Invalid::unsupported(modality.path(), why, &modality.shown()))
             }
-        }
+        })?;
     }
     super::no_top_logprobs(body)?;
     let (stream, include_usage) = super::streaming(body)?;
@@ -45,11 +46,11 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
 }
 
 fn messages(item: &Item<'_>) -> Result<Vec<Message>, Invalid> {
-    let items = item.list()?;
-    if items.is_empty() {
+    let messages = item.list(|one| message(&one))?;
+    if messages.is_empty() {
         return Err(item.wrong_value("an array of at least one message"));
     }
-    items.iter().map(message).collect()
+    Ok(messages)
 }
 
 fn message(item: &Item<'_>) -> Result<Message, Invalid> {
@@ -90,19 +91,17 @@ pub(super) fn content(item: &Item<'_>, text_types: &[&str]) -> Result<String, In
             Err(item.wrong_type("a string or an array of text parts"))
         };
     }
-    let parts = item.list()?;
-    if parts.is_empty() {
-        return Err(item.wrong_value("a string or at least one text part"));
-    }
-    let mut text = String::new();
-    for part in &parts {
+    let parts = item.list(|part| {
         let part = part.object()?;
         let kind = part.need("type")?;
         if !text_types.contains(&kind.text()?.as_str()) {
             let why = format!("only parts of type {} are", text_types.join(" or "));
             return Err(Invalid::unsupported(kind.path(), &why, &kind.shown()));
         }
-        text.push_str(&part.need("text")?.text()?);
+        part.need("text")?.text()
+    })?;
+    if parts.is_empty() {
+        return Err(item.wrong_value("a string or at least one text part"));
     }
-    Ok(text)
+    Ok(parts.concat())
 }

@@ -42,33 +42,38 @@ fn words(prompt: &Item<'_>) -> Result<Words, Invalid> {
     if !prompt.is_list() {
         return Err(prompt.wrong_type(EXPECTED));
     }
-    let items = prompt.list()?;
-    let Some(first) = items.first() else { return Err(prompt.wrong_value(EXPECTED)) };
-    if first.is_number() {
-        return tokens(prompt, &items);
+    if prompt.is_list_of_numbers() {
+        return tokens(prompt);
     }
-    let one = if first.is_text() {
-        Words::Text(first.text()?)
-    } else if first.is_list() {
-        tokens(first, &first.list()?)?
-    } else {
-        return Err(first.wrong_type("a string or an array of token ids"));
-    };
-    if items.len() > 1 {
-        let got = format!("{} prompts", items.len());
-        return Err(Invalid::unsupported("prompt", "one prompt per request is served", &got));
-    }
-    Ok(one)
+    let mut another = false;
+    let mut prompts = prompt.list(|one| {
+        if std::mem::replace(&mut another, true) {
+            let why = "one prompt per request is served";
+            return Err(Invalid::unsupported(prompt.path(), why, &prompt.shown()));
+        }
+        if one.is_text() {
+            Ok(Words::Text(one.text()?))
+        } else if one.is_list() {
+            tokens(&one)
+        } else {
+            Err(one.wrong_type("a string or an array of token ids"))
+        }
+    })?;
+    prompts.pop().ok_or_else(|| prompt.wrong_value(EXPECTED))
 }
 
-fn tokens(list: &Item<'_>, items: &[Item<'_>]) -> Result<Words, Invalid> {
-    if items.is_empty() {
-        return Err(list.wrong_value("an array of at least one token id"));
-    }
-    let id = |item: &Item<'_>| -> Result<TokenId, Invalid> {
+fn tokens(list: &Item<'_>) -> Result<Words, Invalid> {
+    let id = |item: Item<'_>| -> Result<TokenId, Invalid> {
         let id = item.integer(0..=i64::from(TokenId::MAX))?;
         Ok(TokenId::try_from(id).expect("the range was checked"))
     };
-    let ids = items.iter().map(id).collect::<Result<_, _>>()?;
+    // A body has room for millions of ids. They are looked at one by one only to name a culprit.
+    let ids = match serde_json::from_str::<Vec<TokenId>>(list.raw().get()) {
+        Ok(ids) => ids,
+        Err(_) => list.list(id)?,
+    };
+    if ids.is_empty() {
+        return Err(list.wrong_value("an array of at least one token id"));
+    }
     Ok(Words::Tokens { path: list.path().to_owned(), ids })
 }

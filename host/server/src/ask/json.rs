@@ -8,7 +8,7 @@ use std::fmt;
 use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::Invalid;
@@ -125,7 +125,12 @@ impl<'a> Item<'a> {
     }
 
     pub(crate) fn is_number(&self) -> bool {
-        self.raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit())
+        begins_number(self.raw.get())
+    }
+
+    /// Is it a list whose first element is a number?
+    pub(crate) fn is_list_of_numbers(&self) -> bool {
+        self.raw.get().strip_prefix('[').is_some_and(|inner| begins_number(inner.trim_start()))
     }
 
     /// An empty string, list or object, `false` or `null`: a feature that is not asked for.
@@ -182,11 +187,17 @@ impl<'a> Item<'a> {
             .map_err(|_| self.wrong_value("a string of valid Unicode characters"))
     }
 
-    pub(crate) fn list(&self) -> Result<Vec<Item<'a>>, Invalid> {
-        let items: Vec<&'a RawValue> =
-            serde_json::from_str(self.raw.get()).map_err(|_| self.wrong_type("an array"))?;
-        let at = |(place, raw)| Item { path: format!("{}[{place}]", self.path), raw };
-        Ok(items.into_iter().enumerate().map(at).collect())
+    /// What `read` makes of each element of a list, up to the first that it will not have.
+    ///
+    /// One element at a time: a list holds millions of them, and each has a path.
+    pub(crate) fn list<T>(
+        &self,
+        read: impl FnMut(Item<'a>) -> Result<T, Invalid>,
+    ) -> Result<Vec<T>, Invalid> {
+        let mut culprit = None;
+        let each = Each { path: &self.path, read, culprit: &mut culprit };
+        let list = serde_json::Deserializer::from_str(self.raw.get()).deserialize_seq(each);
+        list.map_err(|_| culprit.unwrap_or_else(|| self.wrong_type("an array")))
     }
 
     pub(crate) fn object(&self) -> Result<Object<'a>, Invalid> {
@@ -205,6 +216,41 @@ impl<'a> Item<'a> {
 
     pub(crate) fn wrong_value(&self, expected: &str) -> Invalid {
         Invalid::wrong_value(&self.path, expected, &self.shown())
+    }
+}
+
+fn begins_number(json: &str) -> bool {
+    json.starts_with(|c: char| c == '-' || c.is_ascii_digit())
+}
+
+/// Reads the elements of a list as they come.
+struct Each<'s, F> {
+    path: &'s str,
+    read: F,
+    /// Why the reading stopped, in our words; serde's error has no place for it.
+    culprit: &'s mut Option<Invalid>,
+}
+
+impl<'de, T, F: FnMut(Item<'de>) -> Result<T, Invalid>> Visitor<'de> for Each<'_, F> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut made = Vec::new();
+        while let Some(raw) = list.next_element::<&'de RawValue>()? {
+            let item = Item { path: format!("{}[{}]", self.path, made.len()), raw };
+            match (self.read)(item) {
+                Ok(one) => made.push(one),
+                Err(invalid) => {
+                    *self.culprit = Some(invalid);
+                    return Err(serde::de::Error::custom("an element will not do"));
+                }
+            }
+        }
+        Ok(made)
     }
 }
 

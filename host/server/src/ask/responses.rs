@@ -87,11 +87,11 @@ fn input(item: &Item<'_>) -> Result<Vec<Message>, Invalid> {
     if !item.is_list() {
         return Err(item.wrong_type("a string or an array of messages"));
     }
-    let items = item.list()?;
-    if items.is_empty() {
+    let messages = item.list(|one| message(&one))?;
+    if messages.is_empty() {
         return Err(item.wrong_value("a string or an array of at least one message"));
     }
-    items.iter().map(message).collect()
+    Ok(messages)
 }
 
 fn message(item: &Item<'_>) -> Result<Message, Invalid> {

@@ -318,9 +318,9 @@ fn completions_takes_one_prompt_in_four_forms() {
             {"model":"m","prompt":[[]]}
                 invalid_value prompt[0]: prompt[0] must be an array of at least one token id, got []
             {"model":"m","prompt":["a","b"]}
-                unsupported_parameter prompt: prompt is not supported: one prompt per request is served, got 2 prompts
+                unsupported_parameter prompt: prompt is not supported: one prompt per request is served, got ["a","b"]
             {"model":"m","prompt":[[1],[2]]}
-                unsupported_parameter prompt: prompt is not supported: one prompt per request is served, got 2 prompts
+                unsupported_parameter prompt: prompt is not supported: one prompt per request is served, got [[1],[2]]
             {"model":"m","prompt":[1,"a"]}
                 invalid_type prompt[1]: prompt[1] must be an integer from 0 to 4294967295, got "a"
             {"model":"m","prompt":[1,-1]}

@@ -1,7 +1,9 @@
 //! Clients that send or take too much, too slowly, or too often.
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use interlock_request::{CancelCause, Outcome};
 use interlock_server::ServerConfig;
@@ -114,4 +116,36 @@ async fn a_long_prompt_is_tokenized_and_counted_like_any_other() {
     let body = format!(r#"{{"model":"sim","prompt":"{prompt}","max_tokens":2}}"#);
     let answer = rig.post("/v1/completions", &body).await.json();
     assert_eq!(answer["usage"]["prompt_tokens"], 80_001);
+}
+
+/// Milliseconds that the longest turn of the only worker took while this was answered, and that
+/// the whole took.
+async fn longest_turn(rig: &Rig, body: &str) -> (u128, u128) {
+    let longest = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&longest);
+    let began = Instant::now();
+    let ticker = tokio::spawn(async move {
+        loop {
+            let before = Instant::now();
+            tokio::task::yield_now().await;
+            let micros = u64::try_from(before.elapsed().as_micros()).expect("a short test");
+            seen.fetch_max(micros, Ordering::Relaxed);
+        }
+    });
+    let answer = rig.post("/v1/completions", body).await;
+    ticker.abort();
+    assert_eq!(answer.status, 400, "{answer:?}");
+    (u128::from(longest.load(Ordering::Relaxed)) / 1000, began.elapsed().as_millis())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_body_of_two_million_token_ids_holds_up_nobody() {
+    let rig = Rig::start().await;
+    let ids = "1,".repeat(2_000_000);
+    let good = format!(r#"{{"model":"sim","prompt":[{ids}1]}}"#);
+    let bad = format!(r#"{{"model":"sim","prompt":[{ids}-1]}}"#);
+    for body in [good, bad] {
+        let (turn, whole) = longest_turn(&rig, &body).await;
+        assert!(turn < 50.max(whole / 4), "the worker was held for {turn} of {whole} ms");
+    }
 }
