@@ -79,7 +79,7 @@ check-macos: mlx ## type-check for macOS what knows MLX, on Linux too
 setup: mlx toolchain guests ## what building needs: MLX on Linux, WASM toolchain, guests
 
 .PHONY: mlx
-mlx: need-cargo need-cxx need-python
+mlx: need-cargo need-cxx need-cmake need-metal need-python
 	@$(CARGO) run --quiet --locked --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup
 
 .PHONY: toolchain
@@ -102,16 +102,28 @@ model: setup ## the default model, which some tests need
 clean: ## remove all that was built or fetched here
 	rm -rf target tests/clients/.venv
 
+comma := ,
+
 # $(call need,COMMAND THAT WORKS IF IT IS THERE,WHAT IT IS,HOW TO GET IT)
 need = @{ $(1); } >/dev/null 2>&1 || { echo "$(2) is missing: $(3)" >&2; exit 1; }
 
-.PHONY: need-cargo need-cxx need-python
+# The same where only macOS needs it: there, MLX is built from source.
+need_on_mac = $(call need,test "$$(uname -s)" != Darwin || $(1),$(2),$(3))
+
+.PHONY: need-cargo need-cxx need-cmake need-metal need-python
 need-cargo:
 	$(call need,$(CARGO) --version,cargo,curl https://sh.rustup.rs -sSf | sh)
 
 need-cxx:
 	$(call need,$${CXX:-c++} --version,a C++ compiler,apt-get install g++ (Debian) or xcode-select --install (macOS))
 
-# MLX comes as a Python package on Linux; no Python runs with the server.
+need-cmake:
+	$(call need_on_mac,cmake --version,cmake,brew install cmake)
+
+# Called and not only found: Xcode 26 has a `metal` that says that the toolchain is missing.
+need-metal:
+	$(call need_on_mac,xcrun metal --version,the Metal toolchain,xcodebuild -downloadComponent MetalToolchain$(comma) or install Xcode)
+
+# The default model comes as a Python package, as MLX does on Linux; no Python runs with the server.
 need-python:
-	$(call need,test "$$(uname -s)" = Darwin || $(PYTHON) -m pip --version || uv --version,Python 3 with pip,apt-get install python3-pip (Debian))
+	$(call need,$(PYTHON) -m pip --version || uv --version,Python 3 with pip,apt-get install python3-pip (Debian) or brew install python (macOS))
