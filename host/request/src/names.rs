@@ -30,7 +30,8 @@ impl fmt::Display for ModelId {
 
 /// Names one request in headers, logs, policies and the cancel endpoint.
 ///
-/// Ours are UUIDv7; a client may bring its own as `x-request-id`.
+/// Ours are UUIDv7; a client may bring its own as `x-request-id`, and then it is the client who
+/// sees to it that no two requests have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(Arc<str>);
 
@@ -41,7 +42,7 @@ pub enum BadRequestId {
     #[error("a request id has 1 to 128 characters, got {0}")]
     Length(usize),
     /// Holds something that could not stand in a URL path or a log line.
-    #[error("a request id is made of letters, digits, '-', '_', '.' and ':', got {0:?}")]
+    #[error("a request id is made of letters, digits and -_.:=+@~, got {0:?}")]
     Character(char),
 }
 
@@ -63,7 +64,7 @@ impl RequestId {
         if text.is_empty() || text.len() > Self::BYTES_MAX {
             return Err(BadRequestId::Length(text.len()));
         }
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:=+@~".contains(c);
         match text.chars().find(|&c| !allowed(c)) {
             Some(c) => Err(BadRequestId::Character(c)),
             None => Ok(Self(text.into())),
@@ -114,6 +115,13 @@ mod tests {
         assert_eq!(RequestId::parse("a/b"), Err(BadRequestId::Character('/')));
         assert_eq!(RequestId::parse(""), Err(BadRequestId::Length(0)));
         assert_eq!(RequestId::parse(&"x".repeat(129)), Err(BadRequestId::Length(129)));
+    }
+
+    #[test]
+    fn an_id_of_another_tracing_system_is_taken() {
+        for id in ["Root=1-67891233-abcdef012345678912345678", "a+b:c@d~e"] {
+            assert_eq!(RequestId::parse(id).expect(id).as_str(), id);
+        }
     }
 
     #[test]

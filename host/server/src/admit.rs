@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use interlock_admission::{Account, Admitted, Facts, Load, Prompt};
 use interlock_engine::{EngineView, ModelShape, Seat};
 use interlock_request::{Endpoint, Generation, Priority, RequestId, TokenId};
@@ -86,12 +86,16 @@ impl Host {
         })
     }
 
+    /// Allowed headers in the order in which they came. The map keeps it but for one thing: what
+    /// repeats a name stands right behind its first. A value that is no text is not shown.
     fn seen_by_policies(&self, headers: &HeaderMap) -> Vec<(String, String)> {
-        let seen = |name: &String| {
-            let value = headers.get(name)?;
-            Some((name.clone(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
-        };
-        self.config.policy_headers.iter().filter_map(seen).collect()
+        let allowed = &self.config.policy_headers;
+        let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
+        headers
+            .iter()
+            .filter(|(name, _)| allowed.iter().any(|allowed| allowed == name.as_str()))
+            .filter_map(|(name, value)| Some((name.to_string(), text(value)?)))
+            .collect()
     }
 }
 

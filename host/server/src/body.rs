@@ -13,9 +13,9 @@ use crate::failure::BodyProblem;
 /// # Errors
 ///
 /// When it is larger or slower than configured, or breaks off.
-pub(crate) async fn read(mut body: Body, config: &ServerConfig) -> Result<Bytes, BodyProblem> {
+pub(crate) async fn read(body: &mut Body, config: &ServerConfig) -> Result<Bytes, BodyProblem> {
     let limit = config.body_timeout;
-    let whole = tokio::time::timeout(limit, within(&mut body, config.body_max))
+    let whole = tokio::time::timeout(limit, within(body, config.body_max))
         .await
         .unwrap_or(Err(BodyProblem::TooSlow { limit }));
     if let Err(BodyProblem::TooLarge { .. }) = whole {
@@ -26,13 +26,13 @@ pub(crate) async fn read(mut body: Body, config: &ServerConfig) -> Result<Bytes,
 
 /// Lets a body pass that nobody will read. A client that is still sending when we answer and
 /// close would see a broken connection instead of the answer.
-pub(crate) async fn discard(mut body: Body, config: &ServerConfig) {
+pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) {
     /// How many times the largest body is read on, only to be polite.
     const PATIENCE: usize = 4;
 
     let budget = config.body_max.saturating_mul(PATIENCE);
     // Whatever goes wrong, the answer is sent next anyway.
-    let _ = tokio::time::timeout(config.body_timeout, skip(&mut body, budget)).await;
+    let _ = tokio::time::timeout(config.body_timeout, skip(body, budget)).await;
 }
 
 async fn within(body: &mut Body, limit: usize) -> Result<Bytes, BodyProblem> {

@@ -6,7 +6,7 @@
 //! | unknown model, route or request id | 404 | `model_not_found`, `unknown_url`, `request_not_found` |
 //! | wrong method | 405 | `method_not_allowed` |
 //! | body too slow, too large; head too large | 408, 413, 431 | `body_timeout`, `body_too_large`, `headers_too_large` |
-//! | the id is in use; cancelled by an operator | 409 | `request_id_in_use`, `request_cancelled` |
+//! | cancelled by an operator | 409 | `request_cancelled` |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
@@ -24,12 +24,13 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use interlock_admission::Refused;
+use interlock_admission::{PolicyFailure, Refused};
 use interlock_engine::NotStarted;
 use interlock_request::{CancelCause, Deadline, RequestId};
 use serde::Serialize;
 
 use crate::ask::Invalid;
+use crate::router::cut;
 
 /// Why a request got no answer, or not the whole of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,8 +66,6 @@ pub(crate) enum Failure {
     Method,
     /// No request of this id is in flight.
     UnknownRequest(String),
-    /// A request of this id is in flight.
-    IdInUse(RequestId),
     /// More connections than configured.
     Connections {
         /// How many there may be.
@@ -129,6 +128,33 @@ pub(crate) enum Retry {
 }
 
 impl Failure {
+    /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
+    pub(crate) const REASONS: [&str; 23] = [
+        "invalid_request",
+        "invalid_request_id",
+        "body_too_large",
+        "body_timeout",
+        "body_broken",
+        "headers_too_large",
+        "model_not_found",
+        "unknown_url",
+        "method_not_allowed",
+        "request_not_found",
+        "too_many_connections",
+        "shutting_down",
+        "waiting_room_full",
+        "model_loading",
+        "engine_stopped",
+        "policy",
+        "deadline_queue",
+        "deadline_first_token",
+        "deadline_inter_token",
+        "deadline_total",
+        "request_cancelled",
+        "disconnected",
+        "internal_error",
+    ];
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) | Self::BadRequestId(_) => StatusCode::BAD_REQUEST,
@@ -140,7 +166,6 @@ impl Failure {
                 StatusCode::NOT_FOUND
             }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::IdInUse(_) => StatusCode::CONFLICT,
             Self::NotStarted(NotStarted::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Self::Connections { .. } | Self::Draining | Self::NotStarted(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -168,7 +193,7 @@ impl Failure {
             Self::Refused(refused) => {
                 refused.rejection.retry_after.map_or(Retry::Unsaid, Retry::After)
             }
-            Self::IdInUse(_) | Self::Cancelled(_) => Retry::Never,
+            Self::Cancelled(_) => Retry::Never,
             _ => Retry::Unsaid,
         }
     }
@@ -187,7 +212,6 @@ impl Failure {
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
             Self::UnknownRequest(_) => "request_not_found",
-            Self::IdInUse(_) => "request_id_in_use",
             Self::Connections { .. } => "too_many_connections",
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
@@ -225,7 +249,24 @@ impl Failure {
         match self {
             Self::Invalid(invalid) => invalid.param.clone(),
             Self::UnknownModel { .. } => Some("model".into()),
-            Self::BadRequestId(_) | Self::IdInUse(_) => Some("x-request-id".into()),
+            Self::BadRequestId(_) => Some("x-request-id".into()),
+            _ => None,
+        }
+    }
+
+    /// The field it is about, for our log: what clients name themselves is left out.
+    pub(crate) fn field(&self) -> Option<String> {
+        const NAMED_BY_CLIENTS: [&str; 2] = ["metadata.", "logit_bias."];
+
+        let param = self.param()?;
+        let theirs = NAMED_BY_CLIENTS.iter().find(|map| param.starts_with(*map));
+        Some(theirs.map_or(param, |map| map.trim_end_matches('.').to_owned()))
+    }
+
+    /// The policy that refused, and what was wrong with it if it only failed.
+    pub(crate) fn policy(&self) -> Option<(&str, Option<&PolicyFailure>)> {
+        match self {
+            Self::Refused(refused) => Some((&refused.policy, refused.failure.as_deref())),
             _ => None,
         }
     }
@@ -245,12 +286,12 @@ impl Failure {
                 format!("the request's head has {got} {unit}, the limit is {limit}")
             }
             Self::UnknownModel { asked, served } => {
+                let asked = cut(asked);
                 format!("the model {asked:?} does not exist; this host serves {served:?}")
             }
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
             Self::UnknownRequest(id) => format!("no request {id:?} is in flight"),
-            Self::IdInUse(id) => format!("a request {:?} is already in flight", id.as_str()),
             Self::Connections { limit } => {
                 format!("{limit} connections are open, which is the limit")
             }
@@ -311,5 +352,62 @@ impl From<Refused> for Failure {
 impl From<BodyProblem> for Failure {
     fn from(problem: BodyProblem) -> Self {
         Self::Body(problem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use interlock_admission::{Reason, Rejection};
+    use interlock_engine::EngineExit;
+
+    use super::*;
+
+    #[test]
+    fn the_reasons_are_those_that_failures_give() {
+        let refused = Refused {
+            policy: "p".into(),
+            rejection: Rejection {
+                status: 403,
+                reason: Reason { code: "no".into(), detail: None },
+                retry_after: None,
+            },
+            failure: None,
+        };
+        let deadlines =
+            [Deadline::Queue, Deadline::FirstToken, Deadline::InterToken, Deadline::Total];
+        let mut failures = vec![
+            Failure::Invalid(Invalid::missing("model")),
+            Failure::BadRequestId(String::new()),
+            BodyProblem::TooLarge { limit: 1 }.into(),
+            BodyProblem::TooSlow { limit: Duration::ZERO }.into(),
+            BodyProblem::Broken(String::new()).into(),
+            Failure::Head { unit: "bytes", got: 2, limit: 1 },
+            Failure::UnknownModel { asked: String::new(), served: String::new() },
+            Failure::UnknownUrl { path: String::new() },
+            Failure::Method,
+            Failure::UnknownRequest(String::new()),
+            Failure::Connections { limit: 1 },
+            Failure::Draining,
+            NotStarted::Full { waiting: 1, limit: 1 }.into(),
+            NotStarted::Loading.into(),
+            NotStarted::Stopped(EngineExit::Asked).into(),
+            refused.into(),
+            Failure::Failed,
+        ];
+        let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];
+        failures.extend(causes.map(Failure::Cancelled));
+        failures.extend(deadlines.map(|which| Failure::Cancelled(CancelCause::Deadline(which))));
+        let given: BTreeSet<_> = failures.iter().map(Failure::reason).collect();
+        assert_eq!(given, BTreeSet::from(Failure::REASONS));
+    }
+
+    #[test]
+    fn the_log_has_no_name_that_a_client_made_up() {
+        let field = |path: &str| Failure::from(Invalid::missing(path)).field();
+        assert_eq!(field("metadata.my secret").as_deref(), Some("metadata"));
+        assert_eq!(field("logit_bias.cat").as_deref(), Some("logit_bias"));
+        assert_eq!(field("messages[2].content").as_deref(), Some("messages[2].content"));
     }
 }

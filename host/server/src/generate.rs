@@ -32,19 +32,28 @@ pub(crate) async fn generate(
     endpoint: Endpoint,
     meta: Meta,
     headers: HeaderMap,
-    body: Body,
+    mut body: Body,
 ) -> Result<Response, Failure> {
-    let mut claim = match claim(&host, &meta) {
-        Ok(claim) => claim,
-        Err(failure) => {
-            body::discard(body, &host.config).await;
-            return Err(failure);
-        }
-    };
-    let (arrival, ask, entry) = tokio::select! {
+    // From here on it can be cancelled, wherever it is.
+    let mut claim = host.live.claim(&meta.id);
+    if host.draining() {
+        drop(claim);
+        body::discard(&mut body, &host.config).await;
+        return Err(Failure::Draining);
+    }
+    let prepared = tokio::select! {
         biased;
-        cause = claim.asked() => return Err(Failure::Cancelled(cause)),
-        prepared = prepare(&host, endpoint, &meta, headers, body) => prepared?,
+        cause = claim.asked() => Err(cause),
+        prepared = prepare(&host, endpoint, &meta, headers, &mut body) => Ok(prepared?),
+    };
+    let (arrival, ask, entry) = match prepared {
+        Ok(prepared) => prepared,
+        Err(cause) => {
+            // The answer does not wait for what is still to come, but it must be let pass: see
+            // `discard`. It ends with the connection, or when its time is up.
+            tokio::spawn(async move { body::discard(&mut body, &host.config).await });
+            return Err(Failure::Cancelled(cause));
+        }
     };
     let Ask { stream, shape, stops, .. } = ask;
     let head = Head {
@@ -56,19 +65,13 @@ pub(crate) async fn generate(
     answer(shape, head, stream, inlet).await
 }
 
-/// Its id is its own from here on, so that it can be cancelled wherever it is.
-fn claim(host: &Host, meta: &Meta) -> Result<Claim, Failure> {
-    let claim = host.live.claim(&meta.id).ok_or_else(|| Failure::IdInUse(meta.id.clone()))?;
-    if host.draining() { Err(Failure::Draining) } else { Ok(claim) }
-}
-
 /// Everything up to the policies' consent.
 async fn prepare(
     host: &Host,
     endpoint: Endpoint,
     meta: &Meta,
     headers: HeaderMap,
-    body: Body,
+    body: &mut Body,
 ) -> Result<(Arrival, Ask, Entry), Failure> {
     let body = body::read(body, &host.config).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.

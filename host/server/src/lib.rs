@@ -23,6 +23,11 @@
 //! nearly all that do have. One that has sent another request behind the first (pipelining,
 //! which no current client does) is noticed when we next write to it.
 //!
+//! # Not in OpenAI's shape
+//!
+//! What never becomes a request is answered by hyper alone, with a bare status and without
+//! `x-request-id`: bytes that are not HTTP (400), and heads over twice the limits (431).
+//!
 //! # Not here
 //!
 //! No WebAssembly, no MLX: policies are a chain that answers, the model a handle that computes.

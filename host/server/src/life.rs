@@ -201,7 +201,7 @@ impl Life {
             usage = Usage { generated_tokens: tokens, ..usage };
         }
         ledger.end(outcome.clone(), usage);
-        // Before the client hears of the end: it may use the same id again.
+        // Before the client hears of the end: from then on there is nothing to cancel.
         drop(claim);
         let Some(mut client) = client else { return };
         match outcome {

@@ -5,10 +5,11 @@
 //!
 //! # Invariants
 //!
-//! - An id is claimed by one request at a time, and given back when that one's [`Claim`] drops.
+//! - A request is here for as long as its [`Claim`] lives. Ids are the clients' own, so several
+//!   requests may go by the same; who asks that id to stop asks them all.
 //! - Asking is a message with a place of its own: it never waits, and asking again is harmless.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use interlock_request::{CancelCause, RequestId};
@@ -19,15 +20,24 @@ use tokio::sync::{oneshot, watch};
 pub(crate) struct Live {
     // Every connection claims here and every driver gives back: there is no single owner. The
     // lock is held for one map operation and never across an await.
-    asks: Mutex<HashMap<RequestId, Option<oneshot::Sender<CancelCause>>>>,
+    asks: Mutex<Asks>,
     count: watch::Sender<usize>,
 }
 
-/// The right to an id, and where the one who has it learns that it should stop.
+/// Where each is asked to stop; taken by the first who asks.
+#[derive(Debug, Default)]
+struct Asks {
+    // By number within an id: of most ids there is one, and of an id in this order the numbers
+    // are a range.
+    by_name: BTreeMap<(RequestId, u64), Option<oneshot::Sender<CancelCause>>>,
+    claimed: u64,
+}
+
+/// A place among the requests in flight, and where its request learns that it should stop.
 #[derive(Debug)]
 pub(crate) struct Claim {
     live: Arc<Live>,
-    id: RequestId,
+    name: (RequestId, u64),
     asked: Option<oneshot::Receiver<CancelCause>>,
 }
 
@@ -36,36 +46,28 @@ impl Live {
         Arc::new(Self { asks: Mutex::default(), count: watch::Sender::new(0) })
     }
 
-    /// Claims an id; `None` when a live request has it.
-    pub(crate) fn claim(self: &Arc<Self>, id: &RequestId) -> Option<Claim> {
+    /// Takes in one more request.
+    pub(crate) fn claim(self: &Arc<Self>, id: &RequestId) -> Claim {
         let (ask, asked) = oneshot::channel();
         let mut asks = self.asks();
-        if asks.contains_key(id) {
-            return None;
-        }
-        asks.insert(id.clone(), Some(ask));
-        self.count.send_replace(asks.len());
-        Some(Claim { live: Arc::clone(self), id: id.clone(), asked: Some(asked) })
+        asks.claimed += 1;
+        let name = (id.clone(), asks.claimed);
+        asks.by_name.insert(name.clone(), Some(ask));
+        self.count.send_replace(asks.by_name.len());
+        Claim { live: Arc::clone(self), name, asked: Some(asked) }
     }
 
-    /// Asks a request to stop. False when there is none of this id; asking twice is harmless.
-    pub(crate) fn cancel(&self, id: &RequestId, cause: CancelCause) -> bool {
-        match self.asks().get_mut(id) {
-            Some(ask) => {
-                ask.take().map(|ask| ask.send(cause));
-                true
-            }
-            None => false,
-        }
+    /// Asks the requests of an id to stop; how many there are. Asking twice is harmless.
+    pub(crate) fn cancel(&self, id: &RequestId, cause: CancelCause) -> usize {
+        let mut asks = self.asks();
+        let all = asks.by_name.range_mut((id.clone(), 0)..=(id.clone(), u64::MAX));
+        all.map(|(_, ask)| ask.take().map(|ask| ask.send(cause))).count()
     }
 
     /// Asks all of them; how many there were.
     pub(crate) fn cancel_all(&self, cause: CancelCause) -> usize {
         let mut asks = self.asks();
-        for ask in asks.values_mut() {
-            ask.take().map(|ask| ask.send(cause));
-        }
-        asks.len()
+        asks.by_name.values_mut().map(|ask| ask.take().map(|ask| ask.send(cause))).count()
     }
 
     /// How many there are.
@@ -80,7 +82,7 @@ impl Live {
         let _ = count.wait_for(|&count| count == 0).await;
     }
 
-    fn asks(&self) -> MutexGuard<'_, HashMap<RequestId, Option<oneshot::Sender<CancelCause>>>> {
+    fn asks(&self) -> MutexGuard<'_, Asks> {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,8 +104,8 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut asks = self.live.asks();
-        asks.remove(&self.id);
-        self.live.count.send_replace(asks.len());
+        asks.by_name.remove(&self.name);
+        self.live.count.send_replace(asks.by_name.len());
     }
 }
 
@@ -115,22 +117,28 @@ mod tests {
     async fn the_first_to_ask_is_heard_and_asking_again_is_harmless() {
         let live = Live::new();
         let id = RequestId::generate();
-        let mut claim = live.claim(&id).expect("a new id");
-        assert!(live.cancel(&id, CancelCause::Operator));
-        assert!(live.cancel(&id, CancelCause::Shutdown));
+        let mut claim = live.claim(&id);
+        assert_eq!(live.cancel(&id, CancelCause::Operator), 1);
+        assert_eq!(live.cancel(&id, CancelCause::Shutdown), 1);
         assert_eq!(claim.asked().await, CancelCause::Operator);
         drop(claim);
-        assert!(!live.cancel(&id, CancelCause::Operator));
+        assert_eq!(live.cancel(&id, CancelCause::Operator), 0);
     }
 
     #[tokio::test]
-    async fn an_id_is_free_again_once_its_request_is_gone() {
+    async fn all_of_an_id_are_asked_and_nobody_else() {
         let live = Live::new();
-        let id = RequestId::generate();
-        let claim = live.claim(&id).expect("a new id");
-        assert!(live.claim(&id).is_none());
-        drop(claim);
+        let [ours, before, after] = ["b", "a", "c"].map(|id| RequestId::parse(id).expect("an id"));
+        let mut two = [live.claim(&ours), live.claim(&ours)];
+        let others = [live.claim(&before), live.claim(&after)];
+        assert_eq!(live.cancel(&ours, CancelCause::Operator), 2);
+        for claim in &mut two {
+            assert_eq!(claim.asked().await, CancelCause::Operator);
+        }
+        drop(two);
+        assert_eq!((live.cancel(&ours, CancelCause::Operator), live.count()), (0, 2));
+        assert_eq!(live.cancel_all(CancelCause::Shutdown), 2);
+        drop(others);
         live.empty().await;
-        assert!(live.claim(&id).is_some());
     }
 }

@@ -76,12 +76,16 @@ impl ServerMetrics {
         }
     }
 
-    /// Begins the series of a model at 0, so that the first increase is one.
+    /// Begins all series of a host with this model at 0, so that the first increase is one.
     pub(crate) fn serves(&self, model: &ModelId) {
         for endpoint in ["chat", "completions", "responses"] {
+            self.request_seconds.with_label_values(&[endpoint]);
             for outcome in ["completed", "cancelled", "disconnected", "timed_out", "failed"] {
-                self.requests.with_label_values(&[endpoint, model.as_str(), outcome]).inc_by(0);
+                self.requests.with_label_values(&[endpoint, model.as_str(), outcome]);
             }
+        }
+        for reason in Failure::REASONS {
+            self.errors.with_label_values(&[reason]);
         }
     }
 

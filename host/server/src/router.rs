@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -52,26 +53,43 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
 /// Around every request: names it, looks at its head, and gives errors their shape.
 async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
     let at_micros = u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX);
+    let line = Line { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
-        Ok(Some(id)) => (id, head_within(&request, &host)),
-        Ok(None) => (RequestId::generate(), head_within(&request, &host)),
-        Err(failure) => (RequestId::generate(), Err(failure)),
+        Ok(id) => (id, head_within(&request, &host)),
+        // Who asks how we are is told, whatever it calls its question.
+        Err(_) if line.watches() => (None, head_within(&request, &host)),
+        Err(failure) => (None, Err(failure)),
     };
-    let checked = checked.and_then(|()| room_for(&request, &host));
+    let id = id.unwrap_or_else(RequestId::generate);
+    let crowded = request.extensions().get::<Crowded>().is_some();
+    let checked = checked.and_then(|()| room_for(&line, crowded, &host));
     request.extensions_mut().insert(Meta { id: id.clone(), at_micros });
     let mut response = match checked {
         Ok(()) => next.run(request).await,
         Err(failure) => {
-            body::discard(request.into_body(), &host.config).await;
+            body::discard(request.body_mut(), &host.config).await;
             failure.into_response()
         }
     };
     if let Some(failure) = response.extensions_mut().remove::<Failure>() {
-        response = host.refuse(&id, &failure);
+        response = host.refuse(&id, &line, &failure);
     }
     let value = HeaderValue::from_str(id.as_str()).expect("ids are made of ASCII letters");
     response.headers_mut().insert(REQUEST_ID, value);
     response
+}
+
+/// A request's first line.
+struct Line {
+    method: Method,
+    uri: Uri,
+}
+
+impl Line {
+    /// Does it only look at the host?
+    fn watches(&self) -> bool {
+        self.uri.path().starts_with("/health/") || self.uri.path() == "/metrics"
+    }
 }
 
 /// The client's own id, if it sends one.
@@ -93,10 +111,8 @@ fn head_within(request: &Request, host: &Host) -> Result<(), Failure> {
     over("bytes", uri + bytes, host.config.header_max)
 }
 
-fn room_for(request: &Request, host: &Host) -> Result<(), Failure> {
-    let path = request.uri().path();
-    let watching = path.starts_with("/health/") || path == "/metrics";
-    if request.extensions().get::<Crowded>().is_some() && !watching {
+fn room_for(line: &Line, crowded: bool, host: &Host) -> Result<(), Failure> {
+    if crowded && !line.watches() {
         return Err(Failure::Connections { limit: host.config.connections_max.get() });
     }
     Ok(())
@@ -113,11 +129,18 @@ impl IntoResponse for Failure {
 
 impl Host {
     /// Counts a failure and tells it to the client.
-    fn refuse(&self, id: &RequestId, failure: &Failure) -> Response {
+    fn refuse(&self, id: &RequestId, line: &Line, failure: &Failure) -> Response {
+        /// Enough to know the route by; what follows is the client's.
+        const PATH_CHARS: usize = 200;
+
         let status = failure.status();
         let complaint = failure.complaint(id);
+        let path: String = line.uri.path().chars().take(PATH_CHARS).collect();
+        let (policy, why) = failure.policy().unzip();
         tracing::info!(
-            request = %id, status = status.as_u16(), code = complaint.code, reason = failure.reason(),
+            request = %id, method = %line.method, ?path, status = status.as_u16(),
+            code = complaint.code, reason = failure.reason(), param = failure.field(), policy,
+            failure = why.flatten().map(tracing::field::display),
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
@@ -183,7 +206,12 @@ async fn models(State(host): State<Arc<Host>>) -> Response {
     Json(json!({ "object": "list", "data": [host.model_card()] })).into_response()
 }
 
-async fn model(State(host): State<Arc<Host>>, Path(asked): Path<String>) -> Answer {
+async fn model(
+    State(host): State<Arc<Host>>,
+    uri: Uri,
+    asked: Result<Path<String>, PathRejection>,
+) -> Answer {
+    let asked = asked.map_or_else(|_| as_written(&uri, "/v1/models/"), |Path(asked)| asked);
     if asked == host.model.as_str() {
         Ok(Json(host.model_card()).into_response())
     } else {
@@ -191,16 +219,24 @@ async fn model(State(host): State<Arc<Host>>, Path(asked): Path<String>) -> Answ
     }
 }
 
-/// Cancels a request wherever it is. Its client is told; asking twice is harmless.
-async fn cancel(State(host): State<Arc<Host>>, Path(id): Path<String>) -> Answer {
-    let known = RequestId::parse(&id).ok().filter(|id| host.live.cancel(id, CancelCause::Operator));
-    match known {
-        Some(id) => {
-            tracing::info!(request = %id, "cancelled by an operator");
+/// Cancels a request wherever it is, and all others of its id. Its client is told; asking twice is harmless.
+async fn cancel(
+    State(host): State<Arc<Host>>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Answer {
+    let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
+    let known = RequestId::parse(&id).ok().map(|id| {
+        let requests = host.live.cancel(&id, CancelCause::Operator);
+        (id, requests)
+    });
+    match known.filter(|(_, requests)| *requests > 0) {
+        Some((id, requests)) => {
+            tracing::info!(request = %id, requests, "cancelled by an operator");
             Ok(Json(json!({ "id": id.as_str(), "object": "request", "cancelled": true }))
                 .into_response())
         }
-        None => Err(Failure::UnknownRequest(cut(&id))),
+        _ => Err(Failure::UnknownRequest(cut(&id))),
     }
 }
 
@@ -235,7 +271,13 @@ async fn method_not_allowed() -> Failure {
     Failure::Method
 }
 
+/// A name in a path that does not decode to text, so that it can be nobody's.
+fn as_written(uri: &Uri, before: &str) -> String {
+    let name = uri.path().trim_start_matches(before);
+    name.trim_end_matches("/cancel").to_owned()
+}
+
 /// As much of a client's text as an error repeats.
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     text.chars().take(RequestId::BYTES_MAX).collect()
 }

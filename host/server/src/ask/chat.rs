@@ -15,7 +15,7 @@ const UNSERVED: &[(&str, &str)] = &[
     ("web_search_options", "web search is not served"),
 ];
 
-pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
+pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
     let messages = messages(&body.need("messages")?)?;
     super::only_one(body, "n")?;
@@ -37,7 +37,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     Ok(Ask {
         model,
         words: Words::Chat { param: "messages", messages },
-        sampling: super::sampling::parse(body)?,
+        sampling: super::sampling::parse(body, defaults)?,
         length: super::length(body, &["max_completion_tokens", "max_tokens"], Length::Context)?,
         stops: super::stops(body)?,
         stream,

@@ -15,7 +15,7 @@ const UNSERVED: &[(&str, &str)] = &[
     ("suffix", "text is only generated at the end"),
 ];
 
-pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
+pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
     let words = words(&body.need("prompt")?)?;
     super::only_one(body, "n")?;
@@ -25,7 +25,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     Ok(Ask {
         model,
         words,
-        sampling: super::sampling::parse(body)?,
+        sampling: super::sampling::parse(body, defaults)?,
         length: super::length(body, &["max_tokens"], Length::Default(TOKENS_DEFAULT))?,
         stops: super::stops(body)?,
         stream,

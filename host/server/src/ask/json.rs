@@ -204,8 +204,14 @@ impl<'a> Item<'a> {
         if !self.raw.get().starts_with('{') {
             return Err(self.wrong_type("an object"));
         }
-        let Fields(fields) = serde_json::from_str(self.raw.get()).map_err(|_| {
-            self.wrong_value(&format!("an object of at most {} fields", Fields::MAX))
+        // Syntax was checked with the whole body; what is left to fail are too many fields, which
+        // is our own complaint, and half surrogates in a field's name, which are serde's.
+        let Fields(fields) = serde_json::from_str(self.raw.get()).map_err(|error| {
+            if error.is_data() {
+                self.wrong_value(&format!("an object of at most {} fields", Fields::MAX))
+            } else {
+                self.wrong_value("an object whose fields' names are valid Unicode characters")
+            }
         })?;
         Ok(Object { path: self.path.clone(), fields })
     }

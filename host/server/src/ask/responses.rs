@@ -41,7 +41,7 @@ impl PartialEq for Echo {
     }
 }
 
-pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
+pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
     let instructions = body.get("instructions").map(|item| item.text()).transpose()?;
     let mut messages = input(&body.need("input")?)?;
@@ -53,10 +53,20 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     super::only_text(body, "tool_choice", &["none", "auto"])?;
     super::no_top_logprobs(body)?;
     super::only_text(body, "truncation", &["disabled"])?;
+    if let Some(include) = body.get("include") {
+        include.list(|what| match what.text()?.as_str() {
+            "message.output_text.logprobs" => {
+                let why = "log probabilities are not served";
+                Err(Invalid::unsupported(what.path(), why, &what.shown()))
+            }
+            // The rest is about tools and other kinds of content, of which no answer has any.
+            _ => Ok(()),
+        })?;
+    }
     if let Some(text) = body.get("text") {
         super::only_plain_text(text.object()?.get("format"))?;
     }
-    let sampling = super::sampling::parse(body)?;
+    let sampling = super::sampling::parse(body, defaults)?;
     let length = super::length(body, &["max_output_tokens"], Length::Context)?;
     let echo = Echo {
         instructions,

@@ -68,6 +68,7 @@ fn a_body_that_is_no_request_says_what_is_missing_or_wrong() {
             r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#,
             r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
             r#"{"model":"m","messages":[{"role":"user","content":"\ud800"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":"x","\ud800":1}]}"#,
             r#"{"model":"m","messages":[{"role":"user","content":"x","name":1}]}"#,
             r#"{"model":"m","messages":[{"role":"assistant","content":"x","tool_calls":[{}]}]}"#,
             r#"{"model":"m","messages":[{"role":"developer","content":"x","tool_calls":[]}]}"#,
@@ -113,6 +114,8 @@ fn a_body_that_is_no_request_says_what_is_missing_or_wrong() {
                 missing_required_parameter messages[0].content[0].text: messages[0].content[0].text is required
             {"model":"m","messages":[{"role":"user","content":"\ud800"}]}
                 invalid_value messages[0].content: messages[0].content must be a string of valid Unicode characters, got "\ud800"
+            {"model":"m","messages":[{"role":"user","content":"x","\ud800":1}]}
+                invalid_value messages[0]: messages[0] must be an object whose fields' names are valid Unicode characters, got {"role":"user","content":"x","\ud800":1}
             {"model":"m","messages":[{"role":"user","content":"x","name":1}]}
                 invalid_type messages[0].name: messages[0].name must be a string, got 1
             {"model":"m","messages":[{"role":"assistant","content":"x","tool_calls":[{}]}]}
@@ -133,6 +136,7 @@ fn a_value_outside_its_range_is_named_with_the_range() {
             r#""temperature":1e400"#,
             r#""temperature":null"#,
             r#""top_p":0"#,
+            r#""top_p":-0.1"#,
             r#""top_p":1.01"#,
             r#""top_k":-2"#,
             r#""top_k":-1"#,
@@ -170,9 +174,11 @@ fn a_value_outside_its_range_is_named_with_the_range() {
             "temperature":null
                 accepted
             "top_p":0
-                invalid_value top_p: top_p must be a number above 0 and at most 1, got 0
+                accepted
+            "top_p":-0.1
+                invalid_value top_p: top_p must be a number from 0 to 1, got -0.1
             "top_p":1.01
-                invalid_value top_p: top_p must be a number above 0 and at most 1, got 1.01
+                invalid_value top_p: top_p must be a number from 0 to 1, got 1.01
             "top_k":-2
                 invalid_value top_k: top_k must be an integer from -1 to 4294967295, got -2
             "top_k":-1
@@ -357,6 +363,8 @@ fn responses_takes_a_text_or_messages() {
             r#"{"model":"m","input":"x","truncation":"auto"}"#,
             r#"{"model":"m","input":"x","metadata":{"a":1}}"#,
             r#"{"model":"m","input":"x","max_output_tokens":0}"#,
+            r#"{"model":"m","input":"x","include":["reasoning.encrypted_content"]}"#,
+            r#"{"model":"m","input":"x","include":["a","message.output_text.logprobs"]}"#,
         ],
         &expect![[r#"
             {"model":"m"}
@@ -385,6 +393,10 @@ fn responses_takes_a_text_or_messages() {
                 invalid_type metadata.a: metadata.a must be a string, got 1
             {"model":"m","input":"x","max_output_tokens":0}
                 invalid_value max_output_tokens: max_output_tokens must be an integer of at least 1, got 0
+            {"model":"m","input":"x","include":["reasoning.encrypted_content"]}
+                accepted
+            {"model":"m","input":"x","include":["a","message.output_text.logprobs"]}
+                unsupported_parameter include[1]: include[1] is not supported: log probabilities are not served, got "message.output_text.logprobs"
         "#]],
     );
     let ask = parse(

@@ -1,6 +1,7 @@
 //! What good requests get.
 
 use interlock_request::{Finish, Outcome, Usage};
+use interlock_server::ServerConfig;
 use interlock_sim::SimSettings;
 
 use crate::rig::{Rig, Setup, within};
@@ -111,6 +112,22 @@ async fn the_id_is_the_clients_own_or_ours_and_in_every_answer() {
     let answer = connection.answer().await;
     assert_eq!(answer.header("x-request-id"), Some("mine.1"));
     assert_eq!(answer.json()["id"], "chatcmpl-mine.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_see_the_headers_they_may_in_the_order_in_which_they_came() {
+    let policy_headers = vec!["x-tenant".into(), "x-tag".into(), "x-unsent".into()];
+    let server = ServerConfig { policy_headers, ..ServerConfig::default() };
+    let mut rig = Rig::with(Setup { server, ..Setup::default() }).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let sent = "X-Tag: b\r\nauthorization: secret\r\nx-tag: a\r\nx-tenant: \u{e9}\r\nx-tag: ";
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
+    let rest = format!("\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut connection = rig.connect().await;
+    connection.raw(&[head.as_bytes(), sent.as_bytes(), b"\xff", rest.as_bytes()].concat()).await;
+    assert_eq!(connection.answer().await.status, 200);
+    let seen = [("x-tag", "b"), ("x-tag", "a"), ("x-tenant", "\u{e9}")];
+    assert_eq!(rig.facts().await.headers, seen.map(|(name, value)| (name.into(), value.into())));
 }
 
 #[tokio::test(flavor = "multi_thread")]

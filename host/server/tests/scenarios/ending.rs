@@ -77,12 +77,56 @@ async fn an_operator_cancels_a_request_whole_or_streamed_and_twice_is_harmless()
             assert_eq!(answer.status, 409);
             assert_eq!(answer.header("x-should-retry"), Some("false"));
         }
-        let duplicate = rig.begin("/v1/completions", "victim", WHOLE).await.answer().await;
-        assert_eq!(duplicate.code(), "request_id_in_use", "its pass is still in the device");
         rig.gate.open();
         let (_, summary) = rig.ended().await;
         assert_eq!(summary.outcome, Outcome::Cancelled(CancelCause::Operator));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_the_same_id_are_served_and_cancelled_together() {
+    let mut rig = Rig::with(Setup { gated: true, ..Setup::default() }).await;
+    let id = "Root=1-67891233-abcdef012345678912345678";
+    let mut first = rig.begin("/v1/completions", id, WHOLE).await;
+    rig.gate.wait_begun(1);
+    let mut second = rig.begin("/v1/completions", id, WHOLE).await;
+    rig.metric_is("requests_waiting", 1.0).await;
+    rig.gate.open();
+    assert_eq!(first.answer().await.status, 200);
+    assert_eq!(second.answer().await.status, 200);
+    assert_eq!((rig.ended().await.0, rig.ended().await.0), (id.to_owned(), id.to_owned()));
+
+    let mut rig = Rig::with(Setup { gated: true, ..Setup::default() }).await;
+    let mut first = rig.begin("/v1/completions", id, WHOLE).await;
+    rig.gate.wait_begun(1);
+    let mut second = rig.begin("/v1/completions", id, WHOLE).await;
+    rig.metric_is("requests_waiting", 1.0).await;
+    assert_eq!(rig.post(&format!("/v1/requests/{id}/cancel"), "").await.status, 200);
+    assert_eq!(first.answer().await.code(), "request_cancelled");
+    assert_eq!(second.answer().await.code(), "request_cancelled");
+    rig.gate.open();
+    rig.ended().await;
+    rig.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_cancelled_while_it_sends_reads_the_answer_and_no_reset() {
+    let rig = Rig::start().await;
+    let mut connection = rig.connect().await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: early\r\ncontent-length: 3000000\r\n\r\n";
+    connection.raw(head.as_bytes()).await;
+    crate::rig::within(async {
+        while rig.post("/v1/requests/early/cancel", "").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for _ in 0..30 {
+        connection.raw(&[b' '; 100_000]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let answer = connection.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (409, "request_cancelled"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,8 +141,8 @@ async fn a_request_is_cancelled_even_while_its_body_arrives() {
         }
     })
     .await;
-    let answer = connection.answer().await;
-    assert_eq!((answer.status, answer.code().as_str()), (409, "request_cancelled"));
+    // It does not wait for the rest of the body; the connection does.
+    assert_eq!(connection.line().await, "HTTP/1.1 409 Conflict");
 }
 
 #[tokio::test(flavor = "multi_thread")]

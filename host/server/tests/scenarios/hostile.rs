@@ -88,7 +88,9 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
             ("DELETE", "/v1/models", ""),
             ("POST", "/v1/requests/nobody/cancel", ""),
             ("POST", "/v1/requests/a%2Fb/cancel", ""),
+            ("POST", "/v1/requests/%ff/cancel", ""),
             ("GET", "/v1/models/other", ""),
+            ("GET", "/v1/models/%ff", ""),
         ],
     )
     .await;
@@ -103,8 +105,12 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
             404 request_not_found -: no request "nobody" is in flight
         POST /v1/requests/a%2Fb/cancel 
             404 request_not_found -: no request "a/b" is in flight
+        POST /v1/requests/%ff/cancel 
+            404 request_not_found -: no request "%ff" is in flight
         GET /v1/models/other 
             404 model_not_found model: the model "other" does not exist; this host serves "sim"
+        GET /v1/models/%ff 
+            404 model_not_found model: the model "%ff" does not exist; this host serves "sim"
     "#]]
     .assert_eq(&told);
 }
@@ -117,6 +123,13 @@ async fn an_id_that_cannot_be_one_is_refused() {
         let answer = connection.answer().await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request_id"), "{id}");
         assert_eq!(answer.header("x-request-id").map(str::len), Some(32), "it gets one of ours");
+    }
+    for path in ["/health/live", "/health/ready", "/metrics"] {
+        let mut connection = rig.connect().await;
+        connection.send("GET", path, &[("x-request-id", "a b")], "").await;
+        let answer = connection.answer().await;
+        assert_eq!(answer.status, 200, "who watches us is answered: {answer:?}");
+        assert_eq!(answer.header("x-request-id").map(str::len), Some(32));
     }
 }
 

@@ -7,4 +7,5 @@ mod leaving;
 mod limits;
 mod rig;
 mod stopping;
+mod telling;
 mod wire;

@@ -189,6 +189,11 @@ impl Rig {
         (facts.request_id.to_string(), summary)
     }
 
+    /// What the policies knew of the next request to end.
+    pub(crate) async fn facts(&mut self) -> Facts {
+        within(self.ended.recv()).await.expect("the policy lives").0
+    }
+
     /// The value of a metric line, such as `requests_running` or `x_total{a="b"}`.
     pub(crate) fn metric(&self, line: &str) -> f64 {
         let wanted = format!("interlock_{line} ");
