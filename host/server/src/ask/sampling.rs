@@ -12,19 +12,23 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Sa
         let item = body.get(name);
         item.map_or(Ok(otherwise), |item| item.number(allowed).map(|n| n as f32))
     };
-    let top_k = body.get("top_k").map_or(Ok(i64::from(defaults.top_k)), |item| {
-        item.integer(-1..=i64::from(u32::MAX))
-    })?;
+    let top_k = body
+        .get("top_k")
+        .map_or(Ok(i64::from(defaults.top_k)), |item| item.integer(-1..=i64::from(u32::MAX)))?;
     Ok(Sampling {
         temperature: number("temperature", Numbers::from(0.0, 2.0), defaults.temperature)?,
-        top_p: number("top_p", Numbers::from(0.0, defaults.top_p), 1.0)?,
+        top_p: number("top_p", Numbers::from(0.0, 1.0), defaults.top_p)?,
         // -1 is what vLLM's clients send for off.
         top_k: u32::try_from(top_k).unwrap_or(0),
         min_p: number("min_p", Numbers::from(0.0, 1.0), defaults.min_p)?,
         seed: body.get("seed").map(|item| seed(&item)).transpose()?,
         penalties: Penalties {
-            repetition: number("repetition_penalty", Numbers::above(0.0, 2.0), defaults.repetition_penalty)?
-                .max(f32::MIN_POSITIVE),
+            repetition: number(
+                "repetition_penalty",
+                Numbers::above(0.0, 2.0),
+                defaults.repetition_penalty,
+            )?
+            .max(f32::MIN_POSITIVE),
             presence: number("presence_penalty", Numbers::from(-2.0, 2.0), 0.0)?,
             frequency: number("frequency_penalty", Numbers::from(-2.0, 2.0), 0.0)?,
         },
