@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use interlock_admission::{FailureAction, OnFailure};
+pub use interlock_request::{BadByteSize, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -54,23 +55,10 @@ pub enum PolicySource {
     File(PathBuf),
 }
 
-/// A number of bytes. Written `8MiB`, `512KiB`, or as a plain number of bytes with `B`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
-pub struct ByteSize(pub u64);
-
 /// A source that is empty.
 #[derive(Debug, thiserror::Error)]
 #[error("a policy's source is \"builtin:NAME\" or the path of a .wasm file, got {0:?}")]
 pub struct BadSource(String);
-
-/// A text that is not a number of bytes.
-#[derive(Debug, thiserror::Error)]
-#[error("a size is a whole number followed by B, KiB, MiB or GiB, got {0:?}")]
-pub struct BadByteSize(String);
 
 /// The policies of a host whose configuration names none: `guard`, with its own defaults.
 ///
@@ -208,58 +196,11 @@ impl fmt::Display for PolicySource {
     }
 }
 
-const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-
-impl FromStr for ByteSize {
-    type Err = BadByteSize;
-
-    fn from_str(text: &str) -> Result<Self, BadByteSize> {
-        UNITS
-            .iter()
-            .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)))
-            .and_then(|(number, bytes)| number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes))
-            .map(Self)
-            .ok_or_else(|| BadByteSize(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for ByteSize {
-    type Error = BadByteSize;
-
-    fn try_from(text: String) -> Result<Self, BadByteSize> {
-        text.parse()
-    }
-}
-
-impl From<ByteSize> for String {
-    fn from(size: ByteSize) -> Self {
-        size.to_string()
-    }
-}
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = |(_, bytes): &&(&str, u64)| self.0 >= *bytes && self.0.is_multiple_of(*bytes);
-        let (unit, bytes) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
-        write!(f, "{}{unit}", self.0 / bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
 
     use super::*;
-
-    #[test]
-    fn a_size_reads_as_it_is_written() {
-        for text in ["0B", "1000B", "512KiB", "8MiB", "3GiB"] {
-            assert_eq!(text.parse::<ByteSize>().expect(text).to_string(), text);
-        }
-        for text in ["", "8", "MiB", "8MB", "-1B", "1.5KiB", "99999999999999GiB"] {
-            assert!(text.parse::<ByteSize>().is_err(), "{text:?} was taken");
-        }
-    }
 
     #[test]
     fn a_source_is_builtin_or_a_path() {

@@ -9,9 +9,11 @@
 mod ending;
 mod generation;
 mod names;
+mod size;
 
 pub use ending::{CancelCause, Deadline, Finish, Outcome, Stage, Usage};
 pub use generation::{
     Deadlines, DisconnectAction, DrainLimits, Generation, Penalties, Priority, Sampling,
 };
 pub use names::{BadRequestId, Endpoint, ModelId, RequestId, TokenId};
+pub use size::{BadByteSize, ByteSize};

@@ -15,7 +15,7 @@ use crate::failure::BodyProblem;
 /// When it is larger or slower than configured, or breaks off.
 pub(crate) async fn read(body: &mut Body, config: &ServerConfig) -> Result<Bytes, BodyProblem> {
     let limit = config.body_timeout;
-    let whole = tokio::time::timeout(limit, within(body, config.body_max))
+    let whole = tokio::time::timeout(limit, within(body, config.body_max.in_memory()))
         .await
         .unwrap_or(Err(BodyProblem::TooSlow { limit }));
     if let Err(BodyProblem::TooLarge { .. }) = whole {
@@ -30,7 +30,7 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) {
     /// How many times the largest body is read on, only to be polite.
     const PATIENCE: usize = 4;
 
-    let budget = config.body_max.saturating_mul(PATIENCE);
+    let budget = config.body_max.in_memory().saturating_mul(PATIENCE);
     // Whatever goes wrong, the answer is sent next anyway.
     let _ = tokio::time::timeout(config.body_timeout, skip(body, budget)).await;
 }

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,7 @@ pub struct ServerConfig {
     /// Most bytes of a request's body (413 over it). Turn this up when prompts longer than this
     /// fit the model's context.
     // Times `connections_max`, it is the most memory that strangers can make us hold.
-    pub body_max: usize,
+    pub body_max: ByteSize,
     /// Longest time for a request's body to arrive (408 after it). Turn this up when clients
     /// send long prompts over slow links.
     #[serde(with = "humantime_serde")]
@@ -30,7 +31,7 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// Most bytes of a request's head: its first line and all headers (431 over it). Turn this
     /// up when proxies add long headers.
-    pub header_max: usize,
+    pub header_max: ByteSize,
     /// Most headers of a request (431 over it). Turn this up when proxies add many.
     pub headers_max: usize,
     /// Longest time for a request's head to arrive, and so for a connection to be idle: it is
@@ -63,9 +64,9 @@ impl Default for ServerConfig {
         Self {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             connections_max: NonZeroUsize::new(1024).expect("1024 is not 0"),
-            body_max: 4 * 1024 * 1024,
+            body_max: ByteSize(4 << 20),
             body_timeout: Duration::from_secs(30),
-            header_max: 16 * 1024,
+            header_max: ByteSize(16 << 10),
             headers_max: 64,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
@@ -78,25 +79,30 @@ impl Default for ServerConfig {
 
 impl ServerConfig {
     /// Shorter heads than this are refused by clients' habits rather than by their mistakes.
-    pub const HEADER_MAX_MIN: usize = 1024;
+    pub const HEADER_MAX_MIN: ByteSize = ByteSize(1 << 10);
     /// A head is held in memory, per connection, before anything is known of its sender.
-    pub const HEADER_MAX_MAX: usize = 1024 * 1024;
+    pub const HEADER_MAX_MAX: ByteSize = ByteSize(1 << 20);
     /// A body is held in memory, per request.
-    pub const BODY_MAX_MAX: usize = 256 * 1024 * 1024;
+    pub const BODY_MAX_MAX: ByteSize = ByteSize(256 << 20);
     /// What the head's parser can count.
     pub const HEADERS_MAX_MAX: usize = 1024;
 
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut within = |key: &str, value: usize, least: usize, most: usize| {
+        let sizes = [
+            ("body_max", self.body_max, ByteSize(1), Self::BODY_MAX_MAX),
+            ("header_max", self.header_max, Self::HEADER_MAX_MIN, Self::HEADER_MAX_MAX),
+        ];
+        for (key, value, least, most) in sizes {
             if !(least..=most).contains(&value) {
                 problems.push(format!("server.{key} must be {least} to {most}, got {value}"));
             }
-        };
-        within("body_max", self.body_max, 1, Self::BODY_MAX_MAX);
-        within("header_max", self.header_max, Self::HEADER_MAX_MIN, Self::HEADER_MAX_MAX);
-        within("headers_max", self.headers_max, 1, Self::HEADERS_MAX_MAX);
+        }
+        let (most, headers) = (Self::HEADERS_MAX_MAX, self.headers_max);
+        if !(1..=most).contains(&headers) {
+            problems.push(format!("server.headers_max must be 1 to {most}, got {headers}"));
+        }
         let times = [
             ("body_timeout", self.body_timeout),
             ("header_timeout", self.header_timeout),
@@ -132,8 +138,9 @@ mod tests {
     #[test]
     fn every_problem_is_reported_with_key_relation_and_value() {
         let config = ServerConfig {
-            body_max: 0,
-            header_max: 100,
+            body_max: ByteSize(0),
+            header_max: ByteSize(100),
+            headers_max: 0,
             body_timeout: Duration::ZERO,
             policy_headers: vec!["X-Tenant".into(), "x-team".into()],
             ..ServerConfig::default()
@@ -141,8 +148,9 @@ mod tests {
         assert_eq!(
             config.problems(),
             [
-                "server.body_max must be 1 to 268435456, got 0",
-                "server.header_max must be 1024 to 1048576, got 100",
+                "server.body_max must be 1B to 256MiB, got 0B",
+                "server.header_max must be 1KiB to 1MiB, got 100B",
+                "server.headers_max must be 1 to 1024, got 0",
                 "server.body_timeout must exceed 0s, got 0s",
                 "server.policy_headers must hold header names in lower case, got \"X-Tenant\"",
             ]

@@ -108,7 +108,7 @@ fn head_within(request: &Request, host: &Host) -> Result<(), Failure> {
         if got > limit { Err(Failure::Head { unit, got, limit }) } else { Ok(()) }
     };
     over("headers", headers.len(), host.config.headers_max)?;
-    over("bytes", uri + bytes, host.config.header_max)
+    over("bytes", uri + bytes, host.config.header_max.in_memory())
 }
 
 fn room_for(line: &Line, crowded: bool, host: &Host) -> Result<(), Failure> {

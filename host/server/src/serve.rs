@@ -164,7 +164,7 @@ async fn converse(stream: TcpStream, router: Router, open: Open, mut goodbye: wa
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(config.header_timeout)
-            .max_header_size(config.header_max.saturating_mul(2))
+            .max_header_size(config.header_max.in_memory().saturating_mul(2))
             .max_headers(config.headers_max.saturating_mul(2))
             .keep_alive(!crowded)
             .serve_connection(io, service)

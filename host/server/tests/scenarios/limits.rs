@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use interlock_request::{CancelCause, Outcome};
+use interlock_request::{ByteSize, CancelCause, Outcome};
 use interlock_server::ServerConfig;
 use interlock_sim::SimSettings;
 use tokio::sync::oneshot;
@@ -18,7 +18,7 @@ async fn limited(server: ServerConfig) -> Rig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_over_the_limit_is_413_even_while_it_is_still_sent() {
-    let rig = limited(ServerConfig { body_max: 1000, ..ServerConfig::default() }).await;
+    let rig = limited(ServerConfig { body_max: ByteSize(1000), ..ServerConfig::default() }).await;
     for size in [1001, 3000, 200_000] {
         let answer = rig.post("/v1/completions", &"x".repeat(size)).await;
         assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"), "{size}");
@@ -57,7 +57,8 @@ async fn a_head_that_does_not_come_is_not_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_over_the_limits_is_431() {
-    let server = ServerConfig { header_max: 1024, headers_max: 8, ..ServerConfig::default() };
+    let server =
+        ServerConfig { header_max: ByteSize(1024), headers_max: 8, ..ServerConfig::default() };
     let rig = limited(server).await;
     let long = "x".repeat(1100);
     let longest = "x".repeat(5000);
