@@ -33,6 +33,54 @@ impl Effective {
     }
 }
 
+/// A configuration and its problems, to which those who know more than we do can add.
+pub struct Draft {
+    /// What could be read; the rest is at its default, and a bad policy is not there.
+    pub config: Config,
+    /// Which `[[policy]]` each of `config.policy` was.
+    places: Vec<usize>,
+    merged: Merged,
+    problems: Vec<(Place, Problem)>,
+}
+
+impl std::fmt::Debug for Draft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { config, problems, .. } = self;
+        f.debug_struct("Draft")
+            .field("config", config)
+            .field("problems", problems)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Draft {
+    /// The policies that could be read, each with its number in the list.
+    pub fn policies(&self) -> impl Iterator<Item = (usize, &PolicyConfig)> {
+        self.places.iter().copied().zip(&self.config.policy)
+    }
+
+    /// Adds a problem with a key, such as `model.reference` or `policy.0.settings`: from that we
+    /// know where it stands.
+    pub fn add(&mut self, key: &str, text: String) {
+        let (place, origin) = self.merged.place(&split(key));
+        self.problems.push((place, Problem::new(text, origin)));
+    }
+
+    /// The configuration, if nobody found a problem.
+    ///
+    /// # Errors
+    ///
+    /// Every problem, in the order of the configuration.
+    pub fn finish(self) -> Result<Effective, Problems> {
+        let Self { config, merged, mut problems, .. } = self;
+        // As the reader will meet them: the file from top to bottom, then the environment, then
+        // flags.
+        problems.sort_by_key(|(place, _)| *place);
+        let problems: Vec<_> = problems.into_iter().map(|(_, problem)| problem).collect();
+        if problems.is_empty() { Ok(Effective { config, merged }) } else { Err(Problems(problems)) }
+    }
+}
+
 /// Merges and checks.
 ///
 /// # Errors
@@ -40,20 +88,26 @@ impl Effective {
 /// Every problem there is: a file that cannot be read or is not TOML; keys that nobody knows;
 /// values of a wrong type; what the sections say about their values, alone and together.
 pub fn load(sources: &Sources) -> Result<Effective, Problems> {
+    draft(sources)?.finish()
+}
+
+/// Merges and checks, and leaves room for what others know to be wrong.
+///
+/// # Errors
+///
+/// Where there is nothing to read values from: a file that cannot be read or is not TOML.
+pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
     let root = Key::root::<Config>();
     let merged = sources.merge(&root).map_err(Problems)?;
     let mut reader = Reader { root: &root, merged: &merged, problems: Vec::new() };
-    let config = reader.config();
+    let (config, places) = reader.config();
     for text in config.problems() {
         // A section's problem begins with the key it is about; where that came from we add.
         let path = split(text.split_whitespace().next().unwrap_or_default());
         reader.note(&path, text);
     }
-    let mut problems = reader.problems;
-    // As the reader will meet them: the file from top to bottom, then the environment, then flags.
-    problems.sort_by_key(|(place, _)| *place);
-    let problems: Vec<_> = problems.into_iter().map(|(_, problem)| problem).collect();
-    if problems.is_empty() { Ok(Effective { config, merged }) } else { Err(Problems(problems)) }
+    let problems = reader.problems;
+    Ok(Draft { config, places, merged, problems })
 }
 
 fn split(key: &str) -> Vec<String> {
@@ -68,8 +122,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// What can be read; the rest is at its default, and a problem.
-    fn config(&mut self) -> Config {
+    /// What can be read, and where each policy stood; the rest is at its default, and a problem.
+    fn config(&mut self) -> (Config, Vec<usize>) {
         let mut value = self.merged.value.clone();
         self.drop_unknown(&mut value, &mut Vec::new(), self.root);
         // One by one: a policy has settings without a default, so a bad one must leave as a whole
@@ -88,11 +142,16 @@ impl Reader<'_> {
         let mut config: Config = self.read(value, &[]).unwrap_or_default();
         if let Some(items) = policies {
             let read = items.into_iter().enumerate().filter_map(|(at, item)| {
-                self.read::<PolicyConfig>(item, &["policy".to_owned(), at.to_string()])
+                let policy =
+                    self.read::<PolicyConfig>(item, &["policy".to_owned(), at.to_string()])?;
+                Some((at, policy))
             });
-            config.policy = read.collect();
+            let (places, policies) = read.unzip();
+            config.policy = policies;
+            return (config, places);
         }
-        config
+        let places = (0..config.policy.len()).collect();
+        (config, places)
     }
 
     /// Deserializes until nothing is wrong any more, taking out what is.
@@ -103,7 +162,8 @@ impl Reader<'_> {
                 Ok(read) => return Some(read),
                 Err(error) => error,
             };
-            let path = [at, &error.path].concat();
+            let mut path = [at, &error.path].concat();
+            path.truncate(self.value_ends(&path));
             match &error.kind {
                 Cause::MissingField(name) => {
                     let whole = dotted([&path[..], &[name.to_string()]].concat());
@@ -119,8 +179,15 @@ impl Reader<'_> {
                 }
             }
             taken.insert(dotted(&path));
-            take(&mut value, &error.path)?;
+            take(&mut value, &path[at.len()..])?;
         }
+    }
+
+    /// How much of a path leads to a value: serde looks for an enum's name inside a table, too.
+    fn value_ends(&self, path: &[String]) -> usize {
+        let is_value =
+            |end: &usize| self.root.find(&path[..*end]).is_some_and(|key| key.kind.is_value());
+        (1..path.len()).find(is_value).unwrap_or(path.len())
     }
 
     fn drop_unknown(&mut self, value: &mut Value, path: &mut Vec<String>, key: &Key) {
@@ -132,11 +199,7 @@ impl Reader<'_> {
                     match (key.get(&name), dict.get_mut(&name)) {
                         (Some(known), Some(inside)) => self.drop_unknown(inside, path, known),
                         _ => {
-                            let nearest = self.root.nearest(path).unwrap_or_default();
-                            let text = format!(
-                                "{} is not a known key, the nearest is {nearest}",
-                                spoken(path)
-                            );
+                            let text = self.unknown(path);
                             self.note(path, text);
                             dict.remove(&name);
                         }
@@ -156,6 +219,15 @@ impl Reader<'_> {
         }
     }
 
+    fn unknown(&self, path: &[String]) -> String {
+        let key = spoken(path);
+        if path.iter().any(String::is_empty) {
+            return format!("a setting's name must be section.key, got {key:?}");
+        }
+        let nearest = self.root.nearest(path).unwrap_or_default();
+        format!("{key} is not a known key, the nearest is {nearest}")
+    }
+
     fn note(&mut self, path: &[String], text: String) {
         let (place, origin) = self.merged.place(path);
         self.problems.push((place, Problem::new(text, origin)));
@@ -164,7 +236,13 @@ impl Reader<'_> {
     /// Key, relation, value.
     fn wrong(&self, path: &[String], cause: &Cause) -> String {
         let key = spoken(path);
-        let value = value_at(&self.merged.value, path).map_or_else(|| "nothing".into(), literal);
+        let found = value_at(&self.merged.value, path);
+        if let Some(inside) = found.and_then(Value::as_dict).and_then(|dict| dict.keys().next())
+            && self.root.find(path).is_some_and(|key| key.kind.is_value())
+        {
+            return format!("{key} has no keys inside, got {key}.{inside}");
+        }
+        let value = found.map_or_else(|| "nothing".into(), literal);
         let secret = path.last().is_some_and(|name| is_secret(name));
         let value = if secret { "a secret that is not shown".to_owned() } else { value };
         let expected = match self.root.find(path).map(|key| &key.kind) {

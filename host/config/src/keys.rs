@@ -160,6 +160,11 @@ impl Kind {
         }
     }
 
+    /// Whether it is one value, and not a table or a list.
+    pub(crate) fn is_value(&self) -> bool {
+        !matches!(self, Self::Table(_) | Self::Tables(_) | Self::Open | Self::List(_))
+    }
+
     /// What a value of it must be, for a message that says so. `None`: serde knows better.
     pub(crate) fn expected(&self) -> Option<String> {
         Some(match self {

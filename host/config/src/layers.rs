@@ -39,10 +39,12 @@ impl Flag {
         Self { flag: flag.to_owned(), key: key.to_owned(), value: value.into() }
     }
 
-    /// `--set section.key=value`; `None` when there is no `=`.
+    /// `--set section.key=value`; `None` when there is no `=`, or no name where one belongs.
     pub fn set(text: &str) -> Option<Self> {
         let (key, value) = text.split_once('=')?;
-        Some(Self::new(&format!("--set {}", key.trim()), key.trim(), value.trim()))
+        let key = key.trim();
+        let named = key.split('.').all(|part| !part.trim().is_empty());
+        named.then(|| Self::new(&format!("--set {key}"), key, value.trim()))
     }
 }
 

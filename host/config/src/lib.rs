@@ -30,7 +30,7 @@ mod problem;
 mod reference;
 mod show;
 
-pub use check::{Effective, load};
+pub use check::{Draft, Effective, draft, load};
 pub use config::Config;
 pub use layers::{Flag, Sources};
 pub use log::{LogConfig, LogFormat};

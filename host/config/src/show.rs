@@ -52,8 +52,7 @@ impl Effective {
             match value.get(&inside.name) {
                 Some(table @ toml::Value::Table(_)) => tables.push((inside, table, path)),
                 Some(value) => {
-                    let shown =
-                        if is_secret(&inside.name) { MASK.into() } else { value.to_string() };
+                    let shown = masked(value, is_secret(&inside.name));
                     lines.push(Line::value(
                         format!("{} = {shown}", inside.name),
                         self.merged.origin(&path),
@@ -67,7 +66,7 @@ impl Effective {
             let header = dotted([header, &inside.name]);
             match &inside.kind {
                 Kind::Open => {
-                    let shown = masked(table);
+                    let shown = masked(table, is_secret(&inside.name));
                     let origin = self.merged.origin(&path);
                     if shown.as_table().is_some_and(|table| !table.is_empty()) {
                         let open = Key { kind: open_keys(&shown), ..inside.clone() };
@@ -102,24 +101,54 @@ fn open_keys(table: &toml::Value) -> Kind {
     )
 }
 
-const MASK: &str = "\"***\"";
+const MASK: &str = "***";
+
+/// Secrets by their whole name, or by its last words.
+const SECRETS: &[&str] = &[
+    "secret",
+    "secrets",
+    "password",
+    "passwords",
+    "passphrase",
+    "credential",
+    "credentials",
+    "private_key",
+    "api_key",
+    "api_keys",
+    "apikey",
+    "access_token",
+    "api_token",
+    "auth_token",
+    "bearer_token",
+    "hf_token",
+    "refresh_token",
+];
 
 /// Whether a key's name says that its value must not be shown.
+///
+/// Not every `*_token`: here, most of these are about what a model generates.
 pub(crate) fn is_secret(name: &str) -> bool {
-    let secrets = ["secret", "password", "token", "api_key", "api_keys", "api-key", "credentials"];
-    secrets.iter().any(|secret| name.ends_with(secret))
+    let name = name.to_ascii_lowercase().replace('-', "_");
+    let ends_in = |secret: &&str| {
+        name.strip_suffix(*secret).is_some_and(|before| before.is_empty() || before.ends_with('_'))
+    };
+    name == "token" || SECRETS.iter().any(|secret| ends_in(&secret))
 }
 
-fn masked(value: &toml::Value) -> toml::Value {
+/// A value without the secrets in it. Tables stay tables: whoever reads the output must see which
+/// keys there are, and where a secret has a table, all its values are taken for secrets.
+fn masked(value: &toml::Value, secret: bool) -> toml::Value {
     match value {
         toml::Value::Table(table) => {
             let mask = |(name, value): (&String, &toml::Value)| {
-                let value = if is_secret(name) { "***".into() } else { masked(value) };
-                (name.clone(), value)
+                (name.clone(), masked(value, secret || is_secret(name)))
             };
             toml::Value::Table(table.iter().map(mask).collect())
         }
-        toml::Value::Array(items) => items.iter().map(masked).collect::<Vec<_>>().into(),
+        toml::Value::Array(items) => {
+            items.iter().map(|item| masked(item, secret)).collect::<Vec<_>>().into()
+        }
+        _ if secret => MASK.into(),
         other => other.clone(),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use expect_test::{Expect, expect};
-use interlock_config::{Config, Effective, Flag, LogFormat, Problems, Sources, load};
+use interlock_config::{Config, Effective, Flag, LogFormat, Problems, Sources, draft, load};
 
 /// A file that is `interlock.toml` in messages.
 struct Story {
@@ -321,4 +321,111 @@ fn what_show_prints_is_a_configuration_with_the_same_values() {
     let effective = story.effective();
     let again = Story::of(&effective.show(), &[], &[]);
     assert_eq!(again.effective().config, effective.config);
+}
+
+#[test]
+fn show_keeps_what_guard_documents() {
+    let readme = include_str!("../../../plugins/guard/README.md");
+    let (_, example) = readme.split_once("```toml\n").expect("guard's README has an example");
+    let (example, _) = example.split_once("```").expect("which ends");
+    let effective = Story::of(example, &[], &[]).effective();
+    let shown = effective.show();
+    assert!(!shown.contains("***"), "guard knows no secret:\n{shown}");
+    assert_eq!(Story::of(&shown, &[], &[]).effective().config, effective.config);
+}
+
+#[test]
+fn show_masks_secrets_by_their_names_and_no_table_as_a_whole() {
+    let file = "
+[[policy]]
+name = \"quota\"
+source = \"quota.wasm\"
+[policy.settings]
+token = \"a\"
+hf_token = \"b\"
+Auth-Token = \"c\"
+upstream_api_key = \"d\"
+passwords = [\"e\", \"f\"]
+first_token = \"1s\"
+stop_token = 2
+secretary = \"ada\"
+[policy.settings.credentials]
+user = \"g\"
+[policy.settings.teams]
+clients = [{ name = \"ada\", secret = \"h\" }]
+";
+    let shown = Story::of(file, &[], &[]).effective().show();
+    let (_, settings) = shown.split_once("[policy.settings]\n").expect("the settings are shown");
+    let plain = settings.lines().map(|line| line.split("  #").next().unwrap_or(line).trim_end());
+    expect![[r#"
+        Auth-Token = "***"
+        first_token = "1s"
+        hf_token = "***"
+        passwords = ["***", "***"]
+        secretary = "ada"
+        stop_token = 2
+        token = "***"
+        upstream_api_key = "***"
+
+        [policy.settings.credentials]
+        user = "***"
+
+        [policy.settings.teams]
+        clients = [{ name = "ada", secret = "***" }]"#]]
+    .assert_eq(&plain.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn a_setting_without_a_name_is_told_what_a_name_is() {
+    for text in ["=5", " = 5", "server.=5", ".bind=5", "no value"] {
+        assert_eq!(Flag::set(text), None, "{text:?} was taken");
+    }
+    Story::of("", &[("INTERLOCK__", "5"), ("INTERLOCK__SERVER__", "5")], &[]).says(expect![[r#"
+        the configuration has 2 problems:
+          a setting's name must be section.key, got "" (env INTERLOCK__)
+          a setting's name must be section.key, got "server." (env INTERLOCK__SERVER__)"#]]);
+}
+
+#[test]
+fn a_key_inside_a_value_is_told_that_there_are_none() {
+    Story::of(
+        "[log]\nformat = { kind = \"json\" }\n",
+        &[("INTERLOCK__MODEL__THREADS__MAX", "2")],
+        &["server.bind.x=1", "server.drain_max.y=1s"],
+    )
+    .says(expect![[r#"
+        the configuration has 4 problems:
+          log.format has no keys inside, got log.format.kind (interlock.toml:2)
+          model.threads has no keys inside, got model.threads.max (env INTERLOCK__MODEL__THREADS__MAX)
+          server.bind has no keys inside, got server.bind.x (--set server.bind.x)
+          server.drain_max has no keys inside, got server.drain_max.y (--set server.drain_max.y)"#]]);
+}
+
+#[test]
+fn what_others_find_is_reported_in_its_place_among_the_rest() {
+    let file = "
+[model]
+reference = \"sim:\"
+[[policy]]
+name = 7
+source = \"a.wasm\"
+[[policy]]
+name = \"b\"
+source = \"b.wasm\"
+[policy.settings]
+any = 1
+";
+    let story = Story::of(file, &[], &[]);
+    let mut draft = draft(&story.sources).expect("the file can be read");
+    let policies: Vec<_> = draft.policies().map(|(at, policy)| (at, policy.name.clone())).collect();
+    assert_eq!(policies, [(1, "b".to_owned())], "a bad one does not change another's number");
+    draft.add("policy.1.settings", "policy[1]: no".to_owned());
+    draft.add("model.reference", "model.reference: no".to_owned());
+    let problems = draft.finish().expect_err("three problems").to_string();
+    expect![[r#"
+        the configuration has 3 problems:
+          model.reference: no (interlock.toml:3)
+          policy[0].name must be a string, got 7 (interlock.toml:5)
+          policy[1]: no (interlock.toml:10)"#]]
+    .assert_eq(&problems.replace(&format!("{}/", story.folder.display()), ""));
 }
