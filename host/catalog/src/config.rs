@@ -20,7 +20,7 @@ pub struct ModelConfig {
     #[schemars(example = 8192)]
     pub context_max: Option<NonZeroU32>,
     /// CPU threads for the model's arithmetic where there is no GPU. Turn this down when the
-    /// machine has other work; unset, all cores.
+    /// machine has other work; unset, one for each physical core.
     #[schemars(example = 4)]
     pub threads: Option<NonZeroUsize>,
 }
