@@ -89,8 +89,8 @@ pub enum NotPulled {
     /// A repository on the hub.
     #[error(transparent)]
     Hub(#[from] HubFailure),
-    /// A folder, a file or a simulated model: there is nothing to pull.
-    #[error("{0}; only built-in models and `hf:org/name` can be pulled")]
+    /// A folder or a file that is not there, or a simulated model: nothing can be fetched.
+    #[error(transparent)]
     NotHere(#[from] NotHere),
 }
 
@@ -157,11 +157,12 @@ impl Catalog {
 
     /// Brings the model here, or up to date: a branch on the hub may have moved.
     ///
-    /// Blocks for as long as it takes. What a cut pull brought is kept and not fetched again.
+    /// Blocks for as long as it takes. What a cut pull brought is kept and not fetched again. The
+    /// user's own folder or file is here already, and only located.
     ///
     /// # Errors
     ///
-    /// When there is nothing to pull, or the pull fails; the message says what to do about it.
+    /// When it is nowhere, or the pull fails; the message says what to do about it.
     pub fn pull(&self, reference: &ModelRef, progress: Progress) -> Result<Located, NotPulled> {
         let path = match reference {
             ModelRef::Alias(built_in) => built_in.pull(&self.cache, &self.installers, progress)?,

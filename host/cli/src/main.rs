@@ -87,6 +87,12 @@ fn say(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a remark to stderr, where it is not in the way of what a script reads.
+fn note(text: &str) {
+    // stderr may be gone; then nobody wants to know.
+    let _ = writeln!(std::io::stderr(), "interlock: {text}");
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

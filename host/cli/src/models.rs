@@ -7,7 +7,7 @@ use indicatif::BinaryBytes;
 use interlock_catalog::{Catalog, ModelRef, Progress};
 use interlock_sim::SimSettings;
 
-use crate::{BadUsage, log, say};
+use crate::{BadUsage, log, note, say};
 
 const REFERENCES: &str = "\
 REF is one of
@@ -24,7 +24,8 @@ INTERLOCK_CACHE is where built-in models go, ~/.cache/interlock by default.";
 pub(crate) enum Command {
     /// Fetch a model, or what is missing of it, and print where it lies
     ///
-    /// A pull that was cut goes on where it stopped. `interlock serve` pulls by itself.
+    /// A pull that was cut goes on where it stopped. Of a folder, a file or a simulated model there
+    /// is nothing to fetch. `interlock serve` pulls by itself.
     #[command(after_help = REFERENCES)]
     Pull {
         /// The model
@@ -50,8 +51,16 @@ impl Command {
         log::start_quiet()?;
         let catalog = Catalog::from_env();
         match self {
+            Self::Pull { reference: ModelRef::Sim { settings, .. } } => {
+                simulated(&settings)?;
+                note("a simulated model has no files: there is nothing to fetch");
+                Ok(())
+            }
             Self::Pull { reference } => {
                 let located = catalog.pull(&reference, Progress::Shown)?;
+                if matches!(reference, ModelRef::Folder(_) | ModelRef::GgufFile(_)) {
+                    note(&format!("{reference} is here: there is nothing to fetch"));
+                }
                 say(&format!("{}\n", located.path.display()))
             }
             Self::List => list(&catalog),

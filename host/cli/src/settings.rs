@@ -36,7 +36,7 @@ pub(crate) struct Settings {
 }
 
 fn set(text: &str) -> Result<Flag, String> {
-    Flag::set(text).ok_or_else(|| "there is no `=`; write section.key=value".to_owned())
+    Flag::set(text).ok_or_else(|| "a --set is section.key=value".to_owned())
 }
 
 impl Settings {
