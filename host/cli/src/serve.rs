@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -95,14 +96,46 @@ async fn serve(
     tracing::info!(cancelled = served.cancelled, "stopped serving");
 
     // Before the thread is told to stop: from then on it ends because it was asked to.
-    let state = engine.state();
-    thread.stop();
-    match state {
+    match engine.state() {
         EngineState::Exited(exit) if exit != EngineExit::Asked => {
             bail!("the engine stopped: {exit}")
         }
-        _ => Ok(()),
+        // Loading cannot be interrupted, and what it has read so far nobody will miss.
+        EngineState::Starting => {
+            tracing::info!("the model is still loading; leaving without it");
+            leave(0)
+        }
+        _ if ended(thread, PASS_USUAL, PASS_MAX).await => Ok(()),
+        _ => {
+            tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
+            leave(1)
+        }
     }
+}
+
+/// A pass that takes longer is worth a line in the log, for whoever waits for the process.
+const PASS_USUAL: Duration = Duration::from_secs(1);
+/// No healthy pass takes longer, the slowest prompt chunk on the slowest machine included: the
+/// device, or its driver, is stuck.
+const PASS_MAX: Duration = Duration::from_secs(60);
+
+/// Stops the engine; whether its thread ended in time. It waits for the pass in flight.
+async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
+    let mut stopped = tokio::task::spawn_blocking(|| thread.stop());
+    if tokio::time::timeout(usual, &mut stopped).await.is_ok() {
+        return true;
+    }
+    tracing::info!(?most, "waiting for the pass in the device");
+    tokio::time::timeout(most.saturating_sub(usual), stopped).await.is_ok()
+}
+
+/// Ends the process while the engine's thread is at work.
+///
+/// Not by `exit`, which takes the C++ libraries' globals apart: under the feet of the thread that
+/// uses them, or after waiting for the very device that is stuck.
+fn leave(status: i32) -> ! {
+    // SAFETY: ends the process and returns to nobody. What we print is not held in buffers.
+    unsafe { libc::_exit(status) }
 }
 
 /// Loads every policy, and reports every one that cannot be.
@@ -258,10 +291,48 @@ impl Stop {
                 tokio::spawn(async move {
                     self.told().await;
                     tracing::warn!("told twice; stopping at once");
-                    std::process::exit(1);
+                    leave(1);
                 });
             }
             () = failed => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// An engine that is busy until the sender is dropped. It loads, which `stop` cannot tell from
+    /// a pass.
+    fn busy() -> (mpsc::Sender<()>, EngineThread) {
+        let (release, released) = mpsc::channel();
+        let metrics = EngineMetrics::register(&Registry::new());
+        let config = Config::default();
+        let load = move || {
+            let _ = released.recv();
+            Err::<SimModel, _>("enough")
+        };
+        let spawned = interlock_engine::spawn(&config.engine, &config.waiting, metrics, load);
+        (release, spawned.expect("there is room for a thread").1)
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_does_not_end_is_waited_for_within_a_bound() {
+        let (_release, thread) = busy();
+        assert!(!ended(thread, Duration::from_millis(1), Duration::from_millis(20)).await);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_ends_late_is_waited_for() {
+        let (release, thread) = busy();
+        let late = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(release);
+        });
+        assert!(ended(thread, Duration::from_millis(1), Duration::from_secs(60)).await);
+        late.await.expect("it does not panic");
     }
 }
