@@ -104,6 +104,6 @@ def serve():
 @pytest.fixture(scope="module")
 def default_model():
     """One host with the default model, for all tests of a module."""
-    host = Host(os.environ.get("INTERLOCK_TEST_MODEL", "smollm2-135m-instruct")).wait_ready()
+    host = Host("smollm2-135m-instruct").wait_ready()
     yield host
     host.close()

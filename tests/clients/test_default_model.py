@@ -11,6 +11,15 @@ def test_chat_answers_sensibly(default_model):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_it_answers_sensibly_without_being_told_how_to_sample(default_model):
+    """The README's first request: a model this small talks nonsense at OpenAI's temperature."""
+    answer = default_model.openai.chat.completions.create(
+        model=default_model.model, messages=QUESTION, seed=1, max_tokens=48
+    )
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop"
+
+
 def test_a_stream_says_the_same_as_the_whole(default_model):
     ask = dict(model=default_model.model, messages=QUESTION, temperature=0, max_tokens=24)
     whole = default_model.openai.chat.completions.create(**ask)
@@ -30,7 +39,7 @@ def test_a_seed_repeats_and_another_does_not(default_model):
             messages=[{"role": "user", "content": "Tell me a story about a dog."}],
             temperature=1.0,
             seed=seed,
-            max_tokens=24,
+            max_tokens=12,
         )
         return answer.choices[0].message.content
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 
 from conftest import BINARY, PATIENCE, ROOT
 
@@ -216,3 +217,67 @@ def test_a_bad_policy_file_stops_the_boot_with_its_name_and_reason(tmp_path):
     refused = run("serve", "--model", "sim:", "--bind", "127.0.0.1:0", "--config", str(config))
     assert refused.returncode != 0
     assert "mine" in refused.stderr and "broken.wasm" in refused.stderr
+
+
+def test_sigterm_while_the_model_loads_does_not_wait_for_it(serve):
+    host = serve("sim:load=20s", ready=False)
+    told = time.monotonic()
+    assert host.stop() == 0
+    assert time.monotonic() - told < 5
+    host._reader.join(PATIENCE)
+    assert any("still loading" in line for line in host.log), host.log
+
+
+def test_checking_a_file_reports_the_model_the_policies_and_the_keys_together(tmp_path):
+    config = tmp_path / "interlock.toml"
+    config.write_text(
+        """
+        [model]
+        reference = "sim:decod=1ms"
+        [server]
+        bnd = "127.0.0.1:1"
+        [[policy]]
+        name = "guard"
+        source = "builtin:guard"
+        [policy.settings]
+        totall = 1
+        [[policy]]
+        name = "Quota"
+        source = "no/such/quota.wasm"
+        """
+    )
+    checked = run("config", "check", str(config))
+    assert checked.returncode == 2
+    said = checked.stderr
+    assert "5 problems" in said, said
+    for line in [
+        ('model.reference', '"decod"', "interlock.toml:3"),
+        ("server.bnd", "server.bind", "interlock.toml:5"),
+        ('policy[0] "guard"', "totall", "interlock.toml:9"),
+        ("policy.name", '"Quota"'),
+        ('policy[1] "Quota"', "no/such/quota.wasm", "interlock.toml:13"),
+    ]:
+        found = [told for told in said.splitlines() if all(part in told for part in line)]
+        assert len(found) == 1, f"{line} in\n{said}"
+
+
+def test_of_what_is_here_or_simulated_there_is_nothing_to_pull(tmp_path):
+    simulated = run("models", "pull", "sim:")
+    assert (simulated.returncode, simulated.stdout) == (0, "")
+    assert "nothing to fetch" in simulated.stderr
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    for here in [gguf, tmp_path]:
+        pulled = run("models", "pull", str(here))
+        assert (pulled.returncode, pulled.stdout) == (0, f"{here}\n")
+        assert "nothing to fetch" in pulled.stderr
+    missing = tmp_path / "missing.gguf"
+    refused = run("models", "pull", str(missing))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.count(str(missing)) == 1, refused.stderr
+
+
+def test_a_set_without_a_key_is_told_what_a_set_is():
+    refused = run("config", "show", "--set", "=5")
+    assert refused.returncode == 2
+    assert "section.key=value" in refused.stderr

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use interlock_request::ModelId;
+use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{ServerConfig, ServerMetrics, ServerParts, serve};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +39,7 @@ impl Served {
         let parts = ServerParts {
             config: ServerConfig::default(),
             model: ModelId::new("sim"),
+            sampling: SamplingDefaults::OPENAI,
             text: Arc::new(OnceLock::from(Arc::new(text))),
             engine: rig.engine.clone(),
             chain: Arc::clone(&rig.chain),

@@ -8,10 +8,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use interlock_request::SamplingDefaults;
+
 use crate::{Progress, verify};
 
 /// A model with a name of ours.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct BuiltIn {
     /// What the user writes, and the name that clients use.
     pub alias: &'static str,
@@ -25,7 +27,12 @@ pub struct BuiltIn {
     pub bytes: u64,
     /// Its SHA-256, in hexadecimal.
     pub sha256: &'static str,
+    /// How its makers say to sample.
+    pub sampling: SamplingDefaults,
 }
+
+// Its numbers are constants below, none of them NaN.
+impl Eq for BuiltIn {}
 
 /// All of them; the first is what `serve` serves unless told otherwise.
 pub const BUILT_IN: &[BuiltIn] = &[BuiltIn {
@@ -35,6 +42,8 @@ pub const BUILT_IN: &[BuiltIn] = &[BuiltIn {
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    // From the model's card: at 1.0 it talks nonsense.
+    sampling: SamplingDefaults { temperature: 0.2, top_p: 0.9, ..SamplingDefaults::OPENAI },
 }];
 
 /// Why a built-in model could not be fetched.

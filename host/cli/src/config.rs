@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use interlock_config::{Sources, default_toml, load};
+use interlock_catalog::ModelRef;
+use interlock_config::{Draft, Problems, Sources, default_toml, draft, load};
+use interlock_policy::{PolicyConfig, PolicyHost, Unfit};
+use interlock_sim::SimSettings;
 
 use crate::say;
 use crate::settings::Settings;
@@ -16,8 +19,10 @@ pub(crate) enum Command {
     Show(Settings),
     /// Report every problem in a file, each as key, relation, value and line
     ///
-    /// Looks at the file alone: not at the environment, and not at whether models and policies
-    /// that it names are there. Exits with 2 when there is a problem.
+    /// Checks keys, types and ranges, the settings of a simulated model, and every policy: that its
+    /// component is there (a relative path counts from the working directory), fits this host, and
+    /// accepts its settings. Looks neither at the environment nor at whether the model is there.
+    /// Exits with 2 when there is a problem.
     Check {
         /// The file
         file: PathBuf,
@@ -38,10 +43,51 @@ impl Command {
                 say(&format!("# file: {file}\n\n{}", load(&sources)?.show()))
             }
             Self::Check { file } => {
-                load(&Sources::of_file(&file))?;
+                check(&Sources::of_file(&file))?;
                 say(&format!("{}: no problems\n", file.display()))
             }
             Self::Default => say(&default_toml()),
         }
+    }
+}
+
+/// What the configuration says of itself, and what only those can tell who run it.
+fn check(sources: &Sources) -> Result<(), Problems> {
+    let mut draft = draft(sources)?;
+    if let ModelRef::Sim { settings, .. } = &draft.config.model.reference
+        && let Err(error) = settings.parse::<SimSettings>()
+    {
+        let reference = draft.config.model.reference.to_string();
+        let text = format!("model.reference cannot be read: {error}, got {reference:?}");
+        draft.add("model.reference", text);
+    }
+    check_policies(&mut draft);
+    draft.finish().map(|_| ())
+}
+
+fn check_policies(draft: &mut Draft) {
+    let host = match PolicyHost::new() {
+        Ok(host) => host,
+        Err(error) => return draft.add("policy", format!("policy cannot be checked: {error}")),
+    };
+    let mut failures = Vec::new();
+    for (at, policy) in draft.policies() {
+        let PolicyConfig { name, source, settings, .. } = policy;
+        // What the configuration finds wrong it reports; a better one is asked for the rest.
+        let mended = (!policy.problems().is_empty()).then(|| PolicyConfig {
+            settings: settings.clone(),
+            ..PolicyConfig::new("mended", source.clone())
+        });
+        let Err(failed) = host.load(mended.as_ref().unwrap_or(policy)) else { continue };
+        let key = match &failed.why {
+            Unfit::Config(_) => continue,
+            Unfit::Settings(_) => "settings",
+            _ => "source",
+        };
+        let text = format!("policy[{at}] {name:?} ({source}): {}", failed.why);
+        failures.push((format!("policy.{at}.{key}"), text));
+    }
+    for (key, text) in failures {
+        draft.add(&key, text);
     }
 }

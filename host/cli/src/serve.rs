@@ -19,6 +19,7 @@ use interlock_engine::{EngineExit, EngineHandle, EngineMetrics, EngineState, Eng
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::{PolicyConfig, PolicyHost};
+use interlock_request::SamplingDefaults;
 use interlock_server::{ServerMetrics, ServerParts};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
@@ -73,6 +74,7 @@ async fn serve(
     })?;
     let address = listener.local_addr()?;
 
+    let sampling = source.sampling(&config.model.reference);
     let text = Arc::new(OnceLock::new());
     let (engine, thread) =
         source.spawn(&config, EngineMetrics::register(&registry), Arc::clone(&text))?;
@@ -86,6 +88,7 @@ async fn serve(
     let parts = ServerParts {
         config: config.server,
         model,
+        sampling,
         text,
         engine: engine.clone(),
         chain: Arc::new(chain),
@@ -186,6 +189,15 @@ impl Source {
         );
         let threads: Option<NonZeroUsize> = config.threads;
         Ok(Self::Files { path, options: LoadOptions { context_max, threads } })
+    }
+
+    /// How to sample where a request does not say: as the model's makers do.
+    fn sampling(&self, reference: &ModelRef) -> SamplingDefaults {
+        match (self, reference) {
+            (Self::Files { .. }, ModelRef::Alias(built_in)) => built_in.sampling,
+            (Self::Files { path, .. }, _) => interlock_models::recommended_sampling(path),
+            (Self::Simulated(_), _) => SamplingDefaults::OPENAI,
+        }
     }
 
     /// Starts the engine thread, which loads the model; its text side arrives in `text`.

@@ -49,7 +49,7 @@ pub use source::Format;
 pub use text_source::{TextSource, TokenizerSource};
 
 use interlock_engine::{Forward, PassFailed};
-use interlock_request::{Sampling, TokenId};
+use interlock_request::{Sampling, SamplingDefaults, TokenId};
 
 use families::{Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3};
 use mlx_rs::{Device, DeviceType};
@@ -98,6 +98,14 @@ pub fn inspect(path: &Path) -> Result<Description, LoadError> {
     let source = Source::open(path)?;
     let config = config(&source)?;
     Ok(Description::new(&source, config.name(), &config.dimensions()))
+}
+
+/// How the makers of the model in this folder say to sample: what its `generation_config.json`
+/// has of temperature, `top_p`, `top_k`, `min_p` and repetition penalty (the same keys that vLLM
+/// takes from there), and OpenAI's defaults for the rest. A `.gguf` file says nothing of it.
+pub fn recommended_sampling(path: &Path) -> SamplingDefaults {
+    std::fs::read(path.join("generation_config.json"))
+        .map_or(SamplingDefaults::OPENAI, |json| source::sampling(&json))
 }
 
 /// Loads a model on the calling thread, which is the only one that may use it.

@@ -24,6 +24,28 @@ pub struct Sampling {
     pub logit_bias: BTreeMap<TokenId, f32>,
 }
 
+/// How to draw tokens where a request does not say. Models come with advice of their own: a small
+/// one talks nonsense at the temperature that suits a large one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingDefaults {
+    /// See [`Sampling::temperature`].
+    pub temperature: f32,
+    /// See [`Sampling::top_p`].
+    pub top_p: f32,
+    /// See [`Sampling::top_k`].
+    pub top_k: u32,
+    /// See [`Sampling::min_p`].
+    pub min_p: f32,
+    /// See [`Penalties::repetition`].
+    pub repetition_penalty: f32,
+}
+
+impl SamplingDefaults {
+    /// What OpenAI's API says: the model's own distribution, as it is.
+    pub const OPENAI: Self =
+        Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, repetition_penalty: 1.0 };
+}
+
 impl Sampling {
     /// The most likely token, always; nothing penalised, nothing biased.
     pub fn greedy() -> Self {

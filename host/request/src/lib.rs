@@ -14,6 +14,7 @@ mod size;
 pub use ending::{CancelCause, Deadline, Finish, Outcome, Stage, Usage};
 pub use generation::{
     Deadlines, DisconnectAction, DrainLimits, Generation, Penalties, Priority, Sampling,
+    SamplingDefaults,
 };
 pub use names::{BadRequestId, Endpoint, ModelId, RequestId, TokenId};
 pub use size::{BadByteSize, ByteSize};

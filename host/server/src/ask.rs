@@ -17,7 +17,7 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
-use interlock_request::{Endpoint, Sampling, TokenId};
+use interlock_request::{Endpoint, Sampling, SamplingDefaults, TokenId};
 use interlock_text::Message;
 
 pub(crate) use invalid::Invalid;
@@ -119,18 +119,22 @@ pub(crate) enum Shape {
 }
 
 impl Ask {
-    /// Reads a body.
+    /// Reads a body; `defaults` fill in where it does not say how to sample.
     ///
     /// # Errors
     ///
     /// When it is no JSON, or a field is not what this endpoint takes.
-    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, Invalid> {
+    pub(crate) fn parse(
+        endpoint: Endpoint,
+        body: &[u8],
+        defaults: &SamplingDefaults,
+    ) -> Result<Self, Invalid> {
         let body = std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
         let body = Object::parse(body)?;
         match endpoint {
-            Endpoint::Chat => chat::parse(&body),
-            Endpoint::Completions => completions::parse(&body),
-            Endpoint::Responses => responses::parse(&body),
+            Endpoint::Chat => chat::parse(&body, defaults),
+            Endpoint::Completions => completions::parse(&body, defaults),
+            Endpoint::Responses => responses::parse(&body, defaults),
         }
     }
 }

@@ -78,7 +78,7 @@ async fn prepare(
     if host.draining() {
         return Err(Failure::Draining);
     }
-    let ask = host.labour(body.len(), || Ask::parse(endpoint, &body)).await?;
+    let ask = host.labour(body.len(), || Ask::parse(endpoint, &body, &host.sampling)).await?;
     let arrival = Arrival {
         id: meta.id.clone(),
         endpoint,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use interlock_admission::PolicyChain;
 use interlock_engine::{EngineExit, EngineHandle, EngineState, ModelShape, NotStarted};
 use interlock_metrics::Registry;
-use interlock_request::{CancelCause, ModelId};
+use interlock_request::{CancelCause, ModelId, SamplingDefaults};
 use interlock_text::TextModel;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
@@ -22,6 +22,8 @@ pub struct ServerParts {
     pub config: ServerConfig,
     /// The model that is served, by the name clients use.
     pub model: ModelId,
+    /// How to sample where a request does not say.
+    pub sampling: SamplingDefaults,
     /// Its text side; set when it is loaded. The server listens before that.
     pub text: Arc<OnceLock<Arc<TextModel>>>,
     /// The way to the engine.
@@ -62,6 +64,7 @@ impl Readiness {
 pub(crate) struct Host {
     pub(crate) config: ServerConfig,
     pub(crate) model: ModelId,
+    pub(crate) sampling: SamplingDefaults,
     pub(crate) engine: EngineHandle,
     pub(crate) chain: Arc<PolicyChain>,
     pub(crate) metrics: Arc<ServerMetrics>,
@@ -81,11 +84,12 @@ impl Host {
     const LABOURERS: usize = 2;
 
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, model, text, engine, chain, metrics, registry } = parts;
+        let ServerParts { config, model, sampling, text, engine, chain, metrics, registry } = parts;
         metrics.serves(&model);
         Arc::new(Self {
             config,
             model,
+            sampling,
             engine,
             chain,
             metrics: Arc::new(metrics),

@@ -16,6 +16,8 @@ pub(crate) mod gguf;
 pub(crate) mod safetensors;
 pub(crate) mod text;
 
+pub(crate) use text::sampling;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;

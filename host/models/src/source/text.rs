@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use interlock_request::TokenId;
+use interlock_request::{SamplingDefaults, TokenId};
 use serde_json::{Map, Value};
 
 use super::safetensors::object;
@@ -44,6 +44,25 @@ pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextSou
     Ok(TextSource { tokenizer: TokenizerSource::Json(tokenizer), chat_template, bos, eos: unique })
 }
 
+/// What a `generation_config.json` says of sampling. What it does not say, or says wrong, is as
+/// OpenAI has it: advice that cannot be read should not keep a model from being served.
+pub(crate) fn sampling(generation_config: &[u8]) -> SamplingDefaults {
+    let config: Map<String, Value> = serde_json::from_slice(generation_config).unwrap_or_default();
+    let number = |key: &str, allowed: std::ops::RangeInclusive<f64>, otherwise: f32| {
+        let said = config.get(key).and_then(Value::as_f64).filter(|n| allowed.contains(n));
+        said.map_or(otherwise, |n| n as f32)
+    };
+    let otherwise = SamplingDefaults::OPENAI;
+    let top_k = config.get("top_k").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    SamplingDefaults {
+        temperature: number("temperature", 0.0..=2.0, otherwise.temperature),
+        top_p: number("top_p", 0.0..=1.0, otherwise.top_p),
+        top_k: top_k.unwrap_or(otherwise.top_k),
+        min_p: number("min_p", 0.0..=1.0, otherwise.min_p),
+        repetition_penalty: number("repetition_penalty", 0.01..=2.0, otherwise.repetition_penalty),
+    }
+}
+
 /// One id or several.
 fn token_ids(value: &Value) -> Vec<TokenId> {
     let id = |value: &Value| TokenId::try_from(value.as_u64()?).ok();
@@ -78,4 +97,22 @@ fn added_id(added: &[Value], token: &Value) -> Option<TokenId> {
     let entry =
         added.iter().find(|entry| entry.get("content").and_then(Value::as_str) == Some(text))?;
     TokenId::try_from(entry.get("id")?.as_u64()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_advice_on_sampling_is_taken_where_it_makes_sense() {
+        let advice = sampling(br#"{"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 7}"#);
+        let wanted = SamplingDefaults {
+            temperature: 0.6,
+            top_p: 0.95,
+            top_k: 20,
+            ..SamplingDefaults::OPENAI
+        };
+        assert_eq!(advice, wanted);
+        assert_eq!(sampling(b"not JSON"), SamplingDefaults::OPENAI);
+    }
 }

@@ -1,5 +1,6 @@
 //! Reads `POST /v1/chat/completions`.
 
+use interlock_request::SamplingDefaults;
 use interlock_text::Message;
 
 use super::json::{Item, Object};

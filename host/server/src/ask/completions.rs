@@ -1,6 +1,6 @@
 //! Reads `POST /v1/completions`.
 
-use interlock_request::TokenId;
+use interlock_request::{SamplingDefaults, TokenId};
 
 use super::json::{Item, Object};
 use super::{Ask, Invalid, Length, Shape, Words};

@@ -1,5 +1,6 @@
 //! Reads `POST /v1/responses`.
 
+use interlock_request::SamplingDefaults;
 use interlock_text::Message;
 use serde_json::value::RawValue;
 

@@ -11,7 +11,7 @@ use interlock_admission::{
 };
 use interlock_engine::{EngineConfig, EngineMetrics, EngineThread, WaitingConfig, spawn};
 use interlock_metrics::Registry;
-use interlock_request::ModelId;
+use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, serve};
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -139,6 +139,7 @@ impl Rig {
         let parts = ServerParts {
             config: server,
             model: ModelId::new("sim"),
+            sampling: SamplingDefaults::OPENAI,
             text: Arc::new(OnceLock::from(text())),
             engine,
             chain: Arc::new(chain),
