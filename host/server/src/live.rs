@@ -27,8 +27,7 @@ pub(crate) struct Live {
 /// Where each is asked to stop; taken by the first who asks.
 #[derive(Debug, Default)]
 struct Asks {
-    // By number within an id: of most ids there is one, and of an id in this order the numbers
-    // are a range.
+    // An id and a number of ours: requests of the same id stand side by side.
     by_name: BTreeMap<(RequestId, u64), Option<oneshot::Sender<CancelCause>>>,
     claimed: u64,
 }
