@@ -67,12 +67,12 @@ fn without_anything_the_defaults_are_in_effect() {
 
 #[test]
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
-    let file = "[server]\nbind = \"127.0.0.1:1\"\nbody_max = 1\nheaders_max = 1\n";
-    let env = [("INTERLOCK__SERVER__BIND", "127.0.0.1:2"), ("INTERLOCK__SERVER__BODY_MAX", "2")];
+    let file = "[server]\nbind = \"127.0.0.1:1\"\nbody_max = \"1B\"\nheaders_max = 1\n";
+    let env = [("INTERLOCK__SERVER__BIND", "127.0.0.1:2"), ("INTERLOCK__SERVER__BODY_MAX", "2B")];
     let story = Story::of(file, &env, &["--bind 127.0.0.1:3"]);
     let effective = story.effective();
     let server = &effective.config.server;
-    assert_eq!((server.bind.port(), server.body_max, server.headers_max), (3, 2, 1));
+    assert_eq!((server.bind.port(), server.body_max.0, server.headers_max), (3, 2, 1));
     assert_eq!(effective.origin("server.bind"), "--bind");
     assert_eq!(effective.origin("server.body_max"), "env INTERLOCK__SERVER__BODY_MAX");
     let file = story.folder.join("interlock.toml");
@@ -155,7 +155,7 @@ threads = 0
 
 [server]
 bind = \"localhost\"
-body_max = \"4MiB\"
+body_max = \"4MB\"
 policy_headers = [1]
 
 [log]
@@ -185,7 +185,7 @@ on_failure = { admit = \"shut\" }
               model.reference cannot be read: "smollm" is no built-in model (did you mean `smollm2-135m-instruct`?); a folder is written with a slash (`./smollm`), a repository as `hf:org/name`, a simulated model as `sim:...` (interlock.toml:3)
               model.threads must be a whole number of at least 1, got 0 (interlock.toml:4)
               server.bind cannot be read: invalid socket address syntax, got "localhost" (interlock.toml:7)
-              server.body_max must be a whole number of at least 0, got "4MiB" (interlock.toml:8)
+              server.body_max cannot be read: a size is a whole number followed by B, KiB, MiB or GiB, got "4MB" (interlock.toml:8)
               server.policy_headers[0] must be a string, got 1 (interlock.toml:9)
               log.format must be "text" or "json", got "xml" (interlock.toml:12)
               limits.queue_max must be a duration, got 300 (interlock.toml:15)
@@ -269,9 +269,9 @@ per_minute = 60
         [server]
         bind = "0.0.0.0:9000"                # interlock.toml:3
         connections_max = 1024               # default
-        body_max = 4194304                   # default
+        body_max = "4MiB"                    # default
         body_timeout = "30s"                 # default
-        header_max = 16384                   # default
+        header_max = "16KiB"                 # default
         headers_max = 64                     # default
         header_timeout = "30s"               # default
         write_timeout = "1m"                 # default
