@@ -245,6 +245,7 @@ mod tests {
 
     /// "hello", by way of a package.
     const HELLO: BuiltIn = BuiltIn {
+        sampling: SamplingDefaults::OPENAI,
         alias: "hello",
         requirement: "hello==1",
         member: "hello/hello.gguf",

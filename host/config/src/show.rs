@@ -132,7 +132,7 @@ pub(crate) fn is_secret(name: &str) -> bool {
     let ends_in = |secret: &&str| {
         name.strip_suffix(*secret).is_some_and(|before| before.is_empty() || before.ends_with('_'))
     };
-    name == "token" || SECRETS.iter().any(|secret| ends_in(&secret))
+    name == "token" || SECRETS.iter().any(ends_in)
 }
 
 /// A value without the secrets in it. Tables stay tables: whoever reads the output must see which
