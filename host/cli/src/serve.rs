@@ -124,6 +124,7 @@ const PASS_MAX: Duration = Duration::from_secs(60);
 
 /// Stops the engine; whether its thread ended in time. It waits for the pass in flight.
 async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "waits for another thread, touches no MLX")]
     let mut stopped = tokio::task::spawn_blocking(|| thread.stop());
     if tokio::time::timeout(usual, &mut stopped).await.is_ok() {
         return true;
@@ -319,8 +320,8 @@ mod tests {
 
     /// An engine that is busy until the sender is dropped. It loads, which `stop` cannot tell from
     /// a pass.
-    fn busy() -> (mpsc::Sender<()>, EngineThread) {
-        let (release, released) = mpsc::channel();
+    fn busy() -> (mpsc::SyncSender<()>, EngineThread) {
+        let (release, released) = mpsc::sync_channel(1);
         let metrics = EngineMetrics::register(&Registry::new());
         let config = Config::default();
         let load = move || {
