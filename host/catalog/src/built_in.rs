@@ -240,6 +240,7 @@ impl BuiltIn {
 #[cfg(all(test, unix))]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
 
@@ -255,14 +256,22 @@ mod tests {
     };
 
     /// A folder for one test, with a `pip` that installs `content` the way pip does.
-    struct Machine(PathBuf);
+    ///
+    /// One test at a time: a program cannot be started while it is open for writing ("text file
+    /// busy"), and a test that starts a process next to us inherits what we have open.
+    struct Machine(
+        PathBuf,
+        #[expect(dead_code, reason = "held, not used")] MutexGuard<'static, ()>,
+    );
+
+    static ALONE: Mutex<()> = Mutex::new(());
 
     impl Machine {
         fn new(test: &str) -> Self {
             let name = format!("interlock-built-in-{}-{test}", std::process::id());
             let folder = std::env::temp_dir().join(name);
             std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
-            Self(folder)
+            Self(folder, ALONE.lock().unwrap_or_else(PoisonError::into_inner))
         }
 
         fn program(&self, name: &str, install: &str) -> PathBuf {

@@ -43,10 +43,11 @@ fn ask(
     chain.admit(facts, &Load::default(), Prompt::new(vec![1]).expect("a token"), generation)
 }
 
-/// The counters, without the times.
+/// The counters that counted something, without the times.
 fn counters(registry: &Registry) -> String {
     let text = registry.expose().expect("it can be read");
-    let mut counters: Vec<_> = text.lines().filter(|line| line.contains("_total{")).collect();
+    let counted = |line: &&str| line.contains("_total{") && !line.ends_with(" 0");
+    let mut counters: Vec<_> = text.lines().filter(counted).collect();
     counters.sort_unstable();
     counters.join("\n")
 }
