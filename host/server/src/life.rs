@@ -109,11 +109,12 @@ impl Life {
         let ended = loop {
             let heard = tokio::select! {
                 // What has happened goes before what is only due: a request whose last token
-                // has come is not timed out.
+                // has come is not timed out. And a client that left goes before the tokens that
+                // nobody will read, however many are here already.
                 biased;
                 cause = self.claim.asked() => Heard::Asked(cause),
-                event = self.events.next() => Heard::Engine(event),
                 () = left(&mut self.client) => Heard::ClientLeft,
+                event = self.events.next() => Heard::Engine(event),
                 strike = self.clock.struck() => Heard::Struck(strike),
             };
             match heard {

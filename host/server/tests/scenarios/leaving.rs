@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use interlock_admission::PlanProposal;
 use interlock_request::{CancelCause, DisconnectAction, DrainLimits, Finish, Outcome, Usage};
+use interlock_sim::SimSettings;
 
 use crate::rig::{Rig, Setup};
 
@@ -62,7 +63,9 @@ async fn a_drain_goes_on_after_its_client_left_until_its_limit() {
     let drain = |tokens_max| DrainLimits { time_max: Duration::from_secs(20), tokens_max };
     let on_disconnect = Some(DisconnectAction::Drain(drain(10)));
     let setup = Setup::planning(PlanProposal { on_disconnect, ..PlanProposal::default() });
-    let mut rig = Rig::with(Setup { gated: true, ..setup }).await;
+    // A pass takes long enough for the driver to hear of the client before 4000 of them are over.
+    let model = SimSettings { decode: Duration::from_millis(1), ..setup.model.clone() };
+    let mut rig = Rig::with(Setup { gated: true, model, ..setup }).await;
     let connection = rig.begin("/v1/completions", "leaver", ENDLESS_STREAM).await;
     rig.gate.wait_begun(1);
     drop(connection);
