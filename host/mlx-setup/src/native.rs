@@ -1,6 +1,7 @@
 //! mlx-c, compiled into `libmlxc.a`.
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,14 @@ use crate::step;
 
 /// The C++ compiler: `CXX` if set, else `c++`.
 pub(crate) struct Compiler {
-    program: String,
+    program: OsString,
     /// What it says it is; another compiler is another library.
     pub(crate) version: String,
 }
 
 impl Compiler {
     pub(crate) fn find() -> Result<Self> {
-        let program = env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+        let program = env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let version = step::output(Command::new(&program).arg("--version"))
             .context("a C++20 compiler is needed (Debian: apt-get install g++; or set CXX)")?;
         Ok(Self { program, version: String::from_utf8_lossy(&version.stdout).into_owned() })
