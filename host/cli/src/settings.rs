@@ -14,7 +14,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The model: a built-in name, a folder, a .gguf file, hf:org/name[@revision] or sim:...
+    /// The model: a built-in name, a folder, a .gguf file, hf:org/name, or sim:...
     ///
     /// Short for --set model.reference=REF. `sim:decode=20ms,prefill=1ms` is a simulated model: it
     /// computes nothing in the time it is told to take, for trying policies and clients.

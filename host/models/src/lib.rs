@@ -1,7 +1,7 @@
 //! MLX: weights, layers, families, sampling. The only crate that links MLX.
 //!
 //! [`load`] turns a `.gguf` file or a model folder into a [`Model`], which is the engine's
-//! [`Forward`](interlock_engine::Forward). A pass builds a graph lazily, family file by family
+//! [`Forward`]. A pass builds a graph lazily, family file by family
 //! file, and computes it before it returns.
 //!
 //! # Invariants
