@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
 
-use interlock_request::CancelCause;
+use interlock_request::{CancelCause, Outcome};
 use interlock_scheduler::{Load, Next, schedule};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use crate::handle::Submission;
 use crate::metrics::EngineMetrics;
 use crate::stages::{Advanced, Decoding, Prefilling, Waiting};
-use crate::{EngineConfig, Forward};
+use crate::{Control, EngineConfig, Forward};
 
 /// Everything that touches the device: the model and the sequences it holds.
 ///
@@ -32,6 +32,29 @@ pub(crate) struct Engine<F: Forward> {
 enum Active<S> {
     Prefilling(Prefilling<S>),
     Decoding(Decoding<S>),
+}
+
+impl<S> Active<S> {
+    fn asked(&self) -> Option<Outcome> {
+        match self {
+            Self::Prefilling(request) => request.asked(),
+            Self::Decoding(request) => request.asked(),
+        }
+    }
+
+    fn control(&self) -> &Control {
+        match self {
+            Self::Prefilling(request) => request.control(),
+            Self::Decoding(request) => request.control(),
+        }
+    }
+
+    fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
+        match self {
+            Self::Prefilling(request) => request.end(outcome, metrics),
+            Self::Decoding(request) => request.end(outcome, metrics),
+        }
+    }
 }
 
 /// Is there anyone left who could submit?
@@ -105,23 +128,11 @@ impl<F: Forward> Engine<F> {
                 waiting.end(outcome, &self.metrics);
             }
         }
-        self.running = match self.running.take() {
-            Some(Active::Prefilling(request)) => match request.asked() {
-                None => Some(Active::Prefilling(request)),
-                Some(outcome) => {
-                    request.end(outcome, &self.metrics);
-                    None
-                }
-            },
-            Some(Active::Decoding(request)) => match request.asked() {
-                None => Some(Active::Decoding(request)),
-                Some(outcome) => {
-                    request.end(outcome, &self.metrics);
-                    None
-                }
-            },
-            None => None,
-        };
+        if let Some(outcome) = self.running.as_ref().and_then(Active::asked)
+            && let Some(active) = self.running.take()
+        {
+            active.end(outcome, &self.metrics);
+        }
     }
 
     fn decide(&self) -> Next {
@@ -161,10 +172,8 @@ impl<F: Forward> Engine<F> {
         for waiting in &self.waiting {
             waiting.control().cancel(shutdown);
         }
-        match &self.running {
-            Some(Active::Prefilling(request)) => _ = request.control().cancel(shutdown),
-            Some(Active::Decoding(request)) => _ = request.control().cancel(shutdown),
-            None => {}
+        if let Some(active) = &self.running {
+            active.control().cancel(shutdown);
         }
     }
 }
