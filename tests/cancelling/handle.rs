@@ -149,7 +149,8 @@ async fn a_prompt_is_computed_in_chunks_and_its_usage_is_exact() {
     let mut running = rig.submit("usage", 2 * PREFILL_CHUNK + 1, 3);
     let (tokens, ended) = to_the_end(&mut running).await;
     assert_eq!(tokens.len(), 3);
-    let usage = Usage { prompt_tokens: 2 * PREFILL_CHUNK + 1, generated_tokens: 3 };
+    let usage =
+        Usage { prompt_tokens: 2 * PREFILL_CHUNK + 1, cached_tokens: 0, generated_tokens: 3 };
     assert_eq!(ended.expect("ends").usage, usage);
     let kinds: Vec<_> = rig.gate.begun().iter().map(|seen| seen.kind).collect();
     assert_eq!(kinds, [Prefill, Prefill, Prefill, Decode, Decode]);

@@ -77,7 +77,9 @@ impl Rig {
         let generation = Generation {
             sampling: Sampling::greedy(),
             tokens_max,
+            tokens_min: 0,
             stop_tokens: vec![SimModel::EOS],
+            logprobs: None,
             priority: Priority::Standard,
         };
         let prompt = Prompt::new((0..prompt).collect()).expect("a prompt");
@@ -131,7 +133,7 @@ pub async fn to_the_end(running: &mut Running) -> (Vec<u32>, Option<interlock_en
     loop {
         match within(running.events.next()).await {
             Some(Event::Started) => {}
-            Some(Event::Token(token)) => tokens.push(token),
+            Some(Event::Token(drawn)) => tokens.push(drawn.token),
             Some(Event::Ended(ended)) => return (tokens, Some(ended)),
             None => return (tokens, None),
         }

@@ -1,17 +1,17 @@
 //! What the engine tells the one who submitted a request.
 
-use interlock_request::{CancelCause, Outcome, TokenId, Usage};
+use interlock_request::{CancelCause, Drawn, Outcome, Usage};
 use tokio::sync::mpsc;
 
 use crate::Control;
 
 /// Something happened to a request. In order: `Started` at most once, tokens, `Ended` once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Its first pass begins.
     Started,
-    /// The model generated this token. Stop tokens are counted in the usage but not told.
-    Token(TokenId),
+    /// The model drew this token. Stop tokens are counted in the usage but not told.
+    Token(Drawn),
     /// It has ended; nothing follows.
     Ended(Ended),
 }

@@ -167,7 +167,7 @@ impl<S> Prefilling<S> {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let usage = Usage { prompt_tokens: count(self.computed), generated_tokens: 0 };
+        let usage = Usage { prompt_tokens: count(self.computed), ..Usage::default() };
         let Self { ticket, sequence, running, .. } = self;
         drop((sequence, running));
         ticket.end(outcome, usage, Stage::Prefilling, metrics);
@@ -248,7 +248,11 @@ impl<S> Decoding<S> {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let usage = Usage { prompt_tokens: self.prompt_tokens, generated_tokens: self.generated };
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: 0,
+            generated_tokens: self.generated,
+        };
         let Self { ticket, sequence, running, .. } = self;
         drop((sequence, running));
         ticket.end(outcome, usage, Stage::Decoding, metrics);
@@ -287,7 +291,7 @@ impl<S> Decoding<S> {
             self.end(Outcome::Completed(Finish::Stop), metrics);
             return None;
         }
-        self.ticket.tell(Event::Token(token));
+        self.ticket.tell(Event::Token(token.into()));
         if self.generated >= self.tokens_max {
             self.end(Outcome::Completed(Finish::Length), metrics);
             return None;

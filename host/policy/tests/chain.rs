@@ -37,7 +37,9 @@ fn ask(
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
+        tokens_min: 0,
         stop_tokens: vec![],
+        logprobs: None,
         priority: Priority::Standard,
     };
     chain.admit(facts, &Load::default(), Prompt::new(vec![1]).expect("a token"), generation)

@@ -127,6 +127,8 @@ impl Outcome {
 pub struct Usage {
     /// Tokens the model saw as the prompt.
     pub prompt_tokens: u32,
+    /// Those of them whose keys and values another request had already computed.
+    pub cached_tokens: u32,
     /// Tokens the model generated, the stop token included.
     pub generated_tokens: u32,
 }

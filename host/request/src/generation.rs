@@ -146,8 +146,43 @@ pub struct Generation {
     pub sampling: Sampling,
     /// Most tokens to generate, at least 1.
     pub tokens_max: u32,
-    /// Tokens that end the generation and are not part of the text.
+    /// No stop token is drawn before this many tokens are; 0 is off. Says nothing of stop strings.
+    pub tokens_min: u32,
+    /// Tokens that end the generation and are not part of the text. None at all: it goes on to
+    /// `tokens_max` (`ignore_eos`).
     pub stop_tokens: Vec<TokenId>,
+    /// Tell each token's log probability, and those of this many likeliest tokens; `None` tells
+    /// neither.
+    pub logprobs: Option<u32>,
     /// Who goes first.
     pub priority: Priority,
+}
+
+/// A token that was drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// Which.
+    pub token: TokenId,
+    /// How likely it was; only if the request asked.
+    pub logprobs: Option<Box<Logprobs>>,
+}
+
+/// How likely a drawn token was, by the model itself: before bias, penalties and temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    /// The natural logarithm of the drawn token's probability.
+    pub drawn: f32,
+    /// The likeliest tokens and theirs, likeliest first; as many as were asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+impl Generation {
+    /// Most alternatives whose log probabilities can be asked for, as in OpenAI's API.
+    pub const LOGPROBS_MAX: u32 = 20;
+}
+
+impl From<TokenId> for Drawn {
+    fn from(token: TokenId) -> Self {
+        Self { token, logprobs: None }
+    }
 }

@@ -13,8 +13,8 @@ mod size;
 
 pub use ending::{CancelCause, Deadline, Finish, Outcome, Stage, Usage};
 pub use generation::{
-    Deadlines, DisconnectAction, DrainLimits, Generation, Penalties, Priority, Sampling,
-    SamplingDefaults,
+    Deadlines, DisconnectAction, DrainLimits, Drawn, Generation, Logprobs, Penalties, Priority,
+    Sampling, SamplingDefaults,
 };
 pub use names::{BadRequestId, Endpoint, ModelId, RequestId, TokenId};
 pub use size::{BadByteSize, ByteSize};

@@ -54,7 +54,9 @@ impl Host {
         let generation = Generation {
             sampling: ask.sampling.clone(),
             tokens_max,
+            tokens_min: 0,
             stop_tokens: text.eos().to_vec(),
+            logprobs: None,
             // The policies decide; without them it is the chain's default.
             priority: Priority::Standard,
         };

@@ -70,7 +70,7 @@ impl Ledger {
     /// What it used as far as its driver saw.
     pub(crate) fn usage_seen(&self) -> Usage {
         let prompt_tokens = if self.generated > 0 { self.prompt_tokens } else { 0 };
-        Usage { prompt_tokens, generated_tokens: self.generated }
+        Usage { prompt_tokens, cached_tokens: 0, generated_tokens: self.generated }
     }
 
     /// Its first pass begins.
@@ -189,7 +189,9 @@ mod tests {
         let generation = Generation {
             sampling: Sampling::greedy(),
             tokens_max: 1,
+            tokens_min: 0,
             stop_tokens: vec![],
+            logprobs: None,
             priority: Priority::Standard,
         };
         let ceilings = LimitsConfig::default().ceilings();

@@ -123,7 +123,7 @@ impl Life {
                     self.ledger.started();
                     self.clock.started();
                 }
-                Heard::Engine(Some(Event::Token(token))) => self.token(token),
+                Heard::Engine(Some(Event::Token(drawn))) => self.token(drawn.token),
                 Heard::Engine(Some(Event::Ended(ended))) => break Some(ended),
                 Heard::Engine(None) => break None,
                 Heard::ClientLeft => self.client_left(),

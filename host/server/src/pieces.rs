@@ -144,8 +144,10 @@ impl Inlet {
 mod tests {
     use super::*;
 
-    const DONE: Done =
-        Done { finish: Finish::Stop, usage: Usage { prompt_tokens: 1, generated_tokens: 100 } };
+    const DONE: Done = Done {
+        finish: Finish::Stop,
+        usage: Usage { prompt_tokens: 1, cached_tokens: 0, generated_tokens: 100 },
+    };
 
     #[tokio::test]
     async fn a_reader_that_sleeps_through_it_all_still_gets_every_character() {

@@ -85,7 +85,9 @@ fn ask(chain: &Arc<PolicyChain>) -> Result<(Admitted, Account, Vec<Verdict>), Re
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 1,
+        tokens_min: 0,
         stop_tokens: vec![],
+        logprobs: None,
         priority: Priority::Standard,
     };
     chain.admit(facts(), &Load::default(), Prompt::new(vec![1]).unwrap(), generation)

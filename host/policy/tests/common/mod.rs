@@ -53,7 +53,7 @@ pub(crate) fn facts(model: &str) -> Facts {
 pub(crate) fn summary() -> Summary {
     Summary {
         outcome: Outcome::Completed(Finish::Stop),
-        usage: Usage { prompt_tokens: 100, generated_tokens: 7 },
+        usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 7 },
         queue_time: Some(Duration::from_millis(3)),
         time_to_first_token: None,
         total: Duration::from_secs(2),

@@ -8,8 +8,10 @@ use crate::ask::{Echo, Shape};
 use crate::failure::Failure;
 use crate::pieces::Done;
 
-const DONE: Done =
-    Done { finish: Finish::Stop, usage: Usage { prompt_tokens: 3, generated_tokens: 2 } };
+const DONE: Done = Done {
+    finish: Finish::Stop,
+    usage: Usage { prompt_tokens: 3, cached_tokens: 0, generated_tokens: 2 },
+};
 
 fn head() -> Head {
     let request = RequestId::parse("r1").expect("an id");

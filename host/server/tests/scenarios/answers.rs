@@ -60,7 +60,10 @@ async fn usage_is_what_the_model_saw_and_everyone_is_told_the_same() {
     );
     let (_, summary) = rig.ended().await;
     assert_eq!(summary.outcome, Outcome::Completed(Finish::Length));
-    assert_eq!(summary.usage, Usage { prompt_tokens: CHAT_TOKENS, generated_tokens: 20 });
+    assert_eq!(
+        summary.usage,
+        Usage { prompt_tokens: CHAT_TOKENS, cached_tokens: 0, generated_tokens: 20 }
+    );
     assert!(summary.time_to_first_token <= Some(summary.total), "{summary:?}");
     assert_eq!(rig.metric("prompt_tokens_total"), 9.0);
     assert_eq!(rig.metric("generated_tokens_total"), 20.0);

@@ -31,7 +31,7 @@ async fn leaving_a_stream_or_a_whole_answer_cancels_it_in_the_pass_that_is_in_th
         assert_eq!((id.as_str(), &summary.outcome), ("leaver", &LEFT));
         // The prompt's pass gave the first token, and the pass in the device was the fourth; the
         // driver may have been one pass late to hear of it.
-        let Usage { prompt_tokens, generated_tokens } = summary.usage;
+        let Usage { prompt_tokens, generated_tokens, .. } = summary.usage;
         assert_eq!(prompt_tokens, 6);
         assert!(generated_tokens < 4000, "{generated_tokens}");
         let ended = r#"requests_total{endpoint="completions",model="sim",outcome="disconnected"}"#;
@@ -91,7 +91,7 @@ async fn a_drain_that_reaches_the_end_is_a_whole_answer() {
     rig.gate.open();
     let (_, summary) = rig.ended().await;
     assert_eq!(summary.outcome, Outcome::Completed(Finish::Length));
-    assert_eq!(summary.usage, Usage { prompt_tokens: 6, generated_tokens: 30 });
+    assert_eq!(summary.usage, Usage { prompt_tokens: 6, cached_tokens: 0, generated_tokens: 30 });
 }
 
 #[tokio::test(flavor = "multi_thread")]
