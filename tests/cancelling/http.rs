@@ -3,8 +3,9 @@
 //! Every story brings a request to a stage with a pass in the device, and asserts so, before
 //! anything is cancelled; then it asserts that nothing enters the device until that pass has left.
 
-use interlock_sim::{PassKind, PassSeen};
-use interlock_tests::{Call, Logs, Served};
+use interlock_engine::Mode;
+use interlock_sim::{RowKind, RowSeen};
+use interlock_tests::{Call, Logs, Served, metric};
 
 /// A way to ask for text.
 struct Way {
@@ -60,50 +61,61 @@ enum Stage {
 /// of the request before it.
 struct Staged {
     served: Served,
-    call: Call,
+    call: Once,
     id: String,
-    /// The request that is in the device while `call` waits.
-    occupant: Option<Call>,
+    /// What the device calls it, or would.
+    number: usize,
+    /// Who is in the device before it: its companion in the batch, or whom it waits for.
+    other: Option<Call>,
     /// Passes in the device or through it.
     begun: usize,
 }
 
-async fn bring_to(stage: Stage, way: &Way, story: &str) -> Staged {
-    let served = Served::start(8).await;
-    let id = format!("{story}-{}-{stage:?}", way.name);
-    let occupant = match stage {
-        Stage::Waiting => {
-            let call = served.post(WAYS[0].path, &format!("occupies-{id}"), WAYS[0].body).await;
-            served.rig.gate.wait_begun(1);
-            Some(call)
-        }
-        Stage::Prefilling | Stage::Decoding => None,
-    };
-    let call = served.post(way.path, &id, way.body).await;
-    let mut begun = 1;
-    served.rig.gate.wait_begun(begun);
-    match stage {
-        Stage::Waiting => {
-            Logs::captured().wait_for(&["admitted", &format!("request={id} ")]);
-            assert_eq!(served.rig.metric("requests_waiting"), 1.0);
-        }
-        Stage::Prefilling => {
-            served.rig.gate.let_through(1);
-            begun = 2;
-            served.rig.gate.wait_begun(begun);
-            assert_eq!(served.rig.gate.begun()[1].kind, PassKind::Prefill, "a later chunk");
-        }
-        Stage::Decoding => {
-            while served.rig.gate.begun()[begun - 1].kind == PassKind::Prefill {
-                served.rig.gate.let_through(1);
-                begun += 1;
-                served.rig.gate.wait_begun(begun);
-            }
-        }
+/// A call that is answered or left, once, while the rest of the story goes on.
+struct Once(Option<Call>);
+
+impl Once {
+    fn take(&mut self) -> Call {
+        self.0.take().expect("it is taken once")
     }
-    assert_eq!(served.rig.gate.begun().len(), begun);
-    assert_eq!(served.rig.gate.ended(), begun - 1, "a pass is in the device");
-    Staged { served, call, id, occupant, begun }
+}
+
+const OTHER_TOKENS: u32 = 200;
+
+async fn bring_to(stage: Stage, mode: Mode, way: &Way, story: &str) -> Staged {
+    let logs = Logs::captured();
+    let served = Served::start(mode, 8).await;
+    let gate = served.rig.gate.clone();
+    let id = format!("{story}-{}-{stage:?}-{mode:?}", way.name);
+    let other = if stage == Stage::Waiting || mode == Mode::Batched {
+        let call = served.post(WAYS[2].path, &format!("before-{id}"), WAYS[2].body).await;
+        let decodes = [RowSeen { request: 0, kind: RowKind::Decode }];
+        gate.step_until(|rows| rows == decodes);
+        Some(call)
+    } else {
+        None
+    };
+    let number = usize::from(other.is_some());
+    let call = served.post(way.path, &id, way.body).await;
+    let begun = match stage {
+        Stage::Waiting => {
+            logs.wait_for(&["admitted", &format!("request={id} ")]);
+            assert_eq!(served.rig.metric("requests_waiting"), 1.0);
+            gate.begun().len()
+        }
+        Stage::Prefilling | Stage::Decoding => {
+            let kind = stage.row();
+            let its = |rows: &[RowSeen]| rows.contains(&RowSeen { request: number, kind });
+            let first = gate.step_until(its);
+            gate.let_through(1);
+            gate.wait_begun(first + 1);
+            assert!(its(&gate.begun()[first]), "not its first pass of that kind");
+            first + 1
+        }
+    };
+    assert_eq!(gate.begun().len(), begun);
+    assert_eq!(gate.ended(), begun - 1, "a pass is in the device");
+    Staged { served, call: Once(Some(call)), id, number, other, begun }
 }
 
 impl Stage {
@@ -114,117 +126,146 @@ impl Stage {
         let stage = format!("{self:?}").to_lowercase();
         format!("cancellations_total{{cause=\"{cause}\",stage=\"{stage}\"}}")
     }
+
+    fn row(self) -> RowKind {
+        if self == Self::Decoding { RowKind::Decode } else { RowKind::Prefill }
+    }
 }
 
-/// The pass in the device is let go: the next to enter belongs to the request behind the one
-/// that was cancelled, it is served, and the device never held two.
-async fn the_next_is_served(served: &Served, behind: Call, begun: usize) {
-    assert_eq!(served.rig.gate.ended(), begun - 1, "the pass is still in the device");
-    served.rig.gate.let_through(1);
-    served.rig.gate.wait_begun(begun + 1);
-    let entered: PassSeen = served.rig.gate.begun()[begun];
-    assert_eq!((entered.request, entered.kind), (1, PassKind::Prefill));
-    served.rig.gate.open();
+/// Every way to ask, at each of these stages, alone and in company.
+fn stories(stages: &[Stage]) -> impl Iterator<Item = (&'static Way, Stage, Mode)> {
+    WAYS.iter().flat_map(move |way| {
+        let modes = [Mode::Simple, Mode::Batched];
+        stages.iter().flat_map(move |&stage| modes.map(|mode| (way, stage, mode)))
+    })
+}
+
+/// The pass in the device is let go: the next to enter has the request behind the one that was
+/// cancelled, which is served, and the device never held two. Who was there before gets it all.
+async fn the_next_is_served(staged: Staged, behind: Call) {
+    let Staged { served, number, other, begun, id, .. } = staged;
+    let gate = &served.rig.gate;
+    assert_eq!(gate.ended(), begun - 1, "the pass is still in the device");
+    gate.let_through(1);
+    gate.wait_begun(begun + 1);
+    gate.step_until(|rows| {
+        assert!(rows.iter().all(|row| row.request != number), "{id} is in the device again");
+        rows.contains(&RowSeen { request: number + 1, kind: RowKind::Prefill })
+    });
+    gate.open();
     let answer = behind.answer().await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert_eq!(served.rig.gate.in_flight_max(), 1, "the device never held two passes");
+    if let Some(other) = other {
+        let answer = other.answer().await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains(&format!("\"completion_tokens\":{OTHER_TOKENS}")), "{answer}");
+    }
+    assert_eq!(gate.in_flight_max(), 1, "the device never held two passes");
     assert_eq!(served.rig.metric("engine_passes_in_flight_max"), 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_lets_nobody_in_before_its_pass_has_ended() {
-    for way in &WAYS {
-        for stage in Stage::IN_THE_DEVICE {
-            let Staged { served, call, id, begun, .. } = bring_to(stage, way, "leaves").await;
-            call.leave();
-            Logs::captured().wait_for(&["client left", &id]);
-            let behind = served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
-            served.rig.gate.watch_none_begin();
-            the_next_is_served(&served, behind, begun).await;
-            assert_eq!(served.rig.metric(&stage.cancellations("disconnect")), 1.0, "{id}");
-            assert_eq!(served.rig.metric("cancelled_pass_completions_total"), 1.0, "{id}");
-        }
+    for (way, stage, mode) in stories(&Stage::IN_THE_DEVICE) {
+        let mut staged = bring_to(stage, mode, way, "leaves").await;
+        let id = staged.id.clone();
+        let metrics = staged.served.rig.registry.clone();
+        staged.call.take().leave();
+        Logs::captured().wait_for(&["client left", &id]);
+        let behind = staged.served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
+        staged.served.rig.gate.watch_none_begin();
+        the_next_is_served(staged, behind).await;
+        let metric = |line: &str| metric(&metrics.expose().expect("exposes"), line);
+        assert_eq!(metric(&stage.cancellations("disconnect")), 1.0, "{id}");
+        assert_eq!(metric("cancelled_pass_completions_total"), 1.0, "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_while_waiting_never_reaches_the_device() {
-    for way in &WAYS {
-        let Staged { served, call, id, occupant, .. } =
-            bring_to(Stage::Waiting, way, "leaves").await;
-        call.leave();
+    for (way, stage, mode) in stories(&[Stage::Waiting]) {
+        let mut staged = bring_to(stage, mode, way, "leaves").await;
+        staged.call.take().leave();
+        let Staged { served, id, other, number, .. } = staged;
         Logs::captured().wait_for(&["client left", &id]);
         served.rig.gate.open();
-        let answer = occupant.expect("one occupies the device").answer().await;
+        let answer = other.expect("one occupies the device").answer().await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         Logs::captured().wait_for(&["request ended", &id, "disconnected"]);
-        assert!(served.rig.gate.begun().iter().all(|seen| seen.request == 0), "{id}");
-        assert_eq!(served.rig.metric(&Stage::Waiting.cancellations("disconnect")), 1.0, "{id}");
+        let rows = served.rig.gate.begun().into_iter().flatten().collect::<Vec<_>>();
+        assert!(rows.iter().all(|row| row.request != number), "{id}");
+        assert_eq!(served.rig.metric(&stage.cancellations("disconnect")), 1.0, "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_who_cancels_twice_is_answered_at_once_and_lets_nobody_in_early() {
-    for way in &WAYS {
-        for stage in Stage::ALL {
-            let Staged { served, call, id, occupant, begun } =
-                bring_to(stage, way, "operator").await;
-            for _ in 0..2 {
-                let path = format!("/v1/requests/{id}/cancel");
-                let answer = served.post(&path, "operator", "").await.answer().await;
-                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            }
-            // The client hears of it while the pass is still in the device.
-            let told = call.answer().await;
-            assert_eq!(served.rig.gate.ended(), begun - 1);
-            assert!(told.contains("request_cancelled"), "{id}: {told}");
-            let behind = served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
-            served.rig.gate.watch_none_begin();
-            if stage == Stage::Waiting {
-                served.rig.gate.open();
-                let occupant = occupant.expect("one occupies the device").answer().await;
-                assert!(occupant.starts_with("HTTP/1.1 200"), "{occupant}");
-                assert!(behind.answer().await.starts_with("HTTP/1.1 200"));
-                assert_eq!(served.rig.gate.in_flight_max(), 1);
-            } else {
-                the_next_is_served(&served, behind, begun).await;
-            }
-            assert_eq!(served.rig.metric(&stage.cancellations("operator")), 1.0, "{id}");
+    for (way, stage, mode) in stories(&Stage::ALL) {
+        let mut staged = bring_to(stage, mode, way, "operator").await;
+        let id = staged.id.clone();
+        let metrics = staged.served.rig.registry.clone();
+        for _ in 0..2 {
+            let path = format!("/v1/requests/{id}/cancel");
+            let answer = staged.served.post(&path, "operator", "").await.answer().await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         }
+        // The client hears of it while the pass is still in the device.
+        let told = staged.call.take().answer().await;
+        assert_eq!(staged.served.rig.gate.ended(), staged.begun - 1);
+        assert!(told.contains("request_cancelled"), "{id}: {told}");
+        let behind = staged.served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
+        staged.served.rig.gate.watch_none_begin();
+        if stage == Stage::Waiting {
+            staged.number = usize::MAX; // the device never hears of it
+            staged.served.rig.gate.open();
+            let other = staged.other.take().expect("one occupies the device").answer().await;
+            assert!(other.starts_with("HTTP/1.1 200"), "{other}");
+            assert!(behind.answer().await.starts_with("HTTP/1.1 200"));
+            assert_eq!(staged.served.rig.gate.in_flight_max(), 1);
+        } else {
+            the_next_is_served(staged, behind).await;
+        }
+        let metric = |line: &str| metric(&metrics.expose().expect("exposes"), line);
+        assert_eq!(metric(&stage.cancellations("operator")), 1.0, "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pass_that_fails_after_its_client_left_is_in_the_log_and_the_metric() {
-    for way in &WAYS {
-        for stage in Stage::IN_THE_DEVICE {
-            let Staged { served, call, id, begun, .. } = bring_to(stage, way, "fails").await;
-            call.leave();
-            Logs::captured().wait_for(&["client left", &id]);
-            served.rig.gate.fail_next();
-            let behind = served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
-            the_next_is_served(&served, behind, begun).await;
-            assert_eq!(served.rig.metric("cancelled_pass_failures_total"), 1.0, "{id}");
-            let said = ["ERROR", &id, "pass failed after its request was cancelled"];
-            assert_eq!(Logs::captured().lines_with(&said).len(), 1, "{id}");
-            let ended = ["request ended", &format!("request={id} "), "disconnected"];
-            Logs::captured().wait_for(&ended);
-            assert_eq!(Logs::captured().lines_with(&ended).len(), 1, "one terminal line: {id}");
-        }
+    for (way, stage, mode) in stories(&Stage::IN_THE_DEVICE) {
+        let mut staged = bring_to(stage, mode, way, "fails").await;
+        let id = staged.id.clone();
+        let metrics = staged.served.rig.registry.clone();
+        staged.call.take().leave();
+        Logs::captured().wait_for(&["client left", &id]);
+        staged.served.rig.gate.fail_next();
+        let behind = staged.served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
+        the_next_is_served(staged, behind).await;
+        let metric = |line: &str| metric(&metrics.expose().expect("exposes"), line);
+        assert_eq!(metric("cancelled_pass_failures_total"), 1.0, "{id}");
+        let said = ["ERROR", &id, "pass failed after its request was cancelled"];
+        assert_eq!(Logs::captured().lines_with(&said).len(), 1, "{id}");
+        let ended = ["request ended", &format!("request={id} "), "disconnected"];
+        Logs::captured().wait_for(&ended);
+        assert_eq!(Logs::captured().lines_with(&ended).len(), 1, "one terminal line: {id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_pass_fails_is_told_so_and_the_next_is_served() {
-    for way in &WAYS {
-        for stage in Stage::IN_THE_DEVICE {
-            let Staged { served, call, id, begun, .. } = bring_to(stage, way, "failing").await;
-            served.rig.gate.fail_next();
-            let behind = served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
-            the_next_is_served(&served, behind, begun).await;
-            let told = call.answer().await;
-            assert!(told.contains("internal_error") && told.contains(&id), "{id}: {told}");
-            assert!(!told.contains("the gate was told"), "what failed inside stays inside: {told}");
+    for (way, stage, mode) in stories(&Stage::IN_THE_DEVICE) {
+        let mut staged = bring_to(stage, mode, way, "failing").await;
+        let id = staged.id.clone();
+        let gate = staged.served.rig.gate.clone();
+        gate.fail_whenever(staged.number);
+        let behind = staged.served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
+        gate.open();
+        let told = staged.call.take().answer().await;
+        assert!(told.contains("internal_error") && told.contains(&id), "{id}: {told}");
+        assert!(!told.contains("the gate was told"), "what failed inside stays inside: {told}");
+        for call in [Some(behind), staged.other].into_iter().flatten() {
+            let answer = call.answer().await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{id}: {answer}");
         }
     }
 }

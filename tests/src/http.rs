@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
+use interlock_engine::Mode;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{ServerConfig, ServerMetrics, ServerParts, serve};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -25,8 +26,8 @@ pub struct Call(TcpStream);
 
 impl Served {
     /// Serves a rig with room for `seats` waiting requests.
-    pub async fn start(seats: usize) -> Self {
-        let rig = Rig::start(seats).await;
+    pub async fn start(mode: Mode, seats: usize) -> Self {
+        let rig = Rig::start(mode, seats).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let text = TextModel::new(TextParts {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
 use interlock_engine::{
-    EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Event, Running,
-    WaitingConfig, spawn,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Event, Mode,
+    Running, WaitingConfig, spawn,
 };
 use interlock_metrics::Registry;
 use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling};
@@ -32,22 +32,24 @@ pub const PREFILL_CHUNK: u32 = 4;
 impl Rig {
     /// Starts an engine with room for `seats` waiting requests and waits until it is ready. Its
     /// model never ends by itself.
-    pub async fn start(seats: usize) -> Self {
-        Self::start_with(seats, SimSettings { stop: 0, ..SimSettings::default() }).await
+    pub async fn start(mode: Mode, seats: usize) -> Self {
+        Self::start_with(mode, seats, SimSettings { stop: 0, ..SimSettings::default() }).await
     }
 
     /// The same, with a model of these settings.
-    pub async fn start_with(seats: usize, settings: SimSettings) -> Self {
+    pub async fn start_with(mode: Mode, seats: usize, settings: SimSettings) -> Self {
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         let config = EngineConfig {
+            mode,
             prefill_chunk: NonZeroU32::new(PREFILL_CHUNK).expect("not 0"),
             ..EngineConfig::default()
         };
         let waiting = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
+        let cache = CacheConfig::default();
         let model_gate = gate.clone();
         let (mut engine, thread) =
-            spawn(&config, &waiting, EngineMetrics::register(&registry), move || {
+            spawn(&config, &cache, &waiting, EngineMetrics::register(&registry), move || {
                 Ok::<_, String>(SimModel::gated(settings, model_gate))
             })
             .expect("a thread");

@@ -60,6 +60,11 @@ impl Prompt {
     pub fn tokens(&self) -> &[TokenId] {
         &self.0
     }
+
+    /// The tokens, for whoever goes on behind them.
+    pub fn into_tokens(self) -> Vec<TokenId> {
+        self.0
+    }
 }
 
 /// One policy's answer to one request, as the log has it.

@@ -214,17 +214,17 @@ impl Source {
             let _ = text.set(Arc::new(model));
             Ok::<(), String>(())
         };
-        let (engine, waiting) = (&config.engine, &config.waiting);
+        let Config { engine, cache, waiting, .. } = config;
         let spawned = match self {
             Self::Simulated(settings) => {
-                interlock_engine::spawn(engine, waiting, metrics, move || {
+                interlock_engine::spawn(engine, cache, waiting, metrics, move || {
                     let model = SimModel::load(settings);
                     arrive(simulated_text())?;
                     Ok::<_, String>(model)
                 })
             }
             Self::Files { path, options } => {
-                interlock_engine::spawn(engine, waiting, metrics, move || {
+                interlock_engine::spawn(engine, cache, waiting, metrics, move || {
                     let begun = std::time::Instant::now();
                     let mut report = |progress: interlock_models::Progress| {
                         tracing::debug!(fraction = progress.fraction, "{}", progress.doing);

@@ -2,7 +2,7 @@
 
 use interlock_admission::LimitsConfig;
 use interlock_catalog::ModelConfig;
-use interlock_engine::{EngineConfig, WaitingConfig};
+use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
 use interlock_server::ServerConfig;
 use schemars::JsonSchema;
@@ -22,6 +22,7 @@ pub struct Config {
     pub waiting: WaitingConfig,
     pub limits: LimitsConfig,
     pub engine: EngineConfig,
+    pub cache: CacheConfig,
     pub policy: Vec<PolicyConfig>,
 }
 
@@ -34,6 +35,7 @@ impl Default for Config {
             waiting: WaitingConfig::default(),
             limits: LimitsConfig::default(),
             engine: EngineConfig::default(),
+            cache: CacheConfig::default(),
             policy: default_policies(),
         }
     }
@@ -48,6 +50,7 @@ impl Config {
         problems.extend(self.waiting.problems());
         problems.extend(self.limits.problems());
         problems.extend(self.engine.problems());
+        problems.extend(self.cache.problems());
         problems.extend(interlock_policy::problems(&self.policy));
         problems.extend(self.problems_together());
         problems

@@ -2,6 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
+use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,44 +10,101 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineConfig {
-    /// How requests share the model. `simple` serves one at a time, the others wait: the
-    /// reference that every other mode is compared with.
+    /// How requests share the model. `batched` computes the next token of every running request
+    /// in one pass, with prompts beside them; requests join and leave between passes. `simple`
+    /// serves one at a time, the others wait: the reference that batching is compared with.
     pub mode: Mode,
+    /// Most requests that run at once in `batched` mode; the others wait. Turn this up on a large
+    /// GPU, where more rows cost little more time; down when each stream should be faster.
+    pub running_max: NonZeroU32,
     /// Most prompt tokens that one pass computes. A cancelled prompt stops between chunks: turn
     /// this down when cancelling must act sooner, up when long prompts should compute faster.
     pub prefill_chunk: NonZeroU32,
+    /// How many times as long as usual a pass may take because it also computes prompts, while
+    /// streams wait for their next token. Turn this down when streams must flow evenly, up when
+    /// first tokens must come sooner.
+    pub decode_stretch_max: NonZeroU32,
 }
 
 /// How requests share the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
+    /// Everyone's next token in one pass.
+    Batched,
     /// One request at a time.
     Simple,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { mode: Mode::Simple, prefill_chunk: NonZeroU32::new(256).expect("256 is not 0") }
+        let number = |n| NonZeroU32::new(n).expect("no default is 0");
+        Self {
+            mode: Mode::Batched,
+            running_max: number(64),
+            prefill_chunk: number(256),
+            decode_stretch_max: number(3),
+        }
     }
 }
 
 impl EngineConfig {
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
-        let chunk = self.prefill_chunk.get();
-        let mut problems = vec![];
-        if chunk > Self::PREFILL_CHUNK_MAX {
-            problems.push(format!(
-                "engine.prefill_chunk must be at most {}, got {chunk}",
-                Self::PREFILL_CHUNK_MAX
-            ));
-        }
-        problems
+        let bounds = [
+            ("running_max", self.running_max, Self::RUNNING_MAX_MAX),
+            ("prefill_chunk", self.prefill_chunk, Self::PREFILL_CHUNK_MAX),
+            ("decode_stretch_max", self.decode_stretch_max, Self::DECODE_STRETCH_MAX_MAX),
+        ];
+        bounds
+            .iter()
+            .filter(|(_, value, most)| value.get() > *most)
+            .map(|(key, value, most)| format!("engine.{key} must be at most {most}, got {value}"))
+            .collect()
     }
 
+    /// More rows than this are more than any device computes at once.
+    pub const RUNNING_MAX_MAX: u32 = 16_384;
     /// A chunk beyond this no longer computes faster and only delays cancelling.
     pub const PREFILL_CHUNK_MAX: u32 = 8192;
+    /// Streams that are held up for longer than this do not flow.
+    pub const DECODE_STRETCH_MAX_MAX: u32 = 1000;
+}
+
+/// `[cache]`: where the keys and values of running requests lie.
+///
+/// They lie in pages of a few tokens each. A request takes pages as it grows; when there are none
+/// left, the last in rank gives its pages back and computes them again later.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// Most memory for keys and values. Turn this up when `interlock_preemptions_total` grows,
+    /// down when the machine has other work; unset, a quarter of the memory that is free at start.
+    pub memory_max: Option<ByteSize>,
+    /// Shall requests that begin with the same tokens (a system prompt, a conversation that goes
+    /// on) share what was computed for them? What is kept for that is given up first when pages
+    /// run out, so there is rarely a reason to turn it off: to measure, or so that no client can
+    /// tell by the time to its first token what others have asked.
+    pub prefix: bool,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { memory_max: None, prefix: true }
+    }
+}
+
+impl CacheConfig {
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let least = ByteSize(Self::MEMORY_MAX_MIN);
+        let too_small = self.memory_max.filter(|size| size.0 < Self::MEMORY_MAX_MIN);
+        let problem = |size| format!("cache.memory_max must be at least {least}, got {size}");
+        too_small.map(problem).into_iter().collect()
+    }
+
+    /// With less than this no model of use serves a single request.
+    pub const MEMORY_MAX_MIN: u64 = 1 << 20;
 }
 
 /// `[waiting]`: how many requests may wait for the engine.

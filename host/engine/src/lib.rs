@@ -12,6 +12,8 @@
 //!   in flight has ended. Cancelling acts between passes.
 //! - Cancelling needs no room: it is a flag, never a message that must fit in a queue.
 //! - Every submitted request ends with one [`Event::Ended`], unless the thread itself is gone.
+//! - Joining, leaving, cancelling and preempting are edits of a table: they touch no other
+//!   request's row, pages, keys or values.
 //! - The inbox always has room for whoever holds a [`Seat`], and a request's event channel for
 //!   every event it can cause: the engine never waits for anyone but the device.
 //!
@@ -20,21 +22,27 @@
 //! No HTTP, no WebAssembly, no MLX, no text: token ids in, token ids out. No timers: whoever holds
 //! a [`Control`] decides when to cancel.
 
+mod clock;
 mod config;
 mod control;
 mod events;
 mod forward;
 mod handle;
 mod metrics;
+mod pace;
+mod pages;
 mod passes;
 mod stages;
 mod thread;
 mod turn;
 
-pub use config::{EngineConfig, Mode, WaitingConfig};
+pub use clock::{Clock, SystemClock};
+pub use config::{CacheConfig, EngineConfig, Mode, WaitingConfig};
 pub use control::Control;
 pub use events::{Ended, Event, Events};
-pub use forward::{Forward, ModelShape, PassFailed};
+pub use forward::{Forward, ModelShape, Opening, PageId, PassFailed, Row};
 pub use handle::{EngineHandle, EngineView, NotStarted, Running, Seat};
 pub use metrics::EngineMetrics;
-pub use thread::{EngineExit, EngineState, EngineThread, spawn};
+pub use pages::PageAudit;
+pub use thread::{Door, EngineExit, EngineState, EngineThread, by_hand, spawn};
+pub use turn::{Audit, Engine, Turn};

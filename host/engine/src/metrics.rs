@@ -1,6 +1,6 @@
 //! What the engine tells the outside.
 
-use interlock_metrics::{IntCounter, IntCounterVec, IntGauge, Registry};
+use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 use interlock_request::{CancelCause, RequestId, Stage};
 
 use crate::PassFailed;
@@ -12,6 +12,13 @@ pub struct EngineMetrics {
     pub(crate) waiting: IntGauge,
     pub(crate) running: IntGauge,
     pub(crate) passes: Passes,
+    rows: Histogram,
+    tokens: IntCounterVec,
+    retries: IntCounter,
+    preemptions: IntCounter,
+    pub(crate) cache_pages: IntGauge,
+    cache_pages_used: IntGauge,
+    prefix_tokens: IntCounterVec,
     cancellations: IntCounterVec,
     cancelled_pass_failures: IntCounter,
     cancelled_pass_completions: IntCounter,
@@ -23,6 +30,9 @@ impl EngineMetrics {
         1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
         10.0, 30.0, 60.0,
     ];
+
+    /// One request alone to the largest batches there are.
+    const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, 4096.0];
 
     /// Declares the families.
     pub fn register(registry: &Registry) -> Self {
@@ -44,6 +54,32 @@ impl EngineMetrics {
                     &["kind"],
                 ),
             },
+            rows: registry.histogram(
+                "engine_pass_rows",
+                "Requests that one pass computed for.",
+                Self::ROWS,
+            ),
+            tokens: registry.counters(
+                "engine_tokens_total",
+                "Tokens that passes computed: of prompts, or the next of a stream.",
+                &["kind"],
+            ),
+            retries: registry.counter(
+                "engine_pass_retries_total",
+                "Requests whose pass failed through no known fault of theirs, and which tried again.",
+            ),
+            preemptions: registry.counter(
+                "preemptions_total",
+                "Requests that gave their cache to a more urgent one and computed it again later.",
+            ),
+            cache_pages: registry.gauge("cache_pages", "Pages of cache that there are."),
+            cache_pages_used: registry
+                .gauge("cache_pages_used", "Pages of cache that running requests hold."),
+            prefix_tokens: registry.counters(
+                "prefix_cache_tokens_total",
+                "Prompt tokens of requests that began: found in the prefix cache, or not.",
+                &["found"],
+            ),
             cancellations: registry.counters(
                 "cancellations_total",
                 "Requests cancelled, by who asked and how far they were.",
@@ -65,7 +101,39 @@ impl EngineMetrics {
         for kind in PassKind::ALL {
             metrics.passes.seconds.with_label_values(&[kind.as_str()]);
         }
+        for found in ["yes", "no"] {
+            metrics.prefix_tokens.with_label_values(&[found]);
+        }
+        for kind in ["prompt", "next"] {
+            metrics.tokens.with_label_values(&[kind]);
+        }
         metrics
+    }
+
+    /// A pass has ended, well or not.
+    pub(crate) fn passed(&self, rows: usize, decoding: usize, prompt_tokens: u32) {
+        self.rows.observe(rows as f64);
+        self.tokens.with_label_values(&["next"]).inc_by(decoding as u64);
+        self.tokens.with_label_values(&["prompt"]).inc_by(u64::from(prompt_tokens));
+    }
+
+    pub(crate) fn retried(&self, requests: usize) {
+        self.retries.inc_by(requests as u64);
+    }
+
+    pub(crate) fn preempted(&self, id: &RequestId) {
+        self.preemptions.inc();
+        tracing::debug!(request = %id, "preempted");
+    }
+
+    pub(crate) fn prefix_reused(&self, found: usize, prompt_tokens: usize) {
+        self.prefix_tokens.with_label_values(&["yes"]).inc_by(found as u64);
+        let computed = prompt_tokens.saturating_sub(found) as u64;
+        self.prefix_tokens.with_label_values(&["no"]).inc_by(computed);
+    }
+
+    pub(crate) fn cache_used(&self, available: u32) {
+        self.cache_pages_used.set(self.cache_pages.get() - i64::from(available));
     }
 
     pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {

@@ -1,20 +1,24 @@
-//! What a request is on the engine thread: `Waiting`, then `Prefilling`, then `Decoding`.
+//! What a request is on the engine thread: [`Waiting`], then [`Running`].
 //!
-//! Each holds just what it needs and becomes the next, so a waiting request has no cache to leak
-//! and a decoding one no prompt to compute again. Each gives back all that it holds before its
-//! submitter hears of the end: who reads `Ended` finds the seat and the memory free.
+//! Each holds just what it needs and becomes the other, so a waiting request has no cache to leak.
+//! Prefilling and decoding are one type: a row of the batch knows how many of its tokens are not in
+//! the cache yet, and one that lacks only the last draws its next with every pass. Each gives back
+//! all that it holds before its submitter hears of the end: who reads `Ended` finds the seat and
+//! the pages free.
 
 use std::num::NonZeroU32;
 
-use interlock_admission::Prompt;
-use interlock_request::{Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage};
+use interlock_request::{
+    CancelCause, Drawn, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
+};
+use interlock_scheduler::{Holder, Rank, Step};
 use tokio::sync::mpsc;
 
 use crate::control::Asked;
 use crate::handle::{Place, Submission};
 use crate::metrics::{Counted, EngineMetrics};
-use crate::passes::PassKind;
-use crate::{Control, Ended, Event, Forward, PassFailed};
+use crate::pages::Lease;
+use crate::{Control, Ended, Event, Opening, PassFailed, Row};
 
 /// A request's way to its submitter. Consumed by its end, so there is only one.
 #[derive(Debug)]
@@ -38,261 +42,292 @@ impl Ticket {
         }
         self.tell(Event::Ended(Ended { outcome, usage }));
     }
+}
+
+/// What stays the same of a request, however often it starts.
+#[derive(Debug)]
+struct Request {
+    ticket: Ticket,
+    /// The prompt, then what was generated.
+    tokens: Vec<TokenId>,
+    prompt_tokens: usize,
+    /// Of the prompt, those that the prefix cache had when it first started.
+    cached_tokens: usize,
+    generation: Generation,
+    fresh_seed: u64,
+    /// Its place in the order of arrival.
+    arrival: u64,
+    /// How many later ones have started before its first token.
+    overtaken: u32,
+    /// Was it in a pass that failed, and has not drawn a token since?
+    suspect: bool,
+}
+
+impl Request {
+    fn rank(&self) -> Rank {
+        Rank::new(self.generation.priority, self.arrival, self.overtaken)
+    }
+
+    fn generated(&self) -> &[TokenId] {
+        &self.tokens[self.prompt_tokens..]
+    }
 
     /// Was it asked to stop? With what comes of it.
     fn asked(&self) -> Option<Outcome> {
-        self.control.asked().map(|asked| match asked {
+        self.ticket.control.asked().map(|asked| match asked {
             Asked::Cancel(cause) => Outcome::Cancelled(cause),
             Asked::Finish => Outcome::Completed(Finish::Stop),
         })
     }
 
-    /// Runs one pass for this request and accounts for it, whoever still waits for its result.
-    fn pass<T>(
-        &self,
-        kind: PassKind,
-        metrics: &EngineMetrics,
-        pass: impl FnOnce() -> Result<T, PassFailed>,
-    ) -> Result<T, Outcome> {
-        let in_flight = metrics.passes.begin(kind);
-        let result = pass();
-        drop(in_flight);
-        if let Some(Outcome::Cancelled(cause)) = self.asked() {
-            metrics.cancelled_pass_ended(&self.id, cause, &result);
-        } else if let Err(error) = &result {
-            tracing::error!(request = %self.id, %error, "pass failed");
+    /// One that arrived later has started. It matters to those that have no token yet.
+    fn overtaken_by(&mut self, arrival: u64) {
+        if self.arrival < arrival && self.generated().is_empty() {
+            self.overtaken = self.overtaken.saturating_add(1);
         }
-        result.map_err(|error| Outcome::Failed(error.to_string()))
+    }
+
+    fn opening(&self) -> Opening<'_> {
+        let (prompt, generated) = self.tokens.split_at(self.prompt_tokens);
+        Opening { prompt, generated, generation: &self.generation, fresh_seed: self.fresh_seed }
+    }
+
+    /// Usage when this many tokens have been in the cache at most.
+    fn usage(&self, computed: usize) -> Usage {
+        Usage {
+            prompt_tokens: count(computed.min(self.prompt_tokens)),
+            cached_tokens: count(self.cached_tokens),
+            generated_tokens: count(self.generated().len()),
+        }
     }
 }
 
-/// No pass has begun for it.
+/// It has no pages: it has not begun, or was preempted.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    ticket: Ticket,
-    place: Place,
-    prompt: Prompt,
-    generation: Generation,
-    /// Its place in the order of arrival.
-    pub(crate) arrival: u64,
+    request: Request,
+    since: Since,
+}
+
+/// What a waiting request holds.
+#[derive(Debug)]
+enum Since {
+    /// A place in the waiting room.
+    Arrival(Place),
+    /// Nothing but its place among those that have begun.
+    Preemption(Counted),
 }
 
 impl Waiting {
-    pub(crate) fn new(submission: Submission, arrival: u64) -> Self {
+    pub(crate) fn new(submission: Submission, arrival: u64, fresh_seed: u64) -> Self {
         let Submission { admitted, place, out, control } = submission;
         let (id, prompt, generation) = admitted.into_work();
-        Self { ticket: Ticket { id, out, control }, place, prompt, generation, arrival }
-    }
-
-    pub(crate) fn as_scheduled(&self) -> interlock_scheduler::Waiting {
-        interlock_scheduler::Waiting { priority: self.generation.priority, arrival: self.arrival }
-    }
-
-    pub(crate) fn asked(&self) -> Option<Outcome> {
-        self.ticket.asked()
-    }
-
-    pub(crate) fn control(&self) -> &Control {
-        &self.ticket.control
-    }
-
-    pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let Self { ticket, place, .. } = self;
-        drop(place);
-        ticket.end(outcome, Usage::default(), Stage::Waiting, metrics);
-    }
-
-    /// Gives up its place in the waiting room for a sequence in the model. `None` when the model
-    /// would not have it; the request has then ended.
-    pub(crate) fn start<F: Forward>(
-        self,
-        forward: &mut F,
-        metrics: &EngineMetrics,
-    ) -> Option<Prefilling<F::Sequence>> {
-        let Self { ticket, place, prompt, generation, arrival: _ } = self;
-        drop(place);
-        match forward.open(prompt.tokens(), &generation.sampling) {
-            Ok(sequence) => {
-                ticket.tell(Event::Started);
-                let running = Counted::new(&metrics.running);
-                Some(Prefilling { ticket, sequence, prompt, computed: 0, generation, running })
-            }
-            Err(error) => {
-                tracing::error!(request = %ticket.id, %error, "the model could not take the request");
-                let failed = Outcome::Failed(error.to_string());
-                ticket.end(failed, Usage::default(), Stage::Waiting, metrics);
-                None
-            }
-        }
-    }
-}
-
-/// Its prompt is being computed.
-#[derive(Debug)]
-pub(crate) struct Prefilling<S> {
-    ticket: Ticket,
-    sequence: S,
-    prompt: Prompt,
-    computed: usize,
-    generation: Generation,
-    running: Counted,
-}
-
-/// What became of a prompt after a chunk.
-pub(crate) enum Advanced<S> {
-    /// There is more of it.
-    More(Prefilling<S>),
-    /// It is spent, and its first token is out.
-    Ready(Decoding<S>),
-    /// The request has ended.
-    Ended,
-}
-
-impl<S> Prefilling<S> {
-    /// Tokens still to compute; at least one, or this would be a [`Decoding`].
-    pub(crate) fn left(&self) -> NonZeroU32 {
-        let left = self.prompt.tokens().len() - self.computed;
-        u32::try_from(left)
-            .ok()
-            .and_then(NonZeroU32::new)
-            .expect("a prompt is computed up to its last token and no further")
-    }
-
-    pub(crate) fn asked(&self) -> Option<Outcome> {
-        self.ticket.asked()
-    }
-
-    pub(crate) fn control(&self) -> &Control {
-        &self.ticket.control
-    }
-
-    pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let usage = Usage { prompt_tokens: count(self.computed), ..Usage::default() };
-        let Self { ticket, sequence, running, .. } = self;
-        drop((sequence, running));
-        ticket.end(outcome, usage, Stage::Prefilling, metrics);
-    }
-
-    /// One pass over the next `chunk` tokens.
-    pub(crate) fn advance<F: Forward<Sequence = S>>(
-        mut self,
-        forward: &mut F,
-        chunk: NonZeroU32,
-        metrics: &EngineMetrics,
-    ) -> Advanced<S> {
-        let until = self.computed + chunk.get() as usize;
-        let tokens = &self.prompt.tokens()[self.computed..until];
-        let last = until == self.prompt.tokens().len();
-        let sequence = &mut self.sequence;
-        let passed = self.ticket.pass(PassKind::Prefill, metrics, || {
-            if last {
-                forward.prefill_last(sequence, tokens).map(Some)
-            } else {
-                forward.prefill(sequence, tokens).map(|()| None)
-            }
-        });
-        match passed {
-            Err(failed) => {
-                self.end(failed, metrics);
-                Advanced::Ended
-            }
-            Ok(None) => {
-                self.computed = until;
-                Advanced::More(self)
-            }
-            Ok(Some(token)) => {
-                let context = forward.shape().context;
-                match self.into_decoding(context).take(token, metrics) {
-                    Some(decoding) => Advanced::Ready(decoding),
-                    None => Advanced::Ended,
-                }
-            }
-        }
-    }
-
-    fn into_decoding(self, context: u32) -> Decoding<S> {
-        let Self { ticket, sequence, prompt, computed: _, generation, running } = self;
-        let prompt_tokens = count(prompt.tokens().len());
-        Decoding {
-            ticket,
-            sequence,
-            prompt_tokens,
-            generated: 0,
-            // The model's context ends the generation where the request's own limit would not.
-            tokens_max: generation.tokens_max.min(context.saturating_sub(prompt_tokens)),
-            stop_tokens: generation.stop_tokens,
-            running,
-        }
-    }
-}
-
-/// It produces tokens.
-#[derive(Debug)]
-pub(crate) struct Decoding<S> {
-    ticket: Ticket,
-    sequence: S,
-    prompt_tokens: u32,
-    generated: u32,
-    tokens_max: u32,
-    stop_tokens: Vec<TokenId>,
-    running: Counted,
-}
-
-impl<S> Decoding<S> {
-    pub(crate) fn asked(&self) -> Option<Outcome> {
-        self.ticket.asked()
-    }
-
-    pub(crate) fn control(&self) -> &Control {
-        &self.ticket.control
-    }
-
-    pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let usage = Usage {
-            prompt_tokens: self.prompt_tokens,
+        let tokens = prompt.into_tokens();
+        let request = Request {
+            ticket: Ticket { id, out, control },
+            prompt_tokens: tokens.len(),
+            tokens,
             cached_tokens: 0,
-            generated_tokens: self.generated,
+            generation,
+            fresh_seed,
+            arrival,
+            overtaken: 0,
+            suspect: false,
         };
-        let Self { ticket, sequence, running, .. } = self;
-        drop((sequence, running));
-        ticket.end(outcome, usage, Stage::Decoding, metrics);
+        Self { request, since: Since::Arrival(place) }
     }
 
-    /// One pass for its next token. `None`: the request has ended.
-    pub(crate) fn advance<F: Forward<Sequence = S>>(
+    pub(crate) fn rank(&self) -> Rank {
+        self.request.rank()
+    }
+
+    pub(crate) fn arrival(&self) -> u64 {
+        self.request.arrival
+    }
+
+    pub(crate) fn overtaken_by(&mut self, arrival: u64) {
+        self.request.overtaken_by(arrival);
+    }
+
+    /// All that must be in the cache before its next token.
+    pub(crate) fn history(&self) -> &[TokenId] {
+        &self.request.tokens
+    }
+
+    pub(crate) fn opening(&self) -> Opening<'_> {
+        self.request.opening()
+    }
+
+    pub(crate) fn asked(&self) -> Option<Outcome> {
+        self.request.asked()
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.request.ticket.control
+    }
+
+    pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
+        let Self { request, since } = self;
+        // One that was preempted had its whole prompt computed, or part of it: nobody knows any
+        // more how much, and it is the prompt that was served.
+        let (usage, stage) = match since {
+            Since::Arrival(_) => (Usage::default(), Stage::Waiting),
+            Since::Preemption(_) if request.generated().is_empty() => {
+                (request.usage(request.cached_tokens), Stage::Prefilling)
+            }
+            Since::Preemption(_) => (request.usage(request.prompt_tokens), Stage::Decoding),
+        };
+        drop(since);
+        request.ticket.end(outcome, usage, stage, metrics);
+    }
+
+    /// It could not start: the model would not have it, or the cache is too small for it.
+    pub(crate) fn refuse(self, error: &PassFailed, metrics: &EngineMetrics) {
+        let id = &self.request.ticket.id;
+        tracing::error!(request = %id, %error, "the model could not take the request");
+        self.end(Outcome::Failed(error.to_string()), metrics);
+    }
+
+    /// Gives up its place in the waiting room for pages and a sequence.
+    pub(crate) fn start<S>(self, sequence: S, lease: Lease, metrics: &EngineMetrics) -> Running<S> {
+        let Self { mut request, since } = self;
+        let computed = lease.cached_tokens();
+        let running = match since {
+            Since::Arrival(place) => {
+                drop(place);
+                request.cached_tokens = computed;
+                metrics.prefix_reused(computed, request.prompt_tokens);
+                request.ticket.tell(Event::Started);
+                Counted::new(&metrics.running)
+            }
+            Since::Preemption(running) => running,
+        };
+        Running { request, sequence, lease, computed, running }
+    }
+}
+
+/// It has a row in the batch.
+#[derive(Debug)]
+pub(crate) struct Running<S> {
+    request: Request,
+    sequence: S,
+    lease: Lease,
+    /// How many of its tokens are in the cache; at least one is not.
+    computed: usize,
+    running: Counted,
+}
+
+impl<S> Running<S> {
+    /// Tokens to compute before its next one can be drawn.
+    fn left(&self) -> NonZeroU32 {
+        NonZeroU32::new(count(self.request.tokens.len() - self.computed))
+            .expect("a token that was drawn is not in the cache before it is computed")
+    }
+
+    fn stage(&self) -> Stage {
+        if self.request.generated().is_empty() { Stage::Prefilling } else { Stage::Decoding }
+    }
+
+    pub(crate) fn overtaken_by(&mut self, arrival: u64) {
+        self.request.overtaken_by(arrival);
+    }
+
+    pub(crate) fn as_holder(&self) -> Holder {
+        Holder {
+            rank: self.request.rank(),
+            pages: self.lease.alone(),
+            needs: self.lease.lacks(self.request.tokens.len()),
+        }
+    }
+
+    pub(crate) fn as_step(&self) -> Step {
+        let left = self.left();
+        let flows = left == NonZeroU32::MIN && !self.request.generated().is_empty();
+        Step { rank: self.request.rank(), left, flows, suspect: self.request.suspect }
+    }
+
+    /// Makes sure of pages for its next tokens. They were counted before the pass was planned.
+    #[must_use]
+    pub(crate) fn make_room(&mut self, tokens: NonZeroU32) -> bool {
+        self.lease.extend(self.computed + tokens.get() as usize)
+    }
+
+    /// Its part in a pass over its next `tokens` tokens.
+    pub(crate) fn row(&mut self, tokens: NonZeroU32) -> Row<'_, S> {
+        let until = self.computed + tokens.get() as usize;
+        Row {
+            sequence: &mut self.sequence,
+            tokens: &self.request.tokens[self.computed..until],
+            from: count(self.computed),
+            pages: self.lease.pages(),
+            draw: until == self.request.tokens.len(),
+        }
+    }
+
+    pub(crate) fn asked(&self) -> Option<Outcome> {
+        self.request.asked()
+    }
+
+    /// Who cancelled it, if someone did.
+    pub(crate) fn cancelled(&self) -> Option<CancelCause> {
+        match self.asked() {
+            Some(Outcome::Cancelled(cause)) => Some(cause),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.request.ticket.id
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.request.ticket.control
+    }
+
+    pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
+        let stage = self.stage();
+        let Self { request, sequence, lease, computed, running } = self;
+        let usage = request.usage(computed);
+        drop((sequence, lease, running));
+        request.ticket.end(outcome, usage, stage, metrics);
+    }
+
+    /// From its next pass on it runs alone, until it has drawn a token.
+    pub(crate) fn suspect(&mut self) {
+        self.request.suspect = true;
+    }
+
+    /// Gives back its pages, and waits for others. What it has drawn it keeps.
+    pub(crate) fn preempt(self) -> Waiting {
+        let Self { request, sequence, lease, computed: _, running } = self;
+        drop((sequence, lease));
+        Waiting { request, since: Since::Preemption(running) }
+    }
+
+    /// Its next `tokens` tokens are in the cache, and a token may have come of it. `None`: with
+    /// that it has ended.
+    pub(crate) fn advance(
         mut self,
-        forward: &mut F,
+        tokens: NonZeroU32,
+        drawn: Option<Drawn>,
+        context: u32,
         metrics: &EngineMetrics,
     ) -> Option<Self> {
-        let sequence = &mut self.sequence;
-        let passed = self.ticket.pass(PassKind::Decode, metrics, || {
-            let tokens = forward.decode(&mut [sequence])?;
-            let [token] = tokens[..] else {
-                return Err(PassFailed(format!(
-                    "a batch of 1 sequence must yield 1 token, got {}",
-                    tokens.len()
-                )));
-            };
-            Ok(token)
-        });
-        match passed {
-            Ok(token) => self.take(token, metrics),
-            Err(failed) => {
-                self.end(failed, metrics);
-                None
-            }
-        }
-    }
-
-    /// Hands out a new token, or ends the request with it.
-    fn take(mut self, token: TokenId, metrics: &EngineMetrics) -> Option<Self> {
-        self.generated += 1;
-        if self.stop_tokens.contains(&token) {
+        self.computed += tokens.get() as usize;
+        self.lease.computed(&self.request.tokens[..self.computed]);
+        let Some(drawn) = drawn else { return Some(self) };
+        self.request.suspect = false;
+        self.request.tokens.push(drawn.token);
+        let generation = &self.request.generation;
+        if generation.stop_tokens.contains(&drawn.token) {
             self.end(Outcome::Completed(Finish::Stop), metrics);
             return None;
         }
-        self.ticket.tell(Event::Token(token.into()));
-        if self.generated >= self.tokens_max {
+        // The model's context ends the generation where the request's own limit would not.
+        let over = self.request.generated().len() >= generation.tokens_max as usize
+            || self.request.tokens.len() >= context as usize;
+        self.request.ticket.tell(Event::Token(drawn));
+        if over {
             self.end(Outcome::Completed(Finish::Length), metrics);
             return None;
         }

@@ -7,8 +7,11 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::turn::Engine;
-use crate::{EngineConfig, EngineHandle, EngineMetrics, Forward, Mode, ModelShape, WaitingConfig};
+use crate::handle::Submission;
+use crate::{
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, ModelShape,
+    SystemClock, WaitingConfig,
+};
 
 /// What the engine is at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +43,7 @@ pub enum EngineExit {
 #[derive(Debug)]
 pub struct EngineThread {
     // The only strong sender: without it the inbox closes, and the thread comes to its end.
-    inbox: Option<mpsc::Sender<crate::handle::Submission>>,
+    inbox: Option<mpsc::Sender<Submission>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -75,6 +78,7 @@ impl Drop for EngineThread {
 /// When the operating system gives no thread.
 pub fn spawn<F, E>(
     config: &EngineConfig,
+    cache: &CacheConfig,
     waiting: &WaitingConfig,
     metrics: EngineMetrics,
     load: impl FnOnce() -> Result<F, E> + Send + 'static,
@@ -83,27 +87,17 @@ where
     F: Forward + 'static,
     E: std::fmt::Display,
 {
-    // One mode so far; a second one must be told apart here, or this does not compile.
-    let Mode::Simple = config.mode;
-    let seats_max = waiting.requests_max.get();
-    let (inbox, submissions) = mpsc::channel(seats_max);
-    let (state_out, state) = watch::channel(EngineState::Starting);
-    let handle = EngineHandle {
-        inbox: inbox.downgrade(),
-        seats: Arc::new(Semaphore::new(seats_max)),
-        seats_max,
-        state,
-        metrics: metrics.clone(),
-    };
-    let config = config.clone();
+    let Ends { handle, inbox, submissions, state } = ends(waiting, &metrics);
+    let (config, cache) = (config.clone(), cache.clone());
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         raise_priority();
         // The model and all that it holds are inside this closure: a panic drops them here, on
         // the thread that made them, and nothing of them is looked at afterwards.
         let ended = catch_unwind(AssertUnwindSafe(|| {
             let model = load().map_err(|e| EngineExit::LoadFailed(e.to_string()))?;
-            state_out.send_replace(EngineState::Ready(model.shape()));
-            Engine::new(model, submissions, &config, metrics).run();
+            state.send_replace(EngineState::Ready(model.shape()));
+            let clock = Box::new(SystemClock::start());
+            Engine::new(model, submissions, &config, &cache, metrics, clock).run();
             Ok(())
         }));
         let exit = match ended {
@@ -115,9 +109,54 @@ where
             EngineExit::Asked => tracing::info!("engine stopped"),
             exit => tracing::error!(%exit, "engine stopped"),
         }
-        state_out.send_replace(EngineState::Exited(exit));
+        state.send_replace(EngineState::Exited(exit));
     })?;
     Ok((handle, EngineThread { inbox: Some(inbox), thread: Some(thread) }))
+}
+
+/// An engine whose turns the caller takes, on the caller's thread and by the caller's clock: for
+/// simulations. Dropping the [`Door`] closes it, as stopping the thread does.
+pub fn by_hand<F: Forward>(
+    model: F,
+    config: &EngineConfig,
+    cache: &CacheConfig,
+    waiting: &WaitingConfig,
+    metrics: EngineMetrics,
+    clock: Box<dyn Clock>,
+) -> (EngineHandle, Door, Engine<F>) {
+    let Ends { handle, inbox, submissions, state } = ends(waiting, &metrics);
+    state.send_replace(EngineState::Ready(model.shape()));
+    let engine = Engine::new(model, submissions, config, cache, metrics, clock);
+    (handle, Door { _inbox: inbox, _state: state }, engine)
+}
+
+/// What keeps an engine that is run by hand open.
+#[derive(Debug)]
+pub struct Door {
+    _inbox: mpsc::Sender<Submission>,
+    _state: watch::Sender<EngineState>,
+}
+
+/// The ends of all that leads to an engine and from it.
+struct Ends {
+    handle: EngineHandle,
+    inbox: mpsc::Sender<Submission>,
+    submissions: mpsc::Receiver<Submission>,
+    state: watch::Sender<EngineState>,
+}
+
+fn ends(waiting: &WaitingConfig, metrics: &EngineMetrics) -> Ends {
+    let seats_max = waiting.requests_max.get();
+    let (inbox, submissions) = mpsc::channel(seats_max);
+    let (state, state_seen) = watch::channel(EngineState::Starting);
+    let handle = EngineHandle {
+        inbox: inbox.downgrade(),
+        seats: Arc::new(Semaphore::new(seats_max)),
+        seats_max,
+        state: state_seen,
+        metrics: metrics.clone(),
+    };
+    Ends { handle, inbox, submissions, state }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -1,61 +1,69 @@
 //! The loop of the engine thread. All that runs there is called from here.
 
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
-use std::num::NonZeroU32;
 
-use interlock_request::{CancelCause, Outcome};
-use interlock_scheduler::{Load, Next, schedule};
+use interlock_request::{CancelCause, Drawn, Outcome};
+use interlock_scheduler::{Newcomer, Place, Room, first, overdrawn, place, rows};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::handle::Submission;
 use crate::metrics::EngineMetrics;
-use crate::stages::{Advanced, Decoding, Prefilling, Waiting};
-use crate::{Control, EngineConfig, Forward};
+use crate::pace::Pace;
+use crate::pages::{PageAudit, Pages};
+use crate::passes::PassKind;
+use crate::stages::{Running, Waiting};
+use crate::{CacheConfig, Clock, EngineConfig, Forward, Mode, PassFailed};
 
 /// Everything that touches the device: the model and the sequences it holds.
 ///
 /// Built on the thread that runs it and never leaves: `Engine` is `!Send`, so the compiler, not a
 /// lock, keeps device state on one thread. No field is behind a mutex.
-pub(crate) struct Engine<F: Forward> {
+///
+/// The batch is a table, `running`. Joining and leaving are edits of it: nobody else's row, pages
+/// or keys and values are touched. `simple` mode is a table of one row.
+pub struct Engine<F: Forward> {
     forward: F,
     inbox: mpsc::Receiver<Submission>,
+    pages: Pages,
     waiting: Vec<Waiting>,
-    running: Option<Active<F::Sequence>>,
+    running: Vec<Running<F::Sequence>>,
     arrived: u64,
-    chunk_max: NonZeroU32,
+    running_max: u32,
+    displace: bool,
+    pace: Pace,
     metrics: EngineMetrics,
+    clock: Box<dyn Clock>,
+    seeds: std::hash::RandomState,
     stay_here: PhantomData<*mut ()>,
 }
 
-/// The request that has begun.
-enum Active<S> {
-    Prefilling(Prefilling<S>),
-    Decoding(Decoding<S>),
+/// What a turn found to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// One pass.
+    Ran,
+    /// Nothing: there is nobody to compute for.
+    Idle,
+    /// Nobody can submit any more, and whoever was left has been cancelled.
+    Closed,
 }
 
-impl<S> Active<S> {
-    fn asked(&self) -> Option<Outcome> {
-        match self {
-            Self::Prefilling(request) => request.asked(),
-            Self::Decoding(request) => request.asked(),
-        }
-    }
-
-    fn control(&self) -> &Control {
-        match self {
-            Self::Prefilling(request) => request.control(),
-            Self::Decoding(request) => request.control(),
-        }
-    }
-
-    fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        match self {
-            Self::Prefilling(request) => request.end(outcome, metrics),
-            Self::Decoding(request) => request.end(outcome, metrics),
-        }
-    }
+/// Who is where, for tests and simulations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Audit {
+    /// Requests without pages.
+    pub waiting: usize,
+    /// Requests with a row in the batch.
+    pub running: usize,
+    /// How many pages are what.
+    pub pages: PageAudit,
 }
+
+/// One row of a planned pass.
+type Planned = interlock_scheduler::Row;
 
 /// Is there anyone left who could submit?
 #[derive(PartialEq, Eq)]
@@ -69,45 +77,87 @@ impl<F: Forward> Engine<F> {
         forward: F,
         inbox: mpsc::Receiver<Submission>,
         config: &EngineConfig,
+        cache: &CacheConfig,
         metrics: EngineMetrics,
+        clock: Box<dyn Clock>,
     ) -> Self {
+        let shape = forward.shape();
+        let (running_max, displace, pace) = match config.mode {
+            Mode::Simple => (1, false, Pace::alone(config)),
+            Mode::Batched => (config.running_max.get(), true, Pace::shared(config)),
+        };
+        metrics.cache_pages.set(i64::from(shape.pages));
         Self {
+            pages: Pages::new(shape.pages, shape.page_tokens, cache.prefix),
             forward,
             inbox,
             waiting: vec![],
-            running: None,
+            running: vec![],
             arrived: 0,
-            chunk_max: config.prefill_chunk,
+            running_max,
+            displace,
+            pace,
             metrics,
+            clock,
+            seeds: std::hash::RandomState::new(),
             stay_here: PhantomData,
         }
     }
 
     /// Turns until the inbox is closed; whoever is left is then cancelled.
     pub(crate) fn run(mut self) {
-        while self.accept() == Inbox::Open {
-            self.turn();
-        }
-        self.cancel_all();
-        self.drop_cancelled();
-    }
-
-    /// One turn after the arrivals are in. Cancellations come first, so that a client that left
-    /// costs no further pass; then one decision, and at most one pass.
-    fn turn(&mut self) {
-        self.drop_cancelled();
-        let next = self.decide();
-        self.execute(next);
-    }
-
-    /// Takes what has arrived; waits for it only when there is nothing else to do.
-    fn accept(&mut self) -> Inbox {
-        if self.waiting.is_empty() && self.running.is_none() {
-            match self.inbox.blocking_recv() {
-                Some(submission) => self.arrive(submission),
-                None => return Inbox::Closed,
+        loop {
+            // Waits for arrivals only when there is nothing else to do.
+            if self.waiting.is_empty() && self.running.is_empty() {
+                match self.inbox.blocking_recv() {
+                    Some(submission) => self.arrive(submission),
+                    None => return,
+                }
+            }
+            if self.turn() == Turn::Closed {
+                return;
             }
         }
+    }
+
+    /// One turn: take arrivals, drop the cancelled, decide, run at most one pass, hand out tokens.
+    /// It never waits but for the device.
+    ///
+    /// Cancellations come before the decision, so that a client that left costs no further pass.
+    pub fn turn(&mut self) -> Turn {
+        let inbox = self.accept();
+        if inbox == Inbox::Closed {
+            self.cancel_all();
+        }
+        self.drop_cancelled();
+        if inbox == Inbox::Closed {
+            return Turn::Closed;
+        }
+        self.make_room();
+        self.start();
+        let table = self.plan();
+        self.metrics.cache_used(self.pages.available());
+        if table.is_empty() {
+            return Turn::Idle;
+        }
+        self.pass(&table);
+        Turn::Ran
+    }
+
+    /// Who is where.
+    ///
+    /// # Panics
+    ///
+    /// When the books of the cache do not add up.
+    pub fn audit(&self) -> Audit {
+        Audit {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            pages: self.pages.audit(),
+        }
+    }
+
+    fn accept(&mut self) -> Inbox {
         loop {
             match self.inbox.try_recv() {
                 Ok(submission) => self.arrive(submission),
@@ -118,7 +168,9 @@ impl<F: Forward> Engine<F> {
     }
 
     fn arrive(&mut self, submission: Submission) {
-        self.waiting.push(Waiting::new(submission, self.arrived));
+        let mut seed = self.seeds.build_hasher();
+        seed.write_u64(self.arrived);
+        self.waiting.push(Waiting::new(submission, self.arrived, seed.finish()));
         self.arrived += 1;
     }
 
@@ -128,43 +180,178 @@ impl<F: Forward> Engine<F> {
                 waiting.end(outcome, &self.metrics);
             }
         }
-        if let Some(outcome) = self.running.as_ref().and_then(Active::asked)
-            && let Some(active) = self.running.take()
-        {
-            active.end(outcome, &self.metrics);
+        for running in self.running.extract_if(.., |running| running.asked().is_some()) {
+            if let Some(outcome) = running.asked() {
+                running.end(outcome, &self.metrics);
+            }
         }
     }
 
-    fn decide(&self) -> Next {
-        let waiting: Vec<_> = self.waiting.iter().map(Waiting::as_scheduled).collect();
-        let running = self.running.as_ref().map(|active| match active {
-            Active::Prefilling(request) => {
-                interlock_scheduler::Running::Prefilling { left: request.left() }
-            }
-            Active::Decoding(_) => interlock_scheduler::Running::Decoding,
-        });
-        schedule(&Load { running, waiting: &waiting }, self.chunk_max)
+    /// Preempts, so that those who stay can take their next step. No end is due for anyone here:
+    /// the cancelled are gone, and who came to its end did so within the turn that drew its last
+    /// token.
+    fn make_room(&mut self) {
+        let holders: Vec<_> = self.running.iter().map(Running::as_holder).collect();
+        self.preempt(overdrawn(&self.room(), &holders));
     }
 
-    fn execute(&mut self, next: Next) {
-        let (forward, metrics) = (&mut self.forward, &self.metrics);
-        self.running = match (next, self.running.take()) {
-            (Next::Start(index), None) => {
-                self.waiting.swap_remove(index).start(forward, metrics).map(Active::Prefilling)
+    /// Starts who may start, in the order of rank. Who may not holds up those behind it: or a
+    /// large request would wait for ever while small ones pass it.
+    fn start(&mut self) {
+        while let Some(next) = first(self.waiting.iter().map(Waiting::rank)) {
+            let waiting = &self.waiting[next];
+            let history = waiting.history();
+            let needs = self.pages.needs(history, history.len());
+            let newcomer = Newcomer { rank: waiting.rank(), needs };
+            let holders: Vec<_> = self.running.iter().map(Running::as_holder).collect();
+            let Place::Now(leaving) = place(&self.room(), &holders, &newcomer) else { return };
+            // Out of the list before others come into it, so that `next` still means the same.
+            let waiting = self.waiting.remove(next);
+            self.preempt(leaving);
+            self.start_one(waiting);
+        }
+    }
+
+    fn start_one(&mut self, waiting: Waiting) {
+        let (history, arrival) = (waiting.history(), waiting.arrival());
+        let mut lease = self.pages.lease(history);
+        if !lease.extend(history.len()) {
+            let pages = self.forward.shape().pages;
+            let why = format!("{} tokens do not fit {pages} pages of cache", history.len());
+            drop(lease);
+            return waiting.refuse(&PassFailed::new(why), &self.metrics);
+        }
+        match self.forward.open(&waiting.opening()) {
+            Ok(sequence) => {
+                self.waiting.iter_mut().for_each(|other| other.overtaken_by(arrival));
+                self.running.iter_mut().for_each(|other| other.overtaken_by(arrival));
+                self.running.push(waiting.start(sequence, lease, &self.metrics));
             }
-            (Next::Prefill(chunk), Some(Active::Prefilling(request))) => {
-                match request.advance(forward, chunk, metrics) {
-                    Advanced::More(request) => Some(Active::Prefilling(request)),
-                    Advanced::Ready(request) => Some(Active::Decoding(request)),
-                    Advanced::Ended => None,
+            Err(error) => {
+                drop(lease);
+                waiting.refuse(&error, &self.metrics);
+            }
+        }
+    }
+
+    fn room(&self) -> Room {
+        Room {
+            pages_free: self.pages.available(),
+            running_max: self.running_max,
+            displace: self.displace,
+        }
+    }
+
+    fn preempt(&mut self, mut leaving: Vec<usize>) {
+        // From the end, so that removing one does not move those still to go.
+        leaving.sort_unstable_by(|a, b| b.cmp(a));
+        for index in leaving {
+            let running = self.running.remove(index);
+            self.metrics.preempted(running.id());
+            self.waiting.push(running.preempt());
+        }
+    }
+
+    /// The table of the next pass. A row whose pages cannot be had is left out: it waits for the
+    /// next turn, in which [`Engine::make_room`] sees what it lacks.
+    fn plan(&mut self) -> Vec<Planned> {
+        let steps: Vec<_> = self.running.iter().map(Running::as_step).collect();
+        let mut table = rows(&steps, &self.pace.budget());
+        table.retain(|row| self.running[row.index].make_room(row.tokens));
+        table.sort_unstable_by_key(|row| row.index);
+        table
+    }
+
+    /// Runs one pass, and accounts for it whoever still waits for its results.
+    fn pass(&mut self, table: &[Planned]) {
+        let flows = |row: &&Planned| self.running[row.index].as_step().flows;
+        let decoding = table.iter().filter(flows).count();
+        let tokens: u32 = table.iter().map(|row| row.tokens.get()).sum();
+        let prompt_tokens = tokens - u32::try_from(decoding).unwrap_or(u32::MAX).min(tokens);
+        let kind = match (decoding, prompt_tokens) {
+            (0, _) => PassKind::Prefill,
+            (_, 0) => PassKind::Decode,
+            (_, _) => PassKind::Mixed,
+        };
+        let mut planned: BTreeMap<usize, _> =
+            table.iter().map(|row| (row.index, row.tokens)).collect();
+        let mut batch: Vec<_> = self
+            .running
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, running)| Some(running.row(planned.remove(&index)?)))
+            .collect();
+        let in_flight = self.metrics.passes.begin(kind, &*self.clock);
+        let result = self.forward.pass(&mut batch).and_then(|drawn| {
+            let (got, wanted) = (drawn.len(), batch.len());
+            let wrong = || PassFailed::new(format!("a pass of {wanted} rows gave {got} results"));
+            if got == wanted { Ok(drawn) } else { Err(wrong()) }
+        });
+        drop(batch);
+        let took = in_flight.end();
+        self.metrics.passed(table.len(), decoding, prompt_tokens);
+        for row in table {
+            let running = &self.running[row.index];
+            if let Some(cause) = running.cancelled() {
+                self.metrics.cancelled_pass_ended(running.id(), cause, &result);
+            }
+        }
+        match result {
+            Ok(drawn) => {
+                self.pace.passed(decoding, prompt_tokens, took);
+                self.hand_out(table, drawn);
+            }
+            Err(failed) => self.failed(table, &failed),
+        }
+    }
+
+    fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {
+        let context = self.forward.shape().context;
+        let mut results: BTreeMap<usize, _> =
+            table.iter().zip(drawn).map(|(row, drawn)| (row.index, (row.tokens, drawn))).collect();
+        let metrics = &self.metrics;
+        self.running = std::mem::take(&mut self.running)
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, running)| match results.remove(&index) {
+                Some((tokens, drawn)) => running.advance(tokens, drawn, context, metrics),
+                None => Some(running),
+            })
+            .collect();
+    }
+
+    /// Ends whom it must, and lets the others try again: in the next pass if it is known whose
+    /// fault it was, or else each alone, so that whose pass then fails has failed by itself.
+    fn failed(&mut self, table: &[Planned], failed: &PassFailed) {
+        let culprit = match (failed.row, table) {
+            (Some(row), _) => table.get(row),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        };
+        match culprit {
+            Some(row) => {
+                let running = self.running.remove(row.index);
+                if running.cancelled().is_none() {
+                    tracing::error!(request = %running.id(), error = %failed, "pass failed");
+                }
+                running.end(Outcome::Failed(failed.to_string()), &self.metrics);
+            }
+            None => {
+                for row in table {
+                    self.running[row.index].suspect();
                 }
             }
-            (Next::Decode, Some(Active::Decoding(request))) => {
-                request.advance(forward, metrics).map(Active::Decoding)
-            }
-            (Next::Wait, None) => None,
-            (next, _) => unreachable!("the scheduler decided {next:?} for a load it was not given"),
-        };
+        }
+        let again = table.len() - usize::from(culprit.is_some());
+        if again > 0 {
+            self.metrics.retried(again);
+            tracing::error!(error = %failed, requests = again, "pass failed; trying again without whom it failed for");
+        }
+        if failed.caches_lost {
+            tracing::warn!(requests = self.running.len(), "the cache is lost; computing it again");
+            self.preempt((0..self.running.len()).collect());
+            self.pages.forget();
+        }
     }
 
     fn cancel_all(&mut self) {
@@ -172,8 +359,8 @@ impl<F: Forward> Engine<F> {
         for waiting in &self.waiting {
             waiting.control().cancel(shutdown);
         }
-        if let Some(active) = &self.running {
-            active.control().cancel(shutdown);
+        for running in &self.running {
+            running.control().cancel(shutdown);
         }
     }
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use interlock_engine::PassFailed;
 
+use crate::device::{Device, RowSeen, take};
+
 /// A test's hand on the simulated device. Every pass stops at the gate until it is let through.
 ///
 /// The record is kept by the device itself, not by the engine: it would show two passes in the
@@ -20,36 +22,21 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    begun: Vec<PassSeen>,
+    begun: Vec<Vec<RowSeen>>,
     ended: usize,
     in_flight: usize,
     in_flight_max: usize,
     let_through: usize,
     open: bool,
     failures_due: usize,
-}
-
-/// A pass as the device saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PassSeen {
-    /// Which request it computed for: 0 for the first that the model opened, and so on.
-    pub request: usize,
-    /// What it computed.
-    pub kind: PassKind,
-}
-
-/// What a pass computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PassKind {
-    /// A chunk of a prompt.
-    Prefill,
-    /// The next token.
-    Decode,
+    failing_request: Option<usize>,
 }
 
 impl Gate {
     /// Longest time any wait here takes: a test that is stuck fails instead of hanging.
     const PATIENCE: Duration = Duration::from_secs(20);
+    /// More passes than any story has before its point.
+    const STEPS_MAX: usize = 1000;
 
     /// A closed gate.
     pub fn closed() -> Self {
@@ -71,6 +58,31 @@ impl Gate {
     /// The next pass to be let through will fail.
     pub fn fail_next(&self) {
         self.state().failures_due += 1;
+    }
+
+    /// From now on every pass that computes for this request fails.
+    pub fn fail_whenever(&self, request: usize) {
+        self.state().failing_request = Some(request);
+    }
+
+    /// Lets passes through, one at a time, until one that is `wanted` is in the device. How many
+    /// have begun by then.
+    ///
+    /// # Panics
+    ///
+    /// When none comes in time.
+    pub fn step_until(&self, wanted: impl Fn(&[RowSeen]) -> bool) -> usize {
+        loop {
+            let ended = self.ended();
+            self.wait_begun(ended + 1);
+            let begun = self.begun();
+            if wanted(&begun[ended]) {
+                return begun.len();
+            }
+            assert!(ended < Self::STEPS_MAX, "{ended} passes, and none was it");
+            self.let_through(1);
+            self.wait_ended(ended + 1);
+        }
     }
 
     /// Waits until `n` passes have begun in all.
@@ -109,8 +121,8 @@ impl Gate {
         assert_eq!(state.begun.len(), before, "a pass began that must not have: {state:?}");
     }
 
-    /// The passes that have begun, in order.
-    pub fn begun(&self) -> Vec<PassSeen> {
+    /// The passes that have begun, in order, by the rows they computed.
+    pub fn begun(&self) -> Vec<Vec<RowSeen>> {
         self.state().begun.clone()
     }
 
@@ -122,25 +134,6 @@ impl Gate {
     /// Most passes that were ever in the device at once.
     pub fn in_flight_max(&self) -> usize {
         self.state().in_flight_max
-    }
-
-    /// Called by the device: a pass begins, waits at the gate, and ends.
-    pub(crate) fn pass(&self, seen: PassSeen) -> Result<(), PassFailed> {
-        let mut state = self.state();
-        state.begun.push(seen);
-        state.in_flight += 1;
-        state.in_flight_max = state.in_flight_max.max(state.in_flight);
-        self.0.changed.notify_all();
-        while !state.open && state.let_through == 0 {
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.let_through = state.let_through.saturating_sub(1);
-        state.in_flight -= 1;
-        state.ended += 1;
-        let fails = state.failures_due > 0;
-        state.failures_due = state.failures_due.saturating_sub(1);
-        self.0.changed.notify_all();
-        if fails { Err(PassFailed("the gate was told to fail this pass".into())) } else { Ok(()) }
     }
 
     fn wait(&self, done: impl Fn(&State) -> bool, what: impl Fn() -> String) {
@@ -156,5 +149,29 @@ impl Gate {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Gate {
+    /// A pass begins, waits at the gate, and ends.
+    fn pass(&mut self, rows: &[RowSeen], time: Duration) -> Result<(), PassFailed> {
+        let mut state = self.state();
+        state.begun.push(rows.to_vec());
+        state.in_flight += 1;
+        state.in_flight_max = state.in_flight_max.max(state.in_flight);
+        self.0.changed.notify_all();
+        while !state.open && state.let_through == 0 {
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.let_through = state.let_through.saturating_sub(1);
+        state.in_flight -= 1;
+        state.ended += 1;
+        let its_fault = |row: &RowSeen| Some(row.request) == state.failing_request;
+        let fails = state.failures_due > 0 || rows.iter().any(its_fault);
+        state.failures_due = state.failures_due.saturating_sub(1);
+        self.0.changed.notify_all();
+        drop(state);
+        take(time);
+        if fails { Err(PassFailed::new("the gate was told to fail this pass")) } else { Ok(()) }
     }
 }

@@ -14,10 +14,14 @@
 //! No text: `interlock-text` has the tokenizer that goes with these ids (bytes, and a few
 //! specials). No randomness: a request without a seed samples as if its seed were 0.
 
+mod device;
 mod gate;
+mod logprobs;
 mod model;
 mod settings;
 
-pub use gate::{Gate, PassKind, PassSeen};
+pub use device::{Device, RowKind, RowSeen};
+pub use gate::Gate;
+pub use logprobs::logprobs;
 pub use model::SimModel;
 pub use settings::{BadSettings, SimSettings};

@@ -1,26 +1,42 @@
 //! The simulated model itself.
 
-use std::time::Duration;
+use std::fmt;
 
-use interlock_engine::{Forward, ModelShape, PassFailed};
-use interlock_request::{Sampling, TokenId};
+use interlock_engine::{Forward, ModelShape, Opening, PageId, PassFailed, Row};
+use interlock_request::{Drawn, TokenId};
 
-use crate::{Gate, PassKind, PassSeen, SimSettings};
+use crate::device::{Device, RowKind, RowSeen, Sleeper, take};
+use crate::logprobs::logprobs;
+use crate::{Gate, SimSettings};
 
 /// A model that computes nothing, in the time it is told to take.
-#[derive(Debug)]
+///
+/// Its cache is real: each position holds a hash of all tokens up to it, and what comes next is a
+/// function of the hash that is found in the page before. A page that was given to two requests,
+/// shared too early or not written gives other tokens, as it would in a real model.
 pub struct SimModel {
     settings: SimSettings,
-    gate: Option<Gate>,
+    device: Box<dyn Device>,
+    pages: Vec<u64>,
     opened: usize,
     passes: u64,
 }
 
-/// What the simulated model keeps for a request: a hash of its history.
+/// What the simulated model keeps for a request beside its pages.
 #[derive(Debug)]
 pub struct History {
     request: usize,
-    hash: u64,
+    /// Sets requests with another seed apart.
+    start: u64,
+    drawn: u32,
+    tokens_min: u32,
+    logprobs: Option<u32>,
+}
+
+impl fmt::Debug for SimModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimModel").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 impl SimModel {
@@ -31,87 +47,143 @@ impl SimModel {
 
     /// Loads, for as long as it is told to.
     pub fn load(settings: SimSettings) -> Self {
-        take(settings.load);
-        Self { settings, gate: None, opened: 0, passes: 0 }
+        Self::on(settings, Box::new(Sleeper))
     }
 
     /// A model whose every pass stops at `gate`.
     pub fn gated(settings: SimSettings, gate: Gate) -> Self {
-        Self { gate: Some(gate), ..Self::load(settings) }
+        Self::on(settings, Box::new(gate))
     }
 
-    fn pass(&mut self, seen: PassSeen, time: Duration) -> Result<(), PassFailed> {
+    /// A model on this device.
+    pub fn on(settings: SimSettings, device: Box<dyn Device>) -> Self {
+        take(settings.load);
+        let positions = pages(&settings) as usize * settings.page.get() as usize;
+        Self { settings, device, pages: vec![0; positions], opened: 0, passes: 0 }
+    }
+
+    fn position(&self, pages: &[PageId], position: u32) -> usize {
+        let page_tokens = self.settings.page.get();
+        let PageId(page) = pages[(position / page_tokens) as usize];
+        page as usize * page_tokens as usize + (position % page_tokens) as usize
+    }
+
+    fn run(&mut self, rows: &[Row<'_, History>]) -> Result<(), PassFailed> {
         self.passes += 1;
-        if let Some(gate) = &self.gate {
-            gate.pass(seen)?;
+        let seen: Vec<_> = rows.iter().map(seen).collect();
+        let prompts: usize =
+            rows.iter().zip(&seen).filter(|(_, s)| s.kind == RowKind::Prefill).map(tokens).sum();
+        let decoding = seen.iter().filter(|seen| seen.kind == RowKind::Decode).count();
+        let mut time = self.settings.prefill * u32::try_from(prompts).unwrap_or(u32::MAX);
+        if decoding > 0 {
+            let rows = self.settings.row * u32::try_from(decoding).unwrap_or(u32::MAX);
+            time += self.settings.decode + rows;
         }
-        take(time);
+        self.device.pass(&seen, time)?;
         if self.settings.panic_at.is_some_and(|n| n.get() == self.passes) {
             panic!("the simulated model was told to panic at pass {}", self.passes);
         }
         match self.settings.fail_every {
-            Some(n) if self.passes.is_multiple_of(n.get()) => Err(PassFailed(format!(
+            Some(n) if self.passes.is_multiple_of(n.get()) => Err(PassFailed::new(format!(
                 "the simulated model was told to fail pass {}",
                 self.passes
             ))),
             _ => Ok(()),
         }
     }
+
+    /// A failing pass may leave anything behind where it was to write.
+    fn spoil(&mut self, rows: &[Row<'_, History>], failed: &PassFailed) {
+        const ANYTHING: u64 = 0xdead;
+        if failed.caches_lost {
+            self.pages.fill(ANYTHING);
+        }
+        for row in rows {
+            for (position, _) in (row.from..).zip(row.tokens) {
+                let at = self.position(row.pages, position);
+                self.pages[at] = ANYTHING;
+            }
+        }
+    }
+}
+
+fn pages(settings: &SimSettings) -> u32 {
+    settings.cache.div_ceil(settings.page.get())
+}
+
+fn seen(row: &Row<'_, History>) -> RowSeen {
+    let next = row.sequence.drawn > 0 && row.draw && row.tokens.len() == 1;
+    let kind = if next { RowKind::Decode } else { RowKind::Prefill };
+    RowSeen { request: row.sequence.request, kind }
+}
+
+fn tokens((row, _): (&Row<'_, History>, &RowSeen)) -> usize {
+    row.tokens.len()
 }
 
 impl Forward for SimModel {
     type Sequence = History;
 
     fn shape(&self) -> ModelShape {
-        ModelShape { context: self.settings.context, vocabulary: Self::VOCABULARY }
+        let page_tokens = self.settings.page.get();
+        let pages = pages(&self.settings);
+        ModelShape {
+            context: self.settings.context.min(pages.saturating_mul(page_tokens)),
+            vocabulary: Self::VOCABULARY,
+            page_tokens,
+            pages,
+        }
     }
 
-    fn open(&mut self, _: &[TokenId], sampling: &Sampling) -> Result<History, PassFailed> {
+    fn open(&mut self, opening: &Opening<'_>) -> Result<History, PassFailed> {
         let request = self.opened;
         self.opened += 1;
+        let generation = opening.generation;
+        let sampling = &generation.sampling;
         // Greedy ignores the seed, as it does in a real model.
         let seed = if sampling.temperature > 0.0 { sampling.seed.unwrap_or(0) } else { 0 };
-        Ok(History { request, hash: mix(seed) })
+        Ok(History {
+            request,
+            start: mix(seed),
+            drawn: u32::try_from(opening.generated.len()).unwrap_or(u32::MAX),
+            tokens_min: generation.tokens_min,
+            logprobs: generation.logprobs,
+        })
     }
 
-    fn prefill(&mut self, history: &mut History, chunk: &[TokenId]) -> Result<(), PassFailed> {
-        let time = self.settings.prefill * u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-        self.pass(PassSeen { request: history.request, kind: PassKind::Prefill }, time)?;
-        for &token in chunk {
-            history.append(token);
+    fn pass(&mut self, rows: &mut [Row<'_, History>]) -> Result<Vec<Option<Drawn>>, PassFailed> {
+        if let Err(failed) = self.run(rows) {
+            self.spoil(rows, &failed);
+            return Err(failed);
         }
-        Ok(())
-    }
-
-    fn prefill_last(
-        &mut self,
-        history: &mut History,
-        chunk: &[TokenId],
-    ) -> Result<TokenId, PassFailed> {
-        self.prefill(history, chunk)?;
-        Ok(history.next(self.settings.stop))
-    }
-
-    fn decode(&mut self, batch: &mut [&mut History]) -> Result<Vec<TokenId>, PassFailed> {
-        let request = batch.first().map_or(0, |history| history.request);
-        self.pass(PassSeen { request, kind: PassKind::Decode }, self.settings.decode)?;
-        Ok(batch.iter_mut().map(|history| history.next(self.settings.stop)).collect())
+        let mut drawn = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut hash = match row.from.checked_sub(1) {
+                None => row.sequence.start,
+                Some(before) => self.pages[self.position(row.pages, before)],
+            };
+            for (position, token) in (row.from..).zip(row.tokens) {
+                hash = mix(hash ^ u64::from(*token));
+                let at = self.position(row.pages, position);
+                self.pages[at] = hash;
+            }
+            drawn.push(row.draw.then(|| row.sequence.draw(hash, self.settings.stop)));
+        }
+        Ok(drawn)
     }
 }
 
 impl History {
-    fn append(&mut self, token: TokenId) {
-        self.hash = mix(self.hash ^ u64::from(token));
-    }
-
-    /// Letters, and a space where one would be. Appends what it returns.
-    fn next(&mut self, stop: u32) -> TokenId {
+    /// Letters, and a space where one would be.
+    fn draw(&mut self, hash: u64, stop: u32) -> Drawn {
         const TEXT: &[u8] = b"etaoinshrdlu cmfwyp vbgkqjxz";
-        let ends = stop > 0 && (self.hash >> 32).is_multiple_of(u64::from(stop));
-        let letter = usize::try_from(self.hash % TEXT.len() as u64).unwrap_or(0);
+        let may_end = stop > 0 && self.drawn >= self.tokens_min;
+        let ends = may_end && (hash >> 32).is_multiple_of(u64::from(stop));
+        let letter = usize::try_from(hash % TEXT.len() as u64).unwrap_or(0);
         let token = if ends { SimModel::EOS } else { TokenId::from(TEXT[letter]) };
-        self.append(token);
-        token
+        self.drawn += 1;
+        let told = self.logprobs.map(|count| Box::new(logprobs(token, count, hash)));
+        Drawn { token, logprobs: told }
     }
 }
 
@@ -123,57 +195,105 @@ const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The device is busy. The engine thread is the device here, so sleeping is what it does.
-fn take(time: Duration) {
-    if !time.is_zero() {
-        std::thread::sleep(time);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use interlock_request::{Generation, Priority, Sampling};
+
     use super::*;
 
-    fn tokens(prompt: &[TokenId], chunks: usize, sampling: &Sampling) -> Vec<TokenId> {
+    const PAGES: [PageId; 2] = [PageId(5), PageId(2)];
+
+    fn generation(sampling: Sampling) -> Generation {
+        Generation {
+            sampling,
+            tokens_max: 100,
+            tokens_min: 0,
+            stop_tokens: vec![SimModel::EOS],
+            logprobs: None,
+            priority: Priority::Standard,
+        }
+    }
+
+    fn open(model: &mut SimModel, generation: &Generation) -> History {
+        let opening = Opening { prompt: &[], generated: &[], generation, fresh_seed: 7 };
+        model.open(&opening).unwrap()
+    }
+
+    fn pass(
+        model: &mut SimModel,
+        sequence: &mut History,
+        from: u32,
+        tokens: &[TokenId],
+        draw: bool,
+    ) -> Result<Option<TokenId>, PassFailed> {
+        let mut rows = [Row { sequence, tokens, from, pages: &PAGES, draw }];
+        Ok(model.pass(&mut rows)?.remove(0).map(|drawn| drawn.token))
+    }
+
+    fn tokens(prompt: &[TokenId], chunk: usize, sampling: Sampling) -> Vec<TokenId> {
         let mut model = SimModel::load(SimSettings { stop: 0, ..SimSettings::default() });
-        let mut history = model.open(prompt, sampling).unwrap();
-        let mut chunks = prompt.chunks(prompt.len().div_ceil(chunks)).peekable();
-        let mut tokens = vec![];
-        while let Some(chunk) = chunks.next() {
-            if chunks.peek().is_some() {
-                model.prefill(&mut history, chunk).unwrap();
-            } else {
-                tokens.push(model.prefill_last(&mut history, chunk).unwrap());
-            }
+        let mut sequence = open(&mut model, &generation(sampling));
+        let mut all = prompt.to_vec();
+        let mut from = 0;
+        while all.len() < prompt.len() + 8 {
+            let until = (from + chunk).min(all.len());
+            let (draw, chunk) = (until == all.len(), &all[from..until]);
+            let drawn = pass(&mut model, &mut sequence, from as u32, chunk, draw).unwrap();
+            from = until;
+            all.extend(drawn);
         }
-        for _ in 0..8 {
-            tokens.extend(model.decode(&mut [&mut history]).unwrap());
-        }
-        tokens
+        all.split_off(prompt.len())
     }
 
     #[test]
     fn tokens_are_a_function_of_history_however_it_was_chunked() {
-        let greedy = Sampling::greedy();
-        assert_eq!(tokens(&[1, 2, 3, 4], 1, &greedy), tokens(&[1, 2, 3, 4], 2, &greedy));
-        assert_ne!(tokens(&[1, 2, 3, 4], 1, &greedy), tokens(&[1, 2, 3, 5], 1, &greedy));
+        let greedy = Sampling::greedy;
+        assert_eq!(tokens(&[1, 2, 3, 4], 4, greedy()), tokens(&[1, 2, 3, 4], 2, greedy()));
+        assert_ne!(tokens(&[1, 2, 3, 4], 4, greedy()), tokens(&[1, 2, 3, 5], 4, greedy()));
     }
 
     #[test]
     fn a_seed_matters_only_with_a_temperature() {
         let seeded =
             |temperature, seed| Sampling { temperature, seed: Some(seed), ..Sampling::greedy() };
-        assert_eq!(tokens(&[1], 1, &seeded(0.0, 1)), tokens(&[1], 1, &seeded(0.0, 2)));
-        assert_ne!(tokens(&[1], 1, &seeded(1.0, 1)), tokens(&[1], 1, &seeded(1.0, 2)));
+        assert_eq!(tokens(&[1], 1, seeded(0.0, 1)), tokens(&[1], 1, seeded(0.0, 2)));
+        assert_ne!(tokens(&[1], 1, seeded(1.0, 1)), tokens(&[1], 1, seeded(1.0, 2)));
     }
 
     #[test]
-    fn it_fails_when_it_was_told_to() {
-        let settings = "fail-every=2".parse().unwrap();
-        let mut model = SimModel::load(settings);
-        let mut history = model.open(&[1], &Sampling::greedy()).unwrap();
-        assert!(model.prefill_last(&mut history, &[1]).is_ok());
-        assert!(model.decode(&mut [&mut history]).is_err());
-        assert!(model.decode(&mut [&mut history]).is_ok());
+    fn it_fails_when_it_was_told_to_and_the_same_pass_can_be_tried_again() {
+        let once = || {
+            let mut model = SimModel::load("fail-every=2,stop=0".parse().unwrap());
+            let sequence = open(&mut model, &generation(Sampling::greedy()));
+            (model, sequence)
+        };
+        let (mut model, mut sequence) = once();
+        let first = pass(&mut model, &mut sequence, 0, &[1], true).unwrap().unwrap();
+        assert!(pass(&mut model, &mut sequence, 1, &[first], true).is_err());
+        let second = pass(&mut model, &mut sequence, 1, &[first], true).unwrap();
+        assert_eq!(tokens(&[1], 1, Sampling::greedy())[..2], [first, second.unwrap()]);
+    }
+
+    #[test]
+    fn what_lies_in_its_pages_is_what_it_goes_on_from() {
+        let mut model = SimModel::load(SimSettings { stop: 0, ..SimSettings::default() });
+        let mut sequence = open(&mut model, &generation(Sampling::greedy()));
+        let before: Vec<_> =
+            (0..3).map(|n| pass(&mut model, &mut sequence, 1, &[n], true)).collect();
+        pass(&mut model, &mut sequence, 0, &[9], false).unwrap();
+        let after: Vec<_> =
+            (0..3).map(|n| pass(&mut model, &mut sequence, 1, &[n], true)).collect();
+        assert_ne!(before, after, "another token at position 0");
+    }
+
+    #[test]
+    fn it_does_not_end_before_it_may() {
+        let mut model = SimModel::load(SimSettings { stop: 1, ..SimSettings::default() });
+        let mut sequence =
+            open(&mut model, &Generation { tokens_min: 2, ..generation(Sampling::greedy()) });
+        let drawn: Vec<_> =
+            (0..3).map(|n| pass(&mut model, &mut sequence, n, &[1], true).unwrap()).collect();
+        assert_eq!(drawn[2], Some(SimModel::EOS));
+        assert!(!drawn[..2].contains(&Some(SimModel::EOS)));
     }
 }

@@ -1,7 +1,7 @@
 //! How the simulated model behaves: what stands after `sim:`.
 
 use std::fmt;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,10 +12,16 @@ pub struct SimSettings {
     pub load: Duration,
     /// `prefill=DURATION`: time for each token of a prompt.
     pub prefill: Duration,
-    /// `decode=DURATION`: time for each decode pass.
+    /// `decode=DURATION`: time for each pass that draws a next token, however many rows it has.
     pub decode: Duration,
+    /// `row=DURATION`: time that each such row adds.
+    pub row: Duration,
     /// `context=N`: most tokens of prompt and output together.
     pub context: u32,
+    /// `cache=N`: tokens whose keys and values there is room for, in whole pages.
+    pub cache: u32,
+    /// `page=N`: tokens of a page.
+    pub page: NonZeroU32,
     /// `stop=N`: how often, on average, the model ends by itself: one token in N. 0 is never.
     pub stop: u32,
     /// `fail-every=N`: every N-th pass fails.
@@ -30,7 +36,10 @@ impl Default for SimSettings {
             load: Duration::ZERO,
             prefill: Duration::ZERO,
             decode: Duration::ZERO,
+            row: Duration::ZERO,
             context: 4096,
+            cache: 1 << 20,
+            page: NonZeroU32::new(16).expect("16 is not 0"),
             stop: 256,
             fail_every: None,
             panic_at: None,
@@ -46,8 +55,8 @@ pub enum BadSettings {
     Form(String),
     /// No such key.
     #[error(
-        "the simulated model has no setting {0:?}; it has load, prefill, decode, context, stop, \
-         fail-every and panic-at"
+        "the simulated model has no setting {0:?}; it has load, prefill, decode, row, context, \
+         cache, page, stop, fail-every and panic-at"
     )]
     Key(String),
     /// Not a value of that key.
@@ -74,6 +83,9 @@ impl FromStr for SimSettings {
                 "load" => settings.load = duration(key, value)?,
                 "prefill" => settings.prefill = duration(key, value)?,
                 "decode" => settings.decode = duration(key, value)?,
+                "row" => settings.row = duration(key, value)?,
+                "cache" => settings.cache = parse(key, value, "a number of tokens")?,
+                "page" => settings.page = parse(key, value, "a number of tokens, at least 1")?,
                 "context" => settings.context = parse(key, value, "a number of tokens")?,
                 "stop" => settings.stop = parse(key, value, "a number of tokens")?,
                 "fail-every" => settings.fail_every = Some(parse(key, value, PASSES)?),
@@ -107,11 +119,14 @@ impl fmt::Display for SimSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "load={},prefill={},decode={},context={},stop={}",
+            "load={},prefill={},decode={},row={},context={},cache={},page={},stop={}",
             humantime::format_duration(self.load),
             humantime::format_duration(self.prefill),
             humantime::format_duration(self.decode),
+            humantime::format_duration(self.row),
             self.context,
+            self.cache,
+            self.page,
             self.stop
         )?;
         if let Some(n) = self.fail_every {
@@ -130,7 +145,12 @@ mod tests {
 
     #[test]
     fn settings_read_as_they_are_written() {
-        for text in ["", "decode=20ms,prefill=1ms,context=64,fail-every=3", "stop=0,panic-at=7"] {
+        for text in [
+            "",
+            "decode=20ms,prefill=1ms,context=64,fail-every=3",
+            "stop=0,panic-at=7",
+            "row=1us,cache=64,page=4",
+        ] {
             let settings: SimSettings = text.parse().expect(text);
             assert_eq!(settings.to_string().parse(), Ok(settings), "{text:?}");
         }

@@ -1,0 +1,140 @@
+//! How much prompt a pass may compute, so that streams beside it keep their pace.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use interlock_scheduler::Budget;
+
+use crate::EngineConfig;
+
+/// What passes have cost so far, and what follows for the next.
+///
+/// A pass costs what its decoding rows cost, and so much more for each token of a prompt. Both are
+/// measured, since they differ by a factor of a thousand between machines, and by ten between a
+/// short and a long context on one. Each new pass counts for an eighth of the estimate: it follows
+/// a change within some ten passes and no single slow pass moves it much.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    chunk_max: NonZeroU32,
+    stretch: Stretch,
+    /// Seconds of a pass that only decodes.
+    decode: Option<f64>,
+    /// Seconds that a token of a prompt adds.
+    prompt_token: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stretch {
+    /// Nobody's stream is there to be held up.
+    Any,
+    /// A pass may take this many times as long as one that only decodes.
+    AtMost(f64),
+}
+
+impl Pace {
+    const NEW: f64 = 1.0 / 8.0;
+
+    /// A prompt advances by this many tokens in a pass, whatever that costs the streams: or it
+    /// would wait for them for ever.
+    const CHUNK_MIN: f64 = 8.0;
+
+    /// Of `simple` mode: one request at a time.
+    pub(crate) fn alone(config: &EngineConfig) -> Self {
+        Self {
+            chunk_max: config.prefill_chunk,
+            stretch: Stretch::Any,
+            decode: None,
+            prompt_token: None,
+        }
+    }
+
+    pub(crate) fn shared(config: &EngineConfig) -> Self {
+        let stretch = Stretch::AtMost(f64::from(config.decode_stretch_max.get()));
+        Self { stretch, ..Self::alone(config) }
+    }
+
+    /// A pass of `decoding` rows and `prompt_tokens` tokens has taken this long.
+    pub(crate) fn passed(&mut self, decoding: usize, prompt_tokens: u32, took: Duration) {
+        let took = took.as_secs_f64();
+        let follow = |estimate: &mut Option<f64>, seen: f64| {
+            let estimate = estimate.get_or_insert(seen);
+            *estimate += Self::NEW * (seen - *estimate);
+        };
+        if prompt_tokens == 0 {
+            follow(&mut self.decode, took);
+            return;
+        }
+        let decode = if decoding == 0 { 0.0 } else { self.decode.unwrap_or(0.0) };
+        follow(&mut self.prompt_token, (took - decode).max(0.0) / f64::from(prompt_tokens));
+    }
+
+    pub(crate) fn budget(&self) -> Budget {
+        let beside = match (self.stretch, self.decode, self.prompt_token) {
+            (Stretch::AtMost(stretch), Some(decode), Some(token)) if token > 0.0 => {
+                // A float that is too large for the type becomes its largest value.
+                let tokens = ((stretch - 1.0) * decode / token).max(Self::CHUNK_MIN) as u32;
+                NonZeroU32::new(tokens).map_or(self.chunk_max, |tokens| tokens.min(self.chunk_max))
+            }
+            // Nothing is known yet: the least, and soon more is.
+            (Stretch::AtMost(_), Some(_), None) => {
+                NonZeroU32::new(Self::CHUNK_MIN as u32).unwrap_or(NonZeroU32::MIN)
+            }
+            _ => self.chunk_max,
+        };
+        Budget { alone: self.chunk_max, beside }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn shared() -> Pace {
+        Pace::shared(&EngineConfig::default())
+    }
+
+    #[test]
+    fn a_prompt_beside_streams_gets_what_keeps_the_pass_within_its_stretch() {
+        let mut pace = shared();
+        pace.passed(0, 100, 100 * MS);
+        pace.passed(8, 0, 20 * MS);
+        // (3 - 1) * 20 ms, at 1 ms a token.
+        assert_eq!(pace.budget().beside.get(), 40);
+        assert_eq!(pace.budget().alone.get(), 256);
+    }
+
+    #[test]
+    fn it_follows_what_passes_cost() {
+        let mut pace = shared();
+        pace.passed(0, 100, 100 * MS);
+        pace.passed(8, 0, 20 * MS);
+        for _ in 0..100 {
+            pace.passed(8, 0, 40 * MS);
+            pace.passed(8, 50, 140 * MS); // 2 ms a token, beside decoding
+        }
+        let tokens = pace.budget().beside.get();
+        assert!((39..=40).contains(&tokens), "(3 - 1) * 40 ms, at 2 ms a token: {tokens}");
+    }
+
+    #[test]
+    fn a_prompt_always_advances_and_never_by_more_than_a_chunk() {
+        let mut pace = shared();
+        pace.passed(0, 10, 1000 * MS);
+        pace.passed(1, 0, MS);
+        assert_eq!(pace.budget().beside.get(), 8);
+        let mut pace = shared();
+        pace.passed(0, 1000, MS);
+        pace.passed(1, 0, 1000 * MS);
+        assert_eq!(pace.budget().beside.get(), 256);
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_is_survived() {
+        let mut pace = shared();
+        pace.passed(1, 0, Duration::ZERO);
+        pace.passed(1, 8, Duration::ZERO);
+        assert_eq!(pace.budget().beside.get(), 256);
+    }
+}

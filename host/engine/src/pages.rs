@@ -1,0 +1,432 @@
+//! Which request holds which pages of the cache, and what computed pages may be shared.
+//!
+//! A page holds the keys and values of a fixed number of tokens. A request leases pages; a page
+//! that is full and computed goes into an index under the tokens it stands for, and a request
+//! whose prompt begins with the same tokens leases that very page instead of computing it again.
+//! A page that nobody leases any more but the index still knows is *idle*: it is given away when
+//! no free one is left, the least recently used first.
+//!
+//! # Invariants
+//!
+//! - A [`Lease`] gives its pages back when it is dropped. The pool is shared with its leases by
+//!   `Rc`, on the one thread there is: a page cannot leak, or be given back twice.
+//! - A page in the index is full, and nobody writes to it again.
+//! - The index compares tokens, not hashes of them: a hit is never another prompt's page.
+//! - Every page is free, idle or leased; the three add up to all of them ([`Pages::audit`]).
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use interlock_request::TokenId;
+
+use crate::PageId;
+
+/// All pages of a model's cache.
+#[derive(Debug, Clone)]
+pub(crate) struct Pages(Rc<RefCell<Pool>>);
+
+/// Pages that one request holds.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pool: Pages,
+    pages: Vec<PageId>,
+    /// What each of the first pages holds, as the index names it: those are full.
+    contents: Vec<Content>,
+}
+
+/// Names what a page holds, together with all pages before it. Never used again for anything else.
+type Content = u64;
+
+/// What the first page of a prompt follows.
+const NOTHING: Content = 0;
+
+#[derive(Debug)]
+struct Pool {
+    page_tokens: usize,
+    /// By page: how many leases hold it, and what the index knows it for.
+    pages: Vec<Page>,
+    free: Vec<PageId>,
+    /// Idle pages by when they were given back: the first is the one to give away.
+    idle: BTreeMap<u64, PageId>,
+    index: HashMap<(Content, Box<[TokenId]>), PageId>,
+    remember: bool,
+    given_back: u64,
+    named: Content,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Page {
+    leases: u32,
+    known: Option<Known>,
+    /// When it became idle, if it is.
+    idle_since: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    content: Content,
+    key: (Content, Box<[TokenId]>),
+}
+
+/// How many pages are what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageAudit {
+    /// Held by requests.
+    pub leased: u32,
+    /// Held by nobody, remembered for whoever begins alike.
+    pub idle: u32,
+    /// Empty.
+    pub free: u32,
+}
+
+impl PageAudit {
+    /// All that a request could get.
+    pub fn available(&self) -> u32 {
+        self.idle + self.free
+    }
+}
+
+impl Pages {
+    /// Of `pages` pages of `page_tokens` tokens. `remember`: may computed pages be shared?
+    pub(crate) fn new(pages: u32, page_tokens: u32, remember: bool) -> Self {
+        Self(Rc::new(RefCell::new(Pool {
+            page_tokens: page_tokens.max(1) as usize,
+            pages: vec![Page::default(); pages as usize],
+            // Taken from the end: the first pages first.
+            free: (0..pages).rev().map(PageId).collect(),
+            idle: BTreeMap::new(),
+            index: HashMap::new(),
+            remember,
+            given_back: 0,
+            named: NOTHING,
+        })))
+    }
+
+    /// How many pages `tokens` tokens take.
+    pub(crate) fn count(&self, tokens: usize) -> u32 {
+        count(tokens.div_ceil(self.0.borrow().page_tokens))
+    }
+
+    /// Pages that a request with this history would take out of the available ones to hold
+    /// `tokens` tokens: all but those that it would share with a request that runs.
+    pub(crate) fn needs(&self, history: &[TokenId], tokens: usize) -> u32 {
+        let pool = self.0.borrow();
+        let shared = pool.matching(history).filter(|(page, _)| pool.page(*page).leases > 0).count();
+        count(tokens.div_ceil(pool.page_tokens).saturating_sub(shared))
+    }
+
+    /// Leases what the index knows of the beginning of `history`. At least the last token is left
+    /// to compute: something must be, for the next one to be drawn.
+    pub(crate) fn lease(&self, history: &[TokenId]) -> Lease {
+        let mut pool = self.0.borrow_mut();
+        let known: Vec<_> = pool.matching(history).collect();
+        let (mut pages, mut contents) = (vec![], vec![]);
+        for (page, content) in known {
+            pool.take(page);
+            pages.push(page);
+            contents.push(content);
+        }
+        drop(pool);
+        Lease { pool: self.clone(), pages, contents }
+    }
+
+    /// Forgets what all pages held: it is lost.
+    pub(crate) fn forget(&self) {
+        let mut pool = self.0.borrow_mut();
+        let Pool { pages, free, idle, index, .. } = &mut *pool;
+        index.clear();
+        for page in pages.iter_mut() {
+            page.known = None;
+            page.idle_since = None;
+        }
+        free.extend(std::mem::take(idle).into_values());
+    }
+
+    /// How many pages are what.
+    ///
+    /// # Panics
+    ///
+    /// When a page is in two states, or in none: the books are wrong, and with them every cache.
+    pub(crate) fn audit(&self) -> PageAudit {
+        let pool = self.0.borrow();
+        let leased = pool.pages.iter().filter(|page| page.leases > 0).count();
+        let audit = PageAudit {
+            leased: count(leased),
+            idle: count(pool.idle.len()),
+            free: count(pool.free.len()),
+        };
+        assert_eq!(leased + pool.idle.len() + pool.free.len(), pool.pages.len(), "{audit:?}");
+        audit
+    }
+
+    /// As [`Pages::audit`], without looking at each page.
+    pub(crate) fn available(&self) -> u32 {
+        let pool = self.0.borrow();
+        count(pool.free.len() + pool.idle.len())
+    }
+}
+
+impl Lease {
+    pub(crate) fn pages(&self) -> &[PageId] {
+        &self.pages
+    }
+
+    /// Tokens at the beginning that need not be computed.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.contents.len() * self.pool.0.borrow().page_tokens
+    }
+
+    /// Pages that it lacks to hold `tokens` tokens.
+    pub(crate) fn lacks(&self, tokens: usize) -> u32 {
+        self.pool.count(tokens).saturating_sub(count(self.pages.len()))
+    }
+
+    /// Pages that would come free without it.
+    pub(crate) fn alone(&self) -> u32 {
+        let pool = self.pool.0.borrow();
+        count(self.pages.iter().filter(|page| pool.page(**page).leases == 1).count())
+    }
+
+    /// Takes pages until `tokens` tokens fit. False, and nothing is taken, if there are too few.
+    #[must_use]
+    pub(crate) fn extend(&mut self, tokens: usize) -> bool {
+        let lacks = self.lacks(tokens) as usize;
+        let mut pool = self.pool.0.borrow_mut();
+        if pool.free.len() + pool.idle.len() < lacks {
+            return false;
+        }
+        for _ in 0..lacks {
+            let page = pool.take_any();
+            self.pages.push(page);
+        }
+        true
+    }
+
+    /// `history` is computed up to its end: full pages of it may be shared from now on.
+    pub(crate) fn computed(&mut self, history: &[TokenId]) {
+        let mut pool = self.pool.0.borrow_mut();
+        let full = history.chunks_exact(pool.page_tokens).zip(&self.pages);
+        for (tokens, page) in full.skip(self.contents.len()) {
+            let before = self.contents.last().copied().unwrap_or(NOTHING);
+            self.contents.push(pool.learn(before, tokens, *page));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut pool = self.pool.0.borrow_mut();
+        // From the end, so that the end of a prompt is given away before its beginning: a page
+        // helps nobody without those before it.
+        for page in self.pages.drain(..).rev() {
+            pool.give_back(page);
+        }
+    }
+}
+
+impl Pool {
+    fn page(&self, PageId(at): PageId) -> &Page {
+        &self.pages[at as usize]
+    }
+
+    fn page_mut(&mut self, PageId(at): PageId) -> &mut Page {
+        &mut self.pages[at as usize]
+    }
+
+    /// The known pages that `history` begins with, and what they are.
+    fn matching(&self, history: &[TokenId]) -> impl Iterator<Item = (PageId, Content)> {
+        let end = history.len().saturating_sub(1);
+        let mut before = NOTHING;
+        history[..end].chunks_exact(self.page_tokens).map_while(move |tokens| {
+            let page = *self.index.get(&(before, tokens.into()))?;
+            before = self.page(page).known.as_ref()?.content;
+            Some((page, before))
+        })
+    }
+
+    /// One more lease of a page that is known.
+    fn take(&mut self, page: PageId) {
+        let taken = self.page_mut(page);
+        taken.leases += 1;
+        if let Some(since) = taken.idle_since.take() {
+            self.idle.remove(&since);
+        }
+    }
+
+    /// An empty page, or the idle one that was used least recently.
+    fn take_any(&mut self) -> PageId {
+        let page = self.free.pop().unwrap_or_else(|| {
+            let (_, page) = self.idle.pop_first().expect("the caller counted them");
+            let gone = std::mem::take(self.page_mut(page));
+            if let Some(known) = gone.known {
+                self.index.remove(&known.key);
+            }
+            page
+        });
+        self.page_mut(page).leases = 1;
+        page
+    }
+
+    fn give_back(&mut self, page: PageId) {
+        let now = self.given_back;
+        let given = self.page_mut(page);
+        given.leases -= 1;
+        if given.leases > 0 {
+            return;
+        }
+        if given.known.is_some() {
+            given.idle_since = Some(now);
+            self.idle.insert(now, page);
+            self.given_back += 1;
+        } else {
+            self.free.push(page);
+        }
+    }
+
+    /// Enters a full page into the index; what it is called there.
+    ///
+    /// If another page is known for the same tokens, because two requests computed them at the
+    /// same time, that one stays, and this one is its lease's own; both have the same name.
+    fn learn(&mut self, before: Content, tokens: &[TokenId], page: PageId) -> Content {
+        let key = (before, tokens.into());
+        if let Some(known) = self.index.get(&key) {
+            let known = self.page(*known).known.as_ref();
+            return known.expect("what the index has is known").content;
+        }
+        self.named += 1;
+        let content = self.named;
+        if self.remember {
+            self.index.insert(key.clone(), page);
+            self.page_mut(page).known = Some(Known { content, key });
+        }
+        content
+    }
+}
+
+fn count(pages: usize) -> u32 {
+    u32::try_from(pages).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u32 = 4;
+
+    fn pages(count: u32) -> Pages {
+        Pages::new(count, PAGE, true)
+    }
+
+    /// A prompt of this many tokens; `end` sets its last one apart.
+    fn prompt(tokens: u32, end: u32) -> Vec<TokenId> {
+        (0..tokens - 1).chain([1000 + end]).collect()
+    }
+
+    fn computed(pages: &Pages, history: &[TokenId]) -> Lease {
+        let mut lease = pages.lease(history);
+        assert!(lease.extend(history.len()));
+        lease.computed(history);
+        lease
+    }
+
+    fn audit(leased: u32, idle: u32, free: u32) -> PageAudit {
+        PageAudit { leased, idle, free }
+    }
+
+    #[test]
+    fn a_lease_gives_back_what_it_took() {
+        let pages = pages(8);
+        let mut lease = pages.lease(&prompt(5, 0));
+        assert!(lease.extend(5));
+        assert_eq!(pages.audit(), audit(2, 0, 6));
+        assert!(!lease.extend(8 * 4 + 1), "there are no 9 pages");
+        assert_eq!(pages.audit(), audit(2, 0, 6), "and none of them was taken");
+        drop(lease);
+        assert_eq!(pages.audit(), audit(0, 0, 8));
+    }
+
+    #[test]
+    fn who_begins_alike_shares_the_full_pages_while_they_are_held_and_after() {
+        let pages = pages(8);
+        let first = computed(&pages, &prompt(10, 1));
+        let second = pages.lease(&prompt(10, 2));
+        assert_eq!(second.cached_tokens(), 8);
+        assert_eq!(second.pages(), &first.pages()[..2]);
+        assert_eq!((first.alone(), second.alone()), (1, 0));
+        drop((first, second));
+        assert_eq!(pages.audit(), audit(0, 2, 6));
+        assert_eq!(pages.lease(&prompt(30, 3)).cached_tokens(), 8);
+    }
+
+    #[test]
+    fn a_page_is_shared_only_behind_the_same_pages() {
+        let pages = pages(8);
+        drop(computed(&pages, &[1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(pages.lease(&[9, 9, 9, 9, 5, 6, 7, 8, 0]).cached_tokens(), 0);
+        assert_eq!(pages.lease(&[1, 2, 3, 4, 5, 6, 7, 9, 0]).cached_tokens(), 4);
+    }
+
+    #[test]
+    fn the_last_token_is_always_left_to_compute() {
+        let pages = pages(8);
+        drop(computed(&pages, &[1, 2, 3, 4]));
+        assert_eq!(pages.lease(&[1, 2, 3, 4]).cached_tokens(), 0);
+        assert_eq!(pages.lease(&[1, 2, 3, 4, 5]).cached_tokens(), 4);
+    }
+
+    #[test]
+    fn the_least_recently_used_page_is_given_away_and_the_end_of_a_prompt_before_its_beginning() {
+        let pages = pages(4);
+        drop(computed(&pages, &prompt(8, 1)));
+        let other: Vec<TokenId> = (50..58).collect();
+        drop(computed(&pages, &other));
+        drop(pages.lease(&prompt(9, 1))); // its first page is the most recently used now
+        let mut lease = pages.lease(&[]);
+        assert!(lease.extend(2 * PAGE as usize));
+        assert_eq!(pages.lease(&prompt(9, 1)).cached_tokens(), 4);
+        assert_eq!(pages.lease(&[50, 51, 52, 53, 0]).cached_tokens(), 4);
+        assert_eq!(pages.lease(&[50, 51, 52, 53, 54, 55, 56, 57, 0]).cached_tokens(), 4);
+    }
+
+    #[test]
+    fn what_two_compute_at_once_is_known_once() {
+        let pages = pages(8);
+        let (first, second) = (pages.lease(&prompt(9, 1)), pages.lease(&prompt(9, 1)));
+        for mut lease in [first, second] {
+            assert!(lease.extend(9));
+            lease.computed(&prompt(9, 1));
+        }
+        assert_eq!(pages.audit(), audit(0, 2, 6));
+    }
+
+    #[test]
+    fn what_a_newcomer_needs_does_not_count_pages_in_use_by_others() {
+        let pages = pages(8);
+        let first = computed(&pages, &prompt(10, 1));
+        assert_eq!(pages.needs(&prompt(10, 2), 10), 1, "two are leased by the first");
+        drop(first);
+        assert_eq!(pages.needs(&prompt(10, 2), 10), 3, "idle pages are available ones");
+        assert_eq!(pages.available(), 8);
+    }
+
+    #[test]
+    fn what_is_lost_is_forgotten_also_by_those_who_hold_it() {
+        let pages = pages(8);
+        let held = computed(&pages, &prompt(8, 1));
+        drop(computed(&pages, &[50, 51, 52, 53]));
+        pages.forget();
+        assert_eq!(pages.lease(&prompt(9, 1)).cached_tokens(), 0);
+        assert_eq!(pages.audit(), audit(2, 0, 6));
+        drop(held);
+        assert_eq!(pages.audit(), audit(0, 0, 8));
+    }
+
+    #[test]
+    fn a_pool_that_does_not_remember_shares_nothing() {
+        let pages = Pages::new(8, PAGE, false);
+        drop(computed(&pages, &prompt(10, 1)));
+        assert_eq!(pages.lease(&prompt(10, 2)).cached_tokens(), 0);
+        assert_eq!(pages.audit(), audit(0, 0, 8));
+    }
+}

@@ -1,0 +1,127 @@
+//! What the next pass computes.
+
+use std::num::NonZeroU32;
+
+use crate::Rank;
+
+/// A running request, as one that wants to be computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// How urgent it is.
+    pub rank: Rank,
+    /// Tokens to compute before it can draw its next one: 1 once it decodes.
+    pub left: NonZeroU32,
+    /// Is its next token one step away, and a client waiting for it?
+    pub flows: bool,
+    /// Was it in a pass that failed? Then it runs alone, so that the next failure is its own.
+    pub suspect: bool,
+}
+
+/// How many tokens of prompts a pass may compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// When nobody's stream waits for the pass.
+    pub alone: NonZeroU32,
+    /// Beside streams that flow: what keeps the pass within its stated stretch.
+    pub beside: NonZeroU32,
+}
+
+/// A row of the pass: this many tokens of the request with this index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Which of the running.
+    pub index: usize,
+    /// How many of its tokens, from where it stands.
+    pub tokens: NonZeroU32,
+}
+
+/// The table of the next pass; empty when nobody runs.
+///
+/// Who has one token left is in it, whatever that costs: it is cheap, and it is what somebody
+/// waits for. Prompts share what is left of the budget in the order of rank; the first in rank
+/// always advances, so that streams cannot hold a prompt up for ever.
+pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
+    let suspect = running.iter().enumerate().filter(|(_, step)| step.suspect);
+    if let Some((index, step)) = suspect.min_by_key(|(_, step)| step.rank) {
+        return vec![Row { index, tokens: step.left.min(budget.alone) }];
+    }
+    let flows = running.iter().any(|step| step.flows);
+    let mut left = if flows { budget.beside } else { budget.alone }.get();
+    let (mut table, mut prompts) = (vec![], vec![]);
+    for (index, step) in running.iter().enumerate() {
+        if step.left == NonZeroU32::MIN {
+            table.push(Row { index, tokens: NonZeroU32::MIN });
+        } else {
+            prompts.push((step.rank, index));
+        }
+    }
+    prompts.sort_unstable();
+    for (_, index) in prompts {
+        let Some(tokens) = NonZeroU32::new(running[index].left.get().min(left)) else { break };
+        left -= tokens.get();
+        table.push(Row { index, tokens });
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use interlock_request::Priority::{self, Interactive, Standard};
+
+    use super::*;
+
+    fn number(n: u32) -> NonZeroU32 {
+        NonZeroU32::new(n).unwrap()
+    }
+
+    fn decoding(arrival: u64) -> Step {
+        let rank = Rank::new(Standard, arrival, 0);
+        Step { rank, left: NonZeroU32::MIN, flows: true, suspect: false }
+    }
+
+    fn prefilling(priority: Priority, arrival: u64, left: u32) -> Step {
+        let rank = Rank::new(priority, arrival, 0);
+        Step { rank, left: number(left), flows: false, suspect: false }
+    }
+
+    fn table(running: &[Step]) -> Vec<(usize, u32)> {
+        let budget = Budget { alone: number(100), beside: number(10) };
+        rows(running, &budget).into_iter().map(|row| (row.index, row.tokens.get())).collect()
+    }
+
+    #[test]
+    fn every_stream_gets_its_token_and_prompts_what_is_left_of_the_budget() {
+        let running = [
+            decoding(1),
+            prefilling(Standard, 2, 4),
+            decoding(3),
+            prefilling(Standard, 4, 50),
+            prefilling(Standard, 5, 50),
+        ];
+        assert_eq!(table(&running), [(0, 1), (2, 1), (1, 4), (3, 6)]);
+    }
+
+    #[test]
+    fn a_prompt_alone_takes_all_it_may() {
+        assert_eq!(table(&[prefilling(Standard, 1, 500)]), [(0, 100)]);
+        let two = [prefilling(Standard, 1, 60), prefilling(Standard, 2, 60)];
+        assert_eq!(table(&two), [(0, 60), (1, 40)]);
+    }
+
+    #[test]
+    fn the_more_urgent_prompt_is_computed_first() {
+        let running = [prefilling(Standard, 1, 80), prefilling(Interactive, 2, 80)];
+        assert_eq!(table(&running), [(1, 80), (0, 20)]);
+    }
+
+    #[test]
+    fn a_suspect_runs_alone() {
+        let suspect = Step { suspect: true, ..decoding(7) };
+        assert_eq!(table(&[decoding(1), suspect, decoding(2)]), [(1, 1)]);
+    }
+
+    #[test]
+    fn nobody_runs_and_nothing_is_computed() {
+        assert_eq!(table(&[]), []);
+    }
+}
