@@ -15,9 +15,11 @@
 //! specials). No randomness: a request without a seed samples as if its seed were 0.
 
 mod gate;
+mod logprobs;
 mod model;
 mod settings;
 
 pub use gate::{Gate, PassKind, PassSeen};
+pub use logprobs::logprobs;
 pub use model::SimModel;
 pub use settings::{BadSettings, SimSettings};
