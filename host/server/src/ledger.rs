@@ -62,11 +62,6 @@ impl Ledger {
         self.admitted_at
     }
 
-    /// Tokens generated so far.
-    pub(crate) fn generated(&self) -> u32 {
-        self.generated
-    }
-
     /// What it used as far as its driver saw.
     pub(crate) fn usage_seen(&self) -> Usage {
         let prompt_tokens = if self.generated > 0 { self.prompt_tokens } else { 0 };
@@ -128,6 +123,7 @@ impl Ledger {
             why = why(outcome),
             error,
             prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.cached_tokens,
             generated_tokens = usage.generated_tokens,
             queue_ms = queue_time.map(millis),
             first_token_ms = time_to_first_token.map(millis),
