@@ -261,25 +261,37 @@ mod tests {
 
     #[test]
     fn a_token_that_begins_before_a_stop_is_told_and_one_that_begins_in_it_is_not() {
-        check_words(&["xyz"], &["a", "bx", "yz"], &expect![[r#"
+        check_words(
+            &["xyz"],
+            &["a", "bx", "yz"],
+            &expect![[r#"
             "a" -> "a" "a"@0
             "bx" -> "b" "bx"@1
             "yz" -> "", stopped after 3
-        "#]]);
-        check_words(&["xyz"], &["ab", "xyzc"], &expect![[r#"
+        "#]],
+        );
+        check_words(
+            &["xyz"],
+            &["ab", "xyzc"],
+            &expect![[r#"
             "ab" -> "ab" "ab"@0
             "xyzc" -> "", stopped after 2
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_token_is_told_with_the_first_of_its_text() {
-        check_words(&["xyz"], &["ax", "y", "x"], &expect![[r#"
+        check_words(
+            &["xyz"],
+            &["ax", "y", "x"],
+            &expect![[r#"
             "ax" -> "a" "ax"@0
             "y" -> ""
             "x" -> "xy" "y"@2
             flush -> "x" "x"@3
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

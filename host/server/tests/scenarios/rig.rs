@@ -12,10 +12,9 @@ use interlock_admission::{
 use interlock_engine::{EngineConfig, EngineMetrics, EngineThread, WaitingConfig, spawn};
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, serve};
+use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, listen, serve};
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -134,7 +133,7 @@ impl Rig {
             LimitsConfig::default().ceilings(),
             PolicyMetrics::register(&registry),
         );
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
         let parts = ServerParts {
             config: server,
@@ -154,6 +153,11 @@ impl Rig {
             }
         }));
         Self { gate, address, registry, ended, shutdown: Some(shutdown), server, _engine: thread }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) async fn connect(&self) -> Connection {
