@@ -220,6 +220,17 @@ mod tests {
     }
 
     #[test]
+    fn cached_tokens_are_counted_beside_the_prompt_of_which_they_are_a_part() {
+        let registry = Registry::new();
+        let usage = Usage { prompt_tokens: 9, cached_tokens: 4, generated_tokens: 2 };
+        open(&registry).end(Outcome::Completed(Finish::Stop), usage);
+        let exposed = registry.expose().expect("encodes");
+        for line in ["prompt_tokens_total 9", "prompt_tokens_cached_total 4"] {
+            assert!(exposed.contains(&format!("interlock_{line}\n")), "{exposed}");
+        }
+    }
+
+    #[test]
     fn an_end_is_written_down_once() {
         let registry = Registry::new();
         open(&registry).end(Outcome::Completed(Finish::Stop), Usage::default());
