@@ -1,5 +1,9 @@
 """The default model through the official openai package: what the README's reader does first."""
 
+import math
+
+import pytest
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -70,3 +74,22 @@ def test_completions_and_responses_speak_too(default_model):
     )
     assert "Paris" in response.output_text
     assert response.usage.output_tokens > 0
+
+
+def test_the_likeliest_tokens_are_told_and_greedy_draws_the_first(default_model):
+    choice = default_model.openai.chat.completions.create(
+        model=default_model.model,
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=12,
+        logprobs=True,
+        top_logprobs=20,
+        extra_body={"repetition_penalty": 1},  # what is told is before penalties
+    ).choices[0]
+    told = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in told).decode() == choice.message.content
+    for token in told:
+        top = [other.logprob for other in token.top_logprobs]
+        assert len(top) == 20 and top == sorted(top, reverse=True)
+        assert token.logprob == top[0] and token.token == token.top_logprobs[0].token
+        assert 0 < sum(math.exp(logprob) for logprob in top) <= 1.001

@@ -23,7 +23,6 @@ use interlock_request::SamplingDefaults;
 use interlock_server::{ServerMetrics, ServerParts};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::settings::Settings;
@@ -65,7 +64,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let stop = Stop::listen()?;
     let bind = config.server.bind;
-    let listener = TcpListener::bind(bind).await.map_err(|error| match error.kind() {
+    let listener = interlock_server::listen(bind).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => anyhow::anyhow!(
             "cannot listen on {bind}: it is in use; `--bind {}:0` takes any free port",
             bind.ip()

@@ -18,7 +18,6 @@ pub struct EngineMetrics {
     preemptions: IntCounter,
     pub(crate) cache_pages: IntGauge,
     cache_pages_used: IntGauge,
-    prefix_tokens: IntCounterVec,
     cancellations: IntCounterVec,
     cancelled_pass_failures: IntCounter,
     cancelled_pass_completions: IntCounter,
@@ -75,11 +74,6 @@ impl EngineMetrics {
             cache_pages: registry.gauge("cache_pages", "Pages of cache that there are."),
             cache_pages_used: registry
                 .gauge("cache_pages_used", "Pages of cache that running requests hold."),
-            prefix_tokens: registry.counters(
-                "prefix_cache_tokens_total",
-                "Prompt tokens of requests that began: found in the prefix cache, or not.",
-                &["found"],
-            ),
             cancellations: registry.counters(
                 "cancellations_total",
                 "Requests cancelled, by who asked and how far they were.",
@@ -101,9 +95,6 @@ impl EngineMetrics {
         for kind in PassKind::ALL {
             metrics.passes.seconds.with_label_values(&[kind.as_str()]);
         }
-        for found in ["yes", "no"] {
-            metrics.prefix_tokens.with_label_values(&[found]);
-        }
         for kind in ["prompt", "next"] {
             metrics.tokens.with_label_values(&[kind]);
         }
@@ -124,12 +115,6 @@ impl EngineMetrics {
     pub(crate) fn preempted(&self, id: &RequestId) {
         self.preemptions.inc();
         tracing::debug!(request = %id, "preempted");
-    }
-
-    pub(crate) fn prefix_reused(&self, found: usize, prompt_tokens: usize) {
-        self.prefix_tokens.with_label_values(&["yes"]).inc_by(found as u64);
-        let computed = prompt_tokens.saturating_sub(found) as u64;
-        self.prefix_tokens.with_label_values(&["no"]).inc_by(computed);
     }
 
     pub(crate) fn cache_used(&self, available: u32) {

@@ -196,7 +196,6 @@ impl Waiting {
             Since::Arrival(place) => {
                 drop(place);
                 request.cached_tokens = computed;
-                metrics.prefix_reused(computed, request.prompt_tokens);
                 request.ticket.tell(Event::Started);
                 Counted::new(&metrics.running)
             }

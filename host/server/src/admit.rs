@@ -8,7 +8,7 @@ use interlock_engine::{EngineView, ModelShape, Seat};
 use interlock_request::{Endpoint, Generation, Priority, RequestId, TokenId};
 use interlock_text::{RenderError, TextModel};
 
-use crate::ask::{Ask, Invalid, Length, Words};
+use crate::ask::{Ask, Invalid, Least, Length, Words};
 use crate::failure::Failure;
 use crate::host::Host;
 
@@ -29,6 +29,7 @@ pub(crate) struct Entry {
     pub(crate) account: Account,
     pub(crate) text: Arc<TextModel>,
     pub(crate) prompt_tokens: u32,
+    pub(crate) tokens_min: u32,
 }
 
 impl Host {
@@ -47,6 +48,10 @@ impl Host {
         let tokens = self.tokenize(&text, &ask.words).await?;
         let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
         let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
+        let tokens_min = match &ask.ending.least {
+            Some(least) => tokens_min(least, &ask.length, tokens_max)?,
+            None => 0,
+        };
         bias_in_vocabulary(ask, shape)?;
         let prompt = Prompt::new(tokens).ok_or_else(|| {
             Invalid::wrong_value(ask.words.param(), "at least one token long", "none")
@@ -54,9 +59,9 @@ impl Host {
         let generation = Generation {
             sampling: ask.sampling.clone(),
             tokens_max,
-            tokens_min: 0,
-            stop_tokens: text.eos().to_vec(),
-            logprobs: None,
+            tokens_min,
+            stop_tokens: if ask.ending.ignore_eos { vec![] } else { text.eos().to_vec() },
+            logprobs: ask.logprobs,
             // The policies decide; without them it is the chain's default.
             priority: Priority::Standard,
         };
@@ -77,7 +82,7 @@ impl Host {
         let seat = self.engine.seat()?;
         let (admitted, account, verdicts) = self.chain.admit(facts, &load, prompt, generation)?;
         tracing::debug!(request = %arrival.id, ?verdicts, "admitted");
-        Ok(Entry { seat, admitted, account, text, prompt_tokens })
+        Ok(Entry { seat, admitted, account, text, prompt_tokens, tokens_min })
     }
 
     async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
@@ -142,6 +147,28 @@ fn tokens_max(
                 Err(Invalid::wrong_value(param, &expected, shown))
             }
         },
+    }
+}
+
+/// Fewest tokens to generate, if that many can be: `tokens_max` is what the client's limit and
+/// the context leave.
+fn tokens_min(least: &Least, length: &Length, tokens_max: u32) -> Result<u32, Invalid> {
+    let most = i64::from(tokens_max);
+    let (most, why) = match length {
+        Length::Asked { param, tokens, .. } if least.tokens > *tokens => {
+            (*tokens, format!("{param} of the same request"))
+        }
+        Length::Default(tokens) if *tokens == tokens_max => {
+            (most, "max_tokens where a request does not say it".to_owned())
+        }
+        _ => (most, "what this model's context leaves behind the prompt".to_owned()),
+    };
+    match u32::try_from(least.tokens) {
+        Ok(tokens) if least.tokens <= most => Ok(tokens),
+        _ => {
+            let expected = format!("at most {most}, {why}");
+            Err(Invalid::wrong_value("min_tokens", &expected, &least.shown))
+        }
     }
 }
 

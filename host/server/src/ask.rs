@@ -17,7 +17,7 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
-use interlock_request::{Endpoint, Sampling, SamplingDefaults, TokenId};
+use interlock_request::{Endpoint, Generation, Sampling, SamplingDefaults, TokenId};
 use interlock_text::Message;
 
 pub(crate) use invalid::Invalid;
@@ -33,10 +33,12 @@ pub(crate) struct Ask {
     pub(crate) words: Words,
     /// How to draw tokens.
     pub(crate) sampling: Sampling,
-    /// How many tokens to generate.
+    /// How many tokens to generate at most.
     pub(crate) length: Length,
-    /// Texts that end the answer.
-    pub(crate) stops: Vec<String>,
+    /// What else ends the answer, and what does not.
+    pub(crate) ending: Ending,
+    /// Tell how likely tokens were, and this many of the likeliest.
+    pub(crate) logprobs: Option<u32>,
     /// Does the client want text as it comes?
     pub(crate) stream: bool,
     /// What the answer repeats of the question.
@@ -101,6 +103,26 @@ pub(crate) enum Length {
     Context,
 }
 
+/// What ends an answer before its length does, and what does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// Texts that end it.
+    pub(crate) stops: Vec<String>,
+    /// Go on where the model would end.
+    pub(crate) ignore_eos: bool,
+    /// Nothing but the length ends it before this many tokens.
+    pub(crate) least: Option<Least>,
+}
+
+/// `min_tokens`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Least {
+    /// May be beyond the context.
+    pub(crate) tokens: i64,
+    /// The number as the client wrote it.
+    pub(crate) shown: String,
+}
+
 /// What is particular to the endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Shape {
@@ -156,6 +178,17 @@ fn length(body: &Object<'_>, names: &[&'static str], otherwise: Length) -> Resul
         }
     }
     Ok(otherwise)
+}
+
+/// `stop`, and what vLLM's clients know as `ignore_eos` and `min_tokens`.
+fn ending(body: &Object<'_>) -> Result<Ending, Invalid> {
+    let least =
+        |item: Item<'_>| Ok(Least { tokens: item.integer(0..=i64::MAX)?, shown: item.shown() });
+    Ok(Ending {
+        stops: stops(body)?,
+        ignore_eos: flag(body, "ignore_eos")?,
+        least: body.get("min_tokens").map(least).transpose()?,
+    })
 }
 
 /// `stop`: up to four texts.
@@ -219,15 +252,19 @@ fn only_one(body: &Object<'_>, name: &str) -> Result<(), Invalid> {
     }
 }
 
-/// `top_logprobs`: none.
-fn no_top_logprobs(body: &Object<'_>) -> Result<(), Invalid> {
-    let Some(item) = body.get("top_logprobs") else { return Ok(()) };
-    match item.integer(0..=20)? {
-        0 => Ok(()),
-        _ => {
-            let why = "log probabilities are not served";
-            Err(Invalid::unsupported(item.path(), why, &item.shown()))
-        }
+/// How many of the likeliest tokens to tell.
+fn likeliest(item: &Item<'_>) -> Result<u32, Invalid> {
+    let count = item.integer(0..=i64::from(Generation::LOGPROBS_MAX))?;
+    Ok(u32::try_from(count).expect("the range was checked"))
+}
+
+/// `top_logprobs`, which goes with another field that says whether to tell any at all.
+fn top_logprobs(body: &Object<'_>, asked: bool, with: &str) -> Result<Option<u32>, Invalid> {
+    let Some(item) = body.get("top_logprobs") else { return Ok(asked.then_some(0)) };
+    match likeliest(&item)? {
+        count if asked => Ok(Some(count)),
+        0 => Ok(None),
+        _ => Err(item.wrong_value(&format!("absent or 0 unless {with}"))),
     }
 }
 

@@ -55,13 +55,15 @@ pub(crate) async fn generate(
             return Err(Failure::Cancelled(cause));
         }
     };
-    let Ask { stream, shape, stops, .. } = ask;
+    let Ask { stream, shape, ending, logprobs, .. } = ask;
     let head = Head {
         request: meta.id.clone(),
         model: host.model.clone(),
         created: arrival.at_micros / 1_000_000,
+        logprobs: logprobs.is_some(),
+        text: Arc::clone(&entry.text),
     };
-    let inlet = submit(&host, arrival, stream, stops, claim, entry);
+    let inlet = submit(&host, arrival, stream, ending.stops, claim, entry);
     answer(shape, head, stream, inlet).await
 }
 
@@ -99,13 +101,13 @@ fn submit(
     claim: Claim,
     entry: Entry,
 ) -> Inlet {
-    let Entry { seat, admitted, account, text, prompt_tokens } = entry;
+    let Entry { seat, admitted, account, text, prompt_tokens, tokens_min } = entry;
     let Arrival { id, endpoint, .. } = arrival;
     let title = Title { id, endpoint, model: host.model.clone(), streaming, prompt_tokens };
     let ledger = Ledger::open(title, account, Arc::clone(&host.metrics));
     let plan = *admitted.plan();
     let (outlet, inlet) = pieces();
-    let text = Text::new(text.detokenizer(), stops);
+    let text = Text::new(text.detokenizer(), stops, tokens_min);
     let life = Life::new(seat.submit(admitted), &plan, claim, ledger, text, outlet);
     // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all claims.
     tokio::spawn(life.run());
@@ -118,8 +120,8 @@ async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<
     let (content_type, body) = if stream {
         ("text/event-stream; charset=utf-8", Body::new(Stream::new(request, voice, inlet)))
     } else {
-        let (text, done) = inlet.whole().await?;
-        ("application/json", Body::from(voice.whole(text, &done)))
+        let (said, done) = inlet.whole().await?;
+        ("application/json", Body::from(voice.whole(said, &done)))
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();

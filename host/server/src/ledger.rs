@@ -62,11 +62,6 @@ impl Ledger {
         self.admitted_at
     }
 
-    /// Tokens generated so far.
-    pub(crate) fn generated(&self) -> u32 {
-        self.generated
-    }
-
     /// What it used as far as its driver saw.
     pub(crate) fn usage_seen(&self) -> Usage {
         let prompt_tokens = if self.generated > 0 { self.prompt_tokens } else { 0 };
@@ -128,6 +123,7 @@ impl Ledger {
             why = why(outcome),
             error,
             prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.cached_tokens,
             generated_tokens = usage.generated_tokens,
             queue_ms = queue_time.map(millis),
             first_token_ms = time_to_first_token.map(millis),
@@ -221,6 +217,17 @@ mod tests {
         assert!(counted(&registry, "failed"));
         let exposed = registry.expose().expect("encodes");
         assert!(exposed.contains("interlock_generated_tokens_total 1\n"), "{exposed}");
+    }
+
+    #[test]
+    fn cached_tokens_are_counted_beside_the_prompt_of_which_they_are_a_part() {
+        let registry = Registry::new();
+        let usage = Usage { prompt_tokens: 9, cached_tokens: 4, generated_tokens: 2 };
+        open(&registry).end(Outcome::Completed(Finish::Stop), usage);
+        let exposed = registry.expose().expect("encodes");
+        for line in ["prompt_tokens_total 9", "prompt_tokens_cached_total 4"] {
+            assert!(exposed.contains(&format!("interlock_{line}\n")), "{exposed}");
+        }
     }
 
     #[test]

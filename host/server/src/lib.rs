@@ -53,4 +53,4 @@ mod voice;
 pub use config::ServerConfig;
 pub use host::ServerParts;
 pub use metrics::ServerMetrics;
-pub use serve::{Served, serve};
+pub use serve::{Served, listen, serve};

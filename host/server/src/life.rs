@@ -16,17 +16,18 @@
 //! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and who renders it is not known.
 
 mod clock;
+mod text;
 
 use interlock_admission::Plan;
 use interlock_engine::{Control, Ended, Event, Events, Running};
-use interlock_request::{CancelCause, DisconnectAction, Finish, Outcome, Usage};
-use interlock_text::{Detokenizer, StopMatcher, Stopped};
+use interlock_request::{CancelCause, DisconnectAction, Drawn, Finish, Outcome, Usage};
 
 use crate::failure::Failure;
 use crate::ledger::Ledger;
 use crate::live::Claim;
 use crate::pieces::{Done, Outlet};
 use clock::{Clock, Strike};
+pub(crate) use text::Text;
 
 /// One admitted request and all that its driver needs.
 pub(crate) struct Life {
@@ -43,42 +44,12 @@ pub(crate) struct Life {
     drain_tokens: Option<u32>,
 }
 
-/// Tokens in, text out, until a stop string ends it.
-pub(crate) struct Text {
-    detokenizer: Detokenizer,
-    stops: StopMatcher,
-    /// Tokens generated when a stop string was complete.
-    stopped_after: Option<u32>,
-}
-
 /// What a driver hears.
 enum Heard {
     Asked(CancelCause),
     Engine(Option<Event>),
     ClientLeft,
     Struck(Strike),
-}
-
-impl Text {
-    pub(crate) fn new(detokenizer: Detokenizer, stops: Vec<String>) -> Self {
-        Self { detokenizer, stops: StopMatcher::new(stops), stopped_after: None }
-    }
-
-    /// Text that cannot be part of a stop string any more.
-    fn push(&mut self, token: u32) -> Stopped {
-        let text = self.detokenizer.push(token);
-        self.stops.push(&text)
-    }
-
-    /// What was held back, now that nothing follows.
-    fn flush(&mut self) -> String {
-        let text = self.detokenizer.flush();
-        let Stopped { mut emit, stopped } = self.stops.push(&text);
-        if !stopped {
-            emit.push_str(&self.stops.flush());
-        }
-        emit
-    }
 }
 
 impl Life {
@@ -123,7 +94,7 @@ impl Life {
                     self.ledger.started();
                     self.clock.started();
                 }
-                Heard::Engine(Some(Event::Token(drawn))) => self.token(drawn.token),
+                Heard::Engine(Some(Event::Token(drawn))) => self.token(drawn),
                 Heard::Engine(Some(Event::Ended(ended))) => break Some(ended),
                 Heard::Engine(None) => break None,
                 Heard::ClientLeft => self.client_left(),
@@ -136,16 +107,15 @@ impl Life {
         self.end(ended);
     }
 
-    fn token(&mut self, token: u32) {
+    fn token(&mut self, drawn: Drawn) {
         self.ledger.token();
         self.clock.token();
-        if self.text.stopped_after.is_none() {
-            let Stopped { emit, stopped } = self.text.push(token);
+        if self.text.stopped_after().is_none() {
+            let said = self.text.push(drawn);
             if let Some(client) = &mut self.client {
-                client.push(&emit);
+                client.push(said);
             }
-            if stopped {
-                self.text.stopped_after = Some(self.ledger.generated());
+            if self.text.stopped_after().is_some() {
                 self.control.finish();
             }
         }
@@ -195,7 +165,7 @@ impl Life {
                 (Outcome::Failed(why.into()), ledger.usage_seen())
             }
         };
-        if let (Some(tokens), Outcome::Completed(_)) = (text.stopped_after, &outcome) {
+        if let (Some(tokens), Outcome::Completed(_)) = (text.stopped_after(), &outcome) {
             // Tokens of the pass that was in flight when the text was complete belong to no
             // answer, and how many there are is chance.
             outcome = Outcome::Completed(Finish::Stop);
@@ -207,8 +177,8 @@ impl Life {
         let Some(mut client) = client else { return };
         match outcome {
             Outcome::Completed(finish) => {
-                if text.stopped_after.is_none() {
-                    client.push(&text.flush());
+                if text.stopped_after().is_none() {
+                    client.push(text.flush());
                 }
                 client.end(Ok(Done { finish, usage }));
             }

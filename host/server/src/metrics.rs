@@ -17,6 +17,7 @@ pub struct ServerMetrics {
     first_token_seconds: Histogram,
     inter_token_seconds: Histogram,
     prompt_tokens: IntCounter,
+    cached_tokens: IntCounter,
     generated_tokens: IntCounter,
     errors: IntCounterVec,
     pub(crate) connections: IntGauge,
@@ -65,6 +66,10 @@ impl ServerMetrics {
             ),
             prompt_tokens: registry
                 .counter("prompt_tokens_total", "Prompt tokens that the model saw."),
+            cached_tokens: registry.counter(
+                "prompt_tokens_cached_total",
+                "Those of the prompt tokens that another request had already computed.",
+            ),
             generated_tokens: registry
                 .counter("generated_tokens_total", "Tokens that the model generated."),
             errors: registry.counters(
@@ -107,6 +112,7 @@ impl ServerMetrics {
         self.requests.with_label_values(&[endpoint, model.as_str(), outcome]).inc();
         self.request_seconds.with_label_values(&[endpoint]).observe(summary.total.as_secs_f64());
         self.prompt_tokens.inc_by(summary.usage.prompt_tokens.into());
+        self.cached_tokens.inc_by(summary.usage.cached_tokens.into());
         self.generated_tokens.inc_by(summary.usage.generated_tokens.into());
     }
 

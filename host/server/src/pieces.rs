@@ -1,15 +1,16 @@
-//! The way from a request's driver to its HTTP side: text, then one end.
+//! The way from a request's driver to its HTTP side: text and its tokens, then one end.
 //!
 //! # Invariants
 //!
-//! - The driver never waits for its client: text that finds no room is kept and joined with what
+//! - The driver never waits for its client: what finds no room is kept and joined with what
 //!   follows, so at most the whole answer (`tokens_max` tokens) is held for a slow reader.
-//! - The end needs no room: it has a place of its own and takes the kept text along.
+//! - Tokens stay with their text, in order, and none is lost in the joining.
+//! - The end needs no room: it has a place of its own and takes along what was kept.
 //! - A driver that vanishes without an end is a failure, never silence.
 
 use std::task::{Context, Poll};
 
-use interlock_request::{Finish, Usage};
+use interlock_request::{Finish, Logprobs, TokenId, Usage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::failure::Failure;
@@ -26,33 +27,66 @@ pub(crate) struct Done {
     pub(crate) usage: Usage,
 }
 
+/// A part of an answer.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Said {
+    /// The text; empty only where tokens without any end the answer.
+    pub(crate) text: String,
+    /// The tokens that begin in this text; none unless the client asked how likely they were.
+    pub(crate) tokens: Vec<Told>,
+}
+
+/// A token that the client is told of. Ids are spelled only when they are written out: twenty
+/// spelled alternatives would take five times the room in which a slow reader's answer waits.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Told {
+    /// Which.
+    pub(crate) token: TokenId,
+    /// Characters of the answer before it.
+    pub(crate) at: usize,
+    /// How likely it was.
+    pub(crate) logprobs: Box<Logprobs>,
+}
+
+impl Said {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.tokens.is_empty()
+    }
+
+    /// Goes on with what follows.
+    pub(crate) fn join(&mut self, mut more: Self) {
+        self.text.push_str(&more.text);
+        self.tokens.append(&mut more.tokens);
+    }
+}
+
 /// The driver's side.
 #[derive(Debug)]
 pub(crate) struct Outlet {
-    text: mpsc::Sender<String>,
+    said: mpsc::Sender<Said>,
     end: oneshot::Sender<End>,
-    kept: String,
+    kept: Said,
 }
 
 /// The client's side. Dropping it is leaving.
 #[derive(Debug)]
 pub(crate) struct Inlet {
-    text: mpsc::Receiver<String>,
+    said: mpsc::Receiver<Said>,
     end: Ending,
 }
 
-/// What a client gets, in order: text, then one end.
+/// What a client gets, in order: an answer in parts, then one end.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Piece {
-    /// More text, never empty.
-    Text(String),
+    /// More of the answer, never nothing.
+    More(Said),
     /// Nothing follows.
     End(Result<Done, Failure>),
 }
 
 #[derive(Debug)]
 struct End {
-    kept: String,
+    kept: Said,
     how: Result<Done, Failure>,
 }
 
@@ -64,35 +98,35 @@ enum Ending {
 
 /// Both sides of one answer.
 pub(crate) fn pieces() -> (Outlet, Inlet) {
-    let (text_in, text) = mpsc::channel(PIECES_MAX);
+    let (said_in, said) = mpsc::channel(PIECES_MAX);
     let (end_in, end) = oneshot::channel();
     (
-        Outlet { text: text_in, end: end_in, kept: String::new() },
-        Inlet { text, end: Ending::Awaited(end) },
+        Outlet { said: said_in, end: end_in, kept: Said::default() },
+        Inlet { said, end: Ending::Awaited(end) },
     )
 }
 
 impl Outlet {
-    /// Sends text, or keeps it until there is room.
-    pub(crate) fn push(&mut self, text: &str) {
-        self.kept.push_str(text);
+    /// Sends this, or keeps it until there is room.
+    pub(crate) fn push(&mut self, said: Said) {
+        self.kept.join(said);
         if !self.kept.is_empty()
-            && let Ok(room) = self.text.try_reserve()
+            && let Ok(room) = self.said.try_reserve()
         {
             room.send(std::mem::take(&mut self.kept));
         }
     }
 
-    /// Returns once the client has left; sends kept text meanwhile. Nothing is lost when the
+    /// Returns once the client has left; sends what was kept meanwhile. Nothing is lost when the
     /// wait is given up.
     pub(crate) async fn left(&mut self) {
         while !self.kept.is_empty() {
-            match self.text.reserve().await {
+            match self.said.reserve().await {
                 Ok(room) => room.send(std::mem::take(&mut self.kept)),
                 Err(_) => return,
             }
         }
-        self.text.closed().await;
+        self.said.closed().await;
     }
 
     /// Tells how it ended. To a client that has left, nothing happens.
@@ -104,8 +138,8 @@ impl Outlet {
 impl Inlet {
     /// The next piece; `None` after the end.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
-        match self.text.poll_recv(cx) {
-            Poll::Ready(Some(text)) => return Poll::Ready(Some(Piece::Text(text))),
+        match self.said.poll_recv(cx) {
+            Poll::Ready(Some(said)) => return Poll::Ready(Some(Piece::More(said))),
             Poll::Ready(None) => {}
             Poll::Pending => return Poll::Pending,
         }
@@ -113,11 +147,11 @@ impl Inlet {
             let (kept, how) = match std::task::ready!(std::pin::Pin::new(end).poll(cx)) {
                 Ok(End { kept, how }) => (kept, how),
                 // The driver panicked. Its ledger has said so.
-                Err(_) => (String::new(), Err(Failure::Failed)),
+                Err(_) => (Said::default(), Err(Failure::Failed)),
             };
             self.end = Ending::Known(Some(how));
             if !kept.is_empty() {
-                return Poll::Ready(Some(Piece::Text(kept)));
+                return Poll::Ready(Some(Piece::More(kept)));
             }
         }
         match &mut self.end {
@@ -126,12 +160,12 @@ impl Inlet {
         }
     }
 
-    /// All text and how it ended.
-    pub(crate) async fn whole(mut self) -> Result<(String, Done), Failure> {
-        let mut whole = String::new();
+    /// The whole answer and how it ended.
+    pub(crate) async fn whole(mut self) -> Result<(Said, Done), Failure> {
+        let mut whole = Said::default();
         loop {
             match std::future::poll_fn(|cx| self.poll_next(cx)).await {
-                Some(Piece::Text(text)) => whole.push_str(&text),
+                Some(Piece::More(said)) => whole.join(said),
                 Some(Piece::End(Ok(done))) => return Ok((whole, done)),
                 Some(Piece::End(Err(failure))) => return Err(failure),
                 None => unreachable!("the end was returned when it came"),
@@ -149,22 +183,57 @@ mod tests {
         usage: Usage { prompt_tokens: 1, cached_tokens: 0, generated_tokens: 100 },
     };
 
+    /// One word and, as with every other word, a token that was told.
+    fn word(n: u16) -> Said {
+        let logprobs = Box::new(Logprobs { drawn: -f32::from(n), top: vec![] });
+        let told = Told { token: n.into(), at: 0, logprobs };
+        Said { text: format!("{n} "), tokens: vec![told; usize::from(n % 2)] }
+    }
+
     #[tokio::test]
-    async fn a_reader_that_sleeps_through_it_all_still_gets_every_character() {
+    async fn a_reader_that_sleeps_through_it_all_still_gets_every_character_and_token() {
         let (mut outlet, inlet) = pieces();
-        let mut sent = String::new();
+        let mut sent = Said::default();
         for n in 0..100 {
-            outlet.push(&format!("{n} "));
-            sent.push_str(&format!("{n} "));
+            outlet.push(word(n));
+            sent.join(word(n));
         }
+        assert_eq!(sent.tokens.len(), 50);
         outlet.end(Ok(DONE));
         assert_eq!(inlet.whole().await, Ok((sent, DONE)));
     }
 
     #[tokio::test]
+    async fn tokens_stay_with_their_text_when_pieces_are_joined() {
+        let (mut outlet, mut inlet) = pieces();
+        let fits = u16::try_from(PIECES_MAX).expect("a few");
+        for n in 0..fits + 3 {
+            outlet.push(word(n));
+        }
+        outlet.end(Ok(DONE));
+        for n in 0..fits {
+            let piece = std::future::poll_fn(|cx| inlet.poll_next(cx)).await;
+            assert_eq!(piece, Some(Piece::More(word(n))));
+        }
+        let mut joined = word(fits);
+        joined.join(word(fits + 1));
+        joined.join(word(fits + 2));
+        assert_eq!(inlet.whole().await, Ok((joined, DONE)));
+    }
+
+    #[tokio::test]
+    async fn a_token_without_text_is_told_all_the_same() {
+        let (mut outlet, inlet) = pieces();
+        let told = Said { text: String::new(), ..word(1) };
+        outlet.push(told.clone());
+        outlet.end(Ok(DONE));
+        assert_eq!(inlet.whole().await, Ok((told, DONE)));
+    }
+
+    #[tokio::test]
     async fn a_driver_that_vanishes_is_a_failure() {
         let (mut outlet, inlet) = pieces();
-        outlet.push("half an ans");
+        outlet.push(word(0));
         drop(outlet);
         assert_eq!(inlet.whole().await, Err(Failure::Failed));
     }
@@ -177,7 +246,7 @@ mod tests {
 
         let (mut outlet, inlet) = pieces();
         for _ in 0..=PIECES_MAX {
-            outlet.push("x");
+            outlet.push(word(0));
         }
         drop(inlet);
         outlet.left().await;

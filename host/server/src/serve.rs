@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
@@ -31,6 +32,25 @@ pub struct Served {
 
 /// How long answers may take to leave once their requests have ended.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+/// Opens the port on which to serve.
+///
+/// Connections wait in the system's backlog until they are accepted, and one that finds no room
+/// there tries again after a second. The usual backlog of 128 is less than one burst of clients;
+/// the system may still hold it to less than this (`net.core.somaxconn`).
+///
+/// # Errors
+///
+/// When the address is not ours, or in use.
+pub fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
+    const BACKLOG: u32 = 1024;
+
+    let socket = if bind.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Otherwise a restart would wait for the connections of the one before to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(bind)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves until `shutdown` and then some: requests in flight finish or are cancelled, every
 /// client gets a proper end, and only then are connections closed. Meanwhile new requests are

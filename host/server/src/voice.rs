@@ -4,17 +4,21 @@
 
 mod chat;
 mod completions;
+mod logprobs;
 mod responses;
 mod sse;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use interlock_request::{Finish, ModelId, RequestId, Usage};
+use interlock_text::TextModel;
 use serde::Serialize;
 
 use crate::ask::Shape;
 use crate::failure::Complaint;
-use crate::pieces::Done;
+use crate::pieces::{Done, Said};
 pub(crate) use sse::{Frames, Stream};
 
 /// Speaks one endpoint's language about one answer.
@@ -27,8 +31,8 @@ pub(crate) trait Voice: Send {
         let _ = frames;
     }
 
-    /// There is more text, never empty.
-    fn text(&mut self, text: &str, frames: &mut Frames);
+    /// There is more of it, never nothing.
+    fn text(&mut self, said: Said, frames: &mut Frames);
 
     /// The answer is complete.
     fn done(&mut self, done: &Done, frames: &mut Frames);
@@ -37,7 +41,7 @@ pub(crate) trait Voice: Send {
     fn fail(&mut self, complaint: &Complaint, frames: &mut Frames);
 
     /// The answer at once.
-    fn whole(&mut self, text: String, done: &Done) -> Vec<u8>;
+    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8>;
 }
 
 /// What every answer says about itself.
@@ -49,6 +53,18 @@ pub(crate) struct Head {
     pub(crate) model: ModelId,
     /// Seconds since the Unix epoch.
     pub(crate) created: u64,
+    /// Did the client ask how likely tokens were?
+    pub(crate) logprobs: bool,
+    /// How tokens are spelled.
+    pub(crate) text: Arc<TextModel>,
+}
+
+impl Head {
+    /// Can a whole answer tell how likely its tokens were? One without text has none to tell of;
+    /// one with text but no tokens comes from a model that says nothing of them.
+    fn tells_logprobs(&self, said: &Said) -> bool {
+        self.logprobs && (said.text.is_empty() || !said.tokens.is_empty())
+    }
 }
 
 /// The voice of the endpoint that this shape belongs to.
@@ -79,13 +95,24 @@ struct Tokens {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptDetails {
+    cached_tokens: u64,
 }
 
 impl From<Usage> for Tokens {
     fn from(usage: Usage) -> Self {
         let prompt_tokens = u64::from(usage.prompt_tokens);
         let completion_tokens = u64::from(usage.generated_tokens);
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens.into() },
+        }
     }
 }
 

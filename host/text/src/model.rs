@@ -212,6 +212,18 @@ impl TextModel {
         out
     }
 
+    /// The bytes that a token stands for, which may be part of a character only. Of a special
+    /// token, which stands for none, its name; nothing for holes in the vocabulary and beyond it.
+    pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
+        match (self.pieces.bytes(id), &self.encoder) {
+            ([], Encoder::Sim) => sim::name(id).into(),
+            ([], Encoder::Real { tokenizer, .. }) => {
+                tokenizer.id_to_token(id).unwrap_or_default().into_bytes()
+            }
+            (bytes, _) => bytes.to_vec(),
+        }
+    }
+
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.pieces
     }

@@ -52,6 +52,19 @@ pub(crate) fn render(messages: &[Message]) -> Vec<TokenId> {
     ids
 }
 
+/// How a marker is called; nothing for other ids.
+pub(crate) fn name(id: TokenId) -> &'static str {
+    match id {
+        EOS => "<eos>",
+        BOS => "<bos>",
+        USER => "<user>",
+        ASSISTANT => "<assistant>",
+        SYSTEM => "<system>",
+        END => "<end>",
+        _ => "",
+    }
+}
+
 /// Who is neither the model nor its operator speaks as the user: tools do.
 fn role(name: &str) -> TokenId {
     match name {

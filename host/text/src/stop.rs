@@ -5,6 +5,7 @@
 //! - The stop that is complete first ends the text, wherever the pieces were cut; of two
 //!   complete at the same character, the longer. What was emitted until then is exactly the
 //!   text before that stop.
+//! - A stop that is complete within text that was passed is no stop; one may begin there.
 //! - Between pushes, what is held back is the longest end of the text that could still become
 //!   a stop, and nothing more: a stream waits for nothing that cannot matter.
 //! - Time is linear in the text, times the number of stops.
@@ -52,10 +53,28 @@ impl StopMatcher {
                 return Stopped { emit: std::mem::take(&mut self.held), stopped: true };
             }
         }
+        Stopped { emit: self.give_safe(), stopped: false }
+    }
+
+    /// Takes the next piece of the text, in which no stop may be complete; what is given out.
+    pub fn pass(&mut self, text: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.held.push_str(text);
+        for byte in text.bytes() {
+            self.advance(byte);
+            self.stops.iter_mut().for_each(Progress::unless_complete);
+        }
+        self.give_safe()
+    }
+
+    /// Gives out everything but the longest end that could still become a stop.
+    fn give_safe(&mut self) -> String {
         let pending = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         // A matched prefix begins where its stop begins, at a character: the cut is on one too.
         let kept = self.held.split_off(self.held.len() - pending);
-        Stopped { emit: std::mem::replace(&mut self.held, kept), stopped: false }
+        std::mem::replace(&mut self.held, kept)
     }
 
     /// The text has ended: gives out what was held back, which can no longer become a stop.
@@ -102,6 +121,13 @@ impl Progress {
         }
         self.matched += usize::from(self.stop[self.matched] == byte);
         (self.matched == self.stop.len()).then_some(self.matched)
+    }
+
+    /// A complete match becomes the next shorter one, which may go on.
+    fn unless_complete(&mut self) {
+        if self.matched == self.stop.len() {
+            self.matched = self.shorter[self.matched - 1];
+        }
     }
 }
 

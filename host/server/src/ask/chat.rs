@@ -8,7 +8,6 @@ use super::{Ask, Invalid, Length, Shape, Words};
 
 /// Fields of OpenAI's chat API that this host does not serve.
 const UNSERVED: &[(&str, &str)] = &[
-    ("logprobs", "log probabilities are not served"),
     ("tools", "tool calls are not served"),
     ("functions", "function calls are not served"),
     ("audio", "only text is served"),
@@ -33,14 +32,15 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
             }
         })?;
     }
-    super::no_top_logprobs(body)?;
+    let logprobs = super::flag(body, "logprobs")?;
     let (stream, include_usage) = super::streaming(body)?;
     Ok(Ask {
         model,
         words: Words::Chat { param: "messages", messages },
         sampling: super::sampling::parse(body, defaults)?,
         length: super::length(body, &["max_completion_tokens", "max_tokens"], Length::Context)?,
-        stops: super::stops(body)?,
+        ending: super::ending(body)?,
+        logprobs: super::top_logprobs(body, logprobs, "logprobs is true")?,
         stream,
         shape: Shape::Chat { include_usage },
     })

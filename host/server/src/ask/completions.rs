@@ -9,11 +9,8 @@ use super::{Ask, Invalid, Length, Shape, Words};
 const TOKENS_DEFAULT: u32 = 16;
 
 /// Fields of OpenAI's completions API that this host does not serve.
-const UNSERVED: &[(&str, &str)] = &[
-    ("logprobs", "log probabilities are not served"),
-    ("echo", "the prompt is not repeated"),
-    ("suffix", "text is only generated at the end"),
-];
+const UNSERVED: &[(&str, &str)] =
+    &[("echo", "the prompt is not repeated"), ("suffix", "text is only generated at the end")];
 
 pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
@@ -27,7 +24,8 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
         words,
         sampling: super::sampling::parse(body, defaults)?,
         length: super::length(body, &["max_tokens"], Length::Default(TOKENS_DEFAULT))?,
-        stops: super::stops(body)?,
+        ending: super::ending(body)?,
+        logprobs: body.get("logprobs").map(|item| super::likeliest(&item)).transpose()?,
         stream,
         shape: Shape::Completions { include_usage },
     })

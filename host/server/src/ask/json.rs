@@ -163,7 +163,11 @@ impl<'a> Item<'a> {
             Ok(number) if allowed.contains(&number) => Ok(number),
             // For a count without an upper limit here, more than 64 bits is just as many: who
             // knows the limit will name it.
-            Err(why) if *why.kind() == IntErrorKind::PosOverflow && *allowed.start() == 1 => {
+            Err(why)
+                if *why.kind() == IntErrorKind::PosOverflow
+                    && *allowed.start() >= 0
+                    && *allowed.end() == i64::MAX =>
+            {
                 Ok(*allowed.end())
             }
             Ok(_) | Err(_) => Err(self.wrong_value(&expected())),

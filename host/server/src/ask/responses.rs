@@ -29,6 +29,8 @@ pub(crate) struct Echo {
     pub(crate) top_p: f32,
     /// The limit that the client set.
     pub(crate) max_output_tokens: Option<i64>,
+    /// How many of the likeliest tokens are told at each place.
+    pub(crate) top_logprobs: u32,
 }
 
 impl PartialEq for Echo {
@@ -39,6 +41,7 @@ impl PartialEq for Echo {
             && self.temperature == other.temperature
             && self.top_p == other.top_p
             && self.max_output_tokens == other.max_output_tokens
+            && self.top_logprobs == other.top_logprobs
     }
 }
 
@@ -52,18 +55,8 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
     }
     super::refuse(body, UNSERVED)?;
     super::only_text(body, "tool_choice", &["none", "auto"])?;
-    super::no_top_logprobs(body)?;
     super::only_text(body, "truncation", &["disabled"])?;
-    if let Some(include) = body.get("include") {
-        include.list(|what| match what.text()?.as_str() {
-            "message.output_text.logprobs" => {
-                let why = "log probabilities are not served";
-                Err(Invalid::unsupported(what.path(), why, &what.shown()))
-            }
-            // The rest is about tools and other kinds of content, of which no answer has any.
-            _ => Ok(()),
-        })?;
-    }
+    let logprobs = logprobs(body)?;
     if let Some(text) = body.get("text") {
         super::only_plain_text(text.object()?.get("format"))?;
     }
@@ -78,16 +71,32 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
             Length::Asked { tokens, .. } => Some(*tokens),
             Length::Default(_) | Length::Context => None,
         },
+        top_logprobs: logprobs.unwrap_or(0),
     };
     Ok(Ask {
         model,
         words: Words::Chat { param: "input", messages },
         sampling,
         length,
-        stops: super::stops(body)?,
+        ending: super::ending(body)?,
+        logprobs,
         stream: super::flag(body, "stream")?,
         shape: Shape::Responses(Box::new(echo)),
     })
+}
+
+/// `include` and `top_logprobs`.
+fn logprobs(body: &Object<'_>) -> Result<Option<u32>, Invalid> {
+    /// The rest of what can be included is about tools and other kinds of content, of which no
+    /// answer has any.
+    const LOGPROBS: &str = "message.output_text.logprobs";
+
+    let included = match body.get("include") {
+        Some(include) => include.list(|what| what.text())?,
+        None => vec![],
+    };
+    let asked = included.iter().any(|what| what == LOGPROBS);
+    super::top_logprobs(body, asked, &format!("include has {LOGPROBS:?}"))
 }
 
 /// A text from the user, or a list of messages.

@@ -3,7 +3,7 @@
 use expect_test::{Expect, expect};
 use interlock_request::{Endpoint, SamplingDefaults};
 
-use super::{Ask, Length, Words};
+use super::{Ask, Ending, Least, Length, Words};
 
 /// Bodies, one a line, each followed by what the client would be told.
 fn complaints(endpoint: Endpoint, bodies: &[&str], expected: &Expect) {
@@ -161,6 +161,23 @@ fn a_value_outside_its_range_is_named_with_the_range() {
             r#""stream":"yes""#,
             r#""stream_options":{"include_usage":true}"#,
             r#""stream":true,"stream_options":{"include_usage":1}"#,
+            r#""ignore_eos":1"#,
+            r#""ignore_eos":null"#,
+            r#""min_tokens":-1"#,
+            r#""min_tokens":0.5"#,
+            r#""min_tokens":"3""#,
+            r#""min_tokens":null"#,
+            r#""min_tokens":99999999999999999999"#,
+            r#""logprobs":2"#,
+            r#""logprobs":null"#,
+            r#""logprobs":true"#,
+            r#""logprobs":true,"top_logprobs":20"#,
+            r#""logprobs":true,"top_logprobs":21"#,
+            r#""logprobs":true,"top_logprobs":-1"#,
+            r#""logprobs":true,"top_logprobs":"5""#,
+            r#""top_logprobs":0"#,
+            r#""top_logprobs":3"#,
+            r#""logprobs":false,"top_logprobs":3"#,
         ],
         &expect![[r#"
             "temperature":-0.1
@@ -225,6 +242,40 @@ fn a_value_outside_its_range_is_named_with_the_range() {
                 invalid_value stream_options: stream_options must be absent unless stream is true, got {"include_usage":true}
             "stream":true,"stream_options":{"include_usage":1}
                 invalid_type stream_options.include_usage: stream_options.include_usage must be true or false, got 1
+            "ignore_eos":1
+                invalid_type ignore_eos: ignore_eos must be true or false, got 1
+            "ignore_eos":null
+                accepted
+            "min_tokens":-1
+                invalid_value min_tokens: min_tokens must be an integer of at least 0, got -1
+            "min_tokens":0.5
+                invalid_type min_tokens: min_tokens must be an integer of at least 0, got 0.5
+            "min_tokens":"3"
+                invalid_type min_tokens: min_tokens must be an integer of at least 0, got "3"
+            "min_tokens":null
+                accepted
+            "min_tokens":99999999999999999999
+                accepted
+            "logprobs":2
+                invalid_type logprobs: logprobs must be true or false, got 2
+            "logprobs":null
+                accepted
+            "logprobs":true
+                accepted
+            "logprobs":true,"top_logprobs":20
+                accepted
+            "logprobs":true,"top_logprobs":21
+                invalid_value top_logprobs: top_logprobs must be an integer from 0 to 20, got 21
+            "logprobs":true,"top_logprobs":-1
+                invalid_value top_logprobs: top_logprobs must be an integer from 0 to 20, got -1
+            "logprobs":true,"top_logprobs":"5"
+                invalid_type top_logprobs: top_logprobs must be an integer from 0 to 20, got "5"
+            "top_logprobs":0
+                accepted
+            "top_logprobs":3
+                invalid_value top_logprobs: top_logprobs must be absent or 0 unless logprobs is true, got 3
+            "logprobs":false,"top_logprobs":3
+                invalid_value top_logprobs: top_logprobs must be absent or 0 unless logprobs is true, got 3
         "#]],
     );
 }
@@ -236,10 +287,6 @@ fn a_feature_that_is_not_served_is_refused_rather_than_ignored() {
             r#""n":1"#,
             r#""n":2"#,
             r#""n":0"#,
-            r#""logprobs":false"#,
-            r#""logprobs":true"#,
-            r#""top_logprobs":0"#,
-            r#""top_logprobs":3"#,
             r#""tools":[]"#,
             r#""tools":[{"type":"function"}]"#,
             r#""tool_choice":"auto""#,
@@ -257,14 +304,6 @@ fn a_feature_that_is_not_served_is_refused_rather_than_ignored() {
                 unsupported_parameter n: n is not supported: one answer per request is served, got 2
             "n":0
                 invalid_value n: n must be an integer of at least 1, got 0
-            "logprobs":false
-                accepted
-            "logprobs":true
-                unsupported_parameter logprobs: logprobs is not supported: log probabilities are not served, got true
-            "top_logprobs":0
-                accepted
-            "top_logprobs":3
-                unsupported_parameter top_logprobs: top_logprobs is not supported: log probabilities are not served, got 3
             "tools":[]
                 accepted
             "tools":[{"type":"function"}]
@@ -312,7 +351,10 @@ fn completions_takes_one_prompt_in_four_forms() {
             r#"{"model":"m","prompt":"a","best_of":2}"#,
             r#"{"model":"m","prompt":"a","echo":true}"#,
             r#"{"model":"m","prompt":"a","suffix":"b"}"#,
-            r#"{"model":"m","prompt":"a","logprobs":0}"#,
+            r#"{"model":"m","prompt":"a","logprobs":null}"#,
+            r#"{"model":"m","prompt":"a","logprobs":20}"#,
+            r#"{"model":"m","prompt":"a","logprobs":21}"#,
+            r#"{"model":"m","prompt":"a","logprobs":true}"#,
         ],
         &expect![[r#"
             {"model":"m"}
@@ -339,8 +381,14 @@ fn completions_takes_one_prompt_in_four_forms() {
                 unsupported_parameter echo: echo is not supported: the prompt is not repeated, got true
             {"model":"m","prompt":"a","suffix":"b"}
                 unsupported_parameter suffix: suffix is not supported: text is only generated at the end, got "b"
-            {"model":"m","prompt":"a","logprobs":0}
-                unsupported_parameter logprobs: logprobs is not supported: log probabilities are not served, got 0
+            {"model":"m","prompt":"a","logprobs":null}
+                accepted
+            {"model":"m","prompt":"a","logprobs":20}
+                accepted
+            {"model":"m","prompt":"a","logprobs":21}
+                invalid_value logprobs: logprobs must be an integer from 0 to 20, got 21
+            {"model":"m","prompt":"a","logprobs":true}
+                invalid_type logprobs: logprobs must be an integer from 0 to 20, got true
         "#]],
     );
 }
@@ -365,6 +413,9 @@ fn responses_takes_a_text_or_messages() {
             r#"{"model":"m","input":"x","max_output_tokens":0}"#,
             r#"{"model":"m","input":"x","include":["reasoning.encrypted_content"]}"#,
             r#"{"model":"m","input":"x","include":["a","message.output_text.logprobs"]}"#,
+            r#"{"model":"m","input":"x","include":["a",7]}"#,
+            r#"{"model":"m","input":"x","include":["a"],"top_logprobs":1}"#,
+            r#"{"model":"m","input":"x","include":["message.output_text.logprobs"],"top_logprobs":21}"#,
         ],
         &expect![[r#"
             {"model":"m"}
@@ -396,7 +447,13 @@ fn responses_takes_a_text_or_messages() {
             {"model":"m","input":"x","include":["reasoning.encrypted_content"]}
                 accepted
             {"model":"m","input":"x","include":["a","message.output_text.logprobs"]}
-                unsupported_parameter include[1]: include[1] is not supported: log probabilities are not served, got "message.output_text.logprobs"
+                accepted
+            {"model":"m","input":"x","include":["a",7]}
+                invalid_type include[1]: include[1] must be a string, got 7
+            {"model":"m","input":"x","include":["a"],"top_logprobs":1}
+                invalid_value top_logprobs: top_logprobs must be absent or 0 unless include has "message.output_text.logprobs", got 1
+            {"model":"m","input":"x","include":["message.output_text.logprobs"],"top_logprobs":21}
+                invalid_value top_logprobs: top_logprobs must be an integer from 0 to 20, got 21
         "#]],
     );
     let ask = parse(
@@ -464,4 +521,43 @@ fn what_a_request_does_not_say_of_sampling_the_model_does() {
     );
     assert_eq!((outspoken.temperature, outspoken.top_p, outspoken.top_k), (1.0, 1.0, 0));
     assert_eq!((outspoken.min_p, outspoken.penalties.repetition), (0.0, 1.0));
+}
+
+#[test]
+fn how_likely_tokens_were_is_asked_for_in_each_endpoints_own_words() {
+    let asked = |endpoint, fields: &str| {
+        let words = match endpoint {
+            Endpoint::Chat => r#""messages":[{"role":"user","content":"x"}]"#,
+            Endpoint::Completions => r#""prompt":"x""#,
+            Endpoint::Responses => r#""input":"x""#,
+        };
+        parse(endpoint, &format!(r#"{{"model":"m",{words}{fields}}}"#)).logprobs
+    };
+    let included = r#","include":["message.output_text.logprobs"]"#;
+    for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Responses] {
+        assert_eq!(asked(endpoint, ""), None);
+    }
+    assert_eq!(asked(Endpoint::Chat, r#","logprobs":true"#), Some(0));
+    assert_eq!(asked(Endpoint::Chat, r#","logprobs":true,"top_logprobs":5"#), Some(5));
+    assert_eq!(asked(Endpoint::Chat, r#","logprobs":false,"top_logprobs":0"#), None);
+    assert_eq!(asked(Endpoint::Completions, r#","logprobs":0"#), Some(0));
+    assert_eq!(asked(Endpoint::Completions, r#","logprobs":5"#), Some(5));
+    assert_eq!(asked(Endpoint::Responses, included), Some(0));
+    let both = format!(r#"{included},"top_logprobs":5"#);
+    assert_eq!(asked(Endpoint::Responses, &both), Some(5));
+}
+
+#[test]
+fn every_endpoint_takes_what_vllms_clients_say_of_the_end() {
+    for (endpoint, words) in [
+        (Endpoint::Chat, r#""messages":[{"role":"user","content":"x"}]"#),
+        (Endpoint::Completions, r#""prompt":"x""#),
+        (Endpoint::Responses, r#""input":"x""#),
+    ] {
+        let ask = |fields: &str| parse(endpoint, &format!(r#"{{"model":"m",{words}{fields}}}"#));
+        let Ending { ignore_eos, least, .. } = ask("").ending;
+        assert_eq!((ignore_eos, least), (false, None));
+        let Ending { ignore_eos, least, .. } = ask(r#","ignore_eos":true,"min_tokens":7"#).ending;
+        assert_eq!((ignore_eos, least), (true, Some(Least { tokens: 7, shown: "7".into() })));
+    }
 }

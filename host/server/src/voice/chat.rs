@@ -6,9 +6,10 @@
 
 use serde::Serialize;
 
+use super::logprobs::TokenLogprob;
 use super::{ErrorFrame, Frames, Head, Tokens, Voice, finish_reason, json};
 use crate::failure::Complaint;
-use crate::pieces::Done;
+use crate::pieces::{Done, Said};
 
 pub(super) struct Chat {
     head: Head,
@@ -33,7 +34,7 @@ struct Chunk<'a> {
 struct Choice<'a> {
     index: u32,
     delta: Delta<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<Logprobs>,
     finish_reason: Option<&'static str>,
 }
 
@@ -59,8 +60,14 @@ struct Completion<'a> {
 struct WholeChoice {
     index: u32,
     message: Message,
-    logprobs: Option<()>,
+    logprobs: Option<Logprobs>,
     finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Logprobs {
+    content: Vec<TokenLogprob>,
+    refusal: Option<()>,
 }
 
 #[derive(Serialize)]
@@ -91,6 +98,10 @@ impl Chat {
         self.chunk(&[Choice { index: 0, delta, logprobs: None, finish_reason }], None, frames);
     }
 
+    fn logprobs(&self, said: &Said) -> Logprobs {
+        Logprobs { content: TokenLogprob::each(&self.head.text, &said.tokens), refusal: None }
+    }
+
     /// Comes with the first text, so that a client's clock for the first chunk stops there.
     fn role(&mut self, frames: &mut Frames) {
         if !std::mem::replace(&mut self.role_told, true) {
@@ -101,9 +112,11 @@ impl Chat {
 }
 
 impl Voice for Chat {
-    fn text(&mut self, text: &str, frames: &mut Frames) {
+    fn text(&mut self, said: Said, frames: &mut Frames) {
         self.role(frames);
-        self.choice(Delta { role: None, content: Some(text) }, None, frames);
+        let delta = Delta { role: None, content: Some(&said.text) };
+        let logprobs = (!said.tokens.is_empty()).then(|| self.logprobs(&said));
+        self.chunk(&[Choice { index: 0, delta, logprobs, finish_reason: None }], None, frames);
     }
 
     fn done(&mut self, done: &Done, frames: &mut Frames) {
@@ -120,7 +133,8 @@ impl Voice for Chat {
         frames.end_mark();
     }
 
-    fn whole(&mut self, text: String, done: &Done) -> Vec<u8> {
+    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8> {
+        let logprobs = self.head.tells_logprobs(&said).then(|| self.logprobs(&said));
         json(&Completion {
             id: &self.id,
             object: "chat.completion",
@@ -128,8 +142,8 @@ impl Voice for Chat {
             model: self.head.model.as_str(),
             choices: [WholeChoice {
                 index: 0,
-                message: Message { role: "assistant", content: text, refusal: None },
-                logprobs: None,
+                message: Message { role: "assistant", content: said.text, refusal: None },
+                logprobs,
                 finish_reason: finish_reason(done.finish),
             }],
             usage: done.usage.into(),

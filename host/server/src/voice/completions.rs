@@ -5,9 +5,10 @@
 
 use serde::Serialize;
 
+use super::logprobs::Columns;
 use super::{ErrorFrame, Frames, Head, Tokens, Voice, finish_reason, json};
 use crate::failure::Complaint;
-use crate::pieces::Done;
+use crate::pieces::{Done, Said};
 
 pub(super) struct Completions {
     head: Head,
@@ -32,7 +33,7 @@ struct Completion<'a> {
 struct Choice<'a> {
     text: &'a str,
     index: u32,
-    logprobs: Option<()>,
+    logprobs: Option<Columns>,
     finish_reason: Option<&'static str>,
 }
 
@@ -57,19 +58,25 @@ impl Completions {
         }
     }
 
-    fn choice(&self, text: &str, finish_reason: Option<&'static str>, frames: &mut Frames) {
-        let choices = [Choice { text, index: 0, logprobs: None, finish_reason }];
-        frames.data(&self.completion(&choices, self.include_usage.then_some(None)));
+    fn chunk(&self, choice: Choice<'_>, frames: &mut Frames) {
+        frames.data(&self.completion(&[choice], self.include_usage.then_some(None)));
+    }
+
+    fn logprobs(&self, said: &Said) -> Columns {
+        Columns::new(&self.head.text, &said.tokens)
     }
 }
 
 impl Voice for Completions {
-    fn text(&mut self, text: &str, frames: &mut Frames) {
-        self.choice(text, None, frames);
+    fn text(&mut self, said: Said, frames: &mut Frames) {
+        let logprobs = (!said.tokens.is_empty()).then(|| self.logprobs(&said));
+        let choice = Choice { text: &said.text, index: 0, logprobs, finish_reason: None };
+        self.chunk(choice, frames);
     }
 
     fn done(&mut self, done: &Done, frames: &mut Frames) {
-        self.choice("", Some(finish_reason(done.finish)), frames);
+        let finish_reason = Some(finish_reason(done.finish));
+        self.chunk(Choice { text: "", index: 0, logprobs: None, finish_reason }, frames);
         if self.include_usage {
             frames.data(&self.completion(&[], Some(Some(done.usage.into()))));
         }
@@ -81,9 +88,10 @@ impl Voice for Completions {
         frames.end_mark();
     }
 
-    fn whole(&mut self, text: String, done: &Done) -> Vec<u8> {
+    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8> {
         let finish_reason = Some(finish_reason(done.finish));
-        let choices = [Choice { text: &text, index: 0, logprobs: None, finish_reason }];
+        let logprobs = self.head.tells_logprobs(&said).then(|| self.logprobs(&said));
+        let choices = [Choice { text: &said.text, index: 0, logprobs, finish_reason }];
         json(&self.completion(&choices, Some(Some(done.usage.into()))))
     }
 }

@@ -21,10 +21,11 @@ mod object;
 use interlock_request::Finish;
 use serde::Serialize;
 
+use super::logprobs::TokenLogprob;
 use super::{Frames, Head, Voice, json};
 use crate::ask::Echo;
 use crate::failure::Complaint;
-use crate::pieces::Done;
+use crate::pieces::{Done, Said};
 use object::{Item, Part, Response, Status};
 
 pub(super) struct Responses {
@@ -33,8 +34,8 @@ pub(super) struct Responses {
     item_id: String,
     echo: Echo,
     sequence: u64,
-    /// All text so far, since the last events repeat it; None until there is some.
-    text: Option<String>,
+    /// All that was said, since the last events repeat it; None until there is something.
+    said: Option<Said>,
 }
 
 /// `response.created` and its like.
@@ -69,7 +70,7 @@ struct PartEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    logprobs: Option<[(); 0]>,
+    logprobs: Option<Vec<TokenLogprob>>,
 }
 
 #[derive(Serialize)]
@@ -85,7 +86,7 @@ impl Responses {
     pub(super) fn new(head: Head, echo: Echo) -> Self {
         let id = format!("resp_{}", head.request);
         let item_id = format!("msg_{}", head.request);
-        Self { head, id, item_id, echo, sequence: 0, text: None }
+        Self { head, id, item_id, echo, sequence: 0, said: None }
     }
 
     fn next(&mut self) -> u64 {
@@ -98,8 +99,12 @@ impl Responses {
         Response::new(&self.id, &self.head, &self.echo, status)
     }
 
-    fn item<'a>(&'a self, status: Status, text: Option<&'a str>) -> Item<'a> {
-        Item::new(&self.item_id, status, text)
+    fn item<'a>(&'a self, status: Status, said: Option<&'a Said>) -> Item<'a> {
+        Item::new(&self.item_id, status, said.map(|said| self.part(said)))
+    }
+
+    fn part<'a>(&self, said: &'a Said) -> Part<'a> {
+        Part::new(&said.text, TokenLogprob::each(&self.head.text, &said.tokens))
     }
 
     fn tell_response(&mut self, event: &'static str, status: Status, frames: &mut Frames) {
@@ -110,22 +115,28 @@ impl Responses {
 
     fn tell_item(&mut self, event: &'static str, status: Status, frames: &mut Frames) {
         let sequence_number = self.next();
-        let text = if status == Status::InProgress { None } else { self.text.as_deref() };
-        let item = self.item(status, text);
+        let said = if status == Status::InProgress { None } else { self.said.as_ref() };
+        let item = self.item(status, said);
         frames.event(event, &ItemEvent { r#type: event, sequence_number, output_index: 0, item });
     }
 
-    fn tell_part(&mut self, said: Said<'_>, frames: &mut Frames) {
+    fn tell_part(&mut self, news: News<'_>, frames: &mut Frames) {
         let sequence_number = self.next();
-        let (r#type, part, delta, text) = match said {
-            Said::PartAdded => ("response.content_part.added", Some(Part::new("")), None, None),
-            Said::Delta(text) => ("response.output_text.delta", None, Some(text), None),
-            Said::TextDone => ("response.output_text.done", None, None, self.text.as_deref()),
-            Said::PartDone => {
-                ("response.content_part.done", self.text.as_deref().map(Part::new), None, None)
-            }
+        let said = self.said.as_ref();
+        let (r#type, part) = match news {
+            News::PartAdded => ("response.content_part.added", Some(Part::new("", vec![]))),
+            News::Delta(_) => ("response.output_text.delta", None),
+            News::TextDone => ("response.output_text.done", None),
+            News::PartDone => ("response.content_part.done", said.map(|said| self.part(said))),
         };
-        let logprobs = (delta.is_some() || text.is_some()).then_some([]);
+        let (delta, text) = match news {
+            News::Delta(more) => (Some(more), None),
+            News::TextDone => (None, said),
+            News::PartAdded | News::PartDone => (None, None),
+        };
+        let logprobs = delta
+            .or(text)
+            .map(|said| TokenLogprob::each_without_bytes(&self.head.text, &said.tokens));
         frames.event(
             r#type,
             &PartEvent {
@@ -135,8 +146,8 @@ impl Responses {
                 output_index: 0,
                 content_index: 0,
                 part,
-                delta,
-                text,
+                delta: delta.map(|said| said.text.as_str()),
+                text: text.map(|said| said.text.as_str()),
                 logprobs,
             },
         );
@@ -144,18 +155,18 @@ impl Responses {
 
     /// Opens the one item and its one part, with the first text.
     fn begin(&mut self, frames: &mut Frames) {
-        if self.text.is_none() {
-            self.text = Some(String::new());
+        if self.said.is_none() {
+            self.said = Some(Said::default());
             self.tell_item("response.output_item.added", Status::InProgress, frames);
-            self.tell_part(Said::PartAdded, frames);
+            self.tell_part(News::PartAdded, frames);
         }
     }
 }
 
 /// What can be said about the one content part.
-enum Said<'a> {
+enum News<'a> {
     PartAdded,
-    Delta(&'a str),
+    Delta(&'a Said),
     TextDone,
     PartDone,
 }
@@ -173,20 +184,20 @@ impl Voice for Responses {
         self.tell_response("response.in_progress", Status::InProgress, frames);
     }
 
-    fn text(&mut self, text: &str, frames: &mut Frames) {
+    fn text(&mut self, said: Said, frames: &mut Frames) {
         self.begin(frames);
-        self.tell_part(Said::Delta(text), frames);
-        self.text.get_or_insert_default().push_str(text);
+        self.tell_part(News::Delta(&said), frames);
+        self.said.get_or_insert_default().join(said);
     }
 
     fn done(&mut self, done: &Done, frames: &mut Frames) {
         self.begin(frames);
         let status = status(done.finish);
-        self.tell_part(Said::TextDone, frames);
-        self.tell_part(Said::PartDone, frames);
+        self.tell_part(News::TextDone, frames);
+        self.tell_part(News::PartDone, frames);
         self.tell_item("response.output_item.done", status, frames);
         let sequence_number = self.next();
-        let item = self.item(status, self.text.as_deref());
+        let item = self.item(status, self.said.as_ref());
         let r#type = match done.finish {
             Finish::Stop => "response.completed",
             Finish::Length => "response.incomplete",
@@ -211,16 +222,16 @@ impl Voice for Responses {
         let sequence_number = self.next();
         let r#type = "response.failed";
         let mut response = self.response(Status::Failed);
-        if let Some(text) = &self.text {
-            response = response.with(self.item(Status::Incomplete, Some(text)));
+        if let Some(said) = &self.said {
+            response = response.with(self.item(Status::Incomplete, Some(said)));
         }
         let response = response.failed(message);
         frames.event(r#type, &ResponseEvent { r#type, sequence_number, response });
     }
 
-    fn whole(&mut self, text: String, done: &Done) -> Vec<u8> {
+    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8> {
         let status = status(done.finish);
-        let item = self.item(status, Some(&text));
+        let item = self.item(status, Some(&said));
         json(&self.response(status).done(done, item))
     }
 }

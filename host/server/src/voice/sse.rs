@@ -71,7 +71,7 @@ impl Stream {
 
     fn take(&mut self, piece: Piece) {
         match piece {
-            Piece::Text(text) => self.voice.text(&text, &mut self.frames),
+            Piece::More(said) => self.voice.text(said, &mut self.frames),
             Piece::End(Ok(done)) => {
                 self.voice.done(&done, &mut self.frames);
                 self.ended = true;

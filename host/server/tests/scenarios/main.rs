@@ -1,9 +1,12 @@
 //! The server over real connections, on the simulated model.
 
 mod answers;
+mod crowds;
 mod ending;
 mod hostile;
+mod least;
 mod leaving;
+mod likelihood;
 mod limits;
 mod rig;
 mod stopping;

@@ -9,13 +9,14 @@ use interlock_admission::{
     Decision, Facts, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policy, PolicyChain,
     PolicyFailure, PolicyMetrics, Summary,
 };
-use interlock_engine::{EngineConfig, EngineMetrics, EngineThread, WaitingConfig, spawn};
+use interlock_engine::{
+    CacheConfig, EngineConfig, EngineMetrics, EngineThread, WaitingConfig, spawn,
+};
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, serve};
+use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, listen, serve};
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -122,11 +123,12 @@ impl Rig {
         let device = gate.clone();
         let seats = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
         let metrics = EngineMetrics::register(&registry);
-        let (engine, thread) = spawn(&EngineConfig::default(), &seats, metrics, move || {
-            std::thread::sleep(model.load);
-            Ok::<_, String>(SimModel::gated(model, device))
-        })
-        .expect("a thread");
+        let (engine, thread) =
+            spawn(&EngineConfig::default(), &CacheConfig::default(), &seats, metrics, move || {
+                std::thread::sleep(model.load);
+                Ok::<_, String>(SimModel::gated(model, device))
+            })
+            .expect("a thread");
         let (ended_in, ended) = mpsc::channel(1024);
         let policy = Arc::new(Witness { decision, ended: ended_in });
         let chain = PolicyChain::new(
@@ -134,7 +136,7 @@ impl Rig {
             LimitsConfig::default().ceilings(),
             PolicyMetrics::register(&registry),
         );
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
         let parts = ServerParts {
             config: server,
@@ -154,6 +156,11 @@ impl Rig {
             }
         }));
         Self { gate, address, registry, ended, shutdown: Some(shutdown), server, _engine: thread }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) async fn connect(&self) -> Connection {

@@ -60,6 +60,7 @@ async fn a_drain_that_takes_too_long_cancels_and_tells_everyone() {
     let mut flowing = rig.begin("/v1/completions", "flowing", STREAM).await;
     rig.gate.let_through(2);
     flowing.until("data: ").await;
+    rig.gate.wait_begun(3); // in the device: who comes now must wait
     let mut waiting = rig.begin("/v1/completions", "waiting", STREAM).await;
     rig.metric_is("requests_waiting", 1.0).await;
     rig.shut_down();

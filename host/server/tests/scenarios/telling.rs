@@ -30,14 +30,34 @@ impl Paper {
     }
 }
 
-// On one thread, which is the one whose log is read.
-#[tokio::test]
-async fn a_refusal_is_one_line_that_says_where_and_why_and_nothing_of_the_clients() {
+/// Writes this thread's log for as long as the guard lives.
+fn logged() -> (Paper, tracing::subscriber::DefaultGuard) {
     let paper = Paper::default();
     let writer = paper.clone();
     let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);
     let log = log.with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(log);
+    (paper, tracing::subscriber::set_default(log))
+}
+
+// On one thread, which is the one whose log is read.
+#[tokio::test]
+async fn an_end_is_one_line_that_counts_the_tokens() {
+    let (paper, _guard) = logged();
+    let mut rig = Rig::start().await;
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":3}"#;
+    assert_eq!(rig.begin("/v1/completions", "r", body).await.answer().await.status, 200);
+    rig.ended().await;
+    let lines = paper.lines("request ended request=r ");
+    let [line] = &lines[..] else { panic!("one line, got {lines:?}") };
+    let counts =
+        r#"outcome="completed" why="length" prompt_tokens=2 cached_tokens=0 generated_tokens=3"#;
+    assert!(line.contains(counts), "{line}");
+}
+
+// On one thread, which is the one whose log is read.
+#[tokio::test]
+async fn a_refusal_is_one_line_that_says_where_and_why_and_nothing_of_the_clients() {
+    let (paper, _guard) = logged();
     let reason = Reason { code: "quota_spent".into(), detail: None };
     let decision = Decision::Reject(Rejection { status: 429, reason, retry_after: None });
     let rig = Rig::with(Setup { decision, ..Setup::default() }).await;

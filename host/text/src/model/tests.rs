@@ -82,6 +82,20 @@ fn the_simulated_model_is_bytes_and_markers() {
     assert_eq!(model.decode(&ids), "S<end>");
 }
 
+#[test]
+fn a_token_has_its_bytes_and_a_special_one_its_name() {
+    let simulated = TextModel::new(parts(TokenizerSource::Sim, None)).unwrap();
+    let real = TextModel::new(parts(json(), None)).unwrap();
+    assert_eq!(simulated.token_bytes(0xC3), [0xC3]);
+    assert_eq!(real.token_bytes(3 + 0xC3), [0xC3]);
+    assert_eq!(real.token_bytes(3 + 256 + 3), b"hello");
+    assert_eq!(simulated.token_bytes(256), b"<eos>");
+    assert_eq!(real.token_bytes(tiny::END), b"<|end|>");
+    for model in [simulated, real] {
+        assert_eq!(model.token_bytes(300), b"", "no such token");
+    }
+}
+
 // The real one needs ten megabytes of spaces and seconds to count them; see `caught`.
 #[test]
 fn a_tokenizer_that_panics_fails_one_prompt() {

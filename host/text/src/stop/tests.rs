@@ -87,6 +87,15 @@ fn an_empty_stop_is_left_out() {
     );
 }
 
+#[test]
+fn a_stop_in_passed_text_is_none_but_one_that_begins_there_is() {
+    let mut matcher = StopMatcher::new(vec!["aa".into(), "bc".into()]);
+    assert_eq!(matcher.pass("aaa"), "aa", "the last may be the first of another");
+    assert_eq!(matcher.pass("xb"), "ax");
+    assert_eq!(matcher.push("cd"), Stopped { emit: String::new(), stopped: true });
+    assert_eq!(matcher.pass("more"), "", "it has stopped");
+}
+
 /// The text before the first stop, by trying every end of it.
 fn naive<'t>(stops: &[String], text: &'t str) -> (&'t str, bool) {
     let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());

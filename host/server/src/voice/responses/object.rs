@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::super::Head;
+use super::super::logprobs::TokenLogprob;
 use crate::ask::Echo;
 use crate::pieces::Done;
 
@@ -40,6 +41,7 @@ pub(super) struct Response<'a> {
     text: TextSettings,
     tool_choice: &'static str,
     tools: [(); 0],
+    top_logprobs: u32,
     top_p: f32,
     truncation: &'static str,
     usage: Option<Tokens>,
@@ -112,18 +114,18 @@ pub(super) struct Part<'a> {
     r#type: &'static str,
     text: &'a str,
     annotations: [(); 0],
-    logprobs: [(); 0],
+    logprobs: Vec<TokenLogprob>,
 }
 
 impl<'a> Part<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
-        Self { r#type: "output_text", text, annotations: [], logprobs: [] }
+    pub(super) fn new(text: &'a str, logprobs: Vec<TokenLogprob>) -> Self {
+        Self { r#type: "output_text", text, annotations: [], logprobs }
     }
 }
 
 impl<'a> Item<'a> {
-    pub(super) fn new(id: &'a str, status: Status, text: Option<&'a str>) -> Self {
-        let content = text.map(Part::new).into_iter().collect();
+    pub(super) fn new(id: &'a str, status: Status, part: Option<Part<'a>>) -> Self {
+        let content = part.into_iter().collect();
         Self { id, r#type: "message", status, role: "assistant", content }
     }
 }
@@ -150,6 +152,7 @@ impl<'a> Response<'a> {
             text: TextSettings { format: TextFormat { r#type: "text" } },
             tool_choice: "auto",
             tools: [],
+            top_logprobs: echo.top_logprobs,
             top_p: echo.top_p,
             truncation: "disabled",
             usage: None,
@@ -180,7 +183,10 @@ impl From<Usage> for Tokens {
         let output_tokens = u64::from(usage.generated_tokens);
         Self {
             input_tokens,
-            input_tokens_details: InputDetails { cached_tokens: 0, cache_write_tokens: 0 },
+            input_tokens_details: InputDetails {
+                cached_tokens: usage.cached_tokens.into(),
+                cache_write_tokens: 0,
+            },
             output_tokens,
             output_tokens_details: OutputDetails { reasoning_tokens: 0 },
             total_tokens: input_tokens + output_tokens,
