@@ -20,6 +20,7 @@
 //! No HTTP, no WebAssembly, no MLX, no text: token ids in, token ids out. No timers: whoever holds
 //! a [`Control`] decides when to cancel.
 
+pub mod batch;
 mod config;
 mod control;
 mod events;

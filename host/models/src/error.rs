@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use interlock_engine::PassFailed;
+use interlock_engine::batch::PassFailed;
 
 /// Why a model could not be inspected or loaded. All are the files' fault or the disk's; trying
 /// again without changing either does not help.
