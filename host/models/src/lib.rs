@@ -27,14 +27,13 @@ mod cache;
 #[cfg(not(target_os = "macos"))]
 mod cpu;
 mod description;
+mod draw;
 mod error;
 mod families;
 mod linear;
-mod mask;
 mod model;
 mod quantization;
 mod rope;
-mod sample;
 mod source;
 mod text_source;
 mod weights;
@@ -48,11 +47,12 @@ pub use model::{Model, Sequence};
 pub use source::Format;
 pub use text_source::{TextSource, TokenizerSource};
 
-use interlock_engine::{Forward, PassFailed};
-use interlock_request::{Sampling, SamplingDefaults, TokenId};
+use interlock_engine::{Forward, Opening, PageId, PassFailed, Row};
+use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenId};
 
+use cache::{Pages, Room};
 use families::{Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3};
-use mlx_rs::{Device, DeviceType};
+use mlx_rs::{Device, DeviceType, memory};
 use source::Source;
 use weights::Precision;
 
@@ -64,6 +64,11 @@ const CONTEXT_OTHERWISE: u32 = 4096;
 pub struct LoadOptions {
     /// Most tokens of prompt and output, if that is to be fewer than the model's own.
     pub context_max: Option<u32>,
+    /// Most bytes of keys and values, for all requests together. None: a quarter of the memory that
+    /// is free when the weights are loaded, and no more than 256 full contexts. Never so few that
+    /// one sequence of 4096 tokens (or of the whole context, if that is shorter) has no room; what
+    /// does not fit in it all alone is cut off the context.
+    pub cache_max: Option<u64>,
     /// Threads for matrix products on the CPU; all physical cores if none. The first model loaded
     /// decides for the process. On a GPU it changes nothing.
     pub threads: Option<NonZeroUsize>,
@@ -127,14 +132,56 @@ pub fn load(
 fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
     /// Long enough for the kernels that products of many rows use.
     const PROMPT: [TokenId; 64] = [0; 64];
+    let shape = model.shape();
+    let length = (shape.context as usize).min(PROMPT.len());
+    let pages: Vec<PageId> = (0..shape.pages).map(PageId).collect();
     let hot = Sampling { temperature: 1.0, top_p: 0.9, top_k: 40, ..Sampling::greedy() };
     for sampling in [Sampling::greedy(), hot] {
-        let length = PROMPT.len().min(model.shape().context as usize / 2).max(1);
-        let mut sequence = model.open(&PROMPT[..length], &sampling)?;
-        model.prefill_last(&mut sequence, &PROMPT[..length])?;
-        model.decode(&mut [&mut sequence])?;
+        let generation = Generation {
+            sampling,
+            tokens_max: 1,
+            tokens_min: 0,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            priority: Priority::Standard,
+        };
+        let opening =
+            Opening { prompt: &PROMPT, generated: &[], generation: &generation, fresh_seed: 0 };
+        let mut sequence = model.open(&opening)?;
+        for (from, tokens) in [(0, length), (length - 1, 1)] {
+            model.pass(&mut [Row {
+                sequence: &mut sequence,
+                tokens: &PROMPT[..tokens],
+                from: from as u32,
+                pages: &pages,
+                draw: true,
+            }])?;
+        }
     }
     Ok(())
+}
+
+/// Bytes of keys and values if nobody said: a quarter of what is free, which leaves the rest to
+/// whatever else is on the machine, and to this pass's own numbers.
+fn cache_otherwise(precision: Precision) -> u64 {
+    /// Where the system does not say what is free.
+    const OTHERWISE: u64 = 4 << 30;
+    let free = match precision {
+        Precision::Kept => memory::memory_limit().ok().map(|limit| {
+            let used = memory::active_memory().unwrap_or(0);
+            limit.saturating_sub(used) as u64
+        }),
+        Precision::Wide => memory_available(),
+    };
+    free.unwrap_or(OTHERWISE) / 4
+}
+
+/// What Linux could give without swapping.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 /// As [`load`] does on a GPU: packed weights stay packed, the rest keeps its type. It runs anywhere,
@@ -174,7 +221,20 @@ fn load_with(
 
     let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
     let context = options.context_max.map_or(own, |most| most.min(own));
-    let mut model = Model::new(family, &dimensions, context, dtype);
+    let kv_bytes = dimensions.kv_bytes_per_token(dtype);
+    let cache = options.cache_max.unwrap_or_else(|| cache_otherwise(precision));
+    let room = Room::new(cache, kv_bytes, context);
+    let pages = match precision {
+        #[cfg(not(target_os = "macos"))]
+        Precision::Wide => Ok(Pages::on_host(&dimensions, room.pages)),
+        _ => Pages::in_arrays(&dimensions, room.pages, dtype),
+    };
+    let pages = pages.map_err(|error| LoadError::Device {
+        tensor: "the cache of keys and values".to_owned(),
+        what: error.what().to_owned(),
+    })?;
+    let vocabulary = dimensions.vocabulary.unsigned_abs();
+    let mut model = Model::new(family, vocabulary, &room, pages, kv_bytes);
     if precision == Precision::Kept {
         progress(Progress { fraction: 1.0, doing: "compiling kernels" });
         warm_up(&mut model).map_err(LoadError::WarmUp)?;

@@ -2,52 +2,48 @@
 
 use std::marker::PhantomData;
 
-use interlock_engine::{Forward, ModelShape, PassFailed};
-use interlock_request::{Sampling, TokenId};
+use interlock_engine::{Forward, ModelShape, Opening, PassFailed, Row};
+use interlock_request::{Drawn, TokenId};
 use mlx_rs::error::Exception;
-use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, transforms};
 
-use crate::cache::KvCache;
-use crate::families::{Dimensions, Family};
-use crate::sample::Sampler;
+use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
+use crate::draw::{self, Sampler};
+use crate::families::Family;
 
-/// Weights on the device, and how to compute with them. Stays on the thread that loaded it: MLX's
-/// default streams are per thread.
+/// Weights and pages on the device, and how to compute with them. Stays on the thread that loaded
+/// it: MLX's default streams are per thread.
 pub struct Model {
     family: Box<dyn Family>,
     shape: ModelShape,
-    layers: usize,
+    pages: Pages,
     kv_bytes_per_token: u64,
     stay_here: PhantomData<*mut ()>,
 }
 
-/// What a model keeps for one request.
+/// What a model keeps for one request, beside its pages.
 pub struct Sequence {
-    caches: Vec<KvCache>,
     sampler: Sampler,
-    last: Option<TokenId>,
-}
-
-impl Sequence {
-    /// Tokens whose keys and values are in the cache.
-    pub fn length(&self) -> u32 {
-        self.caches.first().map_or(0, |cache| cache.offset().unsigned_abs())
-    }
 }
 
 impl Model {
     pub(crate) fn new(
         family: Box<dyn Family>,
-        dimensions: &Dimensions,
-        context: u32,
-        dtype: Dtype,
+        vocabulary: u32,
+        room: &Room,
+        pages: Pages,
+        kv_bytes_per_token: u64,
     ) -> Self {
         Self {
             family,
-            shape: ModelShape { context, vocabulary: dimensions.vocabulary.unsigned_abs() },
-            layers: dimensions.layers.unsigned_abs() as usize,
-            kv_bytes_per_token: dimensions.kv_bytes_per_token(dtype),
+            shape: ModelShape {
+                context: room.context,
+                vocabulary,
+                page_tokens: PAGE_TOKENS,
+                pages: room.pages,
+            },
+            pages,
+            kv_bytes_per_token,
             stay_here: PhantomData,
         }
     }
@@ -57,67 +53,136 @@ impl Model {
         self.kv_bytes_per_token
     }
 
-    /// One pass: `chunk` enters the cache, and the logits after each of its tokens come back. For
-    /// comparing with another implementation; nothing that serves needs them on the host.
+    /// One pass, and the logits after each token of each row, instead of tokens drawn. For
+    /// comparing with another implementation; nothing that serves needs them all.
     ///
     /// # Errors
     ///
-    /// As for [`Forward::prefill`].
+    /// As for [`Forward::pass`].
     pub fn score(
         &mut self,
-        sequence: &mut Sequence,
-        chunk: &[TokenId],
-    ) -> Result<Vec<Vec<f32>>, PassFailed> {
-        self.check(sequence, chunk)?;
-        let logits = failing(|| {
-            let hidden = self.hidden(sequence, chunk)?;
-            let logits = self.family.logits(&hidden)?.as_dtype(Dtype::Float32)?;
-            transforms::eval([&logits])?;
-            Ok(logits)
+        rows: &mut [Row<'_, Sequence>],
+    ) -> Result<Vec<Vec<Vec<f32>>>, PassFailed> {
+        self.check(rows)?;
+        let numbers = self.compute(|model| {
+            let hidden = model.hidden(rows)?;
+            let logits = model.family.logits(&hidden)?.as_dtype(Dtype::Float32)?;
+            model.settle(Some(&logits))?;
+            read(&logits).map(<[f32]>::to_vec)
         })?;
-        let numbers: Vec<f32> =
-            logits.to_vec_exact().map_err(|error| PassFailed(error.to_string()))?;
-        Ok(numbers.chunks(self.shape.vocabulary as usize).map(<[f32]>::to_vec).collect())
+        let mut logits = numbers.chunks(self.shape.vocabulary as usize).map(<[f32]>::to_vec);
+        Ok(rows.iter().map(|row| logits.by_ref().take(row.tokens.len()).collect()).collect())
     }
 
-    /// MLX does not look whether a token is in the table, nor a family whether the context is full.
-    fn check(&self, sequence: &Sequence, chunk: &[TokenId]) -> Result<(), PassFailed> {
-        let ModelShape { context, vocabulary } = self.shape;
-        if chunk.is_empty() {
-            return Err(PassFailed("a pass over no tokens".to_owned()));
+    /// MLX does not look whether a token is in the table, nor the cache whether a page is in the
+    /// pool.
+    fn check(&self, rows: &[Row<'_, Sequence>]) -> Result<(), PassFailed> {
+        let ModelShape { context, vocabulary, page_tokens, pages } = self.shape;
+        if rows.is_empty() {
+            return Err(PassFailed::new("a pass over no rows"));
         }
-        if let Some(token) = chunk.iter().find(|&&token| token >= vocabulary) {
-            return Err(PassFailed(format!("token {token}, the vocabulary has {vocabulary}")));
-        }
-        let length = sequence.length() as usize + chunk.len();
-        if length > context as usize {
-            return Err(PassFailed(format!("{length} tokens, the context has {context}")));
+        for (number, row) in rows.iter().enumerate() {
+            let refuse = |why: String| Err(PassFailed::new(why).of_row(number));
+            if row.tokens.is_empty() {
+                return refuse("a pass over no tokens".to_owned());
+            }
+            if let Some(token) = row.tokens.iter().find(|&&token| token >= vocabulary) {
+                return refuse(format!("token {token}, the vocabulary has {vocabulary}"));
+            }
+            let length = row.from as usize + row.tokens.len();
+            if length > context as usize {
+                return refuse(format!("{length} tokens, the context has {context}"));
+            }
+            let needed = length.div_ceil(page_tokens as usize);
+            if row.pages.len() < needed {
+                let has = row.pages.len();
+                return refuse(format!("{length} tokens need {needed} pages, the row has {has}"));
+            }
+            if let Some(page) = row.pages.iter().find(|page| page.0 >= pages) {
+                return refuse(format!("page {}, there are {pages}", page.0));
+            }
         }
         Ok(())
     }
 
-    fn hidden(&self, sequence: &mut Sequence, chunk: &[TokenId]) -> Result<Array, Exception> {
-        let length = i32::try_from(chunk.len()).unwrap_or(i32::MAX);
-        let tokens = Array::from_slice(chunk, &[1, length]);
-        self.family.hidden(&tokens, &mut sequence.caches)
+    /// Runs a checked pass. If it fails half-way through MLX's graph, arrays that hold the pages
+    /// may be gone with it, so they are made anew; pages on the host are as they were.
+    fn compute<T>(
+        &mut self,
+        pass: impl FnOnce(&mut Self) -> Result<T, Exception>,
+    ) -> Result<T, PassFailed> {
+        pass(self).map_err(|error| {
+            let failed = PassFailed::new(format!("MLX: {}", error.what()));
+            match &mut self.pages {
+                #[cfg(not(target_os = "macos"))]
+                Pages::Host(_) => failed,
+                Pages::Arrays(pages) => {
+                    if let Err(error) = pages.clear() {
+                        // Each pass from now on says that the pages are lost.
+                        tracing::error!(error = error.what(), "no room for empty pages");
+                    }
+                    failed.losing_caches()
+                }
+            }
+        })
     }
 
-    /// `chunk` enters the cache and a token comes out.
-    fn step(&self, sequence: &mut Sequence, chunk: &[TokenId]) -> Result<TokenId, PassFailed> {
-        self.check(sequence, chunk)?;
-        let token = failing(|| {
-            let hidden = self.hidden(sequence, chunk)?;
-            // Only the last position's logits are wanted, so only they are computed.
-            let last = hidden.try_index((.., -1.., ..))?; // [1, 1, hidden]
-            let logits = self.family.logits(&last)?.reshape(&[-1])?; // [vocabulary]
-            let token = sequence.sampler.draw(&logits)?;
-            let caches = sequence.caches.iter().flat_map(KvCache::arrays);
-            transforms::eval(caches.chain(sequence.sampler.arrays()).chain([&token]))?;
-            Ok(token)
-        })?;
-        let token = token.try_item_exact().map_err(|error| PassFailed(error.to_string()))?;
-        sequence.last = Some(token);
-        Ok(token)
+    /// The table's hidden states, `[1, total, hidden]`.
+    fn hidden(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Array, Exception> {
+        let mut tokens: Vec<TokenId> = Vec::new();
+        let mut spans = Vec::with_capacity(rows.len());
+        for row in rows {
+            spans.push(Span {
+                start: tokens.len(),
+                count: row.tokens.len(),
+                from: row.from as usize,
+                pages: row.pages,
+            });
+            tokens.extend(row.tokens);
+        }
+        let tokens = Array::from_slice(&tokens, &[1, tokens.len() as i32]);
+        let mut batch = Batch::new(spans, &mut self.pages);
+        self.family.hidden(&tokens, &mut batch)
+    }
+
+    /// Computes what a pass leaves behind, and `result`.
+    fn settle(&self, result: Option<&Array>) -> Result<(), Exception> {
+        match &self.pages {
+            #[cfg(not(target_os = "macos"))]
+            Pages::Host(_) => transforms::eval(result),
+            Pages::Arrays(pages) => transforms::eval(pages.arrays().chain(result)),
+        }
+    }
+
+    /// The token after the last of each row that wants one, in the table's order.
+    fn draw(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Vec<Drawn>, Exception> {
+        let hidden = self.hidden(rows)?;
+        let mut ends = Vec::new();
+        let mut samplers = Vec::new();
+        let mut end = 0;
+        for row in rows {
+            end += row.tokens.len() as i32;
+            if row.draw {
+                ends.push(end - 1);
+                samplers.push(&row.sequence.sampler);
+            }
+        }
+        if ends.is_empty() {
+            // What the last layer makes of its attention is asked for by nobody here, so it is not
+            // computed: the pages are.
+            self.settle(None)?;
+            return Ok(Vec::new());
+        }
+        let drawn = ends.len() as i32;
+        let last = hidden.take_axis(Array::from_slice(&ends, &[drawn]), 1)?; // [1, drawn, hidden]
+        let logits = self.family.logits(&last)?.as_dtype(Dtype::Float32)?;
+        let logits = logits.reshape(&[drawn, -1])?;
+        self.settle(Some(&logits))?;
+        match &self.pages {
+            #[cfg(not(target_os = "macos"))]
+            Pages::Host(_) => Ok(draw::draw_on_host(&samplers, read(&logits)?)),
+            Pages::Arrays(_) => draw::draw_on_device(&samplers, &logits),
+        }
     }
 }
 
@@ -128,46 +193,24 @@ impl Forward for Model {
         self.shape
     }
 
-    fn open(&mut self, prompt: &[TokenId], sampling: &Sampling) -> Result<Sequence, PassFailed> {
-        Ok(Sequence {
-            caches: (0..self.layers).map(|_| KvCache::default()).collect(),
-            sampler: Sampler::new(sampling, prompt, self.shape.vocabulary)?,
-            last: None,
-        })
+    fn open(&mut self, opening: &Opening<'_>) -> Result<Sequence, PassFailed> {
+        Ok(Sequence { sampler: Sampler::new(opening, self.shape.vocabulary)? })
     }
 
-    fn prefill(&mut self, sequence: &mut Sequence, chunk: &[TokenId]) -> Result<(), PassFailed> {
-        self.check(sequence, chunk)?;
-        failing(|| {
-            // What the last layer makes of its attention is asked for by nobody here, so it is not
-            // computed: the caches are.
-            self.hidden(sequence, chunk)?;
-            transforms::eval(sequence.caches.iter().flat_map(KvCache::arrays))
-        })
-    }
-
-    fn prefill_last(
-        &mut self,
-        sequence: &mut Sequence,
-        chunk: &[TokenId],
-    ) -> Result<TokenId, PassFailed> {
-        self.step(sequence, chunk)
-    }
-
-    /// Row by row: each is computed alone, so each gets what it would get alone.
-    fn decode(&mut self, batch: &mut [&mut Sequence]) -> Result<Vec<TokenId>, PassFailed> {
-        batch
+    fn pass(&mut self, rows: &mut [Row<'_, Sequence>]) -> Result<Vec<Option<Drawn>>, PassFailed> {
+        self.check(rows)?;
+        let mut drawn = self.compute(|model| model.draw(rows))?.into_iter();
+        Ok(rows
             .iter_mut()
-            .map(|sequence| {
-                let last = sequence.last.ok_or_else(|| {
-                    PassFailed("decode before the prompt's last chunk".to_owned())
-                })?;
-                self.step(sequence, &[last])
+            .map(|row| {
+                let drawn = if row.draw { drawn.next() } else { None }?;
+                row.sequence.sampler.remember(drawn.token);
+                Some(drawn)
             })
-            .collect()
+            .collect())
     }
 }
 
-fn failing<T>(pass: impl FnOnce() -> Result<T, Exception>) -> Result<T, PassFailed> {
-    pass().map_err(|error| PassFailed(format!("MLX: {}", error.what())))
+fn read(array: &Array) -> Result<&[f32], Exception> {
+    array.try_as_slice().map_err(|error| Exception::custom(error.to_string()))
 }

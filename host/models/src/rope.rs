@@ -44,14 +44,27 @@ pub(crate) struct Rope {
     traditional: bool,
     /// Multiplies positions.
     scale: f32,
-    /// Yarn's: multiplies queries and keys, to sharpen attention over longer distances.
-    magnitude: Option<Array>,
+    /// Yarn's: multiplies queries and keys, to sharpen attention over longer distances. 1 is off.
+    magnitude: f32,
     angles: Angles,
+    /// Positions per radian, by pair of dimensions.
+    periods: Vec<f64>,
 }
 
 enum Angles {
     Theta(f32),
     Periods(Array),
+}
+
+/// Sines and cosines for the positions of one pass, for turning on the CPU.
+#[cfg(not(target_os = "macos"))]
+pub(crate) struct Turns {
+    /// By position and pair: cosine, sine, each times the magnitude.
+    table: Vec<[f32; 2]>,
+    periods: Vec<f64>,
+    scale: f32,
+    magnitude: f32,
+    traditional: bool,
 }
 
 impl Scaling {
@@ -78,21 +91,22 @@ impl Rope {
         if dimensions <= 0 || dimensions % 2 != 0 {
             return Err(format!("rope turns {dimensions} dimensions, not an even number"));
         }
+        let mut periods: Vec<f64> = (0..dimensions / 2)
+            .map(|i| theta.powf(f64::from(2 * i) / f64::from(dimensions)))
+            .collect();
         let plain = Self {
             dimensions,
             traditional,
             scale: 1.0,
-            magnitude: None,
+            magnitude: 1.0,
             angles: Angles::Theta(theta as f32),
+            periods: periods.clone(),
         };
-        let mut periods: Vec<f64> = (0..dimensions / 2)
-            .map(|i| theta.powf(f64::from(2 * i) / f64::from(dimensions)))
-            .collect();
         if let Some(divisors) = divisors {
             for (period, divisor) in periods.iter_mut().zip(divisors) {
                 *period *= f64::from(*divisor);
             }
-            return Ok(Self { angles: angles(&periods), ..plain });
+            return Ok(Self { angles: angles(&periods), periods, ..plain });
         }
         let Some(scaling) = scaling else { return Ok(plain) };
         match scaling.kind() {
@@ -100,32 +114,96 @@ impl Rope {
             "linear" => Ok(Self { scale: (1.0 / scaling.factor()?) as f32, ..plain }),
             "llama3" => {
                 llama3(&mut periods, scaling)?;
-                Ok(Self { angles: angles(&periods), ..plain })
+                Ok(Self { angles: angles(&periods), periods, ..plain })
             }
             "yarn" => {
                 let magnitude = yarn(&mut periods, dimensions, theta, scaling)?;
-                let magnitude = (magnitude != 1.0).then(|| Array::from_f32(magnitude as f32));
-                Ok(Self { angles: angles(&periods), magnitude, ..plain })
+                let magnitude = magnitude as f32;
+                Ok(Self { angles: angles(&periods), periods, magnitude, ..plain })
             }
             other => Err(format!("rope type {other:?}")),
         }
     }
 
-    /// Turns `x` of `[batch, heads, time, head_dim]`, whose first position is `offset`.
-    pub(crate) fn forward(&self, x: &Array, offset: i32) -> Result<Array, Exception> {
+    /// Turns `x` of `[total, heads, 1, head_dim]`, each of `total` at its own of `positions`.
+    pub(crate) fn forward(&self, x: &Array, positions: &Array) -> Result<Array, Exception> {
         let scaled;
-        let x = match &self.magnitude {
-            None => x,
-            Some(magnitude) => {
-                scaled = x.multiply(magnitude.as_dtype(x.dtype())?)?;
-                &scaled
-            }
+        let x = if self.magnitude == 1.0 {
+            x
+        } else {
+            scaled = x.multiply(Array::from_f32(self.magnitude).as_dtype(x.dtype())?)?;
+            &scaled
         };
         let (theta, periods) = match &self.angles {
             Angles::Theta(theta) => (Some(*theta), None),
             Angles::Periods(periods) => (None, Some(periods)),
         };
-        fast::rope(x, self.dimensions, self.traditional, theta, self.scale, offset, periods)
+        fast::rope_dynamic(
+            x,
+            self.dimensions,
+            self.traditional,
+            theta,
+            self.scale,
+            positions,
+            periods,
+        )
+    }
+}
+
+#[cfg(not(target_os = "macos"))]
+impl Rope {
+    /// Works out the turns at each of `positions`.
+    pub(crate) fn turns(&self, positions: impl Iterator<Item = usize>) -> Turns {
+        let magnitude = f64::from(self.magnitude);
+        let at = |position: usize| {
+            self.periods.iter().map(move |period| {
+                let (sine, cosine) = (position as f64 * f64::from(self.scale) / period).sin_cos();
+                [(cosine * magnitude) as f32, (sine * magnitude) as f32]
+            })
+        };
+        Turns {
+            table: positions.flat_map(at).collect(),
+            periods: self.periods.clone(),
+            scale: self.scale,
+            magnitude: self.magnitude,
+            traditional: self.traditional,
+        }
+    }
+
+    /// Whether this rotation, for the same positions, would make the same turns.
+    pub(crate) fn makes(&self, turns: &Turns) -> bool {
+        self.periods == turns.periods
+            && self.scale == turns.scale
+            && self.magnitude == turns.magnitude
+            && self.traditional == turns.traditional
+    }
+}
+
+#[cfg(not(target_os = "macos"))]
+impl Turns {
+    /// Turns one head's numbers, `from` into `to`, at the `row`th of the positions.
+    pub(crate) fn turn(&self, row: usize, from: &[f32], to: &mut [f32]) {
+        let pairs = self.periods.len();
+        let turns = &self.table[row * pairs..(row + 1) * pairs];
+        if self.traditional {
+            let places = from.chunks_exact(2).zip(to.chunks_exact_mut(2));
+            for ([cosine, sine], (from, to)) in turns.iter().zip(places) {
+                to[0] = from[0] * cosine - from[1] * sine;
+                to[1] = from[0] * sine + from[1] * cosine;
+            }
+        } else {
+            let (low, high) = from[..2 * pairs].split_at(pairs);
+            let (to_low, to_high) = to[..2 * pairs].split_at_mut(pairs);
+            for pair in 0..pairs {
+                let [cosine, sine] = turns[pair];
+                to_low[pair] = low[pair] * cosine - high[pair] * sine;
+                to_high[pair] = low[pair] * sine + high[pair] * cosine;
+            }
+        }
+        // MLX multiplies the dimensions that are not turned by the magnitude too.
+        for (to, from) in to[2 * pairs..].iter_mut().zip(&from[2 * pairs..]) {
+            *to = from * self.magnitude;
+        }
     }
 }
 

@@ -10,9 +10,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use interlock_engine::Forward;
-use interlock_models::{LoadError, LoadOptions, Loaded, Model, Problem, load, load_as_stored};
-use interlock_request::{Sampling, TokenId};
+use interlock_engine::{Forward, Opening, PageId, Row};
+use interlock_models::{
+    LoadError, LoadOptions, Loaded, Model, Problem, Sequence, load, load_as_stored,
+};
+use interlock_request::{Generation, Priority, Sampling, TokenId};
 use serde::Deserialize;
 
 const TOLERANCE: f32 = 2e-4;
@@ -21,11 +23,11 @@ const TOLERANCE: f32 = 2e-4;
 struct Expected {
     prompt: Vec<TokenId>,
     greedy: Vec<TokenId>,
-    logits: Vec<Row>,
+    logits: Vec<Position>,
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct Position {
     position: usize,
     values: Vec<f32>,
 }
@@ -72,24 +74,128 @@ fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     );
 }
 
+/// Numbers that look random and are the same every time.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 20) as usize % end
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for at in (1..items.len()).rev() {
+            items.swap(at, self.below(at + 1));
+        }
+    }
+}
+
+/// One request as the engine would keep it: what is in the cache, where, and what comes next.
+struct Request {
+    sequence: Sequence,
+    pages: Vec<PageId>,
+    length: usize,
+}
+
+fn generation(sampling: Sampling) -> Generation {
+    Generation {
+        sampling,
+        tokens_max: 1,
+        tokens_min: 0,
+        stop_tokens: Vec::new(),
+        logprobs: None,
+        priority: Priority::Standard,
+    }
+}
+
+impl Request {
+    /// Takes pages off `free` for a prompt and `more` tokens.
+    fn open(model: &mut Model, prompt: &[TokenId], more: usize, free: &mut Vec<PageId>) -> Self {
+        let generation = generation(Sampling::greedy());
+        let opening = Opening { prompt, generated: &[], generation: &generation, fresh_seed: 0 };
+        let needed = (prompt.len() + more).div_ceil(model.shape().page_tokens as usize);
+        Self {
+            sequence: model.open(&opening).unwrap(),
+            pages: free.split_off(free.len() - needed),
+            length: 0,
+        }
+    }
+
+    /// The next row, and afterwards it counts as in the cache.
+    fn row<'a>(&'a mut self, tokens: &'a [TokenId], draw: bool) -> Row<'a, Sequence> {
+        let from = self.length as u32;
+        self.length += tokens.len();
+        Row { sequence: &mut self.sequence, tokens, from, pages: &self.pages, draw }
+    }
+}
+
+/// All pages, in an order of which the engine would not dream.
+fn shuffled_pages(model: &Model, noise: &mut Noise) -> Vec<PageId> {
+    let mut pages: Vec<PageId> = (0..model.shape().pages).map(PageId).collect();
+    noise.shuffle(&mut pages);
+    pages
+}
+
 /// Logits of prompt and greedy tokens, the prompt in chunks of these sizes.
 fn compare_logits(case: &str, mut model: Model, chunks: &[usize], tolerance: f32) {
     let Expected { prompt, greedy, logits } = expected(case);
-    let mut sequence = model.open(&prompt, &Sampling::greedy()).unwrap();
+    let mut free = shuffled_pages(&model, &mut Noise(7));
+    let mut request = Request::open(&mut model, &prompt, greedy.len(), &mut free);
     let mut rows = Vec::new();
     let mut rest = &prompt[..];
+    let one = |model: &mut Model, request: &mut Request, tokens: &[TokenId]| {
+        model.score(&mut [request.row(tokens, false)]).unwrap().remove(0)
+    };
     for &chunk in chunks {
         let (now, later) = rest.split_at(chunk);
-        rows.extend(model.score(&mut sequence, now).unwrap());
+        rows.extend(one(&mut model, &mut request, now));
         rest = later;
     }
     assert!(rest.is_empty(), "the chunks make up the prompt");
     for token in greedy {
-        rows.extend(model.score(&mut sequence, &[token]).unwrap());
+        rows.extend(one(&mut model, &mut request, &[token]));
     }
-    for Row { position, values } in logits {
+    for Position { position, values } in logits {
         let what = format!("{case}, {chunks:?}, position {position}");
         assert_close(&rows[position], &values, tolerance, &what);
+    }
+}
+
+/// The same logits for several requests in one table: some in their prompts, some decoding.
+fn compare_logits_in_company(case: &str, mut model: Model, tolerance: f32) {
+    let Expected { prompt, greedy, logits } = expected(case);
+    let all = [&prompt[..], &greedy[..]].concat();
+    let mut free = shuffled_pages(&model, &mut Noise(9));
+    let sizes: [&[usize]; 4] = [&[12, 1, 1], &[1, 1, 7, 3, 1], &[5, 7, 1], &[1, 11]];
+    let mut requests: Vec<Request> =
+        sizes.iter().map(|_| Request::open(&mut model, &prompt, greedy.len(), &mut free)).collect();
+    let mut scored = vec![Vec::new(); sizes.len()];
+    for turn in 0..all.len() {
+        let mut table = Vec::new();
+        let mut whose = Vec::new();
+        for (number, request) in requests.iter_mut().enumerate() {
+            let size = sizes[number].get(turn).copied().unwrap_or(1);
+            let from = request.length;
+            let to = (from + size).min(all.len());
+            if from < to {
+                table.push(request.row(&all[from..to], false));
+                whose.push(number);
+            }
+        }
+        if table.is_empty() {
+            break;
+        }
+        for (number, rows) in whose.into_iter().zip(model.score(&mut table).unwrap()) {
+            scored[number].extend(rows);
+        }
+    }
+    for (number, rows) in scored.iter().enumerate() {
+        for Position { position, values } in &logits {
+            let what = format!("{case}, request {number} in company, position {position}");
+            assert_close(&rows[*position], values, tolerance, &what);
+        }
     }
 }
 
@@ -101,21 +207,20 @@ fn compare_tokens(case: &str) {
     assert_eq!(generate(&mut model, &prompt, 5, greedy.len()), greedy, "{case}, in chunks");
 }
 
-fn generate(
-    model: &mut impl Forward,
-    prompt: &[TokenId],
-    chunk: usize,
-    count: usize,
-) -> Vec<TokenId> {
-    let mut sequence = model.open(prompt, &Sampling::greedy()).unwrap();
-    let mut chunks = prompt.chunks(chunk);
-    let last = chunks.next_back().unwrap();
-    for chunk in chunks {
-        model.prefill(&mut sequence, chunk).unwrap();
+fn generate(model: &mut Model, prompt: &[TokenId], chunk: usize, count: usize) -> Vec<TokenId> {
+    let mut free = shuffled_pages(model, &mut Noise(3));
+    let mut request = Request::open(model, prompt, count, &mut free);
+    let mut tokens: Vec<TokenId> = Vec::new();
+    let mut chunks = prompt.chunks(chunk).peekable();
+    while let Some(chunk) = chunks.next() {
+        let last = chunks.peek().is_none();
+        let drawn = model.pass(&mut [request.row(chunk, last)]).unwrap();
+        tokens.extend(drawn.into_iter().flatten().map(|drawn| drawn.token));
     }
-    let mut tokens = vec![model.prefill_last(&mut sequence, last).unwrap()];
     while tokens.len() < count {
-        tokens.extend(model.decode(&mut [&mut sequence]).unwrap());
+        let last = [tokens[tokens.len() - 1]];
+        let drawn = model.pass(&mut [request.row(&last, true)]).unwrap();
+        tokens.extend(drawn.into_iter().flatten().map(|drawn| drawn.token));
     }
     tokens
 }
@@ -126,6 +231,7 @@ macro_rules! golden {
         fn $name() {
             compare_logits($case, loaded(&model_path($case)).model, &[12], TOLERANCE);
             compare_logits($case, loaded(&model_path($case)).model, &[1, 7, 4], TOLERANCE);
+            compare_logits_in_company($case, loaded(&model_path($case)).model, TOLERANCE);
             compare_tokens($case);
         }
     )*};
@@ -171,10 +277,14 @@ fn weights_left_as_they_are_stored_mean_the_same() {
         ("qwen3-8bit", 0.08),
     ];
     for (case, tolerance) in cases {
-        let model = load_as_stored(&model_path(case), &LoadOptions::default())
-            .unwrap_or_else(|error| panic!("{error}"))
-            .model;
-        compare_logits(case, model, &[7, 5], tolerance);
+        let model = || {
+            // Few pages: here they are memory at once.
+            let options = LoadOptions { cache_max: Some(4 << 20), ..LoadOptions::default() };
+            let loaded = load_as_stored(&model_path(case), &options);
+            loaded.unwrap_or_else(|error| panic!("{error}")).model
+        };
+        compare_logits(case, model(), &[7, 5], tolerance);
+        compare_logits_in_company(case, model(), tolerance);
     }
 }
 
@@ -211,58 +321,31 @@ fn the_default_model_says_what_mlx_lm_says() {
     }
 }
 
-/// A sequence gets the same tokens alone and beside others, at whatever point it joins them.
-#[test]
-fn company_changes_nothing() {
-    let Expected { prompt, .. } = expected("qwen3-f32");
-    let mut model = loaded(&model_path("qwen3-f32")).model;
-    let sampling =
-        |seed| Sampling { temperature: 1.0, top_p: 0.95, seed: Some(seed), ..Sampling::greedy() };
-    let mut alone = Vec::new();
-    for seed in 0..3 {
-        let mut sequence = model.open(&prompt, &sampling(seed)).unwrap();
-        let mut tokens = vec![model.prefill_last(&mut sequence, &prompt).unwrap()];
-        for _ in 0..10 {
-            tokens.extend(model.decode(&mut [&mut sequence]).unwrap());
-        }
-        alone.push(tokens);
-    }
-    assert_ne!(alone[0], alone[1], "another seed, other tokens");
-
-    let mut sequences: Vec<_> =
-        (0..3).map(|seed| model.open(&prompt, &sampling(seed)).unwrap()).collect();
-    let mut together: Vec<Vec<TokenId>> = vec![Vec::new(); 3];
-    for turn in 0..13 {
-        // Each joins one turn after the one before it.
-        if let Some(sequence) = sequences.get_mut(turn) {
-            together[turn].push(model.prefill_last(sequence, &prompt).unwrap());
-        }
-        let joined = turn.min(3);
-        let mut batch: Vec<_> = sequences[..joined].iter_mut().collect();
-        for (row, token) in model.decode(&mut batch).unwrap().into_iter().enumerate() {
-            together[row].push(token);
-        }
-    }
-    for (row, (alone, together)) in alone.iter().zip(&together).enumerate() {
-        assert_eq!(together[..11], alone[..], "sequence {row}");
-    }
-}
-
 #[test]
 fn a_pass_that_cannot_be_is_refused_before_mlx_sees_it() {
-    let options = LoadOptions { context_max: Some(8), ..LoadOptions::default() };
+    let options = LoadOptions { context_max: Some(40), ..LoadOptions::default() };
     let mut model = load(&model_path("llama-f32"), &options, &mut |_| {}).unwrap().model;
-    assert_eq!(model.shape().context, 8);
-    let mut sequence = model.open(&[1, 2], &Sampling::greedy()).unwrap();
-
-    let refused = model.prefill(&mut sequence, &[96]).unwrap_err();
-    assert_eq!(refused.0, "token 96, the vocabulary has 96");
-    let refused = model.prefill(&mut sequence, &[1; 9]).unwrap_err();
-    assert_eq!(refused.0, "9 tokens, the context has 8");
-    let refused = model.prefill_last(&mut sequence, &[]).unwrap_err();
-    assert_eq!(refused.0, "a pass over no tokens");
-    let refused = model.decode(&mut [&mut sequence]).unwrap_err();
-    assert_eq!(refused.0, "decode before the prompt's last chunk");
+    assert_eq!(model.shape().context, 40);
+    let free = &mut vec![PageId(0), PageId(1), PageId(2), PageId(3)];
+    let mut good = Request::open(&mut model, &[1, 2], 1, free);
+    let mut bad = Request::open(&mut model, &[1, 2], 1, free);
+    let too_far = [PageId(model.shape().pages)];
+    let cases: [(&[TokenId], u32, Option<&[PageId]>, &str); 5] = [
+        (&[96], 0, None, "token 96, the vocabulary has 96"),
+        (&[1; 9], 32, None, "41 tokens, the context has 40"),
+        (&[], 0, None, "a pass over no tokens"),
+        (&[1], 32, None, "33 tokens need 2 pages, the row has 1"),
+        (&[1], 0, Some(&too_far), &format!("page {}, there are {}", too_far[0].0, too_far[0].0)),
+    ];
+    for (tokens, from, pages, says) in cases {
+        let mut wrong = bad.row(tokens, true);
+        wrong.from = from;
+        wrong.pages = pages.unwrap_or(wrong.pages);
+        let refused = model.pass(&mut [good.row(&[1], true), wrong]).unwrap_err();
+        assert_eq!(refused.why, says);
+        assert_eq!((refused.row, refused.caches_lost), (Some(1), false));
+    }
+    assert_eq!(model.pass(&mut []).unwrap_err().why, "a pass over no rows");
 }
 
 /// A copy of a case with one file changed.
@@ -384,8 +467,8 @@ fn damaged_files_are_errors() {
             });
             let loaded = load(&path(&model), &LoadOptions::default(), &mut |_| {});
             if let Ok(mut loaded) = loaded {
-                let mut sequence = loaded.model.open(&[1], &Sampling::greedy()).unwrap();
-                let _ = loaded.model.prefill_last(&mut sequence, &[1]);
+                let mut request = Request::open(&mut loaded.model, &[1], 0, &mut vec![PageId(0)]);
+                let _ = loaded.model.pass(&mut [request.row(&[1], true)]);
             }
         }
     }

@@ -3,9 +3,10 @@
 //! libmlx.so leaves the symbol undefined, and the loader looks for it in the executable before it
 //! looks in the wheel's libblas. Three ways through, by shape:
 //!
-//! - a few rows times rows of weights (decoding): dot products, the weights shared out;
+//! - rows times rows of weights (`x W^T`, every layer of every model): dot products, of which each
+//!   is the same to the bit whatever the others are, see [`super::dots`];
 //! - one row times columns of weights (attention's sum over values): scaled rows added up;
-//! - all else (prompts): the `gemm` crate, the larger side shared out.
+//! - all else: the `gemm` crate, the larger side shared out.
 //!
 //! # Not here
 //!
@@ -17,15 +18,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gemm::Parallelism;
 
-use super::dots::{AddScaled, Dots, SIDE_BY_SIDE};
+use super::dots::{AddScaled, Dots, Rows, WEIGHTS};
 use super::team;
 
 const COLUMN_MAJOR: c_int = 102;
 const NOT_TRANSPOSED: c_int = 111;
 
-/// Rows up to which reading each weight once beats packing for reuse. At 16 the two are even on
-/// AVX2 and on AVX-512.
-const FEW_ROWS: usize = 8;
+/// Bytes of rows that are multiplied with all weights before the next rows are: they are to stay in
+/// a core's own cache.
+const ROWS_BYTES: usize = 512 << 10;
+
+/// Never fewer rows than this in a block: below, the weights are read too often.
+const ROWS_LEAST: usize = 24;
 
 /// Multiply-adds below which asking for help costs more than it saves (some 8 microseconds).
 const WORTH_SHARING: usize = 1 << 17;
@@ -55,6 +59,14 @@ struct Target {
     row: usize,
 }
 
+/// An address that the threads of a product share.
+#[derive(Clone, Copy)]
+struct Shared(Rows);
+
+// SAFETY: an address that is only read; who dereferences it says why that is right.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
 // SAFETY: both are addresses; who dereferences them on another thread says why that is right.
 unsafe impl Send for View {}
 // SAFETY: as above.
@@ -138,9 +150,9 @@ impl Product {
         if self.k == 0 || self.alpha == 0.0 {
             // SAFETY: the caller's promise, passed on; so in the other arms.
             unsafe { self.scale_target() }
-        } else if self.m <= FEW_ROWS && self.b.row == 1 {
+        } else if self.b.row == 1 {
             // SAFETY: as above, and the columns of `b` are contiguous.
-            unsafe { self.few_rows() }
+            unsafe { self.by_weights() }
         } else if self.m == 1 && self.b.column == 1 && self.work() < WORTH_SHARING {
             // SAFETY: as above, and the rows of `b` are contiguous.
             unsafe { self.one_row_by_columns() }
@@ -175,15 +187,17 @@ impl Product {
         unsafe { std::slice::from_raw_parts_mut(self.c.at.add(i * self.c.row + from), columns) }
     }
 
-    /// Decoding: every row of `b`'s transpose is read once, from memory, by one thread.
+    /// Rows of `a` with columns of `b` that are contiguous: `x W^T`, whatever the number of rows.
     ///
     /// # Safety
     ///
-    /// As for [`Product::compute`]; columns of `b` are contiguous, and `m` is at most `FEW_ROWS`.
-    unsafe fn few_rows(&self) {
+    /// As for [`Product::compute`]; columns of `b` are contiguous.
+    unsafe fn by_weights(&self) {
         let Self { m, n, k, alpha, beta, .. } = *self;
         let mut gathered = Vec::new();
-        if self.a.column != 1 {
+        let rows = if self.a.column == 1 {
+            Rows { at: self.a.at, stride: self.a.row }
+        } else {
             gathered.reserve(m * k);
             for i in 0..m {
                 for p in 0..k {
@@ -191,32 +205,42 @@ impl Product {
                     gathered.push(unsafe { *self.a.at.add(i * self.a.row + p * self.a.column) });
                 }
             }
-        }
-        let rows: [&[f32]; FEW_ROWS] = std::array::from_fn(|i| {
-            if i >= m {
-                &[][..]
-            } else if self.a.column == 1 {
-                // SAFETY: row `i` of `a` is `k` numbers side by side.
-                unsafe { std::slice::from_raw_parts(self.a.at.add(i * self.a.row), k) }
-            } else {
-                &gathered[i * k..(i + 1) * k]
-            }
-        });
-
-        let compute = |from: usize, to: usize| {
-            let b = self.b;
-            // SAFETY: column `j` of `b` is `k` numbers side by side.
-            let weights =
-                |j: usize| unsafe { std::slice::from_raw_parts(b.at.add(j * b.column), k) };
-            let c = self.c;
-            let out = |i: usize, j: usize, sum: f32| {
-                // SAFETY: (i, j) lies within `c`, and column `j` is this chunk's alone.
-                let place = unsafe { &mut *c.at.add(i * c.row + j) };
-                *place = if beta == 0.0 { alpha * sum } else { alpha * sum + beta * *place };
-            };
-            Dots { rows: &rows[..m], weights: &weights, range: from..to, out }.compute();
+            Rows { at: gathered.as_ptr(), stride: k }
         };
-        share_out(n, SIDE_BY_SIDE, m * k, &compute);
+        let rows = Shared(rows);
+        let compute = |rows_from: usize, rows_to: usize, from: usize, to: usize| {
+            let Shared(rows) = { rows };
+            let dots = Dots {
+                rows: Rows { at: rows.at.wrapping_add(rows_from * rows.stride), ..rows },
+                row_count: rows_to - rows_from,
+                weights: Rows {
+                    at: self.b.at.wrapping_add(from * self.b.column),
+                    stride: self.b.column,
+                },
+                weight_count: to - from,
+                length: k,
+                alpha,
+                beta,
+                out: self.c.at.wrapping_add(rows_from * self.c.row + from),
+                out_stride: self.c.row,
+            };
+            // SAFETY: rows and columns within the caller's matrices; the block of `c` is this
+            // chunk's alone.
+            unsafe { dots.compute() }
+        };
+        if self.work() < WORTH_SHARING {
+            return compute(0, m, 0, n);
+        }
+        // All threads work on one block of rows, which stays near each of them, while the weights
+        // pass by.
+        let rows_step = (ROWS_BYTES / (size_of::<f32>() * k)).max(ROWS_LEAST).min(m);
+        let grain = if m <= ROWS_LEAST { WEIGHTS } else { WEIGHTS * 4 };
+        let step = (CHUNK / (rows_step * k)).max(1).next_multiple_of(grain);
+        let across = n.div_ceil(step);
+        team::team().run(m.div_ceil(rows_step) * across, &|chunk| {
+            let (row, column) = (chunk / across * rows_step, chunk % across * step);
+            compute(row, (row + rows_step).min(m), column, (column + step).min(n));
+        });
     }
 
     /// Attention: one row of scores, a few dozen columns of values; far too little to share.
@@ -308,18 +332,6 @@ impl Product {
             );
         }
     }
-}
-
-/// Calls `compute(from, to)` for ranges that cover `0..columns`, in multiples of `grain`, on the
-/// team if the work of `each` column times `columns` is worth it.
-fn share_out(columns: usize, grain: usize, each: usize, compute: &(dyn Fn(usize, usize) + Sync)) {
-    if columns.saturating_mul(each) < WORTH_SHARING {
-        return compute(0, columns);
-    }
-    let step = (CHUNK / each.max(1)).max(1).next_multiple_of(grain);
-    team::team().run(columns.div_ceil(step), &|chunk| {
-        compute(chunk * step, (chunk * step + step).min(columns));
-    });
 }
 
 #[cfg(test)]
@@ -462,36 +474,56 @@ mod tests {
         assert!(crate::cpu::serves_mlx());
     }
 
+    /// `x W^T` as MLX asks for it.
+    fn by_weights(x: &[f32], weights: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+        let mut c = vec![0.0_f32; m * n];
+        let int = |value: usize| c_int::try_from(value).unwrap();
+        // SAFETY: the callers' slices have these sizes.
+        unsafe {
+            cblas_sgemm(
+                101,
+                NOT_TRANSPOSED,
+                112,
+                int(m),
+                int(n),
+                int(k),
+                1.0,
+                x.as_ptr(),
+                int(k),
+                weights.as_ptr(),
+                int(k),
+                0.0,
+                c.as_mut_ptr(),
+                int(n),
+            );
+        }
+        c
+    }
+
+    /// Which rows are multiplied beside it depends on who else is being served. Sizes around tiles
+    /// and blocks, with and without numbers beyond the last vector, shared out and not.
+    #[test]
+    fn a_row_times_weights_is_the_same_in_any_company_bit_for_bit() {
+        for (n, k) in [(9, 7), (35, 100), (192, 576), (500, 583)] {
+            let (x, weights) = (noise(6, 400 * k), noise(7, n * k));
+            let alone: Vec<Vec<f32>> =
+                x.chunks(k).map(|row| by_weights(row, &weights, (1, n, k))).collect();
+            for m in (1..=40).chain([63, 400]) {
+                let together = by_weights(&x[..m * k], &weights, (m, n, k));
+                for (row, together) in together.chunks(n).enumerate() {
+                    assert_eq!(together, &alone[row][..], "row {row} of {m}, {k} by {n}");
+                }
+            }
+        }
+    }
+
     /// Two sums of the same numbers, one shared out and one not, must not differ: a request's
     /// tokens may not depend on who else is busy.
     #[test]
     fn a_product_is_the_same_each_time() {
         let (n, k) = (4096, 576);
         let (a, b) = (noise(4, k), noise(5, n * k));
-        let product = || {
-            let mut c = vec![0.0_f32; n];
-            let int = |value: usize| c_int::try_from(value).unwrap();
-            // SAFETY: the vectors have these sizes.
-            unsafe {
-                cblas_sgemm(
-                    101,
-                    NOT_TRANSPOSED,
-                    112,
-                    1,
-                    int(n),
-                    int(k),
-                    1.0,
-                    a.as_ptr(),
-                    int(k),
-                    b.as_ptr(),
-                    int(k),
-                    0.0,
-                    c.as_mut_ptr(),
-                    int(n),
-                );
-            }
-            c
-        };
+        let product = || by_weights(&a, &b, (1, n, k));
         let first = product();
         for _ in 0..20 {
             assert_eq!(product(), first);

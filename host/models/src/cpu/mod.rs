@@ -1,4 +1,4 @@
-//! What MLX's CPU backend lacks on Linux: a fast matrix product.
+//! What MLX's CPU backend lacks on Linux: a fast matrix product, and attention over pages.
 //!
 //! The MLX wheel brings the reference BLAS, one thread and no SIMD. The executable defines
 //! `cblas_sgemm` itself ([`blas`]) and the loader prefers that to the wheel's. The work is shared
@@ -8,8 +8,12 @@
 //!
 //! macOS: there Accelerate is MLX's BLAS, and this folder is not compiled.
 
+pub(crate) mod attention;
 pub(crate) mod blas;
 mod dots;
+#[cfg(test)]
+mod invariance;
+pub(crate) mod pages;
 mod team;
 
 use std::num::NonZeroUsize;

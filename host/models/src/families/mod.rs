@@ -8,15 +8,16 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
-use crate::cache::KvCache;
+use crate::cache::Batch;
 use crate::rope::Scaling;
 
 /// What every family can do.
 pub(crate) trait Family {
-    /// Tokens of `[1, time]` to hidden states of `[1, time, hidden]`, through the caches.
-    fn hidden(&self, tokens: &Array, caches: &mut [KvCache]) -> Result<Array, Exception>;
+    /// Tokens of `[1, total]`, all rows' one after another, to hidden states of
+    /// `[1, total, hidden]`. Which token is whose, and where, the batch knows.
+    fn hidden(&self, tokens: &Array, batch: &mut Batch<'_>) -> Result<Array, Exception>;
 
-    /// Hidden states to logits of `[1, time, vocabulary]`.
+    /// Hidden states to logits of `[1, total, vocabulary]`.
     fn logits(&self, hidden: &Array) -> Result<Array, Exception>;
 }
 

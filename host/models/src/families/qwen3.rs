@@ -8,10 +8,9 @@ use serde::Deserialize;
 
 use super::{Dimensions, Family, theta};
 use crate::activation::swiglu;
-use crate::cache::KvCache;
+use crate::cache::{Batch, Projected};
 use crate::error::LoadError;
 use crate::linear::{Embedding, Linear};
-use crate::mask;
 use crate::rope::{Rope, Rotation, Scaling};
 use crate::weights::Weights;
 
@@ -73,10 +72,10 @@ pub(crate) struct Qwen3 {
 }
 
 impl Family for Qwen3 {
-    fn hidden(&self, tokens: &Array, caches: &mut [KvCache]) -> Result<Array, Exception> {
-        let mut x = self.embed_tokens.forward(tokens)?; // [1, time, hidden]
-        for (layer, cache) in self.layers.iter().zip(caches) {
-            x = layer.forward(&x, cache)?;
+    fn hidden(&self, tokens: &Array, batch: &mut Batch<'_>) -> Result<Array, Exception> {
+        let mut x = self.embed_tokens.forward(tokens)?; // [1, total, hidden]
+        for (number, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, number, batch)?;
         }
         Ok(x)
     }
@@ -86,47 +85,33 @@ impl Family for Qwen3 {
         match &self.lm_head {
             Some(head) => head.forward(&x),
             None => self.embed_tokens.as_linear(&x),
-        } // [1, time, vocabulary]
+        } // [1, total, vocabulary]
     }
 }
 
 impl Block {
-    fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array, Exception> {
+    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
         let normed = fast::rms_norm(x, Some(&self.input_layernorm), self.eps)?;
-        let x = x.add(self.self_attn.forward(&normed, cache)?)?;
+        let x = x.add(self.self_attn.forward(&normed, layer, batch)?)?;
         let normed = fast::rms_norm(&x, Some(&self.post_attention_layernorm), self.eps)?;
         x.add(self.mlp.forward(&normed)?)
     }
 }
 
 impl Attention {
-    fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array, Exception> {
-        let time = x.dim(1);
-        let split = |x: Array, heads: i32| x.reshape(&[1, time, heads, self.head_dim]);
+    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
+        let total = x.dim(1);
+        let split = |x: Array, heads: i32| x.reshape(&[1, total, heads, self.head_dim]);
         let norm = |x: Array, weight: &Array| fast::rms_norm(x, Some(weight), self.eps);
-        let turn = |x: Array| x.transpose_axes(&[0, 2, 1, 3]);
-        let queries = split(self.q_proj.forward(x)?, self.heads)?; // [1, time, heads, head_dim]
-        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // [1, time, kv_heads, head_dim]
+        let queries = split(self.q_proj.forward(x)?, self.heads)?; // [1, total, heads, head_dim]
+        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // [1, total, kv_heads, head_dim]
         let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        let queries = turn(norm(queries, &self.q_norm)?)?; // [1, heads, time, head_dim]
-        let keys = turn(norm(keys, &self.k_norm)?)?; // [1, kv_heads, time, head_dim]
-        let values = turn(values)?;
+        let queries = norm(queries, &self.q_norm)?;
+        let keys = norm(keys, &self.k_norm)?;
 
-        let queries = self.rope.forward(&queries, cache.offset())?;
-        let keys = self.rope.forward(&keys, cache.offset())?;
-        let (keys, values) = cache.append(&keys, &values)?; // [1, kv_heads, all, head_dim]
-
+        let projected = Projected { queries: &queries, keys: &keys, values: &values };
         let scale = (self.head_dim as f32).powf(-0.5);
-        let mixed = fast::scaled_dot_product_attention(
-            &queries,
-            &keys,
-            &values,
-            scale,
-            mask::causal(time),
-            None,
-        )?; // [1, heads, time, head_dim]
-        let mixed =
-            mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[1, time, self.heads * self.head_dim])?;
+        let mixed = batch.attend(layer, projected, &self.rope, scale)?; // [1, total, heads * head_dim]
         self.o_proj.forward(&mixed)
     }
 }

@@ -1,0 +1,333 @@
+//! Pages as MLX arrays: attention is MLX's own, over copies of the pages that a pass gathers.
+//!
+//! ```text
+//! pool, one for keys and one for values in each layer   [kv_heads * pages * PAGE_TOKENS, head_dim]
+//!    writing    scatter of rows, in place: nobody else holds the array
+//!    reading    the same memory as [kv_heads * pages, PAGE_TOKENS, head_dim]; take by
+//!               (head, page) makes [rows, kv_heads, length, head_dim], which the kernels take as is
+//! ```
+//!
+//! Rows of one token (decoding) are computed together, those of about the same length: lengths are
+//! rounded up to powers of two of pages, so that a row's attention costs at most twice what its own
+//! length calls for, and so that there are few shapes. A row of several tokens (a prompt's chunk)
+//! is computed alone, under a causal mask.
+//!
+//! # Invariants
+//!
+//! - Between passes each pool is evaluated and held once, so that the next pass writes in place.
+//! - A masked position weighs nothing, but zero times NaN is NaN. So whoever enters a page clears
+//!   the rest of it, and a table is filled up with the row's own pages: one request's overflow
+//!   never meets another's numbers.
+
+use std::collections::BTreeMap;
+
+use mlx_rs::error::Exception;
+use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
+use mlx_rs::ops::indexing::{TryIndexOp, scatter_single};
+use mlx_rs::{Array, Dtype, ops, transforms};
+
+use super::{PAGE_TOKENS, Projected, Span};
+use crate::families::Dimensions;
+use crate::rope::Rope;
+
+const PAGE: i32 = PAGE_TOKENS.cast_signed();
+
+pub(crate) struct ArrayPages {
+    layers: Vec<Option<Pool>>,
+    heads: Heads,
+    dtype: Dtype,
+    plan: Option<Plan>,
+}
+
+struct Pool {
+    keys: Array,
+    values: Array,
+}
+
+#[derive(Clone, Copy)]
+struct Heads {
+    kv_heads: i32,
+    head_dim: i32,
+    pages: i32,
+}
+
+/// Where a pass reads and writes, the same in all layers.
+struct Plan {
+    /// `[total]`.
+    positions: Array,
+    /// `[total * kv_heads]`: where new keys and values go.
+    slots: Array,
+    /// What of newly entered pages stays unwritten.
+    cleared: Option<Array>,
+    parts: Vec<Part>,
+    /// Brings the parts' results into the table's order, unless they are.
+    order: Option<Array>,
+}
+
+/// Rows that are computed by one call.
+enum Part {
+    /// One token each.
+    Decoding {
+        /// Their places in the table, unless they are all there is.
+        tokens: Option<Array>,
+        rows: i32,
+        /// `[rows * kv_heads * pages]`.
+        gather: Array,
+        length: i32,
+        /// `[rows, 1, 1, length]`.
+        mask: Array,
+    },
+    /// Several tokens of one sequence.
+    Prompt { start: i32, count: i32, gather: Array, length: i32 },
+}
+
+impl ArrayPages {
+    pub(crate) fn new(
+        dimensions: &Dimensions,
+        pages: i32,
+        dtype: Dtype,
+    ) -> Result<Self, Exception> {
+        let Dimensions { layers, kv_heads, head_dim, .. } = *dimensions;
+        let heads = Heads { kv_heads, head_dim, pages };
+        let mut made =
+            Self { layers: (0..layers).map(|_| None).collect(), heads, dtype, plan: None };
+        made.clear()?;
+        Ok(made)
+    }
+
+    /// Makes all pages anew, empty.
+    pub(crate) fn clear(&mut self) -> Result<(), Exception> {
+        self.plan = None;
+        // The old go first: there may be no room for both.
+        self.layers.iter_mut().for_each(|pool| *pool = None);
+        let Heads { kv_heads, head_dim, pages } = self.heads;
+        for pool in &mut self.layers {
+            let empty = || ops::zeros_dtype(&[kv_heads * pages * PAGE, head_dim], self.dtype);
+            let made = Pool { keys: empty()?, values: empty()? };
+            transforms::eval([&made.keys, &made.values])?;
+            *pool = Some(made);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
+        self.plan = Some(self.heads.plan(spans));
+    }
+
+    /// What must be computed before a pass has ended.
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().flatten().flat_map(|pool| [&pool.keys, &pool.values])
+    }
+
+    /// See [`super::Batch::attend`].
+    pub(crate) fn attend(
+        &mut self,
+        layer: usize,
+        projected: Projected<'_>,
+        rope: &Rope,
+        scale: f32,
+    ) -> Result<Array, Exception> {
+        let lost = || Exception::custom("a pass over pages that are lost");
+        let plan = self.plan.as_ref().ok_or_else(lost)?;
+        let pool = self.layers[layer].take().ok_or_else(lost)?;
+        let Projected { queries, keys, values } = projected;
+        let (total, heads) = (queries.dim(1), queries.dim(2));
+        let Heads { kv_heads, head_dim, .. } = self.heads;
+
+        let by_token = |x: &Array, heads: i32| x.reshape(&[total, heads, 1, head_dim]);
+        let queries = rope.forward(&by_token(queries, heads)?, &plan.positions)?;
+        let keys = rope.forward(&by_token(keys, kv_heads)?, &plan.positions)?;
+        let pool = Pool {
+            keys: plan.write(pool.keys, &keys, head_dim)?,
+            values: plan.write(pool.values, values, head_dim)?,
+        };
+        let mut mixed = Vec::with_capacity(plan.parts.len());
+        for part in &plan.parts {
+            mixed.push(part.attend(&queries, &pool, self.heads, scale)?);
+        }
+        self.layers[layer] = Some(pool);
+        let mixed = match &mixed[..] {
+            [one] => one.clone(),
+            several => ops::concatenate(several, 0)?,
+        }; // [total, heads, head_dim]
+        let mixed = match &plan.order {
+            None => mixed,
+            Some(order) => mixed.take_axis(order, 0)?,
+        };
+        mixed.reshape(&[1, total, heads * head_dim])
+    }
+}
+
+impl Plan {
+    /// The pool with `new` of `[total, kv_heads, .., head_dim]` in it. Takes the old one, so that
+    /// MLX finds nobody else at its memory.
+    fn write(&self, pool: Array, new: &Array, head_dim: i32) -> Result<Array, Exception> {
+        let rows = |slots: &Array| [slots.dim(0), 1, head_dim];
+        let pool = match &self.cleared {
+            None => pool,
+            Some(slots) => {
+                let zeros = ops::zeros_dtype(&rows(slots), pool.dtype())?;
+                scatter_single(pool, slots, zeros, 0)?
+            }
+        };
+        let new = new.reshape(&rows(&self.slots))?.as_dtype(pool.dtype())?;
+        scatter_single(pool, &self.slots, new, 0)
+    }
+}
+
+impl Part {
+    /// What this part's queries attend to, `[tokens, heads, head_dim]`. `queries` are the whole
+    /// table's, `[total, heads, 1, head_dim]`.
+    fn attend(
+        &self,
+        queries: &Array,
+        pool: &Pool,
+        heads: Heads,
+        scale: f32,
+    ) -> Result<Array, Exception> {
+        let query_heads = queries.dim(1);
+        let head_dim = heads.head_dim;
+        match self {
+            Self::Decoding { tokens, rows, gather, length, mask } => {
+                let queries = match tokens {
+                    None => queries.clone(),
+                    Some(tokens) => queries.take_axis(tokens, 0)?,
+                };
+                fast::scaled_dot_product_attention(
+                    queries,
+                    heads.gather(&pool.keys, gather, *rows, *length)?,
+                    heads.gather(&pool.values, gather, *rows, *length)?,
+                    scale,
+                    mask,
+                    None,
+                )? // [rows, heads, 1, head_dim]
+                .reshape(&[*rows, query_heads, head_dim])
+            }
+            Self::Prompt { start, count, gather, length } => {
+                let queries = queries
+                    .try_index((*start..start + count, .., .., ..))?
+                    .reshape(&[1, *count, query_heads, head_dim])?
+                    .transpose_axes(&[0, 2, 1, 3])?;
+                let (keys, values) = (
+                    heads.gather(&pool.keys, gather, 1, gather.dim(0) / heads.kv_heads * PAGE)?,
+                    heads.gather(&pool.values, gather, 1, gather.dim(0) / heads.kv_heads * PAGE)?,
+                );
+                fast::scaled_dot_product_attention(
+                    queries,
+                    keys.try_index((.., .., ..*length, ..))?,
+                    values.try_index((.., .., ..*length, ..))?,
+                    scale,
+                    // Aligned with the last key: right in the middle of a prompt too.
+                    ScaledDotProductAttentionMask::Causal,
+                    None,
+                )? // [1, heads, count, head_dim]
+                .transpose_axes(&[0, 2, 1, 3])?
+                .reshape(&[*count, query_heads, head_dim])
+            }
+        }
+    }
+}
+
+impl Heads {
+    /// `[rows, kv_heads, length, head_dim]`.
+    fn gather(
+        self,
+        pool: &Array,
+        pages: &Array,
+        rows: i32,
+        length: i32,
+    ) -> Result<Array, Exception> {
+        pool.reshape(&[self.kv_heads * self.pages, PAGE, self.head_dim])?
+            .take_axis(pages, 0)?
+            .reshape(&[rows, self.kv_heads, length, self.head_dim])
+    }
+
+    fn plan(self, spans: &[Span<'_>]) -> Plan {
+        let mut positions = Vec::new();
+        let mut slots = Vec::new();
+        let mut cleared = Vec::new();
+        let mut decoding: BTreeMap<usize, Vec<&Span<'_>>> = BTreeMap::new();
+        let mut parts = Vec::new();
+        let mut order = Vec::new();
+        for span in spans {
+            let end = span.from + span.count;
+            for position in span.from..end {
+                positions.push(position as i32);
+                self.slots(span, position, &mut slots);
+            }
+            // If its last page is new to it: what was there before is someone else's.
+            if span.from <= (end - 1) / PAGE as usize * PAGE as usize {
+                for position in end..end.next_multiple_of(PAGE as usize) {
+                    self.slots(span, position, &mut cleared);
+                }
+            }
+            let pages = end.div_ceil(PAGE as usize);
+            if span.count == 1 {
+                decoding.entry(pages.next_power_of_two()).or_default().push(span);
+            } else {
+                order.extend(span.start..span.start + span.count);
+                parts.push(Part::Prompt {
+                    start: span.start as i32,
+                    count: span.count as i32,
+                    gather: numbers(&self.pages_of(span, pages)),
+                    length: end as i32,
+                });
+            }
+        }
+        for (pages, rows) in decoding {
+            order.extend(rows.iter().map(|span| span.start));
+            parts.push(self.decoding(pages, &rows, rows.len() == spans.len()));
+        }
+        let mut back = vec![0; order.len()];
+        for (now, &then) in order.iter().enumerate() {
+            back[then] = now as i32;
+        }
+        Plan {
+            positions: numbers(&positions),
+            slots: numbers(&slots),
+            cleared: (!cleared.is_empty()).then(|| numbers(&cleared)),
+            parts,
+            order: (!back.is_sorted()).then(|| numbers(&back)),
+        }
+    }
+
+    fn decoding(self, pages: usize, rows: &[&Span<'_>], all: bool) -> Part {
+        let length = pages * PAGE as usize;
+        let gather: Vec<i32> = rows.iter().flat_map(|span| self.pages_of(span, pages)).collect();
+        let mask: Vec<bool> =
+            rows.iter().flat_map(|span| (0..length).map(|at| at <= span.from)).collect();
+        let tokens: Vec<i32> = rows.iter().map(|span| span.start as i32).collect();
+        let rows = rows.len() as i32;
+        Part::Decoding {
+            tokens: (!all).then(|| numbers(&tokens)),
+            rows,
+            gather: numbers(&gather),
+            length: length as i32,
+            mask: Array::from_slice(&mask, &[rows, 1, 1, length as i32]),
+        }
+    }
+
+    /// A span's first `count` pages in the pool, head by head. Where it has fewer, its first one
+    /// stands in; the mask hides it.
+    fn pages_of(self, span: &Span<'_>, count: usize) -> Vec<i32> {
+        (0..self.kv_heads)
+            .flat_map(|head| {
+                let own =
+                    (0..count).map(|at| span.page(if at < span.pages.len() { at } else { 0 }));
+                own.map(move |page| head * self.pages + page as i32)
+            })
+            .collect()
+    }
+
+    /// Where a position's keys lie in the pool, one for each head.
+    fn slots(self, span: &Span<'_>, position: usize, slots: &mut Vec<i32>) {
+        let (page, at) = (span.page(position / PAGE as usize), position % PAGE as usize);
+        slots.extend(
+            (0..self.kv_heads).map(|head| (head * self.pages + page as i32) * PAGE + at as i32),
+        );
+    }
+}
+
+fn numbers(numbers: &[i32]) -> Array {
+    Array::from_slice(numbers, &[numbers.len() as i32])
+}
