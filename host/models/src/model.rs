@@ -3,14 +3,14 @@
 use std::marker::PhantomData;
 
 use interlock_engine::{Forward, ModelShape, PassFailed};
-use interlock_request::{Sampling, TokenId};
+use interlock_request::{Generation, Priority, Sampling, TokenId};
 use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::{Array, Dtype, transforms};
+use mlx_rs::{Array, Device, DeviceType, Dtype, transforms};
 
 use crate::cache::KvCache;
 use crate::families::{Dimensions, Family};
-use crate::sample::Sampler;
+use crate::sample::{Opening, Sampler, draw_on_device, draw_on_host};
 
 /// Weights on the device, and how to compute with them. Stays on the thread that loaded it: MLX's
 /// default streams are per thread.
@@ -105,17 +105,26 @@ impl Model {
     /// `chunk` enters the cache and a token comes out.
     fn step(&self, sequence: &mut Sequence, chunk: &[TokenId]) -> Result<TokenId, PassFailed> {
         self.check(sequence, chunk)?;
-        let token = failing(|| {
+        let drawn = failing(|| {
             let hidden = self.hidden(sequence, chunk)?;
             // Only the last position's logits are wanted, so only they are computed.
             let last = hidden.try_index((.., -1.., ..))?; // [1, 1, hidden]
-            let logits = self.family.logits(&last)?.reshape(&[-1])?; // [vocabulary]
-            let token = sequence.sampler.draw(&logits)?;
+            let logits = self.family.logits(&last)?.reshape(&[1, -1])?; // [1, vocabulary]
             let caches = sequence.caches.iter().flat_map(KvCache::arrays);
-            transforms::eval(caches.chain(sequence.sampler.arrays()).chain([&token]))?;
-            Ok(token)
+            transforms::eval(caches.chain([&logits]))?;
+            let samplers = [&sequence.sampler];
+            match Device::try_default().and_then(|device| device.get_type()) {
+                Ok(DeviceType::Gpu) => draw_on_device(&samplers, &logits),
+                _ => {
+                    let logits = logits.as_dtype(Dtype::Float32)?;
+                    let logits = logits.try_as_slice::<f32>();
+                    let logits = logits.map_err(|error| Exception::custom(error.to_string()))?;
+                    Ok(draw_on_host(&samplers, logits))
+                }
+            }
         })?;
-        let token = token.try_item_exact().map_err(|error| PassFailed(error.to_string()))?;
+        let token = drawn.first().map(|drawn| drawn.token).unwrap_or_default();
+        sequence.sampler.remember(token);
         sequence.last = Some(token);
         Ok(token)
     }
@@ -129,9 +138,19 @@ impl Forward for Model {
     }
 
     fn open(&mut self, prompt: &[TokenId], sampling: &Sampling) -> Result<Sequence, PassFailed> {
+        // FIXME: the engine is to say all of this.
+        let generation = Generation {
+            sampling: sampling.clone(),
+            tokens_max: 1,
+            tokens_min: 0,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            priority: Priority::Standard,
+        };
+        let opening = Opening { prompt, generated: &[], generation: &generation };
         Ok(Sequence {
             caches: (0..self.layers).map(|_| KvCache::default()).collect(),
-            sampler: Sampler::new(sampling, prompt, self.shape.vocabulary)?,
+            sampler: Sampler::new(&opening, self.shape.vocabulary)?,
             last: None,
         })
     }
