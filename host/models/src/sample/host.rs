@@ -7,7 +7,8 @@
 //! - `top_k`: k blocks have peaks at least as large as the k-th largest peak, so k tokens are, and
 //!   whatever is smaller is not kept.
 //! - `top_p`: tokens that each have less than `(1 - top_p) / vocabulary` of the mass together have
-//!   less than `1 - top_p`, so the mass before them is at least `top_p`, and they are not kept.
+//!   less than `1 - top_p`, so the mass before them is at least `top_p`, and they are not kept. A
+//!   few halvings between there and the likeliest find a better line.
 //! - `min_p` says it itself.
 //!
 //! # Invariants
@@ -25,6 +26,10 @@ use super::{Filter, LOGPROB_MIN, Sampler, Way};
 
 /// Logits that share a peak. Small, so that few tokens beside a likely one are looked at.
 const BLOCK: usize = 64;
+
+/// What is less likely than e to this, compared with the likeliest, is passed over if its whole
+/// block is: all of a vocabulary of a million together are less than the last of a draw's 53 bits.
+const NEGLIGIBLE: f32 = -51.0;
 
 /// Numbers that are worked on side by side, as the compiler likes them: four SSE registers.
 const LANES: usize = 16;
@@ -63,6 +68,7 @@ struct Work {
     peaks: Vec<f32>,
     ranking: Vec<f32>,
     masses: Vec<f64>,
+    weights: Vec<f32>,
     candidates: Vec<Candidate>,
     ranked: Vec<Candidate>,
 }
@@ -88,7 +94,7 @@ impl Scratch {
         let Work { peaks, ranking, candidates, .. } = &mut self.work;
         find_peaks(logits, peaks);
         let tempering = Tempering { largest: largest(peaks), inverse_temperature: 1.0 };
-        let mass: f64 = logits.chunks(BLOCK).map(|block| tempering.mass(block)).sum();
+        let mass: f64 = tempering.masses(logits, peaks).sum();
         let whole = f64::from(tempering.largest) + mass.ln();
         let logprob = |logit: f32| {
             // `max` takes the number when the other is NaN.
@@ -146,7 +152,7 @@ impl Work {
 
     fn draw_from_all(&mut self, logits: &[f32], tempering: Tempering, unit: f64) -> TokenId {
         self.masses.clear();
-        self.masses.extend(logits.chunks(BLOCK).map(|block| tempering.mass(block)));
+        self.masses.extend(tempering.masses(logits, &self.peaks));
         let mut left = unit * self.masses.iter().sum::<f64>();
         // The block it falls in, or by rounding behind the last that could be drawn from.
         let mut found = 0;
@@ -165,17 +171,15 @@ impl Work {
     /// Fills `candidates` with all that may be kept, in the order of their ids, and finds the last
     /// that `top_k` and `top_p` keep.
     fn border(&mut self, logits: &[f32], filter: Filter, tempering: Tempering) -> u64 {
-        let Self { peaks, ranking, candidates, ranked, .. } = self;
+        let Self { peaks, ranking, weights, candidates, ranked, .. } = self;
         let Filter { top_k, top_p, min_p_ln, .. } = filter;
         let mut mass = 0.0;
         let least = match (top_k, top_p) {
             (Some(count), _) => tempering.temper(nth_largest(peaks, count as usize, ranking)),
             (None, Some(top_p)) => {
-                mass = logits.chunks(BLOCK).map(|block| tempering.mass(block)).sum();
-                let share = (1.0 - f64::from(top_p)) * mass / logits.len() as f64;
-                // The margin is for the rounding of the likelihoods.
-                let reached = share.ln() as f32 - 0.01;
-                reached.max(min_p_ln.unwrap_or(f32::NEG_INFINITY))
+                mass = tempering.weigh(logits, peaks, weights);
+                let least = least_likely(tempering, peaks, weights, f64::from(top_p), mass);
+                least.max(min_p_ln.unwrap_or(f32::NEG_INFINITY))
             }
             (None, None) => min_p_ln.unwrap_or(f32::NEG_INFINITY),
         };
@@ -226,26 +230,26 @@ impl Tempering {
         least.is_none_or(|least| self.temper(logit) >= least)
     }
 
-    #[inline(always)]
-    fn mass(self, block: &[f32]) -> f64 {
-        let mut sums = [0.0_f32; LANES];
-        let (lines, rest) = block.as_chunks::<LANES>();
-        for line in lines {
-            for (sum, &logit) in sums.iter_mut().zip(line) {
-                *sum += self.weight(logit);
+    /// Each block's.
+    fn masses(self, logits: &[f32], peaks: &[f32]) -> impl Iterator<Item = f64> {
+        logits.chunks(BLOCK).zip(peaks).map(move |(block, &peak)| {
+            let passed_over = self.temper(peak) < NEGLIGIBLE;
+            if passed_over { 0.0 } else { sum(block, |logit| self.weight(logit)) }
+        })
+    }
+
+    /// Fills `weights`, but for blocks that are passed over, and returns their sum.
+    fn weigh(self, logits: &[f32], peaks: &[f32], weights: &mut Vec<f32>) -> f64 {
+        weights.resize(logits.len(), 0.0);
+        let blocks = logits.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)).zip(peaks);
+        let heavy = blocks.filter(|&(_, &peak)| self.temper(peak) >= NEGLIGIBLE);
+        let masses = heavy.map(|((block, weights), _)| {
+            for (weight, &logit) in weights.iter_mut().zip(block) {
+                *weight = self.weight(logit);
             }
-        }
-        for (sum, &logit) in sums.iter_mut().zip(rest) {
-            *sum += self.weight(logit);
-        }
-        let mut width = LANES;
-        while width > 1 {
-            width /= 2;
-            for lane in 0..width {
-                sums[lane] += sums[lane + width];
-            }
-        }
-        f64::from(sums[0])
+            sum(weights, |weight| weight)
+        });
+        masses.sum()
     }
 }
 
@@ -291,6 +295,29 @@ fn find_peaks(logits: &[f32], peaks: &mut Vec<f32>) {
     peaks.extend(logits.chunks(BLOCK).map(peak));
 }
 
+/// The sum over a block, always in the same order.
+#[inline(always)]
+fn sum(block: &[f32], of: impl Fn(f32) -> f32) -> f64 {
+    let mut sums = [0.0_f32; LANES];
+    let (lines, rest) = block.as_chunks::<LANES>();
+    for line in lines {
+        for (sum, &number) in sums.iter_mut().zip(line) {
+            *sum += of(number);
+        }
+    }
+    for (sum, &number) in sums.iter_mut().zip(rest) {
+        *sum += of(number);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    f64::from(sums[0])
+}
+
 /// The largest; what is not a number is passed over.
 #[inline(always)]
 fn peak(block: &[f32]) -> f32 {
@@ -325,6 +352,39 @@ fn first_of(logits: &[f32], peaks: &[f32], largest: f32) -> TokenId {
     let start = block * BLOCK;
     let within = logits[start..].iter().position(|&logit| logit == largest).unwrap_or_default();
     (start + within) as TokenId
+}
+
+/// What the tempered logit of each token that `top_p` keeps is at least. `weights` and `mass` are
+/// what [`Tempering::weigh`] gave.
+fn least_likely(
+    tempering: Tempering,
+    peaks: &[f32],
+    weights: &[f32],
+    top_p: f64,
+    mass: f64,
+) -> f32 {
+    /// Each reads the likelier blocks once more, and spares candidates.
+    const HALVINGS: usize = 6;
+    // The margins here and below are far above the rounding of likelihoods and their sums.
+    let wanted = top_p * mass * (1.0 + 1e-5);
+    let enough_from = |line: f32| {
+        let least = exp(line);
+        let blocks = weights.chunks(BLOCK).zip(peaks);
+        let likely = blocks.filter(|&(_, &peak)| tempering.temper(peak) >= line);
+        let masses = likely.map(|(block, _)| sum(block, |w| if w >= least { w } else { 0.0 }));
+        masses.sum::<f64>() >= wanted
+    };
+    let share = (1.0 - top_p) * mass / weights.len() as f64;
+    let (mut enough, mut too_few) = ((share.ln() as f32).max(NEGLIGIBLE), 0.0);
+    for _ in 0..HALVINGS {
+        let middle = (enough + too_few) / 2.0;
+        if enough_from(middle) {
+            enough = middle;
+        } else {
+            too_few = middle;
+        }
+    }
+    enough - 0.01
 }
 
 /// A lower bound of the `count`-th largest logit.
