@@ -17,7 +17,7 @@ use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use mlx_rs::{Array, Dtype, ops, transforms};
 
 use super::adjust::Terms;
-use super::{Filter, LOGPROB_MIN, Sampler, Way};
+use super::{Filter, Sampler, Way, printable};
 
 /// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type.
 pub(crate) fn draw_on_device(
@@ -242,15 +242,13 @@ impl Likelihoods {
             Some((ids, likelihoods)) => (read::<TokenId>(ids)?, read::<f32>(likelihoods)?),
             None => (Vec::new(), Vec::new()),
         };
-        // `max` takes the number when the other is NaN.
-        let logprob = |number: f32| number.max(LOGPROB_MIN).min(0.0);
         let of_row = |(row, sampler): (usize, &&Sampler)| {
             let count = sampler.logprobs?;
             let start = row * self.most;
             let top = ids[start..].iter().zip(&likelihoods[start..]).take(count);
             Some(Box::new(Logprobs {
-                drawn: logprob(drawn[row]),
-                top: top.map(|(&token, &number)| (token, logprob(number))).collect(),
+                drawn: printable(drawn[row]),
+                top: top.map(|(&token, &number)| (token, printable(number))).collect(),
             }))
         };
         Ok(samplers.iter().enumerate().map(of_row).collect())

@@ -22,14 +22,10 @@ use std::cell::RefCell;
 use interlock_request::{Drawn, Logprobs, TokenId};
 
 use super::exp::exp;
-use super::{Filter, LOGPROB_MIN, Sampler, Way};
+use super::{Filter, Sampler, Way, printable};
 
 /// Logits that share a peak. Small, so that few tokens beside a likely one are looked at.
 const BLOCK: usize = 64;
-
-/// What is less likely than e to this, compared with the likeliest, is passed over if its whole
-/// block is: all of a vocabulary of a million together are less than the last of a draw's 53 bits.
-const NEGLIGIBLE: f32 = -51.0;
 
 /// Numbers that are worked on side by side, as the compiler likes them: four SSE registers.
 const LANES: usize = 16;
@@ -91,15 +87,13 @@ impl Scratch {
     }
 
     fn logprobs(&mut self, logits: &[f32], token: TokenId, count: usize) -> Logprobs {
-        let Work { peaks, ranking, candidates, .. } = &mut self.work;
+        let Work { peaks, ranking, masses, candidates, .. } = &mut self.work;
         find_peaks(logits, peaks);
-        let tempering = Tempering { largest: largest(peaks), inverse_temperature: 1.0 };
-        let mass: f64 = tempering.masses(logits, peaks).sum();
+        let tempering =
+            Tempering { largest: largest(peaks).min(f32::MAX), inverse_temperature: 1.0 };
+        let mass = tempering.add_up(logits, masses);
         let whole = f64::from(tempering.largest) + mass.ln();
-        let logprob = |logit: f32| {
-            // `max` takes the number when the other is NaN.
-            ((f64::from(logit) - whole) as f32).max(LOGPROB_MIN).min(0.0)
-        };
+        let logprob = |logit: f32| printable((f64::from(clean(logit)) - whole) as f32);
 
         candidates.clear();
         if count > 0 {
@@ -109,7 +103,7 @@ impl Scratch {
             candidates.sort_unstable_by_key(Candidate::likeliest_first);
         }
         Logprobs {
-            drawn: logits.get(token as usize).map_or(LOGPROB_MIN, |&logit| logprob(logit)),
+            drawn: logprob(logits[token as usize]),
             top: candidates.iter().map(|c| (c.token(), logprob(c.logit()))).collect(),
         }
     }
@@ -151,9 +145,7 @@ impl Work {
     }
 
     fn draw_from_all(&mut self, logits: &[f32], tempering: Tempering, unit: f64) -> TokenId {
-        self.masses.clear();
-        self.masses.extend(tempering.masses(logits, &self.peaks));
-        let mut left = unit * self.masses.iter().sum::<f64>();
+        let mut left = unit * tempering.add_up(logits, &mut self.masses);
         // The block it falls in, or by rounding behind the last that could be drawn from.
         let mut found = 0;
         for (at, &mass) in self.masses.iter().enumerate().filter(|&(_, &mass)| mass > 0.0) {
@@ -177,7 +169,8 @@ impl Work {
         let least = match (top_k, top_p) {
             (Some(count), _) => tempering.temper(nth_largest(peaks, count as usize, ranking)),
             (None, Some(top_p)) => {
-                mass = tempering.weigh(logits, peaks, weights);
+                tempering.weigh(logits, weights);
+                mass = weights.chunks(BLOCK).map(|block| sum(block, |weight| weight)).sum();
                 let least = least_likely(tempering, peaks, weights, f64::from(top_p), mass);
                 least.max(min_p_ln.unwrap_or(f32::NEG_INFINITY))
             }
@@ -230,27 +223,39 @@ impl Tempering {
         least.is_none_or(|least| self.temper(logit) >= least)
     }
 
-    /// Each block's.
-    fn masses(self, logits: &[f32], peaks: &[f32]) -> impl Iterator<Item = f64> {
-        logits.chunks(BLOCK).zip(peaks).map(move |(block, &peak)| {
-            let passed_over = self.temper(peak) < NEGLIGIBLE;
-            if passed_over { 0.0 } else { sum(block, |logit| self.weight(logit)) }
-        })
+    /// Fills `masses` with each block's, and returns their sum.
+    fn add_up(self, logits: &[f32], masses: &mut Vec<f64>) -> f64 {
+        masses.resize(logits.len().div_ceil(BLOCK), 0.0);
+        wide(
+            #[inline(always)]
+            || {
+                for (mass, block) in masses.iter_mut().zip(logits.chunks(BLOCK)) {
+                    *mass = sum(block, |logit| self.weight(logit));
+                }
+            },
+        );
+        masses.iter().sum()
     }
 
-    /// Fills `weights`, but for blocks that are passed over, and returns their sum.
-    fn weigh(self, logits: &[f32], peaks: &[f32], weights: &mut Vec<f32>) -> f64 {
+    /// Fills `weights`.
+    fn weigh(self, logits: &[f32], weights: &mut Vec<f32>) {
         weights.resize(logits.len(), 0.0);
-        let blocks = logits.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)).zip(peaks);
-        let heavy = blocks.filter(|&(_, &peak)| self.temper(peak) >= NEGLIGIBLE);
-        let masses = heavy.map(|((block, weights), _)| {
-            for (weight, &logit) in weights.iter_mut().zip(block) {
-                *weight = self.weight(logit);
-            }
-            sum(weights, |weight| weight)
-        });
-        masses.sum()
+        wide(
+            #[inline(always)]
+            || {
+                for (weight, &logit) in weights.iter_mut().zip(logits) {
+                    *weight = self.weight(logit);
+                }
+            },
+        );
     }
+}
+
+/// Has the loops in `work` run with the widest registers that this machine has, for which all that
+/// they call must be inlined. The results are the same to the bit: the order of sums is ours.
+#[inline(always)]
+fn wide<Output>(work: impl FnOnce() -> Output) -> Output {
+    pulp::Arch::new().dispatch(work)
 }
 
 /// A token that may be drawn.
@@ -287,7 +292,7 @@ impl Candidate {
 /// A logit that is not a number is as unlikely as can be; an infinite one is just very likely.
 #[inline(always)]
 fn clean(logit: f32) -> f32 {
-    logit.max(f32::NEG_INFINITY).min(f32::MAX)
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) }
 }
 
 fn find_peaks(logits: &[f32], peaks: &mut Vec<f32>) {
@@ -355,7 +360,7 @@ fn first_of(logits: &[f32], peaks: &[f32], largest: f32) -> TokenId {
 }
 
 /// What the tempered logit of each token that `top_p` keeps is at least. `weights` and `mass` are
-/// what [`Tempering::weigh`] gave.
+/// all tokens'.
 fn least_likely(
     tempering: Tempering,
     peaks: &[f32],
@@ -375,7 +380,7 @@ fn least_likely(
         masses.sum::<f64>() >= wanted
     };
     let share = (1.0 - top_p) * mass / weights.len() as f64;
-    let (mut enough, mut too_few) = ((share.ln() as f32).max(NEGLIGIBLE), 0.0);
+    let (mut enough, mut too_few) = (share.ln() as f32, 0.0);
     for _ in 0..HALVINGS {
         let middle = (enough + too_few) / 2.0;
         if enough_from(middle) {

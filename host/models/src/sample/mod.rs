@@ -59,10 +59,6 @@ use adjust::Adjustments;
 /// Below this a temperature is zero (as in vLLM): dividing by it says nothing that greedy does not.
 const TEMPERATURE_MIN: f32 = 1e-5;
 
-/// Nothing is less likely than this, for those who print logarithms: JSON has no infinity. It is
-/// OpenAI's number for it.
-const LOGPROB_MIN: f32 = -9999.0;
-
 /// What a sequence starts from.
 // FIXME: interlock_engine is to have it; then this one goes.
 pub(crate) struct Opening<'a> {
@@ -170,6 +166,13 @@ fn check(sampling: &Sampling) -> Result<(), PassFailed> {
         }
     }
     Ok(())
+}
+
+/// A log probability as those can take it who print it: JSON has neither infinities nor NaN. The
+/// least is OpenAI's number for "not at all"; rounding can make one of a certain token positive.
+fn printable(logprob: f32) -> f32 {
+    const LEAST: f32 = -9999.0;
+    if logprob.is_nan() { LEAST } else { logprob.clamp(LEAST, 0.0) }
 }
 
 /// SplitMix64's finalizer: each bit of the input moves about half of the output's.
