@@ -15,7 +15,9 @@ use clap::Args;
 use interlock_admission::{Link, PolicyChain, PolicyMetrics};
 use interlock_catalog::{ModelConfig, ModelRef};
 use interlock_config::Config;
-use interlock_engine::{EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread};
+use interlock_engine::{
+    CacheConfig, EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread,
+};
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::{PolicyConfig, PolicyHost};
@@ -48,7 +50,7 @@ impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = self.settings.load()?.config;
         log::start(&config.log)?;
-        let source = Source::find(&config.model)?;
+        let source = Source::find(&config.model, &config.cache)?;
         let registry = Arc::new(Registry::new());
         let chain = policies(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -170,7 +172,7 @@ enum Source {
 
 impl Source {
     /// Parses or locates, and pulls what is not here.
-    fn find(config: &ModelConfig) -> anyhow::Result<Self> {
+    fn find(config: &ModelConfig, cache: &CacheConfig) -> anyhow::Result<Self> {
         let context_max = config.context_max.map(NonZeroU32::get);
         if let ModelRef::Sim { settings, .. } = &config.reference {
             let settings = models::simulated(settings)?;
@@ -188,7 +190,8 @@ impl Source {
             "found the model"
         );
         let threads: Option<NonZeroUsize> = config.threads;
-        Ok(Self::Files { path, options: LoadOptions { context_max, threads } })
+        let cache_max = cache.memory_max.map(|size| size.0);
+        Ok(Self::Files { path, options: LoadOptions { context_max, threads, cache_max } })
     }
 
     /// How to sample where a request does not say: as the model's makers do.
@@ -327,7 +330,10 @@ mod tests {
             let _ = released.recv();
             Err::<SimModel, _>("enough")
         };
-        let spawned = interlock_engine::spawn(&config.engine, &config.waiting, metrics, load);
+        let spawned = {
+            let Config { engine, cache, waiting, .. } = &config;
+            interlock_engine::spawn(engine, cache, waiting, metrics, load)
+        };
         (release, spawned.expect("there is room for a thread").1)
     }
 

@@ -27,13 +27,14 @@ mod cache;
 #[cfg(not(target_os = "macos"))]
 mod cpu;
 mod description;
-mod draw;
+
 mod error;
 mod families;
 mod linear;
 mod model;
 mod quantization;
 mod rope;
+mod sample;
 mod source;
 mod text_source;
 mod weights;

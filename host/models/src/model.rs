@@ -8,8 +8,8 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, transforms};
 
 use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
-use crate::draw::{self, Sampler};
 use crate::families::Family;
+use crate::sample::{Sampler, draw_on_device, draw_on_host};
 
 /// Weights and pages on the device, and how to compute with them. Stays on the thread that loaded
 /// it: MLX's default streams are per thread.
@@ -180,8 +180,8 @@ impl Model {
         self.settle(Some(&logits))?;
         match &self.pages {
             #[cfg(not(target_os = "macos"))]
-            Pages::Host(_) => Ok(draw::draw_on_host(&samplers, read(&logits)?)),
-            Pages::Arrays(_) => draw::draw_on_device(&samplers, &logits),
+            Pages::Host(_) => Ok(draw_on_host(&samplers, read(&logits)?)),
+            Pages::Arrays(_) => draw_on_device(&samplers, &logits),
         }
     }
 }
