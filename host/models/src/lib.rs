@@ -22,7 +22,6 @@
 //! one Linux binary serves both, by which libmlx.so the loader finds. On macOS `src/cpu` is left
 //! out, and that is the only `cfg` there is.
 
-mod activation;
 mod cache;
 #[cfg(not(target_os = "macos"))]
 mod cpu;

@@ -1,4 +1,5 @@
 //! Interlock against mlx-lm: the same weights, the same tokens, the same logits.
+//! And a row against itself in other company: the same bits.
 //!
 //! `tests/golden/generate.py` made the data, which is kept in the repository; no Python runs here.
 //!
@@ -300,6 +301,13 @@ fn every_kept_case_is_compared() {
     }
 }
 
+fn default_model() -> PathBuf {
+    let path = std::env::var_os("INTERLOCK_TEST_MODEL")
+        .map_or_else(|| root().join("target/models/smollm2-135m-instruct.gguf"), PathBuf::from);
+    assert!(path.is_file(), "{} is missing: run `make setup`", path.display());
+    path
+}
+
 /// The default model, end to end: what people get, compared with what mlx-lm gives them.
 #[test]
 fn the_default_model_says_what_mlx_lm_says() {
@@ -309,9 +317,7 @@ fn the_default_model_says_what_mlx_lm_says() {
         prompt: Vec<TokenId>,
         greedy: Vec<TokenId>,
     }
-    let path = std::env::var_os("INTERLOCK_TEST_MODEL")
-        .map_or_else(|| root().join("target/models/smollm2-135m-instruct.gguf"), PathBuf::from);
-    assert!(path.is_file(), "{} is missing: run `make setup`", path.display());
+    let path = default_model();
     let cases: Vec<Case> =
         serde_json::from_str(&fs::read_to_string(folder("smollm2.json")).unwrap()).unwrap();
     let mut model = loaded(&path).model;
@@ -319,6 +325,129 @@ fn the_default_model_says_what_mlx_lm_says() {
         let tokens = generate(&mut model, &prompt, 16, greedy.len());
         assert_eq!(tokens, greedy, "{question}");
     }
+}
+
+/// Tokens to put through a model, and where its prefix comes from.
+struct Story {
+    tokens: Vec<TokenId>,
+    /// Whose first pages hold its prefix, and how many.
+    shares: Option<(usize, usize)>,
+}
+
+/// Several requests, the later ones often beginning as an earlier one does.
+fn stories(noise: &mut Noise, count: usize, longest: usize, model: &Model) -> Vec<Story> {
+    let shape = model.shape();
+    let page = shape.page_tokens as usize;
+    let mut stories: Vec<Story> = Vec::new();
+    for number in 0..count {
+        let mut tokens: Vec<TokenId> = (0..1 + noise.below(longest))
+            .map(|_| noise.below(shape.vocabulary as usize) as TokenId)
+            .collect();
+        let mut shares = None;
+        if number > 0 && noise.below(3) > 0 {
+            let owner = noise.below(number);
+            let pages = stories[owner].tokens.len() / page;
+            if pages > 0 {
+                let pages = 1 + noise.below(pages);
+                tokens.splice(..0, stories[owner].tokens[..pages * page].iter().copied());
+                shares = Some((owner, pages));
+            }
+        }
+        stories.push(Story { tokens, shares });
+    }
+    stories
+}
+
+/// Every token's logits, computed alone, in one pass, in pages in order.
+fn scored_alone(model: &mut Model, stories: &[Story]) -> Vec<Vec<Vec<f32>>> {
+    let in_order: Vec<PageId> = (0..model.shape().pages).rev().map(PageId).collect();
+    stories
+        .iter()
+        .map(|story| {
+            let mut request = Request::open(model, &story.tokens, 0, &mut in_order.clone());
+            model.score(&mut [request.row(&story.tokens, false)]).unwrap().remove(0)
+        })
+        .collect()
+}
+
+/// The invariant that lets the scheduler do as it likes: which rows stand beside a row, how its
+/// prompt is cut, where its pages lie, who had them before and who computed its prefix move no bit
+/// of its logits. Not so on a GPU.
+fn check_company(path: &Path, seed: u64, count: usize, longest: usize) {
+    let mut model = loaded(path).model;
+    let mut noise = Noise(seed);
+    let stories = stories(&mut noise, count, longest, &model);
+    let alone = scored_alone(&mut model, &stories);
+    let page = model.shape().page_tokens as usize;
+
+    // Only as many pages as there are to be filled, so that all hold something by now.
+    let needed: usize = stories.iter().map(|story| story.tokens.len().div_ceil(page)).sum();
+    let mut free: Vec<PageId> = (0..needed as u32).map(PageId).collect();
+    noise.shuffle(&mut free);
+    let mut requests: Vec<Request> = Vec::new();
+    for story in &stories {
+        let mut request = Request::open(&mut model, &story.tokens, 0, &mut free);
+        if let Some((owner, pages)) = story.shares {
+            request.pages.splice(..pages, requests[owner].pages[..pages].iter().copied());
+            request.length = pages * page;
+        }
+        requests.push(request);
+    }
+    loop {
+        let lengths: Vec<usize> = requests.iter().map(|request| request.length).collect();
+        // A prefix counts once it is computed, by its owner or by whom that one has it from.
+        let mut ready: Vec<bool> = Vec::new();
+        for story in &stories {
+            let its = |(owner, pages): (usize, usize)| ready[owner] && lengths[owner] >= pages * page;
+            ready.push(story.shares.is_none_or(its));
+        }
+        let mut table = Vec::new();
+        let mut whose = Vec::new();
+        for (number, (request, story)) in requests.iter_mut().zip(&stories).enumerate() {
+            let left = story.tokens.len() - request.length;
+            let chunk = [1, 1, 2, 9, 33, 500][noise.below(6)].min(left);
+            if chunk > 0 && ready[number] && noise.below(4) > 0 {
+                whose.push((number, request.length));
+                let tokens = &story.tokens[request.length..request.length + chunk];
+                table.push(request.row(tokens, false));
+            }
+        }
+        if table.is_empty() {
+            if lengths.iter().zip(&stories).all(|(length, story)| *length == story.tokens.len()) {
+                return;
+            }
+            continue;
+        }
+        let rows = table.len();
+        for ((number, from), scored) in whose.iter().zip(model.score(&mut table).unwrap()) {
+            for (at, logits) in scored.iter().enumerate() {
+                let same = logits.iter().zip(&alone[*number][from + at]);
+                let differing = same.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                assert_eq!(
+                    differing,
+                    0,
+                    "{}, seed {seed}: logits of request {number} at {} differ among {rows} rows",
+                    path.display(),
+                    from + at,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_in_any_company_bit_for_bit() {
+    for case in ["llama-f32", "qwen3-f32", "llama-bias-linear-f16", "gguf-llama-q4_1"] {
+        for seed in 1..=6 {
+            check_company(&model_path(case), seed * 7919, 6, 150);
+        }
+    }
+}
+
+/// Widths and depths that are served in earnest.
+#[test]
+fn a_row_of_the_default_model_is_the_same_in_any_company_bit_for_bit() {
+    check_company(&default_model(), 12_345, 4, 70);
 }
 
 #[test]

@@ -29,7 +29,7 @@ mod arrays;
 
 use interlock_engine::PageId;
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops};
 
 pub(crate) use arrays::ArrayPages;
 
@@ -111,6 +111,18 @@ impl<'a> Batch<'a> {
             #[cfg(not(target_os = "macos"))]
             Pages::Host(pages) => pages.attend(layer, &self.spans, projected, rope, scale),
             Pages::Arrays(pages) => pages.attend(layer, projected, rope, scale),
+        }
+    }
+
+    /// `silu(gate) * up`. It needs nothing of the table; it is here because the table knows where
+    /// it is computed.
+    pub(crate) fn swiglu(&self, gate: &Array, up: &Array) -> Result<Array, Exception> {
+        match self.pages {
+            #[cfg(not(target_os = "macos"))]
+            Pages::Host(_) => crate::cpu::gate::swiglu(gate, up),
+            // Not `mlx_rs::nn::silu`: it compiles its two operations anew at every call, and on the
+            // CPU MLX's compiler runs g++.
+            Pages::Arrays(_) => gate.multiply(ops::sigmoid(gate)?)?.multiply(up),
         }
     }
 }

@@ -269,7 +269,7 @@ fn soften<S: Simd>(simd: S, scores: &mut [f32], count: usize) -> f32 {
 /// `x` is split into `n ln 2 + r`. Adding 1.5 * 2^23 rounds to the nearest `n` and leaves it in the
 /// low bits, from where it is shifted into the exponent. The polynomial is Cephes's `expf`.
 #[inline(always)]
-fn exponential<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+pub(super) fn exponential<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const ROUND: f32 = 12_582_912.0;
     let splat = |value: f32| simd.splat_f32s(value);
     let rounded = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));

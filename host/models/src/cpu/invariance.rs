@@ -4,7 +4,7 @@
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, fast, ops};
 
-use crate::activation::swiglu;
+use super::gate::swiglu;
 use crate::linear::{Embedding, Linear, Matrix};
 
 fn noise(seed: u32, shape: &[i32]) -> Array {

@@ -11,6 +11,7 @@
 pub(crate) mod attention;
 pub(crate) mod blas;
 mod dots;
+pub(crate) mod gate;
 #[cfg(test)]
 mod invariance;
 pub(crate) mod pages;
@@ -19,6 +20,7 @@ mod team;
 use std::num::NonZeroUsize;
 
 use mlx_rs::Array;
+use mlx_rs::error::Exception;
 
 /// Sets how many threads a matrix product may use, before the first one. Later calls change
 /// nothing: the team is made once and serves the whole process.
@@ -36,4 +38,9 @@ pub(crate) fn serves_mlx() -> bool {
     let ones = Array::from_slice(&[1.0_f32; 16], &[4, 4]);
     let product = mlx_rs::ops::matmul(&ones, &ones).and_then(|product| product.eval());
     product.is_ok() && blas::calls() > before
+}
+
+/// What an evaluated array holds.
+fn numbers(array: &Array) -> Result<&[f32], Exception> {
+    array.try_as_slice().map_err(|error| Exception::custom(error.to_string()))
 }

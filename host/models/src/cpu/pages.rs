@@ -9,7 +9,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, transforms};
 
 use super::attention::{Group, PAGE, scores_needed};
-use super::team;
+use super::{numbers, team};
 use crate::cache::{Projected, Span};
 use crate::rope::{Rope, Turns};
 
@@ -233,10 +233,6 @@ impl Layer {
             }
         }
     }
-}
-
-fn numbers(array: &Array) -> Result<&[f32], Exception> {
-    array.try_as_slice().map_err(|error| Exception::custom(error.to_string()))
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use mlx_rs::{Array, fast};
 use serde::Deserialize;
 
 use super::{Dimensions, Family, theta};
-use crate::activation::swiglu;
 use crate::cache::{Batch, Projected};
 use crate::error::LoadError;
 use crate::linear::{Embedding, Linear};
@@ -94,7 +93,7 @@ impl Block {
         let normed = fast::rms_norm(x, Some(&self.input_layernorm), self.eps)?;
         let x = x.add(self.self_attn.forward(&normed, layer, batch)?)?;
         let normed = fast::rms_norm(&x, Some(&self.post_attention_layernorm), self.eps)?;
-        x.add(self.mlp.forward(&normed)?)
+        x.add(self.mlp.forward(&normed, batch)?)
     }
 }
 
@@ -117,9 +116,9 @@ impl Attention {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+    fn forward(&self, x: &Array, batch: &Batch<'_>) -> Result<Array, Exception> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        self.down_proj.forward(&swiglu(&gate, &up)?)
+        self.down_proj.forward(&batch.swiglu(&gate, &up)?)
     }
 }
 
