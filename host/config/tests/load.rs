@@ -191,7 +191,7 @@ on_failure = { admit = \"shut\" }
               limits.queue_max must be a duration, got 300 (interlock.toml:15)
               limits.total_max must be a duration, got "long" (interlock.toml:16)
               limits.drain_tokens_max must be a whole number from 0 to 4294967295, got 5000000000 (interlock.toml:17)
-              engine.mode must be "simple", got 3 (interlock.toml:20)
+              engine.mode must be "batched" or "simple", got 3 (interlock.toml:20)
               policy[0].name must be set, got nothing (interlock.toml:22)
               policy[1].name must be a string, got 7 (interlock.toml:26)
               policy[1].source cannot be read: a policy's source is "builtin:NAME" or the path of a .wasm file, got "" (interlock.toml:27)
@@ -295,8 +295,14 @@ per_minute = 60
         drain_tokens_max = 1024              # default
 
         [engine]
-        mode = "simple"                      # default
+        mode = "batched"                     # default
+        running_max = 64                     # default
         prefill_chunk = 512                  # --set engine.prefill_chunk
+        decode_stretch_max = 3               # default
+
+        [cache]
+        # memory_max =                       # not set
+        prefix = true                        # default
 
         [[policy]]
         name = "quota"                       # interlock.toml:6
