@@ -42,6 +42,10 @@
 mod adjust;
 #[cfg(test)]
 mod bench;
+mod blocks;
+#[cfg(test)]
+mod by_the_book;
+mod candidates;
 mod device;
 mod exp;
 mod host;

@@ -4,21 +4,19 @@ use std::collections::BTreeMap;
 
 use interlock_request::{Drawn, Generation, Penalties, Priority, Sampling, TokenId};
 use mlx_rs::{Array, Dtype};
-use proptest::prelude::*;
-use proptest::sample::select;
 
 use super::*;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Path {
+pub(super) enum Path {
     Host,
     Device,
 }
 
-const BOTH: [Path; 2] = [Path::Host, Path::Device];
+pub(super) const BOTH: [Path; 2] = [Path::Host, Path::Device];
 
 impl Path {
-    fn draw(self, samplers: &[&Sampler], rows: &[&[f32]]) -> Vec<Drawn> {
+    pub(super) fn draw(self, samplers: &[&Sampler], rows: &[&[f32]]) -> Vec<Drawn> {
         let logits = rows.concat();
         match self {
             Self::Host => draw_on_host(samplers, &logits),
@@ -29,7 +27,7 @@ impl Path {
         }
     }
 
-    fn draw_one(self, sampler: &Sampler, row: &[f32]) -> Drawn {
+    pub(super) fn draw_one(self, sampler: &Sampler, row: &[f32]) -> Drawn {
         self.draw(&[sampler], &[row]).remove(0)
     }
 
@@ -51,7 +49,7 @@ impl Path {
     }
 }
 
-fn sampler(
+pub(super) fn sampler(
     prompt: &[TokenId],
     generated: &[TokenId],
     generation: &Generation,
@@ -61,7 +59,7 @@ fn sampler(
     Sampler::new(&opening, vocabulary as u32).unwrap()
 }
 
-fn asking(sampling: Sampling) -> Generation {
+pub(super) fn asking(sampling: Sampling) -> Generation {
     Generation {
         sampling,
         tokens_max: 100,
@@ -76,7 +74,7 @@ fn greedy() -> Generation {
     asking(Sampling::greedy())
 }
 
-fn hot() -> Sampling {
+pub(super) fn hot() -> Sampling {
     Sampling { temperature: 1.0, seed: Some(7), ..Sampling::greedy() }
 }
 
@@ -86,7 +84,7 @@ fn of(likelihoods: &[f32]) -> Vec<f32> {
 }
 
 /// Logits about as far apart as a model's, the same for the same seed.
-fn model_like(vocabulary: usize, seed: u64) -> Vec<f32> {
+pub(super) fn model_like(vocabulary: usize, seed: u64) -> Vec<f32> {
     let unit = |i: u64| (mix(seed.wrapping_add(i)) >> 40) as f32 / (1_u32 << 24) as f32;
     // The sum of three: a hump, 3 wide on each side of 0.
     (0..vocabulary as u64)
@@ -243,10 +241,10 @@ fn a_bias_of_one_hundred_decides() {
 
 #[test]
 fn any_number_of_changes_changes_these_tokens_and_no_other() {
-    // Changes are padded to 16, 64, ...: the tokens on both sides of each change stay likeliest.
+    // Changes are padded to 16, 64, ...: token 0, which has none, would be kept for being the lowest.
     for path in BOTH {
         for count in [1, 2, 15, 16, 17, 63, 64, 65] {
-            let logit_bias = (0..count).map(|i| (i * 2, -1.0)).collect();
+            let logit_bias = (0..count).map(|i| (i * 2 + 1, 1.0)).collect();
             let biased = asking(Sampling { logit_bias, top_k: count, ..hot() });
             let row = vec![0.5; 2 * count as usize];
             let odd: Vec<u32> = (0..count).map(|i| i * 2 + 1).collect();
@@ -311,6 +309,7 @@ fn no_stop_token_is_drawn_before_tokens_min() {
             let tokens = path.draws(&generation, &[], &[1.0, 1.0, 1.0], 60);
             assert!(!tokens[..3].contains(&2), "{path:?}, {temperature}: {tokens:?}");
             assert!(tokens[3..].contains(&2), "{path:?}, {temperature}: {tokens:?}");
+            assert!(temperature > 1.0 || tokens[3] == 2, "{path:?}: as soon as it may");
 
             // Three tokens before it was preempted are three tokens.
             let after = sampler(&[], &[0, 1, 0], &generation, 3);
@@ -454,211 +453,4 @@ fn a_batch_of_none_draws_nothing() {
     assert_eq!(draw_on_host(&[], &[]), []);
     let none = Array::from_slice::<f32>(&[], &[0, 4]);
     assert_eq!(draw_on_device(&[], &none).unwrap(), []);
-}
-
-/// The whole list of steps, naively: dense, sorted, in f64 where likelihoods are added.
-///
-/// The second number is how much of the mass lies between what was decided and what would have
-/// been decided otherwise. Where that is next to nothing, rounding may decide.
-fn by_the_book(row: &Row, logits: &[f32]) -> (TokenId, f64) {
-    let sampling = &row.generation.sampling;
-    let penalties = sampling.penalties;
-    let mut adjusted = logits.to_vec();
-    for (token, logit) in (0..).zip(&mut adjusted) {
-        let count = row.generated.iter().filter(|&&t| t == token).count();
-        *logit += sampling.logit_bias.get(&token).copied().unwrap_or_default();
-        if count > 0 || row.prompt.contains(&token) {
-            let r = penalties.repetition;
-            *logit = if *logit < 0.0 { *logit * r } else { *logit / r };
-        }
-        if count > 0 {
-            *logit -= penalties.frequency * count as f32 + penalties.presence;
-        }
-        let too_early = row.generated.len() < row.generation.tokens_min as usize;
-        if too_early && row.generation.stop_tokens.contains(&token) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-
-    let mut order: Vec<usize> = (0..adjusted.len()).collect();
-    order.sort_by(|&a, &b| adjusted[b].total_cmp(&adjusted[a])); // stable
-    let likeliest = adjusted[order[0]];
-    if sampling.temperature == 0.0 || likeliest == f32::NEG_INFINITY {
-        return (order[0] as TokenId, 1.0);
-    }
-    let tempered = |token: usize| (adjusted[token] - likeliest) * (1.0 / sampling.temperature);
-    let weight = |token: usize| f64::from(tempered(token)).exp();
-
-    let mut margin = 1.0_f64;
-    if sampling.top_k > 0 {
-        order.truncate(sampling.top_k as usize);
-    }
-    if sampling.top_p < 1.0 {
-        let total: f64 = order.iter().map(|&token| weight(token)).sum();
-        let (mut before, mut count) = (0.0, 0);
-        for &token in &order {
-            let over = f64::from(sampling.top_p) - before / total;
-            margin = margin.min(if count > 0 { over.abs() } else { 1.0 });
-            if count > 0 && over <= 0.0 {
-                break;
-            }
-            before += weight(token);
-            count += 1;
-        }
-        order.truncate(count);
-    }
-    if sampling.min_p > 0.0 {
-        order.retain(|&token| tempered(token) >= sampling.min_p.ln());
-    }
-
-    order.sort_unstable();
-    let sampler = row.sampler(logits.len());
-    let total: f64 = order.iter().map(|&token| weight(token)).sum();
-    let (mut sum, mut drawn) = (0.0, None);
-    for &token in &order {
-        sum += weight(token) / total;
-        if token != order[order.len() - 1] {
-            margin = margin.min((sum - sampler.unit()).abs());
-        }
-        if drawn.is_none() && sum > sampler.unit() {
-            drawn = Some(token);
-        }
-    }
-    (drawn.unwrap_or(order[order.len() - 1]) as TokenId, margin)
-}
-
-/// One of a batch.
-#[derive(Debug, Clone)]
-struct Row {
-    prompt: Vec<TokenId>,
-    generated: Vec<TokenId>,
-    generation: Generation,
-    /// In quarters: many are equal, and those that are not are apart.
-    quarters: Vec<i8>,
-}
-
-impl Row {
-    fn sampler(&self, vocabulary: usize) -> Sampler {
-        sampler(&self.prompt, &self.generated, &self.generation, vocabulary)
-    }
-
-    fn logits(&self) -> Vec<f32> {
-        self.quarters.iter().map(|&quarters| f32::from(quarters) / 4.0).collect()
-    }
-}
-
-fn some_penalties() -> impl Strategy<Value = Penalties> {
-    let some = (select(vec![1.0, 1.5, 0.8]), select(vec![0.0, 0.5]), select(vec![0.0, 0.25, -0.5]));
-    let some = some.prop_map(|(repetition, presence, frequency)| Penalties {
-        repetition,
-        presence,
-        frequency,
-    });
-    prop_oneof![Just(Penalties::NONE), some]
-}
-
-fn some_sampling(vocabulary: u32) -> impl Strategy<Value = Sampling> {
-    let temperature = select(vec![0.0_f32, 0.2, 0.7, 1.0, 3.0]);
-    let top_p = select(vec![1.0_f32, 1.0, 0.95, 0.5, 0.1, 0.0]);
-    let top_k = select(vec![0_u32, 0, 1, 2, 5, 50]);
-    let min_p = select(vec![0.0_f32, 0.0, 0.04, 0.5, 1.0]);
-    let bias = prop::collection::btree_map(0..vocabulary, select(vec![-1.0_f32, 0.5, 2.0]), 0..4);
-    (temperature, top_p, top_k, min_p, any::<u64>(), some_penalties(), bias).prop_map(
-        |(temperature, top_p, top_k, min_p, seed, penalties, logit_bias)| Sampling {
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            seed: Some(seed),
-            penalties,
-            logit_bias,
-        },
-    )
-}
-
-fn some_row(vocabulary: u32) -> impl Strategy<Value = Row> {
-    let tokens = |most| prop::collection::vec(0..vocabulary, 0..most);
-    let quarters = prop::collection::vec(-24..24_i8, vocabulary as usize);
-    let logprobs = prop::option::of(0..6_u32);
-    (some_sampling(vocabulary), tokens(20), tokens(40), tokens(3), 0..30_u32, logprobs, quarters)
-        .prop_map(|(sampling, prompt, generated, stop_tokens, tokens_min, logprobs, quarters)| {
-            let generation = Generation { tokens_min, stop_tokens, logprobs, ..asking(sampling) };
-            Row { prompt, generated, generation, quarters }
-        })
-}
-
-fn some_batch() -> impl Strategy<Value = Vec<Row>> {
-    let vocabulary = prop_oneof![2..70_u32, 100..700_u32];
-    vocabulary.prop_flat_map(|vocabulary| prop::collection::vec(some_row(vocabulary), 1..6))
-}
-
-/// Device sums are f32: see the head comment.
-const ROUNDING: f64 = 2e-5;
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
-
-    #[test]
-    fn each_row_of_any_batch_draws_by_the_book_and_as_it_would_alone(batch in some_batch()) {
-        let rows: Vec<Vec<f32>> = batch.iter().map(Row::logits).collect();
-        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-        let samplers: Vec<Sampler> = batch.iter().map(|row| row.sampler(rows[0].len())).collect();
-        let samplers: Vec<&Sampler> = samplers.iter().collect();
-
-        let [on_host, on_device] = BOTH.map(|path| path.draw(&samplers, &rows));
-        for (at, row) in batch.iter().enumerate() {
-            prop_assert_eq!(&Path::Host.draw_one(samplers[at], rows[at]), &on_host[at]);
-            prop_assert_eq!(&Path::Device.draw_one(samplers[at], rows[at]), &on_device[at]);
-
-            let (token, margin) = by_the_book(row, rows[at]);
-            if margin > ROUNDING {
-                prop_assert_eq!(on_host[at].token, token, "host, row {}", at);
-                prop_assert_eq!(on_device[at].token, token, "device, row {}", at);
-            }
-            let [on_host, on_device] = [&on_host[at], &on_device[at]].map(|d| &d.logprobs);
-            prop_assert_eq!(on_host.is_some(), row.generation.logprobs.is_some());
-            prop_assert_eq!(on_device.is_some(), row.generation.logprobs.is_some());
-            if let (Some(on_host), Some(on_device), true) = (on_host, on_device, margin > ROUNDING) {
-                prop_assert!((on_host.drawn - on_device.drawn).abs() < 1e-4);
-                prop_assert_eq!(on_host.top.len(), on_device.top.len());
-                for (a, b) in on_host.top.iter().zip(&on_device.top) {
-                    prop_assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-4, "{:?} {:?}", a, b);
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn a_whole_vocabulary_is_drawn_from_by_the_book() {
-    let settings = [
-        Sampling::greedy(),
-        hot(),
-        Sampling { temperature: 0.2, top_p: 0.9, ..hot() },
-        Sampling { top_k: 40, ..hot() },
-        Sampling { top_k: 3000, top_p: 0.7, ..hot() },
-        Sampling { top_p: 0.99, temperature: 2.0, ..hot() },
-        Sampling { top_p: 0.5, min_p: 0.02, ..hot() },
-        Sampling { min_p: 0.1, ..hot() },
-    ];
-    let mut compared = 0;
-    for vocabulary in [49_152, 151_936] {
-        for (seed, sampling) in (0_u64..).zip(&settings) {
-            let logits = model_like(vocabulary, seed);
-            let generation = asking(Sampling { seed: Some(seed), ..sampling.clone() });
-            let row = Row { prompt: vec![], generated: vec![], generation, quarters: vec![] };
-            let (token, margin) = by_the_book(&row, &logits);
-            let tokens = BOTH.map(|path| path.draw_one(&row.sampler(vocabulary), &logits).token);
-            // So many tokens lie so close that for the device's f32 there is always one near by.
-            if margin > 1e-8 {
-                assert_eq!(tokens[0], token, "{sampling:?}");
-                compared += 1;
-            }
-            assert!(
-                tokens[0].abs_diff(tokens[1]) < vocabulary as u32 / 100,
-                "{tokens:?}, {sampling:?}"
-            );
-        }
-    }
-    assert!(compared >= 10, "{compared}");
 }
