@@ -136,12 +136,12 @@ impl<F: Forward> Engine<F> {
         self.make_room();
         self.start();
         let table = self.plan();
-        self.metrics.cache_used(self.pages.available());
-        if table.is_empty() {
-            return Turn::Idle;
+        let turn = if table.is_empty() { Turn::Idle } else { Turn::Ran };
+        if turn == Turn::Ran {
+            self.pass(&table);
         }
-        self.pass(&table);
-        Turn::Ran
+        self.metrics.cache_used(self.pages.available());
+        turn
     }
 
     /// Who is where.
