@@ -105,7 +105,6 @@ fn sum_up(asked: Vec<Asked>, cpu_seconds: Option<f64>) -> Measured {
         .collect();
     let firsts = sorted_ms(whole.iter().filter_map(|one| one.first));
     let gaps = sorted_ms(whole.iter().flat_map(|one| one.gaps.iter().copied()));
-    #[expect(clippy::cast_precision_loss, reason = "nobody measures 2^52 tokens")]
     let tokens_per_s = (wall_s > 0.0 && !whole.is_empty()).then(|| tokens as f64 / wall_s);
     let batch = Batch {
         requests,

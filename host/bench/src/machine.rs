@@ -63,7 +63,6 @@ fn sysctl(key: &str) -> Option<String> {
 /// CPU time that a process has used; None where the system does not say, or it is gone.
 pub(crate) fn cpu_seconds(process: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    #[expect(clippy::cast_precision_loss, reason = "a small number")]
     let per_second = rustix::param::clock_ticks_per_second() as f64;
     Some(ticks(&stat)? / per_second)
 }

@@ -46,6 +46,9 @@ pub struct Storming {
     pub rounds: NonZeroU32,
     /// How many in a hundred leave before they are answered.
     pub leave_percent: u8,
+    /// How long a server may take to notice that everyone has left.
+    #[serde(rename = "settle_s", with = "seconds")]
+    pub settle: Duration,
 }
 
 /// An endpoint that generates.
@@ -138,7 +141,11 @@ pub(crate) mod tests {
             ignore_eos: true,
             timeout: Duration::from_millis(1500),
             seed: 0,
-            storm: Storming { rounds: nonzero(10), leave_percent: 50 },
+            storm: Storming {
+                rounds: nonzero(10),
+                leave_percent: 50,
+                settle: Duration::from_secs(5),
+            },
         }
     }
 

@@ -259,7 +259,6 @@ impl Cell {
 impl Batch {
     /// CPU milliseconds of the server for each token.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "nobody measures 2^52 tokens")]
     pub fn cpu_ms_per_token(&self) -> Option<f64> {
         let seconds = self.cpu_s.filter(|_| self.tokens > 0)?;
         Some(seconds * 1e3 / self.tokens as f64)

@@ -42,16 +42,10 @@ pub(crate) fn mean(values: &[f64]) -> Option<f64> {
 /// The value that `share` of all values do not exceed (nearest rank); None where there is none.
 pub(crate) fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     debug_assert!(sorted.is_sorted(), "the values of a percentile are sorted");
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 0 and the number of values"
-    )]
     let rank = (share * count(sorted)).ceil() as usize;
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nobody measures 2^52 values")]
 fn count(values: &[f64]) -> f64 {
     values.len() as f64
 }

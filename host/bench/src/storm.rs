@@ -15,9 +15,7 @@ use crate::request::{Ended, Leave, Ready};
 use crate::target::Target;
 use crate::workload::{Place, Question};
 
-/// Longest time for a server to notice that everyone has left.
-const SETTLE_MAX: Duration = Duration::from_secs(10);
-/// How often it is asked meanwhile.
+/// How often a server is asked whether it has noticed that everyone left.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 /// Who leaves before any text does so within this time.
 const PATIENCE_MAX: Duration = Duration::from_millis(200);
@@ -93,7 +91,7 @@ fn leaves(plan: &Plan, place: Place, tokens: u32) -> Leave {
 }
 
 async fn afterwards(plan: &Plan, target: &Target, place: Place) -> StormAfter {
-    let (idle_after_s, still) = settled(target).await;
+    let (idle_after_s, still) = settled(target, plan.storm.settle).await;
     // A place that no round had.
     let question = Question::new(plan, Place { round: u32::MAX, ..place });
     let plain = match Ready::open(target, plan, &question).await {
@@ -105,7 +103,7 @@ async fn afterwards(plan: &Plan, target: &Target, place: Place) -> StormAfter {
 }
 
 /// How long an Interlock took to be rid of all requests, or what it was left with.
-async fn settled(target: &Target) -> (Option<f64>, Option<String>) {
+async fn settled(target: &Target, most: Duration) -> (Option<f64>, Option<String>) {
     let begun = Instant::now();
     loop {
         let page = target.page("/metrics").await;
@@ -118,7 +116,7 @@ async fn settled(target: &Target) -> (Option<f64>, Option<String>) {
         if live.is_none() {
             return (Some(elapsed.as_secs_f64()), None);
         }
-        if elapsed > SETTLE_MAX {
+        if elapsed > most {
             let Live { running, waiting } = live;
             return (None, Some(format!("{running} running, {waiting} waiting")));
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 
 use crate::failure::Failures;
+use crate::plan::Storming;
 use crate::report::{Batch, Cell, Figure, Report, Storm, TargetFacts};
 use crate::stats::Spread;
 use crate::table::{Column, Table};
@@ -19,7 +20,7 @@ impl fmt::Display for Report {
             meaning(f, self)?;
         }
         if !self.storms.is_empty() {
-            storms(f, &self.storms)?;
+            storms(f, self)?;
         }
         remarks(f, self)?;
         failures(f, self)
@@ -132,7 +133,8 @@ fn meaning(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     )
 }
 
-fn storms(f: &mut fmt::Formatter<'_>, storms: &[Storm]) -> fmt::Result {
+fn storms(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let storms = &report.storms;
     let column = |name, figure: fn(&Storm) -> String| Column::new(name, storms.iter().map(figure));
     let table = Table::default()
         .with(column("at once", |storm| storm.concurrency.to_string()))
@@ -161,7 +163,13 @@ fn storms(f: &mut fmt::Formatter<'_>, storms: &[Storm]) -> fmt::Result {
             })
             .under("afterwards"),
         );
-    write!(f, "\nDisconnect storm\n{table}")
+    let Storming { leave_percent, settle, .. } = report.plan.storm;
+    writeln!(f, "\nDisconnect storm: {leave_percent} of 100 leave\n{table}")?;
+    writeln!(
+        f,
+        "Afterwards: does it answer a plain request, and do its metrics show no request within \
+         {settle:?}?\n(Unknown where it has no metrics of this host.)"
+    )
 }
 
 /// What a reader should know before believing the figures.
@@ -304,11 +312,14 @@ mod tests {
         let storms = text.find("\nDisconnect").expect("there is a table of storms");
         expect![[r#"
 
-            Disconnect storm
+            Disconnect storm: 50 of 100 leave
                                                            left on purpose                                       afterwards
               at once    target   requests   served   before text   midway   refused   failed      s   answers   idle after
                     4    simple         40       18            10       11         0        0   2.50       yes       0.05 s
                     4   batched         40       18            10       11         0        0   2.50        NO      unknown
+
+            Afterwards: does it answer a plain request, and do its metrics show no request within 5s?
+            (Unknown where it has no metrics of this host.)
 
             simple: 3 of 4 answers are shorter than asked for: the model ended them, and figures of two targets may not compare.
 

@@ -208,7 +208,6 @@ fn words(rng: &mut Rng, count: u32) -> String {
 }
 
 /// As many between 16 and 32 as between 512 and 1024: lengths in the wild spread like that.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within least..=most")]
 fn log_uniform(rng: &mut Rng, least: u32, most: u32) -> u32 {
     let (low, high) = (f64::from(least).ln(), f64::from(most).ln());
     let drawn = (low + rng.f64() * (high - low)).exp().round() as u32;

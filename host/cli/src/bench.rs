@@ -247,7 +247,11 @@ impl Run {
             ignore_eos: !self.no_ignore_eos,
             timeout: self.timeout,
             seed: self.seed,
-            storm: Storming { rounds: self.storm_rounds, leave_percent: self.storm_leave },
+            storm: Storming {
+                rounds: self.storm_rounds,
+                leave_percent: self.storm_leave,
+                settle: SETTLE_MAX,
+            },
         }
     }
 
@@ -327,6 +331,9 @@ impl Run {
         arguments
     }
 }
+
+/// A healthy host is idle one pass after its last client left; no pass takes longer.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
 
 /// Connections beside those that generate, and those of the last batch that are about to close.
 const SPARE: u32 = 64;
