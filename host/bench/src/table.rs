@@ -143,11 +143,12 @@ mod tests {
             .with(Column::of_spreads("largest", &[None, spread(0.5, 0.6)]).under("a"))
             .with(Column::of_numbers("x", &[Some(1234.5), None]).under("a long name"));
         expect![[r#"
+            a table
                                                   a   a long name
               at once      smallest         largest             x
                     1    1.2 ±  0.4       -                  1234
                    16   20.0 ± 14.1   0.550 ± 0.071             -
         "#]]
-        .assert_eq(&table.to_string());
+        .assert_eq(&format!("a table\n{table}"));
     }
 }
