@@ -72,14 +72,20 @@ pub(crate) fn shown(spread: &Spread) -> String {
     format!("{:.digits$} ± {:.digits$}", spread.mean, spread.deviation)
 }
 
-/// Three significant ones for the largest number, but never tenths of hundreds.
+/// Three significant ones for the largest number, and one more where another is below its tenth.
 fn digits(numbers: impl Iterator<Item = f64>) -> usize {
-    match numbers.map(f64::abs).fold(0.0, f64::max) {
+    let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
+    for number in numbers {
+        least = least.min(number.abs());
+        most = most.max(number.abs());
+    }
+    let three = match most {
         most if most >= 100.0 => 0,
         most if most >= 10.0 => 1,
         most if most >= 1.0 => 2,
         _ => 3,
-    }
+    };
+    three + usize::from(least * 10.0 < most)
 }
 
 fn chars(text: &str) -> usize {
@@ -144,10 +150,10 @@ mod tests {
             .with(Column::of_numbers("x", &[Some(1234.5), None]).under("a long name"));
         expect![[r#"
             a table
-                                                  a   a long name
-              at once      smallest         largest             x
-                    1    1.2 ±  0.4       -                  1234
-                   16   20.0 ± 14.1   0.550 ± 0.071             -
+                                                    a   a long name
+              at once        smallest         largest             x
+                    1    1.25 ±  0.35       -                  1234
+                   16   20.00 ± 14.14   0.550 ± 0.071             -
         "#]]
         .assert_eq(&format!("a table\n{table}"));
     }
