@@ -1,10 +1,13 @@
 //! A report as a picture: the targets side by side, over the number of requests at once.
 
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::path::Path;
 
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
+use plotters::coord::ranged1d::{
+    AsRangedCoord, DefaultFormatting, KeyPointHint, KeyPointWeight, Ranged, ValueFormatter,
+};
 use plotters::prelude::*;
 
 use crate::report::{Batch, Figure, Report};
@@ -190,8 +193,10 @@ impl Panel {
             return area.draw_text(&why, &text(15).color(&INK), (24, 20));
         }
         if self.logarithmic {
-            let least = spreads.iter().map(low).fold(most, f64::min);
-            self.lines(area, report, workload, (least.max(1e-3) * 0.7..most * 1.5).log_scale())
+            let least = spreads.iter().map(low).fold(most, f64::min).max(1e-3);
+            let (low, high) = (least * 0.7, most * 1.5);
+            let y = (low..high).log_scale().with_key_points(one_two_five(low, high));
+            self.lines(area, report, workload, y)
         } else {
             self.lines(area, report, workload, 0.0..most * 1.12)
         }
@@ -203,26 +208,17 @@ impl Panel {
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
         let at_once: Vec<u32> = report.plan.concurrency.iter().map(|c| c.get()).collect();
-        // Numbers at once usually double: even steps show more than a true scale.
-        let last = at_once.len().saturating_sub(1) as f64;
         let mut chart = ChartBuilder::on(area)
             .caption(self.title, text(15).color(&INK))
             .margin(14)
             .margin_left(20)
             .x_label_area_size(42)
             .y_label_area_size(64)
-            .build_cartesian_2d(-0.3..last + 0.3, y)?;
-        let concurrency = |x: &f64| {
-            let index = x.round();
-            let near = (x - index).abs() < 1e-6 && index >= 0.0;
-            at_once.get(index as usize).filter(|_| near).map_or(String::new(), u32::to_string)
-        };
+            .build_cartesian_2d(Places(at_once.len()), y)?;
+        let concurrency = |x: &f64| at_once[x.round() as usize].to_string();
         chart
             .configure_mesh()
             .disable_x_mesh()
-            // Two for each number, of which one falls between and stays without a label.
-            .x_labels(2 * at_once.len() + 2)
-            .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
             .light_line_style(TRANSPARENT)
             .bold_line_style(FAINT)
             .axis_style(INK)
@@ -257,6 +253,40 @@ impl Panel {
     }
 }
 
+/// The axis of numbers at once. They usually double: even steps show more than a true scale.
+struct Places(usize);
+
+impl Ranged for Places {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, place: &f64, (from, to): (i32, i32)) -> i32 {
+        let Range { start, end } = self.range();
+        from + (f64::from(to - from) * (place - start) / (end - start)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        match hint.weight() {
+            KeyPointWeight::Bold => (0..).map(f64::from).take(self.0).collect(),
+            KeyPointWeight::Any => Vec::new(),
+        }
+    }
+
+    fn range(&self) -> Range<f64> {
+        -0.3..self.0 as f64 - 0.7
+    }
+}
+
+/// Where a logarithmic axis has labels. plotters' own begin at a power of ten, and an axis from 12
+/// to 80 has none.
+fn one_two_five(low: f64, high: f64) -> Vec<f64> {
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    let steps: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    let all =
+        (first..=last).flat_map(|power| steps.iter().map(move |step| step * 10_f64.powi(power)));
+    all.filter(|label| (low..=high).contains(label)).collect()
+}
+
 /// Where a bar begins. A logarithmic axis has no place for what is not above 0.
 fn low(spread: &Spread) -> f64 {
     let low = spread.mean - spread.deviation;
@@ -280,7 +310,8 @@ fn number(y: f64) -> String {
     match y.abs() {
         size if size >= 10.0 || size == 0.0 => format!("{y:.0}"),
         size if size >= 1.0 => format!("{y:.1}"),
-        _ => format!("{y:.2}"),
+        size if size >= 0.1 => format!("{y:.2}"),
+        _ => format!("{y:.3}"),
     }
 }
 
@@ -315,6 +346,13 @@ mod tests {
         }
         let svg = plot(&report, Picture::Svg).expect("something was measured");
         assert!(svg.contains("Between two tokens: p99 (line), p50 (dashed): nothing measured"));
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_labels_wherever_it_begins() {
+        assert_eq!(one_two_five(12.0, 80.0), [20.0, 50.0]);
+        assert_eq!(one_two_five(0.9, 12.0), [1.0, 2.0, 5.0, 10.0]);
+        assert_eq!(one_two_five(0.5, 30_000.0), [1.0, 10.0, 100.0, 1000.0, 10_000.0]);
     }
 
     #[test]
