@@ -15,7 +15,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::body::{Bytes, Frame};
-use interlock_bench::{Api, Plan, Progress, Report, Storming, Target, Unusable, Workload, run};
+use interlock_bench::{
+    Api, Plan, Progress, Report, Storming, Target, Unusable, Workload, room_for_connections, run,
+};
 use serde_json::{Value, json};
 use tokio::sync::{Barrier, Mutex, mpsc, watch};
 
@@ -26,6 +28,8 @@ enum Manner {
     Prompt,
     /// One after the other, and nobody before so many have come.
     OneByOne(usize),
+    /// All at the same time, and nobody before so many have come.
+    Together(usize),
     /// Goes on until the client leaves, except for the first and for plain requests afterwards.
     Endless,
     /// 500 for all but the first request.
@@ -55,7 +59,10 @@ const NEXT: Duration = Duration::from_millis(4);
 
 impl Fake {
     async fn start(manner: Manner) -> (Arc<Self>, String) {
-        let full = if let Manner::OneByOne(many) = manner { many } else { 1 };
+        let full = match manner {
+            Manner::OneByOne(many) | Manner::Together(many) => many,
+            _ => 1,
+        };
         let fake = Arc::new(Self {
             manner,
             full: Barrier::new(full),
@@ -127,6 +134,10 @@ async fn answer(fake: &Fake, before: u64, tokens: u64, to: &mpsc::Sender<Bytes>)
         Manner::OneByOne(_) if before > 0 => {
             fake.full.wait().await;
             Some(fake.turn.lock().await)
+        }
+        Manner::Together(_) if before > 0 => {
+            fake.full.wait().await;
+            None
         }
         Manner::Silent if before > 0 => {
             to.closed().await;
@@ -217,6 +228,17 @@ async fn figures_are_those_of_the_server() {
     // The two, and the one that finds out whether it answers at all.
     assert_eq!(fake.asked.load(Ordering::Relaxed), 3);
     assert_eq!(*fake.left.borrow(), 0, "nobody left");
+}
+
+#[tokio::test]
+async fn hundreds_of_streams_flow_at_the_same_time() {
+    const MANY: u32 = 300;
+    // Both ends are in this process.
+    room_for_connections(2 * u64::from(MANY)).expect("the system allows a few hundred files");
+    let (_fake, url) = Fake::start(Manner::Together(MANY as usize)).await;
+    let report = measured(Plan { concurrency: vec![nonzero(MANY)], ..plan() }, &url).await;
+    assert_eq!(report.failures(), 0, "{report}");
+    assert_eq!(report.cells[0].batches[0].chunks, 8 * u64::from(MANY));
 }
 
 #[tokio::test]
