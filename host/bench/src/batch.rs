@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::failure::{Failure, Failures};
@@ -15,6 +15,10 @@ use crate::request::{Answered, Ended, Leave, Ready};
 use crate::stats::{mean, percentile};
 use crate::target::Target;
 use crate::workload::{Place, Question};
+
+/// Connections that open at the same time. A server's backlog holds some hundreds; what does not fit
+/// the kernel asks again after seconds, and some of it only after the clock has started.
+const OPENING_MAX: usize = 64;
 
 /// A batch's figures, and what only figures over all batches need.
 pub(crate) struct Measured {
@@ -42,14 +46,18 @@ pub(crate) async fn measure(
     let size = place.concurrency.get();
     // The first request is sent when the last connection is open.
     let start = Arc::new(Barrier::new(size as usize));
+    let opening = Arc::new(Semaphore::new(OPENING_MAX));
     let cpu_before = cpu(target);
     let mut tasks = JoinSet::new();
     for index in 0..size {
-        let (plan, target, start) = (Arc::clone(plan), Arc::clone(target), Arc::clone(&start));
+        let (plan, target) = (Arc::clone(plan), Arc::clone(target));
+        let (opening, start) = (Arc::clone(&opening), Arc::clone(&start));
         let question = Question::new(&plan, Place { index, ..place });
         tasks.spawn(async move {
             let wanted = question.max_tokens.get();
+            let turn = opening.acquire().await.expect("nobody closes the semaphore");
             let ready = Ready::open(&target, &plan, &question).await;
+            drop(turn);
             start.wait().await;
             let sent = Instant::now();
             let answered = match ready {

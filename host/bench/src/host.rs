@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -30,11 +30,12 @@ const LAST_LINES: usize = 12;
 /// What stands before the address on the line that a host prints.
 const LISTENING: &str = "interlock listening on ";
 
-/// A running host.
+/// A host that was started, ready or not.
 pub struct Host {
     name: String,
     child: Child,
-    address: Address,
+    hears_where: oneshot::Receiver<Address>,
+    last_words: JoinHandle<VecDeque<String>>,
 }
 
 /// Why a host could not be started.
@@ -75,17 +76,12 @@ pub enum HostFailed {
 }
 
 impl Host {
-    /// Starts `program` with these arguments, which bind it to any free port, and waits until it
-    /// is ready.
+    /// Starts `program` with these arguments, which bind it to any free port.
     ///
     /// # Errors
     ///
-    /// When it cannot be started, ends, or takes for ever.
-    pub async fn start(
-        name: &str,
-        program: &Path,
-        arguments: &[OsString],
-    ) -> Result<Self, HostFailed> {
+    /// When there is no such program, or no room for it.
+    pub fn start(name: &str, program: &Path, arguments: &[OsString]) -> Result<Self, HostFailed> {
         let spawned = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -97,50 +93,40 @@ impl Host {
             .map_err(|error| HostFailed::Spawn { program: program.display().to_string(), error })?;
         let stdout = child.stdout.take().expect("it was piped a moment ago");
         let stderr = child.stderr.take().expect("it was piped a moment ago");
-        let (said_where, mut hears_where) = oneshot::channel();
+        let (said_where, hears_where) = oneshot::channel();
         // Both read to the end, so that the host never waits for us to; they end with it.
         tokio::spawn(listen(stdout, said_where));
         let last_words = tokio::spawn(last_lines(stderr));
-
-        let deadline = Instant::now() + START_MAX;
-        let mut address: Option<Address> = None;
-        loop {
-            if let Ok(said) = hears_where.try_recv() {
-                address = Some(Address { name: name.to_owned(), ..said });
-            }
-            if let Some(address) = &address
-                && is_ready(address).await
-            {
-                break;
-            }
-            match tokio::time::timeout(START_POLL, child.wait()).await {
-                Ok(Ok(status)) => return Err(exited(name, status, last_words).await),
-                Ok(Err(error)) => {
-                    return Err(HostFailed::Spawn {
-                        program: program.display().to_string(),
-                        error,
-                    });
-                }
-                Err(_) if Instant::now() > deadline => {
-                    return Err(HostFailed::NotReady { name: name.to_owned() });
-                }
-                Err(_) => {}
-            }
-        }
-        let address = address.expect("the loop ends when the host at an address is ready");
-        Ok(Self { name: name.to_owned(), child, address })
+        Ok(Self { name: name.to_owned(), child, hears_where, last_words })
     }
 
-    /// It, as a target.
+    /// Waits until it is ready, and makes a target of it.
     ///
     /// # Errors
     ///
-    /// When it does not list its model.
-    pub async fn target(&self, version: &str) -> Result<Target, HostFailed> {
-        let met = Target::meet(self.address.clone(), None, &[]).await;
-        let target =
-            met.map_err(|failure| HostFailed::Mute { name: self.name.clone(), failure })?;
+    /// When it ends instead, takes for ever, or does not list its model.
+    pub async fn target(&mut self, version: &str) -> Result<Target, HostFailed> {
+        let address = tokio::select! {
+            ready = tokio::time::timeout(START_MAX, ready(&mut self.hears_where)) => ready.ok(),
+            status = self.child.wait() => return Err(self.exited(status).await),
+        };
+        let name = || self.name.clone();
+        let address = address.ok_or_else(|| HostFailed::NotReady { name: name() })?;
+        let met = Target::meet(Address { name: name(), ..address }, None, &[]).await;
+        let target = met.map_err(|failure| HostFailed::Mute { name: name(), failure })?;
         Ok(target.of_process(self.child.id(), version))
+    }
+
+    async fn exited(&mut self, status: std::io::Result<ExitStatus>) -> HostFailed {
+        let name = self.name.clone();
+        match status {
+            Ok(status) => {
+                let said = (&mut self.last_words).await.unwrap_or_default();
+                let said: Vec<String> = said.iter().map(|line| format!("  {line}")).collect();
+                HostFailed::Exited { name, status, said: said.join("\n") }
+            }
+            Err(error) => HostFailed::Spawn { program: name, error },
+        }
     }
 
     /// Tells it to stop, and waits until it has; kills it if it does not.
@@ -165,8 +151,14 @@ fn terminate(id: u32) {
     }
 }
 
-async fn is_ready(address: &Address) -> bool {
-    Target::unmet(address.clone()).page("/health/ready").await.is_ok()
+/// Where it listens, once it is ready there. One that will not say any more is about to end.
+async fn ready(hears_where: &mut oneshot::Receiver<Address>) -> Address {
+    let Ok(address) = hears_where.await else { return std::future::pending().await };
+    let host = Target::unmet(address.clone());
+    while host.page("/health/ready").await.is_err() {
+        tokio::time::sleep(START_POLL).await;
+    }
+    address
 }
 
 /// Reads what the host prints, and hands on the address.
@@ -200,23 +192,13 @@ async fn last_lines(stderr: impl AsyncRead + Unpin) -> VecDeque<String> {
     last
 }
 
-async fn exited(
-    name: &str,
-    status: ExitStatus,
-    last_words: JoinHandle<VecDeque<String>>,
-) -> HostFailed {
-    let said = last_words.await.unwrap_or_default();
-    let said = said.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
-    HostFailed::Exited { name: name.to_owned(), status, said }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn start(script: &str) -> Result<Host, HostFailed> {
+    async fn start(script: &str) -> Result<Target, HostFailed> {
         let arguments = ["-c".into(), script.into()];
-        Host::start("it", Path::new("sh"), &arguments).await
+        Host::start("it", Path::new("sh"), &arguments)?.target("0").await
     }
 
     #[test]
@@ -238,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let failed = Host::start("it", Path::new("/no/such/program"), &[]).await;
+        let failed = Host::start("it", Path::new("/no/such/program"), &[]);
         let failed = failed.err().expect("it is not there").to_string();
         assert!(failed.contains("/no/such/program"), "{failed}");
     }

@@ -302,10 +302,9 @@ impl Run {
         let mut targets = Vec::new();
         for mode in &self.modes {
             note(&format!("starting the host with engine.mode={mode}"));
-            let host = Host::start(mode, &program, &self.serve(mode)).await?;
-            let target = host.target(env!("CARGO_PKG_VERSION")).await;
-            hosts.push(host);
-            targets.push(target?);
+            hosts.push(Host::start(mode, &program, &self.serve(mode))?);
+            let host = hosts.last_mut().expect("it was pushed a moment ago");
+            targets.push(host.target(env!("CARGO_PKG_VERSION")).await?);
         }
         Ok(targets)
     }
