@@ -212,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn a_host_that_ends_early_is_quoted() {
         let script = "for i in $(seq 1 20); do echo \"line $i\" >&2; done; exit 3";
-        let failed = start(script).await.err().expect("it ended").to_string();
+        let failed = start(script).await.expect_err("it ended").to_string();
         assert!(failed.contains("\"it\" ended before it was ready (exit status: 3)"), "{failed}");
         assert!(failed.contains("  line 20") && failed.contains("  line 9\n"), "{failed}");
         assert!(!failed.contains("line 8\n"), "{failed}");

@@ -20,7 +20,6 @@ use crate::{BadUsage, note, say};
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = EXAMPLES,
-    after_long_help = AFTER,
 )]
 pub(crate) struct Bench {
     #[command(subcommand)]
@@ -152,7 +151,15 @@ Examples:
   interlock bench --modes batched --workload storm --concurrency 64
   interlock bench compare a.json b.json";
 
-const AFTER: &str = "\
+/// What `--help` says first.
+pub(crate) const ABOUT: &str = "\
+Measure servers side by side, and compare measurements.
+
+Without --url, this host is started once in each mode, and stopped afterwards. The targets are asked
+in turn, batch by batch, so that whatever else the machine does falls on all alike. A batch is as
+many requests as --concurrency says, sent at once, each over a connection of its own that was opened
+before the clock started. Prompts are made from --seed, and the same for all targets.
+
 Workloads:
   short          a few dozen tokens of prompt: nearly all time is decoding
   long-prompt    --prompt-tokens each, all different: nearly all time is prefill
@@ -160,21 +167,8 @@ Workloads:
   mixed          prompts up to --prompt-tokens, answers up to --max-tokens, of all lengths
   storm          clients that leave; then: does the server still answer, and is it idle?
 
-The targets are asked in turn, batch by batch, so that whatever else the machine does falls on all
-alike. A batch is as many requests as --concurrency says, sent at once, each over a connection of
-its own that was opened before the clock started. Prompts are made from --seed, and the same for
-all targets.
-
 Exit status: 0 when every request was answered, 1 when any failed (the report says which), 2 when
-the command line is wrong.
-
-Examples:
-  interlock bench                                     this host in each mode, with the default model
-  interlock bench --model hf:Qwen/Qwen3-0.6B --json a.json --plot a.svg
-  interlock bench --url ours=http://127.0.0.1:8080 --url vllm=http://127.0.0.1:8000
-  interlock bench --modes simple --workload long-prompt,shared-prefix --prompt-tokens 2000
-  interlock bench --modes batched --workload storm --concurrency 64
-  interlock bench compare a.json b.json";
+the command line is wrong.";
 
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<()> {

@@ -34,6 +34,7 @@ enum Command {
     /// Serve a model over HTTP, with the OpenAI API
     Serve(serve::Serve),
     /// Measure servers side by side, and compare measurements
+    #[command(long_about = bench::ABOUT)]
     Bench(Box<bench::Bench>),
     /// Show, check and explain the configuration
     #[command(subcommand)]
