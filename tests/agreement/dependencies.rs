@@ -67,3 +67,13 @@ fn the_server_does_not_know_how_policies_run_and_the_engine_not_what_a_model_is(
     let engine = reached_by("interlock-engine");
     assert!(engine.contains("interlock-admission") && !engine.contains("interlock-models"));
 }
+
+#[test]
+fn the_benchmark_knows_no_more_of_the_host_than_any_client() {
+    let ours: Vec<String> = reached_by("interlock-bench")
+        .into_iter()
+        .filter(|name| name.starts_with("interlock-"))
+        .collect();
+    assert_eq!(ours, ["interlock-bench"]);
+    assert_eq!(who_reaches("interlock-bench"), ["interlock-bench", "interlock-cli"]);
+}

@@ -8,6 +8,7 @@
 //! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
 //! configuration is wrong.
 
+mod bench;
 mod config;
 mod log;
 mod models;
@@ -32,6 +33,9 @@ struct Cli {
 enum Command {
     /// Serve a model over HTTP, with the OpenAI API
     Serve(serve::Serve),
+    /// Measure servers side by side, and compare measurements
+    #[command(long_about = bench::ABOUT)]
+    Bench(Box<bench::Bench>),
     /// Show, check and explain the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -44,12 +48,14 @@ const EXAMPLES: &str = "\
 Examples:
   interlock serve                                   a small model on 127.0.0.1:8080
   interlock serve --model hf:Qwen/Qwen3-0.6B        one from the Hugging Face hub
+  interlock bench --url http://127.0.0.1:8080       how fast a server answers
   interlock config check interlock.toml             every problem at once
   interlock models list                             what is on this machine";
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Config(command) => command.run(),
         Command::Models(command) => command.run(),
     };

@@ -1,0 +1,94 @@
+//! Why a request got no whole answer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use serde::{Deserialize, Serialize};
+
+/// Why a request got no whole answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// An answer other than 200.
+    #[error("status {}: {message}", status.as_u16())]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// What the body says, shortened.
+        message: String,
+    },
+    /// The stream carried an error.
+    #[error("error in the stream: {0}")]
+    InStream(String),
+    /// The answer ended before it was complete.
+    #[error("cut off: {0}")]
+    Cut(String),
+    /// The answer is not what the API promises.
+    #[error("not understood: {0}")]
+    Nonsense(String),
+    /// Nothing complete in the time a request may take.
+    #[error("timed out after {0:?}")]
+    Timeout(Duration),
+}
+
+impl Failure {
+    /// Of a kind that a report counts by: few, whatever servers say.
+    fn kind(&self) -> String {
+        match self {
+            Self::Connect(_) => "cannot connect".to_owned(),
+            Self::Status { status, .. } => format!("status {}", status.as_u16()),
+            Self::InStream(_) => "error in the stream".to_owned(),
+            Self::Cut(_) => "cut off".to_owned(),
+            Self::Nonsense(_) => "not understood".to_owned(),
+            Self::Timeout(_) => "timed out".to_owned(),
+        }
+    }
+
+    /// A server's own word that it will not now: what a storm expects and a measurement does not.
+    pub(crate) fn is_refusal(&self) -> bool {
+        let refusals = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        matches!(self, Self::Status { status, .. } if refusals.contains(status))
+    }
+}
+
+/// Failures by kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Failures(BTreeMap<String, Failed>);
+
+/// Failures of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// How many.
+    pub count: u64,
+    /// What the first of them was.
+    pub first: String,
+}
+
+impl Failures {
+    pub(crate) fn add(&mut self, failure: &Failure) {
+        let new = || Failed { count: 0, first: failure.to_string() };
+        self.0.entry(failure.kind()).or_insert_with(new).count += 1;
+    }
+
+    pub(crate) fn merge(&mut self, others: &Self) {
+        for (kind, other) in &others.0 {
+            let new = || Failed { count: 0, first: other.first.clone() };
+            self.0.entry(kind.clone()).or_insert_with(new).count += other.count;
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.values().map(|failed| failed.count).sum()
+    }
+
+    /// Each kind, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Failed)> {
+        self.0.iter().map(|(kind, failed)| (kind.as_str(), failed))
+    }
+}

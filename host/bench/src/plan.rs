@@ -1,0 +1,164 @@
+//! What is asked, how often and how many at once.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::workload::Workload;
+
+/// Everything that decides what a target is asked. Two reports compare only as far as these agree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Which kinds of prompts, in this order.
+    pub workloads: Vec<Workload>,
+    /// How many requests are sent at once, in this order.
+    pub concurrency: Vec<NonZeroU32>,
+    /// How often each batch is measured.
+    pub iterations: NonZeroU32,
+    /// How often each batch is sent before that, unmeasured.
+    pub warmup: u32,
+    /// Most tokens of an answer, and where servers heed it the least as well.
+    pub max_tokens: NonZeroU32,
+    /// Length of a long prompt, about.
+    pub prompt_tokens: NonZeroU32,
+    /// Which endpoint.
+    pub api: Api,
+    /// Whether answers come as they are made.
+    pub stream: bool,
+    /// Whether requests carry `ignore_eos` and `min_tokens`, so that every answer is equally long.
+    pub ignore_eos: bool,
+    /// Longest time for one request, from the moment it is sent.
+    #[serde(rename = "timeout_s", with = "seconds")]
+    pub timeout: Duration,
+    /// What prompts and storms are drawn from.
+    pub seed: u64,
+    /// How a storm goes.
+    pub storm: Storming,
+}
+
+/// How a disconnect storm goes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Storming {
+    /// Requests for each place at once: concurrency 8 and 10 of these are 80 requests.
+    pub rounds: NonZeroU32,
+    /// How many in a hundred leave before they are answered.
+    pub leave_percent: u8,
+    /// How long a server may take to notice that everyone has left.
+    #[serde(rename = "settle_s", with = "seconds")]
+    pub settle: Duration,
+}
+
+/// An endpoint that generates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+}
+
+impl Api {
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/chat/completions",
+            Self::Completions => "/completions",
+        }
+    }
+}
+
+impl FromStr for Api {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "chat" => Ok(Self::Chat),
+            "completions" => Ok(Self::Completions),
+            _ => Err(format!("an API is chat or completions, got {text:?}")),
+        }
+    }
+}
+
+impl fmt::Display for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+        })
+    }
+}
+
+impl Plan {
+    /// Requests that one target is sent in all: what a bar counts.
+    pub(crate) fn requests_per_target(&self) -> u64 {
+        let rounds = u64::from(self.warmup) + u64::from(self.iterations.get());
+        let at_once: u64 = self.concurrency.iter().map(|c| u64::from(c.get())).sum();
+        let storm_rounds = u64::from(self.storm.rounds.get());
+        let of = |workload: &Workload| match workload {
+            Workload::Storm => at_once * storm_rounds,
+            _ => at_once * rounds,
+        };
+        self.workloads.iter().map(of).sum()
+    }
+}
+
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(time.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn nonzero(n: u32) -> NonZeroU32 {
+        NonZeroU32::new(n).expect("not zero")
+    }
+
+    /// A plan whose numbers all differ.
+    pub(crate) fn plan() -> Plan {
+        Plan {
+            workloads: vec![Workload::Short],
+            concurrency: vec![nonzero(1), nonzero(4)],
+            iterations: nonzero(3),
+            warmup: 1,
+            max_tokens: nonzero(64),
+            prompt_tokens: nonzero(256),
+            api: Api::Chat,
+            stream: true,
+            ignore_eos: true,
+            timeout: Duration::from_millis(1500),
+            seed: 0,
+            storm: Storming {
+                rounds: nonzero(10),
+                leave_percent: 50,
+                settle: Duration::from_secs(5),
+            },
+        }
+    }
+
+    #[test]
+    fn a_bar_counts_warm_ups_and_storms() {
+        let both = Plan { workloads: vec![Workload::Short, Workload::Storm], ..plan() };
+        assert_eq!(both.requests_per_target(), (1 + 4) * (1 + 3) + (1 + 4) * 10);
+    }
+
+    #[test]
+    fn a_plan_survives_json() {
+        let json = serde_json::to_string(&plan()).expect("a plan is JSON");
+        assert!(json.contains(r#""timeout_s":1.5"#), "{json}");
+        assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), plan());
+    }
+}

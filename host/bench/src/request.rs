@@ -1,0 +1,257 @@
+//! One generating request: asked, timed, and left when it should be.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+
+use crate::ask::{self, Answer};
+use crate::exchange::{Line, Reply};
+use crate::failure::Failure;
+use crate::plan::Plan;
+use crate::sse::Events;
+use crate::target::{Target, ok};
+use crate::workload::Question;
+
+/// A request with an open connection, ready to be sent.
+pub(crate) struct Ready {
+    line: Line,
+    request: Request<Full<Bytes>>,
+    stream: bool,
+    timeout: Duration,
+}
+
+/// When the client goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// With the whole answer.
+    Never,
+    /// At the first token, or after this time if none has come.
+    BeforeText(Duration),
+    /// After so many pieces of text.
+    AfterText(u32),
+}
+
+/// How a request ended that did not fail.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Whole(Answered),
+    Left,
+}
+
+/// A whole answer.
+#[derive(Debug, Default)]
+pub(crate) struct Answered {
+    /// From sending to the first text. None without a stream, or without text.
+    pub(crate) first: Option<Duration>,
+    /// From sending to the end.
+    pub(crate) took: Duration,
+    /// Between pieces of text, one after the other.
+    pub(crate) gaps: Vec<Duration>,
+    /// Pieces of text.
+    pub(crate) chunks: u32,
+    /// As the server counted.
+    pub(crate) tokens: Option<u32>,
+    pub(crate) prompt_tokens: Option<u32>,
+}
+
+impl Answered {
+    /// As the server counted, or else as text came.
+    pub(crate) fn tokens_or_chunks(&self) -> u32 {
+        self.tokens.unwrap_or(self.chunks)
+    }
+}
+
+impl Ready {
+    /// Writes the request and opens its connection.
+    pub(crate) async fn open(
+        target: &Target,
+        plan: &Plan,
+        question: &Question,
+    ) -> Result<Self, Failure> {
+        let body = ask::body(plan, &target.facts.model, question);
+        let path = format!("{}{}", target.address.base, plan.api.path());
+        let request = target.request(Method::POST, &path, body);
+        Ok(Self { line: target.line().await?, request, stream: plan.stream, timeout: plan.timeout })
+    }
+
+    /// Sends it and reads the answer, or leaves.
+    pub(crate) async fn ask(self, leave: Leave) -> Result<Ended, Failure> {
+        let timeout = self.timeout;
+        let asked = tokio::time::timeout(timeout, async {
+            match leave {
+                Leave::BeforeText(patience) => {
+                    tokio::time::timeout(patience, self.ask_in_time(leave))
+                        .await
+                        // The time is over and the connection dropped, before any text.
+                        .unwrap_or(Ok(Ended::Left))
+                }
+                Leave::Never | Leave::AfterText(_) => self.ask_in_time(leave).await,
+            }
+        });
+        asked.await.unwrap_or(Err(Failure::Timeout(timeout)))
+    }
+
+    async fn ask_in_time(self, leave: Leave) -> Result<Ended, Failure> {
+        let sent = Instant::now();
+        let mut reply = self.line.send(self.request).await?;
+        ok(&mut reply).await?;
+        if self.stream { streamed(reply, sent, leave).await } else { whole(reply, sent).await }
+    }
+}
+
+async fn whole(mut reply: Reply, sent: Instant) -> Result<Ended, Failure> {
+    let body = reply.whole().await?;
+    let took = sent.elapsed();
+    let answer: Answer = serde_json::from_slice(&body)
+        .map_err(|error| Failure::Nonsense(format!("an answer: {error}")))?;
+    if answer.error.is_some() {
+        return Err(Failure::InStream(ask::complaint(&body)));
+    }
+    let usage = answer.usage;
+    let tokens = usage.and_then(|usage| usage.completion_tokens);
+    if tokens.is_none() {
+        let why = "an answer without usage.completion_tokens: its length is not known";
+        return Err(Failure::Nonsense(why.to_owned()));
+    }
+    let prompt_tokens = usage.and_then(|usage| usage.prompt_tokens);
+    let chunks = u32::from(answer.says_something());
+    Ok(Ended::Whole(Answered { took, chunks, tokens, prompt_tokens, ..Answered::default() }))
+}
+
+async fn streamed(mut reply: Reply, sent: Instant, leave: Leave) -> Result<Ended, Failure> {
+    let mut stream = Stream::new(sent);
+    let mut events = Events::default();
+    while let Some(piece) = reply.bytes().await? {
+        let now = Instant::now();
+        let mut taken = Ok(());
+        let fed = events.feed(&piece, |data| {
+            if taken.is_ok() {
+                taken = stream.take(data, now);
+            }
+        });
+        taken?;
+        fed.map_err(|_| Failure::Nonsense("an event that does not end".to_owned()))?;
+        if stream.done {
+            break;
+        }
+        let enough = match leave {
+            Leave::Never => false,
+            Leave::BeforeText(_) => stream.answered.chunks > 0,
+            Leave::AfterText(chunks) => stream.answered.chunks >= chunks,
+        };
+        if enough {
+            return Ok(Ended::Left);
+        }
+    }
+    stream.end()
+}
+
+/// What has come of a stream.
+struct Stream {
+    sent: Instant,
+    last: Instant,
+    answered: Answered,
+    /// It said why it ended.
+    finished: bool,
+    /// It said `[DONE]`.
+    done: bool,
+}
+
+impl Stream {
+    fn new(sent: Instant) -> Self {
+        Self { sent, last: sent, answered: Answered::default(), finished: false, done: false }
+    }
+
+    fn take(&mut self, data: &[u8], now: Instant) -> Result<(), Failure> {
+        if data == b"[DONE]" {
+            self.done = true;
+            self.answered.took = now - self.sent;
+            return Ok(());
+        }
+        let chunk: Answer = serde_json::from_slice(data).map_err(|error| {
+            Failure::Nonsense(format!("{error} in {:?}", String::from_utf8_lossy(data)))
+        })?;
+        if chunk.error.is_some() {
+            return Err(Failure::InStream(ask::complaint(data)));
+        }
+        if chunk.says_something() {
+            match self.answered.first {
+                None => self.answered.first = Some(now - self.sent),
+                Some(_) => self.answered.gaps.push(now - self.last),
+            }
+            self.answered.chunks += 1;
+            self.last = now;
+        }
+        if let Some(usage) = chunk.usage {
+            self.answered.tokens = usage.completion_tokens.or(self.answered.tokens);
+            self.answered.prompt_tokens = usage.prompt_tokens.or(self.answered.prompt_tokens);
+        }
+        self.finished |= chunk.finishes();
+        self.answered.took = now - self.sent;
+        Ok(())
+    }
+
+    fn end(self) -> Result<Ended, Failure> {
+        if self.done || self.finished {
+            return Ok(Ended::Whole(self.answered));
+        }
+        let chunks = self.answered.chunks;
+        Err(Failure::Cut(format!("the stream ended after {chunks} pieces of text, unfinished")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream whose events come a millisecond apart.
+    fn take(events: &[&str]) -> Result<Answered, Failure> {
+        let sent = Instant::now();
+        let mut stream = Stream::new(sent);
+        for (at, event) in (1..).zip(events) {
+            stream.take(event.as_bytes(), sent + Duration::from_millis(at))?;
+        }
+        match stream.end()? {
+            Ended::Whole(answered) => Ok(answered),
+            Ended::Left => unreachable!("a stream does not leave by itself"),
+        }
+    }
+
+    const ROLE: &str = r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#;
+    const TEXT: &str = r#"{"choices":[{"delta":{"content":"a"}}]}"#;
+    const FINISH: &str = r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#;
+    const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":9}}"#;
+
+    #[test]
+    fn the_clock_of_the_first_token_ignores_what_has_no_text() {
+        let answered = take(&[ROLE, TEXT, ROLE, TEXT, TEXT, FINISH, "[DONE]"]).expect("is whole");
+        let ms = Duration::from_millis;
+        assert_eq!(answered.first, Some(ms(2)));
+        assert_eq!(answered.gaps, [ms(2), ms(1)]);
+        assert_eq!(answered.took, ms(7));
+        assert_eq!((answered.chunks, answered.tokens), (3, None));
+        assert_eq!(answered.tokens_or_chunks(), 3);
+    }
+
+    #[test]
+    fn the_server_counts_better_than_we() {
+        let answered = take(&[TEXT, TEXT, FINISH, USAGE, "[DONE]"]).expect("is whole");
+        assert_eq!(answered.tokens_or_chunks(), 9);
+        assert_eq!(answered.prompt_tokens, Some(7));
+    }
+
+    #[test]
+    fn a_stream_that_does_not_finish_is_cut_off() {
+        assert!(matches!(take(&[TEXT, TEXT]), Err(Failure::Cut(_))));
+        assert!(take(&[TEXT, FINISH]).is_ok());
+    }
+
+    #[test]
+    fn an_error_in_the_stream_is_a_failure_with_its_message() {
+        let failed = take(&[TEXT, r#"{"error":{"message":"deadline","code":"x"}}"#, "[DONE]"]);
+        assert_eq!(failed.expect_err("it failed"), Failure::InStream("deadline".to_owned()));
+        assert!(matches!(take(&["nonsense"]), Err(Failure::Nonsense(_))));
+    }
+}

@@ -1,0 +1,338 @@
+//! `interlock bench`: measures servers, and compares two measurements.
+
+use std::ffi::OsString;
+use std::fs;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use interlock_bench::{
+    Address, Api, Header, Host, Picture, Plan, Progress, Report, Storming, Target, Workload,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{BadUsage, note, say};
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = EXAMPLES,
+)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put two JSON reports side by side
+    ///
+    /// Lines up what both measured: the same workload, concurrency and target (or, where each has
+    /// a single target, that one whatever its name). `~` marks figures whose iterations overlap.
+    Compare {
+        /// The report to compare with
+        #[arg(value_name = "A.json")]
+        a: PathBuf,
+        /// The report to compare
+        #[arg(value_name = "B.json")]
+        b: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// A server with OpenAI's API to ask; may be repeated. Without any, hosts are started
+    ///
+    /// Any that speaks it: vllm-mlx, mlx_lm.server, llama.cpp's server, vLLM, this one. NAME= is
+    /// what the report calls it; /v1 is added where the URL has no path.
+    #[arg(long, value_name = "[NAME=]URL")]
+    url: Vec<Address>,
+
+    /// Without --url: start this host once for each of these values of engine.mode
+    ///
+    /// All of them run at the same time, so that they can be asked in turn: each holds its own copy
+    /// of the model in memory. Where that is too much, run them one after the other with --json and
+    /// use `interlock bench compare`.
+    #[arg(long, value_name = "MODE,...", value_delimiter = ',', default_value = "simple,batched")]
+    #[arg(conflicts_with = "url")]
+    modes: Vec<String>,
+
+    /// The model to serve, or with --url the name to put in requests
+    ///
+    /// By default the configured model (see `interlock serve`); with --url, the first that the
+    /// server lists.
+    #[arg(long, value_name = "REF")]
+    model: Option<String>,
+
+    /// A setting for the hosts that are started, as in `interlock serve`; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", conflicts_with = "url")]
+    set: Vec<String>,
+
+    /// What to ask: short, long-prompt, shared-prefix, mixed or storm; several after commas
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "short")]
+    workload: Vec<Workload>,
+
+    /// How many requests to send at once
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8")]
+    concurrency: Vec<NonZeroU32>,
+
+    /// How often to measure each batch
+    #[arg(long, value_name = "N", default_value = "5")]
+    iterations: NonZeroU32,
+
+    /// How often to send each batch before that, unmeasured
+    #[arg(long, value_name = "N", default_value = "1")]
+    warmup: u32,
+
+    /// Tokens of an answer
+    #[arg(long, value_name = "N", default_value = "128")]
+    max_tokens: NonZeroU32,
+
+    /// Tokens of a long prompt, or of a shared prefix, about
+    #[arg(long, value_name = "N", default_value = "1024")]
+    prompt_tokens: NonZeroU32,
+
+    /// Longest time for one request
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+
+    /// Which endpoint: chat or completions
+    #[arg(long, default_value = "chat")]
+    api: Api,
+
+    /// Ask for answers in one piece: no time to first token then
+    #[arg(long)]
+    no_stream: bool,
+
+    /// Leave out ignore_eos and min_tokens, which make all answers equally long
+    ///
+    /// For servers that refuse fields which OpenAI does not have. Answers may then be shorter; the
+    /// report says how many were.
+    #[arg(long)]
+    no_ignore_eos: bool,
+
+    /// A header for every request to --url, such as "authorization: Bearer ..."; may be repeated
+    #[arg(long, value_name = "NAME: VALUE", requires = "url")]
+    header: Vec<Header>,
+
+    /// Storm: requests in all, as a multiple of those at once
+    #[arg(long, value_name = "N", default_value = "10")]
+    storm_rounds: NonZeroU32,
+
+    /// Storm: how many in a hundred leave, before the first token or in the middle
+    #[arg(long, value_name = "PERCENT", default_value = "50")]
+    #[arg(value_parser = clap::value_parser!(u8).range(..=100))]
+    storm_leave: u8,
+
+    /// What prompts and storms are drawn from; the same seed asks the same
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: u64,
+
+    /// Write all figures, for `interlock bench compare`
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+
+    /// Draw the targets side by side, to FILE.svg or FILE.html
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  interlock bench                                     this host in each mode, with the default model
+  interlock bench --model hf:Qwen/Qwen3-0.6B --json a.json --plot a.svg
+  interlock bench --url ours=http://127.0.0.1:8080 --url vllm=http://127.0.0.1:8000
+  interlock bench --modes simple --workload long-prompt,shared-prefix --prompt-tokens 2000
+  interlock bench --modes batched --workload storm --concurrency 64
+  interlock bench compare a.json b.json";
+
+/// What `--help` says first.
+pub(crate) const ABOUT: &str = "\
+Measure servers side by side, and compare measurements.
+
+Without --url, this host is started once in each mode, and stopped afterwards. The targets are asked
+in turn, batch by batch, so that whatever else the machine does falls on all alike. A batch is as
+many requests as --concurrency says, sent at once, each over a connection of its own that was opened
+before the clock started. Prompts are made from --seed, and the same for all targets.
+
+Workloads:
+  short          a few dozen tokens of prompt: nearly all time is decoding
+  long-prompt    --prompt-tokens each, all different: nearly all time is prefill
+  shared-prefix  the same --prompt-tokens first, then a short question
+  mixed          prompts up to --prompt-tokens, answers up to --max-tokens, of all lengths
+  storm          clients that leave; then: does the server still answer, and is it idle?
+
+Exit status: 0 when every request was answered, 1 when any failed (the report says which), 2 when
+the command line is wrong.";
+
+impl Bench {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Some(Command::Compare { a, b }) => compare(&a, &b),
+            None => self.run.run(),
+        }
+    }
+}
+
+fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
+    let read = |path: &Path| {
+        let json =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Report::parse(&json).with_context(|| path.display().to_string())
+    };
+    say(&interlock_bench::compare(&read(a)?, &read(b)?)?.to_string())
+}
+
+impl Run {
+    fn run(self) -> anyhow::Result<()> {
+        let picture = self.files_can_be_written()?;
+        let most = self.most_at_once();
+        // Before hosts are started: they inherit it, and have as many connections.
+        interlock_bench::room_for_connections(most.into())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let report = runtime.block_on(self.report())?;
+
+        say(&report.to_string())?;
+        if let Some(path) = &self.json {
+            write(path, &report.to_json())?;
+        }
+        if let (Some(path), Some(picture)) = (&self.plot, picture) {
+            match interlock_bench::plot(&report, picture) {
+                Some(drawn) => write(path, &drawn)?,
+                None => note("a storm has no plot: nothing was drawn"),
+            }
+        }
+        match report.failures() {
+            0 => Ok(()),
+            failures => bail!("{failures} failures; the report above says which"),
+        }
+    }
+
+    fn most_at_once(&self) -> u32 {
+        self.concurrency.iter().map(|at_once| at_once.get()).max().unwrap_or(1)
+    }
+
+    /// Found out now, not after an hour of measuring. Leaves what is in the files.
+    fn files_can_be_written(&self) -> anyhow::Result<Option<Picture>> {
+        let picture = self.plot.as_deref().map(Picture::named).transpose();
+        let picture = picture.map_err(|error| BadUsage(format!("--plot: {error}")))?;
+        for path in self.json.iter().chain(&self.plot) {
+            let opened = fs::OpenOptions::new().create(true).append(true).open(path);
+            opened.with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(picture)
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            workloads: self.workload.clone(),
+            concurrency: self.concurrency.clone(),
+            iterations: self.iterations,
+            warmup: self.warmup,
+            max_tokens: self.max_tokens,
+            prompt_tokens: self.prompt_tokens,
+            api: self.api,
+            stream: !self.no_stream,
+            ignore_eos: !self.no_ignore_eos,
+            timeout: self.timeout,
+            seed: self.seed,
+            storm: Storming {
+                rounds: self.storm_rounds,
+                leave_percent: self.storm_leave,
+                settle: SETTLE_MAX,
+            },
+        }
+    }
+
+    /// Ends early, and stops the hosts, when told to.
+    async fn report(&self) -> anyhow::Result<Report> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hosts = Vec::new();
+        let report = tokio::select! {
+            report = self.measure(&mut hosts) => report,
+            _ = terminate.recv() => Err(anyhow::anyhow!("told to stop; nothing is reported")),
+            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; nothing is reported")),
+        };
+        for host in hosts {
+            host.stop().await;
+        }
+        report
+    }
+
+    async fn measure(&self, hosts: &mut Vec<Host>) -> anyhow::Result<Report> {
+        let targets =
+            if self.url.is_empty() { self.start(hosts).await? } else { self.meet().await? };
+        let plan = self.plan();
+        interlock_bench::run(plan, targets, Progress::Shown).await.map_err(|unusable| {
+            let hint = unusable.may_be_for_extensions() && !self.no_ignore_eos;
+            let error = anyhow::Error::new(unusable);
+            if hint {
+                error.context("try --no-ignore-eos: the server may refuse fields it does not know")
+            } else {
+                error
+            }
+        })
+    }
+
+    async fn meet(&self) -> anyhow::Result<Vec<Target>> {
+        let mut targets = Vec::new();
+        for address in &self.url {
+            let name = address.name.clone();
+            let met = Target::meet(address.clone(), self.model.clone(), &self.header).await;
+            targets.push(met.with_context(|| format!("{name} does not list its models"))?);
+        }
+        Ok(targets)
+    }
+
+    /// This very program, once for each mode. What is started is in `hosts`, whatever happens.
+    async fn start(&self, hosts: &mut Vec<Host>) -> anyhow::Result<Vec<Target>> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut targets = Vec::new();
+        for mode in &self.modes {
+            note(&format!("starting the host with engine.mode={mode}"));
+            hosts.push(Host::start(mode, &program, &self.serve(mode))?);
+            let host = hosts.last_mut().expect("it was pushed a moment ago");
+            targets.push(host.target(env!("CARGO_PKG_VERSION")).await?);
+        }
+        Ok(targets)
+    }
+
+    fn serve(&self, mode: &str) -> Vec<OsString> {
+        let most = self.most_at_once();
+        let mut sets = vec![
+            format!("engine.mode={mode}"),
+            // A line for each request is not what is measured.
+            "log.filter=warn".to_owned(),
+            // The defaults, or more if the plan needs it: a refusal would measure nothing.
+            format!("waiting.requests_max={}", most.max(256)),
+            format!("server.connections_max={}", most.saturating_add(SPARE).max(1024)),
+        ];
+        // Last, so that they win.
+        sets.extend(self.set.iter().cloned());
+        let mut arguments: Vec<OsString> =
+            ["serve", "--bind", "127.0.0.1:0"].map(OsString::from).into();
+        if let Some(model) = &self.model {
+            arguments.extend(["--model".into(), model.into()]);
+        }
+        arguments.extend(sets.into_iter().flat_map(|set| ["--set".into(), set.into()]));
+        arguments
+    }
+}
+
+/// A healthy host is idle one pass after its last client left; no pass takes longer.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+
+/// Connections beside those that generate, and those of the last batch that are about to close.
+const SPARE: u32 = 64;
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    note(&format!("wrote {}", path.display()));
+    Ok(())
+}
