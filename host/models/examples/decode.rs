@@ -135,11 +135,7 @@ impl Default for Best {
 }
 
 impl Best {
-    fn measure<E>(
-        &mut self,
-        tokens: usize,
-        work: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn measure<E>(&mut self, tokens: usize, work: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let (started, cpu) = (Instant::now(), cpu_seconds());
         work()?;
         let seconds = started.elapsed().as_secs_f64();

@@ -70,8 +70,7 @@ impl Model {
             model.settle(Some(&logits))?;
             read(&logits).map(<[f32]>::to_vec)
         })?;
-        let mut logits =
-            numbers.chunks(self.shape.vocabulary as usize).map(<[f32]>::to_vec);
+        let mut logits = numbers.chunks(self.shape.vocabulary as usize).map(<[f32]>::to_vec);
         Ok(rows.iter().map(|row| logits.by_ref().take(row.tokens.len()).collect()).collect())
     }
 

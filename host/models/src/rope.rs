@@ -48,6 +48,7 @@ pub(crate) struct Rope {
     magnitude: f32,
     angles: Angles,
     /// Positions per radian, by pair of dimensions.
+    #[cfg_attr(target_os = "macos", expect(dead_code, reason = "what `turns` needs"))]
     periods: Vec<f64>,
 }
 
@@ -157,8 +158,7 @@ impl Rope {
         let magnitude = f64::from(self.magnitude);
         let at = |position: usize| {
             self.periods.iter().map(move |period| {
-                let (sine, cosine) =
-                    (position as f64 * f64::from(self.scale) / period).sin_cos();
+                let (sine, cosine) = (position as f64 * f64::from(self.scale) / period).sin_cos();
                 [(cosine * magnitude) as f32, (sine * magnitude) as f32]
             })
         };

@@ -89,12 +89,8 @@ impl ArrayPages {
     ) -> Result<Self, Exception> {
         let Dimensions { layers, kv_heads, head_dim, .. } = *dimensions;
         let heads = Heads { kv_heads, head_dim, pages };
-        let mut made = Self {
-            layers: (0..layers).map(|_| None).collect(),
-            heads,
-            dtype,
-            plan: None,
-        };
+        let mut made =
+            Self { layers: (0..layers).map(|_| None).collect(), heads, dtype, plan: None };
         made.clear()?;
         Ok(made)
     }
@@ -112,6 +108,15 @@ impl ArrayPages {
             *pool = Some(made);
         }
         Ok(())
+    }
+
+    /// As if others had left this everywhere.
+    #[cfg(test)]
+    pub(super) fn fill(&mut self, value: f32) {
+        for pool in self.layers.iter_mut().flatten() {
+            let full = |like: &Array| ops::full_like(like, Array::from_f32(value), None).unwrap();
+            *pool = Pool { keys: full(&pool.keys), values: full(&pool.values) };
+        }
     }
 
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
@@ -311,14 +316,13 @@ impl Heads {
         }
     }
 
-    /// A span's first `count` pages in the pool, head by head. Where it has fewer, its first one
-    /// stands in; the mask hides it.
+    /// A span's first `count` pages in the pool, head by head. For those that it has not entered
+    /// its first one stands in, and the mask hides it.
     fn pages_of(self, span: &Span<'_>, count: usize) -> Vec<i32> {
+        let entered = (span.from + span.count).div_ceil(PAGE as usize);
+        let page = |at: usize| span.page(if at < entered { at } else { 0 }) as i32;
         (0..self.kv_heads)
-            .flat_map(|head| {
-                let own = (0..count).map(|at| span.page(if at < span.pages.len() { at } else { 0 }));
-                own.map(move |page| head * self.pages + page as i32)
-            })
+            .flat_map(|head| (0..count).map(move |at| head * self.pages + page(at)))
             .collect()
     }
 

@@ -160,8 +160,7 @@ impl Group<'_> {
             }
             for a in 0..A {
                 let at = (row + a) * line + page * PAGE + first;
-                let (vectors, _) =
-                    S::as_mut_simd_f32s(&mut self.scores[at..at + 2 * S::F32_LANES]);
+                let (vectors, _) = S::as_mut_simd_f32s(&mut self.scores[at..at + 2 * S::F32_LANES]);
                 vectors[0] = sums[a][0];
                 vectors[1] = sums[a][1];
             }
@@ -193,7 +192,8 @@ impl Group<'_> {
                 }
                 for a in 0..A {
                     // SAFETY: a query has a score for each position up to its own.
-                    let weight = simd.splat_f32s(unsafe { *weights.add((row + a) * line + position) });
+                    let weight =
+                        simd.splat_f32s(unsafe { *weights.add((row + a) * line + position) });
                     for v in 0..V {
                         sums[a][v] = simd.mul_add_f32s(weight, vectors[v], sums[a][v]);
                     }
@@ -310,7 +310,8 @@ mod tests {
 
     #[test]
     fn exponentials_are_within_two_units_in_the_last_place() {
-        let inputs: Vec<f32> = (0..1 << 20).map(|i| i as f32 * (-87.0 / (1 << 20) as f32)).collect();
+        let inputs: Vec<f32> =
+            (0..1 << 20).map(|i| i as f32 * (-87.0 / (1 << 20) as f32)).collect();
         let mut outputs = inputs.clone();
         Arch::new().dispatch(Exponentials(&mut outputs));
         for (x, got) in inputs.into_iter().zip(outputs) {

@@ -137,8 +137,7 @@ impl Dots {
                     sum += unsafe { *rows[a].add(at) * *weights[b].add(at) };
                 }
                 // SAFETY: the place is within `out`, and this call's alone.
-                let place =
-                    unsafe { &mut *self.out.add((row + a) * self.out_stride + weight + b) };
+                let place = unsafe { &mut *self.out.add((row + a) * self.out_stride + weight + b) };
                 let sum = self.alpha * sum;
                 *place = if self.beta == 0.0 { sum } else { sum + self.beta * *place };
             }

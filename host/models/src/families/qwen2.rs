@@ -84,12 +84,7 @@ impl Family for Qwen2 {
 }
 
 impl Block {
-    fn forward(
-        &self,
-        x: &Array,
-        layer: usize,
-        batch: &mut Batch<'_>,
-    ) -> Result<Array, Exception> {
+    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
         let normed = fast::rms_norm(x, Some(&self.input_layernorm), self.eps)?;
         let x = x.add(self.self_attn.forward(&normed, layer, batch)?)?;
         let normed = fast::rms_norm(&x, Some(&self.post_attention_layernorm), self.eps)?;
@@ -98,12 +93,7 @@ impl Block {
 }
 
 impl Attention {
-    fn forward(
-        &self,
-        x: &Array,
-        layer: usize,
-        batch: &mut Batch<'_>,
-    ) -> Result<Array, Exception> {
+    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
         let total = x.dim(1);
         let split = |x: Array, heads: i32| x.reshape(&[1, total, heads, self.head_dim]);
         let queries = split(self.q_proj.forward(x)?, self.heads)?; // [1, total, heads, head_dim]

@@ -89,12 +89,7 @@ impl Family for Qwen3 {
 }
 
 impl Block {
-    fn forward(
-        &self,
-        x: &Array,
-        layer: usize,
-        batch: &mut Batch<'_>,
-    ) -> Result<Array, Exception> {
+    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
         let normed = fast::rms_norm(x, Some(&self.input_layernorm), self.eps)?;
         let x = x.add(self.self_attn.forward(&normed, layer, batch)?)?;
         let normed = fast::rms_norm(&x, Some(&self.post_attention_layernorm), self.eps)?;
@@ -103,12 +98,7 @@ impl Block {
 }
 
 impl Attention {
-    fn forward(
-        &self,
-        x: &Array,
-        layer: usize,
-        batch: &mut Batch<'_>,
-    ) -> Result<Array, Exception> {
+    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
         let total = x.dim(1);
         let split = |x: Array, heads: i32| x.reshape(&[1, total, heads, self.head_dim]);
         let norm = |x: Array, weight: &Array| fast::rms_norm(x, Some(weight), self.eps);
