@@ -1,13 +1,16 @@
 //! MLX: weights, layers, families, sampling. The only crate that links MLX.
 //!
 //! [`load`] turns a `.gguf` file or a model folder into a [`Model`], which is the engine's
-//! [`Forward`]. A pass builds a graph lazily, family file by family
-//! file, and computes it before it returns.
+//! [`Forward`]. A pass takes a table of rows: prompts' chunks and next tokens, one after another in
+//! one array. Family files say what is computed; only attention looks at whose a token is, and
+//! reads and writes keys and values in pages that the engine hands out (`cache`).
 //!
 //! # Invariants
 //!
 //! - A [`Model`], its sequences and all their arrays are made, used and dropped on one thread.
 //! - A pass returns with the device idle.
+//! - On the CPU a row's logits are the same to the bit whatever rows stand beside it, however its
+//!   prompt was cut and wherever its pages lie.
 //! - No file, however hostile, makes this crate panic or MLX read beyond a buffer: shapes are
 //!   checked before a weight is read, tokens and lengths before a pass.
 //!
@@ -20,7 +23,7 @@
 //!
 //! Whether MLX computes on a GPU is found out when a model is loaded, not when this is compiled:
 //! one Linux binary serves both, by which libmlx.so the loader finds. On macOS `src/cpu` is left
-//! out, and that is the only `cfg` there is.
+//! out, and with it the pages in our own memory; those are the only `cfg`s there are.
 
 mod cache;
 #[cfg(not(target_os = "macos"))]

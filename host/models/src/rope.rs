@@ -48,6 +48,7 @@ pub(crate) struct Rope {
     magnitude: f32,
     angles: Angles,
     /// Positions per radian, by pair of dimensions.
+    #[cfg_attr(target_os = "macos", expect(dead_code, reason = "what `turns` needs"))]
     periods: Vec<f64>,
 }
 

@@ -110,6 +110,15 @@ impl ArrayPages {
         Ok(())
     }
 
+    /// As if others had left this everywhere.
+    #[cfg(test)]
+    pub(super) fn fill(&mut self, value: f32) {
+        for pool in self.layers.iter_mut().flatten() {
+            let full = |like: &Array| ops::full_like(like, Array::from_f32(value), None).unwrap();
+            *pool = Pool { keys: full(&pool.keys), values: full(&pool.values) };
+        }
+    }
+
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
         self.plan = Some(self.heads.plan(spans));
     }
@@ -307,15 +316,13 @@ impl Heads {
         }
     }
 
-    /// A span's first `count` pages in the pool, head by head. Where it has fewer, its first one
-    /// stands in; the mask hides it.
+    /// A span's first `count` pages in the pool, head by head. For those that it has not entered
+    /// its first one stands in, and the mask hides it.
     fn pages_of(self, span: &Span<'_>, count: usize) -> Vec<i32> {
+        let entered = (span.from + span.count).div_ceil(PAGE as usize);
+        let page = |at: usize| span.page(if at < entered { at } else { 0 }) as i32;
         (0..self.kv_heads)
-            .flat_map(|head| {
-                let own =
-                    (0..count).map(|at| span.page(if at < span.pages.len() { at } else { 0 }));
-                own.map(move |page| head * self.pages + page as i32)
-            })
+            .flat_map(|head| (0..count).map(move |at| head * self.pages + page(at)))
             .collect()
     }
 

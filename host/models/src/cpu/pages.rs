@@ -314,7 +314,7 @@ mod tests {
         Rope::new(&Rotation {
             dimensions: turned as i32,
             theta: 10_000.0,
-            traditional: turned % 4 == 0,
+            traditional: turned.is_multiple_of(4),
             scaling: None,
             divisors: None,
         })
