@@ -28,6 +28,7 @@
 mod cache;
 #[cfg(not(target_os = "macos"))]
 mod cpu;
+mod custom;
 mod description;
 
 mod error;

@@ -7,9 +7,10 @@
 //!               (head, page) makes [rows, kv_heads, length, head_dim], which the kernels take as is
 //! ```
 //!
-//! Rows of one token (decoding) are computed together, those of about the same length: lengths are
-//! rounded up to powers of two of pages, so that a row's attention costs at most twice what its own
-//! length calls for, and so that there are few shapes. A row of several tokens (a prompt's chunk)
+//! Rows of one token (decoding) are computed together by a kernel that reads their pages where they
+//! lie ([`super::kernel`]). Where it does not work, MLX's attention computes those of about the same
+//! length together: lengths are rounded up to powers of two of pages, so that a row's attention
+//! costs at most twice what its own length calls for, and so that there are few shapes. A row of several tokens (a prompt's chunk)
 //! is computed alone, under a causal mask.
 //!
 //! # Invariants
@@ -21,22 +22,26 @@
 
 use std::collections::BTreeMap;
 
+use interlock_engine::PageId;
 use mlx_rs::error::Exception;
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::ops::indexing::{TryIndexOp, scatter_single};
-use mlx_rs::{Array, Dtype, ops, transforms};
+use mlx_rs::{Array, Dtype, ops, random, transforms};
 
+use super::kernel::{self, Attention};
 use super::{PAGE_TOKENS, Projected, Span};
 use crate::families::Dimensions;
 use crate::rope::Rope;
 
-const PAGE: i32 = PAGE_TOKENS.cast_signed();
+pub(super) const PAGE: i32 = PAGE_TOKENS.cast_signed();
 
 pub(crate) struct ArrayPages {
     layers: Vec<Option<Pool>>,
     heads: Heads,
     dtype: Dtype,
     plan: Option<Plan>,
+    /// Decoding rows by a kernel of our own, where it works.
+    kernel: Option<Attention>,
 }
 
 struct Pool {
@@ -45,10 +50,10 @@ struct Pool {
 }
 
 #[derive(Clone, Copy)]
-struct Heads {
-    kv_heads: i32,
-    head_dim: i32,
-    pages: i32,
+pub(super) struct Heads {
+    pub(super) kv_heads: i32,
+    pub(super) head_dim: i32,
+    pub(super) pages: i32,
 }
 
 /// Where a pass reads and writes, the same in all layers.
@@ -77,6 +82,8 @@ enum Part {
         /// `[rows, 1, 1, length]`.
         mask: Array,
     },
+    /// One token each, by our kernel.
+    Followed { tokens: Option<Array>, rows: kernel::Rows },
     /// Several tokens of one sequence.
     Prompt { start: i32, count: i32, gather: Array, length: i32 },
 }
@@ -87,10 +94,11 @@ impl ArrayPages {
         pages: i32,
         dtype: Dtype,
     ) -> Result<Self, Exception> {
-        let Dimensions { layers, kv_heads, head_dim, .. } = *dimensions;
+        let Dimensions { layers, kv_heads, head_dim, heads: query_heads, .. } = *dimensions;
         let heads = Heads { kv_heads, head_dim, pages };
-        let mut made =
-            Self { layers: (0..layers).map(|_| None).collect(), heads, dtype, plan: None };
+        let kernel = Attention::find(heads, |kernel| heads.agrees(kernel, query_heads, dtype));
+        let layers = (0..layers).map(|_| None).collect();
+        let mut made = Self { layers, heads, dtype, plan: None, kernel };
         made.clear()?;
         Ok(made)
     }
@@ -120,7 +128,7 @@ impl ArrayPages {
     }
 
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
-        self.plan = Some(self.heads.plan(spans));
+        self.plan = Some(self.heads.plan(spans, self.kernel.is_some()));
     }
 
     /// What must be computed before a pass has ended.
@@ -152,7 +160,7 @@ impl ArrayPages {
         };
         let mut mixed = Vec::with_capacity(plan.parts.len());
         for part in &plan.parts {
-            mixed.push(part.attend(&queries, &pool, self.heads, scale)?);
+            mixed.push(part.attend(&queries, &pool, self.heads, self.kernel.as_ref(), scale)?);
         }
         self.layers[layer] = Some(pool);
         let mixed = match &mixed[..] {
@@ -192,16 +200,22 @@ impl Part {
         queries: &Array,
         pool: &Pool,
         heads: Heads,
+        kernel: Option<&Attention>,
         scale: f32,
     ) -> Result<Array, Exception> {
         let query_heads = queries.dim(1);
         let head_dim = heads.head_dim;
+        let of = |tokens: &Option<Array>| match tokens {
+            None => Ok(queries.clone()),
+            Some(tokens) => queries.take_axis(tokens, 0),
+        };
         match self {
+            Self::Followed { tokens, rows } => {
+                let kernel = kernel.ok_or_else(|| Exception::custom("a plan for no kernel"))?;
+                kernel.attend(rows, &of(tokens)?, &pool.keys, &pool.values, scale)
+            }
             Self::Decoding { tokens, rows, gather, length, mask } => {
-                let queries = match tokens {
-                    None => queries.clone(),
-                    Some(tokens) => queries.take_axis(tokens, 0)?,
-                };
+                let queries = of(tokens)?;
                 fast::scaled_dot_product_attention(
                     queries,
                     heads.gather(&pool.keys, gather, *rows, *length)?,
@@ -251,7 +265,7 @@ impl Heads {
             .reshape(&[rows, self.kv_heads, length, self.head_dim])
     }
 
-    fn plan(self, spans: &[Span<'_>]) -> Plan {
+    fn plan(self, spans: &[Span<'_>], follow: bool) -> Plan {
         let mut positions = Vec::new();
         let mut slots = Vec::new();
         let mut cleared = Vec::new();
@@ -282,6 +296,11 @@ impl Heads {
                     length: end as i32,
                 });
             }
+        }
+        if follow && !decoding.is_empty() {
+            let rows: Vec<_> = std::mem::take(&mut decoding).into_values().flatten().collect();
+            order.extend(rows.iter().map(|span| span.start));
+            parts.push(self.followed(&rows, rows.len() == spans.len()));
         }
         for (pages, rows) in decoding {
             order.extend(rows.iter().map(|span| span.start));
@@ -316,6 +335,68 @@ impl Heads {
         }
     }
 
+    fn followed(self, rows: &[&Span<'_>], all: bool) -> Part {
+        let lists: Vec<_> = rows
+            .iter()
+            .map(|span| {
+                let length = span.from + 1;
+                let pages = (0..length.div_ceil(PAGE as usize)).map(|at| span.page(at) as i32);
+                (length, pages.collect())
+            })
+            .collect();
+        let tokens: Vec<i32> = rows.iter().map(|span| span.start as i32).collect();
+        Part::Followed {
+            tokens: (!all).then(|| numbers(&tokens)),
+            rows: kernel::Rows::new(&lists, self.pages),
+        }
+    }
+
+    /// Does the kernel compute what MLX's own operations do, for short rows and long ones, rows
+    /// that end with a page and rows that do not?
+    fn agrees(self, kernel: &Attention, query_heads: i32, dtype: Dtype) -> Result<bool, Exception> {
+        const LENGTHS: [usize; 5] = [1, 32, 33, 256, 700];
+        /// bf16 keeps 8 bits; a wrong page or mask is off by as much as the values are large.
+        const TOLERANCE: f32 = 0.03;
+        let heads = Self { pages: 64, ..self };
+        let key = random::key(7)?;
+        let noise = |shape: &[i32], salt: u32| -> Result<Array, Exception> {
+            let key = key.add(Array::from_slice(&[0, salt], &[2]))?;
+            random::normal::<f32>(shape, None, None, &key)?.as_dtype(dtype)
+        };
+        let size = [heads.kv_heads * heads.pages * PAGE, heads.head_dim];
+        let pool = Pool { keys: noise(&size, 1)?, values: noise(&size, 2)? };
+        let rows = LENGTHS.len() as i32;
+        let queries = noise(&[rows, query_heads, 1, heads.head_dim], 3)?;
+        let mut pages = (0..heads.pages as u32).rev().map(PageId);
+        let pages: Vec<Vec<_>> = LENGTHS
+            .iter()
+            .map(|length| pages.by_ref().take(length.div_ceil(PAGE as usize)).collect())
+            .collect();
+        let spans = LENGTHS.iter().zip(&pages).enumerate();
+        let spans: Vec<_> = spans
+            .map(|(start, (length, pages))| Span { start, count: 1, from: length - 1, pages })
+            .collect();
+        let mixed = |follow: bool| -> Result<Array, Exception> {
+            let plan = heads.plan(&spans, follow);
+            let parts: Vec<_> = plan
+                .parts
+                .iter()
+                .map(|part| part.attend(&queries, &pool, heads, Some(kernel), 0.5))
+                .collect::<Result<_, _>>()?;
+            let mixed = ops::concatenate(&parts, 0)?;
+            match &plan.order {
+                None => Ok(mixed),
+                Some(order) => mixed.take_axis(order, 0),
+            }
+        };
+        let apart = mixed(true)?.subtract(mixed(false)?)?.as_dtype(Dtype::Float32)?.abs()?;
+        let apart: f32 = ops::max(&apart, false)?
+            .try_item_exact()
+            .map_err(|error| Exception::custom(error.to_string()))?;
+        // A NaN is not within any tolerance.
+        Ok(apart <= TOLERANCE)
+    }
+
     /// A span's first `count` pages in the pool, head by head. For those that it has not entered
     /// its first one stands in, and the mask hides it.
     fn pages_of(self, span: &Span<'_>, count: usize) -> Vec<i32> {
@@ -335,6 +416,6 @@ impl Heads {
     }
 }
 
-fn numbers(numbers: &[i32]) -> Array {
+pub(super) fn numbers(numbers: &[i32]) -> Array {
     Array::from_slice(numbers, &[numbers.len() as i32])
 }

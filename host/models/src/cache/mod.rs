@@ -26,6 +26,7 @@
 //! so it writes new ones and swaps after its last evaluation.
 
 mod arrays;
+mod kernel;
 
 use interlock_engine::PageId;
 use mlx_rs::error::Exception;

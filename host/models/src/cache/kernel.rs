@@ -1,0 +1,287 @@
+//! Attention of decoding rows by a kernel of our own, which reads pages where they lie.
+//!
+//! MLX's attention wants each row's keys and values in one piece and all rows of one length; so
+//! pages would be gathered into a padded copy at every layer of every pass. Ours follows each
+//! row's list of pages, so a row costs what its own length costs. A long row is cut into pieces
+//! that are computed side by side and put together by a second kernel (Flash-Decoding: Dao et
+//! al. 2023); a piece of the softmax is kept as its largest score, its sum and its mix.
+//!
+//! What a GPU compiles here was written without one of every kind at hand. So [`Attention::find`]
+//! tries it when the model is loaded, against MLX's own operations; where it does not compile or
+//! not agree, it is not used, and the log says so.
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, Device, DeviceType, Dtype};
+
+use super::arrays::{Heads, PAGE, numbers};
+use crate::custom::{Argument, Call, Kernel, Output};
+
+/// Positions that one group of threads looks at.
+const PIECE: i32 = 256;
+
+const PIECE_THREADS: i32 = 128;
+
+/// A group for each piece and key head: it reads each key and value once for all query heads that
+/// share it. Eight lanes share a position; four groups of them share a warp.
+const PIECES: &str = r"
+    constexpr int SHARE = H / KVH;
+    constexpr int WARPS = THREADS / 32;
+    int piece = GROUP_X, kv = GROUP_Y, t = THREAD;
+    int lane = t % 32, warp = t / 32;
+    int row = piece_row[piece], begin = piece_begin[piece];
+    int count = lengths[row] - begin;
+    if (count > PIECE) count = PIECE;
+    int row_pages = sizes[0], pool_pages = sizes[1];
+    SHARED float query[SHARE * D];
+    SHARED float score[SHARE * PIECE];
+    for (int i = t; i < SHARE * D; i += THREADS) {
+        query[i] = scale[0] * float(queries[(row * H + kv * SHARE) * D + i]);
+    }
+    SYNC;
+    for (int p = t / 8; p < PIECE; p += THREADS / 8) {
+        int at = begin + (p < count ? p : 0);
+        int page = table[row * row_pages + at / PAGE];
+        size_t key = (size_t(kv * pool_pages + page) * PAGE + at % PAGE) * D;
+        float dot[SHARE];
+        for (int s = 0; s < SHARE; ++s) dot[s] = 0;
+        for (int d = t % 8; d < D; d += 8) {
+            float k = float(keys[key + d]);
+            for (int s = 0; s < SHARE; ++s) dot[s] += query[s * D + d] * k;
+        }
+        for (int s = 0; s < SHARE; ++s) {
+            float whole = dot[s];
+            whole += LANE_XOR(whole, 1);
+            whole += LANE_XOR(whole, 2);
+            whole += LANE_XOR(whole, 4);
+            if (t % 8 == 0) score[s * PIECE + p] = whole;
+        }
+    }
+    SYNC;
+    for (int s = warp; s < SHARE; s += WARPS) {
+        float most = -INFINITY;
+        for (int p = lane; p < count; p += 32) most = score[s * PIECE + p] > most ? score[s * PIECE + p] : most;
+        for (int o = 16; o > 0; o /= 2) {
+            float other = LANE_XOR(most, o);
+            most = other > most ? other : most;
+        }
+        float sum = 0;
+        for (int p = lane; p < count; p += 32) {
+            float e = EXP(score[s * PIECE + p] - most);
+            score[s * PIECE + p] = e;
+            sum += e;
+        }
+        for (int o = 16; o > 0; o /= 2) sum += LANE_XOR(sum, o);
+        if (lane == 0) {
+            most_out[piece * H + kv * SHARE + s] = most;
+            sum_out[piece * H + kv * SHARE + s] = sum;
+        }
+    }
+    SYNC;
+    for (int d = t; d < D; d += THREADS) {
+        float mixed[SHARE];
+        for (int s = 0; s < SHARE; ++s) mixed[s] = 0;
+        for (int first = 0; first < count; first += PAGE) {
+            int page = table[row * row_pages + (begin + first) / PAGE];
+            size_t value = size_t(kv * pool_pages + page) * PAGE * D + d;
+            int here = count - first < PAGE ? count - first : PAGE;
+            for (int p = 0; p < here; ++p) {
+                float v = float(values[value + size_t(p) * D]);
+                for (int s = 0; s < SHARE; ++s) mixed[s] += score[s * PIECE + first + p] * v;
+            }
+        }
+        for (int s = 0; s < SHARE; ++s) {
+            mixed_out[(piece * H + kv * SHARE + s) * D + d] = mixed[s];
+        }
+    }
+";
+
+/// A group for each row and query head, a thread for each of its dimensions.
+const TOGETHER: &str = r"
+    int row = GROUP_X, head = GROUP_Y, d = THREAD;
+    float most = -INFINITY;
+    for (int i = first_piece[row]; i < first_piece[row + 1]; ++i) {
+        float piece = most_of[i * H + head];
+        most = piece > most ? piece : most;
+    }
+    float sum = 0, mixed = 0;
+    for (int i = first_piece[row]; i < first_piece[row + 1]; ++i) {
+        float weight = EXP(most_of[i * H + head] - most);
+        sum += weight * sum_of[i * H + head];
+        mixed += weight * mixed_of[(i * H + head) * D + d];
+    }
+    out[(row * H + head) * D + d] = T(mixed / sum);
+";
+
+/// The two kernels, found to work here.
+pub(super) struct Attention {
+    pieces: Kernel,
+    together: Kernel,
+}
+
+/// The decoding rows of a pass.
+pub(super) struct Rows {
+    rows: i32,
+    pieces: i32,
+    pool_pages: i32,
+    /// `[rows * row_pages]`.
+    table: Array,
+    /// `[row_pages, pool_pages]`.
+    sizes: Array,
+    /// `[rows]`.
+    lengths: Array,
+    /// Of each piece, whose it is and where it begins.
+    piece_row: Array,
+    piece_begin: Array,
+    /// `[rows + 1]`.
+    first_piece: Array,
+}
+
+impl Rows {
+    /// Of rows that have so many positions, in these pages.
+    pub(super) fn new(rows: &[(usize, Vec<i32>)], pool_pages: i32) -> Self {
+        let row_pages = rows.iter().map(|(_, pages)| pages.len()).max().unwrap_or(1);
+        let mut table = Vec::with_capacity(rows.len() * row_pages);
+        let (mut lengths, mut piece_row, mut piece_begin) = (vec![], vec![], vec![]);
+        let mut first_piece = vec![0];
+        for (row, (length, pages)) in rows.iter().enumerate() {
+            table.extend(pages.iter().chain(std::iter::repeat(&0)).take(row_pages));
+            lengths.push(*length as i32);
+            for begin in (0..*length as i32).step_by(PIECE as usize) {
+                piece_row.push(row as i32);
+                piece_begin.push(begin);
+            }
+            first_piece.push(piece_row.len() as i32);
+        }
+        Self {
+            rows: rows.len() as i32,
+            pieces: piece_row.len() as i32,
+            pool_pages,
+            table: numbers(&table),
+            sizes: numbers(&[row_pages as i32, pool_pages]),
+            lengths: numbers(&lengths),
+            piece_row: numbers(&piece_row),
+            piece_begin: numbers(&piece_begin),
+            first_piece: numbers(&first_piece),
+        }
+    }
+}
+
+impl Attention {
+    /// The kernels, if there is a GPU and they compute on it what MLX's own operations do. The
+    /// comparison is the caller's: `agrees` says whether it holds for a candidate.
+    pub(super) fn find(
+        heads: Heads,
+        agrees: impl FnOnce(&Self) -> Result<bool, Exception>,
+    ) -> Option<Self> {
+        let gpu = Device::try_default().and_then(|device| device.get_type());
+        if !matches!(gpu, Ok(DeviceType::Gpu)) || heads.head_dim % 8 != 0 {
+            return None;
+        }
+        let found = Self::new().and_then(|kernels| Ok((agrees(&kernels)?, kernels)));
+        match found {
+            Ok((true, kernels)) => return Some(kernels),
+            Ok((false, _)) => tracing::warn!(
+                "our attention kernel computes something else than MLX on this GPU; using MLX's"
+            ),
+            Err(error) => tracing::warn!(
+                error = error.what(),
+                "our attention kernel does not run on this GPU; using MLX's"
+            ),
+        }
+        None
+    }
+
+    fn new() -> Result<Self, Exception> {
+        Ok(Self {
+            pieces: Kernel::new(
+                "interlock_attention_pieces",
+                &[
+                    "queries",
+                    "keys",
+                    "values",
+                    "table",
+                    "sizes",
+                    "lengths",
+                    "piece_row",
+                    "piece_begin",
+                    "scale",
+                ],
+                &["mixed_out", "most_out", "sum_out"],
+                PIECES,
+            )?,
+            together: Kernel::new(
+                "interlock_attention_together",
+                &["mixed_of", "most_of", "sum_of", "first_piece"],
+                &["out"],
+                TOGETHER,
+            )?,
+        })
+    }
+
+    /// `queries` are `[rows, heads, 1, head_dim]`; the pools are those of [`super::arrays`]. What
+    /// they attend to, `[rows, heads, head_dim]`.
+    pub(super) fn attend(
+        &self,
+        rows: &Rows,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        scale: f32,
+    ) -> Result<Array, Exception> {
+        let (heads, head_dim) = (queries.dim(1), queries.dim(3));
+        let kv_heads = keys.dim(0) / (rows.pool_pages * PAGE);
+        let scale = Array::from_slice(&[scale], &[1]);
+        let float = |shape: &[i32]| Output { shape: shape.to_vec(), dtype: Dtype::Float32 };
+        let shape = [
+            ("T", Argument::Type(queries.dtype())),
+            ("H", Argument::Number(heads)),
+            ("KVH", Argument::Number(kv_heads)),
+            ("D", Argument::Number(head_dim)),
+            ("PAGE", Argument::Number(PAGE)),
+            ("PIECE", Argument::Number(PIECE)),
+            ("THREADS", Argument::Number(PIECE_THREADS)),
+        ];
+        // SAFETY: `Rows` lists pieces within rows' lengths, and pages that the plan took from rows
+        // that were checked against the pool; every group writes its own part of the outputs.
+        let pieces = unsafe {
+            self.pieces.call(&Call {
+                inputs: &[
+                    queries,
+                    keys,
+                    values,
+                    &rows.table,
+                    &rows.sizes,
+                    &rows.lengths,
+                    &rows.piece_row,
+                    &rows.piece_begin,
+                    &scale,
+                ],
+                outputs: &[
+                    float(&[rows.pieces, heads, head_dim]),
+                    float(&[rows.pieces, heads]),
+                    float(&[rows.pieces, heads]),
+                ],
+                arguments: &shape,
+                groups: (rows.pieces, kv_heads),
+                threads: PIECE_THREADS,
+            })?
+        };
+        let [mixed, most, sum] = &pieces[..] else {
+            return Err(Exception::custom("a kernel of three outputs gave another number"));
+        };
+        // SAFETY: each row has its pieces, each thread one element of the output.
+        let mut out = unsafe {
+            self.together.call(&Call {
+                inputs: &[mixed, most, sum, &rows.first_piece],
+                outputs: &[Output {
+                    shape: vec![rows.rows, heads, head_dim],
+                    dtype: queries.dtype(),
+                }],
+                arguments: &shape[..4],
+                groups: (rows.rows, heads),
+                threads: head_dim,
+            })?
+        };
+        out.pop().ok_or_else(|| Exception::custom("a kernel of one output gave none"))
+    }
+}
