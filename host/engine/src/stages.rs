@@ -53,6 +53,9 @@ struct Request {
     prompt_tokens: usize,
     /// Of the prompt, those that the prefix cache had when it first started.
     cached_tokens: usize,
+    /// Most of its tokens that have been in the cache. Preemption takes them out again, but the
+    /// model has seen them.
+    served: usize,
     generation: Generation,
     fresh_seed: u64,
     /// Its place in the order of arrival.
@@ -70,6 +73,11 @@ impl Request {
 
     fn generated(&self) -> &[TokenId] {
         &self.tokens[self.prompt_tokens..]
+    }
+
+    /// How far it is, once it has begun.
+    fn stage(&self) -> Stage {
+        if self.generated().is_empty() { Stage::Prefilling } else { Stage::Decoding }
     }
 
     /// Was it asked to stop? With what comes of it.
@@ -92,10 +100,9 @@ impl Request {
         Opening { prompt, generated, generation: &self.generation, fresh_seed: self.fresh_seed }
     }
 
-    /// Usage when this many tokens have been in the cache at most.
-    fn usage(&self, computed: usize) -> Usage {
+    fn usage(&self) -> Usage {
         Usage {
-            prompt_tokens: count(computed.min(self.prompt_tokens)),
+            prompt_tokens: count(self.served.min(self.prompt_tokens)),
             cached_tokens: count(self.cached_tokens),
             generated_tokens: count(self.generated().len()),
         }
@@ -128,6 +135,7 @@ impl Waiting {
             prompt_tokens: tokens.len(),
             tokens,
             cached_tokens: 0,
+            served: 0,
             generation,
             fresh_seed,
             arrival,
@@ -168,16 +176,12 @@ impl Waiting {
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let Self { request, since } = self;
-        // One that was preempted had its whole prompt computed, or part of it: nobody knows any
-        // more how much, and it is the prompt that was served.
-        let (usage, stage) = match since {
-            Since::Arrival(_) => (Usage::default(), Stage::Waiting),
-            Since::Preemption(_) if request.generated().is_empty() => {
-                (request.usage(request.cached_tokens), Stage::Prefilling)
-            }
-            Since::Preemption(_) => (request.usage(request.prompt_tokens), Stage::Decoding),
+        let stage = match since {
+            Since::Arrival(_) => Stage::Waiting,
+            Since::Preemption(_) => request.stage(),
         };
         drop(since);
+        let usage = request.usage();
         request.ticket.end(outcome, usage, stage, metrics);
     }
 
@@ -202,6 +206,7 @@ impl Waiting {
             }
             Since::Preemption(running) => running,
         };
+        request.served = request.served.max(computed);
         Running { request, sequence, lease, computed, running }
     }
 }
@@ -222,10 +227,6 @@ impl<S> Running<S> {
     fn left(&self) -> NonZeroU32 {
         NonZeroU32::new(count(self.request.tokens.len() - self.computed))
             .expect("a token that was drawn is not in the cache before it is computed")
-    }
-
-    fn stage(&self) -> Stage {
-        if self.request.generated().is_empty() { Stage::Prefilling } else { Stage::Decoding }
     }
 
     pub(crate) fn overtaken_by(&mut self, arrival: u64) {
@@ -285,10 +286,9 @@ impl<S> Running<S> {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let stage = self.stage();
-        let Self { request, sequence, lease, computed, running } = self;
-        let usage = request.usage(computed);
+        let Self { request, sequence, lease, computed: _, running } = self;
         drop((sequence, lease, running));
+        let (usage, stage) = (request.usage(), request.stage());
         request.ticket.end(outcome, usage, stage, metrics);
     }
 
@@ -314,6 +314,7 @@ impl<S> Running<S> {
         metrics: &EngineMetrics,
     ) -> Option<Self> {
         self.computed += tokens.get() as usize;
+        self.request.served = self.request.served.max(self.computed);
         self.lease.computed(&self.request.tokens[..self.computed]);
         let Some(drawn) = drawn else { return Some(self) };
         self.request.suspect = false;

@@ -323,11 +323,9 @@ impl<F: Forward> Engine<F> {
     /// Ends whom it must, and lets the others try again: in the next pass if it is known whose
     /// fault it was, or else each alone, so that whose pass then fails has failed by itself.
     fn failed(&mut self, table: &[Planned], failed: &PassFailed) {
-        let culprit = match (failed.row, table) {
-            (Some(row), _) => table.get(row),
-            (None, [only]) => Some(only),
-            (None, _) => None,
-        };
+        // A row that there is not is nobody's; and who ran alone failed alone, whatever was said.
+        let named = failed.row.and_then(|row| table.get(row));
+        let culprit = named.or(if let [only] = table { Some(only) } else { None });
         match culprit {
             Some(row) => {
                 let running = self.running.remove(row.index);
