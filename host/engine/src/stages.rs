@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 use interlock_request::{
     CancelCause, Drawn, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
-use interlock_scheduler::{Holder, Rank, Step};
+use interlock_scheduler::{Grower, Holder, Rank, Step};
 use tokio::sync::mpsc;
 
 use crate::control::Asked;
@@ -60,9 +60,9 @@ struct Request {
     fresh_seed: u64,
     /// Its place in the order of arrival.
     arrival: u64,
-    /// How many later ones have started before its first token.
+    /// How many later ones have started while it had no row, or had drawn nothing with it.
     overtaken: u32,
-    /// Was it in a pass that failed, and has not drawn a token since?
+    /// Was its last pass one that failed?
     suspect: bool,
 }
 
@@ -88,9 +88,9 @@ impl Request {
         })
     }
 
-    /// One that arrived later has started. It matters to those that have no token yet.
+    /// One has started. If that arrived later, it has overtaken this one.
     fn overtaken_by(&mut self, arrival: u64) {
-        if self.arrival < arrival && self.generated().is_empty() {
+        if self.arrival < arrival {
             self.overtaken = self.overtaken.saturating_add(1);
         }
     }
@@ -207,7 +207,7 @@ impl Waiting {
             Since::Preemption(running) => running,
         };
         request.served = request.served.max(computed);
-        Running { request, sequence, lease, computed, running }
+        Running { request, sequence, lease, computed, drew: false, running }
     }
 }
 
@@ -219,6 +219,8 @@ pub(crate) struct Running<S> {
     lease: Lease,
     /// How many of its tokens are in the cache; at least one is not.
     computed: usize,
+    /// Has it drawn a token since it got its row?
+    drew: bool,
     running: Counted,
 }
 
@@ -229,16 +231,20 @@ impl<S> Running<S> {
             .expect("a token that was drawn is not in the cache before it is computed")
     }
 
+    /// One has started, which does not matter to a stream that flows.
     pub(crate) fn overtaken_by(&mut self, arrival: u64) {
-        self.request.overtaken_by(arrival);
+        if !self.drew {
+            self.request.overtaken_by(arrival);
+        }
     }
 
     pub(crate) fn as_holder(&self) -> Holder {
-        Holder {
-            rank: self.request.rank(),
-            pages: self.lease.alone(),
-            needs: self.lease.lacks(self.request.tokens.len()),
-        }
+        Holder { rank: self.request.rank(), pages: self.lease.alone() }
+    }
+
+    pub(crate) fn as_grower(&self) -> Grower {
+        let needs = self.lease.lacks(self.request.tokens.len());
+        Grower { rank: self.request.rank(), needs }
     }
 
     pub(crate) fn as_step(&self) -> Step {
@@ -286,20 +292,20 @@ impl<S> Running<S> {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let Self { request, sequence, lease, computed: _, running } = self;
+        let Self { request, sequence, lease, running, .. } = self;
         drop((sequence, lease, running));
         let (usage, stage) = (request.usage(), request.stage());
         request.ticket.end(outcome, usage, stage, metrics);
     }
 
-    /// From its next pass on it runs alone, until it has drawn a token.
+    /// Its next pass it runs alone.
     pub(crate) fn suspect(&mut self) {
         self.request.suspect = true;
     }
 
     /// Gives back its pages, and waits for others. What it has drawn it keeps.
     pub(crate) fn preempt(self) -> Waiting {
-        let Self { request, sequence, lease, computed: _, running } = self;
+        let Self { request, sequence, lease, running, .. } = self;
         drop((sequence, lease));
         Waiting { request, since: Since::Preemption(running) }
     }
@@ -316,8 +322,9 @@ impl<S> Running<S> {
         self.computed += tokens.get() as usize;
         self.request.served = self.request.served.max(self.computed);
         self.lease.computed(&self.request.tokens[..self.computed]);
-        let Some(drawn) = drawn else { return Some(self) };
         self.request.suspect = false;
+        let Some(drawn) = drawn else { return Some(self) };
+        self.drew = true;
         self.request.tokens.push(drawn.token);
         let generation = &self.request.generation;
         if generation.stop_tokens.contains(&drawn.token) {
