@@ -11,9 +11,12 @@
 //! - requests end exactly when their tokens say so, and their usage is what was computed;
 //! - what the engine says of itself adds up.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use interlock_engine::{Audit, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, Turn};
+use interlock_engine::{
+    Audit, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, Turn,
+};
 use interlock_request::{Finish, Outcome, Priority};
 use interlock_scheduler::OVERTAKEN_MAX;
 
@@ -35,41 +38,23 @@ pub(crate) struct Books {
     pub counts: Counts,
 }
 
-/// How often something happened that must have happened in some world.
+/// How often things happened, so that a test can tell that it saw what it is about.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub turns: usize,
-    pub completed: usize,
-    pub failed: usize,
-    pub cancelled: usize,
-    pub left: usize,
-    pub full: usize,
-    pub preempted: usize,
-    pub displaced: usize,
-    pub suspects: usize,
-    pub caches_lost: usize,
-    pub prefix_hits: usize,
-    pub overdue: usize,
-    pub in_flight: usize,
-    pub too_large: usize,
-}
+pub(crate) struct Counts(BTreeMap<&'static str, usize>);
 
 impl Counts {
+    pub(crate) fn of(&self, what: &str) -> usize {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
-        self.turns += other.turns;
-        self.completed += other.completed;
-        self.failed += other.failed;
-        self.cancelled += other.cancelled;
-        self.left += other.left;
-        self.full += other.full;
-        self.preempted += other.preempted;
-        self.displaced += other.displaced;
-        self.suspects += other.suspects;
-        self.caches_lost += other.caches_lost;
-        self.prefix_hits += other.prefix_hits;
-        self.overdue += other.overdue;
-        self.in_flight += other.in_flight;
-        self.too_large += other.too_large;
+        for (what, count) in &other.0 {
+            self.happened(what, *count);
+        }
+    }
+
+    fn happened(&mut self, what: &'static str, times: usize) {
+        *self.0.entry(what).or_default() += times;
     }
 }
 
@@ -79,6 +64,8 @@ struct Entry {
     priority: Option<Priority>,
     arrival: u64,
     overtaken: u32,
+    /// How many had arrived when it became overdue.
+    overdue_at: u64,
     suspect: bool,
     /// Was it asked to stop before this turn began?
     asked: bool,
@@ -86,7 +73,13 @@ struct Entry {
     drawn: usize,
     /// Most of its tokens that were ever in the cache.
     served: usize,
+    /// What the prefix cache had for it when it first started; known once it had a row then.
     cached: Option<usize>,
+    lives: usize,
+    /// Has it had no row since it last started? Then what it found in the cache is not known here.
+    rowless: bool,
+    /// Was that ever so when it gave way?
+    unseen: bool,
     /// Why it may end as failed.
     reason: Option<String>,
     /// The natural end that its tokens have come to.
@@ -163,15 +156,25 @@ impl Books {
     }
 
     /// After a turn: what the model saw, and what the engine says.
-    pub(crate) fn after(&mut self, turn: &TurnOf, audit: Audit, view: EngineView, outside: &Outside) {
+    pub(crate) fn after(
+        &mut self,
+        turn: &TurnOf,
+        audit: Audit,
+        view: EngineView,
+        outside: &Outside,
+    ) {
         let TurnOf { turn, seen, heard, .. } = turn;
         let turn = *turn;
-        self.counts.turns += 1;
+        self.counts.happened("turns", 1);
         self.submissions(outside);
         for entry in self.entries.iter_mut().filter(|entry| entry.asked) {
             if matches!(entry.at, Place::Waiting | Place::Running { .. }) {
                 entry.at = Place::Gone;
             }
+        }
+        for row in seen.iter().filter_map(Seen::rows).flatten() {
+            let (client, asked) = (&outside.clients[row.who], self.entries[row.who].asked);
+            self.counts.happened("in_flight", usize::from(client.asked.is_some() && !asked));
         }
         let pass = seen.iter().position(|seen| matches!(seen, Seen::Pass { .. }));
         let (before, after) = seen.split_at(pass.unwrap_or(seen.len()));
@@ -231,9 +234,9 @@ impl Books {
             let victim = &mut self.entries[who];
             assert!(victim.runs(), "{who} gave way, and did not run");
             victim.at = Place::Waiting;
-            self.counts.preempted += 1;
+            self.counts.happened("preempted", 1);
             if let Some(newcomer) = displaced_by {
-                self.counts.displaced += 1;
+                self.counts.happened("displaced", 1);
                 let outranks = |a: Rank, b: Rank| (a.0, a.1) < (b.0, b.1);
                 let (of_newcomer, of_victim) =
                     (self.entries[newcomer].rank(), self.entries[who].rank());
@@ -263,14 +266,27 @@ impl Books {
                 Place::Running { drew, .. } => !drew,
                 Place::Nowhere | Place::Inbox | Place::Gone => false,
             };
-            if waits && entry.arrival < arrival {
-                entry.overtaken += 1;
-                self.counts.overdue += usize::from(entry.overtaken == OVERTAKEN_MAX);
+            if !waits || entry.arrival >= arrival {
+                continue;
             }
+            entry.overtaken += 1;
+            if entry.overtaken == OVERTAKEN_MAX {
+                entry.overdue_at = self.arrived;
+                self.counts.happened("overdue", 1);
+            }
+            // Whoever still goes before one that is overdue was here when it became so.
+            let overdue = entry.overtaken > OVERTAKEN_MAX && entry.at == Place::Waiting;
+            assert!(
+                !overdue || arrival < entry.overdue_at,
+                "{who} came after {entry:?} was overdue"
+            );
         }
         let entry = &mut self.entries[who];
         entry.at = Place::Running { computed: None, drew: false };
         entry.started = true;
+        entry.lives += 1;
+        entry.unseen |= entry.rowless;
+        entry.rowless = true;
     }
 
     /// Tokens that a running request lacks before its next, if that is known.
@@ -288,16 +304,21 @@ impl Books {
             assert!(entry.runs(), "{} is in the pass: {entry:?}", row.who);
             let Place::Running { computed, .. } = &mut entry.at else { unreachable!() };
             assert_eq!(*computed.get_or_insert(row.from), row.from, "of {}", row.who);
-            let cached = *entry.cached.get_or_insert(row.from);
+            if entry.lives == 1 && entry.cached.is_none() {
+                entry.cached = Some(row.from);
+                self.counts.happened("prefix_hits", usize::from(row.from > 0));
+            }
+            entry.rowless = false;
             entry.served = entry.served.max(row.from);
-            self.counts.prefix_hits += usize::from(cached > 0 && entry.served == cached);
             let left = self.left(row.who).expect("it runs");
             assert_eq!(row.draw, row.tokens == left, "{} draws from its last token", row.who);
         }
         let in_pass = |who: usize| rows.iter().any(|row| row.who == who);
         let running = || (0..self.entries.len()).filter(|&who| self.entries[who].runs());
         let rank = |who: usize| self.entries[who].rank();
-        if let Some(suspect) = running().filter(|&who| self.entries[who].suspect).min_by_key(|&who| rank(who)) {
+        if let Some(suspect) =
+            running().filter(|&who| self.entries[who].suspect).min_by_key(|&who| rank(who))
+        {
             let alone: Vec<_> = rows.iter().map(|row| row.who).collect();
             assert_eq!(alone, [suspect], "the suspect runs alone");
             assert!(rows[0].tokens <= self.chunk, "{} tokens in a pass", rows[0].tokens);
@@ -357,11 +378,11 @@ impl Books {
                 for row in rows {
                     self.entries[row.who].suspect = true;
                 }
-                self.counts.suspects += rows.len();
+                self.counts.happened("suspects", rows.len());
             }
         }
         if failed.caches_lost {
-            self.counts.caches_lost += 1;
+            self.counts.happened("caches_lost", 1);
             for entry in self.entries.iter_mut().filter(|entry| entry.runs()) {
                 entry.at = Place::Waiting;
             }
@@ -386,7 +407,7 @@ impl Books {
             let length = self.requests[*who].prompt.len() + entry.drawn;
             if entry.at == Place::Waiting && length > capacity {
                 entry.at = Place::Gone;
-                self.counts.too_large += 1;
+                self.counts.happened("too_large", 1);
                 let Outcome::Failed(why) = &ended.outcome else { panic!("{ended:?}") };
                 assert!(why.contains("do not fit"), "{why}");
                 entry.reason = Some(why.clone());
@@ -402,9 +423,14 @@ impl Books {
             let usage = ended.usage;
             let prompt = self.requests[*who].prompt.len();
             if entry.started {
-                assert_eq!(usage.prompt_tokens as usize, entry.served.max(usage.cached_tokens as usize).min(prompt), "of {who}");
-                let cached = entry.cached.map_or(usage.cached_tokens, |cached| cached.min(prompt) as u32);
-                assert_eq!(usage.cached_tokens, cached, "of {who}");
+                let told = (usage.prompt_tokens as usize, usage.cached_tokens as usize);
+                // What it found in the prefix cache shows when it gets its first row.
+                let cached = entry.cached.unwrap_or(told.1);
+                let served = entry.served.max(told.1).min(prompt);
+                assert!(cached <= served, "{who} found {cached} tokens");
+                let exactly =
+                    told.0 == served || (entry.rowless || entry.unseen) && told.0 > served;
+                assert!(exactly && told.1 == cached, "{who}: {usage:?}, not {served}, {cached}");
             } else {
                 assert_eq!(usage, interlock_request::Usage::default(), "of {who}, who never began");
             }
@@ -412,9 +438,9 @@ impl Books {
             let stop_token = usize::from(entry.ended == Some(Outcome::Completed(Finish::Stop)));
             assert_eq!(client.tokens.len() + stop_token, entry.drawn, "tokens told to {who}");
             match &ended.outcome {
-                Outcome::Completed(_) => self.counts.completed += 1,
-                Outcome::Cancelled(_) => self.counts.cancelled += 1,
-                Outcome::Failed(_) => self.counts.failed += 1,
+                Outcome::Completed(_) => self.counts.happened("completed", 1),
+                Outcome::Cancelled(_) => self.counts.happened("cancelled", 1),
+                Outcome::Failed(_) => self.counts.happened("failed", 1),
             }
         }
         for (who, client) in outside.clients.iter().enumerate() {
@@ -427,7 +453,8 @@ impl Books {
 
     /// What the engine says of itself.
     fn adds_up(&self, turn: Turn, audit: Audit, view: EngineView) {
-        let count = |wanted: fn(&Entry) -> bool| self.entries.iter().filter(|&entry| wanted(entry)).count();
+        let count =
+            |wanted: fn(&Entry) -> bool| self.entries.iter().filter(|&entry| wanted(entry)).count();
         let running = count(Entry::runs);
         let waiting = count(|entry| entry.at == Place::Waiting);
         assert_eq!((audit.waiting, audit.running), (waiting, running), "who waits and runs");
@@ -435,9 +462,8 @@ impl Books {
         let pages = audit.pages;
         assert_eq!(pages.leased + pages.idle + pages.free, self.shape.pages, "{pages:?}");
         assert_eq!(running == 0, pages.leased == 0, "{running} run, with {pages:?}");
-        let seated = count(|entry| {
-            entry.at == Place::Inbox || entry.at == Place::Waiting && !entry.started
-        });
+        let seated =
+            count(|entry| entry.at == Place::Inbox || entry.at == Place::Waiting && !entry.started);
         let begun = count(|entry| entry.runs() || entry.at == Place::Waiting && entry.started);
         assert_eq!((view.waiting as usize, view.running as usize), (seated, begun), "{view:?}");
         if turn == Turn::Idle {
@@ -453,8 +479,8 @@ impl Books {
             match client.fate {
                 Fate::ToCome => panic!("{who} never came"),
                 Fate::Submitted => assert!(client.ended.is_some(), "{who} never ended"),
-                Fate::Left => self.counts.left += 1,
-                Fate::Full => self.counts.full += 1,
+                Fate::Left => self.counts.happened("left", 1),
+                Fate::Full => self.counts.happened("full", 1),
                 Fate::Rejected | Fate::TooLate => {}
             }
         }

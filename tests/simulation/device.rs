@@ -43,6 +43,16 @@ pub(crate) enum Seen {
     Pass { rows: Vec<RowOf>, failed: Option<PassFailed> },
 }
 
+impl Seen {
+    /// The rows of a pass.
+    pub(crate) fn rows(&self) -> Option<&[RowOf]> {
+        match self {
+            Self::Pass { rows, .. } => Some(rows),
+            Self::Opened { .. } | Self::Refused { .. } | Self::Closed { .. } => None,
+        }
+    }
+}
+
 /// A row of a pass.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RowOf {
@@ -115,7 +125,11 @@ impl Watched {
         let mut written = BTreeSet::new();
         for row in rows {
             let (from, until) = (row.from as usize, row.from as usize + row.tokens.len());
-            assert!(until <= row.pages.len() * page_tokens, "row of {} lacks pages", row.sequence.who);
+            assert!(
+                until <= row.pages.len() * page_tokens,
+                "row of {} lacks pages",
+                row.sequence.who
+            );
             let new = &row.pages[from / page_tokens..until.div_ceil(page_tokens)];
             for page in new {
                 assert!(written.insert(*page), "{page:?} is written by two rows");

@@ -8,9 +8,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use interlock_admission::{
-    Account, Admitted, Ceilings, Decision, Facts, FailureAction, FailureKind, LimitsConfig, Link, Load, OnFailure,
-    Phase, PlanProposal, Policy, PolicyChain, PolicyFailure, PolicyMetrics, Prompt, Reason,
-    Rejection, Summary,
+    Account, Admitted, Ceilings, Decision, Facts, FailureAction, FailureKind, LimitsConfig, Link,
+    Load, OnFailure, Phase, PlanProposal, Policy, PolicyChain, PolicyFailure, PolicyMetrics,
+    Prompt, Reason, Rejection, Summary,
 };
 use interlock_engine::{Clock, Control, Door, Ended, EngineHandle, Event, NotStarted, Running};
 use interlock_request::{
@@ -142,8 +142,7 @@ pub(crate) fn admit(
     };
     let prompt = Prompt::new(request.prompt.clone()).expect("a prompt");
     let generation = request.generation.clone();
-    let (admitted, account, _) =
-        chain.admit(facts, &Load::default(), prompt, generation).ok()?;
+    let (admitted, account, _) = chain.admit(facts, &Load::default(), prompt, generation).ok()?;
     Some((admitted, account))
 }
 

@@ -26,7 +26,8 @@ impl Theme {
     pub(crate) const COUNT: u64 = 4;
 
     pub(crate) fn of(seed: u64) -> Self {
-        [Self::General, Self::SmallCache, Self::Failures, Self::Storm][(seed % Self::COUNT) as usize]
+        [Self::General, Self::SmallCache, Self::Failures, Self::Storm]
+            [(seed % Self::COUNT) as usize]
     }
 }
 
@@ -154,9 +155,8 @@ impl Scenario {
             _ => Faults::default(),
         };
         let spread = of(rng, &[0, 20, 100, 400]);
-        let prefixes: Vec<Vec<TokenId>> = (0..3)
-            .map(|_| (0..rng.usize(0..40)).map(|_| rng.u32(0..8)).collect())
-            .collect();
+        let prefixes: Vec<Vec<TokenId>> =
+            (0..3).map(|_| (0..rng.usize(0..40)).map(|_| rng.u32(0..8)).collect()).collect();
         let mut requests: Vec<_> =
             (0..count).map(|_| Request::of(rng, theme, &prefixes, ms(spread), tokens)).collect();
         requests.sort_by_key(|request| request.at);
@@ -167,12 +167,15 @@ impl Scenario {
             seed,
             engine: EngineConfig {
                 mode,
-                running_max: number(of(rng, &[1, 2, 3, 5, 64])),
+                running_max: number(match theme {
+                    Theme::SmallCache | Theme::Failures => of(rng, &[2, 3, 5, 64, 64]),
+                    Theme::General | Theme::Storm => of(rng, &[1, 2, 3, 5, 64]),
+                }),
                 prefill_chunk: number(of(rng, &[1, 4, 16, 64, 256])),
                 decode_stretch_max: number(of(rng, &[1, 2, 3, 10])),
             },
             cache: CacheConfig { prefix: !one_in(rng, 4), ..CacheConfig::default() },
-            seats: of(rng, &[1, 4, 100, 100]),
+            seats: of(rng, &[1, 4, 100, 100, 100, 100]),
             sim,
             requests,
             faults,
@@ -184,11 +187,11 @@ impl Scenario {
 impl Faults {
     fn of(rng: &mut Rng, count: usize) -> Self {
         Self {
-            one_in: of(rng, &[0, 3, 8, 20]),
-            poisoned: (0..count).filter(|_| one_in(rng, 6)).collect(),
-            naming: of(rng, &[0, 1, 2, 4]),
+            one_in: of(rng, &[0, 5, 12, 30]),
+            poisoned: (0..count).filter(|_| one_in(rng, 10)).collect(),
+            naming: of(rng, &[0, 0, 2, 4]),
             naming_wrongly: of(rng, &[0, 0, 20]),
-            losing: of(rng, &[0, 1, 4]),
+            losing: of(rng, &[0, 2, 4]),
         }
     }
 }

@@ -49,6 +49,36 @@ pub(crate) struct Ran {
     pub counts: Counts,
 }
 
+impl Ran {
+    /// What a client heard, and when.
+    pub(crate) fn heard(&self, who: usize) -> impl Iterator<Item = (Duration, &Event)> {
+        self.trace.iter().flat_map(move |turn| {
+            let its = turn.heard.iter().filter(move |(of, _)| *of == who);
+            its.map(|(_, event)| (turn.ended_at, event))
+        })
+    }
+
+    /// How it ended.
+    pub(crate) fn ended(&self, who: usize) -> &Ended {
+        let ended = self.heard(who).find_map(|(_, event)| match event {
+            Event::Ended(ended) => Some(ended),
+            Event::Started | Event::Token(_) => None,
+        });
+        ended.expect("who stays hears of the end")
+    }
+
+    /// When its tokens came.
+    pub(crate) fn tokens_at(&self, who: usize) -> Vec<Duration> {
+        let tokens = self.heard(who).filter(|(_, event)| matches!(event, Event::Token(_)));
+        tokens.map(|(at, _)| at).collect()
+    }
+
+    /// All that the model saw, in order.
+    pub(crate) fn seen(&self) -> impl Iterator<Item = &Seen> {
+        self.trace.iter().flat_map(|turn| &turn.seen)
+    }
+}
+
 /// More turns than any world here takes: beyond it, it would go on for ever.
 const TURNS_MAX: usize = 20_000;
 
@@ -152,7 +182,13 @@ impl Lab {
         books.counts
     }
 
-    fn at_the_end(&self, books: &mut Books, outside: &Outside, engine: &Engine<Watched>, log: &Log) {
+    fn at_the_end(
+        &self,
+        books: &mut Books,
+        outside: &Outside,
+        engine: &Engine<Watched>,
+        log: &Log,
+    ) {
         assert!(outside.is_quiet(), "it goes on for more than {TURNS_MAX} turns");
         assert_eq!(*log.borrow(), [], "the model was asked between turns");
         books.at_the_end(outside);
@@ -172,7 +208,13 @@ impl Lab {
     }
 
     /// Batched equals alone: what each client got is what it would have got alone.
-    fn alone(&self, requests: &[Request], shape: ModelShape, scenario: &Scenario, outside: &Outside) {
+    fn alone(
+        &self,
+        requests: &[Request],
+        shape: ModelShape,
+        scenario: &Scenario,
+        outside: &Outside,
+    ) {
         for (who, client) in outside.clients.iter().enumerate() {
             let natural = match &client.ended {
                 Some(Ended { outcome: Outcome::Completed(_), .. }) => client.asked.is_none(),
@@ -198,9 +240,13 @@ impl Lab {
 
     /// The tokens of a request that has an engine in `simple` mode to itself, with all the cache
     /// that it could want.
-    pub(crate) fn one_alone(&self, request: &Request, context: u32, stop: u32) -> (Vec<Drawn>, Ended) {
-        let settings =
-            SimSettings { context, cache: context + 16, stop, ..SimSettings::default() };
+    pub(crate) fn one_alone(
+        &self,
+        request: &Request,
+        context: u32,
+        stop: u32,
+    ) -> (Vec<Drawn>, Ended) {
+        let settings = SimSettings { context, cache: context + 16, stop, ..SimSettings::default() };
         let (handle, _door, mut engine) = by_hand(
             SimModel::load(settings),
             &EngineConfig { mode: Mode::Simple, ..EngineConfig::default() },
@@ -210,8 +256,7 @@ impl Lab {
             Box::new(VirtualClock::default()),
         );
         let chain = PolicyChain::new(vec![], ceilings(), self.policies.clone());
-        let (admitted, _account) = admit(&Arc::new(chain), 0, request)
-            .expect("no policies");
+        let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
         let mut running = handle.seat().expect("a seat").submit(admitted);
         while engine.turn() == Turn::Ran {}
         let mut tokens = vec![];
@@ -255,7 +300,8 @@ fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
     let skipped = trace.len().saturating_sub(TURNS_SHOWN);
     for (number, turn) in trace.iter().enumerate().skip(skipped) {
         let TurnOf { began_at, ended_at, turn, seen, heard } = turn;
-        writeln!(text, "turn {}, {began_at:?} to {ended_at:?}: {turn:?}", number + 1).expect(written);
+        writeln!(text, "turn {}, {began_at:?} to {ended_at:?}: {turn:?}", number + 1)
+            .expect(written);
         for seen in seen {
             writeln!(text, "    {seen:?}").expect(written);
         }

@@ -165,10 +165,12 @@ mod tests {
 
     #[test]
     fn a_full_batch_makes_room_only_for_a_higher_priority() {
-        let running =
-            [holder(Standard, 1, 4), holder(Batch, 2, 4), holder(Standard, 3, 4)];
+        let running = [holder(Standard, 1, 4), holder(Batch, 2, 4), holder(Standard, 3, 4)];
         assert_eq!(place(&room(99), running.into_iter(), &newcomer(Batch, 4, 1)), Place::Later);
-        assert_eq!(place(&room(99), running.into_iter(), &newcomer(Standard, 4, 1)), Place::Now(vec![1]));
+        assert_eq!(
+            place(&room(99), running.into_iter(), &newcomer(Standard, 4, 1)),
+            Place::Now(vec![1])
+        );
         let stays = Room { displace: false, ..room(99) };
         assert_eq!(place(&stays, running.into_iter(), &newcomer(Critical, 4, 1)), Place::Later);
     }
@@ -177,6 +179,9 @@ mod tests {
     fn nobody_is_displaced_when_that_would_not_be_enough() {
         let running = [holder(Standard, 1, 4), holder(Batch, 2, 4)];
         assert_eq!(place(&room(0), running.into_iter(), &newcomer(Standard, 3, 5)), Place::Later);
-        assert_eq!(place(&room(0), running.into_iter(), &newcomer(Standard, 3, 3)), Place::Now(vec![1]));
+        assert_eq!(
+            place(&room(0), running.into_iter(), &newcomer(Standard, 3, 3)),
+            Place::Now(vec![1])
+        );
     }
 }
