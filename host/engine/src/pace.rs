@@ -64,23 +64,33 @@ impl Pace {
             follow(&mut self.decode, took);
             return;
         }
-        let decode = if decoding == 0 { 0.0 } else { self.decode.unwrap_or(0.0) };
+        let decode = match (decoding, self.decode, self.prompt_token) {
+            (0, _, _) => 0.0,
+            (_, Some(decode), _) => decode,
+            // No pass has only decoded so far. There need not be one for a long time, so this one
+            // must do: it took that much longer than its prompt would have alone.
+            (_, None, Some(token)) => {
+                let decode = (took - token * f64::from(prompt_tokens)).max(0.0);
+                return follow(&mut self.decode, decode);
+            }
+            (_, None, None) => 0.0,
+        };
         follow(&mut self.prompt_token, (took - decode).max(0.0) / f64::from(prompt_tokens));
     }
 
     pub(crate) fn budget(&self) -> Budget {
-        let beside = match (self.stretch, self.decode, self.prompt_token) {
+        let tokens = match (self.stretch, self.decode, self.prompt_token) {
+            (Stretch::Any, _, _) => f64::INFINITY,
             (Stretch::AtMost(stretch), Some(decode), Some(token)) if token > 0.0 => {
-                // A float that is too large for the type becomes its largest value.
-                let tokens = ((stretch - 1.0) * decode / token).max(Self::CHUNK_MIN) as u32;
-                NonZeroU32::new(tokens).map_or(self.chunk_max, |tokens| tokens.min(self.chunk_max))
+                (stretch - 1.0) * decode / token
             }
-            // Nothing is known yet: the least, and soon more is.
-            (Stretch::AtMost(_), Some(_), None) => {
-                NonZeroU32::new(Self::CHUNK_MIN as u32).unwrap_or(NonZeroU32::MIN)
-            }
-            _ => self.chunk_max,
+            (Stretch::AtMost(_), Some(_), Some(_)) => f64::INFINITY,
+            // Too little is known yet: the least, and soon more is.
+            (Stretch::AtMost(_), _, _) => Self::CHUNK_MIN,
         };
+        // A float that is too large for the type becomes its largest value.
+        let tokens = NonZeroU32::new(tokens.max(Self::CHUNK_MIN) as u32);
+        let beside = tokens.map_or(self.chunk_max, |tokens| tokens.min(self.chunk_max));
         Budget { alone: self.chunk_max, beside }
     }
 }
@@ -128,6 +138,17 @@ mod tests {
         pace.passed(0, 1000, MS);
         pace.passed(1, 0, 1000 * MS);
         assert_eq!(pace.budget().beside.get(), 256);
+    }
+
+    /// Whoever prefills without a pause gives no pass that only decodes; streams must keep their
+    /// pace from the first such pass on.
+    #[test]
+    fn what_decoding_costs_shows_beside_prompts_too() {
+        let mut pace = shared();
+        pace.passed(0, 100, 100 * MS);
+        assert_eq!(pace.budget().beside.get(), 8, "the first pass beside a stream is a short one");
+        pace.passed(4, 8, 28 * MS);
+        assert_eq!(pace.budget().beside.get(), 40, "(3 - 1) * 20 ms, at 1 ms a token");
     }
 
     #[test]

@@ -108,14 +108,6 @@ impl Pages {
         count(tokens.div_ceil(self.0.borrow().page_tokens))
     }
 
-    /// Pages that a request with this history would take out of the available ones to hold
-    /// `tokens` tokens: all but those that it would share with a request that runs.
-    pub(crate) fn needs(&self, history: &[TokenId], tokens: usize) -> u32 {
-        let pool = self.0.borrow();
-        let shared = pool.matching(history).filter(|(page, _)| pool.page(*page).leases > 0).count();
-        count(tokens.div_ceil(pool.page_tokens).saturating_sub(shared))
-    }
-
     /// Leases what the index knows of the beginning of `history`. At least the last token is left
     /// to compute: something must be, for the next one to be drawn.
     pub(crate) fn lease(&self, history: &[TokenId]) -> Lease {
@@ -401,13 +393,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newcomer_needs_does_not_count_pages_in_use_by_others() {
+    fn what_a_newcomer_lacks_is_what_it_shares_with_nobody() {
         let pages = pages(8);
         let first = computed(&pages, &prompt(10, 1));
-        assert_eq!(pages.needs(&prompt(10, 2), 10), 1, "two are leased by the first");
-        drop(first);
-        assert_eq!(pages.needs(&prompt(10, 2), 10), 3, "idle pages are available ones");
-        assert_eq!(pages.available(), 8);
+        let second = pages.lease(&prompt(10, 2));
+        assert_eq!((second.lacks(10), pages.available()), (1, 5), "two are leased by the first");
+        assert_eq!(first.alone(), 1, "and do not come free with it");
+        drop((first, second));
+        let third = pages.lease(&prompt(10, 2));
+        assert_eq!((third.lacks(10), pages.available()), (1, 6), "the idle ones are its own now");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 use interlock_request::{
     CancelCause, Drawn, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
-use interlock_scheduler::{Holder, Rank, Step};
+use interlock_scheduler::{Grower, Holder, Rank, Step};
 use tokio::sync::mpsc;
 
 use crate::control::Asked;
@@ -53,13 +53,16 @@ struct Request {
     prompt_tokens: usize,
     /// Of the prompt, those that the prefix cache had when it first started.
     cached_tokens: usize,
+    /// Most of its tokens that have been in the cache. Preemption takes them out again, but the
+    /// model has seen them.
+    served: usize,
     generation: Generation,
     fresh_seed: u64,
     /// Its place in the order of arrival.
     arrival: u64,
-    /// How many later ones have started before its first token.
+    /// How many later ones have started while it had no row, or had drawn nothing with it.
     overtaken: u32,
-    /// Was it in a pass that failed, and has not drawn a token since?
+    /// Was its last pass one that failed?
     suspect: bool,
 }
 
@@ -72,6 +75,11 @@ impl Request {
         &self.tokens[self.prompt_tokens..]
     }
 
+    /// How far it is, once it has begun.
+    fn stage(&self) -> Stage {
+        if self.generated().is_empty() { Stage::Prefilling } else { Stage::Decoding }
+    }
+
     /// Was it asked to stop? With what comes of it.
     fn asked(&self) -> Option<Outcome> {
         self.ticket.control.asked().map(|asked| match asked {
@@ -80,9 +88,9 @@ impl Request {
         })
     }
 
-    /// One that arrived later has started. It matters to those that have no token yet.
+    /// One has started. If that arrived later, it has overtaken this one.
     fn overtaken_by(&mut self, arrival: u64) {
-        if self.arrival < arrival && self.generated().is_empty() {
+        if self.arrival < arrival {
             self.overtaken = self.overtaken.saturating_add(1);
         }
     }
@@ -92,10 +100,9 @@ impl Request {
         Opening { prompt, generated, generation: &self.generation, fresh_seed: self.fresh_seed }
     }
 
-    /// Usage when this many tokens have been in the cache at most.
-    fn usage(&self, computed: usize) -> Usage {
+    fn usage(&self) -> Usage {
         Usage {
-            prompt_tokens: count(computed.min(self.prompt_tokens)),
+            prompt_tokens: count(self.served.min(self.prompt_tokens)),
             cached_tokens: count(self.cached_tokens),
             generated_tokens: count(self.generated().len()),
         }
@@ -128,6 +135,7 @@ impl Waiting {
             prompt_tokens: tokens.len(),
             tokens,
             cached_tokens: 0,
+            served: 0,
             generation,
             fresh_seed,
             arrival,
@@ -168,16 +176,12 @@ impl Waiting {
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let Self { request, since } = self;
-        // One that was preempted had its whole prompt computed, or part of it: nobody knows any
-        // more how much, and it is the prompt that was served.
-        let (usage, stage) = match since {
-            Since::Arrival(_) => (Usage::default(), Stage::Waiting),
-            Since::Preemption(_) if request.generated().is_empty() => {
-                (request.usage(request.cached_tokens), Stage::Prefilling)
-            }
-            Since::Preemption(_) => (request.usage(request.prompt_tokens), Stage::Decoding),
+        let stage = match since {
+            Since::Arrival(_) => Stage::Waiting,
+            Since::Preemption(_) => request.stage(),
         };
         drop(since);
+        let usage = request.usage();
         request.ticket.end(outcome, usage, stage, metrics);
     }
 
@@ -201,7 +205,8 @@ impl Waiting {
             }
             Since::Preemption(running) => running,
         };
-        Running { request, sequence, lease, computed, running }
+        request.served = request.served.max(computed);
+        Running { request, sequence, lease, computed, drew: false, running }
     }
 }
 
@@ -213,6 +218,8 @@ pub(crate) struct Running<S> {
     lease: Lease,
     /// How many of its tokens are in the cache; at least one is not.
     computed: usize,
+    /// Has it drawn a token since it got its row?
+    drew: bool,
     running: Counted,
 }
 
@@ -223,20 +230,20 @@ impl<S> Running<S> {
             .expect("a token that was drawn is not in the cache before it is computed")
     }
 
-    fn stage(&self) -> Stage {
-        if self.request.generated().is_empty() { Stage::Prefilling } else { Stage::Decoding }
-    }
-
+    /// One has started, which does not matter to a stream that flows.
     pub(crate) fn overtaken_by(&mut self, arrival: u64) {
-        self.request.overtaken_by(arrival);
+        if !self.drew {
+            self.request.overtaken_by(arrival);
+        }
     }
 
     pub(crate) fn as_holder(&self) -> Holder {
-        Holder {
-            rank: self.request.rank(),
-            pages: self.lease.alone(),
-            needs: self.lease.lacks(self.request.tokens.len()),
-        }
+        Holder { rank: self.request.rank(), pages: self.lease.alone() }
+    }
+
+    pub(crate) fn as_grower(&self) -> Grower {
+        let needs = self.lease.lacks(self.request.tokens.len());
+        Grower { rank: self.request.rank(), needs }
     }
 
     pub(crate) fn as_step(&self) -> Step {
@@ -284,21 +291,20 @@ impl<S> Running<S> {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let stage = self.stage();
-        let Self { request, sequence, lease, computed, running } = self;
-        let usage = request.usage(computed);
+        let Self { request, sequence, lease, running, .. } = self;
         drop((sequence, lease, running));
+        let (usage, stage) = (request.usage(), request.stage());
         request.ticket.end(outcome, usage, stage, metrics);
     }
 
-    /// From its next pass on it runs alone, until it has drawn a token.
+    /// Its next pass it runs alone.
     pub(crate) fn suspect(&mut self) {
         self.request.suspect = true;
     }
 
     /// Gives back its pages, and waits for others. What it has drawn it keeps.
     pub(crate) fn preempt(self) -> Waiting {
-        let Self { request, sequence, lease, computed: _, running } = self;
+        let Self { request, sequence, lease, running, .. } = self;
         drop((sequence, lease));
         Waiting { request, since: Since::Preemption(running) }
     }
@@ -313,9 +319,11 @@ impl<S> Running<S> {
         metrics: &EngineMetrics,
     ) -> Option<Self> {
         self.computed += tokens.get() as usize;
+        self.request.served = self.request.served.max(self.computed);
         self.lease.computed(&self.request.tokens[..self.computed]);
-        let Some(drawn) = drawn else { return Some(self) };
         self.request.suspect = false;
+        let Some(drawn) = drawn else { return Some(self) };
+        self.drew = true;
         self.request.tokens.push(drawn.token);
         let generation = &self.request.generation;
         if generation.stop_tokens.contains(&drawn.token) {

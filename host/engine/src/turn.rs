@@ -1,6 +1,5 @@
 //! The loop of the engine thread. All that runs there is called from here.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
 
@@ -12,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use crate::handle::Submission;
 use crate::metrics::EngineMetrics;
 use crate::pace::Pace;
-use crate::pages::{PageAudit, Pages};
+use crate::pages::{Lease, PageAudit, Pages};
 use crate::passes::PassKind;
 use crate::stages::{Running, Waiting};
 use crate::{CacheConfig, Clock, EngineConfig, Forward, Mode, PassFailed};
@@ -191,8 +190,11 @@ impl<F: Forward> Engine<F> {
     /// the cancelled are gone, and who came to its end did so within the turn that drew its last
     /// token.
     fn make_room(&mut self) {
-        let holders: Vec<_> = self.running.iter().map(Running::as_holder).collect();
-        self.preempt(overdrawn(&self.room(), &holders));
+        while let Some(last) =
+            overdrawn(self.pages.available(), self.running.iter().map(Running::as_grower))
+        {
+            self.preempt(vec![last]);
+        }
     }
 
     /// Starts who may start, in the order of rank. Who may not holds up those behind it: or a
@@ -200,21 +202,22 @@ impl<F: Forward> Engine<F> {
     fn start(&mut self) {
         while let Some(next) = first(self.waiting.iter().map(Waiting::rank)) {
             let waiting = &self.waiting[next];
-            let history = waiting.history();
-            let needs = self.pages.needs(history, history.len());
+            // Leased before it is asked who would give way for it: what it shares with those does
+            // not come free with them, and must not be counted twice.
+            let lease = self.pages.lease(waiting.history());
+            let needs = lease.lacks(waiting.history().len());
             let newcomer = Newcomer { rank: waiting.rank(), needs };
-            let holders: Vec<_> = self.running.iter().map(Running::as_holder).collect();
-            let Place::Now(leaving) = place(&self.room(), &holders, &newcomer) else { return };
+            let holders = self.running.iter().map(Running::as_holder);
+            let Place::Now(leaving) = place(&self.room(), holders, &newcomer) else { return };
             // Out of the list before others come into it, so that `next` still means the same.
             let waiting = self.waiting.remove(next);
             self.preempt(leaving);
-            self.start_one(waiting);
+            self.start_one(waiting, lease);
         }
     }
 
-    fn start_one(&mut self, waiting: Waiting) {
+    fn start_one(&mut self, waiting: Waiting, mut lease: Lease) {
         let (history, arrival) = (waiting.history(), waiting.arrival());
-        let mut lease = self.pages.lease(history);
         if !lease.extend(history.len()) {
             let pages = self.forward.shape().pages;
             let why = format!("{} tokens do not fit {pages} pages of cache", history.len());
@@ -273,13 +276,15 @@ impl<F: Forward> Engine<F> {
             (_, 0) => PassKind::Decode,
             (_, _) => PassKind::Mixed,
         };
-        let mut planned: BTreeMap<usize, _> =
-            table.iter().map(|row| (row.index, row.tokens)).collect();
+        // The table is in the order of `running`, so one walk along both finds each row's request.
+        let mut planned = table.iter().peekable();
         let mut batch: Vec<_> = self
             .running
             .iter_mut()
             .enumerate()
-            .filter_map(|(index, running)| Some(running.row(planned.remove(&index)?)))
+            .filter_map(|(index, running)| {
+                planned.next_if(|row| row.index == index).map(|row| running.row(row.tokens))
+            })
             .collect();
         let in_flight = self.metrics.passes.begin(kind, &*self.clock);
         let result = self.forward.pass(&mut batch).and_then(|drawn| {
@@ -307,14 +312,13 @@ impl<F: Forward> Engine<F> {
 
     fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {
         let context = self.forward.shape().context;
-        let mut results: BTreeMap<usize, _> =
-            table.iter().zip(drawn).map(|(row, drawn)| (row.index, (row.tokens, drawn))).collect();
+        let mut results = table.iter().zip(drawn).peekable();
         let metrics = &self.metrics;
         self.running = std::mem::take(&mut self.running)
             .into_iter()
             .enumerate()
-            .filter_map(|(index, running)| match results.remove(&index) {
-                Some((tokens, drawn)) => running.advance(tokens, drawn, context, metrics),
+            .filter_map(|(index, running)| match results.next_if(|(row, _)| row.index == index) {
+                Some((row, drawn)) => running.advance(row.tokens, drawn, context, metrics),
                 None => Some(running),
             })
             .collect();
@@ -323,11 +327,9 @@ impl<F: Forward> Engine<F> {
     /// Ends whom it must, and lets the others try again: in the next pass if it is known whose
     /// fault it was, or else each alone, so that whose pass then fails has failed by itself.
     fn failed(&mut self, table: &[Planned], failed: &PassFailed) {
-        let culprit = match (failed.row, table) {
-            (Some(row), _) => table.get(row),
-            (None, [only]) => Some(only),
-            (None, _) => None,
-        };
+        // A row that there is not is nobody's; and who ran alone failed alone, whatever was said.
+        let named = failed.row.and_then(|row| table.get(row));
+        let culprit = named.or(if let [only] = table { Some(only) } else { None });
         match culprit {
             Some(row) => {
                 let running = self.running.remove(row.index);

@@ -3,6 +3,7 @@
 //! The engine asks four questions, in this order, and does what the answers say:
 //!
 //! 1. [`overdrawn`]: who must give its pages back, so that the others can take their next step?
+//!    Asked until nobody must.
 //! 2. [`first`]: who of those waiting is next?
 //! 3. [`place`]: may it start now, and whom does it displace?
 //! 4. [`rows`]: what does the pass compute? Every decoding request gets its next token, and what
@@ -28,5 +29,5 @@ mod room;
 mod rows;
 
 pub use rank::{OVERTAKEN_MAX, Rank, first};
-pub use room::{Holder, Newcomer, Place, Room, overdrawn, place};
+pub use room::{Grower, Holder, Newcomer, Place, Room, overdrawn, place};
 pub use rows::{Budget, Row, Step, rows};

@@ -17,8 +17,9 @@ pub struct Rank {
 }
 
 impl Rank {
-    /// `arrival` is the request's place in the order of arrival, unique; `overtaken` is how many
-    /// that arrived later have started before its first token.
+    /// `arrival` is the request's place in the order of arrival, unique; `overtaken` is how often
+    /// one that arrived later has started while this one did not flow: while it waited, also after
+    /// it had given way, or had a row and had drawn nothing with it.
     pub fn new(priority: Priority, arrival: u64, overtaken: u32) -> Self {
         Self { not_overdue: overtaken < OVERTAKEN_MAX, priority, arrival }
     }

@@ -13,6 +13,15 @@ pub struct Room {
     pub displace: bool,
 }
 
+/// A running request, as one whose next step may take pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grower {
+    /// How urgent it is.
+    pub rank: Rank,
+    /// Pages it needs more for its next step.
+    pub needs: u32,
+}
+
 /// A running request, as a holder of pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
@@ -20,8 +29,6 @@ pub struct Holder {
     pub rank: Rank,
     /// Pages that come free if it gives way: those that it shares with nobody.
     pub pages: u32,
-    /// Pages it needs more for its next step.
-    pub needs: u32,
 }
 
 /// A waiting request that is next.
@@ -42,23 +49,21 @@ pub enum Place {
     Later,
 }
 
-/// Who must give way, by index, so that the rest can take their next step; usually nobody.
+/// Who must give way, by index, so that the rest can take their next step; usually nobody. Ask
+/// again when it has: what comes free with it, of pages that it shares, nobody can say before.
 ///
 /// The last in rank goes first, whether or not it is the one that needs more: it is the one whose
 /// loss costs least, and the others go on undisturbed. The first in rank never goes: alone it
 /// always has room, since no request is longer than the cache.
-pub fn overdrawn(room: &Room, running: &[Holder]) -> Vec<usize> {
-    let mut free = u64::from(room.pages_free);
-    let mut needs: u64 = running.iter().map(|holder| u64::from(holder.needs)).sum();
-    let mut leaving = vec![];
-    let mut by_rank = last_first(running);
-    while needs > free && leaving.len() + 1 < running.len() {
-        let Some(index) = by_rank.pop() else { break };
-        free += u64::from(running[index].pages);
-        needs -= u64::from(running[index].needs);
-        leaving.push(index);
+pub fn overdrawn(
+    pages_free: u32,
+    running: impl ExactSizeIterator<Item = Grower> + Clone,
+) -> Option<usize> {
+    let needs: u64 = running.clone().map(|grower| u64::from(grower.needs)).sum();
+    if needs <= u64::from(pages_free) || running.len() <= 1 {
+        return None;
     }
-    leaving
+    running.enumerate().max_by_key(|(_, grower)| grower.rank).map(|(index, _)| index)
 }
 
 /// Whether `newcomer` may start beside those that run.
@@ -66,34 +71,38 @@ pub fn overdrawn(room: &Room, running: &[Holder]) -> Vec<usize> {
 /// It starts if there is a place in the batch and its pages are free, with one page in reserve for
 /// each that runs: or the next few tokens would drive someone out again. If something is missing,
 /// it displaces those that it outranks, the last in rank first, but only if that is enough.
-pub fn place(room: &Room, running: &[Holder], newcomer: &Newcomer) -> Place {
+///
+/// Who holds what is looked at only if something is missing: that takes a look at every page.
+pub fn place(
+    room: &Room,
+    running: impl ExactSizeIterator<Item = Holder>,
+    newcomer: &Newcomer,
+) -> Place {
+    let fits = |runs: usize, free: u64| {
+        let runs = u64::try_from(runs).unwrap_or(u64::MAX);
+        let pages = runs == 0 || u64::from(newcomer.needs).saturating_add(runs) <= free;
+        pages && runs < u64::from(room.running_max)
+    };
     let mut free = u64::from(room.pages_free);
-    let mut runs = running.len();
+    if fits(running.len(), free) {
+        return Place::Now(vec![]);
+    }
+    if !room.displace {
+        return Place::Later;
+    }
+    let mut by_rank: Vec<_> = running.enumerate().collect();
+    by_rank.sort_unstable_by_key(|(_, holder)| holder.rank);
     let mut leaving = vec![];
-    let mut by_rank = last_first(running);
-    loop {
-        let reserve = u64::try_from(runs).unwrap_or(u64::MAX);
-        let pages = runs == 0 || u64::from(newcomer.needs).saturating_add(reserve) <= free;
-        let seats = u64::try_from(runs).unwrap_or(u64::MAX) < u64::from(room.running_max);
-        if pages && seats {
+    while let Some((index, holder)) =
+        by_rank.pop_if(|(_, holder)| newcomer.rank.outranks(&holder.rank))
+    {
+        free += u64::from(holder.pages);
+        leaving.push(index);
+        if fits(by_rank.len(), free) {
             return Place::Now(leaving);
         }
-        match by_rank.pop() {
-            Some(index) if room.displace && newcomer.rank.outranks(&running[index].rank) => {
-                free += u64::from(running[index].pages);
-                runs -= 1;
-                leaving.push(index);
-            }
-            _ => return Place::Later,
-        }
     }
-}
-
-/// Indices, so that the last in rank is the last in the list.
-fn last_first(running: &[Holder]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..running.len()).collect();
-    order.sort_unstable_by_key(|&index| running[index].rank);
-    order
+    Place::Later
 }
 
 #[cfg(test)]
@@ -102,8 +111,12 @@ mod tests {
 
     use super::*;
 
-    fn holder(priority: Priority, arrival: u64, pages: u32, needs: u32) -> Holder {
-        Holder { rank: Rank::new(priority, arrival, 0), pages, needs }
+    fn holder(priority: Priority, arrival: u64, pages: u32) -> Holder {
+        Holder { rank: Rank::new(priority, arrival, 0), pages }
+    }
+
+    fn grower(priority: Priority, arrival: u64, needs: u32) -> Grower {
+        Grower { rank: Rank::new(priority, arrival, 0), needs }
     }
 
     fn newcomer(priority: Priority, arrival: u64, needs: u32) -> Newcomer {
@@ -116,53 +129,59 @@ mod tests {
 
     #[test]
     fn nobody_gives_way_while_there_are_pages() {
-        let running = [holder(Standard, 1, 4, 1), holder(Standard, 2, 4, 1)];
-        assert_eq!(overdrawn(&room(2), &running), [0; 0]);
+        let running = [grower(Standard, 1, 1), grower(Standard, 2, 1)];
+        assert_eq!(overdrawn(2, running.into_iter()), None);
+        assert_eq!(overdrawn(1, running.into_iter()), Some(1));
     }
 
     #[test]
     fn the_lowest_priority_and_in_it_the_youngest_gives_way() {
-        let running = [
-            holder(Batch, 1, 4, 1),
-            holder(Standard, 9, 4, 1),
-            holder(Batch, 3, 4, 0),
-            holder(Standard, 2, 4, 1),
+        let mut running = vec![
+            grower(Batch, 1, 1),
+            grower(Standard, 9, 1),
+            grower(Batch, 3, 0),
+            grower(Standard, 2, 1),
         ];
-        assert_eq!(overdrawn(&room(2), &running), [2], "its pages are enough");
-        let shares_all = [running[0], running[1], holder(Batch, 3, 0, 0), running[3]];
-        assert_eq!(overdrawn(&room(2), &shares_all), [2, 0], "the first to go freed nothing");
+        assert_eq!(overdrawn(2, running.iter().copied()), Some(2), "though it needs none");
+        running.remove(2);
+        assert_eq!(overdrawn(2, running.iter().copied()), Some(0), "if that freed nothing");
     }
 
     #[test]
     fn the_first_in_rank_never_gives_way() {
-        let running = [holder(Standard, 1, 4, 3), holder(Standard, 2, 1, 0)];
-        assert_eq!(overdrawn(&room(0), &running), [1]);
-        assert_eq!(overdrawn(&room(0), &running[..1]), [0; 0]);
+        let running = [grower(Standard, 1, 3), grower(Standard, 2, 0)];
+        assert_eq!(overdrawn(0, running.into_iter()), Some(1));
+        assert_eq!(overdrawn(0, running[..1].iter().copied()), None);
     }
 
     #[test]
     fn a_newcomer_leaves_a_page_in_reserve_for_each_that_runs() {
-        let running = [holder(Standard, 1, 4, 0), holder(Standard, 2, 4, 0)];
+        let running = [holder(Standard, 1, 4), holder(Standard, 2, 4)];
         let newcomer = newcomer(Standard, 3, 5);
-        assert_eq!(place(&room(7), &running, &newcomer), Place::Now(vec![]));
-        assert_eq!(place(&room(6), &running, &newcomer), Place::Later);
-        assert_eq!(place(&room(5), &[], &newcomer), Place::Now(vec![]));
+        assert_eq!(place(&room(7), running.into_iter(), &newcomer), Place::Now(vec![]));
+        assert_eq!(place(&room(6), running.into_iter(), &newcomer), Place::Later);
+        assert_eq!(place(&room(5), [].into_iter(), &newcomer), Place::Now(vec![]));
     }
 
     #[test]
     fn a_full_batch_makes_room_only_for_a_higher_priority() {
-        let running =
-            [holder(Standard, 1, 4, 0), holder(Batch, 2, 4, 0), holder(Standard, 3, 4, 0)];
-        assert_eq!(place(&room(99), &running, &newcomer(Batch, 4, 1)), Place::Later);
-        assert_eq!(place(&room(99), &running, &newcomer(Standard, 4, 1)), Place::Now(vec![1]));
+        let running = [holder(Standard, 1, 4), holder(Batch, 2, 4), holder(Standard, 3, 4)];
+        assert_eq!(place(&room(99), running.into_iter(), &newcomer(Batch, 4, 1)), Place::Later);
+        assert_eq!(
+            place(&room(99), running.into_iter(), &newcomer(Standard, 4, 1)),
+            Place::Now(vec![1])
+        );
         let stays = Room { displace: false, ..room(99) };
-        assert_eq!(place(&stays, &running, &newcomer(Critical, 4, 1)), Place::Later);
+        assert_eq!(place(&stays, running.into_iter(), &newcomer(Critical, 4, 1)), Place::Later);
     }
 
     #[test]
     fn nobody_is_displaced_when_that_would_not_be_enough() {
-        let running = [holder(Standard, 1, 4, 0), holder(Batch, 2, 4, 0)];
-        assert_eq!(place(&room(0), &running, &newcomer(Standard, 3, 5)), Place::Later);
-        assert_eq!(place(&room(0), &running, &newcomer(Standard, 3, 3)), Place::Now(vec![1]));
+        let running = [holder(Standard, 1, 4), holder(Batch, 2, 4)];
+        assert_eq!(place(&room(0), running.into_iter(), &newcomer(Standard, 3, 5)), Place::Later);
+        assert_eq!(
+            place(&room(0), running.into_iter(), &newcomer(Standard, 3, 3)),
+            Place::Now(vec![1])
+        );
     }
 }

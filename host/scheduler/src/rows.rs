@@ -13,7 +13,7 @@ pub struct Step {
     pub left: NonZeroU32,
     /// Is its next token one step away, and a client waiting for it?
     pub flows: bool,
-    /// Was it in a pass that failed? Then it runs alone, so that the next failure is its own.
+    /// Was its last pass one that failed? Then it runs alone, so that the next failure is its own.
     pub suspect: bool,
 }
 
@@ -41,12 +41,13 @@ pub struct Row {
 /// waits for. Prompts share what is left of the budget in the order of rank; the first in rank
 /// always advances, so that streams cannot hold a prompt up for ever.
 pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
+    let flows = running.iter().any(|step| step.flows);
+    let budget = if flows { budget.beside } else { budget.alone };
     let suspect = running.iter().enumerate().filter(|(_, step)| step.suspect);
     if let Some((index, step)) = suspect.min_by_key(|(_, step)| step.rank) {
-        return vec![Row { index, tokens: step.left.min(budget.alone) }];
+        return vec![Row { index, tokens: step.left.min(budget) }];
     }
-    let flows = running.iter().any(|step| step.flows);
-    let mut left = if flows { budget.beside } else { budget.alone }.get();
+    let mut left = budget.get();
     let (mut table, mut prompts) = (vec![], vec![]);
     for (index, step) in running.iter().enumerate() {
         if step.left == NonZeroU32::MIN {
@@ -118,6 +119,8 @@ mod tests {
     fn a_suspect_runs_alone() {
         let suspect = Step { suspect: true, ..decoding(7) };
         assert_eq!(table(&[decoding(1), suspect, decoding(2)]), [(1, 1)]);
+        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(table(&[decoding(1), suspect]), [(1, 10)], "a stream waits for it");
     }
 
     #[test]

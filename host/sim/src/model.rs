@@ -26,8 +26,8 @@ pub struct SimModel {
 #[derive(Debug)]
 pub struct History {
     request: usize,
-    /// Sets requests with another seed apart.
-    start: u64,
+    /// Sets what is drawn with another seed apart; what is in the cache knows no seed.
+    seed: u64,
     drawn: u32,
     tokens_min: u32,
     logprobs: Option<u32>,
@@ -144,7 +144,7 @@ impl Forward for SimModel {
         let seed = if sampling.temperature > 0.0 { sampling.seed.unwrap_or(0) } else { 0 };
         Ok(History {
             request,
-            start: mix(seed),
+            seed,
             drawn: u32::try_from(opening.generated.len()).unwrap_or(u32::MAX),
             tokens_min: generation.tokens_min,
             logprobs: generation.logprobs,
@@ -159,7 +159,7 @@ impl Forward for SimModel {
         let mut drawn = Vec::with_capacity(rows.len());
         for row in rows {
             let mut hash = match row.from.checked_sub(1) {
-                None => row.sequence.start,
+                None => NOTHING,
                 Some(before) => self.pages[self.position(row.pages, before)],
             };
             for (position, token) in (row.from..).zip(row.tokens) {
@@ -177,6 +177,7 @@ impl History {
     /// Letters, and a space where one would be.
     fn draw(&mut self, hash: u64, stop: u32) -> Drawn {
         const TEXT: &[u8] = b"etaoinshrdlu cmfwyp vbgkqjxz";
+        let hash = if self.seed == 0 { hash } else { mix(hash ^ mix(self.seed)) };
         let may_end = stop > 0 && self.drawn >= self.tokens_min;
         let ends = may_end && (hash >> 32).is_multiple_of(u64::from(stop));
         let letter = usize::try_from(hash % TEXT.len() as u64).unwrap_or(0);
@@ -186,6 +187,9 @@ impl History {
         Drawn { token, logprobs: told }
     }
 }
+
+/// The hash of no tokens.
+const NOTHING: u64 = mix(0);
 
 /// SplitMix64's finalizer (Steele, Lea and Flood 2014): every bit of the input moves the output.
 const fn mix(mut x: u64) -> u64 {
@@ -284,6 +288,22 @@ mod tests {
         let after: Vec<_> =
             (0..3).map(|n| pass(&mut model, &mut sequence, 1, &[n], true)).collect();
         assert_ne!(before, after, "another token at position 0");
+    }
+
+    /// A prefix that one request computed is another's to go on from, whatever its seed; the
+    /// simulation's seed 13 found that it was not, and drew other tokens than alone.
+    #[test]
+    fn what_lies_in_its_pages_knows_no_seed() {
+        let drawn_behind = |seed| {
+            let mut model = SimModel::load(SimSettings { stop: 0, ..SimSettings::default() });
+            let sampled = |seed| Sampling { temperature: 1.0, seed, ..Sampling::greedy() };
+            let mut first = open(&mut model, &generation(sampled(Some(seed))));
+            pass(&mut model, &mut first, 0, &[1, 2, 3], false).unwrap();
+            let mut second = open(&mut model, &generation(sampled(Some(9))));
+            let next = |n| pass(&mut model, &mut second, 3, &[n], true).unwrap();
+            (0..8).map(next).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn_behind(1), drawn_behind(2));
     }
 
     #[test]

@@ -1,0 +1,488 @@
+//! A second set of books: where each request must be after each turn, by the rules as they are
+//! written down, kept beside the engine and compared with what it did.
+//!
+//! The rules that are checked, in the order of the code:
+//!
+//! - who was asked to stop before a turn began gets no part in it;
+//! - requests start in the order of rank, and whoever gives way for them is the last in rank;
+//! - a pass computes each request once, every stream that flows, prompts in the order of rank
+//!   within the chunk, and a suspect alone;
+//! - a pass that fails ends only the request whose fault it was;
+//! - requests end exactly when their tokens say so, and their usage is what was computed;
+//! - what the engine says of itself adds up.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use interlock_engine::{
+    Audit, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, Turn,
+};
+use interlock_request::{Finish, Outcome, Priority};
+use interlock_scheduler::OVERTAKEN_MAX;
+
+use crate::device::{RowOf, Seen};
+use crate::outside::{Client, Fate, Outside};
+use crate::scenario::Request;
+use crate::world::TurnOf;
+
+/// The engine's books, kept by somebody else.
+pub(crate) struct Books {
+    requests: Rc<[Request]>,
+    shape: ModelShape,
+    running_max: usize,
+    displace: bool,
+    chunk: usize,
+    entries: Vec<Entry>,
+    arrived: u64,
+    closed: bool,
+    pub counts: Counts,
+}
+
+/// How often things happened, so that a test can tell that it saw what it is about.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Counts(BTreeMap<&'static str, usize>);
+
+impl Counts {
+    pub(crate) fn of(&self, what: &str) -> usize {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (what, count) in &other.0 {
+            self.happened(what, *count);
+        }
+    }
+
+    fn happened(&mut self, what: &'static str, times: usize) {
+        *self.0.entry(what).or_default() += times;
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    at: Place,
+    priority: Option<Priority>,
+    arrival: u64,
+    overtaken: u32,
+    /// How many had arrived when it became overdue.
+    overdue_at: u64,
+    suspect: bool,
+    /// Was it asked to stop before this turn began?
+    asked: bool,
+    started: bool,
+    drawn: usize,
+    /// Most of its tokens that were ever in the cache.
+    served: usize,
+    /// What the prefix cache had for it when it first started; known once it had a row then.
+    cached: Option<usize>,
+    lives: usize,
+    /// Has it had no row since it last started? Then what it found in the cache is not known here.
+    rowless: bool,
+    /// Was that ever so when it gave way?
+    unseen: bool,
+    /// Why it may end as failed.
+    reason: Option<String>,
+    /// The natural end that its tokens have come to.
+    ended: Option<Outcome>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Nowhere,
+    Inbox,
+    Waiting,
+    Running {
+        /// Tokens in the cache, once its first row has told.
+        computed: Option<usize>,
+        /// Has it drawn a token since it got its row?
+        drew: bool,
+    },
+    Gone,
+}
+
+type Rank = (bool, Priority, u64);
+
+impl Entry {
+    fn rank(&self) -> Rank {
+        let priority = self.priority.expect("admitted");
+        (self.overtaken < OVERTAKEN_MAX, priority, self.arrival)
+    }
+
+    fn runs(&self) -> bool {
+        matches!(self.at, Place::Running { .. })
+    }
+}
+
+impl Books {
+    pub(crate) fn new(requests: Rc<[Request]>, shape: ModelShape, config: &EngineConfig) -> Self {
+        let batched = config.mode == Mode::Batched;
+        Self {
+            entries: vec![Entry::default(); requests.len()],
+            requests,
+            shape,
+            running_max: if batched { config.running_max.get() as usize } else { 1 },
+            displace: batched,
+            chunk: config.prefill_chunk.get() as usize,
+            arrived: 0,
+            closed: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Before a turn: what has been submitted, and what was asked.
+    pub(crate) fn before(&mut self, outside: &Outside) {
+        self.closed = !outside.is_open();
+        self.submissions(outside);
+        for (entry, client) in self.entries.iter_mut().zip(&outside.clients) {
+            if entry.at == Place::Inbox {
+                entry.at = Place::Waiting;
+            }
+            entry.asked = client.asked.is_some() || self.closed;
+        }
+    }
+
+    fn submissions(&mut self, outside: &Outside) {
+        for (entry, client) in self.entries.iter_mut().zip(&outside.clients) {
+            let submitted = matches!(client.fate, Fate::Submitted | Fate::Left);
+            if submitted && entry.at == Place::Nowhere {
+                // Arrivals are delivered in the order of their numbers.
+                entry.at = Place::Inbox;
+                entry.priority = client.priority;
+                entry.arrival = self.arrived;
+                self.arrived += 1;
+            }
+        }
+    }
+
+    /// After a turn: what the model saw, and what the engine says.
+    pub(crate) fn after(
+        &mut self,
+        turn: &TurnOf,
+        audit: Audit,
+        view: EngineView,
+        outside: &Outside,
+    ) {
+        let TurnOf { turn, seen, heard, .. } = turn;
+        let turn = *turn;
+        self.counts.happened("turns", 1);
+        self.submissions(outside);
+        for entry in self.entries.iter_mut().filter(|entry| entry.asked) {
+            if matches!(entry.at, Place::Waiting | Place::Running { .. }) {
+                entry.at = Place::Gone;
+            }
+        }
+        for row in seen.iter().filter_map(Seen::rows).flatten() {
+            let (client, asked) = (&outside.clients[row.who], self.entries[row.who].asked);
+            self.counts.happened("in_flight", usize::from(client.asked.is_some() && !asked));
+        }
+        let pass = seen.iter().position(|seen| matches!(seen, Seen::Pass { .. }));
+        let (before, after) = seen.split_at(pass.unwrap_or(seen.len()));
+        self.starts(before);
+        match (turn, after) {
+            (Turn::Ran, [Seen::Pass { rows, failed }, closed @ ..]) => {
+                self.planned(rows);
+                match failed {
+                    None => self.succeeded(rows),
+                    Some(failed) => self.failed(rows, failed),
+                }
+                self.closed_after(closed);
+            }
+            (Turn::Idle | Turn::Closed, []) => {}
+            _ => panic!("{turn:?}, and in the device: {after:?}"),
+        }
+        self.heard(heard, outside);
+        self.adds_up(turn, audit, view);
+    }
+
+    fn starts(&mut self, seen: &[Seen]) {
+        let mut victims = vec![];
+        let mut started = false;
+        for seen in seen {
+            match *seen {
+                Seen::Closed { who } if self.entries[who].at == Place::Gone => {}
+                Seen::Closed { who } => victims.push(who),
+                Seen::Opened { who, .. } | Seen::Refused { who } => {
+                    self.give_way(&mut victims, started.then_some(who));
+                    self.is_first(who);
+                    started = true;
+                    if matches!(seen, Seen::Opened { .. }) {
+                        self.start(who);
+                    } else {
+                        self.entries[who].at = Place::Gone;
+                        self.entries[who].reason = Some("unwelcome".into());
+                    }
+                }
+                Seen::Pass { .. } => unreachable!("what comes before a pass"),
+            }
+        }
+        self.give_way(&mut victims, None);
+    }
+
+    /// These gave back their pages: the last in rank of those that run. If it is known that they
+    /// did so for one who started, they were of a lower priority.
+    fn give_way(&mut self, victims: &mut Vec<usize>, displaced_by: Option<usize>) {
+        let mut ranks: Vec<Rank> =
+            self.entries.iter().filter(|entry| entry.runs()).map(Entry::rank).collect();
+        ranks.sort_unstable();
+        let last = &ranks[ranks.len() - victims.len()..];
+        let mut of_victims: Vec<Rank> =
+            victims.iter().map(|&who| self.entries[who].rank()).collect();
+        of_victims.sort_unstable();
+        assert_eq!(of_victims, last, "{victims:?} gave way, and were not the last in rank");
+        for who in victims.drain(..) {
+            let victim = &mut self.entries[who];
+            assert!(victim.runs(), "{who} gave way, and did not run");
+            victim.at = Place::Waiting;
+            self.counts.happened("preempted", 1);
+            if let Some(newcomer) = displaced_by {
+                self.counts.happened("displaced", 1);
+                let outranks = |a: Rank, b: Rank| (a.0, a.1) < (b.0, b.1);
+                let (of_newcomer, of_victim) =
+                    (self.entries[newcomer].rank(), self.entries[who].rank());
+                assert!(self.displace && outranks(of_newcomer, of_victim), "{who} had to give way");
+            }
+        }
+    }
+
+    /// Nobody who waits and fits goes before it.
+    fn is_first(&self, who: usize) {
+        let newcomer = &self.entries[who];
+        assert_eq!(newcomer.at, Place::Waiting, "{who} started");
+        let capacity = (self.shape.pages * self.shape.page_tokens) as usize;
+        for (other, entry) in self.entries.iter().enumerate() {
+            if entry.at == Place::Waiting && entry.rank() < newcomer.rank() {
+                let too_large = self.requests[other].prompt.len() > capacity;
+                assert!(too_large, "{who} started before {other}: {newcomer:?} {entry:?}");
+            }
+        }
+    }
+
+    fn start(&mut self, who: usize) {
+        let arrival = self.entries[who].arrival;
+        for entry in &mut self.entries {
+            let waits = match entry.at {
+                Place::Waiting => true,
+                Place::Running { drew, .. } => !drew,
+                Place::Nowhere | Place::Inbox | Place::Gone => false,
+            };
+            if !waits || entry.arrival >= arrival {
+                continue;
+            }
+            entry.overtaken += 1;
+            if entry.overtaken == OVERTAKEN_MAX {
+                entry.overdue_at = self.arrived;
+                self.counts.happened("overdue", 1);
+            }
+            // Whoever still goes before one that is overdue was here when it became so.
+            let overdue = entry.overtaken > OVERTAKEN_MAX && entry.at == Place::Waiting;
+            assert!(
+                !overdue || arrival < entry.overdue_at,
+                "{who} came after {entry:?} was overdue"
+            );
+        }
+        let entry = &mut self.entries[who];
+        entry.at = Place::Running { computed: None, drew: false };
+        entry.started = true;
+        entry.lives += 1;
+        entry.unseen |= entry.rowless;
+        entry.rowless = true;
+    }
+
+    /// Tokens that a running request lacks before its next, if that is known.
+    fn left(&self, who: usize) -> Option<usize> {
+        let entry = &self.entries[who];
+        let Place::Running { computed, .. } = entry.at else { return None };
+        Some(self.requests[who].prompt.len() + entry.drawn - computed?)
+    }
+
+    fn planned(&mut self, rows: &[RowOf]) {
+        for (nth, row) in rows.iter().enumerate() {
+            let twice = rows[..nth].iter().any(|other| other.who == row.who);
+            assert!(!twice, "{} is in the pass twice", row.who);
+            let entry = &mut self.entries[row.who];
+            assert!(entry.runs(), "{} is in the pass: {entry:?}", row.who);
+            let Place::Running { computed, .. } = &mut entry.at else { unreachable!() };
+            assert_eq!(*computed.get_or_insert(row.from), row.from, "of {}", row.who);
+            if entry.lives == 1 && entry.cached.is_none() {
+                entry.cached = Some(row.from);
+                self.counts.happened("prefix_hits", usize::from(row.from > 0));
+            }
+            entry.rowless = false;
+            entry.served = entry.served.max(row.from);
+            let left = self.left(row.who).expect("it runs");
+            assert_eq!(row.draw, row.tokens == left, "{} draws from its last token", row.who);
+        }
+        let in_pass = |who: usize| rows.iter().any(|row| row.who == who);
+        let running = || (0..self.entries.len()).filter(|&who| self.entries[who].runs());
+        let rank = |who: usize| self.entries[who].rank();
+        if let Some(suspect) =
+            running().filter(|&who| self.entries[who].suspect).min_by_key(|&who| rank(who))
+        {
+            let alone: Vec<_> = rows.iter().map(|row| row.who).collect();
+            assert_eq!(alone, [suspect], "the suspect runs alone");
+            assert!(rows[0].tokens <= self.chunk, "{} tokens in a pass", rows[0].tokens);
+            return;
+        }
+        let is_prompt = |row: &&RowOf| self.left(row.who) != Some(1);
+        let prompts: Vec<_> = rows.iter().filter(is_prompt).collect();
+        let tokens: usize = prompts.iter().map(|row| row.tokens).sum();
+        assert!(tokens <= self.chunk, "{tokens} tokens of prompts in a pass");
+        for out in running().filter(|&who| !in_pass(who)) {
+            assert_ne!(self.left(out), Some(1), "{out} was left out, and lacks but one token");
+            let before = prompts.iter().all(|row| rank(row.who) < rank(out));
+            assert!(before && !prompts.is_empty(), "{out} was left out of {prompts:?}");
+        }
+        let part: Vec<_> = prompts.iter().filter(|row| !row.draw).collect();
+        assert!(part.len() <= 1, "more than one got only a part: {part:?}");
+        let last = prompts.iter().map(|row| rank(row.who)).max();
+        assert!(part.iter().all(|row| Some(rank(row.who)) == last), "{part:?} is not the last");
+    }
+
+    fn succeeded(&mut self, rows: &[RowOf]) {
+        for row in rows {
+            let entry = &mut self.entries[row.who];
+            let request = &self.requests[row.who];
+            entry.suspect = false;
+            let until = row.from + row.tokens;
+            entry.served = entry.served.max(until);
+            entry.at = Place::Running { computed: Some(until), drew: row.draw };
+            let Some(token) = row.drawn else { continue };
+            entry.drawn += 1;
+            let generation = &request.generation;
+            let finish = if generation.stop_tokens.contains(&token) {
+                assert!(entry.drawn > generation.tokens_min as usize, "it stopped too early");
+                Finish::Stop
+            } else if entry.drawn >= generation.tokens_max as usize
+                || request.prompt.len() + entry.drawn >= self.shape.context as usize
+            {
+                Finish::Length
+            } else {
+                continue;
+            };
+            entry.ended = Some(Outcome::Completed(finish));
+            entry.at = Place::Gone;
+        }
+    }
+
+    fn failed(&mut self, rows: &[RowOf], failed: &PassFailed) {
+        let named = failed.row.and_then(|row| rows.get(row));
+        let culprit = named.or(if rows.len() == 1 { rows.first() } else { None });
+        match culprit {
+            Some(row) => {
+                let entry = &mut self.entries[row.who];
+                entry.ended = Some(Outcome::Failed(failed.why.clone()));
+                entry.at = Place::Gone;
+            }
+            None => {
+                for row in rows {
+                    self.entries[row.who].suspect = true;
+                }
+                self.counts.happened("suspects", rows.len());
+            }
+        }
+        if failed.caches_lost {
+            self.counts.happened("caches_lost", 1);
+            for entry in self.entries.iter_mut().filter(|entry| entry.runs()) {
+                entry.at = Place::Waiting;
+            }
+        }
+    }
+
+    /// Only who has ended, or lost the cache, gave it back.
+    fn closed_after(&self, closed: &[Seen]) {
+        for seen in closed {
+            let Seen::Closed { who } = seen else { panic!("after the pass: {seen:?}") };
+            assert!(!self.entries[*who].runs(), "{who} should still run");
+        }
+    }
+
+    /// Clients heard of what happened, and of nothing else.
+    fn heard(&mut self, heard: &[(usize, Event)], outside: &Outside) {
+        for (who, event) in heard {
+            let client = &outside.clients[*who];
+            let entry = &mut self.entries[*who];
+            let Event::Ended(ended) = event else { continue };
+            let capacity = (self.shape.pages * self.shape.page_tokens) as usize;
+            let length = self.requests[*who].prompt.len() + entry.drawn;
+            if entry.at == Place::Waiting && length > capacity {
+                entry.at = Place::Gone;
+                self.counts.happened("too_large", 1);
+                let Outcome::Failed(why) = &ended.outcome else { panic!("{ended:?}") };
+                assert!(why.contains("do not fit"), "{why}");
+                entry.reason = Some(why.clone());
+            }
+            assert_eq!(entry.at, Place::Gone, "{who} was told of its end: {ended:?}");
+            let natural = || entry.reason.clone().map(Outcome::Failed);
+            let shutdown = || {
+                let cause = interlock_request::CancelCause::Shutdown;
+                self.closed.then_some(Outcome::Cancelled(cause))
+            };
+            let expected = client.asked.clone().or_else(|| entry.ended.clone()).or_else(natural);
+            assert_eq!(Some(&ended.outcome), expected.or_else(shutdown).as_ref(), "of {who}");
+            let usage = ended.usage;
+            let prompt = self.requests[*who].prompt.len();
+            if entry.started {
+                let told = (usage.prompt_tokens as usize, usage.cached_tokens as usize);
+                // What it found in the prefix cache shows when it gets its first row.
+                let cached = entry.cached.unwrap_or(told.1);
+                let served = entry.served.max(told.1).min(prompt);
+                assert!(cached <= served, "{who} found {cached} tokens");
+                let exactly =
+                    told.0 == served || (entry.rowless || entry.unseen) && told.0 > served;
+                assert!(exactly && told.1 == cached, "{who}: {usage:?}, not {served}, {cached}");
+            } else {
+                assert_eq!(usage, interlock_request::Usage::default(), "of {who}, who never began");
+            }
+            assert_eq!(usage.generated_tokens as usize, entry.drawn, "of {who}");
+            let stop_token = usize::from(entry.ended == Some(Outcome::Completed(Finish::Stop)));
+            assert_eq!(client.tokens.len() + stop_token, entry.drawn, "tokens told to {who}");
+            match &ended.outcome {
+                Outcome::Completed(_) => self.counts.happened("completed", 1),
+                Outcome::Cancelled(_) => self.counts.happened("cancelled", 1),
+                Outcome::Failed(_) => self.counts.happened("failed", 1),
+            }
+        }
+        for (who, client) in outside.clients.iter().enumerate() {
+            let entry = &self.entries[who];
+            let gone = entry.at == Place::Gone;
+            let told = |client: &Client| client.ended.is_some() || client.fate != Fate::Submitted;
+            assert!(!gone || told(client), "{who} has ended, and was not told: {entry:?}");
+        }
+    }
+
+    /// What the engine says of itself.
+    fn adds_up(&self, turn: Turn, audit: Audit, view: EngineView) {
+        let count =
+            |wanted: fn(&Entry) -> bool| self.entries.iter().filter(|&entry| wanted(entry)).count();
+        let running = count(Entry::runs);
+        let waiting = count(|entry| entry.at == Place::Waiting);
+        assert_eq!((audit.waiting, audit.running), (waiting, running), "who waits and runs");
+        assert!(running <= self.running_max, "{running} run");
+        let pages = audit.pages;
+        assert_eq!(pages.leased + pages.idle + pages.free, self.shape.pages, "{pages:?}");
+        assert_eq!(running == 0, pages.leased == 0, "{running} run, with {pages:?}");
+        let seated =
+            count(|entry| entry.at == Place::Inbox || entry.at == Place::Waiting && !entry.started);
+        let begun = count(|entry| entry.runs() || entry.at == Place::Waiting && entry.started);
+        assert_eq!((view.waiting as usize, view.running as usize), (seated, begun), "{view:?}");
+        if turn == Turn::Idle {
+            assert_eq!(waiting + running, 0, "idle, and there is somebody to compute for");
+        }
+    }
+
+    /// When nobody is left.
+    pub(crate) fn at_the_end(&mut self, outside: &Outside) {
+        for (who, (entry, client)) in self.entries.iter().zip(&outside.clients).enumerate() {
+            let over = matches!(entry.at, Place::Nowhere | Place::Gone);
+            assert!(over, "{who} is left: {entry:?}");
+            match client.fate {
+                Fate::ToCome => panic!("{who} never came"),
+                Fate::Submitted => assert!(client.ended.is_some(), "{who} never ended"),
+                Fate::Left => self.counts.happened("left", 1),
+                Fate::Full => self.counts.happened("full", 1),
+                Fate::Rejected | Fate::TooLate => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! A world, made of one number: who comes when, wants what, leaves how, and what goes wrong.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use fastrand::Rng;
+use interlock_engine::{CacheConfig, EngineConfig, Mode};
+use interlock_request::{Deadlines, Generation, Priority, Sampling, TokenId};
+use interlock_sim::{SimModel, SimSettings};
+
+/// What a world is mostly about. A seed is of the theme that its remainder says, so that one
+/// number says all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Theme {
+    /// A bit of everything.
+    General,
+    /// Too few pages for all, so that some must give way.
+    SmallCache,
+    /// Passes that fail.
+    Failures,
+    /// Everyone at once, and most leave.
+    Storm,
+}
+
+impl Theme {
+    pub(crate) const COUNT: u64 = 4;
+
+    pub(crate) fn of(seed: u64) -> Self {
+        [Self::General, Self::SmallCache, Self::Failures, Self::Storm]
+            [(seed % Self::COUNT) as usize]
+    }
+}
+
+/// All that happens in a world, but for what the engine makes of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub seed: u64,
+    pub engine: EngineConfig,
+    pub cache: CacheConfig,
+    pub seats: usize,
+    pub sim: SimSettings,
+    /// By when they arrive.
+    pub requests: Vec<Request>,
+    pub faults: Faults,
+    /// When the engine is told to stop.
+    pub closes_at: Option<Duration>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub at: Duration,
+    pub prompt: Vec<TokenId>,
+    /// Its priority is the policy's to say.
+    pub generation: Generation,
+    pub verdict: Verdict,
+    pub asks: Vec<Ask>,
+    /// Does the model refuse to take it?
+    pub unwelcome: bool,
+}
+
+/// What the policy says of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Verdict {
+    Admit(Priority, Deadlines),
+    Reject,
+    /// It traps; the chain goes on without it.
+    Trap,
+}
+
+/// Somebody wants a request to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ask {
+    pub when: When,
+    pub how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// This long after it was submitted.
+    After(Duration),
+    /// When its client has seen so many tokens.
+    Tokens(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// The client drops all it holds.
+    Leave,
+    /// An operator cancels it.
+    Operator,
+    /// Its text is complete.
+    Finish,
+}
+
+/// What goes wrong in the device.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    /// One pass in so many fails; 0 is none.
+    pub one_in: u32,
+    /// Requests whose every pass fails.
+    pub poisoned: Vec<usize>,
+    /// Of those failures, one in so many names its row, and so many percent of them wrongly.
+    pub naming: u32,
+    pub naming_wrongly: u32,
+    /// One in so many loses the caches; 0 is none.
+    pub losing: u32,
+}
+
+/// One in `n`.
+pub(crate) fn one_in(rng: &mut Rng, n: u32) -> bool {
+    n > 0 && rng.u32(0..n) == 0
+}
+
+fn of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.usize(0..choices.len())]
+}
+
+fn number(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).expect("not 0")
+}
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+impl Scenario {
+    pub(crate) fn of(seed: u64) -> Self {
+        let theme = Theme::of(seed);
+        let rng = &mut Rng::with_seed(seed);
+        let mode = if one_in(rng, 8) { Mode::Simple } else { Mode::Batched };
+        let page = of(rng, &[1, 2, 3, 4, 8, 16]);
+        let tokens = match theme {
+            Theme::SmallCache => rng.u32(20..100),
+            _ if one_in(rng, 4) => rng.u32(40..200),
+            _ => 4096,
+        };
+        let still = one_in(rng, 16);
+        let mut time = |max| if still { Duration::ZERO } else { ms(rng.u64(0..max)) };
+        let sim = SimSettings {
+            prefill: time(3) / 4,
+            decode: time(20),
+            row: time(3) / 2,
+            page: number(page),
+            cache: tokens,
+            context: 1024,
+            stop: of(rng, &[0, 3, 12, 60]),
+            ..SimSettings::default()
+        };
+        let count = match theme {
+            Theme::Storm => rng.usize(12..40),
+            _ => rng.usize(2..12),
+        };
+        let faults = match theme {
+            Theme::Failures => Faults::of(rng, count),
+            _ => Faults::default(),
+        };
+        let spread = of(rng, &[0, 20, 100, 400]);
+        let prefixes: Vec<Vec<TokenId>> =
+            (0..3).map(|_| (0..rng.usize(0..40)).map(|_| rng.u32(0..8)).collect()).collect();
+        let mut requests: Vec<_> =
+            (0..count).map(|_| Request::of(rng, theme, &prefixes, ms(spread), tokens)).collect();
+        requests.sort_by_key(|request| request.at);
+        for (number, request) in requests.iter_mut().enumerate() {
+            request.generation.sampling.top_k = number as u32;
+        }
+        Self {
+            seed,
+            engine: EngineConfig {
+                mode,
+                running_max: number(match theme {
+                    Theme::SmallCache | Theme::Failures => of(rng, &[2, 3, 5, 64, 64]),
+                    Theme::General | Theme::Storm => of(rng, &[1, 2, 3, 5, 64]),
+                }),
+                prefill_chunk: number(of(rng, &[1, 4, 16, 64, 256])),
+                decode_stretch_max: number(of(rng, &[1, 2, 3, 10])),
+            },
+            cache: CacheConfig { prefix: !one_in(rng, 4), ..CacheConfig::default() },
+            seats: of(rng, &[1, 4, 100, 100, 100, 100]),
+            sim,
+            requests,
+            faults,
+            closes_at: one_in(rng, 8).then(|| ms(rng.u64(0..spread + 100))),
+        }
+    }
+}
+
+impl Faults {
+    fn of(rng: &mut Rng, count: usize) -> Self {
+        Self {
+            one_in: of(rng, &[0, 5, 12, 30]),
+            poisoned: (0..count).filter(|_| one_in(rng, 10)).collect(),
+            naming: of(rng, &[0, 0, 2, 4]),
+            naming_wrongly: of(rng, &[0, 0, 20]),
+            losing: of(rng, &[0, 2, 4]),
+        }
+    }
+}
+
+impl Request {
+    fn of(
+        rng: &mut Rng,
+        theme: Theme,
+        prefixes: &[Vec<TokenId>],
+        spread: Duration,
+        cache: u32,
+    ) -> Self {
+        let mut prompt = prefixes[rng.usize(0..prefixes.len())].clone();
+        let tail = if one_in(rng, 6) { rng.usize(30..120) } else { rng.usize(1..12) };
+        // Few different tokens, so that prompts are often alike, and sometimes the same.
+        prompt.extend((0..tail).map(|_| rng.u32(0..3)));
+        // Most, but not all, would have got past a server that knows the context.
+        if !one_in(rng, 16) {
+            prompt.truncate((cache as usize / 2).max(1));
+        }
+        let tokens_max = if one_in(rng, 8) { 1 } else { rng.u32(1..24) };
+        let ignores_eos = one_in(rng, 5);
+        let generation = Generation {
+            sampling: Sampling {
+                temperature: if one_in(rng, 3) { 1.0 } else { 0.0 },
+                seed: one_in(rng, 2).then(|| rng.u64(0..3)),
+                ..Sampling::greedy()
+            },
+            tokens_max,
+            tokens_min: if one_in(rng, 4) { rng.u32(0..=tokens_max) } else { 0 },
+            stop_tokens: if ignores_eos { vec![] } else { vec![SimModel::EOS] },
+            logprobs: one_in(rng, 8).then(|| rng.u32(0..3)),
+            priority: Priority::Standard,
+        };
+        let leaving = if theme == Theme::Storm { 90 } else { 25 };
+        let asks = if rng.u32(0..100) < leaving {
+            (0..of(rng, &[1, 1, 1, 2, 3])).map(|_| Ask::of(rng)).collect()
+        } else {
+            vec![]
+        };
+        // One that does not fit is refused, and its client is there to hear it.
+        let fits = prompt.len() <= cache as usize;
+        Self {
+            at: spread.mul_f64(rng.f64()),
+            prompt,
+            generation,
+            verdict: Verdict::of(rng),
+            asks: if fits { asks } else { vec![] },
+            unwelcome: one_in(rng, 40),
+        }
+    }
+}
+
+impl Verdict {
+    fn of(rng: &mut Rng) -> Self {
+        if one_in(rng, 20) {
+            return Self::Reject;
+        }
+        if one_in(rng, 20) {
+            return Self::Trap;
+        }
+        let priority = of(
+            rng,
+            &[
+                Priority::Standard,
+                Priority::Standard,
+                Priority::Standard,
+                Priority::Critical,
+                Priority::Interactive,
+                Priority::Batch,
+                Priority::Sheddable,
+            ],
+        );
+        let mut deadline = |max| one_in(rng, 10).then(|| ms(rng.u64(1..max)));
+        let deadlines = Deadlines {
+            queue: deadline(300),
+            first_token: deadline(300),
+            inter_token: deadline(60),
+            total: deadline(800),
+        };
+        Self::Admit(priority, deadlines)
+    }
+}
+
+impl Ask {
+    fn of(rng: &mut Rng) -> Self {
+        let when = if rng.bool() {
+            When::After(Duration::from_micros(rng.u64(0..400_000)))
+        } else {
+            When::Tokens(rng.usize(0..12))
+        };
+        Self { when, how: of(rng, &[How::Leave, How::Leave, How::Operator, How::Finish]) }
+    }
+}

@@ -1,0 +1,257 @@
+//! Worlds made by hand, for what is promised with a number. The books watch these too.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use fastrand::Rng;
+use interlock_engine::{CacheConfig, EngineConfig};
+use interlock_request::{Deadlines, Finish, Generation, Outcome, Priority, Sampling, TokenId};
+use interlock_scheduler::OVERTAKEN_MAX;
+use interlock_sim::SimSettings;
+
+use crate::device::Seen;
+use crate::scenario::{Ask, Faults, How, Request, Scenario, Verdict, When};
+use crate::world::{Lab, Ran};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn number(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).expect("not 0")
+}
+
+/// A quiet world with all the room there could be: 20 ms a pass that decodes, 1 ms for each of its
+/// rows and each token of a prompt.
+fn world(requests: Vec<Request>) -> Scenario {
+    let mut requests = requests;
+    requests.sort_by_key(|request| request.at);
+    for (number, request) in requests.iter_mut().enumerate() {
+        request.generation.sampling.top_k = number as u32;
+    }
+    Scenario {
+        seed: 0,
+        engine: EngineConfig::default(),
+        cache: CacheConfig::default(),
+        seats: 2000,
+        sim: SimSettings {
+            stop: 0,
+            prefill: MS,
+            decode: 20 * MS,
+            row: MS,
+            ..SimSettings::default()
+        },
+        requests,
+        faults: Faults::default(),
+        closes_at: None,
+    }
+}
+
+/// A request whose prompt begins like no other's.
+fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> Request {
+    let prompt = std::iter::once(first).chain((1..prompt as TokenId).map(|n| n % 200)).collect();
+    let generation = Generation {
+        sampling: Sampling::greedy(),
+        tokens_max,
+        tokens_min: 0,
+        stop_tokens: vec![],
+        logprobs: None,
+        priority: Priority::Standard,
+    };
+    Request {
+        at,
+        prompt,
+        generation,
+        verdict: of(Priority::Standard),
+        asks: vec![],
+        unwelcome: false,
+    }
+}
+
+fn of(priority: Priority) -> Verdict {
+    Verdict::Admit(priority, Deadlines::default())
+}
+
+fn longest_gap(ran: &Ran, who: usize) -> Duration {
+    let at = ran.tokens_at(who);
+    at.windows(2).map(|two| two[1] - two[0]).max().expect("two tokens")
+}
+
+const COMPLETED: Outcome = Outcome::Completed(Finish::Length);
+
+#[test]
+fn a_storm_of_a_thousand_ends_with_nothing_left() {
+    let rng = &mut Rng::with_seed(1000);
+    let requests = (0..1000)
+        .map(|first| {
+            let at = 2000 * MS.mul_f64(rng.f64());
+            let mut request = request(at, first % 7, rng.usize(1..60), rng.u32(1..30));
+            let how = if rng.bool() { How::Leave } else { How::Operator };
+            if rng.u32(0..100) < 85 {
+                request.asks = vec![Ask { when: When::After(1500 * MS.mul_f64(rng.f64())), how }];
+            }
+            request
+        })
+        .collect();
+    let mut scenario = world(requests);
+    // Everyone could run at once, but not in this cache.
+    scenario.engine.running_max = number(200);
+    scenario.sim.cache = 2048;
+    scenario.sim.row = MS / 10;
+    scenario.sim.prefill = MS / 10;
+    let counts = Lab::new().world(&scenario).counts;
+    assert!(counts.of("left") + counts.of("cancelled") > 500, "{counts:?}");
+    assert!(counts.of("completed") > 150, "{counts:?}");
+}
+
+/// Two run at once, and more urgent ones come faster than they are served.
+fn flood(sheddable: Request) -> Ran {
+    let mut requests: Vec<_> = (0..600)
+        .map(|n| {
+            let mut urgent = request(50 * MS + 10 * MS * n, 2 + n % 50, 10, 4);
+            urgent.verdict = of(Priority::Critical);
+            urgent
+        })
+        .collect();
+    requests.push(Request { verdict: of(Priority::Sheddable), ..sheddable });
+    let mut scenario = world(requests);
+    scenario.engine.running_max = number(2);
+    Lab::new().world(&scenario)
+}
+
+/// How many started before it did, for the first time or the last.
+fn starts_before(ran: &Ran, who: usize, last: bool) -> usize {
+    let started: Vec<_> = ran
+        .seen()
+        .filter_map(|seen| if let Seen::Opened { who, .. } = seen { Some(*who) } else { None })
+        .collect();
+    let same = |&of: &usize| of == who;
+    let at = if last { started.iter().rposition(same) } else { started.iter().position(same) };
+    at.expect("it starts")
+}
+
+#[test]
+fn the_last_in_rank_starts_when_enough_have_overtaken_it() {
+    // Two came before it and have both places.
+    let who = 2;
+    let ran = flood(request(65 * MS, 1, 10, 20));
+    let before = starts_before(&ran, who, false);
+    assert_eq!(before, 2 + OVERTAKEN_MAX as usize);
+    assert_eq!(starts_before(&ran, who, true), before, "and nobody displaces it after that");
+    assert_eq!(ran.ended(who).outcome, COMPLETED);
+}
+
+/// It had its first token before the flood came; that it was overtaken did not count from then on.
+#[test]
+fn a_stream_that_gave_way_is_overtaken_no_more_often() {
+    let who = 0;
+    let ran = flood(request(Duration::ZERO, 1, 10, 200));
+    assert!(!ran.tokens_at(who).is_empty(), "it had begun");
+    assert_eq!(starts_before(&ran, who, false), 0);
+    let again = starts_before(&ran, who, true);
+    assert!(again > 2, "it gave way");
+    // Those that started beside it while it flowed have not overtaken it: two at most.
+    assert!(again <= 1 + 2 + OVERTAKEN_MAX as usize, "{again} started before it went on");
+    assert_eq!(ran.ended(who).outcome, COMPLETED);
+}
+
+/// Streams flow, and a prompt ten times as long as theirs comes.
+fn long_prompt(prefill: Duration) -> Ran {
+    let mut requests: Vec<_> = (0..4).map(|n| request(Duration::ZERO, n, 40, 200)).collect();
+    requests.push(request(1000 * MS, 9, 400, 10));
+    let mut scenario = world(requests);
+    scenario.sim.prefill = prefill;
+    Lab::new().world(&scenario)
+}
+
+/// Time of a pass that decodes for four.
+const FOUR: Duration = Duration::from_millis(24);
+const STRETCH: u32 = 3;
+
+#[test]
+fn a_long_prompt_stretches_the_time_between_tokens_by_no_more_than_was_said() {
+    let ran = long_prompt(MS);
+    for who in 0..4 {
+        let gap = longest_gap(&ran, who);
+        assert!(gap <= STRETCH * FOUR, "{gap:?}");
+        assert!(gap > 2 * FOUR, "{gap:?}: the prompt was not beside it");
+    }
+    // It gets all that the stretch allows: 48 tokens a pass.
+    let waited = ran.tokens_at(4)[0] - 1000 * MS;
+    assert!(waited <= FOUR + STRETCH * FOUR * 400_u32.div_ceil(48), "{waited:?}");
+}
+
+#[test]
+fn a_prompt_that_is_dear_advances_by_eight_tokens_a_pass() {
+    let prefill = 50 * MS;
+    let ran = long_prompt(prefill);
+    for who in 0..4 {
+        let gap = longest_gap(&ran, who);
+        assert_eq!(gap, FOUR + 8 * prefill, "more than the stretch, and the least there is");
+    }
+}
+
+/// No pass ever only decodes here, so what that costs must show beside the prompts.
+#[test]
+fn streams_keep_their_pace_from_the_first_pass_on() {
+    let mut requests = vec![request(Duration::ZERO, 0, 4, 20)];
+    requests.extend((1..9).map(|n| request(Duration::ZERO, n, 400, 1)));
+    let mut scenario = world(requests);
+    // The short prompt is computed with a whole chunk of another's, but draws nothing before.
+    scenario.engine.prefill_chunk = number(256);
+    let ran = Lab::new().world(&scenario);
+    let decodes_only = |seen: &Seen| {
+        let decodes = |rows: &[crate::device::RowOf]| rows.iter().all(|row| row.tokens == 1);
+        seen.rows().is_some_and(decodes)
+    };
+    assert!(!ran.seen().any(decodes_only), "a pass only decoded");
+    assert!(longest_gap(&ran, 0) <= STRETCH * 21 * MS, "{:?}", longest_gap(&ran, 0));
+}
+
+#[test]
+fn who_begins_like_another_is_served_from_its_pages() {
+    let page = 16;
+    let alike = |at: u32, end: TokenId| {
+        let mut request = request(at * MS, 1, 3 * page, 5);
+        request.prompt.extend([end; 5]);
+        request
+    };
+    // The second comes while the first runs, the third when both have gone.
+    let ran = Lab::new().world(&world(vec![alike(0, 1), alike(70, 2), alike(900, 3)]));
+    let cached = |who| ran.ended(who).usage.cached_tokens as usize;
+    assert_eq!([cached(0), cached(1), cached(2)], [0, 3 * page, 3 * page]);
+    let computed = |who| {
+        let rows = ran.seen().filter_map(Seen::rows).flatten();
+        rows.filter(|row| row.who == who && row.from < 3 * page + 5).map(|row| row.tokens).sum()
+    };
+    let computed: [usize; 3] = [computed(0), computed(1), computed(2)];
+    assert_eq!(computed, [3 * page + 5, 5, 5]);
+}
+
+#[test]
+fn one_whose_every_pass_fails_fails_alone() {
+    let requests = (0..6).map(|n| request(n * 30 * MS, n, 20, 10)).collect();
+    let mut scenario = world(requests);
+    scenario.faults = Faults { poisoned: vec![3], ..Faults::default() };
+    let ran = Lab::new().world(&scenario);
+    for who in 0..6 {
+        let failed = Outcome::Failed("the seed said so".into());
+        assert_eq!(ran.ended(who).outcome, if who == 3 { failed } else { COMPLETED }, "{who}");
+    }
+    let failures = |seen: &&Seen| matches!(seen, Seen::Pass { failed: Some(_), .. });
+    assert_eq!(ran.seen().filter(failures).count(), 2, "once with the others, once alone");
+}
+
+#[test]
+fn the_youngest_gives_way_when_pages_run_out_and_ends_as_it_would_have() {
+    let requests = (0..3).map(|n| request(n * 30 * MS, n, 16, 60)).collect();
+    let mut scenario = world(requests);
+    // Room for the beginnings of three and the ends of two.
+    scenario.sim.cache = 160;
+    let ran = Lab::new().world(&scenario);
+    let lives = |who| {
+        let opened = |seen: &&Seen| matches!(seen, Seen::Opened { who: of, .. } if *of == who);
+        ran.seen().filter(opened).count()
+    };
+    assert_eq!((lives(0), lives(1)), (1, 1));
+    assert!(lives(2) > 1, "it gave way");
+    assert_eq!(ran.ended(2).outcome, COMPLETED);
+}

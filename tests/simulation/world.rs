@@ -1,0 +1,318 @@
+//! Runs a world to its end, turn by turn, and says which seed to replay if something is wrong.
+
+use std::cell::{OnceCell, RefCell};
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use fastrand::Rng;
+use interlock_admission::{PolicyChain, PolicyMetrics};
+use interlock_engine::{
+    CacheConfig, Clock, Ended, Engine, EngineConfig, EngineMetrics, Event, Mode, ModelShape, Turn,
+    WaitingConfig, by_hand,
+};
+use interlock_metrics::Registry;
+use interlock_request::{Drawn, Outcome};
+use interlock_sim::{SimModel, SimSettings};
+use interlock_tests::metric;
+
+use crate::books::{Books, Counts};
+use crate::device::{Log, Seen, VirtualClock, Watched};
+use crate::outside::{Fate, Outside, admit, ceilings};
+use crate::scenario::{Request, Scenario};
+
+/// What worlds of one test share: families are declared once. Each world finds the gauges at zero
+/// and leaves them so.
+pub(crate) struct Lab {
+    registry: Registry,
+    engine: EngineMetrics,
+    policies: PolicyMetrics,
+}
+
+/// A turn, for whoever must find out what went wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TurnOf {
+    pub began_at: Duration,
+    pub ended_at: Duration,
+    pub turn: Turn,
+    pub seen: Vec<Seen>,
+    pub heard: Vec<(usize, Event)>,
+}
+
+/// A world that has come to its end.
+pub(crate) struct Ran {
+    pub trace: Vec<TurnOf>,
+    pub counts: Counts,
+}
+
+impl Ran {
+    /// What a client heard, and when.
+    pub(crate) fn heard(&self, who: usize) -> impl Iterator<Item = (Duration, &Event)> {
+        self.trace.iter().flat_map(move |turn| {
+            let its = turn.heard.iter().filter(move |(of, _)| *of == who);
+            its.map(|(_, event)| (turn.ended_at, event))
+        })
+    }
+
+    /// How it ended.
+    pub(crate) fn ended(&self, who: usize) -> &Ended {
+        let ended = self.heard(who).find_map(|(_, event)| match event {
+            Event::Ended(ended) => Some(ended),
+            Event::Started | Event::Token(_) => None,
+        });
+        ended.expect("who stays hears of the end")
+    }
+
+    /// When its tokens came.
+    pub(crate) fn tokens_at(&self, who: usize) -> Vec<Duration> {
+        let tokens = self.heard(who).filter(|(_, event)| matches!(event, Event::Token(_)));
+        tokens.map(|(at, _)| at).collect()
+    }
+
+    /// All that the model saw, in order.
+    pub(crate) fn seen(&self) -> impl Iterator<Item = &Seen> {
+        self.trace.iter().flat_map(|turn| &turn.seen)
+    }
+}
+
+/// More turns than any world here takes: beyond it, it would go on for ever.
+const TURNS_MAX: usize = 20_000;
+
+/// Turns that a failure shows.
+const TURNS_SHOWN: usize = 12;
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let engine = EngineMetrics::register(&registry);
+        let policies = PolicyMetrics::register(&registry);
+        Self { registry, engine, policies }
+    }
+
+    /// Runs the world of this seed.
+    ///
+    /// # Panics
+    ///
+    /// When a rule is broken, with the seed, the world and its last turns.
+    pub(crate) fn world(&self, scenario: &Scenario) -> Ran {
+        let trace = RefCell::new(vec![]);
+        // What is looked at after a panic is the trace alone.
+        let ran = catch_unwind(AssertUnwindSafe(|| self.run(scenario, &trace)));
+        match ran {
+            Ok(counts) => Ran { trace: trace.into_inner(), counts },
+            Err(panic) => {
+                let why = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("a panic without a message");
+                panic!("{}", report(scenario, &trace.borrow(), why));
+            }
+        }
+    }
+
+    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<TurnOf>>) -> Counts {
+        let clock = VirtualClock::default();
+        let requests: Rc<[Request]> = scenario.requests.clone().into();
+        let unset = Rc::new(OnceCell::new());
+        let rng = Rng::with_seed(!scenario.seed);
+        let (model, log) = Watched::new(
+            scenario.sim.clone(),
+            Rc::clone(&requests),
+            scenario.faults.clone(),
+            rng,
+            &clock,
+            &unset,
+        );
+        let seats = NonZeroUsize::new(scenario.seats).expect("seats");
+        let (handle, door, mut engine) = by_hand(
+            model,
+            &scenario.engine,
+            &scenario.cache,
+            &WaitingConfig { requests_max: seats },
+            self.engine.clone(),
+            Box::new(clock.clone()),
+        );
+        let shape = shape(&handle);
+        let mut books = Books::new(Rc::clone(&requests), shape, &scenario.engine);
+        let outside = Rc::new(RefCell::new(Outside::new(
+            handle.clone(),
+            door,
+            scenario.closes_at,
+            clock.clone(),
+            Rc::clone(&requests),
+            self.policies.clone(),
+        )));
+        assert!(unset.set(Rc::clone(&outside)).is_ok(), "set once");
+        for _ in 0..TURNS_MAX {
+            outside.borrow_mut().deliver();
+            books.before(&outside.borrow());
+            let began_at = clock.now();
+            let turn = engine.turn();
+            let mut world = outside.borrow_mut();
+            world.listen();
+            let seen = std::mem::take(&mut *log.borrow_mut());
+            let heard = std::mem::take(&mut world.heard);
+            let ended_at = clock.now();
+            trace.borrow_mut().push(TurnOf { began_at, ended_at, turn, seen, heard });
+            let last = trace.borrow();
+            let last = last.last().expect("there is this turn");
+            books.after(last, engine.audit(), handle.view(), &world);
+            if turn == Turn::Ran {
+                continue;
+            }
+            if world.is_quiet() && turn == Turn::Closed {
+                break;
+            }
+            match world.next_due() {
+                Some(due) if due > clock.now() => clock.advance(due - clock.now()),
+                Some(_) => {}
+                None => world.close(),
+            }
+        }
+        self.at_the_end(&mut books, &outside.borrow(), &engine, &log);
+        let ended_at = clock.now();
+        assert!(ended_at < Duration::from_secs(3600), "it took {ended_at:?}");
+        drop(engine);
+        self.alone(&requests, shape, scenario, &outside.borrow());
+        books.counts
+    }
+
+    fn at_the_end(
+        &self,
+        books: &mut Books,
+        outside: &Outside,
+        engine: &Engine<Watched>,
+        log: &Log,
+    ) {
+        assert!(outside.is_quiet(), "it goes on for more than {TURNS_MAX} turns");
+        assert_eq!(*log.borrow(), [], "the model was asked between turns");
+        books.at_the_end(outside);
+        let audit = engine.audit();
+        assert_eq!((audit.waiting, audit.running, audit.pages.leased), (0, 0, 0));
+        outside.accounts_are_settled();
+        self.nothing_is_left();
+    }
+
+    /// All gauges of the engine are back where they began.
+    pub(crate) fn nothing_is_left(&self) {
+        let exposed = self.registry.expose().expect("exposes");
+        for gauge in ["requests_waiting", "requests_running", "engine_passes_in_flight"] {
+            assert_eq!(metric(&exposed, gauge), 0.0, "{gauge}");
+        }
+        assert!(metric(&exposed, "engine_passes_in_flight_max") <= 1.0);
+    }
+
+    /// Batched equals alone: what each client got is what it would have got alone.
+    fn alone(
+        &self,
+        requests: &[Request],
+        shape: ModelShape,
+        scenario: &Scenario,
+        outside: &Outside,
+    ) {
+        for (who, client) in outside.clients.iter().enumerate() {
+            let natural = match &client.ended {
+                Some(Ended { outcome: Outcome::Completed(_), .. }) => client.asked.is_none(),
+                _ => false,
+            };
+            if client.tokens.is_empty() && !natural {
+                continue;
+            }
+            assert!(matches!(client.fate, Fate::Submitted | Fate::Left));
+            let (tokens, ended) = self.one_alone(&requests[who], shape.context, scenario.sim.stop);
+            if natural {
+                let together = client.ended.as_ref().expect("it has ended");
+                assert_eq!(client.tokens, tokens, "{who}, together and alone");
+                assert_eq!(together.outcome, ended.outcome, "{who}, together and alone");
+                let generated = |ended: &Ended| ended.usage.generated_tokens;
+                assert_eq!(generated(together), generated(&ended), "{who}, together and alone");
+            } else {
+                let begins_so = tokens.starts_with(&client.tokens);
+                assert!(begins_so, "{who} together: {:?}; alone: {tokens:?}", client.tokens);
+            }
+        }
+    }
+
+    /// The tokens of a request that has an engine in `simple` mode to itself, with all the cache
+    /// that it could want.
+    pub(crate) fn one_alone(
+        &self,
+        request: &Request,
+        context: u32,
+        stop: u32,
+    ) -> (Vec<Drawn>, Ended) {
+        let settings = SimSettings { context, cache: context + 16, stop, ..SimSettings::default() };
+        let (handle, _door, mut engine) = by_hand(
+            SimModel::load(settings),
+            &EngineConfig { mode: Mode::Simple, ..EngineConfig::default() },
+            &CacheConfig { prefix: false, ..CacheConfig::default() },
+            &WaitingConfig::default(),
+            self.engine.clone(),
+            Box::new(VirtualClock::default()),
+        );
+        let chain = PolicyChain::new(vec![], ceilings(), self.policies.clone());
+        let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
+        let mut running = handle.seat().expect("a seat").submit(admitted);
+        while engine.turn() == Turn::Ran {}
+        let mut tokens = vec![];
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            match pin!(running.events.next()).poll(&mut context) {
+                Poll::Ready(Some(Event::Started)) => {}
+                Poll::Ready(Some(Event::Token(drawn))) => tokens.push(drawn),
+                Poll::Ready(Some(Event::Ended(ended))) => return (tokens, ended),
+                end => panic!("alone, it did not end: {end:?}"),
+            }
+        }
+    }
+}
+
+fn shape(handle: &interlock_engine::EngineHandle) -> ModelShape {
+    match handle.state() {
+        interlock_engine::EngineState::Ready(shape) => shape,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
+    use std::fmt::Write;
+    let seed = scenario.seed;
+    let mut text = format!("seed {seed}, turn {}: {why}\n\n", trace.len());
+    let mut world = scenario.clone();
+    let requests = std::mem::take(&mut world.requests);
+    let written = "a string takes what is written";
+    writeln!(text, "{world:?}").expect(written);
+    for (who, request) in requests.iter().enumerate() {
+        let Request { at, prompt, generation, verdict, asks, unwelcome } = request;
+        writeln!(
+            text,
+            "{who}: at {at:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome}",
+            prompt.len(),
+            generation.tokens_max
+        )
+        .expect(written);
+    }
+    let skipped = trace.len().saturating_sub(TURNS_SHOWN);
+    for (number, turn) in trace.iter().enumerate().skip(skipped) {
+        let TurnOf { began_at, ended_at, turn, seen, heard } = turn;
+        writeln!(text, "turn {}, {began_at:?} to {ended_at:?}: {turn:?}", number + 1)
+            .expect(written);
+        for seen in seen {
+            writeln!(text, "    {seen:?}").expect(written);
+        }
+        for (who, event) in heard {
+            writeln!(text, "    {who} hears {event:?}").expect(written);
+        }
+    }
+    writeln!(
+        text,
+        "\nagain: SIMULATION_SEED={seed} cargo test -p interlock-tests --test simulation"
+    )
+    .expect(written);
+    text
+}
