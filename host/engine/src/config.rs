@@ -17,8 +17,10 @@ pub struct EngineConfig {
     /// Most requests that run at once in `batched` mode; the others wait. Turn this up on a large
     /// GPU, where more rows cost little more time; down when each stream should be faster.
     pub running_max: NonZeroU32,
-    /// Most prompt tokens that one pass computes. A cancelled prompt stops between chunks: turn
-    /// this down when cancelling must act sooner, up when long prompts should compute faster.
+    /// Most prompt tokens that one pass computes; fewer where so many would take more than about a
+    /// second, since a cancelled prompt stops between passes. Turn this down when memory is short
+    /// or cancelling must act sooner still, up when long prompts should compute faster on a large
+    /// GPU.
     pub prefill_chunk: NonZeroU32,
     /// How many times as long as usual a pass may take because it also computes prompts, while
     /// streams wait for their next token. Turn this down when streams must flow evenly, up when
@@ -42,7 +44,7 @@ impl Default for EngineConfig {
         Self {
             mode: Mode::Batched,
             running_max: number(64),
-            prefill_chunk: number(256),
+            prefill_chunk: number(2048),
             decode_stretch_max: number(3),
         }
     }

@@ -1,4 +1,5 @@
-//! How much prompt a pass may compute, so that streams beside it keep their pace.
+//! How much prompt a pass may compute, so that streams beside it keep their pace and cancelling
+//! does not wait for long.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use crate::EngineConfig;
 /// A pass costs what its decoding rows cost, and so much more for each token of a prompt. Both are
 /// measured, since they differ by a factor of a thousand between machines, and by ten between a
 /// short and a long context on one. Each new pass counts for an eighth of the estimate: it follows
-/// a change within some ten passes and no single slow pass moves it much.
+/// a change within some ten passes and no single slow pass moves it much. A short piece of prompt
+/// counts for less: what its pass took is mostly what any pass takes.
 #[derive(Debug)]
 pub(crate) struct Pace {
     chunk_max: NonZeroU32,
@@ -38,6 +40,17 @@ impl Pace {
     /// would wait for them for ever.
     const CHUNK_MIN: f64 = 8.0;
 
+    /// A prompt's pass that nobody's stream waits for may take this long: cancelling waits for it.
+    const ALONE_SECONDS: f64 = 1.0;
+
+    /// What a prompt alone gets at least, and before it is known what it costs: enough for products
+    /// to be efficient on any machine.
+    const ALONE_MIN: f64 = 64.0;
+    const ALONE_FIRST: f64 = 256.0;
+
+    /// A piece of prompt of this many tokens tells what a token costs.
+    const TELLING: f64 = 64.0;
+
     /// Of `simple` mode: one request at a time.
     pub(crate) fn alone(config: &EngineConfig) -> Self {
         Self {
@@ -56,26 +69,27 @@ impl Pace {
     /// A pass of `decoding` rows and `prompt_tokens` tokens has taken this long.
     pub(crate) fn passed(&mut self, decoding: usize, prompt_tokens: u32, took: Duration) {
         let took = took.as_secs_f64();
-        let follow = |estimate: &mut Option<f64>, seen: f64| {
+        let follow = |estimate: &mut Option<f64>, seen: f64, telling: f64| {
             let estimate = estimate.get_or_insert(seen);
-            *estimate += Self::NEW * (seen - *estimate);
+            *estimate += Self::NEW * telling * (seen - *estimate);
         };
         if prompt_tokens == 0 {
-            follow(&mut self.decode, took);
+            follow(&mut self.decode, took, 1.0);
             return;
         }
+        let tokens = f64::from(prompt_tokens);
         let decode = match (decoding, self.decode, self.prompt_token) {
             (0, _, _) => 0.0,
             (_, Some(decode), _) => decode,
             // No pass has only decoded so far. There need not be one for a long time, so this one
             // must do: it took that much longer than its prompt would have alone.
             (_, None, Some(token)) => {
-                let decode = (took - token * f64::from(prompt_tokens)).max(0.0);
-                return follow(&mut self.decode, decode);
+                return follow(&mut self.decode, (took - token * tokens).max(0.0), 1.0);
             }
             (_, None, None) => 0.0,
         };
-        follow(&mut self.prompt_token, (took - decode).max(0.0) / f64::from(prompt_tokens));
+        let token = (took - decode).max(0.0) / tokens;
+        follow(&mut self.prompt_token, token, (tokens / Self::TELLING).min(1.0));
     }
 
     pub(crate) fn budget(&self) -> Budget {
@@ -88,10 +102,16 @@ impl Pace {
             // Too little is known yet: the least, and soon more is.
             (Stretch::AtMost(_), _, _) => Self::CHUNK_MIN,
         };
+        let alone = match self.prompt_token {
+            Some(token) if token > 0.0 => (Self::ALONE_SECONDS / token).max(Self::ALONE_MIN),
+            Some(_) => f64::INFINITY,
+            None => Self::ALONE_FIRST,
+        };
         // A float that is too large for the type becomes its largest value.
-        let tokens = NonZeroU32::new(tokens.max(Self::CHUNK_MIN) as u32);
-        let beside = tokens.map_or(self.chunk_max, |tokens| tokens.min(self.chunk_max));
-        Budget { alone: self.chunk_max, beside }
+        let chunk = |tokens: f64| {
+            NonZeroU32::new(tokens as u32).map_or(self.chunk_max, |n| n.min(self.chunk_max))
+        };
+        Budget { alone: chunk(alone), beside: chunk(tokens.max(Self::CHUNK_MIN).min(alone)) }
     }
 }
 
@@ -112,7 +132,6 @@ mod tests {
         pace.passed(8, 0, 20 * MS);
         // (3 - 1) * 20 ms, at 1 ms a token.
         assert_eq!(pace.budget().beside.get(), 40);
-        assert_eq!(pace.budget().alone.get(), 256);
     }
 
     #[test]
@@ -137,7 +156,7 @@ mod tests {
         let mut pace = shared();
         pace.passed(0, 1000, MS);
         pace.passed(1, 0, 1000 * MS);
-        assert_eq!(pace.budget().beside.get(), 256);
+        assert_eq!(pace.budget().beside.get(), 2048);
     }
 
     /// Whoever prefills without a pause gives no pass that only decodes; streams must keep their
@@ -156,6 +175,27 @@ mod tests {
         let mut pace = shared();
         pace.passed(1, 0, Duration::ZERO);
         pace.passed(1, 8, Duration::ZERO);
-        assert_eq!(pace.budget().beside.get(), 256);
+        assert_eq!(pace.budget().beside.get(), 2048);
+    }
+
+    #[test]
+    fn a_prompt_alone_gets_what_takes_a_second() {
+        let mut pace = shared();
+        assert_eq!(pace.budget().alone.get(), 256, "before anything is known");
+        pace.passed(0, 256, 512 * MS);
+        assert_eq!(pace.budget().alone.get(), 500, "at 2 ms a token");
+        let mut slow = shared();
+        slow.passed(0, 100, 10_000 * MS);
+        assert_eq!(slow.budget().alone.get(), 64, "no less, however slow");
+    }
+
+    #[test]
+    fn a_short_piece_of_prompt_tells_little_of_what_a_token_costs() {
+        let mut pace = shared();
+        pace.passed(0, 256, 256 * MS);
+        for _ in 0..8 {
+            pace.passed(0, 1, 20 * MS); // found in the prefix cache but for its last token
+        }
+        assert!(pace.budget().alone.get() > 700, "{:?}", pace.budget());
     }
 }
