@@ -12,7 +12,6 @@ other work, the second is the fairer figure.
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import time
@@ -55,8 +54,18 @@ def measure_mlx_lm(folder):
 
 
 def rows(output):
-    found = re.findall(r"^\s+(\d+)" + r"\s+([\d.]+)" * 4, output, re.MULTILINE)
-    return {int(length): [float(number) for number in numbers] for length, *numbers in found}
+    """By prompt length: prefill tokens/s and CPU ms, decode tokens/s (one sequence) and CPU ms.
+
+    mlx-lm's side prints them in one line; our example has a table for prompts and one for decoding.
+    """
+    lines = [line.split() for line in output.splitlines() if line.startswith(" ")]
+    together = {line[0]: line[1:] for line in lines if len(line) == 5 and len(line[4]) < 8}
+    prompts = {line[0]: line[1:] for line in lines if len(line) == 3}
+    decoding = {line[1]: line[2:4] for line in lines if len(line) == 5 and line[0] == "1"}
+    for length in prompts.keys() & decoding.keys():
+        together[length] = prompts[length] + decoding[length]
+    return {int(length): [float(n) for n in numbers] for length, numbers in together.items()
+            if int(length) in LENGTHS}
 
 
 def main():
