@@ -23,12 +23,13 @@ def bench(*arguments):
 def test_it_starts_the_host_measures_draws_and_compares(tmp_path):
     report, plot = tmp_path / "a.json", tmp_path / "a.svg"
     files = ["--json", report, "--plot", plot]
-    done = bench("--modes", "simple", "--model", SIM, *QUICK, *files)
+    done = bench("--model", SIM, *QUICK, *files)
     assert done.returncode == 0, done.stderr
     for title in ["All tokens per second", "Wall clock", "Time to first token", "Between two"]:
         assert title in done.stdout
     cells = json.loads(report.read_text())["cells"]
-    assert [(cell["target"], cell["concurrency"]) for cell in cells] == [("simple", 1), ("simple", 2)]
+    seen = {(cell["target"], cell["concurrency"]) for cell in cells}
+    assert seen == {(mode, n) for mode in ["simple", "batched"] for n in [1, 2]}
     assert all(batch["tokens"] > 0 for cell in cells for batch in cell["batches"])
     assert "requests at once" in plot.read_text()
 

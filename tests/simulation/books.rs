@@ -17,7 +17,7 @@ use std::rc::Rc;
 use interlock_engine::{
     Audit, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, Turn,
 };
-use interlock_request::{Finish, Outcome, Priority};
+use interlock_request::{CancelCause, Finish, Outcome, Priority, Usage};
 use interlock_scheduler::OVERTAKEN_MAX;
 
 use crate::device::{RowOf, Seen};
@@ -64,7 +64,7 @@ struct Entry {
     priority: Option<Priority>,
     arrival: u64,
     overtaken: u32,
-    /// How many had arrived when it became overdue.
+    /// How many had arrived when it became overdue, or last gave way.
     overdue_at: u64,
     suspect: bool,
     /// Was it asked to stop before this turn began?
@@ -234,6 +234,7 @@ impl Books {
             let victim = &mut self.entries[who];
             assert!(victim.runs(), "{who} gave way, and did not run");
             victim.at = Place::Waiting;
+            victim.overdue_at = self.arrived;
             self.counts.happened("preempted", 1);
             if let Some(newcomer) = displaced_by {
                 self.counts.happened("displaced", 1);
@@ -414,10 +415,7 @@ impl Books {
             }
             assert_eq!(entry.at, Place::Gone, "{who} was told of its end: {ended:?}");
             let natural = || entry.reason.clone().map(Outcome::Failed);
-            let shutdown = || {
-                let cause = interlock_request::CancelCause::Shutdown;
-                self.closed.then_some(Outcome::Cancelled(cause))
-            };
+            let shutdown = || self.closed.then_some(Outcome::Cancelled(CancelCause::Shutdown));
             let expected = client.asked.clone().or_else(|| entry.ended.clone()).or_else(natural);
             assert_eq!(Some(&ended.outcome), expected.or_else(shutdown).as_ref(), "of {who}");
             let usage = ended.usage;
@@ -432,7 +430,7 @@ impl Books {
                     told.0 == served || (entry.rowless || entry.unseen) && told.0 > served;
                 assert!(exactly && told.1 == cached, "{who}: {usage:?}, not {served}, {cached}");
             } else {
-                assert_eq!(usage, interlock_request::Usage::default(), "of {who}, who never began");
+                assert_eq!(usage, Usage::default(), "of {who}, who never began");
             }
             assert_eq!(usage.generated_tokens as usize, entry.drawn, "of {who}");
             let stop_token = usize::from(entry.ended == Some(Outcome::Completed(Finish::Stop)));

@@ -34,7 +34,8 @@ impl Theme {
 /// All that happens in a world, but for what the engine makes of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
-    pub seed: u64,
+    /// What it was made of; a story was made by hand.
+    pub seed: Option<u64>,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
     pub seats: usize,
@@ -164,7 +165,7 @@ impl Scenario {
             request.generation.sampling.top_k = number as u32;
         }
         Self {
-            seed,
+            seed: Some(seed),
             engine: EngineConfig {
                 mode,
                 running_max: number(match theme {

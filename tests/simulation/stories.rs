@@ -9,7 +9,7 @@ use interlock_request::{Deadlines, Finish, Generation, Outcome, Priority, Sampli
 use interlock_scheduler::OVERTAKEN_MAX;
 use interlock_sim::SimSettings;
 
-use crate::device::Seen;
+use crate::device::{RowOf, Seen};
 use crate::scenario::{Ask, Faults, How, Request, Scenario, Verdict, When};
 use crate::world::{Lab, Ran};
 
@@ -28,7 +28,7 @@ fn world(requests: Vec<Request>) -> Scenario {
         request.generation.sampling.top_k = number as u32;
     }
     Scenario {
-        seed: 0,
+        seed: None,
         engine: EngineConfig::default(),
         cache: CacheConfig::default(),
         seats: 2000,
@@ -199,7 +199,7 @@ fn streams_keep_their_pace_from_the_first_pass_on() {
     scenario.engine.prefill_chunk = number(256);
     let ran = Lab::new().world(&scenario);
     let decodes_only = |seen: &Seen| {
-        let decodes = |rows: &[crate::device::RowOf]| rows.iter().all(|row| row.tokens == 1);
+        let decodes = |rows: &[RowOf]| rows.iter().all(|row| row.tokens == 1);
         seen.rows().is_some_and(decodes)
     };
     assert!(!ran.seen().any(decodes_only), "a pass only decoded");

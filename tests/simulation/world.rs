@@ -1,6 +1,7 @@
 //! Runs a world to its end, turn by turn, and says which seed to replay if something is wrong.
 
 use std::cell::{OnceCell, RefCell};
+use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -12,8 +13,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use interlock_admission::{PolicyChain, PolicyMetrics};
 use interlock_engine::{
-    CacheConfig, Clock, Ended, Engine, EngineConfig, EngineMetrics, Event, Mode, ModelShape, Turn,
-    WaitingConfig, by_hand,
+    CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
+    Event, Mode, ModelShape, Turn, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
 use interlock_request::{Drawn, Outcome};
@@ -119,7 +120,7 @@ impl Lab {
         let clock = VirtualClock::default();
         let requests: Rc<[Request]> = scenario.requests.clone().into();
         let unset = Rc::new(OnceCell::new());
-        let rng = Rng::with_seed(!scenario.seed);
+        let rng = Rng::with_seed(!scenario.seed.unwrap_or(0));
         let (model, log) = Watched::new(
             scenario.sim.clone(),
             Rc::clone(&requests),
@@ -272,17 +273,16 @@ impl Lab {
     }
 }
 
-fn shape(handle: &interlock_engine::EngineHandle) -> ModelShape {
+fn shape(handle: &EngineHandle) -> ModelShape {
     match handle.state() {
-        interlock_engine::EngineState::Ready(shape) => shape,
+        EngineState::Ready(shape) => shape,
         other => panic!("{other:?}"),
     }
 }
 
 fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
-    use std::fmt::Write;
-    let seed = scenario.seed;
-    let mut text = format!("seed {seed}, turn {}: {why}\n\n", trace.len());
+    let name = scenario.seed.map_or("a story".to_owned(), |seed| format!("seed {seed}"));
+    let mut text = format!("{name}, turn {}: {why}\n\n", trace.len());
     let mut world = scenario.clone();
     let requests = std::mem::take(&mut world.requests);
     let written = "a string takes what is written";
@@ -309,10 +309,9 @@ fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
             writeln!(text, "    {who} hears {event:?}").expect(written);
         }
     }
-    writeln!(
-        text,
-        "\nagain: SIMULATION_SEED={seed} cargo test -p interlock-tests --test simulation"
-    )
-    .expect(written);
+    if let Some(seed) = scenario.seed {
+        let again = "cargo test -p interlock-tests --test simulation";
+        writeln!(text, "\nagain: SIMULATION_SEED={seed} {again}").expect(written);
+    }
     text
 }

@@ -15,6 +15,11 @@ use crate::EngineConfig;
 /// short and a long context on one. Each new pass counts for an eighth of the estimate: it follows
 /// a change within some ten passes and no single slow pass moves it much. A short piece of prompt
 /// counts for less: what its pass took is mostly what any pass takes.
+///
+/// While costs hold, a pass beside streams takes at most `decode_stretch_max` times what one takes
+/// that only decodes, or that and [`Pace::CHUNK_MIN`] tokens of a prompt, whichever is more. Two
+/// things come on top: a row for each prompt that lacks only its last token, and, after a pass that
+/// failed through nobody's known fault, the passes in which each suspect runs alone.
 #[derive(Debug)]
 pub(crate) struct Pace {
     chunk_max: NonZeroU32,

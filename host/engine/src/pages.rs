@@ -108,6 +108,11 @@ impl Pages {
         count(tokens.div_ceil(self.0.borrow().page_tokens))
     }
 
+    /// Would so many tokens fit, with nobody else there?
+    pub(crate) fn could_hold(&self, tokens: usize) -> bool {
+        self.count(tokens) as usize <= self.0.borrow().pages.len()
+    }
+
     /// Leases what the index knows of the beginning of `history`. At least the last token is left
     /// to compute: something must be, for the next one to be drawn.
     pub(crate) fn lease(&self, history: &[TokenId]) -> Lease {

@@ -202,6 +202,10 @@ impl<F: Forward> Engine<F> {
     fn start(&mut self) {
         while let Some(next) = first(self.waiting.iter().map(Waiting::rank)) {
             let waiting = &self.waiting[next];
+            if !self.pages.could_hold(waiting.history().len()) {
+                self.refuse_too_large(next);
+                continue;
+            }
             // Leased before it is asked who would give way for it: what it shares with those does
             // not come free with them, and must not be counted twice.
             let lease = self.pages.lease(waiting.history());
@@ -216,14 +220,17 @@ impl<F: Forward> Engine<F> {
         }
     }
 
+    /// Before anyone gives way for it, and before it holds up those behind it.
+    fn refuse_too_large(&mut self, index: usize) {
+        let waiting = self.waiting.remove(index);
+        let (tokens, pages) = (waiting.history().len(), self.forward.shape().pages);
+        let why = format!("{tokens} tokens do not fit {pages} pages of cache");
+        waiting.refuse(&PassFailed::new(why), &self.metrics);
+    }
+
     fn start_one(&mut self, waiting: Waiting, mut lease: Lease) {
-        let (history, arrival) = (waiting.history(), waiting.arrival());
-        if !lease.extend(history.len()) {
-            let pages = self.forward.shape().pages;
-            let why = format!("{} tokens do not fit {pages} pages of cache", history.len());
-            drop(lease);
-            return waiting.refuse(&PassFailed::new(why), &self.metrics);
-        }
+        let arrival = waiting.arrival();
+        assert!(lease.extend(waiting.history().len()), "who may start has its pages");
         match self.forward.open(&waiting.opening()) {
             Ok(sequence) => {
                 self.waiting.iter_mut().for_each(|other| other.overtaken_by(arrival));

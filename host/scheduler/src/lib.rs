@@ -13,8 +13,10 @@
 //!
 //! - The more urgent [`Rank`] goes first: by priority, within one by arrival. So a trace can be
 //!   replayed: same input, same answer, and no two ranks are equal.
-//! - Nobody starves: a request that [`OVERTAKEN_MAX`] later ones have overtaken is overdue, and
-//!   goes before everyone who is not.
+//! - Nobody starves: a request that later ones have overtaken [`OVERTAKEN_MAX`] times is overdue,
+//!   and goes before everyone who is not. After that it is overtaken only by those that are more
+//!   urgent, overdue too, and were there before it became so or last gave way: whoever comes later
+//!   would have to be overtaken by still later ones first, and those do not start before it.
 //! - The last in rank is the first to give way: the lowest priority, the youngest. One that is
 //!   overdue never gives way to one that is not.
 //! - Every decoding request is in every pass, unless a suspect runs alone.

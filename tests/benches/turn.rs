@@ -1,0 +1,123 @@
+//! What a turn costs beside the model, with many requests running: `cargo bench -p interlock-tests`.
+//! Printed and kept in the notes, never asserted.
+
+#![expect(clippy::print_stdout, reason = "a bench tells its figures to whoever runs it")]
+
+use std::cell::Cell;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+use interlock_engine::{
+    CacheConfig, EngineConfig, EngineMetrics, Forward, ModelShape, Opening, PassFailed, Row,
+    SystemClock, Turn, WaitingConfig, by_hand,
+};
+use interlock_metrics::Registry;
+use interlock_request::{
+    Drawn, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
+};
+
+const ROWS: u32 = 2000;
+const PROMPT: u32 = 512;
+const TURNS: usize = 200;
+
+/// A model that costs nothing, and says how long it was asked for.
+struct Free(Rc<Cell<Duration>>);
+
+impl Forward for Free {
+    type Sequence = ();
+
+    fn shape(&self) -> ModelShape {
+        ModelShape { context: 1 << 16, vocabulary: 1 << 16, page_tokens: 16, pages: 1 << 18 }
+    }
+
+    fn open(&mut self, _: &Opening<'_>) -> Result<(), PassFailed> {
+        Ok(())
+    }
+
+    fn pass(&mut self, rows: &mut [Row<'_, ()>]) -> Result<Vec<Option<Drawn>>, PassFailed> {
+        let began = Instant::now();
+        let drawn = rows.iter().map(|row| row.draw.then(|| Drawn::from(7))).collect();
+        self.0.set(self.0.get() + began.elapsed());
+        Ok(drawn)
+    }
+}
+
+fn main() {
+    let registry = Registry::new();
+    let in_model = Rc::new(Cell::new(Duration::ZERO));
+    let config = EngineConfig {
+        running_max: NonZeroU32::new(ROWS).expect("not 0"),
+        prefill_chunk: NonZeroU32::new(8192).expect("not 0"),
+        ..EngineConfig::default()
+    };
+    let waiting = WaitingConfig { requests_max: NonZeroUsize::new(10_000).expect("not 0") };
+    let (handle, _door, mut engine) = by_hand(
+        Free(Rc::clone(&in_model)),
+        &config,
+        &CacheConfig::default(),
+        &waiting,
+        EngineMetrics::register(&registry),
+        Box::new(SystemClock::start()),
+    );
+    let chain = PolicyChain::new(
+        vec![],
+        LimitsConfig::default().ceilings(),
+        PolicyMetrics::register(&registry),
+    );
+    let chain = Arc::new(chain);
+    let submit = |number: u32| {
+        let facts = Facts {
+            request_id: RequestId::parse(&number.to_string()).expect("a request id"),
+            arrived_at_micros: 0,
+            endpoint: Endpoint::Chat,
+            model: ModelId::new("free"),
+            streaming: true,
+            prompt_tokens: PROMPT,
+            tokens_max: 2000,
+            tokens_max_asked: true,
+            body_bytes: 0,
+            headers: vec![],
+        };
+        let generation = Generation {
+            sampling: Sampling::greedy(),
+            tokens_max: 2000,
+            tokens_min: 0,
+            stop_tokens: vec![],
+            logprobs: None,
+            priority: Priority::Standard,
+        };
+        // The first half is everyone's system prompt.
+        let own = |n: TokenId| if n < PROMPT / 2 { n } else { n + number };
+        let prompt = Prompt::new((0..PROMPT).map(own).collect()).expect("a prompt");
+        let (admitted, _account, _) =
+            chain.admit(facts, &Load::default(), prompt, generation).expect("no policies");
+        handle.seat().expect("a seat").submit(admitted)
+    };
+    let mut turn = |what: &str, turns: usize| {
+        let mut times: Vec<_> = (0..turns)
+            .map(|_| {
+                in_model.set(Duration::ZERO);
+                let began = Instant::now();
+                assert_eq!(engine.turn(), Turn::Ran);
+                began.elapsed() - in_model.get()
+            })
+            .collect();
+        times.sort_unstable();
+        let (median, most) = (times[turns / 2], times[turns - 1]);
+        println!("{what}: median {median:?}, at most {most:?} in {turns} turns");
+    };
+    let mut running: Vec<_> = (0..ROWS).map(submit).collect();
+    turn("2,000 arrive and start at once", 1);
+    turn("their prompts are computed", 200);
+    turn("2,000 decode", TURNS);
+    running.extend((ROWS..2 * ROWS).map(submit));
+    turn("2,000 more arrive", 1);
+    turn("2,000 decode and 2,000 wait", TURNS);
+    drop(running.split_off(ROWS as usize));
+    turn("those who wait leave", 1);
+    drop(running.split_off(ROWS as usize / 2));
+    turn("half of those who run leave", 1);
+}
