@@ -249,6 +249,10 @@ impl Books {
             victims.iter().map(|&who| self.entries[who].rank()).collect();
         of_victims.sort_unstable();
         assert_eq!(of_victims, last, "{victims:?} gave way, and were not the last in rank");
+        assert!(
+            self.displace || victims.is_empty(),
+            "{victims:?} gave way, and one runs at a time"
+        );
         for who in victims.drain(..) {
             let victim = &mut self.entries[who];
             assert!(victim.runs(), "{who} gave way, and did not run");
@@ -260,7 +264,7 @@ impl Books {
                 let outranks = |a: Rank, b: Rank| (a.0, a.1) < (b.0, b.1);
                 let (of_newcomer, of_victim) =
                     (self.entries[newcomer].rank(), self.entries[who].rank());
-                assert!(self.displace && outranks(of_newcomer, of_victim), "{who} had to give way");
+                assert!(outranks(of_newcomer, of_victim), "{who} had to give way");
             }
         }
     }
