@@ -112,6 +112,22 @@ impl Entry {
     fn runs(&self) -> bool {
         matches!(self.at, Place::Running { .. })
     }
+
+    /// It was told that this is what it used.
+    fn used(&self, usage: Usage, prompt: usize) {
+        assert_eq!(usage.generated_tokens as usize, self.drawn, "{self:?}");
+        if !self.started {
+            assert_eq!(usage, Usage::default(), "{self:?} never began");
+            return;
+        }
+        let told = (usage.prompt_tokens as usize, usage.cached_tokens as usize);
+        // What it finds in the cache when it starts shows here with its first row.
+        let cached = self.cached.unwrap_or(told.1);
+        let served = self.served.max(cached).min(prompt);
+        let unknown = (self.rowless || self.unseen) && told.0 > served && told.0 <= prompt;
+        assert!(told.0 == served || unknown, "{usage:?}, not {served} of {prompt}: {self:?}");
+        assert!(told.1 == cached && cached <= served, "{usage:?}, not {cached}: {self:?}");
+    }
 }
 
 impl Books {
@@ -187,6 +203,9 @@ impl Books {
                     Some(failed) => self.failed(rows, failed),
                 }
                 self.closed_after(closed);
+                if closed.is_empty() {
+                    self.nobody_waits_for_nothing(audit);
+                }
             }
             (Turn::Idle | Turn::Closed, []) => {}
             _ => panic!("{turn:?}, and in the device: {after:?}"),
@@ -230,6 +249,10 @@ impl Books {
             victims.iter().map(|&who| self.entries[who].rank()).collect();
         of_victims.sort_unstable();
         assert_eq!(of_victims, last, "{victims:?} gave way, and were not the last in rank");
+        assert!(
+            self.displace || victims.is_empty(),
+            "{victims:?} gave way, and one runs at a time"
+        );
         for who in victims.drain(..) {
             let victim = &mut self.entries[who];
             assert!(victim.runs(), "{who} gave way, and did not run");
@@ -241,7 +264,7 @@ impl Books {
                 let outranks = |a: Rank, b: Rank| (a.0, a.1) < (b.0, b.1);
                 let (of_newcomer, of_victim) =
                     (self.entries[newcomer].rank(), self.entries[who].rank());
-                assert!(self.displace && outranks(of_newcomer, of_victim), "{who} had to give way");
+                assert!(outranks(of_newcomer, of_victim), "{who} had to give way");
             }
         }
     }
@@ -314,30 +337,41 @@ impl Books {
             let left = self.left(row.who).expect("it runs");
             assert_eq!(row.draw, row.tokens == left, "{} draws from its last token", row.who);
         }
-        let in_pass = |who: usize| rows.iter().any(|row| row.who == who);
-        let running = || (0..self.entries.len()).filter(|&who| self.entries[who].runs());
-        let rank = |who: usize| self.entries[who].rank();
-        if let Some(suspect) =
-            running().filter(|&who| self.entries[who].suspect).min_by_key(|&who| rank(who))
-        {
-            let alone: Vec<_> = rows.iter().map(|row| row.who).collect();
-            assert_eq!(alone, [suspect], "the suspect runs alone");
-            assert!(rows[0].tokens <= self.chunk, "{} tokens in a pass", rows[0].tokens);
-            return;
+        match self.first_suspect() {
+            Some(suspect) => {
+                let alone: Vec<_> = rows.iter().map(|row| row.who).collect();
+                assert_eq!(alone, [suspect], "the suspect runs alone");
+                assert!(rows[0].tokens <= self.chunk, "{} tokens in a pass", rows[0].tokens);
+            }
+            None => self.shared(rows),
         }
+    }
+
+    fn first_suspect(&self) -> Option<usize> {
+        let suspects =
+            self.entries.iter().enumerate().filter(|(_, entry)| entry.runs() && entry.suspect);
+        suspects.min_by_key(|(_, entry)| entry.rank()).map(|(who, _)| who)
+    }
+
+    /// Who lacks one token is in the pass, and prompts are in the order of rank: all but the last
+    /// of them whole, within the chunk.
+    fn shared(&self, rows: &[RowOf]) {
+        let rank = |who: usize| self.entries[who].rank();
         let is_prompt = |row: &&RowOf| self.left(row.who) != Some(1);
         let prompts: Vec<_> = rows.iter().filter(is_prompt).collect();
         let tokens: usize = prompts.iter().map(|row| row.tokens).sum();
         assert!(tokens <= self.chunk, "{tokens} tokens of prompts in a pass");
-        for out in running().filter(|&who| !in_pass(who)) {
+        let is_out =
+            |who: &usize| self.entries[*who].runs() && !rows.iter().any(|row| row.who == *who);
+        for out in (0..self.entries.len()).filter(is_out) {
             assert_ne!(self.left(out), Some(1), "{out} was left out, and lacks but one token");
             let before = prompts.iter().all(|row| rank(row.who) < rank(out));
             assert!(before && !prompts.is_empty(), "{out} was left out of {prompts:?}");
         }
-        let part: Vec<_> = prompts.iter().filter(|row| !row.draw).collect();
-        assert!(part.len() <= 1, "more than one got only a part: {part:?}");
         let last = prompts.iter().map(|row| rank(row.who)).max();
-        assert!(part.iter().all(|row| Some(rank(row.who)) == last), "{part:?} is not the last");
+        for part in prompts.iter().filter(|row| !row.draw) {
+            assert_eq!(Some(rank(part.who)), last, "{part:?} got only a part: {prompts:?}");
+        }
     }
 
     fn succeeded(&mut self, rows: &[RowOf]) {
@@ -418,21 +452,7 @@ impl Books {
             let shutdown = || self.closed.then_some(Outcome::Cancelled(CancelCause::Shutdown));
             let expected = client.asked.clone().or_else(|| entry.ended.clone()).or_else(natural);
             assert_eq!(Some(&ended.outcome), expected.or_else(shutdown).as_ref(), "of {who}");
-            let usage = ended.usage;
-            let prompt = self.requests[*who].prompt.len();
-            if entry.started {
-                let told = (usage.prompt_tokens as usize, usage.cached_tokens as usize);
-                // What it found in the prefix cache shows when it gets its first row.
-                let cached = entry.cached.unwrap_or(told.1);
-                let served = entry.served.max(told.1).min(prompt);
-                assert!(cached <= served, "{who} found {cached} tokens");
-                let exactly =
-                    told.0 == served || (entry.rowless || entry.unseen) && told.0 > served;
-                assert!(exactly && told.1 == cached, "{who}: {usage:?}, not {served}, {cached}");
-            } else {
-                assert_eq!(usage, Usage::default(), "of {who}, who never began");
-            }
-            assert_eq!(usage.generated_tokens as usize, entry.drawn, "of {who}");
+            entry.used(ended.usage, self.requests[*who].prompt.len());
             let stop_token = usize::from(entry.ended == Some(Outcome::Completed(Finish::Stop)));
             assert_eq!(client.tokens.len() + stop_token, entry.drawn, "tokens told to {who}");
             match &ended.outcome {
@@ -467,6 +487,19 @@ impl Books {
         if turn == Turn::Idle {
             assert_eq!(waiting + running, 0, "idle, and there is somebody to compute for");
         }
+    }
+
+    /// Whoever is next has no room: with what is free after a pass that freed nothing, it could not
+    /// have started before it.
+    fn nobody_waits_for_nothing(&self, audit: Audit) {
+        let waiting = self.entries.iter().enumerate();
+        let waiting = waiting.filter(|(_, entry)| entry.at == Place::Waiting && !entry.asked);
+        let Some((who, next)) = waiting.min_by_key(|(_, entry)| entry.rank()) else { return };
+        let tokens = self.requests[who].prompt.len() + next.drawn;
+        let pages = tokens.div_ceil(self.shape.page_tokens as usize) + audit.running;
+        let free = audit.pages.available() as usize;
+        let room = audit.running < self.running_max && pages <= free;
+        assert!(!room, "{who} waits, and there is room: {next:?} {audit:?}");
     }
 
     /// When nobody is left.

@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 use interlock_request::{
     CancelCause, Drawn, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
-use interlock_scheduler::{Grower, Holder, Rank, Step};
+use interlock_scheduler::{Grower, Rank, Step};
 use tokio::sync::mpsc;
 
 use crate::control::Asked;
@@ -237,8 +237,13 @@ impl<S> Running<S> {
         }
     }
 
-    pub(crate) fn as_holder(&self) -> Holder {
-        Holder { rank: self.request.rank(), pages: self.lease.alone() }
+    pub(crate) fn rank(&self) -> Rank {
+        self.request.rank()
+    }
+
+    /// Pages that come free if it gives way.
+    pub(crate) fn frees(&self) -> u32 {
+        self.lease.alone()
     }
 
     pub(crate) fn as_grower(&self) -> Grower {

@@ -211,8 +211,9 @@ impl<F: Forward> Engine<F> {
             let lease = self.pages.lease(waiting.history());
             let needs = lease.lacks(waiting.history().len());
             let newcomer = Newcomer { rank: waiting.rank(), needs };
-            let holders = self.running.iter().map(Running::as_holder);
-            let Place::Now(leaving) = place(&self.room(), holders, &newcomer) else { return };
+            let ranks = self.running.iter().map(Running::rank);
+            let frees = |index: usize| self.running[index].frees();
+            let Place::Now(leaving) = place(&self.room(), ranks, frees, &newcomer) else { return };
             // Out of the list before others come into it, so that `next` still means the same.
             let waiting = self.waiting.remove(next);
             self.preempt(leaving);

@@ -31,5 +31,5 @@ mod room;
 mod rows;
 
 pub use rank::{OVERTAKEN_MAX, Rank, first};
-pub use room::{Grower, Holder, Newcomer, Place, Room, overdrawn, place};
+pub use room::{Grower, Newcomer, Place, Room, overdrawn, place};
 pub use rows::{Budget, Row, Step, rows};

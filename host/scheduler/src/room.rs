@@ -22,15 +22,6 @@ pub struct Grower {
     pub needs: u32,
 }
 
-/// A running request, as a holder of pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holder {
-    /// How urgent it is.
-    pub rank: Rank,
-    /// Pages that come free if it gives way: those that it shares with nobody.
-    pub pages: u32,
-}
-
 /// A waiting request that is next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Newcomer {
@@ -72,10 +63,12 @@ pub fn overdrawn(
 /// each that runs: or the next few tokens would drive someone out again. If something is missing,
 /// it displaces those that it outranks, the last in rank first, but only if that is enough.
 ///
-/// Who holds what is looked at only if something is missing: that takes a look at every page.
+/// `frees` says how many pages come free if the one with this index gives way: those that it shares
+/// with nobody. It is asked only of those that could, since it takes a look at each page.
 pub fn place(
     room: &Room,
-    running: impl ExactSizeIterator<Item = Holder>,
+    running: impl ExactSizeIterator<Item = Rank>,
+    frees: impl Fn(usize) -> u32,
     newcomer: &Newcomer,
 ) -> Place {
     let fits = |runs: usize, free: u64| {
@@ -83,22 +76,23 @@ pub fn place(
         let pages = runs == 0 || u64::from(newcomer.needs).saturating_add(runs) <= free;
         pages && runs < u64::from(room.running_max)
     };
+    let mut runs = running.len();
     let mut free = u64::from(room.pages_free);
-    if fits(running.len(), free) {
+    if fits(runs, free) {
         return Place::Now(vec![]);
     }
     if !room.displace {
         return Place::Later;
     }
-    let mut by_rank: Vec<_> = running.enumerate().collect();
-    by_rank.sort_unstable_by_key(|(_, holder)| holder.rank);
+    let outranked = running.enumerate().filter(|(_, rank)| newcomer.rank.outranks(rank));
+    let mut by_rank: Vec<_> = outranked.collect();
+    by_rank.sort_unstable_by_key(|(_, rank)| *rank);
     let mut leaving = vec![];
-    while let Some((index, holder)) =
-        by_rank.pop_if(|(_, holder)| newcomer.rank.outranks(&holder.rank))
-    {
-        free += u64::from(holder.pages);
+    while let Some((index, _)) = by_rank.pop() {
+        free += u64::from(frees(index));
+        runs -= 1;
         leaving.push(index);
-        if fits(by_rank.len(), free) {
+        if fits(runs, free) {
             return Place::Now(leaving);
         }
     }
@@ -111,8 +105,14 @@ mod tests {
 
     use super::*;
 
-    fn holder(priority: Priority, arrival: u64, pages: u32) -> Holder {
-        Holder { rank: Rank::new(priority, arrival, 0), pages }
+    /// One that runs, and the pages that come free with it.
+    fn holder(priority: Priority, arrival: u64, pages: u32) -> (Rank, u32) {
+        (Rank::new(priority, arrival, 0), pages)
+    }
+
+    fn placed(room: &Room, running: &[(Rank, u32)], newcomer: &Newcomer) -> Place {
+        let ranks = running.iter().map(|(rank, _)| *rank);
+        place(room, ranks, |index| running[index].1, newcomer)
     }
 
     fn grower(priority: Priority, arrival: u64, needs: u32) -> Grower {
@@ -158,30 +158,24 @@ mod tests {
     fn a_newcomer_leaves_a_page_in_reserve_for_each_that_runs() {
         let running = [holder(Standard, 1, 4), holder(Standard, 2, 4)];
         let newcomer = newcomer(Standard, 3, 5);
-        assert_eq!(place(&room(7), running.into_iter(), &newcomer), Place::Now(vec![]));
-        assert_eq!(place(&room(6), running.into_iter(), &newcomer), Place::Later);
-        assert_eq!(place(&room(5), [].into_iter(), &newcomer), Place::Now(vec![]));
+        assert_eq!(placed(&room(7), &running, &newcomer), Place::Now(vec![]));
+        assert_eq!(placed(&room(6), &running, &newcomer), Place::Later);
+        assert_eq!(placed(&room(5), &[], &newcomer), Place::Now(vec![]));
     }
 
     #[test]
     fn a_full_batch_makes_room_only_for_a_higher_priority() {
         let running = [holder(Standard, 1, 4), holder(Batch, 2, 4), holder(Standard, 3, 4)];
-        assert_eq!(place(&room(99), running.into_iter(), &newcomer(Batch, 4, 1)), Place::Later);
-        assert_eq!(
-            place(&room(99), running.into_iter(), &newcomer(Standard, 4, 1)),
-            Place::Now(vec![1])
-        );
+        assert_eq!(placed(&room(99), &running, &newcomer(Batch, 4, 1)), Place::Later);
+        assert_eq!(placed(&room(99), &running, &newcomer(Standard, 4, 1)), Place::Now(vec![1]));
         let stays = Room { displace: false, ..room(99) };
-        assert_eq!(place(&stays, running.into_iter(), &newcomer(Critical, 4, 1)), Place::Later);
+        assert_eq!(placed(&stays, &running, &newcomer(Critical, 4, 1)), Place::Later);
     }
 
     #[test]
     fn nobody_is_displaced_when_that_would_not_be_enough() {
         let running = [holder(Standard, 1, 4), holder(Batch, 2, 4)];
-        assert_eq!(place(&room(0), running.into_iter(), &newcomer(Standard, 3, 5)), Place::Later);
-        assert_eq!(
-            place(&room(0), running.into_iter(), &newcomer(Standard, 3, 3)),
-            Place::Now(vec![1])
-        );
+        assert_eq!(placed(&room(0), &running, &newcomer(Standard, 3, 5)), Place::Later);
+        assert_eq!(placed(&room(0), &running, &newcomer(Standard, 3, 3)), Place::Now(vec![1]));
     }
 }
