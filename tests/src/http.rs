@@ -80,6 +80,12 @@ impl Call {
         String::from_utf8(answer).expect("UTF-8")
     }
 
+    /// Reads so many bytes of the answer, or all of it if that is less.
+    pub async fn read(&mut self, bytes: usize) {
+        let mut head = (&mut self.0).take(bytes as u64);
+        within(head.read_to_end(&mut Vec::new())).await.expect("reads");
+    }
+
     /// The client leaves: the connection really closes.
     pub fn leave(self) {
         drop(self);

@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     println!("\nrows  after   tokens/s   cpu ms each   checksum");
     for (rows, after) in
-        [(1, 32), (2, 32), (4, 32), (8, 32), (16, 32), (32, 32), (1, 512), (8, 512)]
+        [(1, 32), (2, 32), (4, 32), (8, 32), (16, 32), (32, 32), (1, 512), (8, 512), (32, 512)]
     {
         let mut requests = (0..rows)
             .map(|number| Request::new(&mut loaded.model, after, number))

@@ -17,7 +17,7 @@ use super::arrays::{Heads, PAGE, numbers};
 use crate::custom::{Argument, Call, Kernel, Output};
 
 /// Positions that one group of threads looks at.
-const PIECE: i32 = 256;
+const PIECE: i32 = 128;
 
 const PIECE_THREADS: i32 = 128;
 
@@ -26,6 +26,7 @@ const PIECE_THREADS: i32 = 128;
 const PIECES: &str = r"
     constexpr int SHARE = H / KVH;
     constexpr int WARPS = THREADS / 32;
+    constexpr int AHEAD = 16;
     int piece = GROUP_X, kv = GROUP_Y, t = THREAD;
     int lane = t % 32, warp = t / 32;
     int row = piece_row[piece], begin = piece_begin[piece];
@@ -38,15 +39,19 @@ const PIECES: &str = r"
         query[i] = scale[0] * float(queries[(row * H + kv * SHARE) * D + i]);
     }
     SYNC;
-    for (int p = t / 8; p < PIECE; p += THREADS / 8) {
+    // All lanes of a warp go round equally often, or they could not add up what they have.
+    int rounds = (count + THREADS / 8 - 1) / (THREADS / 8);
+    for (int round = 0; round < rounds; ++round) {
+        int p = round * (THREADS / 8) + t / 8;
         int at = begin + (p < count ? p : 0);
         int page = table[row * row_pages + at / PAGE];
         size_t key = (size_t(kv * pool_pages + page) * PAGE + at % PAGE) * D;
         float dot[SHARE];
         for (int s = 0; s < SHARE; ++s) dot[s] = 0;
-        for (int d = t % 8; d < D; d += 8) {
-            float k = float(keys[key + d]);
-            for (int s = 0; s < SHARE; ++s) dot[s] += query[s * D + d] * k;
+        float k[D / 8];
+        for (int i = 0; i < D / 8; ++i) k[i] = float(keys[key + i * 8 + t % 8]);
+        for (int i = 0; i < D / 8; ++i) {
+            for (int s = 0; s < SHARE; ++s) dot[s] += query[s * D + i * 8 + t % 8] * k[i];
         }
         for (int s = 0; s < SHARE; ++s) {
             float whole = dot[s];
@@ -84,7 +89,18 @@ const PIECES: &str = r"
             int page = table[row * row_pages + (begin + first) / PAGE];
             size_t value = size_t(kv * pool_pages + page) * PAGE * D + d;
             int here = count - first < PAGE ? count - first : PAGE;
-            for (int p = 0; p < here; ++p) {
+            int p = 0;
+            // Several reads at once: memory is far away.
+            for (; p + AHEAD <= here; p += AHEAD) {
+                float v[AHEAD];
+                for (int j = 0; j < AHEAD; ++j) v[j] = float(values[value + size_t(p + j) * D]);
+                for (int j = 0; j < AHEAD; ++j) {
+                    for (int s = 0; s < SHARE; ++s) {
+                        mixed[s] += score[s * PIECE + first + p + j] * v[j];
+                    }
+                }
+            }
+            for (; p < here; ++p) {
                 float v = float(values[value + size_t(p) * D]);
                 for (int s = 0; s < SHARE; ++s) mixed[s] += score[s * PIECE + first + p] * v;
             }

@@ -1,0 +1,133 @@
+//! A thousand requests, most of whose clients leave, over real connections: nothing is left behind.
+
+use std::time::Duration;
+
+use interlock_engine::Mode;
+use interlock_tests::{Served, within};
+use tokio::task::JoinSet;
+
+const REQUESTS: usize = 1000;
+const AT_ONCE: usize = 100;
+const TOKENS: usize = 60;
+
+/// What a client does with its answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Client {
+    Stays,
+    LeavesAtOnce,
+    /// After so many bytes of it.
+    LeavesAfter(usize),
+}
+
+impl Client {
+    fn any(rng: &mut fastrand::Rng) -> Self {
+        match rng.u8(0..10) {
+            0 | 1 => Self::Stays,
+            2..=4 => Self::LeavesAtOnce,
+            _ => Self::LeavesAfter(rng.usize(1..6000)),
+        }
+    }
+}
+
+/// Sends `count` requests, so many at once; how many got all that they wanted.
+async fn storm(served: &'static Served, count: usize, rng: &mut fastrand::Rng) -> usize {
+    let mut clients = JoinSet::new();
+    let mut served_whole = 0;
+    for number in 0..count {
+        if clients.len() >= AT_ONCE {
+            served_whole +=
+                usize::from(within(clients.join_next()).await.expect("one").expect("ends"));
+        }
+        let client = Client::any(rng);
+        let stream = rng.bool();
+        let body = format!(
+            r#"{{"model":"sim","prompt":"request {number}: {}","max_tokens":{TOKENS},"stream":{stream}}}"#,
+            "x".repeat(rng.usize(0..200)),
+        );
+        clients.spawn(async move {
+            let id = format!("storm-{number}");
+            let mut call = served.post("/v1/completions", &id, &body).await;
+            match client {
+                Client::LeavesAtOnce => {
+                    call.leave();
+                    false
+                }
+                Client::LeavesAfter(bytes) => {
+                    call.read(bytes).await;
+                    call.leave();
+                    false
+                }
+                Client::Stays => {
+                    let answer = call.answer().await;
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                    true
+                }
+            }
+        });
+    }
+    while let Some(ended) = within(clients.join_next()).await {
+        served_whole += usize::from(ended.expect("ends"));
+    }
+    served_whole
+}
+
+/// Everything that counts something that a request holds.
+const HELD: [&str; 5] = [
+    "requests_waiting",
+    "requests_running",
+    "http_connections",
+    "cache_pages_used",
+    "engine_passes_in_flight",
+];
+
+async fn settled(served: &Served, tasks: impl Fn() -> usize) -> usize {
+    within(async {
+        while HELD.iter().any(|gauge| served.rig.metric(gauge) != 0.0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // A task that has told its end has still to be taken down.
+        let mut last = tasks();
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if std::mem::replace(&mut last, tasks()) == last {
+                return last;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_clients_that_leave_leaves_nothing_behind() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    // For the tasks that ask it; it ends with the process.
+    let served: &'static Served = Box::leak(Box::new(Served::start(Mode::Batched, 1000).await));
+    served.rig.gate.open();
+    let mut rng = fastrand::Rng::with_seed(7);
+    storm(served, AT_ONCE, &mut rng).await;
+    let before = settled(served, tasks).await;
+    let admitted_before = ended(served);
+
+    let whole = storm(served, REQUESTS, &mut rng).await;
+    assert_eq!(settled(served, tasks).await, before, "no task is left");
+    assert!(whole > REQUESTS / 10, "some stayed: {whole}");
+    let left = r#"requests_total{endpoint="completions",model="sim",outcome="disconnected"}"#;
+    assert!(served.rig.metric(left) > 100.0, "many left in time to be noticed");
+    let all = ended(served) - admitted_before;
+    assert!(all <= REQUESTS as f64, "each ended once: {all} of {REQUESTS}");
+    assert!(all >= whole as f64);
+    assert_eq!(served.rig.metric("engine_passes_in_flight_max"), 1.0);
+    assert_eq!(served.rig.engine.view().waiting, 0, "all seats are back");
+    assert!(served.rig.engine.seat().is_ok());
+}
+
+/// Requests that have ended, however.
+fn ended(served: &Served) -> f64 {
+    ["completed", "disconnected", "cancelled", "timed_out", "failed"]
+        .iter()
+        .map(|outcome| {
+            let labels = format!(r#"endpoint="completions",model="sim",outcome="{outcome}""#);
+            served.rig.metric(&format!("requests_total{{{labels}}}"))
+        })
+        .sum()
+}
