@@ -171,7 +171,7 @@ def main():
         bench += ["--json", str(options.out / "peers.json")]
         bench += ["--plot", str(options.out / "peers.svg")]
         for peer in peers:
-            bench += ["--url", f"{peer.name}={peer.url}"]
+            bench += ["--url", f"{peer.name}={peer.url}#{peer.model}"]
         subprocess.run(bench, check=False)
 
         print(f"\nload {os.getloadavg()[0]:.1f}; first token, ms, median (smallest to largest)")

@@ -411,6 +411,14 @@ def convert(path, folder):
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     write_json(folder / "config.json", config)
     tokenizer_of(reader).save(str(folder / "tokenizer.json"))
+    tokens = field(reader, "tokenizer.ggml.tokens")
+    special = lambda which: tokens[field(reader, f"tokenizer.ggml.{which}_token_id")]
+    write_json(folder / "tokenizer_config.json", dict(
+        tokenizer_class="PreTrainedTokenizerFast",
+        chat_template=field(reader, "tokenizer.chat_template"),
+        bos_token=special("bos"),
+        eos_token=special("eos"),
+    ))
 
 
 def main():

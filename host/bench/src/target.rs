@@ -17,7 +17,8 @@ use crate::report::TargetFacts;
 /// Longest time for anything that needs no model: its list, metrics, health.
 const ASIDE_MAX: Duration = Duration::from_secs(30);
 
-/// Where a server is and what reports call it: `NAME=URL` or `URL`.
+/// Where a server is and what reports call it: `NAME=URL` or `URL`, and after a `#` what it calls
+/// its model, where that differs from what the others call theirs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// What reports call it.
@@ -26,13 +27,14 @@ pub struct Address {
     pub(crate) authority: String,
     /// What stands before `/chat/completions`: `/v1` unless the URL has a path of its own.
     pub(crate) base: String,
+    pub(crate) model: Option<String>,
 }
 
 /// Not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
     /// Not a URL.
-    #[error("a target is http://HOST:PORT[/PATH] or NAME=http://..., got {0:?}")]
+    #[error("a target is [NAME=]http://HOST:PORT[/PATH][#MODEL], got {0:?}")]
     Form(String),
     /// TLS.
     #[error(
@@ -46,10 +48,15 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, BadAddress> {
         let form = || BadAddress::Form(text.to_owned());
-        let (name, url) = match text.split_once('=') {
+        let (place, model) = match text.split_once('#') {
+            Some((_, "")) => return Err(form()),
+            Some((place, model)) => (place, Some(model.to_owned())),
+            None => (text, None),
+        };
+        let (name, url) = match place.split_once('=') {
             // A `=` further on is the URL's own.
             Some((name, url)) if !name.contains('/') => (Some(name.trim()), url),
-            _ => (None, text),
+            _ => (None, place),
         };
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = url.parse().map_err(|_| form())?;
@@ -67,7 +74,7 @@ impl FromStr for Address {
             "" => "/v1".to_owned(),
             path => path.to_owned(),
         };
-        Ok(Self { name: name.unwrap_or(&authority).to_owned(), authority, base })
+        Ok(Self { name: name.unwrap_or(&authority).to_owned(), authority, base, model })
     }
 }
 
@@ -114,6 +121,7 @@ impl Target {
         model: Option<String>,
         headers: &[Header],
     ) -> Result<Self, Failure> {
+        let model = address.model.clone().or(model);
         let mut target = Self::unmet(address);
         target.headers =
             headers.iter().map(|Header(name, value)| (name.clone(), value.clone())).collect();
@@ -242,8 +250,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_calls_its_model_stands_behind_its_address() {
+        let address: Address = "mlx=http://a:1#/models/a=b".parse().expect("is an address");
+        assert_eq!(address.model.as_deref(), Some("/models/a=b"));
+        assert_eq!((address.name.as_str(), address.base.as_str()), ("mlx", "/v1"));
+        assert_eq!("http://a".parse::<Address>().expect("is one").model, None);
+    }
+
+    #[test]
     fn what_is_no_address_says_so() {
-        for text in ["", "ftp://a", "=http://a", "http://", "http://a?b=c", "a b"] {
+        for text in ["", "ftp://a", "=http://a", "http://", "http://a?b=c", "a b", "http://a#"] {
             let error = text.parse::<Address>().expect_err(text);
             assert_eq!(error, BadAddress::Form(text.to_owned()));
         }

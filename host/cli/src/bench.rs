@@ -49,8 +49,9 @@ struct Run {
     /// A server with OpenAI's API to ask; may be repeated. Without any, hosts are started
     ///
     /// Any that speaks it: vllm-mlx, mlx_lm.server, llama.cpp's server, vLLM, this one. NAME= is
-    /// what the report calls it; /v1 is added where the URL has no path.
-    #[arg(long, value_name = "[NAME=]URL")]
+    /// what the report calls it; /v1 is added where the URL has no path. #MODEL is what to put in
+    /// its requests, where that differs from --model.
+    #[arg(long, value_name = "[NAME=]URL[#MODEL]")]
     url: Vec<Address>,
 
     /// Without --url: start this host once for each of these values of engine.mode

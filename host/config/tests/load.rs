@@ -298,7 +298,7 @@ per_minute = 60
         mode = "batched"                     # default
         running_max = 64                     # default
         prefill_chunk = 512                  # --set engine.prefill_chunk
-        decode_stretch_max = 3               # default
+        decode_stretch_max = 5               # default
 
         [cache]
         # memory_max =                       # not set

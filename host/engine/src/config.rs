@@ -45,7 +45,7 @@ impl Default for EngineConfig {
             mode: Mode::Batched,
             running_max: number(64),
             prefill_chunk: number(2048),
-            decode_stretch_max: number(3),
+            decode_stretch_max: number(5),
         }
     }
 }

@@ -127,7 +127,8 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn shared() -> Pace {
-        Pace::shared(&EngineConfig::default())
+        let decode_stretch_max = NonZeroU32::new(3).expect("not 0");
+        Pace::shared(&EngineConfig { decode_stretch_max, ..EngineConfig::default() })
     }
 
     #[test]
