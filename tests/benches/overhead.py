@@ -5,7 +5,7 @@
         --tokenizer DIR
 
 A model that costs almost nothing shows what everything else does. Interlock's is the simulated one,
-whose passes take no time: all CPU of the host is overhead. mlx_lm.server has none, so it gets a tiny
+whose passes only sleep: all CPU of the host is overhead. mlx_lm.server has none, so it gets a tiny
 random model (two layers, 64 wide; DIR's tokenizer), and what the same generation costs in its own
 bare loop (BatchGenerator, one process) is taken off.
 """
@@ -85,7 +85,7 @@ def main():
     env = os.environ | ({"LD_PRELOAD": options.preload} if options.preload else {})
     env |= {"MLX_DISABLE_COMPILE": "1"}
 
-    serve = [options.binary, "serve", "--model", "sim:stop=0", "--bind", "127.0.0.1:18083"]
+    serve = [options.binary, "serve", "--model", "sim:stop=0,decode=5ms", "--bind", "127.0.0.1:18083"]
     ours = Peer("interlock", serve, 18083, "/health/ready", "sim", logs)
     ours.model = json.loads(subprocess.check_output(
         ["curl", "-s", f"{ours.url}/v1/models"]))["data"][0]["id"]
