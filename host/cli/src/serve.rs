@@ -234,7 +234,8 @@ impl Source {
                     let loaded = interlock_models::load(&path, &options, &mut report)
                         .map_err(|error| error.to_string())?;
                     arrive(text_parts(loaded.text))?;
-                    tracing::info!(elapsed = ?begun.elapsed(), "loaded the model");
+                    let attention = loaded.model.attention();
+                    tracing::info!(elapsed = ?begun.elapsed(), attention, "loaded the model");
                     Ok::<_, String>(loaded.model)
                 })
             }

@@ -53,6 +53,15 @@ impl Model {
         self.kv_bytes_per_token
     }
 
+    /// Who computes attention, for the log.
+    pub fn attention(&self) -> String {
+        match &self.pages {
+            #[cfg(not(target_os = "macos"))]
+            Pages::Host(_) => "our CPU kernel, over pages".to_owned(),
+            Pages::Arrays(pages) => pages.attention(),
+        }
+    }
+
     /// One pass, and the logits after each token of each row, instead of tokens drawn. For
     /// comparing with another implementation; nothing that serves needs them all.
     ///

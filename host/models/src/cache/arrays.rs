@@ -41,7 +41,7 @@ pub(crate) struct ArrayPages {
     dtype: Dtype,
     plan: Option<Plan>,
     /// Decoding rows by a kernel of our own, where it works.
-    kernel: Option<Attention>,
+    kernel: Result<Attention, String>,
 }
 
 struct Pool {
@@ -103,6 +103,14 @@ impl ArrayPages {
         Ok(made)
     }
 
+    /// Who computes attention for decoding rows.
+    pub(crate) fn attention(&self) -> String {
+        match &self.kernel {
+            Ok(_) => "our GPU kernel, over pages".to_owned(),
+            Err(why) => format!("MLX's, over gathered pages ({why})"),
+        }
+    }
+
     /// Makes all pages anew, empty.
     pub(crate) fn clear(&mut self) -> Result<(), Exception> {
         self.plan = None;
@@ -128,7 +136,7 @@ impl ArrayPages {
     }
 
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
-        self.plan = Some(self.heads.plan(spans, self.kernel.is_some()));
+        self.plan = Some(self.heads.plan(spans, self.kernel.is_ok()));
     }
 
     /// What must be computed before a pass has ended.
@@ -160,7 +168,13 @@ impl ArrayPages {
         };
         let mut mixed = Vec::with_capacity(plan.parts.len());
         for part in &plan.parts {
-            mixed.push(part.attend(&queries, &pool, self.heads, self.kernel.as_ref(), scale)?);
+            mixed.push(part.attend(
+                &queries,
+                &pool,
+                self.heads,
+                self.kernel.as_ref().ok(),
+                scale,
+            )?);
         }
         self.layers[layer] = Some(pool);
         let mixed = match &mixed[..] {

@@ -25,7 +25,7 @@ const PIECE_THREADS: i32 = 128;
 /// share it. Eight lanes share a position; four groups of them share a warp.
 const PIECES: &str = r"
     constexpr int SHARE = H / KVH;
-    constexpr int WARPS = THREADS / 32;
+    constexpr int WARPS = GROUP_SIZE / 32;
     constexpr int AHEAD = 16;
     int piece = GROUP_X, kv = GROUP_Y, t = THREAD;
     int lane = t % 32, warp = t / 32;
@@ -35,14 +35,14 @@ const PIECES: &str = r"
     int row_pages = sizes[0], pool_pages = sizes[1];
     SHARED float query[SHARE * D];
     SHARED float score[SHARE * PIECE];
-    for (int i = t; i < SHARE * D; i += THREADS) {
+    for (int i = t; i < SHARE * D; i += GROUP_SIZE) {
         query[i] = scale[0] * float(queries[(row * H + kv * SHARE) * D + i]);
     }
     SYNC;
     // All lanes of a warp go round equally often, or they could not add up what they have.
-    int rounds = (count + THREADS / 8 - 1) / (THREADS / 8);
+    int rounds = (count + GROUP_SIZE / 8 - 1) / (GROUP_SIZE / 8);
     for (int round = 0; round < rounds; ++round) {
-        int p = round * (THREADS / 8) + t / 8;
+        int p = round * (GROUP_SIZE / 8) + t / 8;
         int at = begin + (p < count ? p : 0);
         int page = table[row * row_pages + at / PAGE];
         size_t key = (size_t(kv * pool_pages + page) * PAGE + at % PAGE) * D;
@@ -82,7 +82,7 @@ const PIECES: &str = r"
         }
     }
     SYNC;
-    for (int d = t; d < D; d += THREADS) {
+    for (int d = t; d < D; d += GROUP_SIZE) {
         float mixed[SHARE];
         for (int s = 0; s < SHARE; ++s) mixed[s] = 0;
         for (int first = 0; first < count; first += PAGE) {
@@ -183,28 +183,24 @@ impl Rows {
 }
 
 impl Attention {
-    /// The kernels, if there is a GPU and they compute on it what MLX's own operations do. The
-    /// comparison is the caller's: `agrees` says whether it holds for a candidate.
+    /// The kernels, if there is a GPU and they compute on it what MLX's own operations do; or why
+    /// they are not used. The comparison is the caller's: `agrees` says whether it holds.
     pub(super) fn find(
         heads: Heads,
         agrees: impl FnOnce(&Self) -> Result<bool, Exception>,
-    ) -> Option<Self> {
+    ) -> Result<Self, String> {
         let gpu = Device::try_default().and_then(|device| device.get_type());
-        if !matches!(gpu, Ok(DeviceType::Gpu)) || heads.head_dim % 8 != 0 {
-            return None;
+        if !matches!(gpu, Ok(DeviceType::Gpu)) {
+            return Err("there is no GPU".to_owned());
         }
-        let found = Self::new().and_then(|kernels| Ok((agrees(&kernels)?, kernels)));
-        match found {
-            Ok((true, kernels)) => return Some(kernels),
-            Ok((false, _)) => tracing::warn!(
-                "our attention kernel computes something else than MLX on this GPU; using MLX's"
-            ),
-            Err(error) => tracing::warn!(
-                error = error.what(),
-                "our attention kernel does not run on this GPU; using MLX's"
-            ),
+        if heads.head_dim % 8 != 0 {
+            return Err(format!("heads of {} dimensions", heads.head_dim));
         }
-        None
+        match Self::new().and_then(|kernels| Ok((agrees(&kernels)?, kernels))) {
+            Ok((true, kernels)) => Ok(kernels),
+            Ok((false, _)) => Err("our kernel computes something else on this GPU".to_owned()),
+            Err(error) => Err(format!("our kernel does not run on this GPU: {}", error.what())),
+        }
     }
 
     fn new() -> Result<Self, Exception> {
@@ -255,7 +251,7 @@ impl Attention {
             ("D", Argument::Number(head_dim)),
             ("PAGE", Argument::Number(PAGE)),
             ("PIECE", Argument::Number(PIECE)),
-            ("THREADS", Argument::Number(PIECE_THREADS)),
+            ("GROUP_SIZE", Argument::Number(PIECE_THREADS)),
         ];
         // SAFETY: `Rows` lists pieces within rows' lengths, and pages that the plan took from rows
         // that were checked against the pool; every group writes its own part of the outputs.
