@@ -159,6 +159,7 @@ fn long_prompt(prefill: Duration) -> Ran {
     requests.push(request(1000 * MS, 9, 400, 10));
     let mut scenario = world(requests);
     scenario.sim.prefill = prefill;
+    scenario.engine.decode_stretch_max = number(STRETCH);
     Lab::new().world(&scenario)
 }
 
@@ -197,6 +198,7 @@ fn streams_keep_their_pace_from_the_first_pass_on() {
     let mut scenario = world(requests);
     // The short prompt is computed with a whole chunk of another's, but draws nothing before.
     scenario.engine.prefill_chunk = number(256);
+    scenario.engine.decode_stretch_max = number(STRETCH);
     let ran = Lab::new().world(&scenario);
     let decodes_only = |seen: &Seen| {
         let decodes = |rows: &[RowOf]| rows.iter().all(|row| row.tokens == 1);
