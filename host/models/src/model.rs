@@ -9,7 +9,9 @@ use mlx_rs::{Array, Dtype, transforms};
 
 use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
 use crate::families::Family;
-use crate::sample::{Sampler, draw_on_device, draw_on_host};
+#[cfg_attr(target_os = "macos", expect(unused_imports, reason = "there a GPU draws"))]
+use crate::sample::draw_on_host;
+use crate::sample::{Sampler, draw_on_device};
 
 /// Weights and pages on the device, and how to compute with them. Stays on the thread that loaded
 /// it: MLX's default streams are per thread.
