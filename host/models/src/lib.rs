@@ -25,6 +25,10 @@
 //! one Linux binary serves both, by which libmlx.so the loader finds. On macOS `src/cpu` is left
 //! out, and with it the pages in our own memory; those are the only `cfg`s there are.
 
+// On macOS a GPU computes: what only a CPU needs is unused there, and Linux's build sees what is not
+// used anywhere.
+#![cfg_attr(target_os = "macos", allow(dead_code, reason = "the CPU's side"))]
+
 mod cache;
 #[cfg(not(target_os = "macos"))]
 mod cpu;
