@@ -34,7 +34,6 @@ mod cache;
 mod cpu;
 mod custom;
 mod description;
-
 mod error;
 mod families;
 mod linear;
