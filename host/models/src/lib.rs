@@ -38,6 +38,8 @@ mod error;
 mod families;
 mod linear;
 mod model;
+#[cfg(test)]
+mod noise;
 mod quantization;
 mod rope;
 mod sample;

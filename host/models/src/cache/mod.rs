@@ -182,6 +182,7 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::noise;
 
     #[test]
     fn there_is_room_for_one_sequence_and_no_more_than_anyone_could_use() {
@@ -193,17 +194,6 @@ mod tests {
         assert_eq!((room.pages, room.context), (2 * 256, 64));
         let room = Room::new(1000 * 10_000, 1000, 8192);
         assert_eq!((room.pages, room.context), (10_000 / PAGE_TOKENS, 8192));
-    }
-
-    fn noise(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1_u64 << 22) as f32 - 2.0
-        };
-        (0..count).map(|_| next()).collect()
     }
 
     const SIZES: Dimensions = Dimensions {

@@ -238,22 +238,12 @@ impl Layer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::noise;
     use crate::rope::Rotation;
     use interlock_engine::PageId;
 
     const HEADS: usize = 6;
     const KV_HEADS: usize = 2;
-
-    fn noise(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1_u64 << 22) as f32 - 2.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// A sequence's queries, keys and values, token by token.
     struct Story {
