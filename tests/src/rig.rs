@@ -134,7 +134,7 @@ pub async fn to_the_end(running: &mut Running) -> (Vec<u32>, Option<interlock_en
     let mut tokens = vec![];
     loop {
         match within(running.events.next()).await {
-            Some(Event::Started) => {}
+            Some(Event::Started | Event::Preempted) => {}
             Some(Event::Token(drawn)) => tokens.push(drawn.token),
             Some(Event::Ended(ended)) => return (tokens, Some(ended)),
             None => return (tokens, None),

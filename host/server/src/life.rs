@@ -95,6 +95,9 @@ impl Life {
                     self.clock.started();
                 }
                 Heard::Engine(Some(Event::Token(drawn))) => self.token(drawn),
+                Heard::Engine(Some(Event::Preempted)) => {
+                    tracing::debug!(request = %self.ledger.id, "preempted");
+                }
                 Heard::Engine(Some(Event::Ended(ended))) => break Some(ended),
                 Heard::Engine(None) => break None,
                 Heard::ClientLeft => self.client_left(),
