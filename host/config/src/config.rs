@@ -1,7 +1,7 @@
 //! All sections, side by side.
 
 use interlock_admission::LimitsConfig;
-use interlock_catalog::ModelConfig;
+use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
 use interlock_server::ServerConfig;
@@ -17,6 +17,7 @@ use crate::LogConfig;
 #[expect(missing_docs, reason = "a doc comment here would hide the struct's own in the reference")]
 pub struct Config {
     pub model: ModelConfig,
+    pub extra_model: Vec<ExtraModelConfig>,
     pub server: ServerConfig,
     pub log: LogConfig,
     pub waiting: WaitingConfig,
@@ -30,6 +31,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: ModelConfig::default(),
+            extra_model: Vec::new(),
             server: ServerConfig::default(),
             log: LogConfig::default(),
             waiting: WaitingConfig::default(),
@@ -44,7 +46,7 @@ impl Default for Config {
 impl Config {
     /// Every problem of every section, then those that only show when sections are seen together.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = self.model.problems();
+        let mut problems = interlock_catalog::problems(&self.model, &self.extra_model);
         problems.extend(self.server.problems());
         problems.extend(self.log.problems());
         problems.extend(self.waiting.problems());

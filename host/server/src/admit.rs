@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderValue};
 use interlock_admission::{Account, Admitted, Facts, Load, Prompt};
 use interlock_engine::{EngineView, ModelShape, Seat};
-use interlock_request::{Endpoint, Generation, Priority, RequestId, TokenId};
+use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId};
 use interlock_text::{RenderError, TextModel};
 
 use crate::ask::{Ask, Invalid, Least, Length, Words};
@@ -27,9 +27,13 @@ pub(crate) struct Entry {
     pub(crate) seat: Seat,
     pub(crate) admitted: Admitted,
     pub(crate) account: Account,
+    /// The model that answers.
+    pub(crate) model: ModelId,
     pub(crate) text: Arc<TextModel>,
     pub(crate) prompt_tokens: u32,
     pub(crate) tokens_min: u32,
+    /// Temperature and `top_p`, which some answers repeat.
+    pub(crate) drawing: (f32, f32),
 }
 
 impl Host {
@@ -39,11 +43,8 @@ impl Host {
     ///
     /// When the model cannot take it, is not there, is busy, or a policy refuses.
     pub(crate) async fn admit(&self, arrival: &Arrival, ask: &Ask) -> Result<Entry, Failure> {
-        if ask.model != self.model.as_str() {
-            let served = self.model.to_string();
-            return Err(Failure::UnknownModel { asked: ask.model.clone(), served });
-        }
-        let (text, shape) = self.model()?;
+        let model = self.models.called(&ask.model)?;
+        let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
         let tokens = self.tokenize(&text, &ask.words).await?;
         let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
@@ -57,7 +58,7 @@ impl Host {
             Invalid::wrong_value(ask.words.param(), "at least one token long", "none")
         })?;
         let generation = Generation {
-            sampling: ask.sampling.clone(),
+            sampling: ask.sampling.or(&model.sampling),
             tokens_max,
             tokens_min,
             stop_tokens: if ask.ending.ignore_eos { vec![] } else { text.eos().to_vec() },
@@ -69,7 +70,7 @@ impl Host {
             request_id: arrival.id.clone(),
             arrived_at_micros: arrival.at_micros,
             endpoint: arrival.endpoint,
-            model: self.model.clone(),
+            model: model.id.clone(),
             streaming: ask.stream,
             prompt_tokens,
             tokens_max,
@@ -78,11 +79,14 @@ impl Host {
             headers: self.seen_by_policies(&arrival.headers),
         };
         // Read before the seat is taken: the load is that of the others.
-        let load = load(self.engine.view());
-        let seat = self.engine.seat()?;
+        let load = load(model.engine.view());
+        let seat = model.engine.seat()?;
+        let Sampling { temperature, top_p, .. } = generation.sampling;
         let (admitted, account, verdicts) = self.chain.admit(facts, &load, prompt, generation)?;
         tracing::debug!(request = %arrival.id, ?verdicts, "admitted");
-        Ok(Entry { seat, admitted, account, text, prompt_tokens, tokens_min })
+        let model = model.id.clone();
+        let drawing = (temperature, top_p);
+        Ok(Entry { seat, admitted, account, model, text, prompt_tokens, tokens_min, drawing })
     }
 
     async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
@@ -173,7 +177,7 @@ fn tokens_min(least: &Least, length: &Length, tokens_max: u32) -> Result<u32, In
 }
 
 fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
-    match ask.sampling.logit_bias.keys().find(|&&id| id >= shape.vocabulary) {
+    match ask.sampling.biased().find(|&id| id >= shape.vocabulary) {
         None => Ok(()),
         Some(id) => {
             let path = format!("logit_bias.{id}");

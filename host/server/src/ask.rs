@@ -17,12 +17,13 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
-use interlock_request::{Endpoint, Generation, Sampling, SamplingDefaults, TokenId};
+use interlock_request::{Endpoint, Generation, TokenId};
 use interlock_text::Message;
 
 pub(crate) use invalid::Invalid;
 use json::{Item, Object};
 pub(crate) use responses::Echo;
+pub(crate) use sampling::Wished;
 
 /// A well-formed request.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,8 +32,8 @@ pub(crate) struct Ask {
     pub(crate) model: String,
     /// What to continue.
     pub(crate) words: Words,
-    /// How to draw tokens.
-    pub(crate) sampling: Sampling,
+    /// How to draw tokens, as far as it says so.
+    pub(crate) sampling: Wished,
     /// How many tokens to generate at most.
     pub(crate) length: Length,
     /// What else ends the answer, and what does not.
@@ -141,22 +142,18 @@ pub(crate) enum Shape {
 }
 
 impl Ask {
-    /// Reads a body; `defaults` fill in where it does not say how to sample.
+    /// Reads a body.
     ///
     /// # Errors
     ///
     /// When it is no JSON, or a field is not what this endpoint takes.
-    pub(crate) fn parse(
-        endpoint: Endpoint,
-        body: &[u8],
-        defaults: &SamplingDefaults,
-    ) -> Result<Self, Invalid> {
+    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, Invalid> {
         let body = std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
         let body = Object::parse(body)?;
         match endpoint {
-            Endpoint::Chat => chat::parse(&body, defaults),
-            Endpoint::Completions => completions::parse(&body, defaults),
-            Endpoint::Responses => responses::parse(&body, defaults),
+            Endpoint::Chat => chat::parse(&body),
+            Endpoint::Completions => completions::parse(&body),
+            Endpoint::Responses => responses::parse(&body),
         }
     }
 }

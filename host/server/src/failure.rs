@@ -50,12 +50,12 @@ pub(crate) enum Failure {
         /// How many there may be.
         limit: usize,
     },
-    /// We serve another model.
+    /// We serve other models.
     UnknownModel {
         /// The client's name for it.
         asked: String,
         /// Ours.
-        served: String,
+        served: Vec<String>,
     },
     /// Nothing is served there.
     UnknownUrl {
@@ -287,7 +287,9 @@ impl Failure {
             }
             Self::UnknownModel { asked, served } => {
                 let asked = cut(asked);
-                format!("the model {asked:?} does not exist; this host serves {served:?}")
+                let served: Vec<_> = served.iter().map(|name| format!("{name:?}")).collect();
+                let served = served.join(", ");
+                format!("the model {asked:?} does not exist; this host serves {served}")
             }
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
@@ -384,7 +386,7 @@ mod tests {
             BodyProblem::TooSlow { limit: Duration::ZERO }.into(),
             BodyProblem::Broken(String::new()).into(),
             Failure::Head { unit: "bytes", got: 2, limit: 1 },
-            Failure::UnknownModel { asked: String::new(), served: String::new() },
+            Failure::UnknownModel { asked: String::new(), served: vec![] },
             Failure::UnknownUrl { path: String::new() },
             Failure::Method,
             Failure::UnknownRequest(String::new()),

@@ -56,10 +56,13 @@ pub(crate) async fn generate(
         }
     };
     let Ask { stream, shape, ending, logprobs, .. } = ask;
+    let (temperature, top_p) = entry.drawing;
     let head = Head {
         request: meta.id.clone(),
-        model: host.model.clone(),
+        model: entry.model.clone(),
         created: arrival.at_micros / 1_000_000,
+        temperature,
+        top_p,
         logprobs: logprobs.is_some(),
         text: Arc::clone(&entry.text),
     };
@@ -80,7 +83,7 @@ async fn prepare(
     if host.draining() {
         return Err(Failure::Draining);
     }
-    let ask = host.labour(body.len(), || Ask::parse(endpoint, &body, &host.sampling)).await?;
+    let ask = host.labour(body.len(), || Ask::parse(endpoint, &body)).await?;
     let arrival = Arrival {
         id: meta.id.clone(),
         endpoint,
@@ -101,9 +104,9 @@ fn submit(
     claim: Claim,
     entry: Entry,
 ) -> Inlet {
-    let Entry { seat, admitted, account, text, prompt_tokens, tokens_min } = entry;
+    let Entry { seat, admitted, account, model, text, prompt_tokens, tokens_min, .. } = entry;
     let Arrival { id, endpoint, .. } = arrival;
-    let title = Title { id, endpoint, model: host.model.clone(), streaming, prompt_tokens };
+    let title = Title { id, endpoint, model, streaming, prompt_tokens };
     let ledger = Ledger::open(title, account, Arc::clone(&host.metrics));
     let plan = *admitted.plan();
     let (outlet, inlet) = pieces();

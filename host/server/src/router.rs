@@ -1,5 +1,6 @@
 //! Routes, and what all answers have in common: the request's id and the shape of errors.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -14,6 +15,7 @@ use interlock_metrics::Registry;
 use interlock_request::{CancelCause, Endpoint, RequestId};
 use serde_json::json;
 
+use crate::ServedModel;
 use crate::body;
 use crate::failure::{Failure, Retry};
 use crate::generate::generate;
@@ -163,9 +165,9 @@ impl Host {
         response
     }
 
-    fn model_card(&self) -> serde_json::Value {
+    fn model_card(&self, model: &ServedModel) -> serde_json::Value {
         json!({
-            "id": self.model.as_str(),
+            "id": model.id.as_str(),
             "object": "model",
             "created": self.started_at,
             "owned_by": "interlock",
@@ -203,7 +205,8 @@ async fn responses(
 }
 
 async fn models(State(host): State<Arc<Host>>) -> Response {
-    Json(json!({ "object": "list", "data": [host.model_card()] })).into_response()
+    let cards: Vec<_> = host.models.iter().map(|model| host.model_card(model)).collect();
+    Json(json!({ "object": "list", "data": cards })).into_response()
 }
 
 async fn model(
@@ -212,11 +215,8 @@ async fn model(
     asked: Result<Path<String>, PathRejection>,
 ) -> Answer {
     let asked = asked.map_or_else(|_| as_written(&uri, "/v1/models/"), |Path(asked)| asked);
-    if asked == host.model.as_str() {
-        Ok(Json(host.model_card()).into_response())
-    } else {
-        Err(Failure::UnknownModel { asked, served: host.model.to_string() })
-    }
+    let model = host.models.called(&asked)?;
+    Ok(Json(host.model_card(model)).into_response())
 }
 
 /// Cancels a request wherever it is, and all others of its id. Its client is told; asking twice is harmless.
@@ -252,7 +252,9 @@ async fn ready(State(host): State<Arc<Host>>) -> Response {
             StatusCode::SERVICE_UNAVAILABLE
         }
     };
-    (status, Json(json!({ "status": readiness.as_str() }))).into_response()
+    let models: BTreeMap<_, _> =
+        host.models.iter().map(|model| (model.id.as_str(), model.state().as_str())).collect();
+    (status, Json(json!({ "status": readiness.as_str(), "models": models }))).into_response()
 }
 
 async fn metrics(State(host): State<Arc<Host>>) -> Answer {

@@ -53,6 +53,10 @@ pub(crate) struct Head {
     pub(crate) model: ModelId,
     /// Seconds since the Unix epoch.
     pub(crate) created: u64,
+    /// How its tokens are drawn.
+    pub(crate) temperature: f32,
+    /// How its tokens are drawn.
+    pub(crate) top_p: f32,
     /// Did the client ask how likely tokens were?
     pub(crate) logprobs: bool,
     /// How tokens are spelled.

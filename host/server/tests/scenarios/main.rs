@@ -8,6 +8,7 @@ mod least;
 mod leaving;
 mod likelihood;
 mod limits;
+mod models;
 mod rig;
 mod stopping;
 mod telling;

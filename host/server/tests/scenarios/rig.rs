@@ -10,11 +10,13 @@ use interlock_admission::{
     PolicyFailure, PolicyMetrics, Summary,
 };
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineMetrics, EngineThread, WaitingConfig, spawn,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, WaitingConfig,
 };
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, listen, serve};
+use interlock_server::{
+    Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, listen, serve,
+};
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::sync::{mpsc, oneshot};
@@ -30,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) seats: usize,
     /// Is every pass held until the test lets it go?
     pub(crate) gated: bool,
+    /// A model beside it, on the same engine thread, called `other` and `gpt-4o-mini`.
+    pub(crate) other: Option<SimSettings>,
     /// What the one policy answers.
     pub(crate) decision: Decision,
 }
@@ -42,6 +46,7 @@ impl Default for Setup {
             model: SimSettings { stop: 0, ..SimSettings::default() },
             seats: 16,
             gated: false,
+            other: None,
             decision: Decision::Admit(PlanProposal::default()),
         }
     }
@@ -114,7 +119,7 @@ impl Rig {
 
     /// Serves this setup while it is still loading.
     pub(crate) async fn loading(setup: Setup) -> Self {
-        let Setup { server, model, seats, gated, decision } = setup;
+        let Setup { server, model, seats, gated, other, decision } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         if !gated {
@@ -123,12 +128,19 @@ impl Rig {
         let device = gate.clone();
         let seats = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
         let metrics = EngineMetrics::register(&registry);
-        let (engine, thread) =
-            spawn(&EngineConfig::default(), &CacheConfig::default(), &seats, metrics, move || {
-                std::thread::sleep(model.load);
-                Ok::<_, String>(SimModel::gated(model, device))
-            })
-            .expect("a thread");
+        let (config, cache) = (EngineConfig::default(), CacheConfig::default());
+        let mut engines = Engines::default();
+        let engine = engines.add(&config, &cache, &seats, &metrics, move || {
+            std::thread::sleep(model.load);
+            Ok::<_, String>(SimModel::gated(model, device))
+        });
+        let mut models = vec![served("sim", &[], engine)];
+        if let Some(settings) = other {
+            let load = || Ok::<_, String>(SimModel::load(settings));
+            let engine = engines.add(&config, &cache, &seats, &metrics, load);
+            models.push(served("other", &["gpt-4o-mini"], engine));
+        }
+        let thread = engines.spawn().expect("a thread");
         let (ended_in, ended) = mpsc::channel(1024);
         let policy = Arc::new(Witness { decision, ended: ended_in });
         let chain = PolicyChain::new(
@@ -140,10 +152,7 @@ impl Rig {
         let address = listener.local_addr().expect("an address");
         let parts = ServerParts {
             config: server,
-            model: ModelId::new("sim"),
-            sampling: SamplingDefaults::OPENAI,
-            text: Arc::new(OnceLock::from(text())),
-            engine,
+            models,
             chain: Arc::new(chain),
             metrics: ServerMetrics::register(&registry),
             registry: Arc::clone(&registry),
@@ -237,6 +246,16 @@ impl Drop for Rig {
         self.server.abort();
         // The engine's thread is joined next, and must not wait for a pass nobody lets through.
         self.gate.open();
+    }
+}
+
+fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
+    ServedModel {
+        id: ModelId::new(name),
+        aliases: aliases.iter().map(ToString::to_string).collect(),
+        sampling: SamplingDefaults::OPENAI,
+        text: Arc::new(OnceLock::from(text())),
+        engine,
     }
 }
 
