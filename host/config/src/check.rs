@@ -127,6 +127,12 @@ fn split(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
+/// Keys that once were, and what to do instead.
+const RETIRED: [(&str, &str); 1] = [(
+    "server.policy_headers",
+    "grant a header to the policy that needs it, as in grants = [\"headers:x-tenant\"]",
+)];
+
 /// Reads values, and goes on where one cannot be read: what is wrong is noted and taken out.
 struct Reader<'a> {
     root: &'a Key,
@@ -239,6 +245,9 @@ impl Reader<'_> {
         let key = spoken(path);
         if path.iter().any(String::is_empty) {
             return format!("a setting's name must be section.key, got {key:?}");
+        }
+        if let Some((_, instead)) = RETIRED.iter().find(|(retired, _)| *retired == key) {
+            return format!("{key} is no key any more: {instead}");
         }
         let nearest = self.root.nearest(path).unwrap_or_default();
         format!("{key} is not a known key, the nearest is {nearest}")

@@ -4,7 +4,7 @@ use interlock_admission::LimitsConfig;
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
-use interlock_server::ServerConfig;
+use interlock_server::{DetachedConfig, ServerConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,7 @@ pub struct Config {
     pub log: LogConfig,
     pub waiting: WaitingConfig,
     pub limits: LimitsConfig,
+    pub detached: DetachedConfig,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
     pub policy: Vec<PolicyConfig>,
@@ -36,6 +37,7 @@ impl Default for Config {
             log: LogConfig::default(),
             waiting: WaitingConfig::default(),
             limits: LimitsConfig::default(),
+            detached: DetachedConfig::default(),
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
             policy: default_policies(),
@@ -51,6 +53,7 @@ impl Config {
         problems.extend(self.log.problems());
         problems.extend(self.waiting.problems());
         problems.extend(self.limits.problems());
+        problems.extend(self.detached.problems());
         problems.extend(self.engine.problems());
         problems.extend(self.cache.problems());
         problems.extend(interlock_policy::problems(&self.policy));

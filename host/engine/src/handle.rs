@@ -18,6 +18,7 @@ pub struct EngineHandle {
     pub(crate) bell: Bell,
     pub(crate) seats: Arc<Semaphore>,
     pub(crate) seats_max: usize,
+    pub(crate) running_max: u32,
     pub(crate) state: watch::Receiver<EngineState>,
     pub(crate) metrics: EngineMetrics,
 }
@@ -50,6 +51,8 @@ pub struct EngineView {
     pub waiting_max: u32,
     /// Requests that have begun and not ended.
     pub running: u32,
+    /// Requests that may run at once.
+    pub running_max: u32,
 }
 
 /// A place in the waiting room. Taken before the policies are asked, so that no request is
@@ -129,6 +132,7 @@ impl EngineHandle {
             waiting: count(self.seats_max.saturating_sub(self.seats.available_permits())),
             waiting_max: count(self.seats_max),
             running: u32::try_from(self.metrics.running_here()).unwrap_or(0),
+            running_max: self.running_max,
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::bell::Bell;
 use crate::handle::Submission;
 use crate::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, ModelShape,
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode, ModelShape,
     SystemClock, Turn, WaitingConfig,
 };
 
@@ -163,7 +163,7 @@ impl Engines {
         E: std::fmt::Display,
     {
         let metrics = metrics.of_one_engine();
-        let Ends { handle, inbox, submissions, state } = ends(waiting, &metrics, &self.bell);
+        let Ends { handle, inbox, submissions, state } = ends(config, waiting, &metrics, &self.bell);
         let (config, cache) = (config.clone(), cache.clone());
         let load = move || {
             let model = load().map_err(|error| error.to_string())?;
@@ -257,7 +257,7 @@ pub fn by_hand<F: Forward>(
 ) -> (EngineHandle, Door, Engine<F>) {
     let metrics = metrics.of_one_engine();
     // Nobody sleeps: the caller takes the turns.
-    let Ends { handle, inbox, submissions, state } = ends(waiting, &metrics, &Bell::default());
+    let Ends { handle, inbox, submissions, state } = ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
     let engine = Engine::new(model, submissions, config, cache, metrics, clock);
     (handle, Door { _inbox: inbox, _state: state }, engine)
@@ -278,7 +278,12 @@ struct Ends {
     state: watch::Sender<EngineState>,
 }
 
-fn ends(waiting: &WaitingConfig, metrics: &EngineMetrics, bell: &Bell) -> Ends {
+fn ends(
+    config: &EngineConfig,
+    waiting: &WaitingConfig,
+    metrics: &EngineMetrics,
+    bell: &Bell,
+) -> Ends {
     let seats_max = waiting.requests_max.get();
     let (inbox, submissions) = mpsc::channel(seats_max);
     let (state, state_seen) = watch::channel(EngineState::Starting);
@@ -287,6 +292,10 @@ fn ends(waiting: &WaitingConfig, metrics: &EngineMetrics, bell: &Bell) -> Ends {
         bell: bell.clone(),
         seats: Arc::new(Semaphore::new(seats_max)),
         seats_max,
+        running_max: match config.mode {
+            Mode::Simple => 1,
+            Mode::Batched => config.running_max.get(),
+        },
         state: state_seen,
         metrics: metrics.clone(),
     };

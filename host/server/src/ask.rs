@@ -17,6 +17,8 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
+use std::hash::{DefaultHasher, Hasher};
+
 use interlock_request::{Endpoint, Generation, TokenId};
 use interlock_text::Message;
 
@@ -42,6 +44,8 @@ pub(crate) struct Ask {
     pub(crate) logprobs: Option<u32>,
     /// Does the client want text as it comes?
     pub(crate) stream: bool,
+    /// Will the client ask for the answer later?
+    pub(crate) background: bool,
     /// What the answer repeats of the question.
     pub(crate) shape: Shape,
 }
@@ -74,6 +78,46 @@ impl Words {
             Self::Chat { param, .. } => param,
             Self::Text(_) | Self::Tokens { .. } => "prompt",
         }
+    }
+
+    /// A hash of how they begin; 0 when they are no text. Equal beginnings have equal keys for as
+    /// long as this process runs.
+    pub(crate) fn prefix_key(&self) -> u64 {
+        /// As much as tells a system prompt from another.
+        const BYTES_MAX: usize = 1024;
+
+        let mut hasher = DefaultHasher::new();
+        let mut left = BYTES_MAX;
+        let mut take = |text: &str| {
+            let bytes = &text.as_bytes()[..text.len().min(left)];
+            left -= bytes.len();
+            hasher.write(bytes);
+            hasher.write_u8(0xff);
+        };
+        match self {
+            Self::Chat { messages, .. } => {
+                for message in messages {
+                    take(&message.role);
+                    take(&message.content);
+                }
+            }
+            Self::Text(text) => take(text),
+            Self::Tokens { .. } => return 0,
+        }
+        // 0 has a meaning of its own.
+        hasher.finish().max(1)
+    }
+
+    /// About how many tokens they are, before anybody has counted.
+    pub(crate) fn tokens_about(&self) -> u32 {
+        /// Of usual text, with usual tokenizers.
+        const BYTES_EACH: usize = 4;
+
+        let tokens = match self {
+            Self::Tokens { ids, .. } => ids.len(),
+            text => text.text_bytes().div_ceil(BYTES_EACH),
+        };
+        u32::try_from(tokens).unwrap_or(u32::MAX)
     }
 
     /// Bytes of text to tokenize.
@@ -142,6 +186,14 @@ pub(crate) enum Shape {
 }
 
 impl Ask {
+    /// How many tokens the client asked for at most, if it did.
+    pub(crate) fn tokens_asked(&self) -> Option<u32> {
+        match &self.length {
+            Length::Asked { tokens, .. } => Some(u32::try_from(*tokens).unwrap_or(u32::MAX)),
+            Length::Default(_) | Length::Context => None,
+        }
+    }
+
     /// Reads a body.
     ///
     /// # Errors

@@ -1,10 +1,10 @@
 //! What all connections share: the models, the policies, who is in flight.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use interlock_admission::PolicyChain;
+use interlock_admission::Policies;
 use interlock_metrics::Registry;
 use interlock_request::CancelCause;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 
 use crate::live::Live;
 use crate::models::{ModelState, Models};
-use crate::{ServedModel, ServerConfig, ServerMetrics};
+use crate::results::Results;
+use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics};
 
 /// What the server is made of.
 pub struct ServerParts {
@@ -20,8 +21,10 @@ pub struct ServerParts {
     pub config: ServerConfig,
     /// The models that are served, no two under the same name.
     pub models: Vec<ServedModel>,
-    /// The policies that every request must pass.
-    pub chain: Arc<PolicyChain>,
+    /// `[detached]`.
+    pub detached: DetachedConfig,
+    /// The policies that every request must pass, as they are at the moment.
+    pub policies: Arc<Policies>,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
     /// Everyone's metrics, for `/metrics`.
@@ -56,12 +59,14 @@ impl Readiness {
 pub(crate) struct Host {
     pub(crate) config: ServerConfig,
     pub(crate) models: Models,
-    pub(crate) chain: Arc<PolicyChain>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) results: Arc<Results>,
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) live: Arc<Live>,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
+    serials: AtomicU64,
     draining: AtomicBool,
     /// Permits for labour; so many threads at most are held by it.
     labourers: Semaphore,
@@ -73,18 +78,20 @@ impl Host {
     const LABOURERS: usize = 2;
 
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, models, chain, metrics, registry } = parts;
+        let ServerParts { config, detached, models, policies, metrics, registry } = parts;
         for model in &models {
             metrics.serves(&model.id);
         }
         Arc::new(Self {
             config,
             models: Models::new(models),
-            chain,
+            policies,
+            results: Results::new(detached),
             metrics: Arc::new(metrics),
             registry,
             live: Live::new(),
             started_at: unix_time().as_secs(),
+            serials: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             labourers: Semaphore::new(Self::LABOURERS),
         })
@@ -118,6 +125,11 @@ impl Host {
             () if any(ModelState::Starting) => Readiness::Starting,
             () => Readiness::Ready,
         }
+    }
+
+    /// A number that no other request of this process has.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn draining(&self) -> bool {

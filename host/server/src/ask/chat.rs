@@ -41,6 +41,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
         ending: super::ending(body)?,
         logprobs: super::top_logprobs(body, logprobs, "logprobs is true")?,
         stream,
+        background: false,
         shape: Shape::Chat { include_usage },
     })
 }

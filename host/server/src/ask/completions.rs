@@ -27,6 +27,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
         ending: super::ending(body)?,
         logprobs: body.get("logprobs").map(|item| super::likeliest(&item)).transpose()?,
         stream,
+        background: false,
         shape: Shape::Completions { include_usage },
     })
 }

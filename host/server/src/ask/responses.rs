@@ -10,7 +10,6 @@ use super::{Ask, Invalid, Length, Shape, Words, chat};
 const UNSERVED: &[(&str, &str)] = &[
     ("previous_response_id", "responses are not stored"),
     ("conversation", "conversations are not stored"),
-    ("background", "a response is generated while its client waits"),
     ("prompt", "prompt templates are not stored"),
     ("tools", "tool calls are not served"),
 ];
@@ -26,6 +25,8 @@ pub(crate) struct Echo {
     pub(crate) max_output_tokens: Option<i64>,
     /// How many of the likeliest tokens are told at each place.
     pub(crate) top_logprobs: u32,
+    /// Did the client not wait for it?
+    pub(crate) background: bool,
 }
 
 impl PartialEq for Echo {
@@ -35,6 +36,7 @@ impl PartialEq for Echo {
             && text(self) == text(other)
             && self.max_output_tokens == other.max_output_tokens
             && self.top_logprobs == other.top_logprobs
+            && self.background == other.background
     }
 }
 
@@ -54,6 +56,12 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
         super::only_plain_text(text.object()?.get("format"))?;
     }
     let sampling = super::sampling::parse(body)?;
+    let stream = super::flag(body, "stream")?;
+    let background = super::flag(body, "background")?;
+    if stream && background {
+        let why = "a response in the background is not streamed";
+        return Err(Invalid::unsupported("background", why, "true"));
+    }
     let length = super::length(body, &["max_output_tokens"], Length::Context)?;
     let echo = Echo {
         instructions,
@@ -63,6 +71,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
             Length::Default(_) | Length::Context => None,
         },
         top_logprobs: logprobs.unwrap_or(0),
+        background,
     };
     Ok(Ask {
         model,
@@ -71,7 +80,8 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
         length,
         ending: super::ending(body)?,
         logprobs,
-        stream: super::flag(body, "stream")?,
+        stream,
+        background,
         shape: Shape::Responses(Box::new(echo)),
     })
 }

@@ -405,7 +405,7 @@ fn responses_takes_a_text_or_messages() {
             r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_image"}]}]}"#,
             r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"x"}]}]}"#,
             r#"{"model":"m","input":"x","previous_response_id":"resp_1"}"#,
-            r#"{"model":"m","input":"x","background":true}"#,
+            r#"{"model":"m","input":"x","background":true,"stream":true}"#,
             r#"{"model":"m","input":"x","background":false,"store":true}"#,
             r#"{"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}"#,
             r#"{"model":"m","input":"x","truncation":"auto"}"#,
@@ -432,8 +432,8 @@ fn responses_takes_a_text_or_messages() {
                 accepted
             {"model":"m","input":"x","previous_response_id":"resp_1"}
                 unsupported_parameter previous_response_id: previous_response_id is not supported: responses are not stored, got "resp_1"
-            {"model":"m","input":"x","background":true}
-                unsupported_parameter background: background is not supported: a response is generated while its client waits, got true
+            {"model":"m","input":"x","background":true,"stream":true}
+                unsupported_parameter background: background is not supported: a response in the background is not streamed, got true
             {"model":"m","input":"x","background":false,"store":true}
                 accepted
             {"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}

@@ -54,6 +54,7 @@ fn responses() -> Shape {
         metadata: None,
         max_output_tokens: None,
         top_logprobs: 0,
+        background: false,
     }))
 }
 

@@ -2,7 +2,10 @@
 
 mod answers;
 mod crowds;
+mod deciding;
+mod detached;
 mod ending;
+mod guarding;
 mod hostile;
 mod least;
 mod leaving;
@@ -12,4 +15,5 @@ mod models;
 mod rig;
 mod stopping;
 mod telling;
+mod watching;
 mod wire;
