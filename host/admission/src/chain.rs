@@ -52,20 +52,42 @@ impl fmt::Debug for Link {
     }
 }
 
+/// Calls of slow policies that run at once. Each mostly waits for another machine; sixteen keep a
+/// few policies of a busy host going, and what is slower than that should not be asked about
+/// every request.
+const SLOW_THREADS: usize = 16;
+/// Streams that are looked at at once. A look takes microseconds and must not take the cores from
+/// what the client waits for.
+const BESIDE_THREADS: usize = 2;
+
 /// What all generations of the chain share. Cheap to clone.
 #[derive(Clone)]
 pub struct Commons {
     pub(crate) metrics: PolicyMetrics,
     pub(crate) tenants: Tenants,
     pub(crate) last_good: LastGood,
+    /// For policies that ask others.
     pub(crate) slow: SlowPool,
+    /// For policies that observe a stream.
+    pub(crate) beside: SlowPool,
 }
 
 impl Commons {
     /// For one host.
     pub fn new(metrics: PolicyMetrics) -> Self {
-        let slow = SlowPool::new(metrics.slow_running.clone());
-        Self { metrics, tenants: Tenants::default(), last_good: LastGood::default(), slow }
+        let slow = SlowPool::new("slow-policy", SLOW_THREADS, metrics.slow_running.clone());
+        let beside =
+            SlowPool::new("observing-policy", BESIDE_THREADS, metrics.beside_running.clone());
+        let (tenants, last_good) = (Tenants::default(), LastGood::default());
+        Self { metrics, tenants, last_good, slow, beside }
+    }
+
+    /// The same without threads of its own: every policy is called in line, on the thread of
+    /// whoever asks. For simulations, which must come out the same each time.
+    pub fn in_line(metrics: PolicyMetrics) -> Self {
+        let (slow, beside) = (SlowPool::in_line(), SlowPool::in_line());
+        let (tenants, last_good) = (Tenants::default(), LastGood::default());
+        Self { metrics, tenants, last_good, slow, beside }
     }
 }
 

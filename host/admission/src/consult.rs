@@ -8,6 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use interlock_request::RequestId;
@@ -22,6 +23,8 @@ use crate::{Answer, FailureAction, FailureKind, Phase, Policy, PolicyFailure, Sa
 pub(crate) struct Matter<'a> {
     pub(crate) commons: &'a Commons,
     pub(crate) serial: u64,
+    /// Whether this member of the panel has forgotten the request.
+    pub(crate) over: (&'a Arc<[AtomicBool]>, usize),
     pub(crate) id: &'a RequestId,
     pub(crate) phase: Phase,
     /// In `stream_guard`: does the client wait for the answer?
@@ -159,8 +162,13 @@ impl Matter<'_> {
         let again = Arc::clone(&member.policy);
         let serial = self.serial;
         let job = move || guarded(|| ask(policy.as_ref()));
-        // The request is gone, and was forgotten while this call still held something for it.
-        let abandoned = move || again.forget(serial);
+        let (over, at) = (Arc::clone(self.over.0), self.over.1);
+        // If the request is gone, it was forgotten while this call still held something for it.
+        let abandoned = move || {
+            if over[at].load(Ordering::Acquire) {
+                again.forget(serial);
+            }
+        };
         let gone = || PolicyFailure {
             kind: FailureKind::Instantiate,
             message: "there is no thread for it".into(),

@@ -9,6 +9,7 @@
 //! - Every policy of the panel forgets the request, and nothing is asked after that.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use interlock_request::{Outcome, RequestId, Usage};
@@ -94,6 +95,8 @@ pub(crate) struct Duty {
     pub(crate) facts: Option<Arc<Facts>>,
     pub(crate) admitted_at: Option<Instant>,
     pub(crate) counted: Option<Counted>,
+    /// Which members have forgotten the request. Read by calls that outlive it.
+    pub(crate) over: Arc<[AtomicBool]>,
     fulfilled: bool,
 }
 
@@ -106,6 +109,7 @@ impl Duty {
             stand: Stand::NotAsked,
         };
         let parties = panel.iter().map(party).collect();
+        let over = panel.iter().map(|_| AtomicBool::new(false)).collect();
         Self {
             panel,
             parties,
@@ -115,6 +119,7 @@ impl Duty {
             facts: None,
             admitted_at: None,
             counted: None,
+            over,
             fulfilled: false,
         }
     }
@@ -125,7 +130,7 @@ impl Duty {
             return;
         }
         let admitted = self.admitted_at.is_some();
-        for (member, party) in self.panel.iter().zip(&self.parties) {
+        for (at, (member, party)) in self.panel.iter().zip(&self.parties).enumerate() {
             let concerned = match party.stand {
                 Stand::NotAsked => admitted,
                 Stand::Asked => true,
@@ -137,6 +142,8 @@ impl Duty {
                 about: self.facts.clone().filter(|_| accounts),
                 note: Arc::clone(&party.note),
                 serial: self.serial,
+                over: Arc::clone(&self.over),
+                at,
             };
             if member.slow {
                 let summary = summary.clone();
@@ -156,6 +163,8 @@ struct Farewell {
     about: Option<Arc<Facts>>,
     note: Arc<str>,
     serial: u64,
+    over: Arc<[AtomicBool]>,
+    at: usize,
 }
 
 impl Farewell {
@@ -171,6 +180,9 @@ impl Farewell {
                 );
             }
         }
+        // After the account, which may need what is held; before it is let go, so that a call that
+        // is still under way and holds more lets that go itself when it ends.
+        self.over[self.at].store(true, Ordering::Release);
         let policy = &self.member.policy;
         let forgotten = crate::consult::guarded(|| {
             policy.forget(self.serial);

@@ -100,8 +100,16 @@ impl Hearing {
 }
 
 /// A question's frame, borrowed from the duty alone so that the rest of the hearing stays free.
-fn matter<'a>(duty: &'a Duty, phase: Phase, about: (&'a str, &'a str)) -> Matter<'a> {
-    Matter { commons: &duty.commons, serial: duty.serial, id: &duty.id, phase, gates: false, about }
+fn matter<'a>(duty: &'a Duty, at: usize, phase: Phase, about: (&'a str, &'a str)) -> Matter<'a> {
+    Matter {
+        commons: &duty.commons,
+        serial: duty.serial,
+        over: (&duty.over, at),
+        id: &duty.id,
+        phase,
+        gates: false,
+        about,
+    }
 }
 
 /// What was heard of one that does not decide, kept until it is known what was decided.

@@ -35,6 +35,8 @@ mod policy;
 mod said;
 mod slow;
 mod tenants;
+#[cfg(test)]
+mod testing;
 mod watch;
 
 pub use admitted::{Admitted, Consent, Prompt, Refused};

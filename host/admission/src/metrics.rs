@@ -29,6 +29,7 @@ pub struct PolicyMetrics {
     generation: IntGaugeVec,
     swaps: IntCounterVec,
     pub(crate) slow_running: IntGauge,
+    pub(crate) beside_running: IntGauge,
     pub(crate) records_dropped: IntCounter,
 }
 
@@ -117,6 +118,10 @@ impl PolicyMetrics {
             slow_running: registry.gauge(
                 "policy_slow_calls_running",
                 "Calls of policies that ask others which run or wait for a thread.",
+            ),
+            beside_running: registry.gauge(
+                "policy_observing_calls_running",
+                "Streams with windows that policies look at or that wait for a thread.",
             ),
             records_dropped: registry.counter(
                 "policy_records_dropped_total",

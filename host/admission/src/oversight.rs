@@ -15,8 +15,8 @@ use crate::chain::{Member, PolicyChain};
 use crate::consult::{Heard, Matter};
 use crate::duty::{Duty, Party};
 use crate::{
-    Code, Event, EventSet, Facts, Guarding, Phase, Plan, PlanProposal, Policy, Progress, Reaction,
-    Reason, Said, Summary, Told, Watch, WindowSize,
+    Code, Event, EventSet, Facts, Guarding, Guards, Phase, Plan, PlanProposal, Policy, Progress,
+    Reaction, Reason, Said, Summary, Told, Watch, WindowSize,
 };
 
 /// What the policies have to say about an admitted request, and the duty to tell them its end.
@@ -132,7 +132,7 @@ impl Oversight {
                 continue;
             }
             let note = Arc::clone(&party.note);
-            let (heard, said) = self.ask(&member, &note, event, progress).await;
+            let (heard, said) = self.ask(at, &note, event, progress).await;
             reacted.said.push(said);
             if member.shadow {
                 if let Heard::Said(reaction) = heard
@@ -168,8 +168,8 @@ impl Oversight {
     }
 
     /// The policies that read its text; `None`: there are none. To be asked for once.
-    pub fn guards(&self) -> Option<crate::Guards> {
-        None
+    pub fn guards(&self) -> Option<Guards> {
+        Guards::of(&self.duty, &self.facts)
     }
 
     /// Tells every policy how it ended, in the order of the chain.
@@ -179,7 +179,7 @@ impl Oversight {
 
     async fn ask(
         &self,
-        member: &Member,
+        at: usize,
         note: &Arc<str>,
         event: Event,
         progress: Progress,
@@ -188,6 +188,7 @@ impl Oversight {
         let matter = Matter {
             commons: &self.duty.commons,
             serial: self.duty.serial,
+            over: (&self.duty.over, at),
             id: &self.duty.id,
             phase: Phase::Events,
             gates: false,
@@ -200,7 +201,7 @@ impl Oversight {
             }
         };
         let fast = |policy: &dyn Policy| policy.event(Told { facts, note }, &event, &progress);
-        matter.consult(member, fast, own, |_| Ok(())).await
+        matter.consult(&self.duty.panel[at], fast, own, |_| Ok(())).await
     }
 
     /// This party's words take the place of its earlier ones; everyone's make the plan again.

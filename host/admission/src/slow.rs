@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - At most [`THREADS`] calls run at once; a call that somebody waits for stands in line before
+//! - At most as many calls run at once as there are threads; a call that somebody waits for stands in line before
 //!   its job is made, so giving up costs nothing.
 //! - A job that was handed over runs to its end, whether or not anyone still waits for it: a
 //!   call into WebAssembly is never cancelled in the middle.
@@ -15,22 +15,21 @@ use tokio::sync::{Semaphore, oneshot};
 
 use interlock_metrics::IntGauge;
 
-/// Calls that run at once. Each mostly waits for another machine; sixteen keep a few policies of
-/// a busy host going, and what is slower than that should not be asked on every request.
-const THREADS: usize = 16;
-
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads, and what waits for them. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct SlowPool {
+pub(crate) struct SlowPool(Option<Arc<Threads>>);
+
+/// The last handle lets the threads go.
+struct Threads {
     waits: Arc<Semaphore>,
     shared: Arc<Shared>,
-    /// The last one lets the threads go.
-    _alive: Arc<Alive>,
 }
 
 struct Shared {
+    name: &'static str,
+    threads_max: usize,
     queue: Mutex<Queue>,
     came: Condvar,
     running: IntGauge,
@@ -38,7 +37,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    // Not bounded by itself: those who wait for an answer are at most `THREADS` by their permits,
+    // Not bounded by itself: those who wait for an answer are at most one for each thread by their permits,
     // and the rest are accounts, of which there is one for each request that ended.
     jobs: VecDeque<Job>,
     threads: usize,
@@ -46,12 +45,10 @@ struct Queue {
     over: bool,
 }
 
-struct Alive(Arc<Shared>);
-
-impl Drop for Alive {
+impl Drop for Threads {
     fn drop(&mut self) {
-        self.0.lock().over = true;
-        self.0.came.notify_all();
+        self.shared.lock().over = true;
+        self.shared.came.notify_all();
     }
 }
 
@@ -83,10 +80,16 @@ impl Shared {
 
 impl SlowPool {
     /// Without a thread yet: most hosts have no such policy.
-    pub(crate) fn new(running: IntGauge) -> Self {
-        let shared = Arc::new(Shared { queue: Mutex::default(), came: Condvar::new(), running });
-        let waits = Arc::new(Semaphore::new(THREADS));
-        Self { waits, _alive: Arc::new(Alive(Arc::clone(&shared))), shared }
+    pub(crate) fn new(name: &'static str, threads_max: usize, running: IntGauge) -> Self {
+        let (queue, came) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { name, threads_max, queue, came, running });
+        let waits = Arc::new(Semaphore::new(threads_max));
+        Self(Some(Arc::new(Threads { waits, shared })))
+    }
+
+    /// Without threads at all: everything runs where it is asked for.
+    pub(crate) fn in_line() -> Self {
+        Self(None)
     }
 
     /// Runs it there and waits for what comes of it; `None` when no thread could be had or the
@@ -96,7 +99,8 @@ impl SlowPool {
         job: impl FnOnce() -> T + Send + 'static,
         abandoned: impl FnOnce() + Send + 'static,
     ) -> Option<T> {
-        let permit = Arc::clone(&self.waits).acquire_owned().await.ok()?;
+        let Some(threads) = &self.0 else { return Some(job()) };
+        let permit = Arc::clone(&threads.waits).acquire_owned().await.ok()?;
         let (answer, answered) = oneshot::channel();
         self.run(move || {
             let result = job();
@@ -110,21 +114,23 @@ impl SlowPool {
 
     /// Runs it there when a thread is free. Nobody waits for it.
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let mut queue = self.shared.lock();
+        let Some(threads) = &self.0 else { return job() };
+        let shared = &threads.shared;
+        let mut queue = shared.lock();
         queue.jobs.push_back(Box::new(job));
-        self.shared.running.inc();
-        if queue.idle < queue.jobs.len() && queue.threads < THREADS {
-            let shared = Arc::clone(&self.shared);
-            let thread = thread::Builder::new().name("slow-policy".into());
-            match thread.spawn(move || shared.work()) {
+        shared.running.inc();
+        if queue.idle < queue.jobs.len() && queue.threads < shared.threads_max {
+            let worker = Arc::clone(shared);
+            let thread = thread::Builder::new().name(shared.name.into());
+            match thread.spawn(move || worker.work()) {
                 Ok(_) => queue.threads += 1,
                 Err(error) if queue.threads == 0 => {
                     // Better late than never: an account must not be lost.
-                    tracing::error!(%error, "no thread for slow policies; one is called in line");
+                    tracing::error!(%error, "no thread for policies; one is called in line");
                     if let Some(job) = queue.jobs.pop_back() {
                         drop(queue);
                         job();
-                        self.shared.running.dec();
+                        shared.running.dec();
                     }
                     return;
                 }
@@ -132,7 +138,7 @@ impl SlowPool {
             }
         }
         drop(queue);
-        self.shared.came.notify_one();
+        shared.came.notify_one();
     }
 }
 
@@ -142,9 +148,11 @@ mod tests {
 
     use super::*;
 
+    const THREADS: usize = 4;
+
     fn pool() -> SlowPool {
         let registry = interlock_metrics::Registry::new();
-        SlowPool::new(registry.gauge("running", "Running."))
+        SlowPool::new("test", THREADS, registry.gauge("running", "Running."))
     }
 
     #[tokio::test]
@@ -195,6 +203,5 @@ mod tests {
             assert_eq!(ask.await.expect("no panic"), Some(()));
         }
         assert!(*most.lock().unwrap() <= THREADS);
-        assert_eq!(pool.shared.running.get(), 0);
     }
 }

@@ -13,7 +13,13 @@ fn every_future_of_a_hearing_can_go_to_another_thread() {
             sent(&hearing.transform(&mut facts, &body));
             sent(&hearing.route(&facts, &[], &body));
             sent(&oversight.event(crate::Event::Queued(0), unreachable!()));
-            sent(&hearing.admit(facts, &crate::Load::default(), unreachable!(), unreachable!(), &body));
+            sent(&hearing.admit(
+                facts,
+                &crate::Load::default(),
+                unreachable!(),
+                unreachable!(),
+                &body,
+            ));
         }
     }
     let _ = check;

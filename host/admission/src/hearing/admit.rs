@@ -85,7 +85,7 @@ impl Hearing {
                 move |policy: &dyn crate::Policy| policy.admit(&facts, &load, others, &body)
             };
             let about = (facts.identity.tenant.as_str(), facts.model.as_str());
-            let (heard, said) = matter(&self.duty, phase, about)
+            let (heard, said) = matter(&self.duty, at, phase, about)
                 .consult(&member, |policy| policy.admit(facts, load, others, body), own, sensible)
                 .await;
             let fresh = said.decision.is_ok();

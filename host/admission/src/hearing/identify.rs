@@ -36,7 +36,7 @@ impl Hearing {
     ) -> Result<Identity, Refused> {
         let phase = Phase::Identify;
         let mut someone_does_not_know = false;
-        for (_, member) in self.members(phase) {
+        for (at, member) in self.members(phase) {
             // The credential stands for the tenant that nobody knows yet: what was decided about
             // one caller is not repeated for another.
             let about = (caller.credential.as_str(), caller.address.as_str());
@@ -44,7 +44,7 @@ impl Hearing {
                 let caller = caller.clone();
                 move |policy: &dyn crate::Policy| policy.identify(&caller)
             };
-            let (heard, said) = matter(&self.duty, phase, about)
+            let (heard, said) = matter(&self.duty, at, phase, about)
                 .consult(&member, |policy| policy.identify(caller), own, sensible)
                 .await;
             self.said.push(said);

@@ -48,14 +48,14 @@ impl Hearing {
     ) -> Result<Option<u32>, Refused> {
         let phase = Phase::Route;
         let mut sums = vec![0.0; candidates.len()];
-        for (_, member) in self.members(phase) {
+        for (place, member) in self.members(phase) {
             let own = || {
                 let (facts, candidates) = (facts.clone(), candidates.to_vec());
                 let body = Arc::clone(body);
                 move |policy: &dyn crate::Policy| policy.route(&facts, &candidates, &body)
             };
             let about = (facts.identity.tenant.as_str(), facts.model.as_str());
-            let (heard, said) = matter(&self.duty, phase, about)
+            let (heard, said) = matter(&self.duty, place, phase, about)
                 .consult(
                     &member,
                     |policy| policy.route(facts, candidates, body),

@@ -19,7 +19,7 @@ impl Hearing {
     pub async fn transform(&mut self, facts: &mut Facts, body: &Arc<Body>) -> Result<(), Refused> {
         let phase = Phase::Transform;
         let mut shadows = Shadows::none();
-        for (_, member) in self.members(phase) {
+        for (at, member) in self.members(phase) {
             // One that decides nothing changes nothing either; and what one that failed left half
             // changed is as it was, unless the request is not going to go on.
             let closed = matches!(member.on_failure.of(phase, false), FailureAction::Closed(_));
@@ -31,7 +31,7 @@ impl Hearing {
                 move |policy: &dyn crate::Policy| policy.transform(&facts, &body)
             };
             let about = (facts.identity.tenant.as_str(), facts.model.as_str());
-            let (heard, said) = matter(&self.duty, phase, about)
+            let (heard, said) = matter(&self.duty, at, phase, about)
                 .consult(&member, |policy| policy.transform(facts, &mine), own, sensible)
                 .await;
             if let (Err(_), Some(saved)) = (&said.decision, saved) {
