@@ -39,7 +39,7 @@ pub(crate) struct Visit {
 pub(crate) struct Understood {
     pub(crate) ask: Ask,
     facts: Facts,
-    body: Body,
+    body: Arc<Body>,
 }
 
 /// A request that may begin: it has passed the policies and has a seat.
@@ -122,7 +122,7 @@ impl Host {
         // Nobody's copy, unless somebody may look at it.
         let transforms = chain.takes(Phase::Transform);
         let seen = transforms || chain.wants_content();
-        let body = Body::new(if seen { bytes.to_vec() } else { vec![] });
+        let body = Arc::new(Body::new(if seen { bytes.to_vec() } else { vec![] }));
         if transforms {
             visit.hearing.transform(&mut facts, &body).await?;
             if let Some(changed) = body.changed() {
@@ -213,7 +213,7 @@ impl Host {
         &self,
         hearing: &mut Hearing,
         facts: &Facts,
-        body: &Body,
+        body: &Arc<Body>,
     ) -> Result<&Arc<Model>, Failure> {
         if !hearing.chain().takes(Phase::Route) {
             return self.models.called(facts.model.as_str());

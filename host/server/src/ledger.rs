@@ -239,7 +239,7 @@ mod tests {
         let ceilings = LimitsConfig::default().ceilings();
         let chain = PolicyChain::new(vec![], ceilings, PolicyMetrics::register(registry));
         let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
-        let (chain, load, body) = (Arc::new(chain), Load::default(), Body::new(vec![]));
+        let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
         let hearing = chain.hear(1, facts.request_id.clone());
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
         let oversight = consent.expect("no policy refuses").oversight;

@@ -341,7 +341,7 @@ impl Drop for Rig {
 }
 
 fn link(policy: Arc<dyn Policy>) -> Link {
-    Link { policy, on_failure: OnFailure::default() }
+    Link::new(policy, OnFailure::default())
 }
 
 fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
