@@ -309,8 +309,9 @@ impl Life {
             }
         }
         let action = self.ledger.oversight().plan().on_disconnect;
-        tracing::debug!(request = %self.ledger.id, on_disconnect = ?action, "client left");
         self.goes_on(action);
+        // When it is logged it is done: who waits for this line finds the request asked to stop.
+        tracing::debug!(request = %self.ledger.id, on_disconnect = ?action, "client left");
     }
 
     /// Goes on without a client, or does not.
