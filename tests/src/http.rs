@@ -55,6 +55,7 @@ impl Served {
                 LimitsConfig::default().ceilings(),
                 rig.policies.clone(),
             )),
+            wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),
         };
