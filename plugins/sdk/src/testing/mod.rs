@@ -27,6 +27,7 @@ pub(crate) mod state;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs;
 
 use serde_json::Value;
 
@@ -251,6 +252,21 @@ pub fn attributes<const N: usize>(said: [(&str, &str); N]) -> Vec<Attribute> {
 /// What a reason's index means to a policy.
 pub fn reason<P: Policy>(index: u32) -> &'static str {
     P::Reason::NAMES.get(index as usize).copied().unwrap_or("(no reason)")
+}
+
+/// Compares a file with the schema of settings, and writes it where it differs.
+///
+/// # Panics
+///
+/// It differed, or cannot be written.
+pub fn check_schema<S: schemars::JsonSchema>(file: &str) {
+    let schema = schemars::SchemaGenerator::default().into_root_schema_for::<S>();
+    let now = format!("{:#}\n", schema.as_value());
+    if fs::read_to_string(file).is_ok_and(|then| then == now) {
+        return;
+    }
+    fs::write(file, now).unwrap_or_else(|e| panic!("{file} cannot be written: {e}"));
+    panic!("{file} was out of date and is written anew: look at it, and run the tests again");
 }
 
 pub(crate) fn hear(line: String) {
