@@ -31,6 +31,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::bindings::base::interlock::policy::log::Level;
 use crate::{
     Attribute, Caller, Candidate, Endpoint, Header, Load, Metric, Policy, Progress, Reasons,
     RequestFacts, Span, Usage, Window,
@@ -151,7 +152,7 @@ impl Host {
         })
     }
 
-    /// The lines that the policy logged, `LEVEL message`.
+    /// The lines that the policy logged, with their level: `error it broke`.
     pub fn log(&self) -> Vec<String> {
         world(|world| world.log.clone())
     }
@@ -269,6 +270,13 @@ pub fn check_schema<S: schemars::JsonSchema>(file: &str) {
     panic!("{file} was out of date and is written anew: look at it, and run the tests again");
 }
 
-pub(crate) fn hear(line: String) {
-    world(|world| world.log.push(line));
+pub(crate) fn hear(level: Level, message: String) {
+    let level = match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    };
+    world(|world| world.log.push(format!("{level} {message}")));
 }
