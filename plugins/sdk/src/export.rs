@@ -6,7 +6,21 @@ use crate::{Policy, Reasons, lifecycle, log};
 /// Makes a type the crate's policy, for the phases that it names:
 /// `export!(Mine: identify, transform, route, admit, stream_guard, events, account)`.
 ///
-/// Once per crate. For each phase the type implements the trait of that name.
+/// Once per crate. For each phase the type implements the trait of that name; the compiler says so
+/// when it does not:
+///
+/// ```compile_fail,E0277
+/// # use interlock_policy_sdk::{NoReasons, NoSettings, Policy};
+/// # struct Mine;
+/// # impl Policy for Mine {
+/// #     type Settings = NoSettings;
+/// #     type Reason = NoReasons;
+/// #     fn new(_: NoSettings) -> Result<Self, String> { Ok(Self) }
+/// # }
+/// // `Mine` is exported for `account`, but does not implement `Account`
+/// interlock_policy_sdk::export!(Mine: account);
+/// # fn main() {}
+/// ```
 ///
 /// # The schema of its settings
 ///
@@ -213,5 +227,89 @@ pub fn descriptor<P: Policy>(policy: &P, of: Crate) -> lifecycle::Descriptor {
         needs: policy.needs(),
         watch: policy.watch(),
         settings_schema: of.settings_schema.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EventSet, Metric, NoSettings, Watch, testing::Host};
+
+    crate::reasons! {
+        enum Reason { Welcome, PromptTooLong }
+    }
+
+    crate::metrics! {
+        mod metrics {
+            /// Those turned away.
+            REFUSED: Counter = refused_total(tenant, limit),
+            /// Those here.
+            HERE: Gauge = here(),
+        }
+    }
+
+    #[derive(Debug)]
+    struct Any;
+
+    impl Policy for Any {
+        type Settings = NoSettings;
+        type Reason = Reason;
+        const METRICS: &'static [Metric] = metrics::ALL;
+
+        fn new(_: NoSettings) -> Result<Self, String> {
+            Ok(Self)
+        }
+
+        fn needs(&self) -> Vec<String> {
+            vec!["headers:x-tenant".into()]
+        }
+
+        fn watch(&self) -> Watch {
+            Watch { events: EventSet::STALLED, ..Watch::default() }
+        }
+    }
+
+    #[test]
+    fn settings_that_a_policy_does_not_know_are_refused_by_name() {
+        begin::<Any>("{}").expect("no settings are no settings");
+        let refused = begin::<Any>(r#"{"dedline": 1}"#).expect_err("it has none");
+        assert_eq!(refused, "unknown field `dedline`, there are no fields");
+    }
+
+    #[test]
+    fn what_a_policy_declares_is_in_its_descriptor() {
+        let of = Crate { name: "any", version: "1.2.3", settings_schema: "{}" };
+        let descriptor = descriptor(&Any, of);
+        assert_eq!(descriptor.name, "any");
+        assert_eq!(descriptor.version, "1.2.3");
+        assert_eq!(descriptor.reasons, ["welcome", "prompt_too_long"]);
+        assert_eq!(crate::admit(Reason::Welcome).reason, 0);
+        assert_eq!(crate::reject(413, Reason::PromptTooLong).reason, 1);
+        assert_eq!(descriptor.needs, ["headers:x-tenant"]);
+        assert_eq!(descriptor.watch.events, EventSet::STALLED);
+        assert_eq!(descriptor.settings_schema, "{}");
+        let [refused, here] = &descriptor.metrics[..] else { panic!("two are declared") };
+        assert_eq!(
+            (refused.name.as_str(), refused.help.as_str()),
+            ("refused_total", "Those turned away.")
+        );
+        assert_eq!(
+            (refused.kind, &refused.labels[..]),
+            (lifecycle::MetricKind::Counter, &["tenant".to_owned(), "limit".to_owned()][..])
+        );
+        assert_eq!((here.name.as_str(), here.kind), ("here", lifecycle::MetricKind::Gauge));
+    }
+
+    #[test]
+    fn a_metric_counts_where_it_was_declared() {
+        let host = Host::new();
+        host.begin::<Any>(serde_json::json!({})).expect("no settings");
+        metrics::REFUSED.count(["blue", "tokens"]);
+        metrics::REFUSED.add(2.0, ["blue", "tokens"]);
+        metrics::HERE.set(7.0, []);
+        metrics::HERE.add(-2.0, []);
+        assert_eq!(host.metric("refused_total", &["blue", "tokens"]), 3.0);
+        assert_eq!(host.metric("refused_total", &["green", "tokens"]), 0.0);
+        assert_eq!(host.metric("here", &[]), 5.0);
     }
 }
