@@ -7,36 +7,9 @@ use std::time::{Duration, Instant};
 use interlock_request::{Generation, Outcome, RequestId, TokenId, Usage};
 
 use crate::{
-    Ceilings, Decision, Facts, FailureAction, Load, OnFailure, Phase, Plan, PlanProposal,
+    Ceilings, Decision, Facts, FailureAction, Load, OnFailure, Phase, Plan, PlanProposal, Policy,
     PolicyFailure, PolicyMetrics, Reason, Rejection,
 };
-
-/// Something that decides. WebAssembly components implement it in `interlock-policy`; tests use
-/// closures over plain structs.
-pub trait Policy: Send + Sync {
-    /// The operator's name for it: a metric label, unique in the chain.
-    fn name(&self) -> &str;
-
-    /// The version it gave itself.
-    fn version(&self) -> &str;
-
-    /// Does it take part in this phase?
-    fn takes(&self, phase: Phase) -> bool;
-
-    /// May this request pass, and under which plan? Takes microseconds; runs on the caller's thread.
-    ///
-    /// # Errors
-    ///
-    /// When it has no decision; its `on_failure` setting then decides.
-    fn admit(&self, facts: &Facts, load: &Load) -> Result<Decision, PolicyFailure>;
-
-    /// The request has ended like this. Called once per admitted request.
-    ///
-    /// # Errors
-    ///
-    /// When it failed; that is logged and counted, and changes nothing for the request.
-    fn account(&self, facts: &Facts, summary: &Summary) -> Result<(), PolicyFailure>;
-}
 
 /// A policy in its place in the chain.
 pub struct Link {
@@ -69,7 +42,7 @@ impl Prompt {
 
 /// One policy's answer to one request, as the log has it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct Said {
     /// Who answered.
     pub policy: String,
     /// Which version of it.
@@ -232,17 +205,17 @@ impl PolicyChain {
         load: &Load,
         prompt: Prompt,
         mut generation: Generation,
-    ) -> Result<(Admitted, Account, Vec<Verdict>), Refused> {
+    ) -> Result<(Admitted, Account, Vec<Said>), Refused> {
         let mut proposal = PlanProposal::default();
         let mut verdicts = Vec::with_capacity(self.links.len());
         for link in self.links.iter().filter(|link| link.policy.takes(Phase::Admit)) {
             let policy = link.policy.as_ref();
             let asked_at = Instant::now();
-            let answer = policy.admit(&facts, load);
+            let answer = policy.admit(&facts, load, 0, &crate::Body::new(vec![]));
             let elapsed = asked_at.elapsed();
             self.metrics.admitted(policy.name(), elapsed, &answer);
             match &answer {
-                Ok(Decision::Admit(wish)) => proposal = proposal.tighten(*wish),
+                Ok(Decision::Admit(admission)) => proposal = proposal.tighten(admission.proposal),
                 Ok(Decision::Reject(rejection)) => {
                     return Err(Refused {
                         policy: policy.name().to_owned(),
@@ -267,7 +240,7 @@ impl PolicyChain {
                     }
                 }
             }
-            verdicts.push(Verdict {
+            verdicts.push(Said {
                 policy: policy.name().to_owned(),
                 version: policy.version().to_owned(),
                 decision: answer,
@@ -286,7 +259,7 @@ impl PolicyChain {
         for link in self.links.iter().filter(|link| link.policy.takes(Phase::Account)) {
             let policy = link.policy.as_ref();
             let asked_at = Instant::now();
-            let answer = policy.account(facts, summary);
+            let answer = policy.account(crate::Told { facts, note: "" }, summary);
             self.metrics.accounted(policy.name(), asked_at.elapsed(), &answer);
             if let Err(failure) = answer {
                 tracing::warn!(
@@ -302,10 +275,11 @@ fn failed_closed(policy: &str, status: u16) -> Rejection {
     Rejection {
         status,
         reason: Reason {
-            code: "policy_failed".into(),
+            code: crate::Code::from("policy_failed"),
             detail: Some(format!("the policy {policy:?} could not decide about this request")),
         },
         retry_after: None,
+        headers: vec![],
     }
 }
 

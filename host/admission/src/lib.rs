@@ -14,16 +14,25 @@
 //! No WebAssembly (`interlock-policy` implements [`Policy`]), no engine, no MLX, no HTTP: a
 //! policy gets facts and returns a plan, and the types leave it nothing else to reach.
 
+mod body;
 mod chain;
 mod config;
 mod decision;
 mod facts;
 mod metrics;
 mod plan;
+mod policy;
+mod watch;
 
-pub use chain::{Account, Admitted, Link, Policy, PolicyChain, Prompt, Refused, Summary, Verdict};
+pub use body::{BadPointer, Body};
+pub use chain::{Account, Admitted, Link, PolicyChain, Prompt, Refused, Said, Summary};
 pub use config::{FailureAction, LimitsConfig, OnFailure};
-pub use decision::{Decision, FailureKind, Phase, PolicyFailure, Reason, Rejection};
-pub use facts::{Facts, Load};
+pub use decision::{
+    Admission, Choice, Code, Decision, Edits, FailureKind, Identified, Phase, PolicyFailure,
+    Reason, Rejection, Transformed,
+};
+pub use facts::{Caller, Candidate, Facts, Headers, Identity, Load};
 pub use metrics::PolicyMetrics;
 pub use plan::{Ceilings, Plan, PlanProposal};
+pub use policy::{Answer, Policy, Told};
+pub use watch::{Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize};

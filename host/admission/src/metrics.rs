@@ -48,6 +48,7 @@ impl PolicyMetrics {
         let decisions: &[&str] = match phase {
             Phase::Admit => &["admit", "reject", "failed"],
             Phase::Account => &["done", "failed"],
+            _ => &["failed"],
         };
         let phase = phase.as_str();
         for decision in decisions {

@@ -13,6 +13,8 @@ pub struct PlanProposal {
     pub deadlines: Deadlines,
     /// What to do when the client leaves.
     pub on_disconnect: Option<DisconnectAction>,
+    /// Most tokens to generate.
+    pub tokens_max: Option<u32>,
 }
 
 /// What the host enforces for one request.
@@ -50,6 +52,10 @@ impl PlanProposal {
                 (None, said) | (said, None) => said,
                 (Some(a), Some(b)) => Some(stricter(a, b)),
             },
+            tokens_max: match (self.tokens_max, other.tokens_max) {
+                (None, said) | (said, None) => said,
+                (Some(a), Some(b)) => Some(a.min(b)),
+            },
         }
     }
 
@@ -62,7 +68,7 @@ impl PlanProposal {
         Plan {
             priority: self.priority.unwrap_or(Priority::Standard),
             deadlines: shorter(self.deadlines, ceilings.deadlines),
-            on_disconnect: stricter(on_disconnect, DisconnectAction::Drain(ceilings.drain)),
+            on_disconnect: stricter(on_disconnect, DisconnectAction::Detach(ceilings.drain)),
         }
     }
 }
@@ -80,14 +86,20 @@ fn shorter(a: Deadlines, b: Deadlines) -> Deadlines {
     }
 }
 
+/// The one that does less, within the smaller limits.
 fn stricter(a: DisconnectAction, b: DisconnectAction) -> DisconnectAction {
-    use DisconnectAction::{Cancel, Drain};
+    use DisconnectAction::{Cancel, Detach, Drain};
     match (a, b) {
         (Cancel, _) | (_, Cancel) => Cancel,
-        (Drain(a), Drain(b)) => Drain(DrainLimits {
-            time_max: a.time_max.min(b.time_max),
-            tokens_max: a.tokens_max.min(b.tokens_max),
-        }),
+        (Detach(a), Detach(b)) => Detach(smaller(a, b)),
+        (Drain(a) | Detach(a), Drain(b) | Detach(b)) => Drain(smaller(a, b)),
+    }
+}
+
+fn smaller(a: DrainLimits, b: DrainLimits) -> DrainLimits {
+    DrainLimits {
+        time_max: a.time_max.min(b.time_max),
+        tokens_max: a.tokens_max.min(b.tokens_max),
     }
 }
 

@@ -7,6 +7,8 @@ pub enum Finish {
     Stop,
     /// `max_tokens`, or the model's context, is used up.
     Length,
+    /// A policy that reads the text ended it.
+    Filtered,
 }
 
 /// Which of a request's four deadlines struck.
@@ -45,11 +47,13 @@ pub enum CancelCause {
     Operator,
     /// The host is stopping and its patience is over.
     Shutdown,
+    /// A policy, after it was admitted.
+    Policy,
 }
 
 impl CancelCause {
     /// All of them, for metrics that must be there before the first of each.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Disconnect,
         Self::Deadline(Deadline::Queue),
         Self::Deadline(Deadline::FirstToken),
@@ -57,6 +61,7 @@ impl CancelCause {
         Self::Deadline(Deadline::Total),
         Self::Operator,
         Self::Shutdown,
+        Self::Policy,
     ];
 
     /// Its label in `interlock_cancellations_total{cause}`.
@@ -69,6 +74,7 @@ impl CancelCause {
             Self::Deadline(Deadline::Total) => "deadline_total",
             Self::Operator => "operator",
             Self::Shutdown => "shutdown",
+            Self::Policy => "policy",
         }
     }
 }
@@ -116,7 +122,9 @@ impl Outcome {
             Self::Completed(_) => "completed",
             Self::Cancelled(CancelCause::Disconnect) => "disconnected",
             Self::Cancelled(CancelCause::Deadline(_)) => "timed_out",
-            Self::Cancelled(CancelCause::Operator | CancelCause::Shutdown) => "cancelled",
+            Self::Cancelled(
+                CancelCause::Operator | CancelCause::Shutdown | CancelCause::Policy,
+            ) => "cancelled",
             Self::Failed(_) => "failed",
         }
     }

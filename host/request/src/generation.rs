@@ -124,8 +124,10 @@ pub struct Deadlines {
 pub enum DisconnectAction {
     /// Stop before the next pass.
     Cancel,
-    /// Go on within limits, so that usage is whole; then stop.
+    /// Go on within limits, so that usage is whole; then stop. The answer is dropped.
     Drain(DrainLimits),
+    /// Go on within limits and keep the answer for whoever asks for it later.
+    Detach(DrainLimits),
 }
 
 /// How far a drain may go after its client left. Whichever limit is met first ends it.
