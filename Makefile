@@ -56,7 +56,7 @@ endif
 	$(CARGO) clippy --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --all-targets --locked -- -D warnings
 
 .PHONY: test-rust
-test-rust: setup model ## the Rust tests: host, policies, setup
+test-rust: setup model redis ## the Rust tests: host, policies, setup
 	$(CARGO) test --workspace --locked
 ifneq ($(wildcard plugins/Cargo.toml),)
 	$(CARGO) test --manifest-path plugins/Cargo.toml --target-dir target/plugins --workspace --locked
@@ -89,6 +89,11 @@ toolchain: need-cargo
 .PHONY: guests
 guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
 	@plugins/toolchain/build.sh --locked plugins/Cargo.toml tests/guests/Cargo.toml
+
+# The tests of what policies share run against a real one.
+.PHONY: redis
+redis: need-python ## a Redis server for the tests, as target/redis/redis-server
+	@host/state/redis-setup.sh
 
 # Golden tests read it from here; the command prints where it lies.
 .PHONY: model
