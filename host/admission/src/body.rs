@@ -1,15 +1,17 @@
 //! The body of a request, for policies that were granted a look at it.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
 /// A JSON body that is parsed when somebody first asks.
 ///
 /// Shared by the policies of one request, one after the other; what one changes the next one
-/// sees. What a policy may see of it is the caller's business.
-pub struct Body(Mutex<State>);
+/// sees. What a policy may see of it is the caller's business. Cheap to clone: every clone is the
+/// same body.
+#[derive(Clone)]
+pub struct Body(Arc<Mutex<State>>);
 
 enum State {
     Raw(Vec<u8>),
@@ -43,7 +45,7 @@ impl fmt::Debug for Body {
 impl Body {
     /// A body as it came.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Mutex::new(State::Raw(bytes)))
+        Self(Arc::new(Mutex::new(State::Raw(bytes))))
     }
 
     /// What stands there, as JSON text.

@@ -11,8 +11,9 @@ pub use interlock_request::{BadByteSize, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::grants::Grant;
 use crate::host::BUILTINS;
-use crate::limits::{INIT_TIME_MAX, MEMORY_MAX, TICK};
+use crate::limits::{HOST_CALLS_MAX, INIT_TIME_MAX, MEMORY_MAX, TICK};
 
 /// `[[policy]]`: one policy. The order of the tables is the order in which they are asked.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -28,17 +29,40 @@ pub struct PolicyConfig {
     /// `open` for one that only shapes plans; the limits in `[limits]` hold without it.
     #[serde(default)]
     pub on_failure: OnFailure,
-    /// Longest time of one call, 1ms to 1s; twice that at most if the policy does spend all of it.
-    /// The default is a thousand times what a small policy needs. Turn this up for a policy in an
-    /// interpreted language.
+    /// What it may reach, beyond writing to the log: `state`, `metrics`, `headers:NAME`,
+    /// `content:read:/POINTER`, `content:write:/POINTER` (either without a pointer for the whole
+    /// body), `http:HOST:PORT`. What a policy needs and was not granted is an error when it is
+    /// loaded, which says what to add here.
+    #[serde(default)]
+    pub grants: Vec<Grant>,
+    /// Longest time of one call, 1ms to 1s, in CPU time; it is stopped up to two ticks of 1ms
+    /// later. The default is four hundred times what a small policy needs. Turn this up for a
+    /// policy in an interpreted language. What a policy waits for others does not count.
     #[serde(default = "PolicyConfig::default_deadline", with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,
+    /// Time of a call above which it is counted in `interlock_policy_soft_deadline_total`; nothing
+    /// else follows. Set it to what you want to be told of.
+    #[serde(default = "PolicyConfig::default_soft_deadline", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub soft_deadline: Duration,
     /// Most memory of one instance, 128KiB to 64MiB; there are about as many instances as cores.
     /// The default is enough for a policy of ours several times over. Turn this up when the log
     /// says `memory`, after asking what it keeps.
     #[serde(default = "PolicyConfig::default_memory_max")]
     pub memory_max: ByteSize,
+    /// Most calls of the host in one call of the policy, 1 to 100000; lines for the log do not
+    /// count. Turn this up when the log says `host_calls`, after asking what it does with so many.
+    #[serde(default = "PolicyConfig::default_calls_max")]
+    pub calls_max: u32,
+    /// Crashes within ten seconds after which it is not asked for a while, 0 to 1000; 0: it is
+    /// asked whatever happens. Turn this up when a few requests that it cannot cope with should
+    /// not cost the others its decision.
+    #[serde(default = "PolicyConfig::default_crash_budget")]
+    pub crash_budget: u32,
+    /// How much its scores count in `route` beside those of other policies, 1 to 1000.
+    #[serde(default = "PolicyConfig::default_weight")]
+    pub weight: u32,
     /// What the policy itself reads: its own documentation says which keys there are.
     #[serde(default)]
     pub settings: serde_json::Map<String, serde_json::Value>,
@@ -84,7 +108,10 @@ pub fn problems(policies: &[PolicyConfig]) -> Vec<String> {
 }
 
 impl PolicyConfig {
-    const DEADLINE: Duration = Duration::from_millis(5);
+    const DEADLINE: Duration = Duration::from_millis(2);
+    const SOFT_DEADLINE: Duration = Duration::from_micros(500);
+    const CALLS_MAX: u32 = 256;
+    const CRASH_BUDGET: u32 = 5;
     const MEMORY_MAX: ByteSize = ByteSize(8 << 20);
     const MEMORY_MAX_MIN: ByteSize = ByteSize(128 << 10);
     const NAME_BYTES_MAX: usize = 64;
@@ -95,8 +122,13 @@ impl PolicyConfig {
             name: name.into(),
             source,
             on_failure: OnFailure::default(),
+            grants: Vec::new(),
             deadline: Self::DEADLINE,
+            soft_deadline: Self::SOFT_DEADLINE,
             memory_max: Self::MEMORY_MAX,
+            calls_max: Self::CALLS_MAX,
+            crash_budget: Self::CRASH_BUDGET,
+            weight: Self::default_weight(),
             settings: serde_json::Map::new(),
         }
     }
@@ -143,6 +175,14 @@ impl PolicyConfig {
             &self.memory_max.to_string(),
         );
         must(
+            (1..=HOST_CALLS_MAX).contains(&self.calls_max),
+            "calls_max",
+            format!("be 1 to {HOST_CALLS_MAX}"),
+            &self.calls_max,
+        );
+        must(self.crash_budget <= 1000, "crash_budget", "be 0 to 1000".into(), &self.crash_budget);
+        must((1..=1000).contains(&self.weight), "weight", "be 1 to 1000".into(), &self.weight);
+        must(
             self.on_failure.account == FailureAction::Open,
             "on_failure.account",
             "be \"open\", since the request is over by then".into(),
@@ -155,8 +195,24 @@ impl PolicyConfig {
         Self::DEADLINE
     }
 
+    const fn default_soft_deadline() -> Duration {
+        Self::SOFT_DEADLINE
+    }
+
     const fn default_memory_max() -> ByteSize {
         Self::MEMORY_MAX
+    }
+
+    const fn default_calls_max() -> u32 {
+        Self::CALLS_MAX
+    }
+
+    const fn default_crash_budget() -> u32 {
+        Self::CRASH_BUDGET
+    }
+
+    const fn default_weight() -> u32 {
+        1
     }
 }
 
