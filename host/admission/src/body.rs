@@ -13,8 +13,9 @@ use serde_json::Value;
 #[derive(Clone)]
 pub struct Body(Arc<Mutex<State>>);
 
+#[derive(Clone)]
 enum State {
-    Raw(Vec<u8>),
+    Raw(Arc<Vec<u8>>),
     Parsed { root: Value, changed: bool },
 }
 
@@ -45,7 +46,7 @@ impl fmt::Debug for Body {
 impl Body {
     /// A body as it came.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(State::Raw(bytes))))
+        Self(Arc::new(Mutex::new(State::Raw(Arc::new(bytes)))))
     }
 
     /// What stands there, as JSON text.
@@ -124,6 +125,17 @@ impl Body {
             State::Parsed { root, changed: true } => Some(root.to_string().into_bytes()),
             State::Raw(_) | State::Parsed { .. } => None,
         }
+    }
+
+    /// The same body, for one whose changes must not be seen. Nothing is copied that is not
+    /// parsed yet.
+    pub(crate) fn copy(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    /// Becomes what `other` is.
+    pub(crate) fn become_again(&self, other: Self) {
+        *self.lock() = other.0.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -367,8 +367,9 @@ fn a_counter_has_all_digits_of_64_bits(world: World) {
 
 fn policies_and_kinds_are_apart(world: World) {
     let state = world.state();
-    // The third's name would lead into the first's keys, were it not written otherwise.
-    let spaces = ["a", "b", "a}:v:k{"].map(|policy| state.space(policy));
+    // Were names put together as they come, the third's `k` would be this key of the first.
+    let spaces = ["a", "b", "a}:v:x{"].map(|policy| state.space(policy));
+    spaces[0].set("x{}:v:k", b"mine", None).unwrap();
     for (at, space) in spaces.iter().enumerate() {
         assert_eq!(space.get("k").unwrap(), None);
         space.set("k", &[at as u8], None).unwrap();

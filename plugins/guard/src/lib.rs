@@ -63,4 +63,4 @@ impl Events for Guard {
     }
 }
 
-sdk::export!(Guard: admit, events);
+sdk::export!(Guard: admit, events; schema "settings.schema.json");

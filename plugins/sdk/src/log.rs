@@ -36,5 +36,5 @@ fn say(level: Level, message: impl Display) {
     write(level, &message.to_string());
     // In a native test, whoever asks `testing::Host::log` hears it.
     #[cfg(not(target_arch = "wasm32"))]
-    crate::testing::hear(format!("{level:?} {message}"));
+    crate::testing::hear(level, message.to_string());
 }

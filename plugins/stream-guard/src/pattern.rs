@@ -268,28 +268,33 @@ impl Parser<'_> {
             '.' => Node::Class(Class::of(&[('\n', '\n')], true)),
             '\\' => Node::Class(self.escape()?),
             '?' | '*' | '+' | '{' => return Err(format!("a {letter:?} has nothing to repeat")),
-            '^' | '$' => return Err(format!("{letter:?} is not known here, {letter:?} itself is \\{letter}")),
+            '^' | '$' => {
+                return Err(format!(
+                    "{letter:?} is not known here, {letter:?} itself is \\{letter}"
+                ));
+            }
             letter => Node::Class(Class::only(letter)),
         })
     }
 
     /// `a?`, `a*`, `a+`, `a{2}`, `a{2,}`, `a{2,5}`
     fn repeated(&mut self, node: Node) -> Result<Node, String> {
-        let (least, most) = match self.rest.next_if(|letter| matches!(letter, '?' | '*' | '+' | '{')) {
-            None => return Ok(node),
-            Some('?') => (0, Some(1)),
-            Some('*') => (0, None),
-            Some('+') => (1, None),
-            Some(_) => {
-                let least = self.number()?.ok_or("a { has no number")?;
-                let most = match self.rest.next_if_eq(&',') {
-                    Some(_) => self.number()?,
-                    None => Some(least),
-                };
-                self.rest.next_if_eq(&'}').ok_or("a { has no }")?;
-                (least, most)
-            }
-        };
+        let (least, most) =
+            match self.rest.next_if(|letter| matches!(letter, '?' | '*' | '+' | '{')) {
+                None => return Ok(node),
+                Some('?') => (0, Some(1)),
+                Some('*') => (0, None),
+                Some('+') => (1, None),
+                Some(_) => {
+                    let least = self.number()?.ok_or("a { has no number")?;
+                    let most = match self.rest.next_if_eq(&',') {
+                        Some(_) => self.number()?,
+                        None => Some(least),
+                    };
+                    self.rest.next_if_eq(&'}').ok_or("a { has no }")?;
+                    (least, most)
+                }
+            };
         if most.is_some_and(|most| most < least || most == 0) {
             return Err(format!("a repeat of {least} to {} makes no sense", most.unwrap_or(0)));
         }

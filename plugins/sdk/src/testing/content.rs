@@ -80,3 +80,33 @@ fn check(pointer: &str) -> Result<(), Fault> {
 fn with_body<T>(with: impl FnOnce(&mut Value) -> Result<T, Fault>) -> Result<T, Fault> {
     world(|world| with(world.body.as_mut().ok_or(Fault::NotNow)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::Host;
+
+    #[test]
+    fn a_body_is_read_and_changed_by_pointer() {
+        let host = Host::new();
+        assert_eq!(get("/model"), Err(Fault::NotNow));
+        host.set_body(json!({"model": "m", "messages": [{"content": "hello"}], "a/b": 1}));
+        assert_eq!(crate::content::text("/messages/0/content"), Ok(Some("hello".into())));
+        assert_eq!(crate::content::text("/messages"), Ok(None));
+        assert_eq!(get("/nothing"), Ok(None));
+        set("/temperature", "0.5").expect("its parent is there");
+        set("/messages/-", r#"{"content": "you"}"#).expect("it is an array");
+        set("/messages/0/content", "\"hi\"").expect("it is there");
+        remove("/a~1b").expect("it is there");
+        remove("/nothing").expect("it is gone");
+        assert_eq!(
+            host.body(),
+            json!({"model": "m", "messages": [{"content": "hi"}, {"content": "you"}], "temperature": 0.5})
+        );
+        assert!(matches!(set("/no/where", "1"), Err(Fault::Invalid(_))));
+        assert!(matches!(set("/model", "{"), Err(Fault::Invalid(_))));
+        assert!(matches!(get("model"), Err(Fault::Invalid(_))));
+    }
+}

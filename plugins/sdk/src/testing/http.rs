@@ -16,3 +16,28 @@ pub fn send(request: &Request) -> Result<Response, Fault> {
     world(|world| world.answers = answers);
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Host;
+
+    #[test]
+    fn a_test_answers_for_other_services() {
+        let host = Host::new();
+        let request = Request {
+            method: "GET".into(),
+            url: "http://auth.internal/".into(),
+            headers: vec![],
+            body: vec![],
+            timeout: 1_000_000,
+        };
+        assert_eq!(send(&request), Err(Fault::NotGranted));
+        host.answers(|request| {
+            let body = request.url.clone().into_bytes();
+            Ok(Response { status: 200, headers: vec![], body })
+        });
+        let response = send(&request).expect("the test answers");
+        assert_eq!(response.body, request.url.as_bytes());
+    }
+}

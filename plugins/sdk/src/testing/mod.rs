@@ -27,9 +27,11 @@ pub(crate) mod state;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs;
 
 use serde_json::Value;
 
+use crate::bindings::base::interlock::policy::log::Level;
 use crate::{
     Attribute, Caller, Candidate, Endpoint, Header, Load, Metric, Policy, Progress, Reasons,
     RequestFacts, Span, Usage, Window,
@@ -150,7 +152,7 @@ impl Host {
         })
     }
 
-    /// The lines that the policy logged, `LEVEL message`.
+    /// The lines that the policy logged, with their level: `error it broke`.
     pub fn log(&self) -> Vec<String> {
         world(|world| world.log.clone())
     }
@@ -253,6 +255,28 @@ pub fn reason<P: Policy>(index: u32) -> &'static str {
     P::Reason::NAMES.get(index as usize).copied().unwrap_or("(no reason)")
 }
 
-pub(crate) fn hear(line: String) {
-    world(|world| world.log.push(line));
+/// Compares a file with the schema of settings, and writes it where it differs.
+///
+/// # Panics
+///
+/// It differed, or cannot be written.
+pub fn check_schema<S: schemars::JsonSchema>(file: &str) {
+    let schema = schemars::SchemaGenerator::default().into_root_schema_for::<S>();
+    let now = format!("{:#}\n", schema.as_value());
+    if fs::read_to_string(file).is_ok_and(|then| then == now) {
+        return;
+    }
+    fs::write(file, now).unwrap_or_else(|e| panic!("{file} cannot be written: {e}"));
+    panic!("{file} was out of date and is written anew: look at it, and run the tests again");
+}
+
+pub(crate) fn hear(level: Level, message: String) {
+    let level = match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    };
+    world(|world| world.log.push(format!("{level} {message}")));
 }

@@ -239,3 +239,79 @@ fn numbers(all: &[f64]) -> Result<(), Fault> {
     let wrong = all.iter().find(|number| !number.is_finite() || **number < 0.0);
     wrong.map_or(Ok(()), |number| Err(Fault::Invalid(format!("{number} is no amount"))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Span;
+    use crate::testing::Host;
+
+    #[test]
+    fn a_bucket_fills_up_again_and_never_over() {
+        let host = Host::new();
+        let bucket = Bucket { capacity: 4.0, refill_per_second: 0.5 };
+        assert_eq!(take("b", bucket, 4.0), Ok(Taken::Ok(0.0)));
+        assert_eq!(take("b", bucket, 1.0), Ok(Taken::Denied(Some(2_000_000))));
+        host.pass(Span::from_secs(3));
+        assert_eq!(take("b", bucket, 1.0), Ok(Taken::Ok(0.5)));
+        host.pass(Span::from_secs(3600));
+        assert_eq!(take("b", bucket, 0.0), Ok(Taken::Ok(4.0)));
+        assert_eq!(take("b", bucket, 5.0), Ok(Taken::Denied(None)));
+    }
+
+    #[test]
+    fn a_budget_is_held_then_settled_and_new_in_each_window() {
+        let host = Host::new();
+        let budget = Budget::each(Span::from_secs(10), 100);
+        let Ok(Reserved::Ok(first)) = reserve("b", budget, 80.0) else { panic!("there is room") };
+        assert_eq!((first.remaining, first.resets_in), (20.0, 10_000_000));
+        assert_eq!(reserve("b", budget, 30.0), Ok(Reserved::Denied(10_000_000)));
+        assert_eq!(extend(first.id, 30.0), Ok(false));
+        assert_eq!(extend(first.id, 20.0), Ok(true));
+        assert_eq!(settle(first.id, 10.0), Ok(true));
+        assert_eq!(settle(first.id, 10.0), Ok(false));
+        let Ok(Reserved::Ok(second)) = reserve("b", budget, 30.0) else { panic!("there is room") };
+        assert_eq!(second.remaining, 60.0);
+        host.pass(Span::from_secs(10));
+        assert_eq!(settle(second.id, 500.0), Ok(true), "it was another window's");
+        let Ok(Reserved::Ok(third)) = reserve("b", budget, 100.0) else { panic!("it is new") };
+        assert_eq!(third.remaining, 0.0);
+    }
+
+    #[test]
+    fn a_place_is_left_or_its_lease_ends() {
+        let host = Host::new();
+        let Ok(Entered::Ok(first)) = enter("r", 1, 60_000_000) else { panic!("it is empty") };
+        assert_eq!(enter("r", 1, 60_000_000), Ok(Entered::Full));
+        leave("r", first).expect("it is there");
+        assert!(matches!(enter("r", 1, 60_000_000), Ok(Entered::Ok(_))));
+        assert_eq!(enter("r", 1, 60_000_000), Ok(Entered::Full));
+        host.pass(Span::from_secs(60));
+        assert!(matches!(enter("r", 1, 60_000_000), Ok(Entered::Ok(_))));
+    }
+
+    #[test]
+    fn a_value_is_set_by_whoever_knows_the_old_one_and_ends() {
+        let host = Host::new();
+        assert_eq!(compare_and_set("v", None, b"1", None), Ok(true));
+        assert_eq!(compare_and_set("v", None, b"2", None), Ok(false));
+        assert_eq!(increment("v", 4, Some(1_000_000)), Ok(5));
+        assert_eq!(get("v"), Ok(Some(b"5".to_vec())));
+        host.pass(Span::from_secs(1));
+        assert_eq!(get("v"), Ok(None));
+        assert_eq!(increment("v", -2, None), Ok(-2));
+        delete("v").expect("it is there");
+        assert_eq!(get("v"), Ok(None));
+    }
+
+    #[test]
+    fn a_fault_is_every_calls_until_it_is_over() {
+        let host = Host::new();
+        host.state_fails(Some(Fault::Unavailable));
+        assert_eq!(get("v"), Err(Fault::Unavailable));
+        host.state_fails(None);
+        assert_eq!(get("v"), Ok(None));
+        assert_eq!(get(""), Err(Fault::TooLarge));
+        assert!(matches!(settle(1, f64::NAN), Err(Fault::Invalid(_))));
+    }
+}
