@@ -135,7 +135,8 @@ impl Body {
 
     /// Becomes what `other` is.
     pub(crate) fn become_again(&self, other: Self) {
-        *self.lock() = other.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let theirs = other.lock().clone();
+        *self.lock() = theirs;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

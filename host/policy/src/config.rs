@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_admission::{FailureAction, OnFailure};
+use interlock_admission::{FailureAction, Link, OnFailure, Policy, PolicyMode};
 pub use interlock_request::{BadByteSize, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,11 +42,11 @@ pub struct PolicyConfig {
     #[serde(default = "PolicyConfig::default_deadline", with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,
-    /// Time of a call above which it is counted in `interlock_policy_soft_deadline_total`; nothing
-    /// else follows. Set it to what you want to be told of.
-    #[serde(default = "PolicyConfig::default_soft_deadline", with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub soft_deadline: Duration,
+    /// A call that takes longer than this is counted in `interlock_policy_soft_deadline_total`;
+    /// nothing else follows. Set it to what you want to be told of; by default nothing is counted.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub soft_deadline: Option<Duration>,
     /// Most memory of one instance, 128KiB to 64MiB; there are about as many instances as cores.
     /// The default is enough for a policy of ours several times over. Turn this up when the log
     /// says `memory`, after asking what it keeps.
@@ -63,6 +64,11 @@ pub struct PolicyConfig {
     /// How much its scores count in `route` beside those of other policies, 1 to 1000.
     #[serde(default = "PolicyConfig::default_weight")]
     pub weight: u32,
+    /// Whether it decides: `enforce`, `shadow` (it is asked and compared, and nothing follows) or
+    /// `canary:PERCENT` (it decides for so many of a hundred requests; the others get what was
+    /// there before it was replaced, or go without it).
+    #[serde(default)]
+    pub mode: PolicyMode,
     /// What the policy itself reads: its own documentation says which keys there are.
     #[serde(default)]
     pub settings: serde_json::Map<String, serde_json::Value>,
@@ -109,7 +115,6 @@ pub fn problems(policies: &[PolicyConfig]) -> Vec<String> {
 
 impl PolicyConfig {
     const DEADLINE: Duration = Duration::from_millis(2);
-    const SOFT_DEADLINE: Duration = Duration::from_micros(500);
     const CALLS_MAX: u32 = 256;
     const CRASH_BUDGET: u32 = 5;
     const MEMORY_MAX: ByteSize = ByteSize(8 << 20);
@@ -124,12 +129,24 @@ impl PolicyConfig {
             on_failure: OnFailure::default(),
             grants: Vec::new(),
             deadline: Self::DEADLINE,
-            soft_deadline: Self::SOFT_DEADLINE,
+            soft_deadline: None,
             memory_max: Self::MEMORY_MAX,
             calls_max: Self::CALLS_MAX,
             crash_budget: Self::CRASH_BUDGET,
             weight: Self::default_weight(),
+            mode: PolicyMode::Enforce,
             settings: serde_json::Map::new(),
+        }
+    }
+
+    /// Its place in the chain.
+    pub fn link(&self, policy: Arc<dyn Policy>) -> Link {
+        Link {
+            mode: self.mode,
+            // No weight is beyond what an f32 can hold.
+            weight: f32::from(u16::try_from(self.weight).unwrap_or(u16::MAX)),
+            soft_deadline: self.soft_deadline,
+            ..Link::new(policy, self.on_failure)
         }
     }
 
@@ -182,21 +199,22 @@ impl PolicyConfig {
         );
         must(self.crash_budget <= 1000, "crash_budget", "be 0 to 1000".into(), &self.crash_budget);
         must((1..=1000).contains(&self.weight), "weight", "be 1 to 1000".into(), &self.weight);
-        must(
-            self.on_failure.account == FailureAction::Open,
-            "on_failure.account",
-            "be \"open\", since the request is over by then".into(),
-            &self.on_failure.account.to_string(),
+        let on_failure = self.on_failure.problems();
+        problems.extend(
+            on_failure.iter().map(|problem| format!("policy.{problem} (of {:?})", self.name)),
         );
+        let given = |grant: &Grant| self.grants.iter().filter(|g| *g == grant).count() > 1;
+        if let Some(twice) = self.grants.iter().find(|grant| given(grant)) {
+            problems.push(format!(
+                "policy.grants of {:?} must name each once, got \"{twice}\" twice",
+                self.name
+            ));
+        }
         problems
     }
 
     const fn default_deadline() -> Duration {
         Self::DEADLINE
-    }
-
-    const fn default_soft_deadline() -> Duration {
-        Self::SOFT_DEADLINE
     }
 
     const fn default_memory_max() -> ByteSize {
@@ -278,8 +296,12 @@ mod tests {
             .unwrap(),
             default_policies()[0]
         );
-        let full = r#"{"name":"q","source":"q.wasm","on_failure":{"admit":"closed:403","account":"open"},"deadline":"20ms","memory_max":"16MiB","settings":{"per_day":3}}"#;
-        assert_eq!(serde_json::to_string(&read(full).unwrap()).unwrap(), full);
+        let full = r#"{"name":"q","source":"q.wasm","on_failure":{"admit":"closed:403"},"grants":["state","headers:x-tenant"],"deadline":"20ms","soft_deadline":"1ms","memory_max":"16MiB","calls_max":8,"crash_budget":0,"weight":2,"mode":"canary:5","settings":{"per_day":3}}"#;
+        let config = read(full).unwrap();
+        let again = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<PolicyConfig>(&again).unwrap(), config);
+        assert_eq!((config.calls_max, config.weight), (8, 2));
+        assert_eq!(config.mode, PolicyMode::Canary(5));
         let typo = r#"{"name": "q", "source": "q.wasm", "deadlne": "20ms"}"#;
         assert!(read(typo).unwrap_err().to_string().contains("unknown field `deadlne`"));
     }
@@ -292,12 +314,12 @@ mod tests {
     #[test]
     fn every_problem_is_reported_with_key_relation_and_value() {
         let bad = PolicyConfig {
-            name: "Über".into(),
-            source: PolicySource::Builtin("gard".into()),
             on_failure: OnFailure { account: FailureAction::Closed(503), ..OnFailure::default() },
+            grants: vec![Grant::State, Grant::State],
             deadline: Duration::from_micros(200),
             memory_max: ByteSize(1 << 30),
-            settings: serde_json::Map::new(),
+            calls_max: 0,
+            ..PolicyConfig::new("Über", PolicySource::Builtin("gard".into()))
         };
         expect![[r#"
             policy.name of "Über" must be 1 to 64 lower-case letters, digits, '-' and '_', got "Über"

@@ -152,10 +152,6 @@ impl PolicyHost {
         Ok(WasmPolicy::describe_unloaded(&self.shared, config, &compiled))
     }
 
-    pub(crate) fn metrics(&self) -> &HostMetrics {
-        &self.shared.metrics
-    }
-
     fn checked(&self, config: &PolicyConfig) -> Result<(), LoadFailed> {
         let problems = config.problems();
         if problems.is_empty() {

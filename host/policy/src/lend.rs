@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use interlock_admission::{
-    Caller, Candidate, Event, Facts, Headers, Load, Progress, Summary, Window,
+    Caller, Candidate, Closing, Event, Facts, Headers, Load, Progress, Summary, Window,
 };
 use interlock_request::{CancelCause, Deadline, Endpoint, Finish, Outcome, Usage};
 
@@ -138,7 +138,10 @@ pub(crate) fn progress(progress: &Progress) -> events::Progress {
 
 pub(crate) fn summary(summary: &Summary, ended_at_micros: u64) -> account::Summary {
     account::Summary {
-        outcome: outcome(&summary.outcome),
+        outcome: match &summary.closing {
+            Closing::Ended(ended) => outcome(ended),
+            Closing::Rejected => account::Outcome::Rejected,
+        },
         usage: usage(&summary.usage),
         queue_time: summary.queue_time.map(micros),
         time_to_first_token: summary.time_to_first_token.map(micros),

@@ -4,7 +4,7 @@
 //! note, no reason for an admission.
 
 use interlock_admission::{
-    Admission, Code, Decision, Facts, Load, PlanProposal, PolicyFailure, Reason, Rejection, Summary,
+    Admission, Closing, Code, Decision, Facts, Load, PlanProposal, PolicyFailure, Reason, Rejection, Summary,
 };
 use interlock_request::{
     CancelCause, Deadline, Deadlines, DisconnectAction, DrainLimits, Endpoint, Finish, Outcome,
@@ -54,9 +54,11 @@ pub(crate) fn load(load: &Load) -> types::LoadFacts {
     types::LoadFacts { waiting: load.waiting, max_waiting: load.waiting_max, running: load.running }
 }
 
-pub(crate) fn summary(summary: &Summary) -> types::Summary {
-    types::Summary {
-        outcome: outcome(&summary.outcome),
+/// `None`: it was turned away, which 0.1 is not told.
+pub(crate) fn summary(summary: &Summary) -> Option<types::Summary> {
+    let Closing::Ended(ended) = &summary.closing else { return None };
+    Some(types::Summary {
+        outcome: outcome(ended),
         usage: types::Usage {
             prompt_tokens: summary.usage.prompt_tokens,
             generated_tokens: summary.usage.generated_tokens,
@@ -64,7 +66,7 @@ pub(crate) fn summary(summary: &Summary) -> types::Summary {
         queue_time: summary.queue_time.map(micros),
         time_to_first_token: summary.time_to_first_token.map(micros),
         total_time: micros(summary.total),
-    }
+    })
 }
 
 fn outcome(outcome: &Outcome) -> types::Outcome {

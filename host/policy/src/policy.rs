@@ -32,7 +32,6 @@ use crate::{LoadFailed, PolicyConfig, Unfit};
 pub struct WasmPolicy {
     name: String,
     deadline: Duration,
-    soft_deadline: Duration,
     recipe: Recipe,
     codes: Codes,
     headers: Vec<String>,
@@ -131,7 +130,6 @@ impl WasmPolicy {
         let policy = Self {
             name: config.name.clone(),
             deadline: config.deadline,
-            soft_deadline: config.soft_deadline,
             codes: Codes::new(&profile.reasons),
             headers: shown(shape.version, &needs, &config.grants),
             watch: profile.watched(takes),
@@ -217,20 +215,15 @@ impl WasmPolicy {
     /// Calls an instance.
     fn ask<T>(
         &self,
-        phase: Phase,
         call: Call,
         ask: impl FnOnce(&Guests, &mut Store<GuestState>) -> wasmtime::Result<T>,
     ) -> Answer<T> {
         let pass = self.quarantine.pass()?;
         let mut kept = self.take()?;
-        let began = Instant::now();
         let answer = {
             let _ticking = self.recipe.shared.ticker.call();
             kept.instance.call(call, self.deadline, ask)
         };
-        if began.elapsed() > self.soft_deadline {
-            self.meters.late(phase);
-        }
         pass.settle(answer.as_ref().err().map(|failure| failure.kind));
         if answer.is_ok() {
             self.give_back(kept);
@@ -372,6 +365,10 @@ impl Policy for WasmPolicy {
         self.description.slow
     }
 
+    fn wants_content(&self) -> bool {
+        self.reads
+    }
+
     fn headers(&self) -> &[String] {
         &self.headers
     }
@@ -391,7 +388,7 @@ impl Policy for WasmPolicy {
             serial: caller.serial,
             ..Call::default()
         };
-        let answer = self.ask(Phase::Identify, call, |guests, store| {
+        let answer = self.ask(call, |guests, store| {
             let guest = phases(guests).identify.as_ref().expect(NOT_ASKED);
             guest.call_identify(store, lend::caller(caller, &headers))
         })?;
@@ -401,7 +398,7 @@ impl Policy for WasmPolicy {
     fn transform(&self, facts: &Facts, body: &Body) -> Answer<Transformed> {
         let lent = LentFacts::new(facts, &self.headers, "");
         let call = self.call(facts, Some(body), true);
-        let answer = self.ask(Phase::Transform, call, |guests, store| {
+        let answer = self.ask(call, |guests, store| {
             let guest = phases(guests).transform.as_ref().expect(NOT_ASKED);
             guest.call_transform(store, lent.as_wit())
         })?;
@@ -412,7 +409,7 @@ impl Policy for WasmPolicy {
         let lent = LentFacts::new(facts, &self.headers, "");
         let shown: Vec<_> = candidates.iter().map(lend::candidate).collect();
         let call = self.call(facts, Some(body), false);
-        let answer = self.ask(Phase::Route, call, |guests, store| {
+        let answer = self.ask(call, |guests, store| {
             let guest = phases(guests).route.as_ref().expect(NOT_ASKED);
             guest.call_route(store, lent.as_wit(), &shown)
         })?;
@@ -429,7 +426,7 @@ impl Policy for WasmPolicy {
         if self.recipe.version == Version::V0_1 {
             let lent = old::LentFacts::new(facts, &self.headers);
             let answer =
-                self.ask(Phase::Admit, self.call(facts, None, false), |guests, store| {
+                self.ask(self.call(facts, None, false), |guests, store| {
                     let guest = old_phases(guests).admit.as_ref().expect(NOT_ASKED);
                     guest.call_admit(store, lent.as_wit(), old::load(load))
                 })?;
@@ -437,7 +434,7 @@ impl Policy for WasmPolicy {
         }
         let lent = LentFacts::new(facts, &self.headers, "");
         let call = self.call(facts, Some(body), false);
-        let answer = self.ask(Phase::Admit, call, |guests, store| {
+        let answer = self.ask(call, |guests, store| {
             let guest = phases(guests).admit.as_ref().expect(NOT_ASKED);
             guest.call_admit(store, lent.as_wit(), lend::load(load, tenant_in_flight))
         })?;
@@ -451,7 +448,7 @@ impl Policy for WasmPolicy {
     fn window(&self, told: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
         let lent = LentFacts::new(told.facts, &self.headers, told.note);
         let call = self.call(told.facts, None, false);
-        let answer = self.ask(Phase::StreamGuard, call, |guests, store| {
+        let answer = self.ask(call, |guests, store| {
             let guest = phases(guests).stream_guard.as_ref().expect(NOT_ASKED);
             guest.call_on_window(store, lent.as_wit(), lend::window(window))
         })?;
@@ -461,7 +458,7 @@ impl Policy for WasmPolicy {
     fn event(&self, told: Told<'_>, event: &Event, progress: &Progress) -> Answer<Reaction> {
         let lent = LentFacts::new(told.facts, &self.headers, told.note);
         let call = self.call(told.facts, None, false);
-        let answer = self.ask(Phase::Events, call, |guests, store| {
+        let answer = self.ask(call, |guests, store| {
             let guest = phases(guests).events.as_ref().expect(NOT_ASKED);
             guest.call_on_event(store, lent.as_wit(), lend::event(event), lend::progress(progress))
         })?;
@@ -471,14 +468,15 @@ impl Policy for WasmPolicy {
     fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
         let call = self.call(told.facts, None, false);
         if self.recipe.version == Version::V0_1 {
+            let Some(summary) = old::summary(summary) else { return Ok(()) };
             let lent = old::LentFacts::new(told.facts, &self.headers);
-            return self.ask(Phase::Account, call, |guests, store| {
+            return self.ask(call, |guests, store| {
                 let guest = old_phases(guests).account.as_ref().expect(NOT_ASKED);
-                guest.call_account(store, lent.as_wit(), old::summary(summary))
+                guest.call_account(store, lent.as_wit(), summary)
             });
         }
         let lent = LentFacts::new(told.facts, &self.headers, told.note);
-        self.ask(Phase::Account, call, |guests, store| {
+        self.ask(call, |guests, store| {
             let guest = phases(guests).account.as_ref().expect(NOT_ASKED);
             guest.call_account(store, lent.as_wit(), lend::summary(summary, now_micros()))
         })

@@ -128,7 +128,7 @@ pub(crate) fn body() -> Body {
 
 pub(crate) fn summary() -> Summary {
     Summary {
-        outcome: Outcome::Completed(Finish::Stop),
+        closing: Outcome::Completed(Finish::Stop).into(),
         usage: Usage { prompt_tokens: 100, cached_tokens: 60, generated_tokens: 7 },
         queue_time: Some(Duration::from_millis(3)),
         time_to_first_token: None,
