@@ -98,7 +98,7 @@ impl Hearing {
         answer_headers::add(&mut headers, &self.headers);
         let status = rejection.status.clamp(400, 599);
         let rejection = Rejection { status, headers, ..rejection.clone() };
-        Refused { policy: member.name.to_string(), phase, rejection, failure: None }
+        Refused { policy: (*member.name).into(), phase, rejection, failure: None }
     }
 
     fn fail_closed(
@@ -118,7 +118,7 @@ impl Hearing {
             retry_after: None,
             headers: self.headers.clone(),
         };
-        Refused { policy: name.to_owned(), phase, rejection, failure: Some(Box::new(failure)) }
+        Refused { policy: name.into(), phase, rejection, failure: Some(Box::new(failure)) }
     }
 }
 

@@ -188,7 +188,7 @@ impl Draft {
 
     pub(crate) fn refused(&mut self, refused: &Refused) {
         let Refused { policy, phase, rejection, .. } = refused;
-        let (policy, phase, status) = (policy.clone(), *phase, rejection.status);
+        let (policy, phase, status) = (policy.to_string(), *phase, rejection.status);
         let code = rejection.reason.code.0.as_ref().to_owned();
         self.record.verdict = Ruled::Refused { policy, phase, code, status };
     }
