@@ -231,7 +231,7 @@ fn settings_that_make_no_sense_are_refused_by_key() {
     let refused = |settings: Value| Host::new().begin::<Quota>(settings).err().expect("no sense");
     assert_eq!(
         refused(json!({})),
-        "nobody may ask: there is neither a tenant with keys nor `anonymous`"
+        "there is nothing to decide: no keys, no `anonymous`, no `limits`"
     );
     let secret = refused(json!({"tenants": {"acme": {"keys": ["sk-oops"]}}}));
     assert_eq!(secret, "tenants.acme.keys[0] must be a SHA-256 in 64 hex digits");
