@@ -1,7 +1,7 @@
 //! The body of a request, for policies that were granted a look at it.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -11,8 +11,9 @@ use serde_json::Value;
 /// sees. What a policy may see of it is the caller's business.
 pub struct Body(Mutex<State>);
 
+#[derive(Clone)]
 enum State {
-    Raw(Vec<u8>),
+    Raw(Arc<Vec<u8>>),
     Parsed { root: Value, changed: bool },
 }
 
@@ -43,7 +44,7 @@ impl fmt::Debug for Body {
 impl Body {
     /// A body as it came.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Mutex::new(State::Raw(bytes)))
+        Self(Mutex::new(State::Raw(Arc::new(bytes))))
     }
 
     /// What stands there, as JSON text.
@@ -122,6 +123,17 @@ impl Body {
             State::Parsed { root, changed: true } => Some(root.to_string().into_bytes()),
             State::Raw(_) | State::Parsed { .. } => None,
         }
+    }
+
+    /// The same body, for one whose changes must not be seen. Nothing is copied that is not
+    /// parsed yet.
+    pub(crate) fn copy(&self) -> Self {
+        Self(Mutex::new(self.lock().clone()))
+    }
+
+    /// Becomes what `other` is.
+    pub(crate) fn become_again(&self, other: Self) {
+        *self.lock() = other.0.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Identity, PlanProposal, Watch};
+use crate::{Identity, PlanProposal, Reaction, Verdict, Watch};
 
 /// An answer to `identify`.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +123,101 @@ impl Decision {
     }
 }
 
+/// What every answer can say of itself.
+pub(crate) trait Ruling {
+    /// Its label in `interlock_policy_calls_total{decision}`.
+    fn label(&self) -> &'static str;
+    /// Why, if it says.
+    fn code(&self) -> Option<&Code>;
+}
+
+impl Ruling for Identified {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+    fn code(&self) -> Option<&Code> {
+        match self {
+            Self::Known(_, code) => Some(code),
+            Self::Unknown => None,
+            Self::Reject(rejection) => Some(&rejection.reason.code),
+        }
+    }
+}
+
+impl Ruling for Transformed {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+    fn code(&self) -> Option<&Code> {
+        match self {
+            Self::Keep => None,
+            Self::Edit(edits) => Some(&edits.code),
+            Self::Reject(rejection) => Some(&rejection.reason.code),
+        }
+    }
+}
+
+impl Ruling for Choice {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+    fn code(&self) -> Option<&Code> {
+        match self {
+            Self::Abstain | Self::Scores(_) => None,
+            Self::Pick(_, code) => Some(code),
+            Self::Reject(rejection) => Some(&rejection.reason.code),
+        }
+    }
+}
+
+impl Ruling for Decision {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+    fn code(&self) -> Option<&Code> {
+        match self {
+            Self::Admit(admission) => Some(&admission.code),
+            Self::Reject(rejection) => Some(&rejection.reason.code),
+        }
+    }
+}
+
+impl Ruling for Reaction {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+    fn code(&self) -> Option<&Code> {
+        match self {
+            Self::Cancel(reason) => Some(&reason.code),
+            Self::Keep | Self::Amend(_) | Self::Disconnect(_) => None,
+        }
+    }
+}
+
+impl Ruling for Verdict {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+    fn code(&self) -> Option<&Code> {
+        match self {
+            Self::Pass | Self::Hold(_) => None,
+            Self::Replace { reason, .. } | Self::Stop { reason, .. } | Self::Abort(reason) => {
+                Some(&reason.code)
+            }
+        }
+    }
+}
+
+/// What `account` answers: it took note.
+impl Ruling for () {
+    fn label(&self) -> &'static str {
+        "done"
+    }
+    fn code(&self) -> Option<&Code> {
+        None
+    }
+}
+
 /// One of a policy's reasons, by name: short, stable, `snake_case`, of a closed set. Shared with
 /// the policy that gives it, so that handing it on copies nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -219,6 +314,11 @@ pub struct PolicyFailure {
 }
 
 impl PolicyFailure {
+    /// It answered something that cannot be a decision.
+    pub fn bad_output(message: impl Into<String>) -> Self {
+        Self { kind: FailureKind::BadOutput, message: message.into() }
+    }
+
     pub(crate) fn absent(phase: Phase) -> Self {
         let message = format!("it takes no part in {}", phase.as_str());
         Self { kind: FailureKind::BadOutput, message }

@@ -2,11 +2,11 @@
 //!
 //! # Invariants
 //!
-//! - The one way to an [`Admitted`] is [`PolicyChain::admit`], and the one thing the engine
+//! - The one way to an [`Admitted`] is [`Hearing::admit`], and the one thing the engine
 //!   accepts is one of these: a route that forgets the policies does not compile.
 //! - Plans only tighten: merging can shorten a deadline or lower a priority, never the reverse,
 //!   and nothing exceeds the operator's [`Ceilings`].
-//! - Every [`Admitted`] comes with one [`Account`], which is settled exactly once: by hand, or
+//! - Every [`Admitted`] comes with one [`Oversight`], which is settled exactly once: by hand, or
 //!   when it is dropped.
 //!
 //! # Not here
@@ -14,25 +14,52 @@
 //! No WebAssembly (`interlock-policy` implements [`Policy`]), no engine, no MLX, no HTTP: a
 //! policy gets facts and returns a plan, and the types leave it nothing else to reach.
 
+mod admitted;
+mod answer_headers;
+mod at_once;
 mod body;
 mod chain;
 mod config;
+mod consult;
 mod decision;
+mod duty;
 mod facts;
+mod generations;
+mod guards;
+mod hearing;
+mod last_good;
 mod metrics;
+mod oversight;
 mod plan;
 mod policy;
+mod said;
+mod slow;
+mod tenants;
+#[cfg(test)]
+mod testing;
 mod watch;
 
+pub use admitted::{Admitted, Consent, Prompt, Refused};
+pub use at_once::at_once;
 pub use body::{BadPointer, Body};
-pub use chain::{Account, Admitted, Link, PolicyChain, Prompt, Refused, Said, Summary};
-pub use config::{FailureAction, LimitsConfig, OnFailure};
+pub use chain::{Commons, Link, PolicyChain};
+pub use config::{
+    BadFailureAction, BadPolicyMode, FailureAction, LimitsConfig, OnFailure, PolicyMode,
+};
 pub use decision::{
     Admission, Choice, Code, Decision, Edits, FailureKind, Identified, Phase, PolicyFailure,
     Reason, Rejection, Transformed,
 };
+pub use duty::{Closing, Summary};
 pub use facts::{Caller, Candidate, Facts, Headers, Identity, Load};
+pub use generations::Policies;
+pub use guards::{GuardEnd, Guards, Passed};
+pub use hearing::Hearing;
 pub use metrics::PolicyMetrics;
+pub use oversight::{Cancelled, Oversight, Reacted};
 pub use plan::{Ceilings, Plan, PlanProposal};
 pub use policy::{Answer, Policy, Told};
-pub use watch::{Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize};
+pub use said::{Answered, Said};
+pub use watch::{
+    Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize,
+};

@@ -73,6 +73,14 @@ impl PlanProposal {
     }
 }
 
+impl Plan {
+    /// The same, no more urgent than this.
+    pub(crate) fn under(self, bound: Option<Priority>) -> Self {
+        // Priority sorts from urgent to patient: the larger is the lower.
+        Self { priority: bound.map_or(self.priority, |bound| self.priority.max(bound)), ..self }
+    }
+}
+
 fn shorter(a: Deadlines, b: Deadlines) -> Deadlines {
     let min = |a: Option<Duration>, b: Option<Duration>| match (a, b) {
         (None, set) | (set, None) => set,
@@ -97,10 +105,7 @@ fn stricter(a: DisconnectAction, b: DisconnectAction) -> DisconnectAction {
 }
 
 fn smaller(a: DrainLimits, b: DrainLimits) -> DrainLimits {
-    DrainLimits {
-        time_max: a.time_max.min(b.time_max),
-        tokens_max: a.tokens_max.min(b.tokens_max),
-    }
+    DrainLimits { time_max: a.time_max.min(b.time_max), tokens_max: a.tokens_max.min(b.tokens_max) }
 }
 
 #[cfg(test)]
@@ -128,6 +133,7 @@ mod tests {
             priority: Some(Priority::Interactive),
             deadlines: Deadlines { queue: seconds(5), total: seconds(30), ..Deadlines::default() },
             on_disconnect: Some(drain(5, 10)),
+            tokens_max: None,
         };
         let b = PlanProposal {
             priority: Some(Priority::Batch),
@@ -137,6 +143,7 @@ mod tests {
                 ..Deadlines::default()
             },
             on_disconnect: Some(drain(2, 50)),
+            tokens_max: Some(7),
         };
         let merged = PlanProposal {
             priority: Some(Priority::Batch),
@@ -147,6 +154,7 @@ mod tests {
                 total: seconds(30),
             },
             on_disconnect: Some(drain(2, 10)),
+            tokens_max: Some(7),
         };
         assert_eq!(a.tighten(b), merged);
         assert_eq!(b.tighten(a), merged);

@@ -39,6 +39,11 @@ pub trait Policy: Send + Sync {
         false
     }
 
+    /// May it read or change bodies? If no policy of a chain does, the host keeps them to itself.
+    fn wants_content(&self) -> bool {
+        false
+    }
+
     /// Names, in lower case, of the headers that it is shown.
     fn headers(&self) -> &[String] {
         &[]

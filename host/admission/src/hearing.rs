@@ -1,0 +1,144 @@
+//! One request before the policies, from its head to its admission.
+//!
+//! The host calls the phases in this order; each is skipped by a chain in which no policy takes
+//! part in it. A hearing that ends without consent, however it does, is over for the policies too:
+//! those asked to admit hear that it was turned away, and all forget it.
+//!
+//! # Invariants
+//!
+//! - The first rejection ends the hearing. Later policies are not asked.
+//! - No lock is held while a policy is asked.
+
+mod admit;
+mod identify;
+mod route;
+mod transform;
+
+use std::fmt;
+use std::sync::Arc;
+
+use interlock_request::RequestId;
+
+use crate::answer_headers;
+use crate::chain::{Member, PolicyChain};
+use crate::consult::{Heard, Matter};
+use crate::duty::Duty;
+use crate::{Code, Phase, PolicyFailure, Reason, Refused, Rejection, Said};
+
+/// One request before the policies of its generation. See [`PolicyChain::hear`].
+pub struct Hearing {
+    chain: Arc<PolicyChain>,
+    duty: Duty,
+    said: Vec<Said>,
+    headers: Vec<(String, String)>,
+}
+
+impl fmt::Debug for Hearing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hearing").field("request", &self.duty.id).finish_non_exhaustive()
+    }
+}
+
+impl Hearing {
+    pub(crate) fn new(chain: Arc<PolicyChain>, serial: u64, id: RequestId) -> Self {
+        let duty = Duty::new(chain.panel(serial), serial, id, chain.commons.clone());
+        Self { chain, duty, said: vec![], headers: vec![] }
+    }
+
+    /// The policies that this request stays with.
+    pub fn chain(&self) -> &Arc<PolicyChain> {
+        &self.chain
+    }
+
+    /// What was said so far.
+    pub fn said(&self) -> &[Said] {
+        &self.said
+    }
+
+    /// Headers that policies put on the answer so far.
+    pub fn headers(&self) -> &[(String, String)] {
+        &self.headers
+    }
+
+    /// Its members that take part in this phase, by their place.
+    fn members(&self, phase: Phase) -> impl Iterator<Item = (usize, Member)> + use<> {
+        let panel = Arc::clone(&self.duty.panel);
+        (0..panel.len()).filter(move |&at| panel[at].policy.takes(phase)).map({
+            let panel = Arc::clone(&self.duty.panel);
+            move |at| (at, panel[at].clone())
+        })
+    }
+
+    fn refuse(&self, member: &Member, phase: Phase, rejection: &Rejection) -> Refused {
+        let mut headers = Vec::new();
+        answer_headers::add(&mut headers, &rejection.headers);
+        answer_headers::add(&mut headers, &self.headers);
+        let status = rejection.status.clamp(400, 599);
+        let rejection = Rejection { status, headers, ..rejection.clone() };
+        Refused { policy: member.name.to_string(), phase, rejection, failure: None }
+    }
+
+    fn fail_closed(
+        &self,
+        member: &Member,
+        phase: Phase,
+        status: u16,
+        failure: PolicyFailure,
+    ) -> Refused {
+        let name = &*member.name;
+        let rejection = Rejection {
+            status,
+            reason: Reason {
+                code: Code::from("policy_failed"),
+                detail: Some(format!("the policy {name:?} could not decide about this request")),
+            },
+            retry_after: None,
+            headers: self.headers.clone(),
+        };
+        Refused { policy: name.to_owned(), phase, rejection, failure: Some(Box::new(failure)) }
+    }
+}
+
+/// A question's frame, borrowed from the duty alone so that the rest of the hearing stays free.
+fn matter<'a>(duty: &'a Duty, at: usize, phase: Phase, about: (&'a str, &'a str)) -> Matter<'a> {
+    Matter {
+        commons: &duty.commons,
+        serial: duty.serial,
+        over: (&duty.over, at),
+        id: &duty.id,
+        phase,
+        gates: false,
+        about,
+    }
+}
+
+/// What was heard of one that does not decide, kept until it is known what was decided.
+struct Shadows<T>(Vec<(Member, T)>);
+
+impl<T> Shadows<T> {
+    fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Keeps what a shadow said; gives back what somebody said who decides.
+    fn part(&mut self, member: &Member, heard: Heard<T>) -> Heard<T> {
+        match heard {
+            Heard::Said(answer) if member.shadow => {
+                self.0.push((member.clone(), answer));
+                Heard::Silence
+            }
+            heard => heard,
+        }
+    }
+
+    /// Counts those that would have made a difference.
+    fn compare(&self, phase: Phase, differs: impl Fn(&Member, &T) -> bool) {
+        for (member, answer) in &self.0 {
+            if differs(member, answer) {
+                member.meters.disagreed(phase);
+                tracing::info!(policy = %member.name, version = %member.version,
+                    phase = phase.as_str(), "a policy in shadow mode would have decided otherwise");
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Who is this?
+
+use super::{Hearing, Shadows, matter};
+use crate::consult::Heard;
+use crate::{Caller, Code, Identified, Identity, Phase, Reason, Refused, Rejection};
+
+/// Longest name of a tenant.
+const TENANT_BYTES_MAX: usize = 128;
+/// Most attributes of a caller, and the longest name or value of one.
+const ATTRIBUTES_MAX: usize = 16;
+const ATTRIBUTE_BYTES_MAX: usize = 256;
+
+impl Hearing {
+    /// Asks who it is, before the body is read. The first policy that knows the caller or turns
+    /// it away ends the matter; without policies that identify it is nobody in particular.
+    ///
+    /// # Errors
+    ///
+    /// When a policy turns the caller away, fails closed, or all were asked and none knows it: 401
+    /// `unidentified`.
+    pub async fn identify(&mut self, caller: &Caller) -> Result<Identity, Refused> {
+        let mut shadows = Shadows::none();
+        let result = self.identity(caller, &mut shadows).await;
+        shadows.compare(Phase::Identify, |_, answer| match (answer, &result) {
+            (Identified::Known(identity, _), Ok(known)) => identity != known,
+            (Identified::Known(..), Err(_)) | (Identified::Reject(_), Ok(_)) => true,
+            (Identified::Reject(_), Err(_)) | (Identified::Unknown, _) => false,
+        });
+        result
+    }
+
+    async fn identity(
+        &mut self,
+        caller: &Caller,
+        shadows: &mut Shadows<Identified>,
+    ) -> Result<Identity, Refused> {
+        let phase = Phase::Identify;
+        let mut someone_does_not_know = false;
+        for (at, member) in self.members(phase) {
+            // The credential stands for the tenant that nobody knows yet: what was decided about
+            // one caller is not repeated for another.
+            let about = (caller.credential.as_str(), caller.address.as_str());
+            let own = || {
+                let caller = caller.clone();
+                move |policy: &dyn crate::Policy| policy.identify(&caller)
+            };
+            let (heard, said) = matter(&self.duty, at, phase, about)
+                .consult(&member, |policy| policy.identify(caller), own, sensible)
+                .await;
+            self.said.push(said);
+            match shadows.part(&member, heard) {
+                Heard::Said(Identified::Known(identity, _)) => return Ok(identity),
+                Heard::Said(Identified::Unknown) => someone_does_not_know = true,
+                Heard::Said(Identified::Reject(rejection)) => {
+                    return Err(self.refuse(&member, phase, &rejection));
+                }
+                Heard::Builtin => return Ok(Identity::default()),
+                Heard::Silence => {}
+                Heard::Closed(status, failure) => {
+                    return Err(self.fail_closed(&member, phase, status, failure));
+                }
+            }
+        }
+        if someone_does_not_know { Err(unidentified()) } else { Ok(Identity::default()) }
+    }
+}
+
+fn sensible(answer: &Identified) -> Result<(), String> {
+    let Identified::Known(identity, _) = answer else { return Ok(()) };
+    let tenant = &identity.tenant;
+    let printable = |text: &str| text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if tenant.is_empty() || tenant.len() > TENANT_BYTES_MAX || !printable(tenant) {
+        return Err(format!(
+            "a tenant has 1 to {TENANT_BYTES_MAX} bytes of printable ASCII, got {tenant:?}"
+        ));
+    }
+    if identity.attributes.len() > ATTRIBUTES_MAX {
+        let count = identity.attributes.len();
+        return Err(format!("a caller has at most {ATTRIBUTES_MAX} attributes, got {count}"));
+    }
+    let longest = identity.attributes.iter().map(|(name, value)| name.len().max(value.len())).max();
+    match longest {
+        Some(bytes) if bytes > ATTRIBUTE_BYTES_MAX => Err(format!(
+            "an attribute's name and value have at most {ATTRIBUTE_BYTES_MAX} bytes, got {bytes}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn unidentified() -> Refused {
+    Refused {
+        policy: Refused::HOST.into(),
+        phase: Phase::Identify,
+        rejection: Rejection {
+            status: 401,
+            reason: Reason {
+                code: Code::from("unidentified"),
+                detail: Some("no policy of this host knows who is asking".into()),
+            },
+            retry_after: None,
+            headers: vec![],
+        },
+        failure: None,
+    }
+}
