@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use interlock_admission::{
-    Body, Caller, Candidate, Event, Facts, Headers, Identity, Load, Phase, Progress, Summary,
+    Body, Caller, Candidate, Closing, Event, Facts, Headers, Identity, Load, Phase, Progress, Summary,
 };
 use interlock_request::{
     CancelCause, Deadline, Endpoint, Finish, ModelId, Outcome, Priority, RequestId, Usage,
@@ -376,27 +376,37 @@ enum OutcomeGiven {
     Shutdown,
     Policy,
     Failed,
+    Rejected,
+}
+
+impl OutcomeGiven {
+    fn outcome(self) -> Outcome {
+        let timed_out = |deadline| Outcome::Cancelled(CancelCause::Deadline(deadline));
+        match self {
+            Self::Stop => Outcome::Completed(Finish::Stop),
+            Self::Length => Outcome::Completed(Finish::Length),
+            Self::Filtered => Outcome::Completed(Finish::Filtered),
+            Self::Disconnected => Outcome::Cancelled(CancelCause::Disconnect),
+            Self::TimedOutQueue => timed_out(Deadline::Queue),
+            Self::TimedOutFirstToken => timed_out(Deadline::FirstToken),
+            Self::TimedOutInterToken => timed_out(Deadline::InterToken),
+            Self::TimedOutTotal => timed_out(Deadline::Total),
+            Self::Operator => Outcome::Cancelled(CancelCause::Operator),
+            Self::Shutdown => Outcome::Cancelled(CancelCause::Shutdown),
+            Self::Policy => Outcome::Cancelled(CancelCause::Policy),
+            Self::Failed | Self::Rejected => Outcome::Failed("a case said so".into()),
+        }
+    }
 }
 
 impl EndedGiven {
     pub(crate) fn summary(&self, prompt_tokens: u32, now: Duration, since: Duration) -> Summary {
-        let timed_out = |deadline| Outcome::Cancelled(CancelCause::Deadline(deadline));
-        let outcome = match self.outcome {
-            OutcomeGiven::Stop => Outcome::Completed(Finish::Stop),
-            OutcomeGiven::Length => Outcome::Completed(Finish::Length),
-            OutcomeGiven::Filtered => Outcome::Completed(Finish::Filtered),
-            OutcomeGiven::Disconnected => Outcome::Cancelled(CancelCause::Disconnect),
-            OutcomeGiven::TimedOutQueue => timed_out(Deadline::Queue),
-            OutcomeGiven::TimedOutFirstToken => timed_out(Deadline::FirstToken),
-            OutcomeGiven::TimedOutInterToken => timed_out(Deadline::InterToken),
-            OutcomeGiven::TimedOutTotal => timed_out(Deadline::Total),
-            OutcomeGiven::Operator => Outcome::Cancelled(CancelCause::Operator),
-            OutcomeGiven::Shutdown => Outcome::Cancelled(CancelCause::Shutdown),
-            OutcomeGiven::Policy => Outcome::Cancelled(CancelCause::Policy),
-            OutcomeGiven::Failed => Outcome::Failed("a case said so".into()),
+        let closing = match self.outcome {
+            OutcomeGiven::Rejected => Closing::Rejected,
+            ended => Closing::Ended(ended.outcome()),
         };
         Summary {
-            outcome,
+            closing,
             usage: Usage {
                 prompt_tokens,
                 cached_tokens: self.cached_tokens,

@@ -72,10 +72,11 @@ mod tests {
         table.row(["admit", "4.9 µs", "fast"]);
         table.row(["stream_guard", "12.0 µs"]);
         expect![[r#"
+            a table
               phase              p50   what
               admit           4.9 µs   fast
               stream_guard   12.0 µs
         "#]]
-        .assert_eq(&table.to_string());
+        .assert_eq(&format!("a table\n{table}"));
     }
 }

@@ -53,8 +53,9 @@ impl Policy for Parrot {
             let message = "unreachable".to_owned();
             return Err(PolicyFailure { kind: FailureKind::Trap, message });
         }
+        let key = format!("of {}", facts.identity.tenant);
         let bucket = Bucket { capacity: self.per_minute, refill_per_second: self.per_minute / 60.0 };
-        let taken = self.state.take(&facts.identity.tenant, bucket, 1.0).expect("memory answers");
+        let taken = self.state.take(&key, bucket, 1.0).expect("memory answers");
         Ok(match taken {
             Taken::Ok { .. } => Decision::Admit(Admission {
                 note: format!("{in_flight} in flight"),
@@ -64,7 +65,7 @@ impl Policy for Parrot {
             Taken::Denied { available_in: retry_after } => Decision::Reject(Rejection {
                 status: 429,
                 reason: reason("too_many"),
-                retry_after,
+                retry_after: Some(retry_after),
                 headers: vec![("x-left".into(), "0".into())],
             }),
         })
@@ -171,7 +172,7 @@ fn what_differs_is_shown_with_the_answer() {
                         decision
                           - "admit"
                           + "reject"
-                        it answered {"decision":"reject","status":429,"reason":"too_many","detail":"because too_many","retry_after":"1m","headers":{"x-left":"0"}}
+                        it answered {"decision":"reject","status":429,"reason":"too_many","detail":"because too_many","retry_after":"1m 1us","headers":{"x-left":"0"}}
               ok      a policy that traps
 
             3 cases, 2 not as expected
