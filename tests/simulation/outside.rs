@@ -306,6 +306,7 @@ impl Client {
                 self.tokens.push(drawn.clone());
                 self.last_at = now;
             }
+            Event::Preempted => assert!(self.started, "preempted before the start"),
             Event::Ended(ended) => {
                 self.ended = Some(ended.clone());
                 self.settle(ended.outcome.clone());

@@ -63,7 +63,7 @@ impl Ran {
     pub(crate) fn ended(&self, who: usize) -> &Ended {
         let ended = self.heard(who).find_map(|(_, event)| match event {
             Event::Ended(ended) => Some(ended),
-            Event::Started | Event::Token(_) => None,
+            Event::Started | Event::Token(_) | Event::Preempted => None,
         });
         ended.expect("who stays hears of the end")
     }
@@ -264,7 +264,7 @@ impl Lab {
         let mut context = Context::from_waker(Waker::noop());
         loop {
             match pin!(running.events.next()).poll(&mut context) {
-                Poll::Ready(Some(Event::Started)) => {}
+                Poll::Ready(Some(Event::Started | Event::Preempted)) => {}
                 Poll::Ready(Some(Event::Token(drawn))) => tokens.push(drawn),
                 Poll::Ready(Some(Event::Ended(ended))) => return (tokens, ended),
                 end => panic!("alone, it did not end: {end:?}"),

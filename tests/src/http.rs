@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use interlock_engine::Mode;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{ServerConfig, ServerMetrics, ServerParts, serve};
+use interlock_server::{ServedModel, ServerConfig, ServerMetrics, ServerParts, serve};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,10 +39,13 @@ impl Served {
         .expect("the simulated text model");
         let parts = ServerParts {
             config: ServerConfig::default(),
-            model: ModelId::new("sim"),
-            sampling: SamplingDefaults::OPENAI,
-            text: Arc::new(OnceLock::from(Arc::new(text))),
-            engine: rig.engine.clone(),
+            models: vec![ServedModel {
+                id: ModelId::new("sim"),
+                aliases: vec![],
+                sampling: SamplingDefaults::OPENAI,
+                text: Arc::new(OnceLock::from(Arc::new(text))),
+                engine: rig.engine.clone(),
+            }],
             chain: Arc::clone(&rig.chain),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),

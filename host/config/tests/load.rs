@@ -261,8 +261,12 @@ per_minute = 60
         Story::of(file, &[("INTERLOCK__LOG__FORMAT", "json")], &["engine.prefill_chunk=512"]);
     let shown = story.effective().show().replace(&format!("{}/", story.folder.display()), "");
     expect![[r#"
+        extra_model = []                     # default
+
         [model]
         reference = "smollm2-135m-instruct"  # default
+        # name =                             # not set
+        aliases = []                         # default
         # context_max =                      # not set
         # threads =                          # not set
 

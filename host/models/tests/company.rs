@@ -161,7 +161,7 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
             let Some(running) = running else { continue };
             while let Poll::Ready(Some(event)) = poll(running) {
                 match event {
-                    Event::Started => {}
+                    Event::Started | Event::Preempted => {}
                     Event::Token(drawn) => {
                         let bits = drawn.logprobs.map(|logprobs| logprobs.drawn.to_bits());
                         tokens[number].push((drawn.token, bits));

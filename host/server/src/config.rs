@@ -8,6 +8,8 @@ use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::results::KEEP_MAX;
+
 /// `[server]`: who may talk to us, how much and how slowly.
 ///
 /// Every limit answers with its own status and error code when it is reached.
@@ -54,9 +56,6 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub drain_max: Duration,
-    /// Request headers that policies may see, in lower case. Everything else, credentials above
-    /// all, stays hidden from them. Add one when a policy needs it.
-    pub policy_headers: Vec<String>,
 }
 
 impl Default for ServerConfig {
@@ -72,7 +71,6 @@ impl Default for ServerConfig {
             write_timeout: Duration::from_secs(60),
             retry_after: Duration::from_secs(1),
             drain_max: Duration::from_secs(30),
-            policy_headers: vec![],
         }
     }
 }
@@ -114,15 +112,49 @@ impl ServerConfig {
                 .filter(|(_, time)| time.is_zero())
                 .map(|(key, _)| format!("server.{key} must exceed 0s, got 0s")),
         );
-        for name in &self.policy_headers {
-            let known = axum::http::HeaderName::from_bytes(name.as_bytes());
-            if !known.is_ok_and(|parsed| parsed.as_str() == name) {
-                problems.push(format!(
-                    "server.policy_headers must hold header names in lower case, got {name:?}"
-                ));
-            }
-        }
         problems
+    }
+}
+
+/// `[detached]`: requests that go on without a client, and their results.
+///
+/// Responses with `background: true`, and requests whose client left while the policies' plan was
+/// to finish them. Results lie in memory and are lost when the host stops.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetachedConfig {
+    /// Requests that may go on without a client at a time. Over it, one whose client leaves is
+    /// cancelled, and a new one for the background gets 429. 0 turns both off.
+    pub requests_max: usize,
+    /// Results that are kept; the oldest goes first.
+    pub results_max: usize,
+    /// Most memory for results; the oldest goes first. Turn this up when results are gone before
+    /// they are asked for.
+    pub memory_max: ByteSize,
+    /// How long a result is kept.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub keep: Duration,
+}
+
+impl Default for DetachedConfig {
+    fn default() -> Self {
+        Self {
+            requests_max: 64,
+            results_max: 1024,
+            memory_max: ByteSize(64 << 20),
+            keep: Duration::from_secs(600),
+        }
+    }
+}
+
+impl DetachedConfig {
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let most = KEEP_MAX;
+        let too_long = (self.keep > most)
+            .then(|| format!("detached.keep must be at most {most:?}, got {:?}", self.keep));
+        too_long.into_iter().collect()
     }
 }
 
@@ -142,7 +174,6 @@ mod tests {
             header_max: ByteSize(100),
             headers_max: 0,
             body_timeout: Duration::ZERO,
-            policy_headers: vec!["X-Tenant".into(), "x-team".into()],
             ..ServerConfig::default()
         };
         assert_eq!(
@@ -152,7 +183,6 @@ mod tests {
                 "server.header_max must be 1KiB to 1MiB, got 100B",
                 "server.headers_max must be 1 to 1024, got 0",
                 "server.body_timeout must exceed 0s, got 0s",
-                "server.policy_headers must hold header names in lower case, got \"X-Tenant\"",
             ]
         );
     }

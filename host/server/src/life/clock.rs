@@ -10,7 +10,7 @@ use tokio::time::Instant;
 pub(super) struct Clock {
     limits: Deadlines,
     admitted_at: Instant,
-    started: bool,
+    started_at: Option<Instant>,
     last_token_at: Option<Instant>,
     drain_ends_at: Option<Instant>,
     stopped: bool,
@@ -23,6 +23,10 @@ pub(super) enum Strike {
     Deadline(Deadline),
     /// The client left, and the time to go on without it is over.
     DrainOver,
+    /// No token came for so long.
+    Stalled(Duration),
+    /// A window of text has waited long enough for more.
+    WindowDue,
 }
 
 impl Clock {
@@ -30,7 +34,7 @@ impl Clock {
         Self {
             limits,
             admitted_at: Instant::from_std(admitted_at),
-            started: false,
+            started_at: None,
             last_token_at: None,
             drain_ends_at: None,
             stopped: false,
@@ -38,15 +42,36 @@ impl Clock {
     }
 
     pub(super) fn started(&mut self) {
-        self.started = true;
+        self.started_at = Some(Instant::now());
     }
 
     pub(super) fn token(&mut self) {
         self.last_token_at = Some(Instant::now());
     }
 
+    /// Since the last token, if there was one.
+    pub(super) fn since_token(&self) -> Option<Duration> {
+        self.last_token_at.map(|at| at.elapsed())
+    }
+
+    /// From now on these.
+    pub(super) fn limit(&mut self, limits: Deadlines) {
+        self.limits = limits;
+    }
+
+    /// Has this deadline struck, by the limits as they are now?
+    pub(super) fn is_over(&self, deadline: Deadline) -> bool {
+        let due = self.deadlines().find(|(_, strike)| *strike == Strike::Deadline(deadline));
+        due.is_some_and(|(at, _)| at <= Instant::now())
+    }
+
     pub(super) fn drain(&mut self, time_max: Duration) {
         self.drain_ends_at = Instant::now().checked_add(time_max);
+    }
+
+    /// Was it stopped?
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Strikes no more.
@@ -54,9 +79,14 @@ impl Clock {
         self.stopped = true;
     }
 
-    /// Returns when the next deadline strikes.
-    pub(super) async fn struck(&self) -> Strike {
-        match self.next() {
+    /// Returns when the next moment comes. A window of text may be due at one, too, and a pause may
+    /// be worth telling when it lasts so long.
+    pub(super) async fn struck(
+        &self,
+        window_due: Option<Instant>,
+        stalled_after: Option<Duration>,
+    ) -> Strike {
+        match self.next(window_due, stalled_after) {
             Some((at, strike)) => {
                 tokio::time::sleep_until(at).await;
                 strike
@@ -65,24 +95,42 @@ impl Clock {
         }
     }
 
-    fn next(&self) -> Option<(Instant, Strike)> {
+    fn next(
+        &self,
+        window_due: Option<Instant>,
+        stalled_after: Option<Duration>,
+    ) -> Option<(Instant, Strike)> {
+        // What was held back is passed on even when the request is about to end.
+        let window = window_due.map(|at| (at, Strike::WindowDue));
         if self.stopped {
-            return None;
+            return window;
         }
+        let drained = self.drain_ends_at.map(|at| (at, Strike::DrainOver));
+        let others = [drained, self.stall(stalled_after), window].into_iter().flatten();
+        self.deadlines().chain(others).min_by_key(|(at, _)| *at)
+    }
+
+    /// Who waits for its turn does not stall.
+    fn stall(&self, after: Option<Duration>) -> Option<(Instant, Strike)> {
+        let since = self.last_token_at.or(self.started_at)?;
+        let after = after?;
+        Some((since.checked_add(after)?, Strike::Stalled(after)))
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = (Instant, Strike)> {
         let Deadlines { queue, first_token, inter_token, total } = self.limits;
         let since = |from: Instant, limit: Option<Duration>, deadline: Deadline| {
             // A limit too far away to be a moment is none.
             Some((from.checked_add(limit?)?, Strike::Deadline(deadline)))
         };
-        let admitted_at = self.admitted_at;
-        let waiting = (!self.started).then(|| since(admitted_at, queue, Deadline::Queue)).flatten();
+        let (admitted_at, waits) = (self.admitted_at, self.started_at.is_none());
+        let waiting = waits.then(|| since(admitted_at, queue, Deadline::Queue)).flatten();
         let paused = match self.last_token_at {
             None => since(admitted_at, first_token, Deadline::FirstToken),
             Some(last) => since(last, inter_token, Deadline::InterToken),
         };
         let total = since(admitted_at, total, Deadline::Total);
-        let drained = self.drain_ends_at.map(|at| (at, Strike::DrainOver));
-        [waiting, paused, total, drained].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [waiting, paused, total].into_iter().flatten()
     }
 }
 
@@ -95,7 +143,7 @@ mod tests {
     }
 
     fn strikes(clock: &Clock) -> (Duration, Strike) {
-        let (at, strike) = clock.next().expect("a deadline");
+        let (at, strike) = clock.next(None, None).expect("a deadline");
         (at - clock.admitted_at, strike)
     }
 
@@ -115,12 +163,33 @@ mod tests {
         clock.drain_ends_at = clock.admitted_at.checked_add(Duration::from_millis(39));
         assert_eq!(strikes(&clock), (Duration::from_millis(39), Strike::DrainOver));
         clock.stop();
-        assert_eq!(clock.next(), None);
+        assert_eq!(clock.next(None, None), None);
     }
 
     #[test]
     fn a_limit_beyond_all_time_is_none() {
         let limits = Deadlines { queue: Some(Duration::MAX), ..Deadlines::default() };
-        assert_eq!(Clock::new(limits, std::time::Instant::now()).next(), None);
+        assert_eq!(Clock::new(limits, std::time::Instant::now()).next(None, None), None);
+    }
+
+    #[test]
+    fn who_waits_for_its_turn_does_not_stall() {
+        let mut clock = Clock::new(Deadlines::default(), std::time::Instant::now());
+        assert_eq!(clock.next(None, ms(10)), None);
+        clock.started_at = Some(clock.admitted_at);
+        let stalled = Strike::Stalled(Duration::from_millis(10));
+        let at = clock.admitted_at + Duration::from_millis(10);
+        assert_eq!(clock.next(None, ms(10)), Some((at, stalled)));
+        let window = clock.admitted_at + Duration::from_millis(5);
+        assert_eq!(clock.next(Some(window), ms(10)), Some((window, Strike::WindowDue)));
+    }
+
+    #[test]
+    fn a_deadline_that_was_put_off_is_not_over() {
+        let limits = Deadlines { total: ms(0), ..Deadlines::default() };
+        let mut clock = Clock::new(limits, std::time::Instant::now());
+        assert!(clock.is_over(Deadline::Total) && !clock.is_over(Deadline::FirstToken));
+        clock.limit(Deadlines { total: ms(60_000), ..Deadlines::default() });
+        assert!(!clock.is_over(Deadline::Total));
     }
 }
