@@ -188,7 +188,7 @@ fn every_phase_can_be_asked() {
         [[case]]
         name = "identify"
         caller = { token = "sk-1" }
-        expect = { decision = "known", tenant = "f26a6e0b" }
+        expect = { decision = "known", tenant = "0f2c10bf" }
         [[case]]
         name = "transform"
         phase = "transform"
