@@ -11,7 +11,9 @@
 
 pub mod cases;
 pub mod clock;
+mod dice;
 pub mod differences;
 pub mod given;
 pub mod spelled;
 pub mod table;
+pub mod workload;

@@ -1,7 +1,6 @@
 //! May this request pass, and under which plan?
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use interlock_request::Generation;
 
@@ -63,7 +62,7 @@ impl Hearing {
         let id = facts.request_id.clone();
         let admitted = Admitted::new(id, prompt, generation, plan, merged.tokens_max);
         let Self { chain, mut duty, said, headers } = self;
-        duty.admitted_at = Some(Instant::now());
+        duty.admitted_at = Some(crate::clock::now());
         let oversight = Oversight::new(duty, facts, chain, plan);
         Ok(Consent { admitted, oversight, headers, said })
     }
