@@ -51,6 +51,10 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
+    /// Shall a request that has the header `x-policy-trace` be answered with one that lists what
+    /// each policy decided, why, and how long it took? It tells clients which policies there are.
+    /// Turn it on to find out why requests go where they go.
+    pub policy_trace: bool,
     /// Longest time that requests in flight may take to finish after the host was told to stop;
     /// then they are cancelled. Turn this up when outputs are long and a rollout may be slow.
     #[serde(with = "humantime_serde")]
@@ -70,6 +74,7 @@ impl Default for ServerConfig {
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             retry_after: Duration::from_secs(1),
+            policy_trace: false,
             drain_max: Duration::from_secs(30),
         }
     }

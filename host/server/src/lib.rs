@@ -55,7 +55,7 @@ mod serve;
 mod voice;
 
 pub use config::{DetachedConfig, ServerConfig};
-pub use host::ServerParts;
+pub use host::{ServerParts, Wall, system_time};
 pub use metrics::ServerMetrics;
 pub use models::ServedModel;
-pub use serve::{Served, listen, serve};
+pub use serve::{Served, app, listen, serve};
