@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from beside_peers import Peer
+from peer import Peer
 
 TINY = """
 import json, sys, mlx.core as mx
