@@ -317,10 +317,10 @@ class Run:
                 flags = ["--workload", "short", "--concurrency", str(at)]
                 flags += ["--max-tokens", str(options.tokens)]
             else:
-                # By `completions`, which puts no template around it; a prompt of bench's is some 6
-                # tokens longer than asked for. The answer must fit the context too.
-                words = min(at, CONTEXT - 8) - 6
-                flags = ["--workload", "long-prompt", "--prompt-tokens", str(max(words, 1))]
+                # By `completions`, which puts no template around it. A prompt with a sentence in it is
+                # 6 tokens longer than bench was asked for. The answer must fit the context too.
+                words = at if at < 32 else min(at, CONTEXT - 8) - 6
+                flags = ["--workload", "long-prompt", "--prompt-tokens", str(words)]
                 flags += ["--concurrency", "1", "--max-tokens", "2", "--api", "completions"]
             settle(options.settle)
             begun = time.monotonic()
