@@ -50,6 +50,10 @@ CONTEXT = 8192
 PORT = 18090
 # What each of llama.cpp's slots gets when there are 32: a chat and its answer.
 SLOT = 1024
+# What logs say of the instructions that are used.
+ARITHMETIC = re.compile(r"(?i)avx|neon|vnni|simd|instructions|threads")
+OPENBLAS = re.compile("^Core:")
+NOTHING = re.compile("$^")
 
 
 class Server:
@@ -57,7 +61,7 @@ class Server:
 
     def __init__(self, name, command, health, model, says, preload=None, env=None):
         self.name, self.command, self.health, self.model = name, command, health, model
-        self.says, self.preload, self.env = re.compile(says), preload, env
+        self.says, self.preload, self.env = says, preload, env
 
     def start(self, logs, purpose):
         command = self.command(purpose)
@@ -78,8 +82,7 @@ def servers(options):
     ours = [options.binary, "serve", "--model", options.model, "--bind", f"127.0.0.1:{PORT}"]
     ours += ["--set", f"model.threads={threads}"] + [f"--set={value}" for value in options.set]
     name = MODEL if options.model == MODEL else Path(options.model).stem
-    simd = r"(?i)avx|neon|simd|kernel|threads"
-    all_of_them = [Server("interlock", lambda _: ours, "/health/ready", name, simd)]
+    all_of_them = [Server("interlock", lambda _: ours, "/health/ready", name, ARITHMETIC)]
     if options.llama:
 
         def llama(purpose):
@@ -91,8 +94,7 @@ def servers(options):
             command += ["-t", threads, "-tb", threads, "-c", str(context)]
             return command + ["--parallel", str(slots), "--cache-ram", "0"]
 
-        says = r"system_info|build_info|build:"
-        all_of_them.append(Server("llama.cpp", llama, "/health", MODEL, says))
+        all_of_them.append(Server("llama.cpp", llama, "/health", MODEL, NOTHING))
     if options.mlx_lm:
         mlx = [f"{options.mlx_lm}/bin/python", "-m", "mlx_lm", "server", "--port", str(PORT)]
         mlx += ["--model", options.mlx_folder, "--decode-concurrency", "32"]
@@ -101,7 +103,7 @@ def servers(options):
         env |= {"OPENBLAS_VERBOSE": "2"}
         all_of_them.append(
             Server(
-                "mlx_lm.server", lambda _: mlx, "/health", options.mlx_folder, r"^Core:",
+                "mlx_lm.server", lambda _: mlx, "/health", options.mlx_folder, OPENBLAS,
                 options.preload, env,
             )
         )
@@ -211,7 +213,7 @@ class Run:
     def __init__(self, options):
         self.options, self.begun = options, time.monotonic()
         self.logs = Path(tempfile.mkdtemp(prefix="interlock-cpu-"))
-        self.spent = {}
+        self.spent, self.asked = {}, 0
         self.results = {"format": "interlock-cpu/1", "about": about(options)}
         self.results |= {"bandwidth": [], "starts": [], "cells": [], "host": []}
 
@@ -333,7 +335,10 @@ class Run:
                 # It would only fail again, as slowly.
                 self.spent[key] = options.cell_seconds
         self.results["cells"].append(figures)
-        self.say("  " + cpu_report.in_a_line(figures))
+        self.asked += 1
+        cells = len(options.batches) + len(options.prompts)
+        most = options.rounds * cells * len(servers(options))
+        self.say(f"  {self.asked} of {most}: {cpu_report.in_a_line(figures)}")
 
     def write(self):
         self.results["took_s"] = round(time.monotonic() - self.begun)
@@ -359,12 +364,20 @@ def about(options):
     }
     flags = (pick("flags") or pick("Features")).split()
     versions = {"interlock": said(options.binary, "--version")}
+    inspected = said(options.binary, "models", "inspect", options.model).splitlines()
+    arithmetic = {"interlock": [l for l in inspected if ARITHMETIC.search(l)]}
     if options.llama:
         both = subprocess.run(
             [f"{options.llama}/llama-server", "--version"], capture_output=True, text=True
         )
         text = (both.stdout + both.stderr).splitlines()
         versions["llama.cpp"] = "; ".join(l for l in text if re.match("version|built", l))
+        # It says what it computes with only to those who ask for more, and before it looks for a
+        # model.
+        none = [f"{options.llama}/llama-server", "-lv", "4", "-m", "no model", "--port", str(PORT)]
+        none += ["-t", str(options.threads)]
+        done = subprocess.run(none, capture_output=True, text=True, timeout=60)
+        arithmetic["llama.cpp"] = re.findall(r"system_info: (.*)", done.stdout + done.stderr)[:1]
     if options.mlx_lm:
         ask = "import importlib.metadata as m; print('mlx', m.version('mlx'), 'mlx_lm', m.version('mlx-lm'))"
         versions["mlx_lm.server"] = said(f"{options.mlx_lm}/bin/python", "-c", ask)
@@ -378,7 +391,7 @@ def about(options):
         "tokens": options.tokens,
         "quick": options.quick,
         "versions": versions,
-        "arithmetic": {},
+        "arithmetic": arithmetic,
         "load_before": os.getloadavg()[0],
     }
 

@@ -1,6 +1,7 @@
 """What cpu.py measured, as lines, tables and pictures: medians over the rounds."""
 
 import json
+import re
 import statistics
 
 ORDER = ["interlock", "llama.cpp", "mlx_lm.server"]
@@ -281,7 +282,8 @@ def starts(m):
 
 def failures(m):
     cells = [c for c in m.cells + m.results["starts"] if "failed" in c]
-    lines = [f"- {c['server']}, {c['purpose']} {c.get('at', '')}: {c['failed']}" for c in cells]
+    lines = [f"- {c['server']}, {c['purpose']} {c.get('at', 'start')}: {c['failed']}" for c in cells]
+    lines = list(dict.fromkeys(lines))
     short = {
         name: sum(c.get("short", 0) for c in m.cells if c["server"] == name) for name in m.servers
     }
@@ -299,7 +301,10 @@ def misses(m):
 
 
 def write(results, out):
-    (out / "cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = json.dumps(results, indent=1)
+    # What failed may name files: of their paths, the end is enough.
+    text = re.sub(r"(?<![\w:/.])/(?:[\w.+-]+/)+", ".../", text)
+    (out / "cpu.json").write_text(text + "\n")
     m = Medians(results)
     if m.places("batch"):
         picture(m, out / "cpu-batch.svg", [
@@ -326,10 +331,10 @@ def picture(m, file, panels):
     # Text stays text, and the same figures make the same file.
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "interlock", "font.size": 10}
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1 + 5.2 * len(panels), 4.6), squeeze=False, layout="constrained"
+        1, len(panels), figsize=(1 + 5.6 * len(panels), 5), squeeze=False, layout="constrained"
     )
     for ax, (title, purpose, what, x_name, unit) in zip(axes[0], panels):
         places = [at for at in m.places(purpose) if at]
@@ -359,15 +364,17 @@ def picture(m, file, panels):
         ax.tick_params(axis="x", which="minor", bottom=False)
         if purpose == "prompt":
             ax.tick_params(axis="x", rotation=45)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set(title=title, xlabel=x_name, ylabel=f"{unit}, logarithmic")
         ax.grid(color="#e1e1e1", which="major")
-        ax.legend(fontsize=8)
     about = m.results["about"]
     rounds = 1 + max((b["round"] for b in m.results["bandwidth"]), default=0)
+    named = dict(zip(*reversed(axes[0][0].get_legend_handles_labels())))
+    figure.legend(named.values(), named, loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(
-        f"{about['model']}: {about['machine']}, {about['threads']} threads;"
+        f"{about['model']}\n{about['machine']}, {about['threads']} threads each;"
         f" median, smallest and largest of up to {rounds} rounds",
         fontsize=9,
     )
