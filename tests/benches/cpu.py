@@ -65,11 +65,9 @@ class Server:
 
     def start(self, logs, purpose):
         command = self.command(purpose)
-        peer = Peer(
+        return Peer(
             self.name, command, PORT, self.health, self.model, logs, self.preload, self.env
         )
-        peer.first_answer_s = None
-        return peer
 
     def arithmetic(self, peer):
         lines = peer.log.read_text(errors="replace").splitlines()
@@ -296,6 +294,7 @@ class Run:
         try:
             peer.ask("Hi", 1)
             figures["first_answer_s"] = time.perf_counter() - peer.begun
+            figures["rss_then_mb"] = peer.memory()["rss_mb"]
         except Exception as why:
             figures["failed"] = f"the first request: {why}"
         figures |= {"load": watch.load} | watch.read()

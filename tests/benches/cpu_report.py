@@ -273,9 +273,10 @@ def cell(m, server, purpose, at, figure):
 
 
 def starts(m):
-    rows = [["", "ready after, s", "first token after, s", "memory at ready, MB", "of no file, MB"]]
+    rows = [["", "ready after, s", "first token after, s", "memory at ready, MB"]]
+    rows[0] += ["of it no file's", "after the first token"]
     for name in m.servers:
-        figures = ["ready_s", "first_answer_s", "rss_mb", "anonymous_mb"]
+        figures = ["ready_s", "first_answer_s", "rss_mb", "anonymous_mb", "rss_then_mb"]
         rows.append([name, *[number(m.start(name, figure)) for figure in figures]])
     return aligned(rows)
 

@@ -20,6 +20,8 @@ from peer import NotStarted, Peer, openblas_core
 
 # Tokens of each stream: enough to be measured, and no more than a minute of it.
 TOKENS = 200
+# The context of a stream: its prompt of 70 tokens, and these.
+SLOT = 512
 
 
 def measure(options, logs, port, watch, settle):
@@ -103,23 +105,24 @@ def tiny_llama(options, logs, port, tiny):
     model = tiny / "tiny.gguf"
     shrink(options.gguf, model)
     # One thread: a tiny model has nothing to share out, and threads that wait would spin.
-    flags = ["-m", str(model), "-t", "1", "-tb", "1", "-c", str(32 * 512)]
+    flags = ["-m", str(model), "-t", "1", "-tb", "1"]
+
+    def cpu(streams, tokens):
+        command = [f"{options.llama}/llama-batched-bench", *flags, "-c", str(SLOT * streams)]
+        command += ["-npp", "64", "-ntg", str(tokens), "-npl", str(streams)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     def bare(streams):
-        def cpu(tokens):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            command = [f"{options.llama}/llama-batched-bench", *flags]
-            command += ["-npp", "16", "-ntg", str(tokens), "-npl", str(streams)]
-            subprocess.run(command, check=True, capture_output=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-        # What loading and the prompt cost is in both, and falls out.
-        return (cpu(8 + 4 * TOKENS // max(1, streams // 8)) - cpu(8)) / (
-            streams * (4 * TOKENS // max(1, streams // 8))
-        )
+        # What loading and the prompt cost is in both, and falls out. The least of three each, since
+        # that is most of what a few streams cost.
+        least = lambda tokens: min(cpu(streams, tokens) for _ in range(3))
+        return (least(8 + TOKENS) - least(8)) / (streams * TOKENS)
 
     command = [f"{options.llama}/llama-server", *flags, "--port", str(port)]
+    command += ["-c", str(32 * SLOT)]
     command += ["--parallel", "32", "--cache-ram", "0"]
     return Peer("llama.cpp", command, port, "/health", "tiny", logs), bare
 
