@@ -11,6 +11,9 @@ FLOOR = "#5a5a5a"
 # Issue 5's: against llama.cpp, and against mlx_lm.server in every cell.
 DECODE, AGGREGATE, FIRST_TOKEN, EVERY_CELL = 2, 3, 0.4, 5
 READY_S, BESIDE_WEIGHTS_MB = 2, 100
+# Of all cores, what others may take before a comparison means nothing: servers whose threads wait
+# for each other at every step, llama.cpp's most of all, lose far more than that share.
+QUIET_PERCENT = 10
 
 
 def in_a_line(figures):
@@ -69,6 +72,17 @@ class Medians:
         values = alone or [s[figure] for s in starts]
         return statistics.median(values) if values else None
 
+    def loud(self):
+        """Beside each server, what others took of the cores: the ones above QUIET_PERCENT."""
+        beside = {
+            name: statistics.median(
+                [c["others_percent"] for c in self.results["cells"]
+                 if c["server"] == name and "others_percent" in c] or [0]
+            )
+            for name in self.servers
+        }
+        return {name: share for name, share in beside.items() if share > QUIET_PERCENT}
+
     def best_peer(self, purpose, at, figure, pick):
         peers = [self(name, purpose, at, figure) for name in self.servers if name != "interlock"]
         peers = [value for value in peers if value is not None]
@@ -87,7 +101,9 @@ def ratio(ours, theirs):
     return ours / theirs if ours is not None and theirs else None
 
 
-def verdict(reached):
+def verdict(m, reached, timed=True):
+    if reached is not None and timed and m.loud():
+        return "not quiet: " + ("reached" if reached else "missed")
     return {None: "not measured", True: "**reached**", False: "missed"}[reached]
 
 
@@ -138,6 +154,9 @@ def head(results, m):
         f"{about['model']}: {about['packed_bytes'] / 1e6:.1f} MB packed, {about['tokens']} tokens "
         "an answer.",
     ]
+    if m.loud():
+        beside = ", ".join(f"{share:.0f} % beside {name}" for name, share in m.loud().items())
+        lines.append(f"THE MACHINE WAS NOT QUIET ({beside}): these ratios prove nothing.")
     for name in m.servers:
         said = "; ".join(about["arithmetic"].get(name, [])) or "its log names no instructions"
         lines.append(f"{name}: {about['versions'].get(name)}. {said}")
@@ -165,9 +184,9 @@ def targets(m):
     """The five numbers that issue 5 names."""
     rows = [["", *m.servers, "floor", "asked for", "measured", ""]]
 
-    def row(what, figures, floor, asked, measured, reached):
+    def row(what, figures, floor, asked, measured, reached, timed=True):
         shown = [number(figure) for figure in figures]
-        rows.append([what, *shown, number(floor), asked, measured, verdict(reached)])
+        rows.append([what, *shown, number(floor), asked, measured, verdict(m, reached, timed)])
 
     def against(what, purpose, at, figure, floor, wanted, more):
         values = {name: m(name, purpose, at, figure) for name in m.servers}
@@ -194,7 +213,7 @@ def targets(m):
     ours = memory.get("interlock")
     row(
         "memory at ready, MB", memory.values(), m.packed / 1e6, f"at most {limit:.0f}",
-        number(ours), None if ours is None else ours <= limit,
+        number(ours), None if ours is None else ours <= limit, timed=False,
     )
     ready = {name: m.start(name, "ready_s") for name in m.servers}
     ours = ready.get("interlock")
@@ -207,7 +226,7 @@ def targets(m):
         "every cell, against mlx_lm.server", *["" for _ in m.servers], "-",
         f"at least {EVERY_CELL}", f"{number(min(cells, default=None))} to "
         f"{number(max(cells, default=None))}",
-        verdict(min(cells) >= EVERY_CELL if cells else None),
+        verdict(m, min(cells) >= EVERY_CELL if cells else None),
     ])
     return aligned(rows)
 
