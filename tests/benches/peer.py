@@ -15,7 +15,7 @@ def openblas_core():
     """The best kernels that OpenBLAS has for this machine.
 
     A release older than the processor does not know it and takes Prescott's, of 2004: Debian's
-    0.3.21 does on a Xeon of 2023, and multiplies two to six times as slowly.
+    0.3.21 does on a Xeon of 2023. Many rows are then multiplied several times as slowly.
     """
     flags = Path("/proc/cpuinfo").read_text().split()
     known = [("avx512bw", "SkylakeX"), ("avx2", "Haswell"), ("asimd", "ARMV8")]
