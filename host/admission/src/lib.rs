@@ -19,6 +19,7 @@ mod answer_headers;
 mod at_once;
 mod body;
 mod chain;
+mod clock;
 mod config;
 mod consult;
 mod decision;

@@ -38,7 +38,7 @@ pub(crate) struct Tenant {
 }
 
 /// What may be used; not set: any amount.
-#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Limits {
     /// Requests a minute, all at once if need be.
@@ -118,10 +118,9 @@ impl Settings {
         if self.anonymous.as_deref().is_some_and(|name| !is_tenant(name)) {
             return Err("anonymous must be 1 to 128 bytes of printable ASCII".into());
         }
-        if keys.is_empty() && self.anonymous.is_none() {
-            return Err(
-                "nobody may ask: there is neither a tenant with keys nor `anonymous`".into()
-            );
+        // Limits alone are for those whom other policies identify.
+        if keys.is_empty() && self.anonymous.is_none() && self.limits == Limits::default() {
+            return Err("there is nothing to decide: no keys, no `anonymous`, no `limits`".into());
         }
         let all =
             self.tenants.iter().map(|(name, it)| (format!("tenants.{name}.limits"), it.limits));

@@ -44,7 +44,7 @@
 //!
 //! The crate is a `cdylib`; `wit/README.md` says how it becomes a component. What it exports are
 //! the phases that [`export!`] names; what it imports are the capabilities whose functions it
-//! calls ([`state`], [`content`], [`http`], [`metrics!`]), and [`log`].
+//! calls ([`state`], [`content`], [`http`], [`metrics!`](macro@metrics)), and [`log`].
 //!
 //! On other targets the same code runs on [`testing`]'s host, so a policy is tested like any code.
 //!

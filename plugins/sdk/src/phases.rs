@@ -18,10 +18,10 @@ pub trait Policy: Sized + 'static {
     /// `#[serde(deny_unknown_fields)]`, or a misspelt key goes unnoticed.
     type Settings: DeserializeOwned;
 
-    /// Why it decides: an enum made by [`reasons!`](crate::reasons), or [`NoReasons`](crate::NoReasons).
+    /// Why it decides: an enum made by [`reasons!`](macro@crate::reasons), or [`NoReasons`](crate::NoReasons).
     type Reason: Reasons;
 
-    /// Metrics of its own, made by [`metrics!`](crate::metrics).
+    /// Metrics of its own, made by [`metrics!`](macro@crate::metrics).
     const METRICS: &'static [Metric] = &[];
 
     /// Begins with these settings, in every instance.

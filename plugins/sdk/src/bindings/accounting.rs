@@ -11,10 +11,10 @@ pub mod exports {
     pub mod policy {
       /// How did it end?
       ///
-      /// Called exactly once for each request that this policy was, or without failing before would have
-      /// been, asked to `admit`, whatever became of it: also when a later policy turned it away, or the
-      /// host did. (A policy that does not export `admit` hears of all that were admitted.) Nobody waits
-      /// for it, but it has the same time limit.
+      /// Called exactly once for each request that this policy was asked to `admit` and did not itself
+      /// reject, whatever became of it: also when its `admit` failed, when a later policy turned the
+      /// request away, or the host did. (A policy that does not export `admit` hears of all that were
+      /// admitted.) Nobody waits for it, but it has the same time limit.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
       pub mod account {
         #[used]
@@ -129,7 +129,7 @@ pub mod exports {
           Cancelled(Canceller),
           /// The model, the engine or the host failed it. Why stands in the host's log.
           Failed,
-          /// It never began: another policy, or the host, turned it away after this one let it pass.
+          /// It never began: a later policy, or the host, turned it away.
           Rejected,
         }
         impl ::core::fmt::Debug for Outcome {
