@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 
 use expect_test::expect;
 use interlock_admission::{FailureKind, PlanProposal, Policy};
-use interlock_policy::PolicyHost;
+use interlock_policy::{PolicyConfig, PolicyHost};
 use interlock_policy::limits::CALLS_MAX;
 
 mod common;
 use common::{admit, admitted, count, facts, load, misbehaves, rejected, summary, told};
 
+/// With time enough to write its memory full.
+fn patient() -> PolicyConfig {
+    PolicyConfig { deadline: Duration::from_millis(100), ..misbehaves() }
+}
+
 /// Fails as said, and is none the worse for it.
 fn check(model: &str, kind: FailureKind, says: &str) {
-    let policy = load(&misbehaves()).expect("it is fine so far");
+    let policy = load(&patient()).expect("it is fine so far");
     assert_eq!((count(&*policy), count(&*policy)), (1, 2), "warm instances are used again");
     let failure = admit(&*policy, model).expect_err("it misbehaves");
     assert_eq!(failure.kind, kind, "{failure}");
@@ -104,7 +109,7 @@ fn a_policy_sees_the_facts_as_they_are() {
 
 #[test]
 fn failing_to_account_costs_nothing_but_that() {
-    let policy = load(&misbehaves()).expect("it is fine so far");
+    let policy = load(&patient()).expect("it is fine so far");
     for (model, kind) in [
         ("account:panic", FailureKind::Trap),
         ("account:spin", FailureKind::Deadline),
@@ -145,7 +150,7 @@ fn a_policy_outlives_its_host() {
 /// with fewer cores, threads are put aside in the middle of calls: that is nobody's deadline.
 #[test]
 fn calls_of_many_threads_do_not_touch_each_other() {
-    let policy = load(&misbehaves()).expect("it is fine so far");
+    let policy = load(&patient()).expect("it is fine so far");
     let (served, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let policy: &dyn Policy = &*policy;
     thread::scope(|scope| {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use interlock_admission::{
     Closing, Code, FailureKind, Phase, PlanProposal, Policy as _, Summary,
@@ -35,6 +36,7 @@ fn every_component_of_every_release_loads() {
 fn a_policy_of_0_1_decides_as_it_did() {
     let given = PolicyConfig {
         grants: grants(&["headers:x-tenant"]),
+        deadline: Duration::from_millis(100),
         ..config("p", corpus("0.1.0", "misbehaves"))
     };
     let policy = load(&given).expect("it is of a release");
