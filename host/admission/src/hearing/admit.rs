@@ -1,7 +1,6 @@
 //! May this request pass, and under which plan?
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use interlock_request::Generation;
 
@@ -51,7 +50,11 @@ impl Hearing {
         self.write(question, from, &asked);
         let merged = self.duty.parties.iter().map(|party| party.proposal);
         let merged = merged.fold(PlanProposal::default(), PlanProposal::tighten);
-        shadows.compare(Phase::Admit, |_, answer| match answer {
+        let same = |one: &Decision, other: &Decision| match (one, other) {
+            (Decision::Admit(one), Decision::Admit(other)) => one.proposal == other.proposal,
+            _ => one.as_str() == other.as_str(),
+        };
+        shadows.compare(Phase::Admit, same, |answer| match answer {
             Decision::Reject(_) => asked.is_ok(),
             Decision::Admit(admission) => {
                 asked.is_ok() && {
@@ -70,7 +73,7 @@ impl Hearing {
         if let Some(mut draft) = draft {
             draft.admitted(plan, admitted.tokens_max());
         }
-        duty.admitted_at = Some(Instant::now());
+        duty.admitted_at = Some(crate::clock::now());
         let oversight = Oversight::new(duty, facts, chain, plan);
         Ok(Consent { admitted, oversight, headers, said })
     }
