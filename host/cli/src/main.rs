@@ -12,6 +12,7 @@ mod bench;
 mod config;
 mod log;
 mod models;
+mod policies;
 mod serve;
 mod settings;
 
