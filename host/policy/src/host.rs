@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::clock::Ticker;
 use crate::describe::Description;
 use crate::fit::Shape;
-use crate::limits::{INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
+use crate::limits::{CORES_MAX, INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
 use crate::load::{Bytes, Digest};
 use crate::metrics::HostMetrics;
 use crate::policy::WasmPolicy;
@@ -152,6 +152,10 @@ impl PolicyHost {
         Ok(WasmPolicy::describe_unloaded(&self.shared, config, &compiled))
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     fn checked(&self, config: &PolicyConfig) -> Result<(), LoadFailed> {
         let problems = config.problems();
         if problems.is_empty() {
@@ -215,11 +219,13 @@ fn config() -> Config {
 /// replaced after a trap, and a bound on all of them together.
 fn pool() -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
+    // A Rust policy has three core instances and one memory; one in Python has forty and one, one
+    // in JavaScript fifteen and three.
     pool.total_component_instances(INSTANCES_MAX)
-        .total_core_instances(INSTANCES_MAX * 4)
+        .total_core_instances(INSTANCES_MAX * 16)
         .total_memories(INSTANCES_MAX)
         .total_tables(INSTANCES_MAX * 4)
-        .max_core_instances_per_component(PARTS_MAX)
+        .max_core_instances_per_component(CORES_MAX)
         .max_tables_per_component(PARTS_MAX)
         .max_memories_per_component(PARTS_MAX)
         .table_elements(TABLE_ELEMENTS_MAX)

@@ -207,6 +207,14 @@ impl WasmPolicy {
         self.quarantine.times()
     }
 
+    /// Its metrics are shown again, in place of those of a later generation of it.
+    pub(crate) fn show_metrics(&self) {
+        let declared = self.profile.metrics.iter().map(|metric| metric.name.as_str());
+        if let Some(meters) = self.recipe.reach.meters.get() {
+            self.recipe.shared.metrics.plugins.show(&self.name, declared, meters);
+        }
+    }
+
     /// Memory of each warm instance, in bytes.
     pub fn instance_memory(&self) -> Vec<usize> {
         self.warm().iter().map(|kept| kept.memory).collect()

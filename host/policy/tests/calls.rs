@@ -10,7 +10,7 @@ use interlock_policy::PolicyHost;
 use interlock_policy::limits::CALLS_MAX;
 
 mod common;
-use common::{admit, admitted, config, corpus, count, facts, load, misbehaves, rejected, summary, told};
+use common::{admit, admitted, count, facts, load, misbehaves, rejected, summary, told};
 
 /// Fails as said, and is none the worse for it.
 fn check(model: &str, kind: FailureKind, says: &str) {
@@ -99,7 +99,7 @@ fn absurd_answers_are_cut_to_size() {
 fn a_policy_sees_the_facts_as_they_are() {
     let policy = load(&misbehaves()).expect("it is fine so far");
     let detail = rejected(&*policy, "repeat the facts").reason.detail.expect("that is its detail");
-    expect![[r#"RequestFacts { request-id: "r-1", arrived-at: 1700000000000000, endpoint: Endpoint::Chat, model: "repeat the facts", streaming: true, prompt-tokens: 100, max-tokens: 50, max-tokens-asked: true, body-bytes: 512, headers: [("x-tenant", "blue")] } LoadFacts { waiting: 1, max-waiting: 32, running: 2 }"#]].assert_eq(&detail);
+    expect![[r#"RequestFacts { request-id: "r-1", arrived-at: 1700000000000000, endpoint: Endpoint::Chat, model: "repeat the facts", streaming: true, background: false, prompt-tokens: 100, max-tokens: 50, max-tokens-asked: true, body-bytes: 512, prefix-key: 42, tenant: "blue", attributes: [Attribute { name: "plan", value: "gold" }], headers: [], note: "" } Load { waiting: 1, max-waiting: 32, running: 2, max-running: 8, tenant-in-flight: 3 }"#]].assert_eq(&detail);
 }
 
 #[test]
