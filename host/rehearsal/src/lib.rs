@@ -14,6 +14,7 @@ pub mod clock;
 mod dice;
 pub mod differences;
 pub mod given;
+pub mod sim;
 pub mod spelled;
 pub mod table;
 pub mod workload;
