@@ -332,12 +332,14 @@ impl Life {
             DisconnectAction::Cancel => return self.cut(CancelCause::Disconnect),
         };
         let DrainLimits { time_max, tokens_max } = limits;
-        if self.after.place.is_none() {
-            self.after.place = self.after.results.place();
-        }
-        if tokens_max == 0 || self.after.place.is_none() {
+        if tokens_max == 0 {
             return self.cut(CancelCause::Disconnect);
         }
+        if detach && self.after.place.is_none() {
+            self.after.place = self.after.results.place();
+        }
+        // Where as many are kept as may be, it goes on all the same, so that its usage is whole.
+        let detach = detach && self.after.place.is_some();
         let state = if self.ledger.has_started() { State::Running } else { State::Queued };
         let keep = || self.after.results.keep(self.after.title.clone(), state);
         self.out.leave(detach.then(keep));
