@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use interlock_admission::{Link, PolicyChain, PolicyMetrics};
+use interlock_admission::{Link, Policies, PolicyChain, PolicyMetrics};
 use interlock_catalog::ModelRef;
 use interlock_config::Config;
 use interlock_engine::{
@@ -92,7 +92,9 @@ async fn serve(
     let parts = ServerParts {
         config: config.server,
         models,
-        chain: Arc::new(chain),
+        detached: config.detached,
+        policies: Arc::new(Policies::from(chain)),
+        wall: Arc::new(interlock_server::system_time),
         metrics: ServerMetrics::register(&registry),
         registry,
     };
@@ -164,7 +166,7 @@ fn policies(config: &Config, registry: &Registry) -> anyhow::Result<PolicyChain>
 }
 
 fn link(config: &PolicyConfig, policy: Arc<dyn interlock_admission::Policy>) -> Link {
-    Link { policy, on_failure: config.on_failure }
+    config.link(policy)
 }
 
 /// What an engine will run, once its files are here.

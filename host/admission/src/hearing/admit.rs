@@ -69,7 +69,7 @@ impl Hearing {
         if let Some(mut draft) = draft {
             draft.admitted(plan, admitted.tokens_max());
         }
-        duty.admitted_at = Some(Instant::now());
+        duty.admitted_at = Some(crate::clock::now());
         let oversight = Oversight::new(duty, facts, chain, plan);
         Ok(Consent { admitted, oversight, headers, said })
     }
