@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use interlock_admission::{Asked, Record};
 use interlock_admission::{Answered, Phase, Policy, PolicyFailure};
+use interlock_admission::{Asked, Record};
 use serde_json::{Value, json};
 
 use crate::clock::HandClock;
@@ -96,7 +96,8 @@ pub fn replay(
             clock.set(Duration::from_micros(at.saturating_sub(began)));
             let was = said.map(|said| spell(&said.decision));
             let is = step.asked.ask(policy).as_ref().map(spell);
-            if was.is_none() && (is.is_none() || name.is_some_and(|name| !names.contains_key(name))) {
+            if was.is_none() && (is.is_none() || name.is_some_and(|name| !names.contains_key(name)))
+            {
                 continue;
             }
             let (was, is) = (was.unwrap_or_else(silent), is.unwrap_or_else(silent));
@@ -172,9 +173,7 @@ impl Replayed {
 
     /// For scripts.
     pub fn to_json(&self) -> Value {
-        let change = |((phase, was, is), count): (&(&str, String, String), &u64)| {
-            json!({"phase": phase, "was": was, "is": is, "count": count})
-        };
+        let change = |((phase, was, is), count): (&(&str, String, String), &u64)| json!({"phase": phase, "was": was, "is": is, "count": count});
         let changed = |changed: &Changed| {
             json!({"request": changed.request, "phase": changed.phase.as_str(),
                 "was": changed.was, "is": changed.is})

@@ -140,10 +140,9 @@ pub fn run(setup: Setup, workload: &Workload, seed: u64) -> Result<Report, SimFa
 fn settings(workload: &Workload) -> Result<Vec<SimSettings>, SimFailed> {
     let parse = |model: &crate::workload::Model| {
         let settings = model.settings.strip_prefix("sim:").unwrap_or(&model.settings);
-        settings.parse::<SimSettings>().map_err(|why| SimFailed::Model {
-            model: model.name.clone(),
-            why: why.to_string(),
-        })
+        settings
+            .parse::<SimSettings>()
+            .map_err(|why| SimFailed::Model { model: model.name.clone(), why: why.to_string() })
     };
     workload.models.iter().map(parse).collect()
 }

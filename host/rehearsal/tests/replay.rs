@@ -82,7 +82,10 @@ fn the_same_policy_says_the_same() {
     let trace = trace(&AtMost(250));
     let replayed = replay(&trace, None, &AtMost(250), &HandClock::default()).expect("a trace");
     assert_eq!(replayed.differences(), 0, "{replayed}");
-    assert_eq!(replayed.to_string(), "3 requests, 3 questions: 3 answered as before, 0 otherwise\n");
+    assert_eq!(
+        replayed.to_string(),
+        "3 requests, 3 questions: 3 answered as before, 0 otherwise\n"
+    );
 }
 
 #[test]

@@ -43,8 +43,7 @@ impl Policy for PerMinute {
 
     fn admit(&self, facts: &Facts, _: &Load, _: u32, _: &Body) -> Answer<Decision> {
         let tenant = facts.headers.0.first().map_or("nobody", |(_, value)| value);
-        let bucket =
-            Bucket { capacity: self.requests, refill_per_second: self.requests / 60.0 };
+        let bucket = Bucket { capacity: self.requests, refill_per_second: self.requests / 60.0 };
         let deadlines = Deadlines { queue: Some(Duration::from_secs(5)), ..Deadlines::default() };
         Ok(match self.state.take(tenant, bucket, 1.0).expect("memory answers") {
             Taken::Ok { .. } => Decision::Admit(Admission {

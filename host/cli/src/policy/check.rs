@@ -32,10 +32,7 @@ impl Check {
             Ok(_) => say(&format!("\n{} loads\n", policy.source)),
             Err(failed) => {
                 if !description.grants_line.is_empty() {
-                    say(&format!(
-                        "\nadd to its [[policy]]:\n  {}\n",
-                        description.grants_line
-                    ))?;
+                    say(&format!("\nadd to its [[policy]]:\n  {}\n", description.grants_line))?;
                 }
                 Err(anyhow::anyhow!("{failed}"))
             }
@@ -57,7 +54,8 @@ pub(crate) fn facts(description: &Description, granted: &[Grant]) -> String {
     table.row(["takes part in".to_owned(), description.phases_text()]);
     table.row(["imports".to_owned(), or_none(&description.imports)]);
     if description.slow {
-        table.row(["is slow".to_owned(), "it asks others: called on threads of its own".to_owned()]);
+        table
+            .row(["is slow".to_owned(), "it asks others: called on threads of its own".to_owned()]);
     }
     match says {
         Some(says) => {
@@ -89,7 +87,8 @@ fn metric(metric: &interlock_policy::DeclaredMetric) -> String {
     let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let labels = value["labels"].as_array().cloned().unwrap_or_default();
     let labels: Vec<_> = labels.iter().filter_map(|label| label.as_str()).collect();
-    let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+    let labels =
+        if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
     format!("{}{labels}", text("name"))
 }
 

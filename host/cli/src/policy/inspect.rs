@@ -40,7 +40,8 @@ impl Inspect {
         let began = Instant::now();
         let loaded = host.load(&policy);
         let took = began.elapsed();
-        let memory = loaded.as_ref().ok().and_then(|loaded| loaded.instance_memory().into_iter().max());
+        let memory =
+            loaded.as_ref().ok().and_then(|loaded| loaded.instance_memory().into_iter().max());
         let watch = description.says.as_ref().map(|says| spelled::watch(&says.watch));
         if self.json {
             let mut value = description.to_json();

@@ -113,9 +113,9 @@ fn make(name: &str, folder: &Path, clone: &Path) -> anyhow::Result<()> {
 
 fn capital(word: &str) -> String {
     let mut letters = word.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_ascii_uppercase().to_string() + letters.as_str()
-    })
+    letters
+        .next()
+        .map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
 }
 
 fn is_clone(folder: &Path) -> bool {

@@ -123,9 +123,7 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<interlock_config::Config> {
 /// built in one place and served from another.
 fn same(a: &PolicySource, b: &PolicySource) -> bool {
     match (a, b) {
-        (PolicySource::File(a), PolicySource::File(b)) => {
-            a == b || a.file_name() == b.file_name()
-        }
+        (PolicySource::File(a), PolicySource::File(b)) => a == b || a.file_name() == b.file_name(),
         (a, b) => a == b,
     }
 }

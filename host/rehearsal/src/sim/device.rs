@@ -21,12 +21,7 @@ pub(super) struct Patient {
 }
 
 impl Patient {
-    pub(super) fn new(
-        model: &Model,
-        seed: u64,
-        told: Sender<Told>,
-        go: Rc<Receiver<Go>>,
-    ) -> Self {
+    pub(super) fn new(model: &Model, seed: u64, told: Sender<Told>, go: Rc<Receiver<Go>>) -> Self {
         let dice = Dice::new(seed, &format!("device {}", model.name));
         Self { told, go, dice, stall: model.stall, fail: model.fail }
     }

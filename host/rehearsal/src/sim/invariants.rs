@@ -62,13 +62,21 @@ pub(super) fn violations(seen: &Seen, book: &Book, ceilings: &Ceilings) -> Vec<S
 
     let ended: BTreeMap<&str, &Ended> =
         pages.ended.values().flatten().map(|ended| (ended.id.as_str(), ended)).collect();
-    kind(seen.asked.iter().filter_map(|asked| unequal(asked, ended.get(asked.id.as_str()))).collect());
+    kind(
+        seen.asked
+            .iter()
+            .filter_map(|asked| unequal(asked, ended.get(asked.id.as_str())))
+            .collect(),
+    );
 
     if let Some(limit) = ceilings.deadlines.queue {
         let bound = limit + seen.rested.work.longest + Duration::from_millis(2);
         let starved = pages.ended.values().flatten().filter_map(|ended| {
             let waited = ended.summary.queue_time.filter(|waited| *waited > bound)?;
-            Some(format!("{} waited {waited:?} for its first pass, the limit is {limit:?}", ended.id))
+            Some(format!(
+                "{} waited {waited:?} for its first pass, the limit is {limit:?}",
+                ended.id
+            ))
         });
         kind(starved.collect());
     }
@@ -92,7 +100,10 @@ fn unequal(asked: &super::client::Asked, ended: Option<&&Ended>) -> Option<Strin
         _ => None,
     };
     if answered && completed.is_none() {
-        return Some(format!("{id} was answered and accounted as {}", ended.summary.closing.as_str()));
+        return Some(format!(
+            "{id} was answered and accounted as {}",
+            ended.summary.closing.as_str()
+        ));
     }
     // What a filter cut off was generated, and is not in the answer.
     let told = asked.usage.filter(|_| completed.is_some_and(|finish| finish != Finish::Filtered));

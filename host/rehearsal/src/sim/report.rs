@@ -131,9 +131,7 @@ impl Report {
             json!({"policy": policy, "phase": phase, "decision": decision, "reason": reason,
                 "count": count})
         };
-        let end = |((end, why), count): (&(String, String), &u64)| {
-            json!({"end": end, "why": why, "count": count})
-        };
+        let end = |((end, why), count): (&(String, String), &u64)| json!({"end": end, "why": why, "count": count});
         json!({
             "seed": self.seed, "seconds": seconds(self.time),
             "tenants": self.rows.iter().map(row).collect::<Vec<_>>(),
@@ -155,7 +153,9 @@ impl Report {
         let mut line = |name: &str, was: Option<f64>, is: Option<f64>, unit: &str| {
             let shown = |value: Option<f64>| value.map_or("-".into(), |value| number(value, unit));
             let change = match (was, is) {
-                (Some(was), Some(is)) if was != 0.0 => format!("{:+.1} %", (is / was - 1.0) * 100.0),
+                (Some(was), Some(is)) if was != 0.0 => {
+                    format!("{:+.1} %", (is / was - 1.0) * 100.0)
+                }
                 _ => String::new(),
             };
             table.row([name.to_owned(), shown(was), shown(is), change]);
@@ -180,12 +180,7 @@ impl Report {
     }
 }
 
-fn row<'a>(
-    name: &str,
-    asked: impl Iterator<Item = &'a Asked>,
-    slo: &Slo,
-    seconds: f64,
-) -> Row {
+fn row<'a>(name: &str, asked: impl Iterator<Item = &'a Asked>, slo: &Slo, seconds: f64) -> Row {
     let all: Vec<&Asked> = asked.collect();
     let count = |is: fn(&End) -> bool| all.iter().filter(|asked| is(&asked.end)).count() as u64;
     let mut first: Vec<Duration> = all.iter().filter_map(|asked| asked.first_token).collect();
@@ -298,9 +293,8 @@ impl fmt::Display for Report {
             self.seed,
             self.took.as_secs_f64()
         )?;
-        let mut table = Table::new(&[
-            "tenant", ">requests", ">answered", ">refused", ">left", ">broken off",
-        ]);
+        let mut table =
+            Table::new(&["tenant", ">requests", ">answered", ">refused", ">left", ">broken off"]);
         for row in &self.rows {
             let counts = [row.asked, row.answered, row.refused, row.left, row.broken];
             let counts = counts.map(|count| count.to_string());
@@ -363,7 +357,13 @@ impl fmt::Display for Report {
         let mut table = Table::new(&["policy", "phase", "decision", "reason", ">count"]);
         for ((policy, phase, decision, reason), count) in &self.said {
             let count = count.to_string();
-            table.row([policy.clone(), (*phase).to_owned(), decision.clone(), reason.clone(), count]);
+            table.row([
+                policy.clone(),
+                (*phase).to_owned(),
+                decision.clone(),
+                reason.clone(),
+                count,
+            ]);
         }
         if !table.is_empty() {
             writeln!(f, "{table}")?;
