@@ -8,8 +8,10 @@ use serde_json::Value;
 /// A JSON body that is parsed when somebody first asks.
 ///
 /// Shared by the policies of one request, one after the other; what one changes the next one
-/// sees. What a policy may see of it is the caller's business.
-pub struct Body(Mutex<State>);
+/// sees. What a policy may see of it is the caller's business. Cheap to clone: every clone is the
+/// same body.
+#[derive(Clone)]
+pub struct Body(Arc<Mutex<State>>);
 
 #[derive(Clone)]
 enum State {
@@ -44,7 +46,7 @@ impl fmt::Debug for Body {
 impl Body {
     /// A body as it came.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Mutex::new(State::Raw(Arc::new(bytes))))
+        Self(Arc::new(Mutex::new(State::Raw(Arc::new(bytes)))))
     }
 
     /// What stands there, as JSON text.
@@ -128,12 +130,13 @@ impl Body {
     /// The same body, for one whose changes must not be seen. Nothing is copied that is not
     /// parsed yet.
     pub(crate) fn copy(&self) -> Self {
-        Self(Mutex::new(self.lock().clone()))
+        Self(Arc::new(Mutex::new(self.lock().clone())))
     }
 
     /// Becomes what `other` is.
     pub(crate) fn become_again(&self, other: Self) {
-        *self.lock() = other.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let theirs = other.lock().clone();
+        *self.lock() = theirs;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -206,3 +206,6 @@ impl Drop for Duty {
         self.fulfil(&Summary::nothing_ran(closing, total));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,3 +137,83 @@ impl Policies {
         self.commons.metrics.serves(&names, chain.generation());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fake, admit, facts};
+    use crate::{Admission, Decision, LimitsConfig, PolicyMetrics};
+
+    fn links(version: &'static str) -> Vec<Link> {
+        let fake = Fake::admitting("p", Ok(Decision::Admit(Admission::default())));
+        vec![Fake { version, ..fake }.link()]
+    }
+
+    fn policies() -> (Policies, interlock_metrics::Registry) {
+        let registry = interlock_metrics::Registry::new();
+        let metrics = PolicyMetrics::register(&registry);
+        (Policies::new(links("1"), LimitsConfig::default().ceilings(), metrics), registry)
+    }
+
+    fn serves(policies: &Policies) -> String {
+        let consent = admit(&policies.current(), facts()).expect("it admits");
+        consent.said[0].version.to_string()
+    }
+
+    #[test]
+    fn a_request_keeps_the_policies_that_it_began_with() {
+        let (policies, _) = policies();
+        let before = policies.current();
+        assert_eq!(policies.swap(links("2")), 2);
+        assert_eq!(serves(&policies), "2");
+        assert_eq!(admit(&before, facts()).expect("it admits").said[0].version.as_ref(), "1");
+        assert_eq!(before.generation(), 1);
+    }
+
+    #[test]
+    fn a_rollback_brings_back_what_was_there_and_numbers_only_grow() {
+        let (policies, registry) = policies();
+        policies.swap(links("2"));
+        assert_eq!(policies.rollback(), Some(1));
+        assert_eq!(serves(&policies), "1");
+        assert_eq!(policies.rollback(), None);
+        assert_eq!(policies.swap(links("3")), 3);
+        assert_eq!(policies.restore_before(2), None, "it is not the current one");
+        assert_eq!(policies.restore_before(3), Some(1));
+        let text = registry.expose().unwrap();
+        for line in [
+            r#"policy_generation{policy="p"} 1"#,
+            r#"policy_swaps_total{result="swapped"} 2"#,
+            r#"policy_swaps_total{result="rolled_back"} 1"#,
+            r#"policy_swaps_total{result="restored"} 1"#,
+            r#"policy_swaps_total{result="failed"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_few_generations_are_kept() {
+        let (policies, _) = policies();
+        for _ in 0..9 {
+            policies.swap(links("n"));
+        }
+        assert_eq!(std::iter::from_fn(|| policies.rollback()).collect::<Vec<_>>(), [9, 8, 7]);
+    }
+
+    #[test]
+    fn swaps_under_load_lose_no_request_and_account_for_each() {
+        let (policies, _) = policies();
+        let told = std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                (0..2000).filter(|_| admit(&policies.current(), facts()).is_ok()).count()
+            });
+            for _ in 0..200 {
+                policies.swap(links("n"));
+            }
+            load.join().expect("no panic")
+        });
+        assert_eq!(told, 2000);
+        assert_eq!(policies.commons().tenants.count("acme"), None, "a request was never settled");
+    }
+}

@@ -142,3 +142,6 @@ impl<T> Shadows<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,14 @@ impl PolicyMetrics {
 
     /// Declares the families.
     pub fn register(registry: &Registry) -> Self {
+        let swaps = registry.counters(
+            "policy_swaps_total",
+            "Changes of the generation of policies, by what came of them.",
+            &["result"],
+        );
+        for result in ["swapped", "rolled_back", "restored", "failed"] {
+            swaps.with_label_values(&[result]);
+        }
         Self {
             calls: registry.counters(
                 "policy_calls_total",
@@ -110,11 +118,7 @@ impl PolicyMetrics {
                 "Number of the generation of policies that new requests get.",
                 &["policy"],
             ),
-            swaps: registry.counters(
-                "policy_swaps_total",
-                "Changes of the generation of policies, by what came of them.",
-                &["result"],
-            ),
+            swaps,
             slow_running: registry.gauge(
                 "policy_slow_calls_running",
                 "Calls of policies that ask others which run or wait for a thread.",

@@ -271,3 +271,6 @@ fn stricter(a: Guarding, b: Guarding) -> Guarding {
         (Gate(size), Observe(_)) | (Observe(_), Gate(size)) => Gate(size),
     }
 }
+
+#[cfg(test)]
+mod tests;

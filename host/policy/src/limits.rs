@@ -1,7 +1,7 @@
 //! What a bad policy may cost us: every bound on a component, in one place.
 //!
-//! Two are the operator's, per policy: the deadline of a call and the memory of an instance.
-//! The others are constants, since nobody could say when to turn them up.
+//! Three are the operator's, per policy: the deadline of a call, its calls of the host and the memory
+//! of an instance. The others are constants, since nobody could say when to turn them up.
 
 use std::time::Duration;
 
@@ -44,8 +44,72 @@ pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// make its own, and their tables are our memory.
 pub(crate) const HANDLES_MAX: usize = 64;
 
-/// Longest cause of a rejection, in bytes.
+/// Most calls of the host in one call of a policy that an operator may allow. Lines for the log do
+/// not count: their rate is bounded otherwise.
+pub const HOST_CALLS_MAX: u32 = 100_000;
+
+/// Longest name of a reason, in bytes.
 pub const REASON_CODE_BYTES_MAX: usize = 64;
+
+/// Reasons that a policy may declare.
+pub const REASONS_MAX: usize = 64;
+
+/// Metrics that a policy may declare.
+pub const METRICS_MAX: usize = 32;
+
+/// Labels that one of them may have.
+pub const METRIC_LABELS_MAX: usize = 4;
+
+/// Sets of label values that one of them may have; what comes after is counted as `__other__`.
+pub const METRIC_SERIES_MAX: usize = 100;
+
+/// Longest value of such a label, in bytes; the rest is cut.
+pub const METRIC_LABEL_BYTES_MAX: usize = 128;
+
+/// Needs that a policy may declare, and longest JSON Schema of its settings.
+pub const NEEDS_MAX: usize = 64;
+
+/// Longest JSON Schema of a policy's settings, in bytes.
+pub const SCHEMA_BYTES_MAX: usize = 128 << 10;
+
+/// Longest tenant that an `identify` may name, in bytes.
+pub const TENANT_BYTES_MAX: usize = 128;
+
+/// Attributes that an `identify` may give.
+pub const ATTRIBUTES_MAX: usize = 16;
+
+/// Longest name or value of an attribute, in bytes.
+pub const ATTRIBUTE_BYTES_MAX: usize = 256;
+
+/// Headers that a `transform` may set and remove, together.
+pub const HEADERS_MAX: usize = 16;
+
+/// Longest name of a header that it sets or removes, in bytes.
+pub const HEADER_BYTES_MAX: usize = 256;
+
+/// Longest name of a model that it asks for, in bytes.
+pub const MODEL_BYTES_MAX: usize = 256;
+
+/// Longest note of an admission, in bytes.
+pub const NOTE_BYTES_MAX: usize = 1 << 10;
+
+/// Longest JSON text that a policy may read from a body or write into it, in bytes.
+pub const CONTENT_BYTES_MAX: usize = 256 << 10;
+
+/// Longest key of `state`, in bytes.
+pub const STATE_KEY_BYTES_MAX: usize = 256;
+
+/// Longest value of `state`, in bytes.
+pub const STATE_VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// Largest response of a request of a policy's own, in bytes.
+pub const HTTP_RESPONSE_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest time of such a request.
+pub const HTTP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Threads on which slow policies are called, and so warm instances that one of them keeps.
+pub const SLOW_CALLS_MAX: usize = 16;
 
 /// Longest sentence of a rejection, in bytes.
 pub const REASON_DETAIL_BYTES_MAX: usize = 512;

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use interlock_request::RequestId;
 
-use crate::convert::cut;
+use crate::answers::cut;
 use crate::limits::{LOG_BURST, LOG_LINE_BYTES_MAX, LOG_LINES_PER_SECOND};
-use crate::wit::interlock::policy::log::Level;
+use crate::wit::words::log::Level;
 
 /// One policy's access to the log, shared by its instances.
 pub(crate) struct Voice {
