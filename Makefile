@@ -18,7 +18,7 @@ SIDE_WORKSPACES = $(GUEST_WORKSPACES) host/mlx-setup/Cargo.toml
 
 .PHONY: help
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: setup ## the server, as target/release/interlock
@@ -97,6 +97,11 @@ guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
 .PHONY: redis
 redis: need-python ## a Redis server for the tests, as target/redis/redis-server
 	@host/state/redis-setup.sh
+
+# Not part of `setup`: building and serving need no JavaScript and no Python.
+.PHONY: guests-languages
+guests-languages: need-python ## the examples in other languages, as target/guests/example-*.wasm
+	@PYTHON=$(PYTHON) examples/build-languages.sh
 
 # Golden tests read it from here; the command prints where it lies.
 .PHONY: model

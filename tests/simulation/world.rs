@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
-use interlock_admission::{PolicyChain, PolicyMetrics};
+use interlock_admission::{Commons, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
     Event, Mode, ModelShape, Turn, WaitingConfig, by_hand,
@@ -256,7 +256,7 @@ impl Lab {
             self.engine.clone(),
             Box::new(VirtualClock::default()),
         );
-        let chain = PolicyChain::new(vec![], ceilings(), self.policies.clone());
+        let chain = PolicyChain::new(vec![], ceilings(), Commons::in_line(self.policies.clone()));
         let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
         let mut running = handle.seat().expect("a seat").submit(admitted);
         while engine.turn() == Turn::Ran {}

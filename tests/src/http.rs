@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
+use interlock_admission::{LimitsConfig, Policies};
 use interlock_engine::Mode;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{ServedModel, ServerConfig, ServerMetrics, ServerParts, serve};
+use interlock_server::{
+    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, serve,
+};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +42,7 @@ impl Served {
         .expect("the simulated text model");
         let parts = ServerParts {
             config: ServerConfig::default(),
+            detached: DetachedConfig::default(),
             models: vec![ServedModel {
                 id: ModelId::new("sim"),
                 aliases: vec![],
@@ -46,7 +50,12 @@ impl Served {
                 text: Arc::new(OnceLock::from(Arc::new(text))),
                 engine: rig.engine.clone(),
             }],
-            chain: Arc::clone(&rig.chain),
+            policies: Arc::new(Policies::new(
+                vec![],
+                LimitsConfig::default().ceilings(),
+                rig.policies.clone(),
+            )),
+            wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),
         };

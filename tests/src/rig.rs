@@ -4,14 +4,16 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+use interlock_admission::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
     Event, Mode, Running, WaitingConfig,
 };
 use interlock_metrics::Registry;
-use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling};
+use interlock_request::{Generation, Priority, Sampling};
 use interlock_sim::{Gate, SimModel, SimSettings};
+
+use crate::admit;
 
 /// An engine whose model stops at a gate before every pass ends.
 pub struct Rig {
@@ -25,6 +27,8 @@ pub struct Rig {
     pub registry: Arc<Registry>,
     /// The policies: none.
     pub chain: Arc<PolicyChain>,
+    /// What they count.
+    pub policies: PolicyMetrics,
     thread: Option<EngineThread>,
 }
 
@@ -79,9 +83,10 @@ impl Rig {
             }
         }
         let limits = LimitsConfig::default().ceilings();
-        let chain = PolicyChain::new(vec![], limits, PolicyMetrics::register(&registry));
+        let policies = PolicyMetrics::register(&registry);
+        let chain = PolicyChain::new(vec![], limits, policies.clone());
         let chain = Arc::new(chain);
-        Self { engine, other, gate, registry, chain, thread: Some(thread) }
+        Self { engine, other, gate, registry, chain, policies, thread: Some(thread) }
     }
 
     /// Submits a request of `prompt` tokens that wants `tokens_max`.
@@ -101,18 +106,6 @@ impl Rig {
 
     fn submit_to(&self, engine: &EngineHandle, id: &str, prompt: u32, tokens_max: u32) -> Running {
         let seat = engine.seat().expect("a seat");
-        let facts = Facts {
-            request_id: RequestId::parse(id).expect("a request id"),
-            arrived_at_micros: 0,
-            endpoint: Endpoint::Chat,
-            model: ModelId::new("sim"),
-            streaming: true,
-            prompt_tokens: prompt,
-            tokens_max,
-            tokens_max_asked: true,
-            body_bytes: 0,
-            headers: vec![],
-        };
         let generation = Generation {
             sampling: Sampling::greedy(),
             tokens_max,
@@ -121,10 +114,9 @@ impl Rig {
             logprobs: None,
             priority: Priority::Standard,
         };
-        let prompt = Prompt::new((0..prompt).collect()).expect("a prompt");
-        let (admitted, _account, _) =
-            self.chain.admit(facts, &Load::default(), prompt, generation).expect("no policies");
-        seat.submit(admitted)
+        let prompt = (0..prompt).collect();
+        let consent = admit(&self.chain, 0, id, prompt, generation).expect("no policies");
+        seat.submit(consent.admitted)
     }
 
     /// The value of a metric line, such as `requests_running` or `x_total{a="b"}`.

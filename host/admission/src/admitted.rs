@@ -91,7 +91,7 @@ pub struct Consent {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refused {
     /// Who refused; the host itself when nobody knew the caller ([`Refused::HOST`]).
-    pub policy: String,
+    pub policy: Box<str>,
     /// When.
     pub phase: Phase,
     /// What the client is told. Its headers include those of the policies before.

@@ -127,16 +127,17 @@ impl Body {
         }
     }
 
-    /// The same body, for one whose changes must not be seen. Nothing is copied that is not
-    /// parsed yet.
+    /// A body like this one, for whoever's changes must not be seen. Nothing is copied that is
+    /// not parsed yet.
     pub(crate) fn copy(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.lock().clone())))
+        let state = self.lock().clone();
+        Self(Arc::new(Mutex::new(state)))
     }
 
     /// Becomes what `other` is.
-    pub(crate) fn become_again(&self, other: Self) {
-        let theirs = other.lock().clone();
-        *self.lock() = theirs;
+    pub(crate) fn become_again(&self, other: &Self) {
+        let state = other.lock().clone();
+        *self.lock() = state;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

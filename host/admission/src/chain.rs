@@ -11,7 +11,7 @@ use crate::last_good::LastGood;
 use crate::metrics::Meters;
 use crate::slow::SlowPool;
 use crate::tenants::Tenants;
-use crate::{Ceilings, Hearing, OnFailure, Phase, Policy, PolicyMetrics, PolicyMode};
+use crate::{Ceilings, Hearing, OnFailure, Phase, Policy, PolicyMetrics, PolicyMode, RecordSink};
 
 /// A policy in its place in the chain.
 #[derive(Clone)]
@@ -70,6 +70,7 @@ pub struct Commons {
     pub(crate) slow: SlowPool,
     /// For policies that observe a stream.
     pub(crate) beside: SlowPool,
+    pub(crate) records: Option<Arc<dyn RecordSink>>,
 }
 
 impl Commons {
@@ -79,7 +80,13 @@ impl Commons {
         let beside =
             SlowPool::new("observing-policy", BESIDE_THREADS, metrics.beside_running.clone());
         let (tenants, last_good) = (Tenants::default(), LastGood::default());
-        Self { metrics, tenants, last_good, slow, beside }
+        Self { metrics, tenants, last_good, slow, beside, records: None }
+    }
+
+    /// The same with records of what policies decide.
+    #[must_use]
+    pub fn recording(self, sink: Arc<dyn RecordSink>) -> Self {
+        Self { records: Some(sink), ..self }
     }
 
     /// The same without threads of its own: every policy is called in line, on the thread of
@@ -87,7 +94,7 @@ impl Commons {
     pub fn in_line(metrics: PolicyMetrics) -> Self {
         let (slow, beside) = (SlowPool::in_line(), SlowPool::in_line());
         let (tenants, last_good) = (Tenants::default(), LastGood::default());
-        Self { metrics, tenants, last_good, slow, beside }
+        Self { metrics, tenants, last_good, slow, beside, records: None }
     }
 }
 

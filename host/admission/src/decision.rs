@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::{Identity, PlanProposal, Reaction, Verdict, Watch};
 
 /// An answer to `identify`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Identified {
     /// It is this one.
     Known(Identity, Code),
@@ -17,7 +18,8 @@ pub enum Identified {
 }
 
 /// An answer to `transform`. What it changed of the body is in the body.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Transformed {
     /// As it is.
     Keep,
@@ -28,7 +30,7 @@ pub enum Transformed {
 }
 
 /// What changes of a request besides its body.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Edits {
     /// Headers that later policies see in place of those of these names.
     pub set_headers: Vec<(String, String)>,
@@ -43,7 +45,8 @@ pub struct Edits {
 }
 
 /// An answer to `route`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Choice {
     /// Others may decide.
     Abstain,
@@ -56,7 +59,8 @@ pub enum Choice {
 }
 
 /// An answer to `admit`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Decision {
     /// Let it in.
     Admit(Admission),
@@ -65,7 +69,7 @@ pub enum Decision {
 }
 
 /// How a request may pass. The default asks for nothing in particular.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Admission {
     /// What the host is to enforce.
     pub proposal: PlanProposal,
@@ -220,7 +224,8 @@ impl Ruling for () {
 
 /// One of a policy's reasons, by name: short, stable, `snake_case`, of a closed set. Shared with
 /// the policy that gives it, so that handing it on copies nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(transparent)]
 pub struct Code(pub Arc<str>);
 
 impl Default for Code {
@@ -237,7 +242,7 @@ impl From<&str> for Code {
 }
 
 /// Why a request was turned away, for the client and for us.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct Rejection {
     /// HTTP status, 400 to 599; the chain clamps what a policy says.
     pub status: u16,
@@ -250,7 +255,7 @@ pub struct Rejection {
 }
 
 /// A machine-readable cause with an optional sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Reason {
     /// Which.
     pub code: Code,
@@ -259,7 +264,10 @@ pub struct Reason {
 }
 
 /// A moment in a request's life at which policies are asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Who is it?
     Identify,
@@ -304,7 +312,7 @@ impl Phase {
 }
 
 /// A policy that gave no decision. What then happens is its `on_failure` setting.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Deserialize, serde::Serialize)]
 #[error("{}: {message}", kind.as_str())]
 pub struct PolicyFailure {
     /// What went wrong, a closed set.
@@ -326,7 +334,8 @@ impl PolicyFailure {
 }
 
 /// How a policy can fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// It trapped: a panic, an unreachable, a stack overflow.
     Trap,

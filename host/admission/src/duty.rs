@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use interlock_request::{Outcome, RequestId, Usage};
 
+use crate::clock;
 use crate::chain::{Commons, Member, Panel};
 use crate::consult::tell;
 use crate::tenants::Counted;
@@ -199,7 +200,7 @@ impl Drop for Duty {
         let (closing, total) = match self.admitted_at {
             Some(at) => {
                 let why = "the request was dropped before it ended";
-                (Closing::Ended(Outcome::Failed(why.into())), at.elapsed())
+                (Closing::Ended(Outcome::Failed(why.into())), clock::now().saturating_duration_since(at))
             }
             None => (Closing::Rejected, Duration::ZERO),
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use interlock_request::{Endpoint, ModelId, Priority, RequestId};
 
 /// What the host parsed of a request, once. Small and bounded.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct Facts {
     /// Tells requests apart within this process: ids are the clients' and may repeat.
     pub serial: u64,
@@ -41,7 +41,7 @@ pub struct Facts {
 }
 
 /// What is known of a request before its body.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct Caller {
     /// As in [`Facts::serial`].
     pub serial: u64,
@@ -60,7 +60,7 @@ pub struct Caller {
 }
 
 /// Who asks, as an `identify` said. The default is nobody in particular.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Identity {
     /// Whom the request counts for; empty when nobody said.
     pub tenant: String,
@@ -72,7 +72,8 @@ pub struct Identity {
 
 /// Names, in lower case, and values, in the order in which they came. Values may be secrets, so
 /// they are not for logs.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(transparent)]
 pub struct Headers(pub Vec<(String, String)>);
 
 impl fmt::Debug for Headers {
@@ -82,7 +83,7 @@ impl fmt::Debug for Headers {
 }
 
 /// How busy a model is at the moment of the decision, the request in question not counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Load {
     /// Requests that wait for their first pass.
     pub waiting: u32,
@@ -95,7 +96,7 @@ pub struct Load {
 }
 
 /// A model on an engine that could take a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Candidate {
     /// Its place in the host's table of models.
     pub id: u32,

@@ -14,6 +14,8 @@ mod identify;
 mod route;
 mod transform;
 
+pub(crate) use route::counted;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ use crate::answer_headers;
 use crate::chain::{Member, PolicyChain};
 use crate::consult::{Heard, Matter};
 use crate::duty::Duty;
+use crate::record::{Asked, Draft};
 use crate::{Code, Phase, PolicyFailure, Reason, Refused, Rejection, Said};
 
 /// One request before the policies of its generation. See [`PolicyChain::hear`].
@@ -31,6 +34,7 @@ pub struct Hearing {
     duty: Duty,
     said: Vec<Said>,
     headers: Vec<(String, String)>,
+    draft: Option<Draft>,
 }
 
 impl fmt::Debug for Hearing {
@@ -42,7 +46,9 @@ impl fmt::Debug for Hearing {
 impl Hearing {
     pub(crate) fn new(chain: Arc<PolicyChain>, serial: u64, id: RequestId) -> Self {
         let duty = Duty::new(chain.panel(serial), serial, id, chain.commons.clone());
-        Self { chain, duty, said: vec![], headers: vec![] }
+        let sink = chain.commons.records.as_ref().map(Arc::clone);
+        let draft = sink.map(|sink| Draft::new(chain.generation(), sink));
+        Self { chain, duty, said: vec![], headers: vec![], draft }
     }
 
     /// The policies that this request stays with.
@@ -69,13 +75,30 @@ impl Hearing {
         })
     }
 
+    /// Records a phase, if records are wanted: all that was said since `from`.
+    fn write<T>(
+        &mut self,
+        asked: impl FnOnce() -> Asked,
+        from: usize,
+        result: &Result<T, Refused>,
+    ) {
+        let Some(draft) = &mut self.draft else { return };
+        // Nobody was asked.
+        if self.said.len() > from {
+            draft.step(asked(), &self.said[from..]);
+        }
+        if let Err(refused) = result {
+            draft.refused(refused);
+        }
+    }
+
     fn refuse(&self, member: &Member, phase: Phase, rejection: &Rejection) -> Refused {
         let mut headers = Vec::new();
         answer_headers::add(&mut headers, &rejection.headers);
         answer_headers::add(&mut headers, &self.headers);
         let status = rejection.status.clamp(400, 599);
         let rejection = Rejection { status, headers, ..rejection.clone() };
-        Refused { policy: member.name.to_string(), phase, rejection, failure: None }
+        Refused { policy: (*member.name).into(), phase, rejection, failure: None }
     }
 
     fn fail_closed(
@@ -95,7 +118,7 @@ impl Hearing {
             retry_after: None,
             headers: self.headers.clone(),
         };
-        Refused { policy: name.to_owned(), phase, rejection, failure: Some(Box::new(failure)) }
+        Refused { policy: name.into(), phase, rejection, failure: Some(Box::new(failure)) }
     }
 }
 

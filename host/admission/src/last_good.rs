@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::Phase;
 use crate::said::{Answered, Phased};
 
@@ -45,14 +46,14 @@ impl LastGood {
             let middle = *middle;
             rows.retain(|_, (at, _)| *at > middle);
         }
-        rows.insert(key, (Instant::now(), answer));
+        rows.insert(key, (clock::now(), answer));
     }
 
     /// What it decided, if that is not older than this.
     pub(crate) fn recall<T: Phased>(&self, key: &Key, age_max: Duration) -> Option<T> {
         let rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, answer) = rows.get(key)?;
-        if at.elapsed() > age_max {
+        if clock::now().saturating_duration_since(*at) > age_max {
             return None;
         }
         T::of(answer).cloned()

@@ -19,6 +19,7 @@ mod answer_headers;
 mod at_once;
 mod body;
 mod chain;
+mod clock;
 mod config;
 mod consult;
 mod decision;
@@ -32,6 +33,7 @@ mod metrics;
 mod oversight;
 mod plan;
 mod policy;
+mod record;
 mod said;
 mod slow;
 mod tenants;
@@ -59,6 +61,7 @@ pub use metrics::PolicyMetrics;
 pub use oversight::{Cancelled, Oversight, Reacted};
 pub use plan::{Ceilings, Plan, PlanProposal};
 pub use policy::{Answer, Policy, Told};
+pub use record::{Asked, Record, RecordFile, RecordSink, Ruled, Step};
 pub use said::{Answered, Said};
 pub use watch::{
     Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize,

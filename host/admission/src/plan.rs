@@ -5,7 +5,7 @@ use std::time::Duration;
 use interlock_request::{Deadlines, DisconnectAction, DrainLimits, Priority};
 
 /// What one policy asks for. `None` leaves it to the others.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Deserialize, serde::Serialize)]
 pub struct PlanProposal {
     /// How urgent the request is.
     pub priority: Option<Priority>,
@@ -18,7 +18,7 @@ pub struct PlanProposal {
 }
 
 /// What the host enforces for one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Plan {
     /// Who goes first.
     pub priority: Priority,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// One policy's answer in one phase.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct Said {
     /// Who answered.
     pub policy: Arc<str>,
@@ -29,7 +29,8 @@ pub struct Said {
 }
 
 /// An answer of any phase.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Answered {
     /// To `identify`.
     Identify(Identified),

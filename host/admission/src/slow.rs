@@ -158,8 +158,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_handed_over_runs_to_its_end_though_nobody_waits() {
         let pool = pool();
-        let (go, gone) = mpsc::channel::<()>();
-        let (done, is_done) = mpsc::channel();
+        let (go, gone) = mpsc::sync_channel::<()>(1);
+        let (done, is_done) = mpsc::sync_channel(2);
         let told = done.clone();
         let ask = pool.ask(
             move || {

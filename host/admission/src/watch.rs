@@ -7,7 +7,7 @@ use interlock_request::{Deadline, DisconnectAction, Usage};
 use crate::{PlanProposal, Reason};
 
 /// What a policy wants to see of a request after its admission. The default is nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Watch {
     /// The moments that it wants to hear of.
     pub events: EventSet,
@@ -18,7 +18,7 @@ pub struct Watch {
 }
 
 /// A set of [`Event`]s, by kind. The default is empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct EventSet {
     /// See [`Event::Queued`]; the others likewise.
     pub queued: bool,
@@ -37,7 +37,8 @@ pub struct EventSet {
 }
 
 /// What a policy that reads the text is to do with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Guarding {
     /// It does not see it.
     #[default]
@@ -49,7 +50,7 @@ pub enum Guarding {
 }
 
 /// How much text makes a window: so many tokens, or fewer when the first is so old.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct WindowSize {
     /// At least 1.
     pub tokens: u32,
@@ -58,7 +59,8 @@ pub struct WindowSize {
 }
 
 /// Something that happened to an admitted request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// It waits, behind so many.
     Queued(u32),
@@ -77,7 +79,7 @@ pub enum Event {
 }
 
 /// How far a request is when something happens to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Progress {
     /// When, in microseconds since the Unix epoch.
     pub at_micros: u64,
@@ -90,7 +92,8 @@ pub struct Progress {
 }
 
 /// A policy's answer to an event.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reaction {
     /// Go on as planned.
     Keep,
@@ -130,7 +133,8 @@ pub struct Window<'a> {
 }
 
 /// What a policy says of a window.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The client gets it.
     Pass,

@@ -4,7 +4,7 @@ use interlock_admission::LimitsConfig;
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
-use interlock_server::{DetachedConfig, ServerConfig};
+use interlock_server::{AdminConfig, DetachedConfig, ServerConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,7 @@ pub struct Config {
     pub model: ModelConfig,
     pub extra_model: Vec<ExtraModelConfig>,
     pub server: ServerConfig,
+    pub admin: AdminConfig,
     pub log: LogConfig,
     pub waiting: WaitingConfig,
     pub limits: LimitsConfig,
@@ -34,6 +35,7 @@ impl Default for Config {
             model: ModelConfig::default(),
             extra_model: Vec::new(),
             server: ServerConfig::default(),
+            admin: AdminConfig::default(),
             log: LogConfig::default(),
             waiting: WaitingConfig::default(),
             limits: LimitsConfig::default(),
@@ -50,6 +52,7 @@ impl Config {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = interlock_catalog::problems(&self.model, &self.extra_model);
         problems.extend(self.server.problems());
+        problems.extend(self.admin.problems());
         problems.extend(self.log.problems());
         problems.extend(self.waiting.problems());
         problems.extend(self.limits.problems());

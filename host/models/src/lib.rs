@@ -233,9 +233,9 @@ fn load_with(
     let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
     let context = options.context_max.map_or(own, |most| most.min(own));
     let kv_bytes = dimensions.kv_bytes_per_token(dtype);
-    let cache = options.cache_max.unwrap_or_else(|| {
-        cache_otherwise(precision) / (u64::from(options.neighbours) + 1)
-    });
+    let cache = options
+        .cache_max
+        .unwrap_or_else(|| cache_otherwise(precision) / (u64::from(options.neighbours) + 1));
     let room = Room::new(cache, kv_bytes, context);
     let pages = match precision {
         #[cfg(not(target_os = "macos"))]

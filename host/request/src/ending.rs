@@ -12,7 +12,8 @@ pub enum Finish {
 }
 
 /// Which of a request's four deadlines struck.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Deadline {
     /// Waited too long for its first pass.
     Queue,
@@ -131,7 +132,7 @@ impl Outcome {
 }
 
 /// Tokens counted, exactly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Usage {
     /// Tokens the model saw as the prompt.
     pub prompt_tokens: u32,

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 use interlock_admission::{
     Admitted, Body, Caller, Consent, Facts, Headers, Hearing, Identity, Oversight, Phase,
-    PolicyChain, Prompt,
+    PolicyChain, Prompt, Said,
 };
 use interlock_engine::{ModelShape, Seat};
 use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId};
@@ -33,6 +33,8 @@ pub(crate) struct Visit {
     pub(crate) identity: Identity,
     serial: u64,
     headers: Headers,
+    /// Does its client want to know what was decided, and may it?
+    traced: bool,
 }
 
 /// What was understood of a request before a model was chosen.
@@ -89,6 +91,7 @@ impl Host {
             identity: Identity::default(),
             serial,
             headers: seen_by_policies(&chain, headers),
+            traced: self.config.policy_trace && headers.contains_key(TRACE),
             hearing: chain.hear(serial, id.clone()),
         };
         if chain.takes(Phase::Identify) {
@@ -153,7 +156,7 @@ impl Host {
         understood: Understood,
     ) -> Result<(Ask, Entry), Failure> {
         let Understood { ask, facts, body } = understood;
-        let Visit { mut hearing, id, identity, at_micros, .. } = visit;
+        let Visit { mut hearing, id, identity, at_micros, traced, .. } = visit;
         let model = Arc::clone(self.route(&mut hearing, &facts, &body).await?);
         let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
@@ -186,8 +189,11 @@ impl Host {
         let seat = model.engine.seat()?;
         let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
-        let Consent { admitted, oversight, headers, said } = consent;
+        let Consent { admitted, oversight, mut headers, said } = consent;
         tracing::debug!(request = %id, model = %model.id, ?said, "admitted");
+        if traced {
+            headers.push((TRACE.into(), trace(&said)));
+        }
         model.recent.prefix(prefix_key);
         let entry = Entry {
             id,
@@ -285,6 +291,30 @@ fn credential(headers: &HeaderMap) -> String {
         None | Some([]) => String::new(),
         Some(key) => Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect(),
     }
+}
+
+/// With this header a client asks for the trace, and gets it.
+const TRACE: &str = "x-policy-trace";
+
+/// What the policies said, in the order in which they did.
+fn trace(said: &[Said]) -> String {
+    /// More is cut: proxies refuse long headers.
+    const BYTES_MAX: usize = 4096;
+
+    let mut trace = String::new();
+    for said in said {
+        let Said { policy, version, phase, elapsed, .. } = said;
+        let code = said.code().map_or(String::new(), |code| format!(" {}", code.0));
+        let shadow = if said.shadow { " shadow" } else { "" };
+        let (phase, decision, micros) = (phase.as_str(), said.label(), elapsed.as_micros());
+        let one = format!("{phase} {policy}/{version} {decision}{code}{shadow} {micros}us");
+        if trace.len() + one.len() > BYTES_MAX {
+            break;
+        }
+        trace.push_str(if trace.is_empty() { "" } else { "; " });
+        trace.push_str(&one);
+    }
+    trace
 }
 
 fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> {

@@ -51,6 +51,10 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
+    /// Shall a request that has the header `x-policy-trace` be answered with one that lists what
+    /// each policy decided, why, and how long it took? It tells clients which policies there are.
+    /// Turn it on to find out why requests go where they go.
+    pub policy_trace: bool,
     /// Longest time that requests in flight may take to finish after the host was told to stop;
     /// then they are cancelled. Turn this up when outputs are long and a rollout may be slow.
     #[serde(with = "humantime_serde")]
@@ -70,6 +74,7 @@ impl Default for ServerConfig {
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             retry_after: Duration::from_secs(1),
+            policy_trace: false,
             drain_max: Duration::from_secs(30),
         }
     }
@@ -116,6 +121,46 @@ impl ServerConfig {
     }
 }
 
+/// `[admin]`: where an operator swaps policies while the host runs.
+///
+/// A listener of its own, so that the port of the clients has nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Address and port to listen on; unset, there is no such listener. An address that others can
+    /// reach needs a token.
+    #[schemars(example = &"127.0.0.1:8081")]
+    pub bind: Option<SocketAddr>,
+    /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
+    #[schemars(example = &"a long random text")]
+    pub token: Option<String>,
+    /// Most bytes of a component that is sent there.
+    pub component_max: ByteSize,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { bind: None, token: None, component_max: ByteSize(64 << 20) }
+    }
+}
+
+impl AdminConfig {
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let open = self.bind.filter(|bind| !bind.ip().is_loopback() && self.token.is_none());
+        if let Some(bind) = open {
+            problems.push(format!(
+                "admin.token must be set where others can reach admin.bind, got nothing for {bind}"
+            ));
+        }
+        if self.token.as_ref().is_some_and(|token| token.is_empty()) {
+            problems.push("admin.token must not be empty, got \"\"".into());
+        }
+        problems
+    }
+}
+
 /// `[detached]`: requests that go on without a client, and their results.
 ///
 /// Responses with `background: true`, and requests whose client left while the policies' plan was
@@ -123,8 +168,9 @@ impl ServerConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetachedConfig {
-    /// Requests that may go on without a client at a time. Over it, one whose client leaves is
-    /// cancelled, and a new one for the background gets 429. 0 turns both off.
+    /// Requests that may go on without a client at a time and be kept. Over it, one whose client
+    /// left goes on within its limits and is not kept, and a new one for the background gets 429.
+    /// 0 turns both off.
     pub requests_max: usize,
     /// Results that are kept; the oldest goes first.
     pub results_max: usize,

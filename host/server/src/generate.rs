@@ -156,7 +156,8 @@ impl Submission {
         let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
         let text = Text::new(text.detokenizer(), stops, tokens_min);
         let later = (Arc::clone(&host.results), title);
-        let life = Life::new(seat.submit(admitted), claim, ledger, text, reader, later);
+        let (running, wall) = (seat.submit(admitted), Arc::clone(&host.wall));
+        let life = Life::new(running, claim, ledger, text, reader, later, wall);
         // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all.
         tokio::spawn(life.run(before));
     }

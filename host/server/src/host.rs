@@ -15,6 +15,9 @@ use crate::models::{ModelState, Models};
 use crate::results::Results;
 use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics};
 
+/// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
+pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// What the server is made of.
 pub struct ServerParts {
     /// `[server]`.
@@ -25,6 +28,8 @@ pub struct ServerParts {
     pub detached: DetachedConfig,
     /// The policies that every request must pass, as they are at the moment.
     pub policies: Arc<Policies>,
+    /// What time it is; [`system_time`] but in simulations.
+    pub wall: Wall,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
     /// Everyone's metrics, for `/metrics`.
@@ -64,6 +69,7 @@ pub(crate) struct Host {
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) live: Arc<Live>,
+    pub(crate) wall: Wall,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
     serials: AtomicU64,
@@ -78,7 +84,7 @@ impl Host {
     const LABOURERS: usize = 2;
 
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, detached, models, policies, metrics, registry } = parts;
+        let ServerParts { config, detached, models, policies, wall, metrics, registry } = parts;
         for model in &models {
             metrics.serves(&model.id);
         }
@@ -90,7 +96,8 @@ impl Host {
             metrics: Arc::new(metrics),
             registry,
             live: Live::new(),
-            started_at: unix_time().as_secs(),
+            started_at: wall().as_secs(),
+            wall,
             serials: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             labourers: Semaphore::new(Self::LABOURERS),
@@ -158,7 +165,12 @@ impl Host {
     }
 }
 
-/// The time since the Unix epoch; 0 for a clock that is set before it.
-pub(crate) fn unix_time() -> Duration {
+/// In microseconds.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The system's time since the Unix epoch; 0 for a clock that is set before it.
+pub fn system_time() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

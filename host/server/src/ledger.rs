@@ -1,10 +1,11 @@
 //! How a request's end is written down: one log line, one metric, one account. Once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use interlock_admission::{Oversight, Summary};
 use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
+use tokio::time::Instant;
 
 use crate::metrics::ServerMetrics;
 use crate::recent::Recent;
@@ -44,7 +45,7 @@ pub(crate) struct Title {
 impl Ledger {
     pub(crate) fn open(title: Title, oversight: Oversight, metrics: Arc<ServerMetrics>) -> Self {
         let Title { id, endpoint, model, recent, streaming, prompt_tokens } = title;
-        let admitted_at = oversight.admitted_at();
+        let admitted_at = Instant::from_std(oversight.admitted_at());
         Self {
             id,
             endpoint,

@@ -12,7 +12,7 @@
 //!
 //! - Whoever wins [`Control::cancel`] decides what the client is told; the others change nothing.
 //! - No client, however slow, delays the driver (see `pieces`). A policy may, for as long as its
-//!   call may last; who asks for a stop does not wait for a policy that is told of an event.
+//!   call may last; who asks for a stop does not wait for it.
 //! - The ledger is written once, by [`Life::run`] or, if it panics, by the ledger's own drop.
 //!
 //! # Not here
@@ -35,7 +35,7 @@ use interlock_request::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::failure::{Failure, Intervention};
-use crate::host::unix_time;
+use crate::host::{Wall, micros};
 use crate::ledger::Ledger;
 use crate::live::Claim;
 use crate::pieces::{Done, Outlet};
@@ -53,6 +53,7 @@ pub(crate) struct Life {
     clock: Clock,
     text: Text,
     out: Outflow,
+    wall: Wall,
     watched: EventSet,
     after: After,
     /// How often it gave its pages to others, as far as was told.
@@ -99,6 +100,7 @@ impl Life {
         text: Text,
         reader: Reader,
         (results, title): (Arc<Results>, Title),
+        wall: Wall,
     ) -> Self {
         let Running { events, control } = running;
         let oversight = ledger.oversight();
@@ -119,6 +121,7 @@ impl Life {
             out: Outflow::new(oversight.guards(), client, keeping, keeps),
             ledger,
             text,
+            wall,
             watched: watch.events,
             after: After { results, title, goes_on: None, tokens: None, place },
             preempted: 0,
@@ -192,7 +195,13 @@ impl Life {
         }
         if self.text.stopped_after().is_none() && self.filtered_after.is_none() {
             let said = self.text.push(drawn);
-            let end = self.out.push(said, self.ledger.usage_seen()).await;
+            let usage = self.ledger.usage_seen();
+            let end = tokio::select! {
+                biased;
+                // Whoever wants it stopped does not wait for a policy.
+                cause = self.claim.asked() => return self.cut(cause),
+                end = self.out.push(said, usage) => end,
+            };
             self.guarded(end);
             if self.text.stopped_after().is_some() {
                 self.control.finish();
@@ -230,7 +239,7 @@ impl Life {
 
     fn progress(&self) -> Progress {
         Progress {
-            at_micros: u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX),
+            at_micros: micros((self.wall)()),
             elapsed: self.ledger.admitted_at().elapsed(),
             since_token: self.clock.since_token(),
             usage: self.ledger.usage_seen(),
@@ -309,8 +318,9 @@ impl Life {
             }
         }
         let action = self.ledger.oversight().plan().on_disconnect;
-        tracing::debug!(request = %self.ledger.id, on_disconnect = ?action, "client left");
         self.goes_on(action);
+        // When it is logged it is done: who waits for this line finds the request asked to stop.
+        tracing::debug!(request = %self.ledger.id, on_disconnect = ?action, "client left");
     }
 
     /// Goes on without a client, or does not.
@@ -322,12 +332,14 @@ impl Life {
             DisconnectAction::Cancel => return self.cut(CancelCause::Disconnect),
         };
         let DrainLimits { time_max, tokens_max } = limits;
-        if self.after.place.is_none() {
-            self.after.place = self.after.results.place();
-        }
-        if tokens_max == 0 || self.after.place.is_none() {
+        if tokens_max == 0 {
             return self.cut(CancelCause::Disconnect);
         }
+        if detach && self.after.place.is_none() {
+            self.after.place = self.after.results.place();
+        }
+        // Where as many are kept as may be, it goes on all the same, so that its usage is whole.
+        let detach = detach && self.after.place.is_some();
         let state = if self.ledger.has_started() { State::Running } else { State::Queued };
         let keep = || self.after.results.keep(self.after.title.clone(), state);
         self.out.leave(detach.then(keep));

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::body;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
-use crate::host::{Host, Readiness, unix_time};
+use crate::host::{Host, Readiness, micros};
 use crate::{ServedModel, later};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -64,7 +64,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
 
 /// Around every request: names it, looks at its head, and gives errors their shape.
 async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
-    let at_micros = u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX);
+    let at_micros = micros((host.wall)());
     let line = Line { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
         Ok(id) => (id, head_within(&request, &host)),

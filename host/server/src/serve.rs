@@ -52,6 +52,11 @@ pub fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// What [`serve`] serves, without sockets: for simulations. A dropped answer is a client that left.
+pub fn app(parts: ServerParts) -> Router {
+    router(Host::new(parts))
+}
+
 /// Serves until `shutdown` and then some: requests in flight finish or are cancelled, every
 /// client gets a proper end, and only then are connections closed. Meanwhile new requests are
 /// answered with 503, and `/health/ready` says `draining`.

@@ -70,7 +70,7 @@ fn who_let_a_request_pass_hears_that_a_later_policy_turned_it_away() {
     let (links, told) = fakes(vec![yes(), no(), yes()]);
     let (chain, _) = chain(links);
     let refused = admit(&chain, facts()).expect_err("b rejects");
-    assert_eq!(refused.policy, "b");
+    assert_eq!(&*refused.policy, "b");
     assert_eq!(told[0].closings(), ["rejected"]);
     assert_eq!(told[0].accounts.lock().unwrap()[0].1, "noted");
     assert_eq!(told[1].closings(), [""; 0], "it knows, since it did it itself");
@@ -101,7 +101,7 @@ fn a_future_that_is_dropped_while_a_policy_thinks_settles_with_those_who_were_as
     let (first, second, third) =
         (Fake::admitting("a", yes()), Fake::admitting("b", yes()), Fake::admitting("c", yes()));
     let told = [&first, &second, &third].map(|fake| Arc::clone(&fake.told));
-    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
     let gone = std::sync::Mutex::new(gone);
     let wait = move |_| {
         let _ = gone.lock().unwrap().recv();

@@ -174,9 +174,9 @@ fn who_observes_changes_and_delays_nothing_and_can_end_it_late() {
 
 #[test]
 fn who_observes_slowly_loses_the_oldest_windows_and_the_stream_waits_for_nobody() {
-    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
     let gone = Mutex::new(gone);
-    let (seen, sees) = std::sync::mpsc::channel();
+    let (seen, sees) = std::sync::mpsc::sync_channel(64);
     let judge = move |window: &crate::Window<'_>| {
         let _ = gone.lock().unwrap().recv();
         seen.send((window.index, window.finished)).expect("the test listens");

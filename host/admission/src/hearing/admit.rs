@@ -1,7 +1,6 @@
 //! May this request pass, and under which plan?
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use interlock_request::Generation;
 
@@ -9,6 +8,7 @@ use super::{Hearing, Shadows, matter};
 use crate::answer_headers;
 use crate::consult::Heard;
 use crate::duty::Stand;
+use crate::record::Asked;
 use crate::{
     Admission, Admitted, Body, Consent, Decision, Facts, Load, Oversight, Phase, PlanProposal,
     Prompt, Refused,
@@ -43,8 +43,11 @@ impl Hearing {
         let others = counted.others();
         self.duty.counted = Some(counted);
 
-        let mut shadows = Shadows::none();
+        let (mut shadows, from) = (Shadows::none(), self.said.len());
         let asked = self.decisions(&facts, load, others, body, &mut shadows).await;
+        let (load, tenant_in_flight) = (*load, others);
+        let question = || Asked::Admit { facts: (*facts).clone(), load, tenant_in_flight };
+        self.write(question, from, &asked);
         let merged = self.duty.parties.iter().map(|party| party.proposal);
         let merged = merged.fold(PlanProposal::default(), PlanProposal::tighten);
         shadows.compare(Phase::Admit, |_, answer| match answer {
@@ -62,8 +65,11 @@ impl Hearing {
         let plan = merged.clamp(&self.chain.ceilings).under(facts.identity.priority);
         let id = facts.request_id.clone();
         let admitted = Admitted::new(id, prompt, generation, plan, merged.tokens_max);
-        let Self { chain, mut duty, said, headers } = self;
-        duty.admitted_at = Some(Instant::now());
+        let Self { chain, mut duty, said, headers, draft } = self;
+        if let Some(mut draft) = draft {
+            draft.admitted(plan, admitted.tokens_max());
+        }
+        duty.admitted_at = Some(crate::clock::now());
         let oversight = Oversight::new(duty, facts, chain, plan);
         Ok(Consent { admitted, oversight, headers, said })
     }

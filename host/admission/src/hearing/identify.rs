@@ -2,6 +2,7 @@
 
 use super::{Hearing, Shadows, matter};
 use crate::consult::Heard;
+use crate::record::Asked;
 use crate::{Caller, Code, Identified, Identity, Phase, Reason, Refused, Rejection};
 
 /// Longest name of a tenant.
@@ -19,8 +20,9 @@ impl Hearing {
     /// When a policy turns the caller away, fails closed, or all were asked and none knows it: 401
     /// `unidentified`.
     pub async fn identify(&mut self, caller: &Caller) -> Result<Identity, Refused> {
-        let mut shadows = Shadows::none();
+        let (mut shadows, from) = (Shadows::none(), self.said.len());
         let result = self.identity(caller, &mut shadows).await;
+        self.write(|| Asked::Identify(caller.clone()), from, &result);
         shadows.compare(Phase::Identify, |_, answer| match (answer, &result) {
             (Identified::Known(identity, _), Ok(known)) => identity != known,
             (Identified::Known(..), Err(_)) | (Identified::Reject(_), Ok(_)) => true,

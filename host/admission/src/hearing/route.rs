@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Hearing, Shadows, matter};
 use crate::consult::Heard;
+use crate::record::Asked;
 use crate::{Body, Candidate, Choice, Facts, Load, Phase, Refused};
 
 impl Hearing {
@@ -23,8 +24,10 @@ impl Hearing {
         candidates: &[Candidate],
         body: &Arc<Body>,
     ) -> Result<Option<u32>, Refused> {
-        let mut shadows = Shadows::none();
+        let (mut shadows, from) = (Shadows::none(), self.said.len());
         let result = self.place(facts, candidates, body, &mut shadows).await;
+        let asked = || Asked::Route { facts: facts.clone(), candidates: candidates.to_vec() };
+        self.write(asked, from, &result);
         shadows.compare(Phase::Route, |_, answer| match (answer, &result) {
             (Choice::Abstain, _) | (Choice::Reject(_), Err(_)) => false,
             (Choice::Pick(..) | Choice::Scores(_), Err(_)) | (Choice::Reject(_), Ok(_)) => true,
@@ -129,10 +132,14 @@ fn at(candidates: &[Candidate], id: u32) -> Option<usize> {
 fn add(sums: &mut [f32], candidates: &[Candidate], scores: &[(u32, f32)], weight: f32) {
     for (id, score) in scores {
         if let Some(at) = at(candidates, *id) {
-            let score = if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) };
-            sums[at] += weight * score;
+            sums[at] += weight * counted(*score);
         }
     }
+}
+
+/// What a score counts for.
+pub(crate) fn counted(score: f32) -> f32 {
+    if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
 }
 
 fn eligible(candidates: &[Candidate], at: usize) -> bool {

@@ -7,6 +7,7 @@ use interlock_request::ModelId;
 use super::{Hearing, Shadows, matter};
 use crate::answer_headers;
 use crate::consult::Heard;
+use crate::record::Asked;
 use crate::{Body, Edits, Facts, FailureAction, Phase, Refused, Transformed};
 
 impl Hearing {
@@ -17,8 +18,27 @@ impl Hearing {
     ///
     /// When a policy turns the request away or fails closed.
     pub async fn transform(&mut self, facts: &mut Facts, body: &Arc<Body>) -> Result<(), Refused> {
+        let before = self.draft.is_some().then(|| facts.clone());
+        let (mut shadows, from) = (Shadows::none(), self.said.len());
+        let result = self.changes(facts, body, &mut shadows).await;
+        if let Some(before) = before {
+            self.write(|| Asked::Transform(before), from, &result);
+        }
+        shadows.compare(Phase::Transform, |_, answer| match answer {
+            Transformed::Keep => false,
+            Transformed::Edit(_) => true,
+            Transformed::Reject(_) => result.is_ok(),
+        });
+        result
+    }
+
+    async fn changes(
+        &mut self,
+        facts: &mut Facts,
+        body: &Arc<Body>,
+        shadows: &mut Shadows<Transformed>,
+    ) -> Result<(), Refused> {
         let phase = Phase::Transform;
-        let mut shadows = Shadows::none();
         for (at, member) in self.members(phase) {
             // One that decides nothing changes nothing either; and what one that failed left half
             // changed is as it was, unless the request is not going to go on.
@@ -35,7 +55,7 @@ impl Hearing {
                 .consult(&member, |policy| policy.transform(facts, &mine), own, sensible)
                 .await;
             if let (Err(_), Some(saved)) = (&said.decision, saved) {
-                body.become_again(saved);
+                body.become_again(&saved);
             }
             self.said.push(said);
             match shadows.part(&member, heard) {
@@ -52,7 +72,6 @@ impl Hearing {
                 }
             }
         }
-        shadows.compare(phase, |_, answer| !matches!(answer, Transformed::Keep));
         Ok(())
     }
 }

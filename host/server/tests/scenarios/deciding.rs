@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use interlock_admission::{
     Admission, Body, Choice, Edits, Identified, Identity, Reason, Rejection, Transformed,
 };
+use interlock_server::ServerConfig;
 use interlock_sim::SimSettings;
 
 use crate::rig::{Rig, Script, Setup};
@@ -137,5 +138,21 @@ async fn what_policies_say_in_headers_is_on_the_answer_but_never_in_place_of_our
         let answer = rig.post("/v1/completions", &body).await;
         assert_eq!(answer.header("x-ratelimit-remaining-requests"), Some("41"));
         assert_ne!(answer.header("content-type"), Some("text/html"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_and_may_is_told_what_each_policy_decided() {
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
+    for (policy_trace, asks) in [(true, true), (true, false), (false, true)] {
+        let server = ServerConfig { policy_trace, ..ServerConfig::default() };
+        let rig = Rig::with(Setup { server, ..Setup::default() }).await;
+        let headers: &[_] = if asks { &[("x-policy-trace", "1")] } else { &[] };
+        let mut connection = rig.connect().await;
+        connection.send("POST", "/v1/completions", headers, body).await;
+        let answer = connection.answer().await;
+        let trace = answer.header("x-policy-trace").unwrap_or("");
+        let told = trace.starts_with("admit witness/1 admit unspecified ") && trace.ends_with("us");
+        assert_eq!(told, policy_trace && asks, "{trace}");
     }
 }

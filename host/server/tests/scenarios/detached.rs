@@ -117,7 +117,9 @@ async fn so_many_go_on_without_a_client_and_no_more() {
     let mut outcomes = [rig.ended().await, rig.ended().await].map(|(id, a)| (id, a.outcome));
     outcomes.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(outcomes[0], ("first".into(), Outcome::Completed(Finish::Length)));
+    // It went on until its limit, and nobody can ask for what it said.
     assert_eq!(outcomes[1], ("leaver".into(), Outcome::Cancelled(CancelCause::Disconnect)));
+    assert_eq!(rig.get("/v1/requests/leaver").await.code(), "request_not_found");
 }
 
 #[tokio::test(flavor = "multi_thread")]

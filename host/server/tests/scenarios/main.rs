@@ -1,5 +1,6 @@
 //! The server over real connections, on the simulated model.
 
+mod admin;
 mod answers;
 mod crowds;
 mod deciding;

@@ -17,6 +17,7 @@ use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
     DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, listen, serve,
+    system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -243,6 +244,7 @@ impl Rig {
             detached,
             models,
             policies: Arc::new(Policies::from(chain)),
+            wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
             registry: Arc::clone(&registry),
         };

@@ -30,7 +30,7 @@ fn the_first_rejection_ends_the_chain() {
         vec![Fake::admitting("a", reject(403)).link(), Fake::admitting("b", reject(401)).link()];
     let (chain, registry) = chain(links);
     let refused = admit(&chain, facts()).expect_err("a rejects");
-    assert_eq!((refused.policy.as_str(), refused.rejection.status), ("a", 403));
+    assert_eq!((&*refused.policy, refused.rejection.status), ("a", 403));
     counts(&registry, r#"policy_calls_total{decision="reject",phase="admit",policy="a"} 1"#);
     for decision in ["admit", "reject", "failed"] {
         let line =

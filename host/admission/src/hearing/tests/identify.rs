@@ -30,7 +30,7 @@ fn the_first_that_knows_the_caller_ends_the_matter() {
 #[test]
 fn a_caller_that_nobody_knows_is_turned_away() {
     let refused = ask(vec![identifying("a", Ok(Identified::Unknown)).link()]).expect_err("nobody");
-    assert_eq!((refused.rejection.status, refused.policy.as_str()), (401, Refused::HOST));
+    assert_eq!((refused.rejection.status, &*refused.policy), (401, Refused::HOST));
     assert_eq!(&*refused.rejection.reason.code.0, "unidentified");
     assert_eq!(ask(vec![]).expect("nobody was asked"), "");
 }
