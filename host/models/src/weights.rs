@@ -5,25 +5,30 @@
 //! is, the second time reads. So an error lists all that is wrong, and a family lists its tensors
 //! once, where it uses them.
 //!
-//! On the CPU everything becomes dense f32, because MLX's CPU backend multiplies quantized, f16 and
-//! bf16 matrices without SIMD; on a GPU packed weights stay packed and the rest takes the
-//! checkpoint's own type.
+//! Matrices stay as they are stored, packed or in 16 bits; on the CPU in our own layout
+//! ([`crate::cpu`]), which is then the only copy. Vectors and activations are f32 on the CPU and of
+//! the checkpoint's own type on a GPU.
 
+use half::{bf16, f16};
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, Dtype};
 
+use crate::cpu::dots::{self, Dense};
+use crate::cpu::packed::{self, Packed};
+use crate::cpu::products;
 use crate::error::{LoadError, Problem, Problems};
 use crate::linear::{Embedding, Linear, Matrix};
+use crate::norm::{Norm, Vector};
 use crate::quantization::{Affine, Quantization};
-use crate::source::blocks::{self, BLOCK};
+use crate::source::blocks::{self, BLOCK, Kind};
 use crate::source::{Encoding, Format, Source, Tensor, gguf};
 
 /// What a family computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precision {
-    /// Dense f32.
+    /// f32, in our own memory: on the CPU.
     Wide,
-    /// As in the files.
+    /// The files' own type, in MLX's arrays.
     Kept,
 }
 
@@ -117,9 +122,22 @@ impl<'a> Weights<'a> {
         self.find(name).1.is_some()
     }
 
-    /// A vector, such as a norm's weight.
-    pub(crate) fn vector(&mut self, name: &str, length: i32) -> Result<Array, LoadError> {
-        self.dense(name, &[length])
+    /// A vector, such as a bias.
+    fn vector(&mut self, name: &str, length: i32) -> Result<Vector, LoadError> {
+        match self.precision {
+            Precision::Kept => self.dense(name, &[length]).map(Vector::Device),
+            Precision::Wide => {
+                let Some((bytes, encoding)) = self.numbers(name, &[length])? else {
+                    return Ok(Vector::Host(Vec::new()));
+                };
+                Ok(Vector::Host(widen(&bytes, &encoding)))
+            }
+        }
+    }
+
+    /// An RMS norm of as many numbers.
+    pub(crate) fn norm(&mut self, module: &str, length: i32, eps: f32) -> Result<Norm, LoadError> {
+        Ok(Norm { weight: self.vector(&format!("{module}.weight"), length)?, eps })
     }
 
     /// The numbers of a small vector, if the files have it; on the first reading too.
@@ -167,20 +185,28 @@ impl<'a> Weights<'a> {
             return self.affine_matrix(module, rows, columns);
         }
         let (shown, tensor) = self.find(&name);
-        let kind = match tensor.map(|tensor| &tensor.encoding) {
-            Some(Encoding::Block(kind)) => *kind,
-            _ => {
-                let weight = self.dense(&name, &[rows, columns])?;
+        let shape = [rows, columns];
+        let kind = match (tensor.map(|tensor| &tensor.encoding), self.precision) {
+            (Some(Encoding::Block(kind)), _) => *kind,
+            (_, Precision::Kept) => {
+                let weight = self.dense(&name, &shape)?;
                 return on_device(&shown, Matrix::dense(&weight));
             }
+            (_, Precision::Wide) => {
+                let Some((bytes, encoding)) = self.numbers(&name, &shape)? else {
+                    return Ok(placeholder());
+                };
+                let [outputs, inputs] = shape.map(|side| side.unsigned_abs() as usize);
+                let dense = Dense::new(dense_type(&encoding), outputs, inputs, &bytes);
+                return Ok(Matrix::Host(products::Matrix::Dense(dense)));
+            }
         };
-        let Some(bytes) = self.bytes(&name, &[rows, columns])? else { return Ok(placeholder()) };
+        let Some(bytes) = self.bytes(&name, &shape)? else { return Ok(placeholder()) };
         match self.precision {
             Precision::Wide => {
-                let numbers = blocks::widen(kind, &bytes);
-                drop(bytes);
-                let weight = Array::from_slice(&numbers, &[rows, columns]);
-                on_device(&shown, Matrix::dense(&weight))
+                let [outputs, inputs] = shape.map(|side| side.unsigned_abs() as usize);
+                let packed = pack_blocks(kind, &bytes, outputs, inputs);
+                Ok(Matrix::Host(products::Matrix::Packed(packed)))
             }
             Precision::Kept => {
                 let (words, scales, biases) = blocks::repack(kind, &bytes);
@@ -209,31 +235,73 @@ impl<'a> Weights<'a> {
         rows: i32,
         columns: i32,
     ) -> Result<Matrix, LoadError> {
+        let config = |what: String| LoadError::Config { path: self.source.path.clone(), what };
         let Some(affine) = self.quantization.of(module) else {
-            return Err(LoadError::Config {
-                path: self.source.path.clone(),
-                what: format!("{module} is quantized, config.json does not say how"),
-            });
+            return Err(config(format!("{module} is quantized, config.json does not say how")));
         };
-        // The shapes below are what the configuration calls for; a wrong `bits` shows there.
-        let packed = i64::from(columns) * i64::from(affine.bits) / 32;
-        let packed = i32::try_from(packed).unwrap_or(i32::MAX);
-        let groups = columns / affine.group_size;
-        let weight = self.typed(&format!("{module}.weight"), &[rows, packed], Dtype::Uint32)?;
-        let scales = self.dense(&format!("{module}.scales"), &[rows, groups])?;
-        let biases = self.dense(&format!("{module}.biases"), &[rows, groups])?;
-        if matches!(self.stage, Stage::Survey { .. }) {
-            return Ok(placeholder());
+        let size = affine.group_size;
+        if columns % size != 0 {
+            return Err(config(format!("{module} has {columns} inputs in groups of {size}")));
         }
-        let matrix = match self.precision {
-            Precision::Kept => Ok(Matrix::Quantized { weight, scales, biases, affine }),
-            Precision::Wide => {
-                ops::dequantize(weight, scales, &biases, affine.group_size, affine.bits)
-                    .and_then(settled)
-                    .and_then(|weight| Matrix::dense(&weight))
-            }
+        // The shapes below are what the configuration calls for; a wrong `bits` shows there.
+        let words = i64::from(columns) * i64::from(affine.bits) / 32;
+        let words = [rows, i32::try_from(words).unwrap_or(i32::MAX)];
+        let groups = [rows, columns / size];
+        let [weight, scales, biases] =
+            ["weight", "scales", "biases"].map(|part| format!("{module}.{part}"));
+        if self.precision == Precision::Kept {
+            let weight = self.typed(&weight, &words, Dtype::Uint32)?;
+            let (scales, biases) = (self.dense(&scales, &groups)?, self.dense(&biases, &groups)?);
+            return Ok(Matrix::Quantized { weight, scales, biases, affine });
+        }
+        let weight = self.stored(&weight, &words, true)?;
+        let (scales, biases) = (self.numbers(&scales, &groups)?, self.numbers(&biases, &groups)?);
+        let (Some((weight, _)), Some(scales), Some(biases)) = (weight, scales, biases) else {
+            return Ok(placeholder());
         };
-        on_device(module, matrix)
+        let [outputs, inputs] = [rows, columns].map(|side| side.unsigned_abs() as usize);
+        let packed = pack_affine(affine, &weight, scales, biases, outputs, inputs);
+        Ok(Matrix::Host(products::Matrix::Packed(packed)))
+    }
+
+    /// The bytes of a tensor of floating-point numbers and how they are stored; none while
+    /// surveying.
+    fn numbers(
+        &mut self,
+        name: &str,
+        shape: &[i32],
+    ) -> Result<Option<(Vec<u8>, Encoding)>, LoadError> {
+        self.stored(name, shape, false)
+    }
+
+    fn stored(
+        &mut self,
+        name: &str,
+        shape: &[i32],
+        words: bool,
+    ) -> Result<Option<(Vec<u8>, Encoding)>, LoadError> {
+        let Some((_, encoding)) = self.fitting(name, words) else { return Ok(None) };
+        Ok(self.bytes(name, shape)?.map(|bytes| (bytes, encoding)))
+    }
+
+    /// The type in which a tensor is stored, if it holds numbers, or packed words, as wanted; what
+    /// is wrong is noted.
+    fn fitting(&mut self, name: &str, words: bool) -> Option<(Dtype, Encoding)> {
+        let (shown, tensor) = self.find(name);
+        let Some(tensor) = tensor else {
+            self.note(Problem::Missing { tensor: shown });
+            return None;
+        };
+        let stored = tensor.encoding.dtype();
+        // Packed words are no numbers, and numbers no packed words.
+        match stored.filter(|stored| (*stored == Dtype::Uint32) == words) {
+            Some(dtype) => Some((dtype, tensor.encoding.clone())),
+            None => {
+                let found = tensor.encoding.name().to_owned();
+                self.note(Problem::Encoding { tensor: shown, found });
+                None
+            }
+        }
     }
 
     /// A tensor of floating-point numbers, in the type we compute in.
@@ -242,17 +310,8 @@ impl<'a> Weights<'a> {
     }
 
     fn typed(&mut self, name: &str, shape: &[i32], dtype: Dtype) -> Result<Array, LoadError> {
-        let (shown, tensor) = self.find(name);
-        let stored = tensor.and_then(|tensor| tensor.encoding.dtype());
-        // Packed words are no numbers, and numbers no packed words.
-        let fits = stored.filter(|stored| (*stored == Dtype::Uint32) == (dtype == Dtype::Uint32));
-        let Some(stored) = fits else {
-            if let Some(tensor) = tensor {
-                let found = tensor.encoding.name().to_owned();
-                self.note(Problem::Encoding { tensor: shown, found });
-            } else {
-                self.note(Problem::Missing { tensor: shown });
-            }
+        let (shown, _) = self.find(name);
+        let Some((stored, _)) = self.fitting(name, dtype == Dtype::Uint32) else {
             return Ok(Array::from_f32(0.0));
         };
         let Some(bytes) = self.bytes(name, shape)? else { return Ok(Array::from_f32(0.0)) };
@@ -310,6 +369,93 @@ impl<'a> Weights<'a> {
             problems.push(problem);
         }
     }
+}
+
+/// Numbers as f32. `Weights::fitting` has seen that they are numbers.
+fn widen(bytes: &[u8], encoding: &Encoding) -> Vec<f32> {
+    let two = bytes.as_chunks::<2>().0.iter();
+    match encoding {
+        Encoding::F16 => two.map(|two| f16::from_le_bytes(*two).to_f32()).collect(),
+        Encoding::Bf16 => two.map(|two| bf16::from_le_bytes(*two).to_f32()).collect(),
+        _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+    }
+}
+
+fn dense_type(encoding: &Encoding) -> dots::Stored {
+    match encoding {
+        Encoding::F16 => dots::Stored::F16,
+        Encoding::Bf16 => dots::Stored::Bf16,
+        _ => dots::Stored::F32,
+    }
+}
+
+/// GGUF's blocks in our layout.
+fn pack_blocks(kind: Kind, bytes: &[u8], outputs: usize, inputs: usize) -> Packed {
+    let (size, blocks) = (kind.bytes(), inputs / BLOCK);
+    let (mut scales, mut biases) = (Vec::new(), Vec::new());
+    for block in bytes.chunks_exact(size) {
+        let (scale, bias) = kind.affine(block);
+        scales.extend(scale.to_le_bytes());
+        biases.extend(bias.to_le_bytes());
+    }
+    let bits = if kind.bits() == 4 { packed::Bits::Four } else { packed::Bits::Eight };
+    let affine = packed::Affine {
+        outputs,
+        inputs,
+        group: BLOCK,
+        codes: &|output, number, codes| {
+            kind.codes(&bytes[(output * blocks + number) * size..][..size], codes);
+        },
+        scales: &scales,
+        biases: &biases,
+    };
+    Packed::new(packed::Stored { bits, scales: packed::Scales::F16 }, &affine)
+}
+
+/// MLX's codes in our layout: those of 2 and 3 bits as 4, those of 5 and 6 as 8.
+fn pack_affine(
+    affine: Affine,
+    words: &[u8],
+    (scales, scale_type): (Vec<u8>, Encoding),
+    (biases, bias_type): (Vec<u8>, Encoding),
+    outputs: usize,
+    inputs: usize,
+) -> Packed {
+    let own = match scale_type {
+        Encoding::F16 => packed::Scales::F16,
+        Encoding::Bf16 => packed::Scales::Bf16,
+        _ => packed::Scales::F32,
+    };
+    let (kind, scales, biases) = if scale_type == bias_type {
+        (own, scales, biases)
+    } else {
+        let wide = |bytes: &[u8], encoding: &Encoding| -> Vec<u8> {
+            widen(bytes, encoding).into_iter().flat_map(f32::to_le_bytes).collect()
+        };
+        (packed::Scales::F32, wide(&scales, &scale_type), wide(&biases, &bias_type))
+    };
+    // A row is a string of bits, lowest first; each code takes the next few.
+    let each = affine.bits.unsigned_abs() as usize;
+    let row_bytes = inputs * each / 8;
+    let codes = |output: usize, number: usize, codes: &mut [u8]| {
+        let row = &words[output * row_bytes..][..row_bytes];
+        for (i, code) in codes.iter_mut().enumerate() {
+            let bit = (number * BLOCK + i) * each;
+            let next = row.get(bit / 8 + 1).copied().unwrap_or(0);
+            let both = u16::from_le_bytes([row[bit / 8], next]);
+            *code = (both >> (bit % 8)) as u8 & u8::MAX >> (8 - each);
+        }
+    };
+    let bits = if each <= 4 { packed::Bits::Four } else { packed::Bits::Eight };
+    let affine = packed::Affine {
+        outputs,
+        inputs,
+        group: affine.group_size.unsigned_abs() as usize,
+        codes: &codes,
+        scales: &scales,
+        biases: &biases,
+    };
+    Packed::new(packed::Stored { bits, scales: kind }, &affine)
 }
 
 /// Stands in for a matrix while surveying. Nothing computes with it.

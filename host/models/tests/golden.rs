@@ -20,6 +20,11 @@ use serde::Deserialize;
 
 const TOLERANCE: f32 = 2e-4;
 
+/// Where weights are packed, their products take rows in fixed point of 16 bits, so each number is
+/// off by 2^-16 of the largest of its 32. In a row of 32 numbers that shows; it is still twenty
+/// times less than any mistake makes.
+const TOLERANCE_OF_PACKED: f32 = 1e-3;
+
 #[derive(Deserialize)]
 struct Expected {
     prompt: Vec<TokenId>,
@@ -226,13 +231,19 @@ fn generate(model: &mut Model, prompt: &[TokenId], chunk: usize, count: usize) -
     tokens
 }
 
+fn tolerance(case: &str) -> f32 {
+    let packed = ["4bit", "8bit", "q4_0", "q4_1", "q8_0"].iter().any(|kind| case.ends_with(kind));
+    if packed { TOLERANCE_OF_PACKED } else { TOLERANCE }
+}
+
 macro_rules! golden {
     ($($name:ident: $case:literal;)*) => {$(
         #[test]
         fn $name() {
-            compare_logits($case, loaded(&model_path($case)).model, &[12], TOLERANCE);
-            compare_logits($case, loaded(&model_path($case)).model, &[1, 7, 4], TOLERANCE);
-            compare_logits_in_company($case, loaded(&model_path($case)).model, TOLERANCE);
+            let model = || loaded(&model_path($case)).model;
+            compare_logits($case, model(), &[12], tolerance($case));
+            compare_logits($case, model(), &[1, 7, 4], tolerance($case));
+            compare_logits_in_company($case, model(), tolerance($case));
             compare_tokens($case);
         }
     )*};

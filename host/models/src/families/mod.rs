@@ -4,21 +4,23 @@ pub(crate) mod llama;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
 
+use interlock_request::TokenId;
+use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
 use crate::cache::Batch;
 use crate::rope::Scaling;
+use crate::tensor::Tensor;
 
 /// What every family can do.
 pub(crate) trait Family {
-    /// Tokens of `[1, total]`, all rows' one after another, to hidden states of
-    /// `[1, total, hidden]`. Which token is whose, and where, the batch knows.
-    fn hidden(&self, tokens: &Array, batch: &mut Batch<'_>) -> Result<Array, Exception>;
+    /// Tokens, all rows' one after another, to hidden states of `[1, total, hidden]`. Which token is
+    /// whose, and where, the batch knows.
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception>;
 
     /// Hidden states to logits of `[1, total, vocabulary]`.
-    fn logits(&self, hidden: &Array) -> Result<Array, Exception>;
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception>;
 }
 
 /// A family's sizes, for caches, checks and `inspect`.
