@@ -18,7 +18,8 @@
 //! - A row's codes depend on its own numbers alone.
 //! - A block that holds a NaN or an infinity becomes NaN as a whole.
 
-use super::{BLOCK, Lines, Path};
+use super::memory::Lines;
+use super::{BLOCK, Path};
 
 /// Bytes of a block's codes in one row.
 pub(super) const CODES_BYTES: usize = 2 * BLOCK;
@@ -81,7 +82,9 @@ impl Activations {
     /// Room for `rows` of `inputs` numbers.
     pub(crate) fn clear(&mut self, rows: usize, inputs: usize) {
         self.blocks = inputs / BLOCK;
-        self.lines.reserve(rows * self.row_bytes());
+        if self.lines.all().len() < rows * self.row_bytes() {
+            self.lines = Lines::new(rows * self.row_bytes());
+        }
         self.at = self.lines.bytes().as_mut_ptr();
         self.panels = Panel::of(rows, self.path.rows_max());
     }

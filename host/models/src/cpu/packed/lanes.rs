@@ -13,7 +13,7 @@
 use half::{bf16, f16};
 
 use super::activations::{ACTIVATION_BYTES, CODES_BYTES};
-use super::{BLOCK, LINE, TILE};
+use super::{BLOCK, LINE, Scales, TILE};
 
 /// Some of a tile's outputs, side by side.
 ///
@@ -51,49 +51,11 @@ pub(super) trait Lanes {
     unsafe fn store(value: Self::Floats, at: *mut f32);
 }
 
-/// How codes and their scales lie in a tile, known when the product is compiled.
-pub(super) trait Format {
-    /// Bits of a code: 4 or 8.
-    const BITS: usize;
-    /// Bytes of one scale.
-    const SCALE: usize;
-
-    /// # Safety
-    ///
-    /// As for [`Lanes`].
-    unsafe fn scales<L: Lanes>(at: *const u8) -> L::Floats;
-}
-
-macro_rules! formats {
-    ($($name:ident: $bits:literal, $scale:literal, $read:ident;)*) => {$(
-        pub(super) struct $name;
-
-        impl Format for $name {
-            const BITS: usize = $bits;
-            const SCALE: usize = $scale;
-
-            #[inline(always)]
-            unsafe fn scales<L: Lanes>(at: *const u8) -> L::Floats {
-                // SAFETY: the caller's promise.
-                unsafe { L::$read(at) }
-            }
-        }
-    )*};
-}
-
-formats! {
-    Four16: 4, 2, f16s;
-    FourBrain: 4, 2, bf16s;
-    Four32: 4, 4, f32s;
-    Eight16: 8, 2, f16s;
-    EightBrain: 8, 2, bf16s;
-    Eight32: 8, 4, f32s;
-}
-
 /// One tile of weights with one panel of rows.
 #[derive(Clone, Copy)]
 pub(super) struct Call {
     pub(super) weights: *const u8,
+    pub(super) scales: Scales,
     /// Groups in a row of weights, and activation blocks in a group.
     pub(super) groups: usize,
     pub(super) blocks: usize,
@@ -112,8 +74,8 @@ pub(super) struct Call {
 // Plain loops with plain indices: see `dots`.
 #[expect(clippy::needless_range_loop, reason = "see above")]
 #[inline(always)]
-pub(super) unsafe fn tile<L: Lanes, F: Format, const R: usize>(call: Call) {
-    let codes_bytes = BLOCK * TILE * F::BITS / 8;
+pub(super) unsafe fn tile<L: Lanes, const BITS: usize, const R: usize>(call: Call) {
+    let codes_bytes = BLOCK * TILE * BITS / 8;
     // SAFETY: all addresses lie within the tile, the panel and the output, which the caller vouches
     // for; the machine has what `L` needs, which is the caller's promise too.
     unsafe {
@@ -122,15 +84,16 @@ pub(super) unsafe fn tile<L: Lanes, F: Format, const R: usize>(call: Call) {
             let mut x = call.panel;
             let mut totals = [L::splat(0.0); R];
             for _ in 0..call.groups {
-                let scales = at.add(call.blocks * codes_bytes);
-                let scale = F::scales::<L>(scales.add(lane * F::SCALE));
-                let bias = F::scales::<L>(scales.add((TILE + lane) * F::SCALE));
+                let size = call.scales.bytes();
+                let scale = scales::<L>(call.scales, at.add(lane * size));
+                let bias = scales::<L>(call.scales, at.add((TILE + lane) * size));
+                at = at.add(2 * TILE * size);
                 for _ in 0..call.blocks {
                     let mut high = [L::none(); R];
                     let mut low = [L::none(); R];
                     for step in 0..codes_bytes / LINE {
                         let codes = L::codes(at.add(step * LINE + lane * 4));
-                        if F::BITS == 4 {
+                        if BITS == 4 {
                             let halves = [L::low(codes), L::high(codes)];
                             for half in 0..2 {
                                 let word = x.add(step * 8 + half * 4);
@@ -159,11 +122,24 @@ pub(super) unsafe fn tile<L: Lanes, F: Format, const R: usize>(call: Call) {
                     at = at.add(codes_bytes);
                     x = x.add(R * ACTIVATION_BYTES);
                 }
-                at = at.add(2 * TILE * F::SCALE);
             }
             for r in 0..R {
                 L::store(totals[r], call.out.add(r * call.stride + lane));
             }
+        }
+    }
+}
+
+/// A tile's scales, or biases, as they are stored. Which type is the same all along, so the branch
+/// costs nothing, and each type an instance of all products would take minutes to compile.
+#[inline(always)]
+unsafe fn scales<L: Lanes>(kind: Scales, at: *const u8) -> L::Floats {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match kind {
+            Scales::F16 => L::f16s(at),
+            Scales::Bf16 => L::bf16s(at),
+            Scales::F32 => L::f32s(at),
         }
     }
 }
@@ -175,31 +151,21 @@ unsafe fn words(at: *const u8) -> [u32; 2] {
     unsafe { [at.cast::<u32>().read_unaligned(), at.add(BLOCK).cast::<u32>().read_unaligned()] }
 }
 
-/// Makes a machine's products: one function for each format and number of rows, compiled for it.
+/// Makes a machine's products: one function for each number of bits and rows, compiled for it.
 macro_rules! products {
     ($lanes:ty, [$($rows:literal),*] $(, $attribute:meta)?) => {
         $(#[$attribute])?
-        unsafe fn compiled<F: Format, const R: usize>(call: Call) {
+        unsafe fn compiled<const BITS: usize, const R: usize>(call: Call) {
             // SAFETY: the caller's promise, passed on.
-            unsafe { tile::<$lanes, F, R>(call) }
-        }
-
-        fn of<F: Format>(rows: usize) -> Option<Product> {
-            match rows {
-                $($rows => Some(compiled::<F, $rows>),)*
-                _ => None,
-            }
+            unsafe { tile::<$lanes, BITS, R>(call) }
         }
 
         /// The product for a panel of `rows`, and none if a panel has fewer at most.
-        pub(in super::super) fn product(format: Stored, rows: usize) -> Option<Product> {
-            match format {
-                Stored { bits: Bits::Four, scales: Scales::F16 } => of::<Four16>(rows),
-                Stored { bits: Bits::Four, scales: Scales::Bf16 } => of::<FourBrain>(rows),
-                Stored { bits: Bits::Four, scales: Scales::F32 } => of::<Four32>(rows),
-                Stored { bits: Bits::Eight, scales: Scales::F16 } => of::<Eight16>(rows),
-                Stored { bits: Bits::Eight, scales: Scales::Bf16 } => of::<EightBrain>(rows),
-                Stored { bits: Bits::Eight, scales: Scales::F32 } => of::<Eight32>(rows),
+        pub(in super::super) fn product(bits: Bits, rows: usize) -> Option<Product> {
+            match (bits, rows) {
+                $((Bits::Four, $rows) => Some(compiled::<4, $rows>),)*
+                $((Bits::Eight, $rows) => Some(compiled::<8, $rows>),)*
+                _ => None,
             }
         }
     };

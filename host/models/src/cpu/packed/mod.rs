@@ -7,10 +7,10 @@
 //!
 //! ```text
 //! tile = 16 outputs; for each group of its inputs:
-//!    codes    4 bits: for each 8 inputs a line of 16 x 4 bytes, input i in the low half, i + 4 in the high
-//!             8 bits: for each 4 inputs a line of 16 x 4 bytes
 //!    scales   16 of f16, bf16 or f32, as in the file
 //!    biases   the same
+//!    codes    4 bits: for each 8 inputs a line of 16 x 4 bytes, input i in the low half, i + 4 in the high
+//!             8 bits: for each 4 inputs a line of 16 x 4 bytes
 //! ```
 //! So a vector's lane is an output and nothing is ever summed across; what one product reads lies
 //! in one piece, in the order in which it is read; and it is no larger than in the file. Lanes as
@@ -28,6 +28,7 @@
 
 pub(crate) mod activations;
 mod lanes;
+mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use half::{bf16, f16};
 
 use self::activations::{Activations, Panel};
 use self::lanes::{Call, One, products};
+use self::memory::Lines;
 use super::team;
 
 /// Inputs that share a scale of activations. Every group size is a multiple.
@@ -125,15 +127,15 @@ impl Path {
         }
     }
 
-    fn product(self, stored: Stored, rows: usize) -> Product {
+    fn product(self, bits: Bits, rows: usize) -> Product {
         let product = match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => x86::avx512::product(stored, rows),
+            Self::Avx512 => x86::avx512::product(bits, rows),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => x86::avx2::product(stored, rows),
+            Self::Avx2 => x86::avx2::product(bits, rows),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => neon::product(stored, rows),
-            Self::Scalar => scalar::product(stored, rows),
+            Self::Neon => neon::product(bits, rows),
+            Self::Scalar => scalar::product(bits, rows),
         };
         product.expect("a panel has 1 to rows_max rows")
     }
@@ -141,8 +143,8 @@ impl Path {
 
 /// Everywhere.
 mod scalar {
-    use super::lanes::{Eight16, Eight32, EightBrain, Format, Four16, Four32, FourBrain, tile};
-    use super::{Bits, Call, One, Product, Scales, Stored, products};
+    use super::lanes::tile;
+    use super::{Bits, Call, One, Product, products};
     products!(One, [1]);
 }
 
@@ -166,6 +168,15 @@ pub(crate) struct Stored {
     pub(crate) scales: Scales,
 }
 
+impl Scales {
+    fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 impl Stored {
     /// Bytes of a tile's codes of 32 inputs.
     fn codes_bytes(self) -> usize {
@@ -177,10 +188,7 @@ impl Stored {
 
     /// Bytes of a tile's scales, or its biases, of one group.
     fn scales_bytes(self) -> usize {
-        match self.scales {
-            Scales::F16 | Scales::Bf16 => TILE * 2,
-            Scales::F32 => TILE * 4,
-        }
+        TILE * self.scales.bytes()
     }
 
     fn scale(self, bytes: &[u8], lane: usize) -> f32 {
@@ -223,12 +231,11 @@ impl Packed {
     pub(crate) fn new(stored: Stored, affine: &Affine<'_>) -> Self {
         let Affine { outputs, inputs, group, scales, biases, .. } = *affine;
         assert!(inputs.is_multiple_of(group) && group.is_multiple_of(BLOCK) && group > 0);
-        let size = stored.scales_bytes() / TILE;
+        let size = stored.scales.bytes();
         assert!(scales.len() == outputs * (inputs / group) * size && biases.len() == scales.len());
-        let mut packed = Self { stored, outputs, inputs, group, lines: Lines::default() };
-        packed.lines.reserve(packed.tiles() * packed.tile_bytes());
+        let packed = Self { stored, outputs, inputs, group, lines: Lines::default() };
         let tile_bytes = packed.tile_bytes().max(1);
-        let mut lines = std::mem::take(&mut packed.lines);
+        let mut lines = Lines::new(packed.tiles() * tile_bytes);
         let tiles: Vec<_> = lines.bytes().chunks_exact_mut(tile_bytes).map(Mutex::new).collect();
         team::team().run(packed.tiles(), &|number| {
             // A lock for each tile says to the compiler what is so: nobody else has it.
@@ -242,10 +249,10 @@ impl Packed {
     /// Writes a tile, which is all zero.
     fn fill(&self, affine: &Affine<'_>, number: usize, tile: &mut [u8]) {
         let Self { stored, group, .. } = *self;
-        let (blocks, size) = (group / BLOCK, stored.scales_bytes() / TILE);
+        let (blocks, size) = (group / BLOCK, stored.scales.bytes());
         let outputs = number * TILE..((number + 1) * TILE).min(self.outputs);
         for (number, place) in tile.chunks_exact_mut(self.group_bytes()).enumerate() {
-            let (lines, numbers) = place.split_at_mut(blocks * stored.codes_bytes());
+            let (numbers, lines) = place.split_at_mut(2 * stored.scales_bytes());
             let (scales, biases) = numbers.split_at_mut(stored.scales_bytes());
             for output in outputs.clone() {
                 let lane = output % TILE;
@@ -305,7 +312,7 @@ impl Packed {
         let start = output / TILE * self.tile_bytes();
         let tile = &self.lines.all()[start..start + self.tile_bytes()];
         for (place, into) in tile.chunks_exact(group_bytes).zip(into.chunks_exact_mut(self.group)) {
-            let (codes, numbers) = place.split_at(self.group / BLOCK * self.stored.codes_bytes());
+            let (numbers, codes) = place.split_at(2 * self.stored.scales_bytes());
             let (scales, biases) = numbers.split_at(self.stored.scales_bytes());
             let (scale, bias) = (self.stored.scale(scales, lane), self.stored.scale(biases, lane));
             let inputs = match self.stored.bits {
@@ -354,6 +361,7 @@ impl Packed {
                 let whole = wanted == TILE;
                 let call = Call {
                     weights,
+                    scales: self.stored.scales,
                     groups: self.inputs / self.group,
                     blocks: self.group / BLOCK,
                     panel: activations.at(panel),
@@ -364,7 +372,7 @@ impl Packed {
                 // same inputs; the path was found on this machine; `rest` has eight rows, and the
                 // rest is the caller's promise.
                 unsafe {
-                    activations.path().product(self.stored, panel.rows)(call);
+                    activations.path().product(self.stored.bits, panel.rows)(call);
                     if !whole {
                         for r in 0..panel.rows {
                             let from = rest.as_ptr().add(r * TILE);
@@ -374,37 +382,5 @@ impl Packed {
                 }
             }
         }
-    }
-}
-
-/// Bytes that begin at a cache line.
-#[derive(Default)]
-pub(crate) struct Lines(Vec<Line>);
-
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read as bytes")] [u8; LINE]);
-
-impl Lines {
-    /// At least as many bytes; new ones are zero.
-    fn reserve(&mut self, bytes: usize) {
-        let lines = bytes.div_ceil(LINE);
-        if self.0.len() < lines {
-            self.0.resize(lines, Line([0; LINE]));
-        }
-    }
-
-    fn at(&self) -> *const u8 {
-        self.0.as_ptr().cast()
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: lines are bytes, without gaps between them.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
-    }
-
-    fn all(&self) -> &[u8] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }
 }

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes::*;
-use super::{Bits, Product, Scales, Stored};
+use super::{Bits, Product};
 
 pub(super) struct Sixteen;
 
