@@ -14,7 +14,7 @@ use crate::source::{Encoding, Format, Source};
 pub struct Description {
     /// The model's own name, or its folder's.
     pub name: Option<String>,
-    /// `llama`, `qwen2` or `qwen3`.
+    /// `llama`, `qwen2`, `qwen3` or `qwen3_moe`.
     pub family: &'static str,
     /// Where the weights come from.
     pub format: Format,

@@ -30,6 +30,7 @@ mod cpu;
 mod custom;
 mod description;
 mod error;
+mod experts;
 mod families;
 mod linear;
 mod model;
@@ -57,7 +58,9 @@ use interlock_engine::{Forward, Opening, PageId, PassFailed, Row};
 use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenId};
 
 use cache::{Pages, Room};
-use families::{Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3};
+use families::{
+    Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3, qwen3_moe::Qwen3Moe,
+};
 use mlx_rs::{Device, DeviceType, memory};
 use source::Source;
 use weights::Precision;
@@ -223,6 +226,7 @@ fn load_with(
             Config::Llama(config) => Box::new(Llama::load(config, weights)?),
             Config::Qwen2(config) => Box::new(Qwen2::load(config, weights)?),
             Config::Qwen3(config) => Box::new(Qwen3::load(config, weights)?),
+            Config::Qwen3Moe(config) => Box::new(Qwen3Moe::load(config, weights)?),
         };
         Ok((family, weights.dtype()))
     })?;

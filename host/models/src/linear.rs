@@ -108,7 +108,7 @@ impl Linear {
 
 impl Matrix {
     pub(crate) fn dense(weight: &Array) -> Result<Self, Exception> {
-        Ok(Self::Dense { transposed: weight.transpose()? })
+        Ok(Self::Dense { transposed: weight.swap_axes(-1, -2)? })
     }
 
     fn on_host(&self) -> Result<&products::Matrix, Exception> {
@@ -130,6 +130,29 @@ impl Matrix {
                 true,
                 affine.group_size,
                 affine.bits,
+            ),
+        }
+    }
+}
+
+impl Matrix {
+    /// The products of rows with those of several matrices, `[experts, outputs, inputs]`, that
+    /// `which` says.
+    pub(crate) fn gathered(&self, x: &Array, which: &Array) -> Result<Array, Exception> {
+        match self {
+            Self::Host(_) => Err(Exception::custom("numbers on the device, weights on the host")),
+            Self::Dense { transposed } => ops::gather_mm(x, transposed, None, which, false),
+            Self::Quantized { weight, scales, biases, affine } => ops::gather_qmm(
+                x,
+                weight,
+                scales,
+                biases,
+                None,
+                which,
+                true,
+                affine.group_size,
+                affine.bits,
+                false,
             ),
         }
     }

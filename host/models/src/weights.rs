@@ -11,12 +11,13 @@
 
 use half::{bf16, f16};
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops};
 
 use crate::cpu::dots::{self, Dense};
 use crate::cpu::packed::{self, Packed};
 use crate::cpu::products;
 use crate::error::{LoadError, Problem, Problems};
+use crate::experts::{Mlp, Mlps};
 use crate::linear::{Embedding, Linear, Matrix};
 use crate::norm::{Norm, Vector};
 use crate::quantization::{Affine, Quantization};
@@ -117,6 +118,11 @@ impl<'a> Weights<'a> {
         LoadError::Unsupported { path: self.source.path.clone(), what, supported }
     }
 
+    /// Whether this is the first time, when nothing is read.
+    fn surveys(&self) -> bool {
+        matches!(self.stage, Stage::Survey { .. })
+    }
+
     /// Whether the files have a tensor.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.find(name).1.is_some()
@@ -179,10 +185,86 @@ impl<'a> Weights<'a> {
         Ok(Embedding { weight: self.matrix(module, rows, columns)? })
     }
 
+    /// The gated MLPs of a mixture, `{module}.{part}.weight` of `[experts, outputs, inputs]` as
+    /// mlx_lm stores them, or `{apart}.{expert}.{part}.weight` as Hugging Face has them.
+    pub(crate) fn mlps(
+        &mut self,
+        module: &str,
+        apart: &str,
+        experts: i32,
+        [hidden, intermediate]: [i32; 2],
+    ) -> Result<Mlps, LoadError> {
+        let parts = [
+            ("gate_proj", intermediate, hidden),
+            ("up_proj", intermediate, hidden),
+            ("down_proj", hidden, intermediate),
+        ];
+        let stacked = self.has(&format!("{module}.gate_proj.weight"));
+        let mut all = Vec::new();
+        for (part, rows, columns) in parts {
+            let mut each = Vec::new();
+            if stacked {
+                each.extend(self.stack(&format!("{module}.{part}"), experts, rows, columns)?);
+            } else {
+                for expert in 0..experts {
+                    each.push(self.matrix(&format!("{apart}.{expert}.{part}"), rows, columns)?);
+                }
+                if self.precision == Precision::Kept && !self.surveys() {
+                    each = vec![on_device(module, stack(&each))?];
+                }
+            }
+            all.push(each.into_iter());
+        }
+        let linear = |weight: Matrix| Linear { weight, bias: None };
+        let (Some(downs), Some(ups), Some(gates)) = (all.pop(), all.pop(), all.pop()) else {
+            unreachable!("there are three parts");
+        };
+        if self.precision == Precision::Kept {
+            let mut first = gates.chain(ups).chain(downs);
+            let mut next = || first.next().unwrap_or_else(placeholder);
+            return Ok(Mlps::Device { gate: next(), up: next(), down: next() });
+        }
+        let mlps = gates.zip(ups).zip(downs).map(|((gate, up), down)| Mlp {
+            gate: linear(gate),
+            up: linear(up),
+            down: linear(down),
+        });
+        Ok(Mlps::Host(mlps.collect()))
+    }
+
+    /// Matrices that lie in one tensor: each alone on the CPU, the tensor as one on a GPU.
+    fn stack(
+        &mut self,
+        module: &str,
+        count: i32,
+        rows: i32,
+        columns: i32,
+    ) -> Result<Vec<Matrix>, LoadError> {
+        if self.has(&format!("{module}.scales")) {
+            return self.affine_matrices(module, Some(count), rows, columns);
+        }
+        let name = format!("{module}.weight");
+        let shape = [count, rows, columns];
+        if self.precision == Precision::Kept {
+            let weight = self.dense(&name, &shape)?;
+            if self.surveys() {
+                return Ok(vec![placeholder()]);
+            }
+            return Ok(vec![on_device(&name, Matrix::dense(&weight))?]);
+        }
+        let Some((bytes, encoding)) = self.numbers(&name, &shape)? else { return Ok(Vec::new()) };
+        let [outputs, inputs] = [rows, columns].map(|side| side.unsigned_abs() as usize);
+        let each = bytes.len() / count.unsigned_abs() as usize;
+        let dense = |bytes| Dense::new(dense_type(&encoding), outputs, inputs, bytes);
+        let matrices = bytes.chunks_exact(each.max(1)).map(dense);
+        Ok(matrices.map(|dense| Matrix::Host(products::Matrix::Dense(dense))).collect())
+    }
+
     fn matrix(&mut self, module: &str, rows: i32, columns: i32) -> Result<Matrix, LoadError> {
         let name = format!("{module}.weight");
         if self.source.format == Format::Safetensors && self.has(&format!("{module}.scales")) {
-            return self.affine_matrix(module, rows, columns);
+            let mut one = self.affine_matrices(module, None, rows, columns)?;
+            return Ok(one.pop().unwrap_or_else(placeholder));
         }
         let (shown, tensor) = self.find(&name);
         let shape = [rows, columns];
@@ -190,6 +272,9 @@ impl<'a> Weights<'a> {
             (Some(Encoding::Block(kind)), _) => *kind,
             (_, Precision::Kept) => {
                 let weight = self.dense(&name, &shape)?;
+                if self.surveys() {
+                    return Ok(placeholder());
+                }
                 return on_device(&shown, Matrix::dense(&weight));
             }
             (_, Precision::Wide) => {
@@ -228,13 +313,14 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// A matrix that mlx_lm quantized: three tensors.
-    fn affine_matrix(
+    /// A matrix that mlx_lm quantized: three tensors. Or `count` of them in the same three.
+    fn affine_matrices(
         &mut self,
         module: &str,
+        count: Option<i32>,
         rows: i32,
         columns: i32,
-    ) -> Result<Matrix, LoadError> {
+    ) -> Result<Vec<Matrix>, LoadError> {
         let config = |what: String| LoadError::Config { path: self.source.path.clone(), what };
         let Some(affine) = self.quantization.of(module) else {
             return Err(config(format!("{module} is quantized, config.json does not say how")));
@@ -245,23 +331,36 @@ impl<'a> Weights<'a> {
         }
         // The shapes below are what the configuration calls for; a wrong `bits` shows there.
         let words = i64::from(columns) * i64::from(affine.bits) / 32;
-        let words = [rows, i32::try_from(words).unwrap_or(i32::MAX)];
-        let groups = [rows, columns / size];
+        let shape =
+            |columns: i32| -> Vec<i32> { count.into_iter().chain([rows, columns]).collect() };
+        let words = shape(i32::try_from(words).unwrap_or(i32::MAX));
+        let groups = shape(columns / size);
         let [weight, scales, biases] =
             ["weight", "scales", "biases"].map(|part| format!("{module}.{part}"));
         if self.precision == Precision::Kept {
             let weight = self.typed(&weight, &words, Dtype::Uint32)?;
             let (scales, biases) = (self.dense(&scales, &groups)?, self.dense(&biases, &groups)?);
-            return Ok(Matrix::Quantized { weight, scales, biases, affine });
+            return Ok(vec![Matrix::Quantized { weight, scales, biases, affine }]);
         }
         let weight = self.stored(&weight, &words, true)?;
         let (scales, biases) = (self.numbers(&scales, &groups)?, self.numbers(&biases, &groups)?);
         let (Some((weight, _)), Some(scales), Some(biases)) = (weight, scales, biases) else {
-            return Ok(placeholder());
+            return Ok(Vec::new());
         };
         let [outputs, inputs] = [rows, columns].map(|side| side.unsigned_abs() as usize);
-        let packed = pack_affine(affine, &weight, scales, biases, outputs, inputs);
-        Ok(Matrix::Host(products::Matrix::Packed(packed)))
+        let count = count.unwrap_or(1).unsigned_abs() as usize;
+        let part = |bytes: &'_ [u8], number: usize| {
+            let each = bytes.len() / count;
+            number * each..(number + 1) * each
+        };
+        let matrix = |number: usize| {
+            let scales = (&scales.0[part(&scales.0, number)], &scales.1);
+            let biases = (&biases.0[part(&biases.0, number)], &biases.1);
+            let words = &weight[part(&weight, number)];
+            let packed = pack_affine(affine, words, scales, biases, outputs, inputs);
+            Matrix::Host(products::Matrix::Packed(packed))
+        };
+        Ok((0..count).map(matrix).collect())
     }
 
     /// The bytes of a tensor of floating-point numbers and how they are stored; none while
@@ -416,8 +515,8 @@ fn pack_blocks(kind: Kind, bytes: &[u8], outputs: usize, inputs: usize) -> Packe
 fn pack_affine(
     affine: Affine,
     words: &[u8],
-    (scales, scale_type): (Vec<u8>, Encoding),
-    (biases, bias_type): (Vec<u8>, Encoding),
+    (scales, scale_type): (&[u8], &Encoding),
+    (biases, bias_type): (&[u8], &Encoding),
     outputs: usize,
     inputs: usize,
 ) -> Packed {
@@ -426,13 +525,14 @@ fn pack_affine(
         Encoding::Bf16 => packed::Scales::Bf16,
         _ => packed::Scales::F32,
     };
+    let wide;
     let (kind, scales, biases) = if scale_type == bias_type {
         (own, scales, biases)
     } else {
-        let wide = |bytes: &[u8], encoding: &Encoding| -> Vec<u8> {
-            widen(bytes, encoding).into_iter().flat_map(f32::to_le_bytes).collect()
-        };
-        (packed::Scales::F32, wide(&scales, &scale_type), wide(&biases, &bias_type))
+        wide = [(scales, scale_type), (biases, bias_type)].map(|(bytes, encoding)| {
+            widen(bytes, encoding).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()
+        });
+        (packed::Scales::F32, &wide[0][..], &wide[1][..])
     };
     // A row is a string of bits, lowest first; each code takes the next few.
     let each = affine.bits.unsigned_abs() as usize;
@@ -452,10 +552,36 @@ fn pack_affine(
         inputs,
         group: affine.group_size.unsigned_abs() as usize,
         codes: &codes,
-        scales: &scales,
-        biases: &biases,
+        scales,
+        biases,
     };
     Packed::new(packed::Stored { bits, scales: kind }, &affine)
+}
+
+/// Several matrices as one of `[count, outputs, inputs]`. Parts of several types are refused by MLX.
+fn stack(matrices: &[Matrix]) -> Result<Matrix, Exception> {
+    let mut parts: [Vec<&Array>; 3] = [const { Vec::new() }; 3];
+    let mut setting = None;
+    for matrix in matrices {
+        match matrix {
+            Matrix::Host(_) => return Err(Exception::custom("a matrix on the host")),
+            Matrix::Dense { transposed } => parts[0].push(transposed),
+            Matrix::Quantized { weight, scales, biases, affine } => {
+                parts[0].push(weight);
+                parts[1].push(scales);
+                parts[2].push(biases);
+                setting = Some(*affine);
+            }
+        }
+    }
+    let one = |parts: &[&Array]| ops::stack(parts, 0).and_then(settled);
+    let weight = one(&parts[0])?;
+    Ok(match setting {
+        None => Matrix::Dense { transposed: weight },
+        Some(affine) => {
+            Matrix::Quantized { weight, scales: one(&parts[1])?, biases: one(&parts[2])?, affine }
+        }
+    })
 }
 
 /// Stands in for a matrix while surveying. Nothing computes with it.

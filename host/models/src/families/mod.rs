@@ -3,6 +3,7 @@
 pub(crate) mod llama;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
+pub(crate) mod qwen3_moe;
 
 use interlock_request::TokenId;
 use mlx_rs::Dtype;
@@ -42,9 +43,10 @@ pub(crate) enum Config {
     Llama(llama::Config),
     Qwen2(qwen2::Config),
     Qwen3(qwen3::Config),
+    Qwen3Moe(qwen3_moe::Config),
 }
 
-pub(crate) const SUPPORTED: &str = "model types llama, qwen2 and qwen3";
+pub(crate) const SUPPORTED: &str = "model types llama, qwen2, qwen3 and qwen3_moe";
 
 /// Why a configuration is not one of ours.
 pub(crate) enum NotOurs {
@@ -63,6 +65,11 @@ impl Config {
             "llama" => Self::Llama(serde_json::from_value(whole).map_err(wrong)?),
             "qwen2" => Self::Qwen2(serde_json::from_value(whole).map_err(wrong)?),
             "qwen3" => Self::Qwen3(serde_json::from_value(whole).map_err(wrong)?),
+            "qwen3_moe" => {
+                let config: qwen3_moe::Config = serde_json::from_value(whole).map_err(wrong)?;
+                config.check().map_err(NotOurs::Wrong)?;
+                Self::Qwen3Moe(config)
+            }
             other => return Err(NotOurs::Unsupported(format!("model type {other:?}"))),
         };
         config.dimensions().check().map_err(NotOurs::Wrong)?;
@@ -74,6 +81,7 @@ impl Config {
             Self::Llama(_) => "llama",
             Self::Qwen2(_) => "qwen2",
             Self::Qwen3(_) => "qwen3",
+            Self::Qwen3Moe(_) => "qwen3_moe",
         }
     }
 
@@ -82,6 +90,7 @@ impl Config {
             Self::Llama(config) => config.dimensions(),
             Self::Qwen2(config) => config.dimensions(),
             Self::Qwen3(config) => config.dimensions(),
+            Self::Qwen3Moe(config) => config.dimensions(),
         }
     }
 }
