@@ -3,6 +3,7 @@
 //! MLX has no attention over pages, and its sums would depend on the shape of the table.
 
 use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use mlx_rs::error::Exception;
 
@@ -11,7 +12,8 @@ use super::{Host, team};
 use crate::cache::{Projected, Span};
 use crate::rope::{Rope, Turns};
 
-/// Multiply-adds of attention below which asking for help costs more than it saves.
+/// Multiply-adds of attention, or numbers to turn, below which asking for help costs more than it
+/// saves.
 const WORTH_SHARING: usize = 1 << 17;
 
 /// Positions whose queries one task computes, so that each page read serves several.
@@ -94,17 +96,27 @@ impl HostPages {
 
         let width = self.heads.head_dim;
         self.queries.resize(queries.len(), 0.0);
-        for (position, (from, to)) in queries
-            .chunks_exact(per_position)
-            .zip(self.queries.chunks_exact_mut(per_position))
-            .enumerate()
-        {
-            for (from, to) in from.chunks_exact(width).zip(to.chunks_exact_mut(width)) {
-                turns.turn(position, from, to);
+        let turn = |first: usize, into: &mut [f32]| {
+            let from = &queries[first * per_position..][..into.len()];
+            for (at, (from, to)) in
+                from.chunks_exact(width).zip(into.chunks_exact_mut(width)).enumerate()
+            {
+                turns.turn(first + at * width / per_position, from, to);
                 for number in to {
                     *number *= scale;
                 }
             }
+        };
+        if queries.len() < WORTH_SHARING {
+            turn(0, &mut self.queries);
+        } else {
+            // A lock for each part says to the compiler what is so: nobody else has it.
+            let parts: Vec<_> =
+                self.queries.chunks_mut(TILE * per_position).map(Mutex::new).collect();
+            team::team().run(parts.len(), &|number| {
+                let mut part = parts[number].lock().unwrap_or_else(PoisonError::into_inner);
+                turn(number * TILE, &mut part);
+            });
         }
         self.layers[layer].write(self.heads, spans, &turns, keys, values);
         self.turns = Some(turns);

@@ -91,7 +91,7 @@ impl Team {
             let shared = Arc::clone(&shared);
             // Without a helper the work is slower, not wrong.
             thread::Builder::new()
-                .name(format!("blas-{number}"))
+                .name(format!("compute-{number}"))
                 .spawn(move || shared.help_forever())
                 .is_ok()
         });

@@ -105,5 +105,5 @@ impl Lanes for Four {
     }
 }
 
-/// With 32 registers, six rows share what was unpacked of the weights.
+// With 32 registers, six rows share what was unpacked of the weights.
 products!(Four, [1, 2, 3, 4, 5, 6], target_feature(enable = "neon"));
