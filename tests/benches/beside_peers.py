@@ -14,86 +14,18 @@ token of a request that arrives while others decode, and what serving costs besi
 """
 
 import argparse
-import json
 import os
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import httpx
+from peer import Peer
 
 PROMPT = "Write a short story about a lighthouse keeper who finds a letter in a bottle."
-
-
-class Peer:
-    def __init__(self, name, command, port, ready, model, logs, preload=None):
-        self.name, self.url, self.model = name, f"http://127.0.0.1:{port}", model
-        env = os.environ | ({"LD_PRELOAD": preload} if preload else {})
-        # vllm-mlx queues instead of refusing only if it is told to.
-        env |= {"VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait", "MLX_DISABLE_COMPILE": "1"}
-        env |= {"HF_HUB_OFFLINE": "1"}
-        self.log = logs / f"{name}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, env=env, stdout=log, stderr=subprocess.STDOUT
-            )
-        begun = time.perf_counter()
-        while True:
-            if self.process.poll() is not None:
-                sys.exit(f"{name} ended with {self.process.returncode}; see {self.log}")
-            try:
-                if httpx.get(f"{self.url}{ready}", timeout=1).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            if time.perf_counter() - begun > 180:
-                sys.exit(f"{name} was not ready in 180 s; see {self.log}")
-            time.sleep(0.02)
-        self.ready = time.perf_counter() - begun
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-
-    def cpu(self):
-        """Seconds of CPU that it has used, its children not counted."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def ask(self, prompt, tokens, seen=None):
-        """One streamed chat: seconds to the first text, and to the end; and tokens."""
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": tokens,
-            "temperature": 0,
-            "stream": True,
-            "ignore_eos": True,
-            "stream_options": {"include_usage": True},
-        }
-        begun, first, used = time.perf_counter(), None, 0
-        url = f"{self.url}/v1/chat/completions"
-        with httpx.stream("POST", url, json=body, timeout=600) as response:
-            response.raise_for_status()
-            for line in response.iter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line[6:])
-                if event.get("usage"):
-                    used = event["usage"]["completion_tokens"]
-                if event.get("choices") and event["choices"][0]["delta"].get("content"):
-                    first = first or time.perf_counter() - begun
-                    if seen:
-                        seen()
-        return first, time.perf_counter() - begun, used
 
 
 def joining(peer, rounds, streams=4):

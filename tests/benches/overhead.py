@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from beside_peers import Peer
+from peer import Peer, openblas_core
 
 TINY = """
 import json, sys, mlx.core as mx
@@ -83,7 +83,7 @@ def main():
     python = f"{options.mlx_lm}/bin/python"
     subprocess.run([python, "-c", TINY, tiny], check=True)
     env = os.environ | ({"LD_PRELOAD": options.preload} if options.preload else {})
-    env |= {"MLX_DISABLE_COMPILE": "1"}
+    env |= {"MLX_DISABLE_COMPILE": "1", "OPENBLAS_CORETYPE": openblas_core()}
 
     serve = [options.binary, "serve", "--model", "sim:stop=0,decode=5ms", "--bind", "127.0.0.1:18083"]
     ours = Peer("interlock", serve, 18083, "/health/ready", "sim", logs)

@@ -196,8 +196,12 @@ impl Place {
 
 /// About `tokens` long; its number comes first, so that no two begin alike.
 fn question(rng: &mut Rng, tokens: u32) -> String {
-    // A number of nine digits, and the words around the list, are some twelve tokens.
     let number = rng.u32(100_000_000..1_000_000_000);
+    if tokens < SHORT {
+        // No room for a sentence: nine digits, which many vocabularies take one by one, and words.
+        return format!("{number}: {}", words(rng, tokens.saturating_sub(10).max(1)));
+    }
+    // A number of nine digits, and the words around the list, are some twelve tokens.
     let list = words(rng, tokens.saturating_sub(12).max(4));
     format!("{number}: write a long story with these words: {list}")
 }
@@ -266,6 +270,20 @@ mod tests {
             let words = question.user.split_whitespace().count();
             assert!((250..=270).contains(&words), "{words} words");
         }
+    }
+
+    #[test]
+    fn a_prompt_can_be_as_short_as_a_number_and_a_few_words() {
+        let plan = Plan { prompt_tokens: NonZeroU32::new(16).expect("not zero"), ..plan() };
+        let place = Place {
+            workload: Workload::LongPrompt,
+            concurrency: NonZeroU32::MIN,
+            round: 0,
+            index: 0,
+        };
+        let asked = Question::new(&plan, place).user;
+        let (number, list) = asked.split_once(": ").expect("a number, then words");
+        assert_eq!((number.len(), list.split(' ').count()), (9, 6), "{asked}");
     }
 
     #[test]
