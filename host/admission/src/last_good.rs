@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::Phase;
+use crate::clock;
 use crate::said::{Answered, Phased};
 
 const ROWS_MAX: usize = 4096;

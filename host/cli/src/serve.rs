@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use interlock_admission::{Link, PolicyChain, PolicyMetrics};
 use interlock_catalog::ModelRef;
 use interlock_config::Config;
 use interlock_engine::{
@@ -20,13 +19,13 @@ use interlock_engine::{
 };
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
-use interlock_policy::{PolicyConfig, PolicyHost};
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{ServedModel, ServerMetrics, ServerParts};
+use interlock_server::{PolicyAdmin, ServedModel, ServerMetrics, ServerParts, system_time};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::policies::Keeper;
 use crate::settings::Settings;
 use crate::{log, models, say};
 
@@ -52,16 +51,16 @@ impl Serve {
         log::start(&config.log)?;
         let sources = sources(&config)?;
         let registry = Arc::new(Registry::new());
-        let chain = policies(&config, &registry)?;
+        let keeper = Keeper::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, sources, chain, registry))
+        runtime.block_on(serve(config, sources, keeper, registry))
     }
 }
 
 async fn serve(
     config: Config,
     sources: Vec<Source>,
-    chain: PolicyChain,
+    keeper: Arc<Keeper>,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen()?;
@@ -84,20 +83,49 @@ async fn serve(
     };
     let served = listed(models.iter().map(|model| model.id.as_str()).collect());
     let what = if models.len() == 1 { "model" } else { "models" };
+    let chain = keeper.policies().current();
     let policies = listed(chain.names().collect());
     say(&format!(
         "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
     ))?;
 
+    let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
+    if let Some(bind) = config.admin.bind {
+        let listener = interlock_server::listen(bind)
+            .with_context(|| format!("cannot listen for admin requests on {bind}"))?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "admin requests are taken");
+        let over = async {
+            // Dropped when serving has ended.
+            let _ = admin_over.await;
+        };
+        let admin = Arc::clone(&keeper) as Arc<dyn PolicyAdmin>;
+        tokio::spawn(interlock_server::serve_admin(listener, config.admin, admin, over));
+    }
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reloader = tokio::spawn({
+        let keeper = Arc::clone(&keeper);
+        async move {
+            while hangup.recv().await.is_some() {
+                tracing::info!("told to reload policies");
+                keeper.reload().await;
+            }
+        }
+    });
+
     let parts = ServerParts {
         config: config.server,
         models,
-        chain: Arc::new(chain),
+        detached: config.detached,
+        policies: Arc::clone(keeper.policies()),
+        wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
         registry,
     };
     let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
+    drop(admin_done);
+    reloader.abort();
 
     // Before the thread is told to stop: from then on they end because they were asked to.
     for (model, engine) in &engines {
@@ -144,27 +172,6 @@ async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
 fn leave(status: i32) -> ! {
     // SAFETY: ends the process and returns to nobody. What we print is not held in buffers.
     unsafe { libc::_exit(status) }
-}
-
-/// Loads every policy, and reports every one that cannot be.
-fn policies(config: &Config, registry: &Registry) -> anyhow::Result<PolicyChain> {
-    let host = PolicyHost::new()?;
-    let mut links = Vec::new();
-    let mut failures = Vec::new();
-    for policy in &config.policy {
-        match host.load(policy) {
-            Ok(loaded) => links.push(link(policy, loaded)),
-            Err(failure) => failures.push(format!("\n  {failure}")),
-        }
-    }
-    if !failures.is_empty() {
-        bail!("not all policies can be loaded:{}", failures.concat());
-    }
-    Ok(PolicyChain::new(links, config.limits.ceilings(), PolicyMetrics::register(registry)))
-}
-
-fn link(config: &PolicyConfig, policy: Arc<dyn interlock_admission::Policy>) -> Link {
-    Link { policy, on_failure: config.on_failure }
 }
 
 /// What an engine will run, once its files are here.
@@ -283,9 +290,10 @@ impl Source {
                     let loaded = interlock_models::load(&path, &options, &mut report)
                         .map_err(|error| error.to_string())?;
                     arrive(text_parts(loaded.text))?;
+                    let arithmetic = loaded.model.arithmetic();
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
-                    tracing::info!(model = %name, ?elapsed, attention, "loaded the model");
+                    tracing::info!(model = %name, ?elapsed, arithmetic, attention, "loaded the model");
                     Ok::<_, String>(loaded.model)
                 })
             }

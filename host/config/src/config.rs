@@ -5,6 +5,7 @@ use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
 use interlock_server::{AdminConfig, DetachedConfig, ServerConfig};
+use interlock_state::StateConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ pub struct Config {
     pub detached: DetachedConfig,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
+    pub state: StateConfig,
     pub policy: Vec<PolicyConfig>,
 }
 
@@ -42,6 +44,7 @@ impl Default for Config {
             detached: DetachedConfig::default(),
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
+            state: StateConfig::default(),
             policy: default_policies(),
         }
     }
@@ -59,6 +62,7 @@ impl Config {
         problems.extend(self.detached.problems());
         problems.extend(self.engine.problems());
         problems.extend(self.cache.problems());
+        problems.extend(self.state.problems());
         problems.extend(interlock_policy::problems(&self.policy));
         problems.extend(self.problems_together());
         problems

@@ -94,7 +94,7 @@ fn a_variable_is_read_as_what_its_key_wants() {
         ("INTERLOCK__LOG__FORMAT", "\"json\""),
         ("INTERLOCK__MODEL__REFERENCE", "sim:context=64,decode=1ms"),
         ("INTERLOCK__MODEL__THREADS", "3"),
-        ("INTERLOCK__SERVER__POLICY_HEADERS", "x-team, x-tenant"),
+        ("INTERLOCK__MODEL__ALIASES", "house, gpt-4o-mini"),
         ("INTERLOCK__LIMITS__TOTAL_MAX", "2h"),
         ("INTERLOCK__POLICY", "[]"),
         ("INTERLOCK_CACHE", "not a setting"),
@@ -103,7 +103,7 @@ fn a_variable_is_read_as_what_its_key_wants() {
     assert_eq!((config.log.filter.as_str(), config.log.format), ("off", LogFormat::Json));
     assert_eq!(config.model.reference.to_string(), "sim:context=64,decode=1ms");
     assert_eq!(config.model.threads.map(usize::from), Some(3));
-    assert_eq!(config.server.policy_headers, ["x-team", "x-tenant"]);
+    assert_eq!(config.model.aliases, ["house", "gpt-4o-mini"]);
     assert_eq!(config.limits.total_max.as_secs(), 7200);
     assert_eq!(config.policy, []);
 }
@@ -152,11 +152,11 @@ fn values_of_a_wrong_type_are_all_reported_with_what_was_wanted() {
 [model]
 reference = \"smollm\"
 threads = 0
+aliases = [1]
 
 [server]
 bind = \"localhost\"
 body_max = \"4MB\"
-policy_headers = [1]
 
 [log]
 format = \"xml\"
@@ -438,4 +438,41 @@ any = 1
           policy[0].name must be a string, got 7 (interlock.toml:5)
           policy[1]: no (interlock.toml:10)"#]]
     .assert_eq(&problems.replace(&format!("{}/", story.folder.display()), ""));
+}
+
+#[test]
+fn a_key_that_once_was_says_what_to_do_instead() {
+    Story::of("[server]\npolicy_headers = [\"x-tenant\"]\n", &[], &[]).says(expect![[r#""#]]);
+}
+
+#[test]
+fn extra_models_are_read_one_by_one_and_named_apart() {
+    let file = "
+[model]
+reference = \"sim\"
+aliases = [\"house\"]
+
+[[extra_model]]
+reference = \"sim:salt=1\"
+name = \"other\"
+
+[[extra_model]]
+name = \"nothing\"
+
+[[extra_model]]
+reference = \"sim\"
+context_max = 0
+";
+    Story::of(file, &[], &[]).says(expect![[r#""#]]);
+    let good = "
+[[extra_model]]
+reference = \"sim\"
+
+[[extra_model]]
+reference = \"sim\"
+name = \"other\"
+";
+    let config = Story::of(good, &[], &[]).effective().config;
+    let names: Vec<_> = config.extra_model.iter().map(|m| m.model_id().to_string()).collect();
+    assert_eq!(names, ["sim", "other"]);
 }

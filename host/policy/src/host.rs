@@ -24,8 +24,12 @@ use crate::reach::Web;
 use crate::{LoadFailed, PolicyConfig};
 
 /// The policies that are part of the host: built by `make guests`, put here by build.rs.
-pub(crate) const BUILTINS: &[(&str, &[u8])] =
-    &[("guard", include_bytes!(concat!(env!("OUT_DIR"), "/guard.wasm")))];
+pub(crate) const BUILTINS: &[(&str, &[u8])] = &[
+    ("guard", include_bytes!(concat!(env!("OUT_DIR"), "/guard.wasm"))),
+    ("quota", include_bytes!(concat!(env!("OUT_DIR"), "/quota.wasm"))),
+    ("router", include_bytes!(concat!(env!("OUT_DIR"), "/router.wasm"))),
+    ("stream-guard", include_bytes!(concat!(env!("OUT_DIR"), "/stream-guard.wasm"))),
+];
 
 /// Loads policies and keeps what they share. Cheap to clone; policies may outlive it.
 #[derive(Clone)]
