@@ -204,7 +204,7 @@ fn config() -> Config {
     config
         // Policies are small, and most of a call is handing over values: compiling a quarter
         // faster is worth more than code that runs faster. Turned around, guard's call costs the
-        // same (see examples/warm_call.rs).
+        // same (see examples/figures.rs).
         .cranelift_opt_level(OptLevel::None)
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES_MAX)

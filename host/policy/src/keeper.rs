@@ -329,7 +329,10 @@ impl Keeper {
     fn changed(&self, old: &Entry, change: Change) -> Result<Entry, LoadFailed> {
         let mut config = old.config.clone();
         let given = change.component.is_some() || change.source.is_some();
-        let fresh = given || change.settings.is_some();
+        // In shadow it has a state of its own, so what comes out of it begins anew.
+        let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
+        let moved = change.mode.is_some_and(|mode| shadow(mode) != shadow(config.mode));
+        let fresh = given || moved || change.settings.is_some();
         if let Some(source) = change.source {
             config.source = source;
         }
@@ -447,8 +450,10 @@ fn load_one(
     };
     // What the policy itself does not read can change without it.
     let same_policy = |old: &&Entry| {
+        let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
+        let moved = shadow(old.config.mode) != shadow(config.mode);
         let known = PolicyConfig {
-            mode: config.mode,
+            mode: if moved { old.config.mode } else { config.mode },
             on_failure: config.on_failure,
             weight: config.weight,
             soft_deadline: config.soft_deadline,

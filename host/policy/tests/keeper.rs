@@ -150,7 +150,7 @@ fn the_one_that_decided_goes_on_for_those_who_do_not_try_the_new_one() {
     assert_eq!(version(link(0).previous).as_deref(), Some("9.9.9"));
     assert_eq!(link(0).mode, PolicyMode::Canary(10));
     // Another try: those who do not try it stay with the one that decided for everyone.
-    let again = Change { mode: Some(PolicyMode::Shadow), ..upload("guest-mute") };
+    let again = Change { mode: Some(PolicyMode::Canary(50)), ..upload("guest-mute") };
     keeper.replace("p", again).expect("it is fine");
     assert_eq!(version(link(0).previous).as_deref(), Some("9.9.9"));
     // It decides for everyone now, and nothing was compiled or begun for that.
@@ -158,6 +158,11 @@ fn the_one_that_decided_goes_on_for_those_who_do_not_try_the_new_one() {
     let enforce = Change { mode: Some(PolicyMode::Enforce), ..Change::default() };
     keeper.replace("p", enforce).expect("it is fine");
     assert!(link(0).previous.is_none() && Arc::ptr_eq(&tried, &link(0).policy));
+    // In shadow it would take from the same buckets twice, so it is another one there.
+    let shadow = Change { mode: Some(PolicyMode::Shadow), ..Change::default() };
+    keeper.replace("p", shadow).expect("it is fine");
+    let previous = link(0).previous.expect("it decides meanwhile");
+    assert!(Arc::ptr_eq(&tried, &previous) && !Arc::ptr_eq(&tried, &link(0).policy));
 }
 
 #[test]
