@@ -32,6 +32,10 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_model
 
+# mlx-lm 0.32.2 passes an argument that MLX 0.32.2 has not; it is None for affine weights.
+_gather_qmm = mx.gather_qmm
+mx.gather_qmm = lambda *args, global_scale=None, **kwargs: _gather_qmm(*args, **kwargs)
+
 PROMPT = [3, 17, 42, 5, 88, 61, 2, 29, 29, 70, 11, 94]
 STEPS = 8
 
@@ -60,6 +64,9 @@ LLAMA3 = dict(
 LLAMA = dict(BASE, model_type="llama")
 QWEN2 = dict(BASE, model_type="qwen2", rope_theta=1000000.0)
 QWEN3 = dict(BASE, model_type="qwen3", head_dim=16, rope_theta=1000000.0)
+QWEN3_MOE = dict(QWEN3, model_type="qwen3_moe", num_experts=6, num_experts_per_tok=2,
+                 decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=32,
+                 norm_topk_prob=True)
 
 SAFETENSORS = {
     "llama-f32": (dict(LLAMA, tie_word_embeddings=False), dict(dtype=mx.float32)),
@@ -78,6 +85,9 @@ SAFETENSORS = {
         dict(dtype=mx.float16),
     ),
     "qwen3-8bit": (dict(QWEN3, tie_word_embeddings=False), dict(dtype=mx.bfloat16, bits=8)),
+    "qwen3-moe-bf16": (dict(QWEN3_MOE, norm_topk_prob=False), dict(dtype=mx.bfloat16)),
+    # The first layer is dense, so that it can have the setting of its own.
+    "qwen3-moe-4bit": (dict(QWEN3_MOE, mlp_only_layers=[0]), dict(dtype=mx.float32, bits=4)),
 }
 Q = gguf.GGMLQuantizationType
 GGUF = {

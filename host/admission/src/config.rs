@@ -1,6 +1,7 @@
 //! The settings that the chain reads.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -94,6 +95,50 @@ impl LimitsConfig {
     }
 }
 
+/// `[policies]`: what concerns all policies together. Each one has a `[[policy]]` of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoliciesConfig {
+    /// How often the files of policies are looked at for changes, 100ms to 1h; a change is taken
+    /// over without a restart, and one that does not load leaves everything as it is. 0s: only
+    /// when the host is told to (SIGHUP, or the admin listener). Turn it off where a file that
+    /// appears must not decide anything before someone said so.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub reload: Duration,
+    /// A file to append one line of JSON to for each request: what policies were asked, what they
+    /// said and why, for `interlock policy replay`. Prompts and answers are not in there, nor
+    /// headers that no policy was granted, nor credentials as they came. Set this while you work
+    /// on a policy, and mind that the file grows by a kilobyte or two with each request; unset,
+    /// nothing is recorded.
+    #[schemars(example = &"policies.jsonl")]
+    pub record: Option<PathBuf>,
+}
+
+impl Default for PoliciesConfig {
+    fn default() -> Self {
+        Self { reload: Duration::from_secs(2), record: None }
+    }
+}
+
+impl PoliciesConfig {
+    const RELOAD_MIN: Duration = Duration::from_millis(100);
+    const RELOAD_MAX: Duration = Duration::from_secs(3600);
+
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (least, most, reload) = (Self::RELOAD_MIN, Self::RELOAD_MAX, self.reload);
+        if !reload.is_zero() && !(least..=most).contains(&reload) {
+            problems.push(format!("policies.reload must be 0s or {least:?} to 1h, got {reload:?}"));
+        }
+        if self.record.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            problems.push("policies.record must be the path of a file, got \"\"".into());
+        }
+        problems
+    }
+}
+
 /// `on_failure` of one policy: what its silence means, phase by phase.
 ///
 /// `closed:STATUS` turns the request away with that HTTP status. `open` goes on as if the policy
@@ -115,6 +160,7 @@ pub struct OnFailure {
     /// `builtin` let the text pass. By default it is closed when the policy gates the text, and
     /// open when it only observes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"open")]
     pub stream_guard: Option<FailureAction>,
     /// When `events` gives no answer: `open` goes on as planned, `closed:STATUS` ends the request.
     pub events: FailureAction,
@@ -369,6 +415,18 @@ mod tests {
         for text in ["", "closed", "closed:200", "closed:x", "Open", "last-good", "open:1"] {
             assert!(text.parse::<FailureAction>().is_err(), "{text:?} was taken");
         }
+    }
+
+    #[test]
+    fn a_reload_is_off_or_neither_too_often_nor_too_rare() {
+        let problems = |reload| PoliciesConfig { reload, record: None }.problems();
+        assert_eq!(PoliciesConfig::default().problems(), [""; 0]);
+        assert_eq!(problems(Duration::ZERO), [""; 0]);
+        let why = "policies.reload must be 0s or 100ms to 1h, got 1ms";
+        assert_eq!(problems(Duration::from_millis(1)), [why]);
+        assert_eq!(problems(Duration::from_secs(7200)).len(), 1);
+        let record = Some(PathBuf::new());
+        assert_eq!(PoliciesConfig { record, ..PoliciesConfig::default() }.problems().len(), 1);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use interlock_request::{Outcome, RequestId, Usage};
 
-use crate::clock;
 use crate::chain::{Commons, Member, Panel};
+use crate::clock;
 use crate::consult::tell;
 use crate::tenants::Counted;
 use crate::{Facts, Phase, PlanProposal, Told, Watch};
@@ -200,7 +200,8 @@ impl Drop for Duty {
         let (closing, total) = match self.admitted_at {
             Some(at) => {
                 let why = "the request was dropped before it ended";
-                (Closing::Ended(Outcome::Failed(why.into())), clock::now().saturating_duration_since(at))
+                let total = clock::now().saturating_duration_since(at);
+                (Closing::Ended(Outcome::Failed(why.into())), total)
             }
             None => (Closing::Rejected, Duration::ZERO),
         };

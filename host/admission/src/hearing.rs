@@ -135,32 +135,57 @@ fn matter<'a>(duty: &'a Duty, at: usize, phase: Phase, about: (&'a str, &'a str)
     }
 }
 
-/// What was heard of one that does not decide, kept until it is known what was decided.
-struct Shadows<T>(Vec<(Member, T)>);
+/// What was heard of those that do not decide, kept until it is known what was decided.
+struct Shadows<T> {
+    heard: Vec<Shadow<T>>,
+    /// What the last one answered that does decide, and who that was.
+    decided: Option<(Arc<str>, T)>,
+}
 
-impl<T> Shadows<T> {
+struct Shadow<T> {
+    member: Member,
+    answer: T,
+    /// What the generation answered that decides in its place, if there is one.
+    previous: Option<T>,
+}
+
+impl<T: Clone> Shadows<T> {
     fn none() -> Self {
-        Self(Vec::new())
+        Self { heard: Vec::new(), decided: None }
     }
 
     /// Keeps what a shadow said; gives back what somebody said who decides.
     fn part(&mut self, member: &Member, heard: Heard<T>) -> Heard<T> {
         match heard {
             Heard::Said(answer) if member.shadow => {
-                self.0.push((member.clone(), answer));
+                // It stands right behind the generation that it may replace.
+                let previous = self.decided.take_if(|(name, _)| *name == member.name);
+                let previous = previous.map(|(_, answer)| answer);
+                self.heard.push(Shadow { member: member.clone(), answer, previous });
                 Heard::Silence
+            }
+            Heard::Said(answer) => {
+                self.decided = Some((Arc::clone(&member.name), answer.clone()));
+                Heard::Said(answer)
             }
             heard => heard,
         }
     }
 
-    /// Counts those that would have made a difference.
-    fn compare(&self, phase: Phase, differs: impl Fn(&Member, &T) -> bool) {
-        for (member, answer) in &self.0 {
-            if differs(member, answer) {
+    /// Counts those that would have made a difference: to what the generation said that they are
+    /// to replace (`same`), or else to what came of it all (`differs`).
+    fn compare(&self, phase: Phase, same: impl Fn(&T, &T) -> bool, differs: impl Fn(&T) -> bool) {
+        for Shadow { member, answer, previous } in &self.heard {
+            let disagrees = match previous {
+                Some(previous) => !same(previous, answer),
+                None => differs(answer),
+            };
+            if disagrees {
                 member.meters.disagreed(phase);
-                tracing::info!(policy = %member.name, version = %member.version,
-                    phase = phase.as_str(), "a policy in shadow mode would have decided otherwise");
+                tracing::info!(
+                    policy = %member.name, version = %member.version, phase = phase.as_str(),
+                    "a policy in shadow mode would have decided otherwise"
+                );
             }
         }
     }

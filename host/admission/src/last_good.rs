@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::clock;
 use crate::Phase;
+use crate::clock;
 use crate::said::{Answered, Phased};
 
 const ROWS_MAX: usize = 4096;

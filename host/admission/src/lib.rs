@@ -1,5 +1,11 @@
 //! Policies decide, the chain merges, and only an [`Admitted`] gets to the engine.
 //!
+//! [`Policies`] holds the [`PolicyChain`] that new requests get. A request's head begins a
+//! [`Hearing`], in which its policies identify, transform, route and admit; with their consent comes
+//! an [`Oversight`], by which they hear of events, read the text ([`Guards`]) and learn how it
+//! ended.
+//! What each said is [`Said`]; a [`Record`] holds it all to be asked again.
+//!
 //! # Invariants
 //!
 //! - The one way to an [`Admitted`] is [`Hearing::admit`], and the one thing the engine
@@ -8,6 +14,9 @@
 //!   and nothing exceeds the operator's [`Ceilings`].
 //! - Every [`Admitted`] comes with one [`Oversight`], which is settled exactly once: by hand, or
 //!   when it is dropped.
+//! - A request stays with the generation of policies that it began with, and each of them
+//!   forgets it, exactly once.
+//! - A policy that fails has no decision. What then happens stands in the operator's [`OnFailure`].
 //!
 //! # Not here
 //!
@@ -46,7 +55,8 @@ pub use at_once::at_once;
 pub use body::{BadPointer, Body};
 pub use chain::{Commons, Link, PolicyChain};
 pub use config::{
-    BadFailureAction, BadPolicyMode, FailureAction, LimitsConfig, OnFailure, PolicyMode,
+    BadFailureAction, BadPolicyMode, FailureAction, LimitsConfig, OnFailure, PoliciesConfig,
+    PolicyMode,
 };
 pub use decision::{
     Admission, Choice, Code, Decision, Edits, FailureKind, Identified, Phase, PolicyFailure,

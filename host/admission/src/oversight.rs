@@ -61,7 +61,7 @@ pub struct Cancelled {
 
 impl Oversight {
     pub(crate) fn new(duty: Duty, facts: Arc<Facts>, chain: Arc<PolicyChain>, plan: Plan) -> Self {
-        let admitted_at = duty.admitted_at.unwrap_or_else(Instant::now);
+        let admitted_at = duty.admitted_at.unwrap_or_else(crate::clock::now);
         Self { duty, facts, chain, admitted_at, plan, silence: (0, Duration::ZERO) }
     }
 

@@ -290,9 +290,10 @@ impl Source {
                     let loaded = interlock_models::load(&path, &options, &mut report)
                         .map_err(|error| error.to_string())?;
                     arrive(text_parts(loaded.text))?;
+                    let arithmetic = loaded.model.arithmetic();
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
-                    tracing::info!(model = %name, ?elapsed, attention, "loaded the model");
+                    tracing::info!(model = %name, ?elapsed, arithmetic, attention, "loaded the model");
                     Ok::<_, String>(loaded.model)
                 })
             }

@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", loaded.description);
     println!("{:<16}{:.2} s", "loaded in", started.elapsed().as_secs_f64());
     let shape = loaded.model.shape();
+    println!("{:<16}{}", "arithmetic", loaded.model.arithmetic());
     println!("{:<16}{}", "attention", loaded.model.attention());
     println!("{:<16}{} of {} tokens", "pages", shape.pages, shape.page_tokens);
 

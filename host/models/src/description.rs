@@ -14,7 +14,7 @@ use crate::source::{Encoding, Format, Source};
 pub struct Description {
     /// The model's own name, or its folder's.
     pub name: Option<String>,
-    /// `llama`, `qwen2` or `qwen3`.
+    /// `llama`, `qwen2`, `qwen3` or `qwen3_moe`.
     pub family: &'static str,
     /// Where the weights come from.
     pub format: Format,
@@ -49,6 +49,8 @@ pub struct Description {
     pub kv_bytes_per_token: u64,
     /// Whether the files have a chat template.
     pub chat_template: bool,
+    /// The instructions that multiply it on this machine where there is no GPU.
+    pub on_cpu: &'static str,
 }
 
 impl Description {
@@ -96,6 +98,7 @@ impl Description {
             context: dimensions.context.map(i32::unsigned_abs),
             kv_bytes_per_token: dimensions.kv_bytes_per_token(mlx_rs::Dtype::Float16),
             chat_template: source.text.chat_template.is_some(),
+            on_cpu: crate::cpu::instructions(),
         }
     }
 }
@@ -134,7 +137,8 @@ impl fmt::Display for Description {
         row("vocabulary", self.vocabulary.to_string())?;
         row("context", self.context.map_or("not said".to_owned(), |n| format!("{n} tokens")))?;
         row("cache", format!("{} a token (16 bit)", size(self.kv_bytes_per_token)))?;
-        row("chat template", if self.chat_template { "yes" } else { "no" }.to_owned())
+        row("chat template", if self.chat_template { "yes" } else { "no" }.to_owned())?;
+        row("without a GPU", format!("multiplied with {}", self.on_cpu))
     }
 }
 

@@ -22,28 +22,26 @@
 //! # What differs by machine
 //!
 //! Whether MLX computes on a GPU is found out when a model is loaded, not when this is compiled:
-//! one Linux binary serves both, by which libmlx.so the loader finds. On macOS `src/cpu` is left
-//! out, and with it the pages in our own memory; those are the only `cfg`s there are.
-
-// On macOS a GPU computes: what only a CPU needs is unused there, and Linux's build sees what is not
-// used anywhere.
-#![cfg_attr(target_os = "macos", allow(dead_code, reason = "the CPU's side"))]
+//! one Linux binary serves both, by which libmlx.so the loader finds. On a GPU a pass is MLX's
+//! graph; on a CPU it is our own code (`cpu`), the same on Linux and on a Mac without a GPU.
 
 mod cache;
-#[cfg(not(target_os = "macos"))]
 mod cpu;
 mod custom;
 mod description;
 mod error;
+mod experts;
 mod families;
 mod linear;
 mod model;
 #[cfg(test)]
 mod noise;
+mod norm;
 mod quantization;
 mod rope;
 mod sample;
 mod source;
+mod tensor;
 mod text_source;
 mod weights;
 
@@ -60,7 +58,9 @@ use interlock_engine::{Forward, Opening, PageId, PassFailed, Row};
 use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenId};
 
 use cache::{Pages, Room};
-use families::{Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3};
+use families::{
+    Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3, qwen3_moe::Qwen3Moe,
+};
 use mlx_rs::{Device, DeviceType, memory};
 use source::Source;
 use weights::Precision;
@@ -80,7 +80,7 @@ pub struct LoadOptions {
     pub cache_max: Option<u64>,
     /// Other models of this process, with which that quarter is shared, each its equal part.
     pub neighbours: u32,
-    /// Threads for matrix products on the CPU; all physical cores if none. The first model loaded
+    /// Threads that compute on the CPU; all physical cores if none. The first model loaded
     /// decides for the process. On a GPU it changes nothing.
     pub threads: Option<NonZeroUsize>,
 }
@@ -219,13 +219,16 @@ fn load_with(
     let dimensions = config.dimensions();
     let description = Description::new(&source, config.name(), &dimensions);
 
-    prepare_cpu(precision, options);
+    if precision == Precision::Wide {
+        cpu::prepare(options.threads);
+    }
     let mut report = |fraction| progress(Progress { fraction, doing: "loading weights" });
     let (family, dtype) = weights::build(&source, precision, &mut report, |weights| {
         let family: Box<dyn Family> = match &config {
             Config::Llama(config) => Box::new(Llama::load(config, weights)?),
             Config::Qwen2(config) => Box::new(Qwen2::load(config, weights)?),
             Config::Qwen3(config) => Box::new(Qwen3::load(config, weights)?),
+            Config::Qwen3Moe(config) => Box::new(Qwen3Moe::load(config, weights)?),
         };
         Ok((family, weights.dtype()))
     })?;
@@ -238,7 +241,6 @@ fn load_with(
         .unwrap_or_else(|| cache_otherwise(precision) / (u64::from(options.neighbours) + 1));
     let room = Room::new(cache, kv_bytes, context);
     let pages = match precision {
-        #[cfg(not(target_os = "macos"))]
         Precision::Wide => Ok(Pages::on_host(&dimensions, room.pages)),
         _ => Pages::in_arrays(&dimensions, room.pages, dtype),
     };
@@ -274,19 +276,3 @@ fn precision() -> Precision {
         Ok(DeviceType::Cpu) | Err(_) => Precision::Wide,
     }
 }
-
-#[cfg(not(target_os = "macos"))]
-fn prepare_cpu(precision: Precision, options: &LoadOptions) {
-    if precision == Precision::Wide {
-        cpu::prepare(options.threads);
-        if !cpu::serves_mlx() {
-            tracing::warn!(
-                "MLX does not use our cblas_sgemm: tokens will take many times as long. \
-                 The executable must export the symbol"
-            );
-        }
-    }
-}
-
-#[cfg(target_os = "macos")]
-fn prepare_cpu(_: Precision, _: &LoadOptions) {}

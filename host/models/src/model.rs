@@ -8,10 +8,10 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, transforms};
 
 use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
+use crate::cpu;
 use crate::families::Family;
-#[cfg_attr(target_os = "macos", expect(unused_imports, reason = "there a GPU draws"))]
-use crate::sample::draw_on_host;
-use crate::sample::{Sampler, draw_on_device};
+use crate::sample::{Sampler, draw_on_device, draw_on_host};
+use crate::tensor::Tensor;
 
 /// Weights and pages on the device, and how to compute with them. Stays on the thread that loaded
 /// it: MLX's default streams are per thread.
@@ -55,10 +55,23 @@ impl Model {
         self.kv_bytes_per_token
     }
 
+    /// Who multiplies matrices, for the log.
+    pub fn arithmetic(&self) -> String {
+        match &self.pages {
+            Pages::Host(_) => {
+                let (instructions, threads) = (cpu::instructions(), cpu::threads());
+                let plural = if threads == 1 { "" } else { "s" };
+                format!(
+                    "our CPU kernels: {instructions}, {threads} thread{plural}, weights as stored"
+                )
+            }
+            Pages::Arrays(_) => "MLX's".to_owned(),
+        }
+    }
+
     /// Who computes attention, for the log.
     pub fn attention(&self) -> String {
         match &self.pages {
-            #[cfg(not(target_os = "macos"))]
             Pages::Host(_) => "our CPU kernel, over pages".to_owned(),
             Pages::Arrays(pages) => pages.attention(),
         }
@@ -77,9 +90,14 @@ impl Model {
         self.check(rows)?;
         let numbers = self.compute(|model| {
             let hidden = model.hidden(rows)?;
-            let logits = model.family.logits(&hidden)?.as_dtype(Dtype::Float32)?;
-            model.settle(Some(&logits))?;
-            read(&logits).map(<[f32]>::to_vec)
+            match model.family.logits(&hidden)? {
+                Tensor::Host(logits) => Ok(logits.numbers),
+                Tensor::Device(logits) => {
+                    let logits = logits.as_dtype(Dtype::Float32)?;
+                    model.settle(Some(&logits))?;
+                    logits.to_vec_exact().map_err(|error| Exception::custom(error.to_string()))
+                }
+            }
         })?;
         let mut logits = numbers.chunks(self.shape.vocabulary as usize).map(<[f32]>::to_vec);
         Ok(rows.iter().map(|row| logits.by_ref().take(row.tokens.len()).collect()).collect())
@@ -125,7 +143,6 @@ impl Model {
         pass(self).map_err(|error| {
             let failed = PassFailed::new(format!("MLX: {}", error.what()));
             match &mut self.pages {
-                #[cfg(not(target_os = "macos"))]
                 Pages::Host(_) => failed,
                 Pages::Arrays(pages) => {
                     if let Err(error) = pages.clear() {
@@ -139,7 +156,7 @@ impl Model {
     }
 
     /// The table's hidden states, `[1, total, hidden]`.
-    fn hidden(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Array, Exception> {
+    fn hidden(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Tensor, Exception> {
         let mut tokens: Vec<TokenId> = Vec::new();
         let mut spans = Vec::with_capacity(rows.len());
         for row in rows {
@@ -151,7 +168,6 @@ impl Model {
             });
             tokens.extend(row.tokens);
         }
-        let tokens = Array::from_slice(&tokens, &[1, tokens.len() as i32]);
         let mut batch = Batch::new(spans, &mut self.pages);
         self.family.hidden(&tokens, &mut batch)
     }
@@ -159,8 +175,7 @@ impl Model {
     /// Computes what a pass leaves behind, and `result`.
     fn settle(&self, result: Option<&Array>) -> Result<(), Exception> {
         match &self.pages {
-            #[cfg(not(target_os = "macos"))]
-            Pages::Host(_) => transforms::eval(result),
+            Pages::Host(_) => Ok(()),
             Pages::Arrays(pages) => transforms::eval(pages.arrays().chain(result)),
         }
     }
@@ -172,7 +187,7 @@ impl Model {
         let mut samplers = Vec::new();
         let mut end = 0;
         for row in rows {
-            end += row.tokens.len() as i32;
+            end += row.tokens.len() as u32;
             if row.draw {
                 ends.push(end - 1);
                 samplers.push(&row.sequence.sampler);
@@ -184,15 +199,13 @@ impl Model {
             self.settle(None)?;
             return Ok(Vec::new());
         }
-        let drawn = ends.len() as i32;
-        let last = hidden.take_axis(Array::from_slice(&ends, &[drawn]), 1)?; // [1, drawn, hidden]
-        let logits = self.family.logits(&last)?.as_dtype(Dtype::Float32)?;
-        let logits = logits.reshape(&[drawn, -1])?;
-        self.settle(Some(&logits))?;
-        match &self.pages {
-            #[cfg(not(target_os = "macos"))]
-            Pages::Host(_) => Ok(draw_on_host(&samplers, read(&logits)?)),
-            Pages::Arrays(_) => draw_on_device(&samplers, &logits),
+        match self.family.logits(&hidden.rows(&ends)?)? {
+            Tensor::Host(logits) => Ok(draw_on_host(&samplers, &logits.numbers)),
+            Tensor::Device(logits) => {
+                let logits = logits.as_dtype(Dtype::Float32)?.reshape(&[ends.len() as i32, -1])?;
+                self.settle(Some(&logits))?;
+                draw_on_device(&samplers, &logits)
+            }
         }
     }
 }
@@ -220,8 +233,4 @@ impl Forward for Model {
             })
             .collect())
     }
-}
-
-fn read(array: &Array) -> Result<&[f32], Exception> {
-    array.try_as_slice().map_err(|error| Exception::custom(error.to_string()))
 }

@@ -48,7 +48,6 @@ pub(crate) struct Rope {
     magnitude: f32,
     angles: Angles,
     /// Positions per radian, by pair of dimensions.
-    #[cfg_attr(target_os = "macos", expect(dead_code, reason = "what `turns` needs"))]
     periods: Vec<f64>,
 }
 
@@ -58,7 +57,6 @@ enum Angles {
 }
 
 /// Sines and cosines for the positions of one pass, for turning on the CPU.
-#[cfg(not(target_os = "macos"))]
 pub(crate) struct Turns {
     /// By position and pair: cosine, sine, each times the magnitude.
     table: Vec<[f32; 2]>,
@@ -151,7 +149,6 @@ impl Rope {
     }
 }
 
-#[cfg(not(target_os = "macos"))]
 impl Rope {
     /// Works out the turns at each of `positions`.
     pub(crate) fn turns(&self, positions: impl Iterator<Item = usize>) -> Turns {
@@ -180,7 +177,6 @@ impl Rope {
     }
 }
 
-#[cfg(not(target_os = "macos"))]
 impl Turns {
     /// Turns one head's numbers, `from` into `to`, at the `row`th of the positions.
     pub(crate) fn turn(&self, row: usize, from: &[f32], to: &mut [f32]) {

@@ -5,25 +5,31 @@
 //! is, the second time reads. So an error lists all that is wrong, and a family lists its tensors
 //! once, where it uses them.
 //!
-//! On the CPU everything becomes dense f32, because MLX's CPU backend multiplies quantized, f16 and
-//! bf16 matrices without SIMD; on a GPU packed weights stay packed and the rest takes the
-//! checkpoint's own type.
+//! Matrices stay as they are stored, packed or in 16 bits; on the CPU in our own layout
+//! ([`crate::cpu`]), which is then the only copy. Vectors and activations are f32 on the CPU and of
+//! the checkpoint's own type on a GPU.
 
+use half::{bf16, f16};
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops};
 
+use crate::cpu::dots::{self, Dense};
+use crate::cpu::packed::{self, Packed};
+use crate::cpu::products;
 use crate::error::{LoadError, Problem, Problems};
+use crate::experts::{Mlp, Mlps};
 use crate::linear::{Embedding, Linear, Matrix};
+use crate::norm::{Norm, Vector};
 use crate::quantization::{Affine, Quantization};
-use crate::source::blocks::{self, BLOCK};
+use crate::source::blocks::{self, BLOCK, Kind};
 use crate::source::{Encoding, Format, Source, Tensor, gguf};
 
 /// What a family computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precision {
-    /// Dense f32.
+    /// f32, in our own memory: on the CPU.
     Wide,
-    /// As in the files.
+    /// The files' own type, in MLX's arrays.
     Kept,
 }
 
@@ -112,14 +118,32 @@ impl<'a> Weights<'a> {
         LoadError::Unsupported { path: self.source.path.clone(), what, supported }
     }
 
+    /// Whether this is the first time, when nothing is read.
+    fn surveys(&self) -> bool {
+        matches!(self.stage, Stage::Survey { .. })
+    }
+
     /// Whether the files have a tensor.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.find(name).1.is_some()
     }
 
-    /// A vector, such as a norm's weight.
-    pub(crate) fn vector(&mut self, name: &str, length: i32) -> Result<Array, LoadError> {
-        self.dense(name, &[length])
+    /// A vector, such as a bias.
+    fn vector(&mut self, name: &str, length: i32) -> Result<Vector, LoadError> {
+        match self.precision {
+            Precision::Kept => self.dense(name, &[length]).map(Vector::Device),
+            Precision::Wide => {
+                let Some((bytes, encoding)) = self.numbers(name, &[length])? else {
+                    return Ok(Vector::Host(Vec::new()));
+                };
+                Ok(Vector::Host(widen(&bytes, &encoding)))
+            }
+        }
+    }
+
+    /// An RMS norm of as many numbers.
+    pub(crate) fn norm(&mut self, module: &str, length: i32, eps: f32) -> Result<Norm, LoadError> {
+        Ok(Norm { weight: self.vector(&format!("{module}.weight"), length)?, eps })
     }
 
     /// The numbers of a small vector, if the files have it; on the first reading too.
@@ -161,26 +185,113 @@ impl<'a> Weights<'a> {
         Ok(Embedding { weight: self.matrix(module, rows, columns)? })
     }
 
+    /// The gated MLPs of a mixture, `{module}.{part}.weight` of `[experts, outputs, inputs]` as
+    /// mlx_lm stores them, or `{apart}.{expert}.{part}.weight` as Hugging Face has them.
+    pub(crate) fn mlps(
+        &mut self,
+        module: &str,
+        apart: &str,
+        experts: i32,
+        [hidden, intermediate]: [i32; 2],
+    ) -> Result<Mlps, LoadError> {
+        let parts = [
+            ("gate_proj", intermediate, hidden),
+            ("up_proj", intermediate, hidden),
+            ("down_proj", hidden, intermediate),
+        ];
+        let stacked = self.has(&format!("{module}.gate_proj.weight"));
+        let mut all = Vec::new();
+        for (part, rows, columns) in parts {
+            let mut each = Vec::new();
+            if stacked {
+                each.extend(self.stack(&format!("{module}.{part}"), experts, rows, columns)?);
+            } else {
+                for expert in 0..experts {
+                    each.push(self.matrix(&format!("{apart}.{expert}.{part}"), rows, columns)?);
+                }
+                if self.precision == Precision::Kept && !self.surveys() {
+                    each = vec![on_device(module, stack(&each))?];
+                }
+            }
+            all.push(each.into_iter());
+        }
+        let linear = |weight: Matrix| Linear { weight, bias: None };
+        let (Some(downs), Some(ups), Some(gates)) = (all.pop(), all.pop(), all.pop()) else {
+            unreachable!("there are three parts");
+        };
+        if self.precision == Precision::Kept {
+            let mut first = gates.chain(ups).chain(downs);
+            let mut next = || first.next().unwrap_or_else(placeholder);
+            return Ok(Mlps::Device { gate: next(), up: next(), down: next() });
+        }
+        let mlps = gates.zip(ups).zip(downs).map(|((gate, up), down)| Mlp {
+            gate: linear(gate),
+            up: linear(up),
+            down: linear(down),
+        });
+        Ok(Mlps::Host(mlps.collect()))
+    }
+
+    /// Matrices that lie in one tensor: each alone on the CPU, the tensor as one on a GPU.
+    fn stack(
+        &mut self,
+        module: &str,
+        count: i32,
+        rows: i32,
+        columns: i32,
+    ) -> Result<Vec<Matrix>, LoadError> {
+        if self.has(&format!("{module}.scales")) {
+            return self.affine_matrices(module, Some(count), rows, columns);
+        }
+        let name = format!("{module}.weight");
+        let shape = [count, rows, columns];
+        if self.precision == Precision::Kept {
+            let weight = self.dense(&name, &shape)?;
+            if self.surveys() {
+                return Ok(vec![placeholder()]);
+            }
+            return Ok(vec![on_device(&name, Matrix::dense(&weight))?]);
+        }
+        let Some((bytes, encoding)) = self.numbers(&name, &shape)? else { return Ok(Vec::new()) };
+        let [outputs, inputs] = [rows, columns].map(|side| side.unsigned_abs() as usize);
+        let each = bytes.len() / count.unsigned_abs() as usize;
+        let dense = |bytes| Dense::new(dense_type(&encoding), outputs, inputs, bytes);
+        let matrices = bytes.chunks_exact(each.max(1)).map(dense);
+        Ok(matrices.map(|dense| Matrix::Host(products::Matrix::Dense(dense))).collect())
+    }
+
     fn matrix(&mut self, module: &str, rows: i32, columns: i32) -> Result<Matrix, LoadError> {
         let name = format!("{module}.weight");
         if self.source.format == Format::Safetensors && self.has(&format!("{module}.scales")) {
-            return self.affine_matrix(module, rows, columns);
+            let mut one = self.affine_matrices(module, None, rows, columns)?;
+            return Ok(one.pop().unwrap_or_else(placeholder));
         }
         let (shown, tensor) = self.find(&name);
-        let kind = match tensor.map(|tensor| &tensor.encoding) {
-            Some(Encoding::Block(kind)) => *kind,
-            _ => {
-                let weight = self.dense(&name, &[rows, columns])?;
+        let shape = [rows, columns];
+        let kind = match (tensor.map(|tensor| &tensor.encoding), self.precision) {
+            (Some(Encoding::Block(kind)), _) => *kind,
+            (_, Precision::Kept) => {
+                let weight = self.dense(&name, &shape)?;
+                if self.surveys() {
+                    return Ok(placeholder());
+                }
                 return on_device(&shown, Matrix::dense(&weight));
             }
+            (_, Precision::Wide) => {
+                let Some((bytes, encoding)) = self.numbers(&name, &shape)? else {
+                    return Ok(placeholder());
+                };
+                let [outputs, inputs] = shape.map(|side| side.unsigned_abs() as usize);
+                let dense = Dense::new(dense_type(&encoding), outputs, inputs, &bytes);
+                return Ok(Matrix::Host(products::Matrix::Dense(dense)));
+            }
         };
-        let Some(bytes) = self.bytes(&name, &[rows, columns])? else { return Ok(placeholder()) };
+        let Some(bytes) = self.bytes(&name, &shape)? else { return Ok(placeholder()) };
         match self.precision {
             Precision::Wide => {
-                let numbers = blocks::widen(kind, &bytes);
-                drop(bytes);
-                let weight = Array::from_slice(&numbers, &[rows, columns]);
-                on_device(&shown, Matrix::dense(&weight))
+                let [outputs, inputs] = shape.map(|side| side.unsigned_abs() as usize);
+                let packed = pack_blocks(kind, &bytes, outputs, inputs);
+                Ok(Matrix::Host(products::Matrix::Packed(packed)))
             }
             Precision::Kept => {
                 let (words, scales, biases) = blocks::repack(kind, &bytes);
@@ -202,38 +313,94 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// A matrix that mlx_lm quantized: three tensors.
-    fn affine_matrix(
+    /// A matrix that mlx_lm quantized: three tensors. Or `count` of them in the same three.
+    fn affine_matrices(
         &mut self,
         module: &str,
+        count: Option<i32>,
         rows: i32,
         columns: i32,
-    ) -> Result<Matrix, LoadError> {
+    ) -> Result<Vec<Matrix>, LoadError> {
+        let config = |what: String| LoadError::Config { path: self.source.path.clone(), what };
         let Some(affine) = self.quantization.of(module) else {
-            return Err(LoadError::Config {
-                path: self.source.path.clone(),
-                what: format!("{module} is quantized, config.json does not say how"),
-            });
+            return Err(config(format!("{module} is quantized, config.json does not say how")));
         };
-        // The shapes below are what the configuration calls for; a wrong `bits` shows there.
-        let packed = i64::from(columns) * i64::from(affine.bits) / 32;
-        let packed = i32::try_from(packed).unwrap_or(i32::MAX);
-        let groups = columns / affine.group_size;
-        let weight = self.typed(&format!("{module}.weight"), &[rows, packed], Dtype::Uint32)?;
-        let scales = self.dense(&format!("{module}.scales"), &[rows, groups])?;
-        let biases = self.dense(&format!("{module}.biases"), &[rows, groups])?;
-        if matches!(self.stage, Stage::Survey { .. }) {
-            return Ok(placeholder());
+        let size = affine.group_size;
+        if columns % size != 0 {
+            return Err(config(format!("{module} has {columns} inputs in groups of {size}")));
         }
-        let matrix = match self.precision {
-            Precision::Kept => Ok(Matrix::Quantized { weight, scales, biases, affine }),
-            Precision::Wide => {
-                ops::dequantize(weight, scales, &biases, affine.group_size, affine.bits)
-                    .and_then(settled)
-                    .and_then(|weight| Matrix::dense(&weight))
-            }
+        // The shapes below are what the configuration calls for; a wrong `bits` shows there.
+        let words = i64::from(columns) * i64::from(affine.bits) / 32;
+        let shape =
+            |columns: i32| -> Vec<i32> { count.into_iter().chain([rows, columns]).collect() };
+        let words = shape(i32::try_from(words).unwrap_or(i32::MAX));
+        let groups = shape(columns / size);
+        let [weight, scales, biases] =
+            ["weight", "scales", "biases"].map(|part| format!("{module}.{part}"));
+        if self.precision == Precision::Kept {
+            let weight = self.typed(&weight, &words, Dtype::Uint32)?;
+            let (scales, biases) = (self.dense(&scales, &groups)?, self.dense(&biases, &groups)?);
+            return Ok(vec![Matrix::Quantized { weight, scales, biases, affine }]);
+        }
+        let weight = self.stored(&weight, &words, true)?;
+        let (scales, biases) = (self.numbers(&scales, &groups)?, self.numbers(&biases, &groups)?);
+        let (Some((weight, _)), Some(scales), Some(biases)) = (weight, scales, biases) else {
+            return Ok(Vec::new());
         };
-        on_device(module, matrix)
+        let [outputs, inputs] = [rows, columns].map(|side| side.unsigned_abs() as usize);
+        let count = count.unwrap_or(1).unsigned_abs() as usize;
+        let part = |bytes: &'_ [u8], number: usize| {
+            let each = bytes.len() / count;
+            number * each..(number + 1) * each
+        };
+        let matrix = |number: usize| {
+            let scales = (&scales.0[part(&scales.0, number)], &scales.1);
+            let biases = (&biases.0[part(&biases.0, number)], &biases.1);
+            let words = &weight[part(&weight, number)];
+            let packed = pack_affine(affine, words, scales, biases, outputs, inputs);
+            Matrix::Host(products::Matrix::Packed(packed))
+        };
+        Ok((0..count).map(matrix).collect())
+    }
+
+    /// The bytes of a tensor of floating-point numbers and how they are stored; none while
+    /// surveying.
+    fn numbers(
+        &mut self,
+        name: &str,
+        shape: &[i32],
+    ) -> Result<Option<(Vec<u8>, Encoding)>, LoadError> {
+        self.stored(name, shape, false)
+    }
+
+    fn stored(
+        &mut self,
+        name: &str,
+        shape: &[i32],
+        words: bool,
+    ) -> Result<Option<(Vec<u8>, Encoding)>, LoadError> {
+        let Some((_, encoding)) = self.fitting(name, words) else { return Ok(None) };
+        Ok(self.bytes(name, shape)?.map(|bytes| (bytes, encoding)))
+    }
+
+    /// The type in which a tensor is stored, if it holds numbers, or packed words, as wanted; what
+    /// is wrong is noted.
+    fn fitting(&mut self, name: &str, words: bool) -> Option<(Dtype, Encoding)> {
+        let (shown, tensor) = self.find(name);
+        let Some(tensor) = tensor else {
+            self.note(Problem::Missing { tensor: shown });
+            return None;
+        };
+        let stored = tensor.encoding.dtype();
+        // Packed words are no numbers, and numbers no packed words.
+        match stored.filter(|stored| (*stored == Dtype::Uint32) == words) {
+            Some(dtype) => Some((dtype, tensor.encoding.clone())),
+            None => {
+                let found = tensor.encoding.name().to_owned();
+                self.note(Problem::Encoding { tensor: shown, found });
+                None
+            }
+        }
     }
 
     /// A tensor of floating-point numbers, in the type we compute in.
@@ -242,17 +409,8 @@ impl<'a> Weights<'a> {
     }
 
     fn typed(&mut self, name: &str, shape: &[i32], dtype: Dtype) -> Result<Array, LoadError> {
-        let (shown, tensor) = self.find(name);
-        let stored = tensor.and_then(|tensor| tensor.encoding.dtype());
-        // Packed words are no numbers, and numbers no packed words.
-        let fits = stored.filter(|stored| (*stored == Dtype::Uint32) == (dtype == Dtype::Uint32));
-        let Some(stored) = fits else {
-            if let Some(tensor) = tensor {
-                let found = tensor.encoding.name().to_owned();
-                self.note(Problem::Encoding { tensor: shown, found });
-            } else {
-                self.note(Problem::Missing { tensor: shown });
-            }
+        let (shown, _) = self.find(name);
+        let Some((stored, _)) = self.fitting(name, dtype == Dtype::Uint32) else {
             return Ok(Array::from_f32(0.0));
         };
         let Some(bytes) = self.bytes(name, shape)? else { return Ok(Array::from_f32(0.0)) };
@@ -310,6 +468,120 @@ impl<'a> Weights<'a> {
             problems.push(problem);
         }
     }
+}
+
+/// Numbers as f32. `Weights::fitting` has seen that they are numbers.
+fn widen(bytes: &[u8], encoding: &Encoding) -> Vec<f32> {
+    let two = bytes.as_chunks::<2>().0.iter();
+    match encoding {
+        Encoding::F16 => two.map(|two| f16::from_le_bytes(*two).to_f32()).collect(),
+        Encoding::Bf16 => two.map(|two| bf16::from_le_bytes(*two).to_f32()).collect(),
+        _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+    }
+}
+
+fn dense_type(encoding: &Encoding) -> dots::Stored {
+    match encoding {
+        Encoding::F16 => dots::Stored::F16,
+        Encoding::Bf16 => dots::Stored::Bf16,
+        _ => dots::Stored::F32,
+    }
+}
+
+/// GGUF's blocks in our layout.
+fn pack_blocks(kind: Kind, bytes: &[u8], outputs: usize, inputs: usize) -> Packed {
+    let (size, blocks) = (kind.bytes(), inputs / BLOCK);
+    let (mut scales, mut biases) = (Vec::new(), Vec::new());
+    for block in bytes.chunks_exact(size) {
+        let (scale, bias) = kind.affine(block);
+        scales.extend(scale.to_le_bytes());
+        biases.extend(bias.to_le_bytes());
+    }
+    let bits = if kind.bits() == 4 { packed::Bits::Four } else { packed::Bits::Eight };
+    let affine = packed::Affine {
+        outputs,
+        inputs,
+        group: BLOCK,
+        codes: &|output, number, codes| {
+            kind.codes(&bytes[(output * blocks + number) * size..][..size], codes);
+        },
+        scales: &scales,
+        biases: &biases,
+    };
+    Packed::new(packed::Stored { bits, scales: packed::Scales::F16 }, &affine)
+}
+
+/// MLX's codes in our layout: those of 2 and 3 bits as 4, those of 5 and 6 as 8.
+fn pack_affine(
+    affine: Affine,
+    words: &[u8],
+    (scales, scale_type): (&[u8], &Encoding),
+    (biases, bias_type): (&[u8], &Encoding),
+    outputs: usize,
+    inputs: usize,
+) -> Packed {
+    let own = match scale_type {
+        Encoding::F16 => packed::Scales::F16,
+        Encoding::Bf16 => packed::Scales::Bf16,
+        _ => packed::Scales::F32,
+    };
+    let wide;
+    let (kind, scales, biases) = if scale_type == bias_type {
+        (own, scales, biases)
+    } else {
+        wide = [(scales, scale_type), (biases, bias_type)].map(|(bytes, encoding)| {
+            widen(bytes, encoding).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()
+        });
+        (packed::Scales::F32, &wide[0][..], &wide[1][..])
+    };
+    // A row is a string of bits, lowest first; each code takes the next few.
+    let each = affine.bits.unsigned_abs() as usize;
+    let row_bytes = inputs * each / 8;
+    let codes = |output: usize, number: usize, codes: &mut [u8]| {
+        let row = &words[output * row_bytes..][..row_bytes];
+        for (i, code) in codes.iter_mut().enumerate() {
+            let bit = (number * BLOCK + i) * each;
+            let next = row.get(bit / 8 + 1).copied().unwrap_or(0);
+            let both = u16::from_le_bytes([row[bit / 8], next]);
+            *code = (both >> (bit % 8)) as u8 & u8::MAX >> (8 - each);
+        }
+    };
+    let bits = if each <= 4 { packed::Bits::Four } else { packed::Bits::Eight };
+    let affine = packed::Affine {
+        outputs,
+        inputs,
+        group: affine.group_size.unsigned_abs() as usize,
+        codes: &codes,
+        scales,
+        biases,
+    };
+    Packed::new(packed::Stored { bits, scales: kind }, &affine)
+}
+
+/// Several matrices as one of `[count, outputs, inputs]`. Parts of several types are refused by MLX.
+fn stack(matrices: &[Matrix]) -> Result<Matrix, Exception> {
+    let mut parts: [Vec<&Array>; 3] = [const { Vec::new() }; 3];
+    let mut setting = None;
+    for matrix in matrices {
+        match matrix {
+            Matrix::Host(_) => return Err(Exception::custom("a matrix on the host")),
+            Matrix::Dense { transposed } => parts[0].push(transposed),
+            Matrix::Quantized { weight, scales, biases, affine } => {
+                parts[0].push(weight);
+                parts[1].push(scales);
+                parts[2].push(biases);
+                setting = Some(*affine);
+            }
+        }
+    }
+    let one = |parts: &[&Array]| ops::stack(parts, 0).and_then(settled);
+    let weight = one(&parts[0])?;
+    Ok(match setting {
+        None => Matrix::Dense { transposed: weight },
+        Some(affine) => {
+            Matrix::Quantized { weight, scales: one(&parts[1])?, biases: one(&parts[2])?, affine }
+        }
+    })
 }
 
 /// Stands in for a matrix while surveying. Nothing computes with it.

@@ -323,10 +323,12 @@ mod tests {
         };
         expect![[r#"
             policy.name of "Über" must be 1 to 64 lower-case letters, digits, '-' and '_', got "Über"
-            policy.source of "Über" must be a path or builtin: with one of guard, got "builtin:gard"
+            policy.source of "Über" must be a path or builtin: with one of guard, quota, router, stream-guard, got "builtin:gard"
             policy.deadline of "Über" must be 1ms to 1s, got 200µs
             policy.memory_max of "Über" must be 128KiB to 64MiB, got "1GiB"
-            policy.on_failure.account of "Über" must be "open", since the request is over by then, got "closed:503"
+            policy.calls_max of "Über" must be 1 to 100000, got 0
+            policy.on_failure.account must be "open", since the request is over by then, got "closed:503" (of "Über")
+            policy.grants of "Über" must name each once, got "state" twice
             policy.name must be unique, got "guard" twice"#]]
         .assert_eq(&{
             let guard = default_policies().remove(0);

@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::clock::Ticker;
 use crate::describe::Description;
 use crate::fit::Shape;
-use crate::limits::{INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
+use crate::limits::{CORES_MAX, INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
 use crate::load::{Bytes, Digest};
 use crate::metrics::HostMetrics;
 use crate::policy::WasmPolicy;
@@ -24,8 +24,12 @@ use crate::reach::Web;
 use crate::{LoadFailed, PolicyConfig};
 
 /// The policies that are part of the host: built by `make guests`, put here by build.rs.
-pub(crate) const BUILTINS: &[(&str, &[u8])] =
-    &[("guard", include_bytes!(concat!(env!("OUT_DIR"), "/guard.wasm")))];
+pub(crate) const BUILTINS: &[(&str, &[u8])] = &[
+    ("guard", include_bytes!(concat!(env!("OUT_DIR"), "/guard.wasm"))),
+    ("quota", include_bytes!(concat!(env!("OUT_DIR"), "/quota.wasm"))),
+    ("router", include_bytes!(concat!(env!("OUT_DIR"), "/router.wasm"))),
+    ("stream-guard", include_bytes!(concat!(env!("OUT_DIR"), "/stream-guard.wasm"))),
+];
 
 /// Loads policies and keeps what they share. Cheap to clone; policies may outlive it.
 #[derive(Clone)]
@@ -152,6 +156,10 @@ impl PolicyHost {
         Ok(WasmPolicy::describe_unloaded(&self.shared, config, &compiled))
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     fn checked(&self, config: &PolicyConfig) -> Result<(), LoadFailed> {
         let problems = config.problems();
         if problems.is_empty() {
@@ -196,7 +204,7 @@ fn config() -> Config {
     config
         // Policies are small, and most of a call is handing over values: compiling a quarter
         // faster is worth more than code that runs faster. Turned around, guard's call costs the
-        // same (see examples/warm_call.rs).
+        // same (see examples/figures.rs).
         .cranelift_opt_level(OptLevel::None)
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES_MAX)
@@ -215,11 +223,13 @@ fn config() -> Config {
 /// replaced after a trap, and a bound on all of them together.
 fn pool() -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
+    // A Rust policy has three core instances and one memory; one in Python has forty and one, one
+    // in JavaScript fifteen and three.
     pool.total_component_instances(INSTANCES_MAX)
-        .total_core_instances(INSTANCES_MAX * 4)
+        .total_core_instances(INSTANCES_MAX * 16)
         .total_memories(INSTANCES_MAX)
         .total_tables(INSTANCES_MAX * 4)
-        .max_core_instances_per_component(PARTS_MAX)
+        .max_core_instances_per_component(CORES_MAX)
         .max_tables_per_component(PARTS_MAX)
         .max_memories_per_component(PARTS_MAX)
         .table_elements(TABLE_ELEMENTS_MAX)

@@ -30,6 +30,7 @@ mod fit;
 mod grants;
 mod host;
 mod instance;
+mod keeper;
 mod lend;
 pub mod limits;
 mod load;
@@ -47,6 +48,7 @@ pub use config::{
 pub use describe::{Description, Says};
 pub use grants::{BadGrant, Grant};
 pub use host::{HostFailed, PolicyHost, Services};
+pub use keeper::{Change, Keeper, LookingAfter, NotChanged};
 pub use load::{Digest, LoadFailed, Unfit};
 pub use policy::WasmPolicy;
 pub use profile::DeclaredMetric;

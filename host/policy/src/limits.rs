@@ -33,8 +33,11 @@ pub const TRANSFER_BYTES_MAX: usize = 256 << 10;
 /// Stack of a call. Calls run on tokio's workers, which have 2 MiB.
 pub const STACK_BYTES_MAX: usize = 512 << 10;
 
-/// Core instances, tables and memories in one component. A Rust policy has three, two and one;
-/// components around an interpreter have some more.
+/// Core instances in one component. A Rust policy has three, one in Python 38.
+pub(crate) const CORES_MAX: u32 = 64;
+
+/// Tables and memories in one component. A Rust policy has two and one; components around an
+/// interpreter have some more.
 pub(crate) const PARTS_MAX: u32 = 16;
 
 /// Elements in all tables of a component together.
@@ -188,7 +191,7 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        PARTS_MAX as usize
+        CORES_MAX as usize
     }
 
     fn tables(&self) -> usize {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use interlock_admission::{
     Answer, Body, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind, Identified, Load,
-    Phase, Policy, PolicyFailure, Progress, Reaction, Summary, Told, Transformed, Verdict, Watch,
+    Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told, Transformed, Verdict, Watch,
     Window,
 };
 use wasmtime::Store;
@@ -31,6 +31,8 @@ use crate::{LoadFailed, PolicyConfig, Unfit};
 /// A loaded policy. Any number of threads may call it at once; each call owns an instance.
 pub struct WasmPolicy {
     name: String,
+    // What its log, state and metrics go by.
+    own: String,
     deadline: Duration,
     recipe: Recipe,
     codes: Codes,
@@ -80,10 +82,11 @@ impl WasmPolicy {
         }
         let Compiled { shape, component, .. } = compiled;
         let ungranted = shape.missing(&config.grants);
+        let own = own_name(config);
         let reach = Reach::new(
-            Voice::new(&config.name),
+            Voice::new(&own),
             config.grants.clone(),
-            shared.state.space(&config.name),
+            shared.state.space(&own),
             Arc::clone(&shared.web),
             config.calls_max,
         );
@@ -117,29 +120,27 @@ impl WasmPolicy {
         if !ungranted.is_empty() {
             return Err(unfit(Unfit::grants(ungranted, &config.grants)));
         }
-        let meters = shared.metrics.plugins.declare(&config.name, &profile.metrics);
+        let meters = shared.metrics.plugins.declare(&own, &profile.metrics);
         let meters = meters.map_err(|why| unfit(Unfit::Descriptor(why)))?;
         // Nobody set it before: the first instance has only just begun.
         let _ = recipe.reach.meters.set(meters);
         let takes = |phase: Phase| shape.phases.contains(&phase);
-        let meters = shared.metrics.policy(&config.name);
+        let meters = shared.metrics.policy(&own);
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let content = |kind: fn(&Grant) -> bool| {
             shape.capabilities.contains(&"content") && config.grants.iter().any(kind)
         };
+        let quarantine = Quarantine::new(&own, config.crash_budget, meters.quarantined.clone());
         let policy = Self {
             name: config.name.clone(),
+            own,
             deadline: config.deadline,
             codes: Codes::new(&profile.reasons),
             headers: shown(shape.version, &needs, &config.grants),
             watch: profile.watched(takes),
             description: Description::new(compiled, Some((&profile, needs)), &config.grants),
             profile,
-            quarantine: Quarantine::new(
-                &config.name,
-                config.crash_budget,
-                meters.quarantined.clone(),
-            ),
+            quarantine,
             meters,
             reads: content(|grant| matches!(grant, Grant::Read(_) | Grant::Write(_))),
             writes: content(|grant| matches!(grant, Grant::Write(_))),
@@ -205,6 +206,14 @@ impl WasmPolicy {
     /// How often it was quarantined.
     pub fn quarantines(&self) -> u64 {
         self.quarantine.times()
+    }
+
+    /// Its metrics are shown again, in place of those of a later generation of it.
+    pub(crate) fn show_metrics(&self) {
+        let declared = self.profile.metrics.iter().map(|metric| metric.name.as_str());
+        if let Some(meters) = self.recipe.reach.meters.get() {
+            self.recipe.shared.metrics.plugins.show(&self.own, declared, meters);
+        }
     }
 
     /// Memory of each warm instance, in bytes.
@@ -507,6 +516,13 @@ impl Recipe {
         instance.calls_left = calls_max();
         Ok((instance, profile))
     }
+}
+
+/// What a policy's log, state and metrics go by. In shadow it is asked beside the one that decides:
+/// what the two take from the same bucket would be taken twice, so it has its own.
+fn own_name(config: &PolicyConfig) -> String {
+    let shadow = if config.mode == PolicyMode::Shadow { ".shadow" } else { "" };
+    format!("{}{shadow}", config.name)
 }
 
 /// What is missing of what it imports and of what it says that it needs.

@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 
 use expect_test::expect;
 use interlock_admission::{FailureKind, PlanProposal, Policy};
-use interlock_policy::PolicyHost;
+use interlock_policy::{PolicyConfig, PolicyHost};
 use interlock_policy::limits::CALLS_MAX;
 
 mod common;
-use common::{admit, admitted, config, corpus, count, facts, load, misbehaves, rejected, summary, told};
+use common::{admit, admitted, count, facts, load, misbehaves, rejected, summary, told};
+
+/// With time enough to write its memory full.
+fn patient() -> PolicyConfig {
+    PolicyConfig { deadline: Duration::from_millis(100), ..misbehaves() }
+}
 
 /// Fails as said, and is none the worse for it.
 fn check(model: &str, kind: FailureKind, says: &str) {
-    let policy = load(&misbehaves()).expect("it is fine so far");
+    let policy = load(&patient()).expect("it is fine so far");
     assert_eq!((count(&*policy), count(&*policy)), (1, 2), "warm instances are used again");
     let failure = admit(&*policy, model).expect_err("it misbehaves");
     assert_eq!(failure.kind, kind, "{failure}");
@@ -99,12 +104,12 @@ fn absurd_answers_are_cut_to_size() {
 fn a_policy_sees_the_facts_as_they_are() {
     let policy = load(&misbehaves()).expect("it is fine so far");
     let detail = rejected(&*policy, "repeat the facts").reason.detail.expect("that is its detail");
-    expect![[r#"RequestFacts { request-id: "r-1", arrived-at: 1700000000000000, endpoint: Endpoint::Chat, model: "repeat the facts", streaming: true, prompt-tokens: 100, max-tokens: 50, max-tokens-asked: true, body-bytes: 512, headers: [("x-tenant", "blue")] } LoadFacts { waiting: 1, max-waiting: 32, running: 2 }"#]].assert_eq(&detail);
+    expect![[r#"RequestFacts { request-id: "r-1", arrived-at: 1700000000000000, endpoint: Endpoint::Chat, model: "repeat the facts", streaming: true, background: false, prompt-tokens: 100, max-tokens: 50, max-tokens-asked: true, body-bytes: 512, prefix-key: 42, tenant: "blue", attributes: [Attribute { name: "plan", value: "gold" }], headers: [], note: "" } Load { waiting: 1, max-waiting: 32, running: 2, max-running: 8, tenant-in-flight: 3 }"#]].assert_eq(&detail);
 }
 
 #[test]
 fn failing_to_account_costs_nothing_but_that() {
-    let policy = load(&misbehaves()).expect("it is fine so far");
+    let policy = load(&patient()).expect("it is fine so far");
     for (model, kind) in [
         ("account:panic", FailureKind::Trap),
         ("account:spin", FailureKind::Deadline),
@@ -145,7 +150,7 @@ fn a_policy_outlives_its_host() {
 /// with fewer cores, threads are put aside in the middle of calls: that is nobody's deadline.
 #[test]
 fn calls_of_many_threads_do_not_touch_each_other() {
-    let policy = load(&misbehaves()).expect("it is fine so far");
+    let policy = load(&patient()).expect("it is fine so far");
     let (served, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let policy: &dyn Policy = &*policy;
     thread::scope(|scope| {

@@ -55,7 +55,13 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     assert_eq!(&*refused.rejection.reason.code.0, "policy_failed");
     let consent = ask(&chain, facts("fine")).expect("the next request is served");
     consent.oversight.settle(&summary());
-    expect![[r#""#]].assert_eq(&counters(&registry));
+    expect![[r#"
+        interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
+        interlock_policy_calls_total{decision="done",phase="account",policy="p"} 2
+        interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
+        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1
+        interlock_policy_fallbacks_total{action="closed",phase="admit",policy="p"} 1
+        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]].assert_eq(&counters(&registry));
 
     let open = PolicyConfig {
         on_failure: OnFailure { admit: "open".parse().expect("an action"), ..OnFailure::default() },
@@ -64,7 +70,16 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     let (chain, registry) = self::chain(&[open]);
     drop(ask(&chain, facts("account:panic")).expect("admitting is fine"));
     drop(ask(&chain, facts("panic")).expect("open means open"));
-    expect![[r#""#]].assert_eq(&counters(&registry));
+    expect![[r#"
+        interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
+        interlock_policy_calls_total{decision="done",phase="account",policy="p"} 1
+        interlock_policy_calls_total{decision="failed",phase="account",policy="p"} 1
+        interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
+        interlock_policy_failures_total{kind="trap",phase="account",policy="p"} 1
+        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1
+        interlock_policy_fallbacks_total{action="open",phase="account",policy="p"} 1
+        interlock_policy_fallbacks_total{action="open",phase="admit",policy="p"} 1
+        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]].assert_eq(&counters(&registry));
 }
 
 #[test]
@@ -91,7 +106,11 @@ fn the_default_policies_shape_plans() {
             plan.priority,
         );
     }
-    expect![[r#""#]].assert_eq(&story);
+    expect![[r#"
+        a short chat: queue 300s, first token 362s, inter token 60s, total 486s; Cancel, Standard
+        a long document: queue 300s, first token 600s, inter token 60s, total 1820s; Cancel, Standard
+        as much as it takes: queue 300s, first token 365s, inter token 60s, total 3600s; Cancel, Standard
+    "#]].assert_eq(&story);
 }
 
 #[test]
@@ -108,5 +127,29 @@ fn guard_reads_its_settings_from_the_hosts() {
     );
     let (chain, _) = chain(&[guard]);
     let consent = ask(&chain, facts("m")).expect("guard turns nobody away");
-    expect![[r#""#]].assert_debug_eq(consent.admitted.plan());
+    expect![[r#"
+        Plan {
+            priority: Interactive,
+            deadlines: Deadlines {
+                queue: Some(
+                    300s,
+                ),
+                first_token: Some(
+                    365s,
+                ),
+                inter_token: Some(
+                    60s,
+                ),
+                total: Some(
+                    2s,
+                ),
+            },
+            on_disconnect: Drain(
+                DrainLimits {
+                    time_max: 5s,
+                    tokens_max: 64,
+                },
+            ),
+        }
+    "#]].assert_debug_eq(consent.admitted.plan());
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use interlock_admission::Policy as _;
 use interlock_policy::limits::LOG_BURST;
 
 mod common;

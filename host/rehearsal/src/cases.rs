@@ -177,9 +177,7 @@ impl Played {
 
     /// Each case with what is wrong with it, for scripts.
     pub fn to_json(&self) -> Value {
-        let difference = |difference: &Difference| {
-            json!({"at": difference.at, "expected": difference.expected, "got": difference.got})
-        };
+        let difference = |difference: &Difference| json!({"at": difference.at, "expected": difference.expected, "got": difference.got});
         let wrong = |wrong: &Wrong| {
             let differences: Vec<_> = wrong.differences.iter().map(difference).collect();
             json!({"step": wrong.step, "differences": differences, "answer": wrong.answer})
@@ -415,7 +413,8 @@ impl Stage {
             }
             Phase::Account => {
                 let ended = step.ended.as_ref().ok_or("phase account needs ended")?;
-                let answer = policy.account(told, &ended.summary(facts.prompt_tokens, now, known.at));
+                let answer =
+                    policy.account(told, &ended.summary(facts.prompt_tokens, now, known.at));
                 policy.forget(known.serial);
                 answer.spelled()
             }
@@ -493,9 +492,9 @@ fn named(choice: &Answer<Choice>, given: &[CandidateGiven]) -> Value {
         Ok(Choice::Pick(id, _)) => spelled["pick"] = name(*id).into(),
         Ok(Choice::Scores(_)) => {
             let scores = spelled["scores"].as_object().cloned().unwrap_or_default();
-            let named = scores.into_iter().map(|(id, score)| {
-                (name(id.parse().unwrap_or(u32::MAX)).to_owned(), score)
-            });
+            let named = scores
+                .into_iter()
+                .map(|(id, score)| (name(id.parse().unwrap_or(u32::MAX)).to_owned(), score));
             spelled["scores"] = Value::Object(named.collect());
         }
         _ => {}

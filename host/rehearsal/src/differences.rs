@@ -159,6 +159,10 @@ mod tests {
     #[test]
     fn a_text_of_digits_is_the_number_and_a_text_is_no_time() {
         check(&json!({"x": 60}), &json!({"x": "60"}), &expect![""]);
-        check(&json!({"x": "stop"}), &json!({"x": "go"}), &expect![[r#"x: expected "stop", got "go""#]]);
+        check(
+            &json!({"x": "stop"}),
+            &json!({"x": "go"}),
+            &expect![[r#"x: expected "stop", got "go""#]],
+        );
     }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use interlock_admission::{
-    Body, Caller, Candidate, Closing, Event, Facts, Headers, Identity, Load, Phase, Progress, Summary,
+    Body, Caller, Candidate, Closing, Event, Facts, Headers, Identity, Load, Phase, Progress,
+    Summary,
 };
 use interlock_request::{
     CancelCause, Deadline, Endpoint, Finish, ModelId, Outcome, Priority, RequestId, Usage,

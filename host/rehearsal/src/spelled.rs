@@ -174,9 +174,7 @@ fn plan(plan: &PlanProposal) -> Option<Value> {
 }
 
 fn disconnect(action: DisconnectAction) -> Value {
-    let within = |limits: DrainLimits| {
-        json!({"max_time": time(limits.time_max), "max_tokens": limits.tokens_max})
-    };
+    let within = |limits: DrainLimits| json!({"max_time": time(limits.time_max), "max_tokens": limits.tokens_max});
     match action {
         DisconnectAction::Cancel => "cancel".into(),
         DisconnectAction::Drain(limits) => json!({"drain": within(limits)}),

@@ -22,7 +22,8 @@ const STATES_MAX: usize = 2_000;
 #[derive(Debug)]
 pub(crate) struct Pattern {
     states: Vec<State>,
-    start: usize,
+    /// Where it begins; each of them takes something.
+    first: Vec<usize>,
     words: bool,
 }
 
@@ -88,9 +89,10 @@ impl Pattern {
     }
 
     fn build(node: &Node, options: Options) -> Result<Self, String> {
-        let mut pattern = Self { states: vec![State::Done], start: 0, words: options.words };
-        pattern.start = pattern.add(node, 0, options)?;
-        if pattern.closure(&[pattern.start]).contains(&0) {
+        let mut pattern = Self { states: vec![State::Done], first: vec![], words: options.words };
+        let start = pattern.add(node, 0, options)?;
+        pattern.first = pattern.closure(&[start]);
+        if pattern.first.contains(&0) {
             return Err("it matches where nothing is".into());
         }
         Ok(pattern)
@@ -160,11 +162,13 @@ impl Pattern {
     /// How far it matches from the front of `text`, at most `limit` bytes. `fresh`: no word goes
     /// on here. `finished`: nothing comes after `text`.
     pub(crate) fn reach(&self, text: &str, fresh: bool, finished: bool, limit: usize) -> Reach {
-        if self.words && !fresh {
+        // Most of the time nothing begins here, and that costs nothing.
+        let begins = |letter| self.first.iter().any(|&at| self.takes(at, letter).is_some());
+        if self.words && !fresh || !text.starts_with(begins) {
             return Reach::Nowhere;
         }
         let mut found = Reach::Nowhere;
-        let mut states = self.closure(&[self.start]);
+        let mut states = self.first.clone();
         let mut letters = text.char_indices();
         loop {
             let here = letters.offset();
@@ -189,17 +193,21 @@ impl Pattern {
             if here + letter.len_utf8() > limit {
                 return found;
             }
-            let next: Vec<usize> = states
-                .iter()
-                .filter_map(|&at| match &self.states[at] {
-                    State::Take(class, next) if class.has(letter) => Some(*next),
-                    _ => None,
-                })
-                .collect();
+            let next: Vec<usize> = states.iter().filter_map(|&at| self.takes(at, letter)).collect();
             if next.is_empty() {
                 return found;
             }
             states = self.closure(&next);
+        }
+    }
+}
+
+impl Pattern {
+    /// Where a state goes on that takes this letter.
+    fn takes(&self, at: usize, letter: char) -> Option<usize> {
+        match &self.states[at] {
+            State::Take(class, next) if class.has(letter) => Some(*next),
+            _ => None,
         }
     }
 }

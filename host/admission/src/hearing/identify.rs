@@ -23,7 +23,11 @@ impl Hearing {
         let (mut shadows, from) = (Shadows::none(), self.said.len());
         let result = self.identity(caller, &mut shadows).await;
         self.write(|| Asked::Identify(caller.clone()), from, &result);
-        shadows.compare(Phase::Identify, |_, answer| match (answer, &result) {
+        let same = |one: &Identified, other: &Identified| match (one, other) {
+            (Identified::Known(one, _), Identified::Known(other, _)) => one == other,
+            _ => one.as_str() == other.as_str(),
+        };
+        shadows.compare(Phase::Identify, same, |answer| match (answer, &result) {
             (Identified::Known(identity, _), Ok(known)) => identity != known,
             (Identified::Known(..), Err(_)) | (Identified::Reject(_), Ok(_)) => true,
             (Identified::Reject(_), Err(_)) | (Identified::Unknown, _) => false,

@@ -28,16 +28,24 @@ impl Hearing {
         let result = self.place(facts, candidates, body, &mut shadows).await;
         let asked = || Asked::Route { facts: facts.clone(), candidates: candidates.to_vec() };
         self.write(asked, from, &result);
-        shadows.compare(Phase::Route, |_, answer| match (answer, &result) {
-            (Choice::Abstain, _) | (Choice::Reject(_), Err(_)) => false,
-            (Choice::Pick(..) | Choice::Scores(_), Err(_)) | (Choice::Reject(_), Ok(_)) => true,
-            (Choice::Pick(id, _), Ok(taken)) => Some(*id) != *taken,
-            // Its own favourite, as if it were alone.
-            (Choice::Scores(scores), Ok(taken)) => {
+        // Where it would go by this word alone.
+        let favourite = |choice: &Choice| match choice {
+            Choice::Pick(id, _) => Some(*id),
+            Choice::Scores(scores) => {
                 let mut sums = vec![0.0; candidates.len()];
                 add(&mut sums, candidates, scores, 1.0);
-                best(candidates, &sums).map(|at| candidates[at].id) != *taken
+                best(candidates, &sums).map(|at| candidates[at].id)
             }
+            Choice::Abstain | Choice::Reject(_) => None,
+        };
+        let same = |one: &Choice, other: &Choice| {
+            let rejects = |choice: &Choice| matches!(choice, Choice::Reject(_));
+            rejects(one) == rejects(other) && favourite(one) == favourite(other)
+        };
+        shadows.compare(Phase::Route, same, |answer| match (answer, &result) {
+            (Choice::Abstain, _) | (Choice::Reject(_), Err(_)) => false,
+            (Choice::Pick(..) | Choice::Scores(_), Err(_)) | (Choice::Reject(_), Ok(_)) => true,
+            (Choice::Pick(..) | Choice::Scores(_), Ok(taken)) => favourite(answer) != *taken,
         });
         result
     }

@@ -24,7 +24,7 @@ impl Hearing {
         if let Some(before) = before {
             self.write(|| Asked::Transform(before), from, &result);
         }
-        shadows.compare(Phase::Transform, |_, answer| match answer {
+        shadows.compare(Phase::Transform, PartialEq::eq, |answer| match answer {
             Transformed::Keep => false,
             Transformed::Edit(_) => true,
             Transformed::Reject(_) => result.is_ok(),

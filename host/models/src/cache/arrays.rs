@@ -156,8 +156,9 @@ impl ArrayPages {
         let plan = self.plan.as_ref().ok_or_else(lost)?;
         let pool = self.layers[layer].take().ok_or_else(lost)?;
         let Projected { queries, keys, values } = projected;
-        let (total, heads) = (queries.dim(1), queries.dim(2));
+        let (queries, keys, values) = (queries.device()?, keys.device()?, values.device()?);
         let Heads { kv_heads, head_dim, .. } = self.heads;
+        let (total, heads) = (queries.dim(1), queries.dim(2) / head_dim);
 
         let by_token = |x: &Array, heads: i32| x.reshape(&[total, heads, 1, head_dim]);
         let queries = rope.forward(&by_token(queries, heads)?, &plan.positions)?;

@@ -29,22 +29,21 @@ mod arrays;
 mod kernel;
 
 use interlock_engine::PageId;
+use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype, ops};
 
 pub(crate) use arrays::ArrayPages;
 
-#[cfg(not(target_os = "macos"))]
 use crate::cpu::pages::HostPages;
 use crate::families::Dimensions;
 use crate::rope::Rope;
+use crate::tensor::Tensor;
 
 /// Positions in one page. On the CPU a page's keys are read by whole vectors of positions, so it is
 /// a multiple of 16; smaller pages waste less memory at each sequence's end and share prefixes more
 /// finely, larger ones make longer reads.
 pub(crate) const PAGE_TOKENS: u32 = 32;
 
-#[cfg(not(target_os = "macos"))]
 const _: () = assert!(PAGE_TOKENS as usize == crate::cpu::attention::PAGE);
 
 /// One row of the table, seen from the cache.
@@ -65,13 +64,13 @@ impl Span<'_> {
     }
 }
 
-/// What a layer makes of the table before attention: `[1, total, heads, head_dim]`, and as many
+/// What a layer makes of the table before attention: `[1, total, heads * head_dim]`, and as many
 /// `kv_heads` for the other two. Not turned yet.
 #[derive(Clone, Copy)]
 pub(crate) struct Projected<'a> {
-    pub(crate) queries: &'a Array,
-    pub(crate) keys: &'a Array,
-    pub(crate) values: &'a Array,
+    pub(crate) queries: &'a Tensor,
+    pub(crate) keys: &'a Tensor,
+    pub(crate) values: &'a Tensor,
 }
 
 /// The table of one pass.
@@ -82,7 +81,6 @@ pub(crate) struct Batch<'a> {
 
 /// All pages of a model.
 pub(crate) enum Pages {
-    #[cfg(not(target_os = "macos"))]
     Host(HostPages),
     Arrays(ArrayPages),
 }
@@ -91,7 +89,6 @@ impl<'a> Batch<'a> {
     /// The rows' tokens lie one after another in the order of `spans`.
     pub(crate) fn new(spans: Vec<Span<'a>>, pages: &'a mut Pages) -> Self {
         match pages {
-            #[cfg(not(target_os = "macos"))]
             Pages::Host(pages) => pages.begin(),
             Pages::Arrays(pages) => pages.begin(&spans),
         }
@@ -107,23 +104,12 @@ impl<'a> Batch<'a> {
         projected: Projected<'_>,
         rope: &Rope,
         scale: f32,
-    ) -> Result<Array, Exception> {
+    ) -> Result<Tensor, Exception> {
         match self.pages {
-            #[cfg(not(target_os = "macos"))]
-            Pages::Host(pages) => pages.attend(layer, &self.spans, projected, rope, scale),
-            Pages::Arrays(pages) => pages.attend(layer, projected, rope, scale),
-        }
-    }
-
-    /// `silu(gate) * up`. It needs nothing of the table; it is here because the table knows where
-    /// it is computed.
-    pub(crate) fn swiglu(&self, gate: &Array, up: &Array) -> Result<Array, Exception> {
-        match self.pages {
-            #[cfg(not(target_os = "macos"))]
-            Pages::Host(_) => crate::cpu::gate::swiglu(gate, up),
-            // Not `mlx_rs::nn::silu`: it compiles its two operations anew at every call, and on the
-            // CPU MLX's compiler runs g++.
-            Pages::Arrays(_) => gate.multiply(ops::sigmoid(gate)?)?.multiply(up),
+            Pages::Host(pages) => {
+                pages.attend(layer, &self.spans, projected, rope, scale).map(Tensor::Host)
+            }
+            Pages::Arrays(pages) => pages.attend(layer, projected, rope, scale).map(Tensor::Device),
         }
     }
 }
@@ -162,7 +148,6 @@ impl Room {
 
 impl Pages {
     /// Pages in our own memory, for f32 on the CPU.
-    #[cfg(not(target_os = "macos"))]
     pub(crate) fn on_host(dimensions: &Dimensions, pages: u32) -> Self {
         let size = |value: i32| value.unsigned_abs() as usize;
         let Dimensions { layers, kv_heads, head_dim, .. } = *dimensions;
@@ -182,7 +167,9 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Host;
     use crate::noise::noise;
+    use mlx_rs::Array;
 
     #[test]
     fn there_is_room_for_one_sequence_and_no_more_than_anyone_could_use() {
@@ -234,19 +221,28 @@ mod tests {
                 values.extend(noise(seed + 900, 2 * 16));
             }
         }
-        let array =
-            |numbers: &[f32], heads: i32| Array::from_slice(numbers, &[1, start as i32, heads, 16]);
-        let (queries, keys, values) = (array(&queries, 4), array(&keys, 2), array(&values, 2));
-        let keys = if heads == 2 { keys } else { array(&noise(1, start * 16), 1) };
+        let on_host = matches!(pages, Pages::Host(_));
+        let tensor = |numbers: Vec<f32>| {
+            let width = numbers.len() / start;
+            if on_host {
+                Tensor::Host(Host { width, numbers })
+            } else {
+                Tensor::Device(Array::from_slice(&numbers, &[1, start as i32, width as i32]))
+            }
+        };
+        let keys = if heads == 2 { keys } else { noise(1, start * 16) };
+        let (queries, keys, values) = (tensor(queries), tensor(keys), tensor(values));
         let projected = Projected { queries: &queries, keys: &keys, values: &values };
-        let mixed = Batch::new(spans, pages).attend(0, projected, &rope(), 0.25);
-        mixed.map(|mixed| mixed.to_vec_exact().unwrap()).unwrap_or_default()
+        match Batch::new(spans, pages).attend(0, projected, &rope(), 0.25) {
+            Ok(Tensor::Host(mixed)) => mixed.numbers,
+            Ok(Tensor::Device(mixed)) => mixed.to_vec_exact().unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Pages that others left full of NaN, which zero times a masked value would let through; rows
     /// of lengths in different buckets; prompts before, between and after decoding rows.
     #[test]
-    #[cfg(not(target_os = "macos"))]
     fn both_stores_answer_alike_whatever_the_pages_held() {
         let count = 40;
         let mut host = Pages::on_host(&SIZES, count);

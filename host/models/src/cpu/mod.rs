@@ -1,46 +1,59 @@
-//! What MLX's CPU backend lacks on Linux: a fast matrix product, and attention over pages.
+//! A pass on the CPU, in our own code: products with weights that stay as they are stored,
+//! attention over pages, norms and gates, on all cores.
 //!
-//! The MLX wheel brings the reference BLAS, one thread and no SIMD. The executable defines
-//! `cblas_sgemm` itself ([`blas`]) and the loader prefers that to the wheel's. The work is shared
-//! out by a small [`team`] of threads.
+//! MLX's CPU backend multiplies quantized, f16 and bf16 matrices in scalar code on one thread, and
+//! ships the reference BLAS. Here MLX has no part in a pass at all. Its graph would carry some
+//! 870 small operations for each token of the default model, each allocated, scheduled on
+//! another thread and waited for; a primitive of our own in that graph would save the waiting and
+//! leave the rest. So each step is a plain call on the engine's thread, which shares out what is
+//! worth it among a small [`team`] of threads: the only ones that compute.
+//!
+//! # Invariants
+//!
+//! - A row's numbers depend on its own sequence alone, to the bit: not on the rows beside it, how
+//!   its prompt was cut, where its pages lie or how many threads there are.
 //!
 //! # Not here
 //!
-//! macOS: there Accelerate is MLX's BLAS, and this folder is not compiled.
+//! GPUs: there the same families run in MLX's arrays. Which of the two, [`crate::tensor`] says.
 
 pub(crate) mod attention;
-pub(crate) mod blas;
-mod dots;
-pub(crate) mod gate;
-#[cfg(test)]
-mod invariance;
+pub(crate) mod dots;
+mod gate;
+mod norm;
+pub(crate) mod packed;
 pub(crate) mod pages;
+pub(crate) mod products;
 mod team;
 
 use std::num::NonZeroUsize;
 
-use mlx_rs::Array;
-use mlx_rs::error::Exception;
+pub(crate) use norm::rms_norm;
 
-/// Sets how many threads a matrix product may use, before the first one. Later calls change
-/// nothing: the team is made once and serves the whole process.
+/// A table of numbers in our own memory, a row for each token.
+pub(crate) struct Host {
+    pub(crate) width: usize,
+    pub(crate) numbers: Vec<f32>,
+}
+
+impl Host {
+    pub(crate) fn rows(&self) -> usize {
+        self.numbers.len() / self.width.max(1)
+    }
+}
+
+/// Sets how many threads compute, before the first product. Later calls change nothing: the team is
+/// made once and serves the whole process.
 pub(crate) fn prepare(threads: Option<NonZeroUsize>) {
-    let chosen = team::assemble(threads.unwrap_or_else(team::physical_cores));
-    tracing::debug!(threads = chosen, "matrix products on the CPU");
+    team::assemble(threads.unwrap_or_else(team::physical_cores));
 }
 
-/// Whether MLX's matrix products really come to us.
-///
-/// They do not when the binary was linked so that it hides its symbols, and then every token takes
-/// 20 times as long while nothing else looks wrong.
-pub(crate) fn serves_mlx() -> bool {
-    let before = blas::calls();
-    let ones = Array::from_slice(&[1.0_f32; 16], &[4, 4]);
-    let product = mlx_rs::ops::matmul(&ones, &ones).and_then(|product| product.eval());
-    product.is_ok() && blas::calls() > before
+/// The instructions that products use on this machine, for people.
+pub(crate) fn instructions() -> &'static str {
+    packed::Path::best().name()
 }
 
-/// What an evaluated array holds.
-fn numbers(array: &Array) -> Result<&[f32], Exception> {
-    array.try_as_slice().map_err(|error| Exception::custom(error.to_string()))
+/// How many threads compute.
+pub(crate) fn threads() -> usize {
+    team::team().size()
 }

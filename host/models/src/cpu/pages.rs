@@ -1,19 +1,19 @@
 //! Keys and values on the CPU: pages in our own memory, and attention over them in our own code.
 //!
-//! MLX has no attention over pages, and its sums would depend on the shape of the table. So here
-//! its graph is cut: queries, keys and values are computed, read, and the result handed back.
+//! MLX has no attention over pages, and its sums would depend on the shape of the table.
 
 use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, transforms};
 
 use super::attention::{Group, PAGE, scores_needed};
-use super::{numbers, team};
+use super::{Host, team};
 use crate::cache::{Projected, Span};
 use crate::rope::{Rope, Turns};
 
-/// Multiply-adds of attention below which asking for help costs more than it saves.
+/// Multiply-adds of attention, or numbers to turn, below which asking for help costs more than it
+/// saves.
 const WORTH_SHARING: usize = 1 << 17;
 
 /// Positions whose queries one task computes, so that each page read serves several.
@@ -30,7 +30,6 @@ pub(crate) struct HostPages {
     /// This pass's turns, and by which rotation: all layers of a model share it.
     turns: Option<Turns>,
     queries: Vec<f32>,
-    mixed: Vec<f32>,
 }
 
 /// `[page][kv_head][head_dim][PAGE]` and `[page][kv_head][PAGE][head_dim]`.
@@ -69,7 +68,6 @@ impl HostPages {
             heads,
             turns: None,
             queries: Vec::new(),
-            mixed: Vec::new(),
         }
     }
 
@@ -86,13 +84,11 @@ impl HostPages {
         projected: Projected<'_>,
         rope: &Rope,
         scale: f32,
-    ) -> Result<Array, Exception> {
+    ) -> Result<Host, Exception> {
         let Projected { queries, keys, values } = projected;
-        transforms::eval([queries, keys, values])?;
-        let [_, total, heads, head_dim] = *queries.shape() else {
-            return Err(Exception::custom("queries are not [1, total, heads, head_dim]"));
-        };
-        let (queries, keys, values) = (numbers(queries)?, numbers(keys)?, numbers(values)?);
+        let (queries, keys, values) = (queries.host()?, keys.host()?, values.host()?);
+        let per_position = queries.width;
+        let (queries, keys, values) = (&queries.numbers, &keys.numbers, &values.numbers);
         let turns = match self.turns.take() {
             Some(turns) if rope.makes(&turns) => turns,
             _ => rope.turns(spans.iter().flat_map(|span| span.from..span.from + span.count)),
@@ -100,32 +96,40 @@ impl HostPages {
 
         let width = self.heads.head_dim;
         self.queries.resize(queries.len(), 0.0);
-        let per_position = queries.len() / total.unsigned_abs().max(1) as usize;
-        for (position, (from, to)) in queries
-            .chunks_exact(per_position)
-            .zip(self.queries.chunks_exact_mut(per_position))
-            .enumerate()
-        {
-            for (from, to) in from.chunks_exact(width).zip(to.chunks_exact_mut(width)) {
-                turns.turn(position, from, to);
+        let turn = |first: usize, into: &mut [f32]| {
+            let from = &queries[first * per_position..][..into.len()];
+            for (at, (from, to)) in
+                from.chunks_exact(width).zip(into.chunks_exact_mut(width)).enumerate()
+            {
+                turns.turn(first + at * width / per_position, from, to);
                 for number in to {
                     *number *= scale;
                 }
             }
+        };
+        if queries.len() < WORTH_SHARING {
+            turn(0, &mut self.queries);
+        } else {
+            // A lock for each part says to the compiler what is so: nobody else has it.
+            let parts: Vec<_> =
+                self.queries.chunks_mut(TILE * per_position).map(Mutex::new).collect();
+            team::team().run(parts.len(), &|number| {
+                let mut part = parts[number].lock().unwrap_or_else(PoisonError::into_inner);
+                turn(number * TILE, &mut part);
+            });
         }
         self.layers[layer].write(self.heads, spans, &turns, keys, values);
         self.turns = Some(turns);
-        self.mix(layer, spans, per_position);
-        Ok(Array::from_slice(&self.mixed, &[1, total, heads * head_dim]))
+        Ok(self.mix(layer, spans, per_position))
     }
 
     /// From turned queries and written pages to what attention makes of them.
-    fn mix(&mut self, layer: usize, spans: &[Span<'_>], per_position: usize) {
+    fn mix(&mut self, layer: usize, spans: &[Span<'_>], per_position: usize) -> Host {
         let Heads { kv_heads, head_dim } = self.heads;
         let heads = per_position / head_dim / kv_heads;
-        self.mixed.resize(self.queries.len(), 0.0);
+        let mut mixed = Host { width: per_position, numbers: vec![0.0; self.queries.len()] };
         let (tasks, work) = tasks(spans, kv_heads, heads);
-        let (queries, mixed) = (&self.queries, Target(self.mixed.as_mut_ptr()));
+        let (queries, into) = (&self.queries, Target(mixed.numbers.as_mut_ptr()));
         let (layer, page) = (&self.layers[layer], self.heads.page());
         let compute = |number: usize| {
             let Task { span, kv_head, first, positions } = tasks[number];
@@ -133,7 +137,7 @@ impl HostPages {
             let head = kv_head * head_dim * PAGE;
             let from = span.from + first;
             let offset = (span.start + first) * per_position + kv_head * heads * head_dim;
-            let Target(mixed) = { mixed };
+            let Target(into) = { into };
             SCORES.with_borrow_mut(|scores| {
                 let needed = scores_needed(positions * heads, from + positions - 1);
                 if scores.len() < needed {
@@ -148,7 +152,7 @@ impl HostPages {
                     head_dim,
                     keys: &|at| layer.keys[span.page(at) * page + head..].as_ptr(),
                     values: &|at| layer.values[span.page(at) * page + head..].as_ptr(),
-                    out: mixed.wrapping_add(offset),
+                    out: into.wrapping_add(offset),
                     scores,
                 };
                 // SAFETY: the table's pages cover its positions and are within the pool
@@ -162,6 +166,7 @@ impl HostPages {
         } else {
             team::team().run(tasks.len(), &compute);
         }
+        mixed
     }
 }
 
@@ -240,6 +245,7 @@ mod tests {
     use super::*;
     use crate::noise::noise;
     use crate::rope::Rotation;
+    use crate::tensor::Tensor;
     use interlock_engine::PageId;
 
     const HEADS: usize = 6;
@@ -333,16 +339,12 @@ mod tests {
             spans.push(Span { start, count, from, pages });
             start += count;
         }
-        let array = |numbers: &[f32], heads: usize| {
-            let head_dim = numbers.len() / start / heads;
-            Array::from_slice(numbers, &[1, start as i32, heads as i32, head_dim as i32])
-        };
+        let tensor =
+            |numbers: Vec<f32>| Tensor::Host(Host { width: numbers.len() / start, numbers });
         pages.begin();
-        let (queries, keys, values) =
-            (array(&queries, HEADS), array(&keys, KV_HEADS), array(&values, KV_HEADS));
+        let (queries, keys, values) = (tensor(queries), tensor(keys), tensor(values));
         let projected = Projected { queries: &queries, keys: &keys, values: &values };
-        let mixed = pages.attend(0, &spans, projected, rope, scale).unwrap();
-        numbers(&mixed).unwrap().to_vec()
+        pages.attend(0, &spans, projected, rope, scale).unwrap().numbers
     }
 
     /// Page borders, lengths below and above a vector's lanes, head dimensions with and without a

@@ -17,9 +17,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{hint, thread};
 
-/// How often an idle helper looks for work before it sleeps: some 15 microseconds, which bridges
-/// most gaps between two products of one token, and no more, because the cores are not only ours.
-const LOOKS_BEFORE_SLEEP: u32 = 256;
+/// How often an idle helper looks for work before it sleeps: some half a millisecond, which bridges
+/// every gap between two products of one token, and the sampling between two tokens, and no more,
+/// because the cores are not only ours. Waking a sleeper costs tens of microseconds some hundred
+/// times a token on a virtual machine: at 256 looks a token took half as long again (RESULTS.md).
+const LOOKS_BEFORE_SLEEP: u32 = 8192;
 
 static TEAM: OnceLock<Team> = OnceLock::new();
 
@@ -91,7 +93,7 @@ impl Team {
             let shared = Arc::clone(&shared);
             // Without a helper the work is slower, not wrong.
             thread::Builder::new()
-                .name(format!("blas-{number}"))
+                .name(format!("compute-{number}"))
                 .spawn(move || shared.help_forever())
                 .is_ok()
         });

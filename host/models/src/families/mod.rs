@@ -3,22 +3,25 @@
 pub(crate) mod llama;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
+pub(crate) mod qwen3_moe;
 
+use interlock_request::TokenId;
+use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
 use crate::cache::Batch;
 use crate::rope::Scaling;
+use crate::tensor::Tensor;
 
 /// What every family can do.
 pub(crate) trait Family {
-    /// Tokens of `[1, total]`, all rows' one after another, to hidden states of
-    /// `[1, total, hidden]`. Which token is whose, and where, the batch knows.
-    fn hidden(&self, tokens: &Array, batch: &mut Batch<'_>) -> Result<Array, Exception>;
+    /// Tokens, all rows' one after another, to hidden states of `[1, total, hidden]`. Which token is
+    /// whose, and where, the batch knows.
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception>;
 
     /// Hidden states to logits of `[1, total, vocabulary]`.
-    fn logits(&self, hidden: &Array) -> Result<Array, Exception>;
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception>;
 }
 
 /// A family's sizes, for caches, checks and `inspect`.
@@ -40,9 +43,10 @@ pub(crate) enum Config {
     Llama(llama::Config),
     Qwen2(qwen2::Config),
     Qwen3(qwen3::Config),
+    Qwen3Moe(qwen3_moe::Config),
 }
 
-pub(crate) const SUPPORTED: &str = "model types llama, qwen2 and qwen3";
+pub(crate) const SUPPORTED: &str = "model types llama, qwen2, qwen3 and qwen3_moe";
 
 /// Why a configuration is not one of ours.
 pub(crate) enum NotOurs {
@@ -61,6 +65,11 @@ impl Config {
             "llama" => Self::Llama(serde_json::from_value(whole).map_err(wrong)?),
             "qwen2" => Self::Qwen2(serde_json::from_value(whole).map_err(wrong)?),
             "qwen3" => Self::Qwen3(serde_json::from_value(whole).map_err(wrong)?),
+            "qwen3_moe" => {
+                let config: qwen3_moe::Config = serde_json::from_value(whole).map_err(wrong)?;
+                config.check().map_err(NotOurs::Wrong)?;
+                Self::Qwen3Moe(config)
+            }
             other => return Err(NotOurs::Unsupported(format!("model type {other:?}"))),
         };
         config.dimensions().check().map_err(NotOurs::Wrong)?;
@@ -72,6 +81,7 @@ impl Config {
             Self::Llama(_) => "llama",
             Self::Qwen2(_) => "qwen2",
             Self::Qwen3(_) => "qwen3",
+            Self::Qwen3Moe(_) => "qwen3_moe",
         }
     }
 
@@ -80,6 +90,7 @@ impl Config {
             Self::Llama(config) => config.dimensions(),
             Self::Qwen2(config) => config.dimensions(),
             Self::Qwen3(config) => config.dimensions(),
+            Self::Qwen3Moe(config) => config.dimensions(),
         }
     }
 }

@@ -2,15 +2,17 @@
 //! Differs from Llama in: queries and keys are RMS-normed by head before they are turned; head_dim
 //! is given, and not hidden_size / num_attention_heads.
 
+use interlock_request::TokenId;
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, fast};
 use serde::Deserialize;
 
 use super::{Dimensions, Family, theta};
 use crate::cache::{Batch, Projected};
 use crate::error::LoadError;
-use crate::linear::{Embedding, Linear};
+use crate::linear::{self, Embedding, Linear};
+use crate::norm::Norm;
 use crate::rope::{Rope, Rotation, Scaling};
+use crate::tensor::Tensor;
 use crate::weights::Weights;
 
 /// `config.json`. Keys that do not change what is computed are left out.
@@ -38,13 +40,10 @@ struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    q_norm: Array,
-    k_norm: Array,
+    q_norm: Norm,
+    k_norm: Norm,
     rope: Rope,
-    heads: i32,
-    kv_heads: i32,
     head_dim: i32,
-    eps: f32,
 }
 
 struct Mlp {
@@ -54,24 +53,22 @@ struct Mlp {
 }
 
 struct Block {
-    input_layernorm: Array,
+    input_layernorm: Norm,
     self_attn: Attention,
-    post_attention_layernorm: Array,
+    post_attention_layernorm: Norm,
     mlp: Mlp,
-    eps: f32,
 }
 
 pub(crate) struct Qwen3 {
     embed_tokens: Embedding,
     layers: Vec<Block>,
-    norm: Array,
+    norm: Norm,
     /// None: the embedding is the head too.
     lm_head: Option<Linear>,
-    eps: f32,
 }
 
 impl Family for Qwen3 {
-    fn hidden(&self, tokens: &Array, batch: &mut Batch<'_>) -> Result<Array, Exception> {
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception> {
         let mut x = self.embed_tokens.forward(tokens)?; // [1, total, hidden]
         for (number, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, number, batch)?;
@@ -79,8 +76,8 @@ impl Family for Qwen3 {
         Ok(x)
     }
 
-    fn logits(&self, hidden: &Array) -> Result<Array, Exception> {
-        let x = fast::rms_norm(hidden, Some(&self.norm), self.eps)?;
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception> {
+        let x = self.norm.forward(hidden)?;
         match &self.lm_head {
             Some(head) => head.forward(&x),
             None => self.embed_tokens.as_linear(&x),
@@ -89,36 +86,41 @@ impl Family for Qwen3 {
 }
 
 impl Block {
-    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
-        let normed = fast::rms_norm(x, Some(&self.input_layernorm), self.eps)?;
-        let x = x.add(self.self_attn.forward(&normed, layer, batch)?)?;
-        let normed = fast::rms_norm(&x, Some(&self.post_attention_layernorm), self.eps)?;
-        x.add(self.mlp.forward(&normed, batch)?)
+    fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        batch: &mut Batch<'_>,
+    ) -> Result<Tensor, Exception> {
+        let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, batch)?;
+        let x = self.self_attn.o_proj.onto(x, &mixed)?;
+        let gated = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        self.mlp.down_proj.onto(&x, &gated)
     }
 }
 
 impl Attention {
-    fn forward(&self, x: &Array, layer: usize, batch: &mut Batch<'_>) -> Result<Array, Exception> {
-        let total = x.dim(1);
-        let split = |x: Array, heads: i32| x.reshape(&[1, total, heads, self.head_dim]);
-        let norm = |x: Array, weight: &Array| fast::rms_norm(x, Some(weight), self.eps);
-        let queries = split(self.q_proj.forward(x)?, self.heads)?; // [1, total, heads, head_dim]
-        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // [1, total, kv_heads, head_dim]
-        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        let queries = norm(queries, &self.q_norm)?;
-        let keys = norm(keys, &self.k_norm)?;
+    /// What `o_proj` takes.
+    fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        batch: &mut Batch<'_>,
+    ) -> Result<Tensor, Exception> {
+        let [queries, keys, values] =
+            linear::together(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
+        let (queries, keys) = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?); // by head
 
         let projected = Projected { queries: &queries, keys: &keys, values: &values };
         let scale = (self.head_dim as f32).powf(-0.5);
-        let mixed = batch.attend(layer, projected, &self.rope, scale)?; // [1, total, heads * head_dim]
-        self.o_proj.forward(&mixed)
+        batch.attend(layer, projected, &self.rope, scale) // [1, total, heads * head_dim]
     }
 }
 
 impl Mlp {
-    fn forward(&self, x: &Array, batch: &Batch<'_>) -> Result<Array, Exception> {
-        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        self.down_proj.forward(&batch.swiglu(&gate, &up)?)
+    /// What `down_proj` takes.
+    fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
+        linear::gated(x, &self.gate_proj, &self.up_proj)
     }
 }
 
@@ -158,13 +160,12 @@ impl Qwen3 {
             layers: (0..layers)
                 .map(|number| Block::load(config, weights, &format!("model.layers.{number}")))
                 .collect::<Result<_, _>>()?,
-            norm: weights.vector("model.norm.weight", hidden)?,
+            norm: weights.norm("model.norm", hidden, eps)?,
             lm_head: if tied {
                 None
             } else {
                 Some(weights.linear("lm_head", hidden, vocabulary, false)?)
             },
-            eps,
         })
     }
 }
@@ -173,9 +174,10 @@ impl Block {
     fn load(config: &Config, weights: &mut Weights<'_>, at: &str) -> Result<Self, LoadError> {
         let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
             config.dimensions();
+        let eps = config.rms_norm_eps;
         let rope = config.rope().map_err(|what| weights.unsupported(what))?;
-        let q_norm = weights.vector(&format!("{at}.self_attn.q_norm.weight"), head_dim)?;
-        let k_norm = weights.vector(&format!("{at}.self_attn.k_norm.weight"), head_dim)?;
+        let q_norm = weights.norm(&format!("{at}.self_attn.q_norm"), head_dim, eps)?;
+        let k_norm = weights.norm(&format!("{at}.self_attn.k_norm"), head_dim, eps)?;
         let mut linear = |name: &str, inputs: i32, outputs: i32, bias: bool| {
             weights.linear(&format!("{at}.{name}"), inputs, outputs, bias)
         };
@@ -187,10 +189,7 @@ impl Block {
             q_norm,
             k_norm,
             rope,
-            heads,
-            kv_heads,
             head_dim,
-            eps: config.rms_norm_eps,
         };
         let mlp = Mlp {
             gate_proj: linear("mlp.gate_proj", hidden, intermediate, false)?,
@@ -198,12 +197,14 @@ impl Block {
             down_proj: linear("mlp.down_proj", intermediate, hidden, false)?,
         };
         Ok(Self {
-            input_layernorm: weights.vector(&format!("{at}.input_layernorm.weight"), hidden)?,
+            input_layernorm: weights.norm(&format!("{at}.input_layernorm"), hidden, eps)?,
             self_attn,
-            post_attention_layernorm: weights
-                .vector(&format!("{at}.post_attention_layernorm.weight"), hidden)?,
+            post_attention_layernorm: weights.norm(
+                &format!("{at}.post_attention_layernorm"),
+                hidden,
+                eps,
+            )?,
             mlp,
-            eps: config.rms_norm_eps,
         })
     }
 }

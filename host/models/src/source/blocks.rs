@@ -48,44 +48,49 @@ impl Kind {
             Self::Q8_0 => 8,
         }
     }
+
+    /// A block's scale and bias.
+    pub(crate) fn affine(self, block: &[u8]) -> (f16, f16) {
+        let scale = half(block, 0);
+        let bias = match self {
+            Self::Q4_0 => f16::from_f32(-8.0 * scale.to_f32()),
+            Self::Q4_1 => half(block, 2),
+            Self::Q8_0 => f16::from_f32(-128.0 * scale.to_f32()),
+        };
+        (scale, bias)
+    }
+
+    /// A block's 32 codes, one to a byte.
+    pub(crate) fn codes(self, block: &[u8], codes: &mut [u8]) {
+        match self {
+            Self::Q4_0 | Self::Q4_1 => {
+                let (low, high) = codes.split_at_mut(BLOCK / 2);
+                let bytes = &block[self.bytes() - BLOCK / 2..];
+                for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
+                    (*low, *high) = (byte & 15, byte >> 4);
+                }
+            }
+            // From signed to unsigned: the sign bit is worth -128, flipped it is worth the bias.
+            Self::Q8_0 => {
+                codes.iter_mut().zip(&block[2..]).for_each(|(code, q)| *code = q ^ 0x80);
+            }
+        }
+    }
 }
 
 fn half(bytes: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// The numbers themselves. `bytes` is whole blocks.
-pub(crate) fn widen(kind: Kind, bytes: &[u8]) -> Vec<f32> {
-    let mut numbers = Vec::with_capacity(bytes.len() / kind.bytes() * BLOCK);
-    for block in bytes.chunks_exact(kind.bytes()) {
-        let d = half(block, 0).to_f32();
-        match kind {
-            Kind::Q4_0 => nibbles(&block[2..], |q| numbers.push(d * (f32::from(q) - 8.0))),
-            Kind::Q4_1 => {
-                let m = half(block, 2).to_f32();
-                nibbles(&block[4..], |q| numbers.push(d * f32::from(q) + m));
-            }
-            Kind::Q8_0 => {
-                numbers.extend(block[2..].iter().map(|&q| d * f32::from(q.cast_signed())));
-            }
-        }
-    }
-    numbers
-}
-
-/// The same in MLX's affine layout: packed words, scales and biases, in order of the blocks.
+/// Whole blocks in MLX's affine layout: packed words, scales and biases, in order of the blocks.
 pub(crate) fn repack(kind: Kind, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>) {
     let blocks = bytes.len() / kind.bytes();
     let mut words = Vec::with_capacity(blocks * BLOCK * kind.bits().unsigned_abs() as usize / 32);
     let (mut scales, mut biases) = (Vec::with_capacity(blocks), Vec::with_capacity(blocks));
     for block in bytes.chunks_exact(kind.bytes()) {
-        let d = half(block, 0);
-        scales.push(d);
-        match kind {
-            Kind::Q4_0 => biases.push(f16::from_f32(-8.0 * d.to_f32())),
-            Kind::Q4_1 => biases.push(half(block, 2)),
-            Kind::Q8_0 => biases.push(f16::from_f32(-128.0 * d.to_f32())),
-        }
+        let (scale, bias) = kind.affine(block);
+        scales.push(scale);
+        biases.push(bias);
         match kind {
             Kind::Q4_0 | Kind::Q4_1 => {
                 let (mut word, mut filled) = (0_u32, 0);
@@ -98,7 +103,7 @@ pub(crate) fn repack(kind: Kind, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>)
                     }
                 });
             }
-            // From signed to unsigned: the sign bit is worth -128, flipped it is worth the bias.
+            // As in `Kind::codes`.
             Kind::Q8_0 => {
                 for q in block[2..].as_chunks::<4>().0 {
                     words.push(u32::from_le_bytes(q.map(|q| q ^ 0x80)));
@@ -123,6 +128,25 @@ fn nibbles(bytes: &[u8], mut each: impl FnMut(u8)) {
 mod tests {
     use super::*;
 
+    /// The numbers themselves. `bytes` is whole blocks.
+    fn widen(kind: Kind, bytes: &[u8]) -> Vec<f32> {
+        let mut numbers = Vec::with_capacity(bytes.len() / kind.bytes() * BLOCK);
+        for block in bytes.chunks_exact(kind.bytes()) {
+            let d = half(block, 0).to_f32();
+            match kind {
+                Kind::Q4_0 => nibbles(&block[2..], |q| numbers.push(d * (f32::from(q) - 8.0))),
+                Kind::Q4_1 => {
+                    let m = half(block, 2).to_f32();
+                    nibbles(&block[4..], |q| numbers.push(d * f32::from(q) + m));
+                }
+                Kind::Q8_0 => {
+                    numbers.extend(block[2..].iter().map(|&q| d * f32::from(q.cast_signed())));
+                }
+            }
+        }
+        numbers
+    }
+
     /// What MLX makes of the packed form.
     fn unpack(kind: Kind, words: &[u32], scale: f16, bias: f16) -> Vec<f32> {
         let bits = kind.bits().unsigned_abs();
@@ -145,7 +169,12 @@ mod tests {
                 block[2..4].copy_from_slice(&f16::from_f32(-0.5).to_le_bytes());
             }
             let (words, scales, biases) = repack(kind, &block);
-            assert_eq!(unpack(kind, &words, scales[0], biases[0]), widen(kind, &block), "{kind:?}");
+            let widened = widen(kind, &block);
+            assert_eq!(unpack(kind, &words, scales[0], biases[0]), widened, "{kind:?}");
+            let mut codes = [0; BLOCK];
+            kind.codes(&block, &mut codes);
+            let mean = |code: u8| scales[0].to_f32() * f32::from(code) + biases[0].to_f32();
+            assert_eq!(codes.map(mean)[..], widened, "{kind:?}");
         }
     }
 

@@ -115,6 +115,24 @@ impl PluginMetrics {
         Ok(Meters(declared))
     }
 
+    /// Shows what was declared before, in place of what was declared since.
+    pub(crate) fn show<'a>(
+        &self,
+        policy: &str,
+        names: impl Iterator<Item = &'a str>,
+        meters: &Meters,
+    ) {
+        let mut families = self.families();
+        for family in families.values_mut() {
+            family.remove(policy);
+        }
+        for (name, family) in names.zip(&meters.0) {
+            let policies = families.entry(name.to_owned()).or_default();
+            policies.insert(policy.to_owned(), Arc::clone(family));
+        }
+        families.retain(|_, policies| !policies.is_empty());
+    }
+
     fn families(&self) -> MutexGuard<'_, Families> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

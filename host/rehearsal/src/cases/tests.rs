@@ -34,7 +34,8 @@ impl Policy for Parrot {
     }
 
     fn identify(&self, caller: &Caller) -> Answer<Identified> {
-        let identity = Identity { tenant: caller.credential[..8].to_owned(), ..Identity::default() };
+        let identity =
+            Identity { tenant: caller.credential[..8].to_owned(), ..Identity::default() };
         Ok(Identified::Known(identity, Code::from("known")))
     }
 
@@ -54,7 +55,8 @@ impl Policy for Parrot {
             return Err(PolicyFailure { kind: FailureKind::Trap, message });
         }
         let key = format!("of {}", facts.identity.tenant);
-        let bucket = Bucket { capacity: self.per_minute, refill_per_second: self.per_minute / 60.0 };
+        let bucket =
+            Bucket { capacity: self.per_minute, refill_per_second: self.per_minute / 60.0 };
         let taken = self.state.take(&key, bucket, 1.0).expect("memory answers");
         Ok(match taken {
             Taken::Ok { .. } => Decision::Admit(Admission {
@@ -271,7 +273,8 @@ fn a_file_that_makes_no_sense_is_refused_with_the_reason() {
     let back = "settings = { per_minute = 9 }\n[[case]]\nname = \"a\"\n\
                 step = [{ at = \"2s\", expect = {} }, { at = \"1s\", expect = {} }]";
     assert_eq!(why(back), "case \"a\": at 1s is before 2s: time goes forward");
-    let absent = "settings = { per_minute = 1 }\n[[case]]\nname = \"a\"\nphase = \"transform\"\nexpect = {}";
+    let absent =
+        "settings = { per_minute = 1 }\n[[case]]\nname = \"a\"\nphase = \"transform\"\nexpect = {}";
     assert_eq!(why(absent), "case \"a\": the policy takes no part in transform");
     assert!(Duration::ZERO < crate::given::EPOCH);
 }

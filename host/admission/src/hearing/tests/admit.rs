@@ -6,7 +6,7 @@ use super::{counts, failing, rejection, shadow};
 use crate::testing::{Fake, admit, chain, facts, failure, let_in};
 use crate::{
     Admission, Answer, Code, Decision, Facts, FailureAction, FailureKind, Identity, LimitsConfig,
-    PlanProposal,
+    Link, PlanProposal,
 };
 
 fn wish(priority: Priority) -> Answer<Decision> {
@@ -161,6 +161,24 @@ fn a_shadow_that_would_have_changed_the_plan_or_said_no_is_counted() {
         let line = format!(
             r#"policy_shadow_disagreements_total{{phase="admit",policy="{policy}"}} {count}"#
         );
+        counts(&registry, &line);
+    }
+}
+
+#[test]
+fn a_new_generation_in_the_shadow_of_the_old_is_compared_with_that() {
+    let old = || Arc::new(Fake::admitting("p", wish(Priority::Batch)));
+    let (looser, same) = (
+        Fake::admitting("p", wish(Priority::Standard)),
+        Fake::admitting("p", wish(Priority::Batch)),
+    );
+    for (new, count) in [(looser, 1), (same, 0)] {
+        let link = Link { previous: Some(old()), ..shadow(new) };
+        let (chain, registry) = chain(vec![link]);
+        let consent = admit(&chain, facts()).expect("both admit");
+        assert_eq!(consent.admitted.plan().priority, Priority::Batch, "the old one decides");
+        let line =
+            format!(r#"policy_shadow_disagreements_total{{phase="admit",policy="p"}} {count}"#);
         counts(&registry, &line);
     }
 }

@@ -1,0 +1,320 @@
+//! Products of rows with matrices, shared out: whatever a step of a pass multiplies is one piece of
+//! work for the team, be it three matrices (queries, keys, values) or two whose products meet
+//! (an MLP's gate). What is done with a product is done while it is near.
+//!
+//! # Invariants
+//!
+//! - A row's results depend on its own numbers alone, to the bit: where the work is cut moves
+//!   nothing.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::Host;
+use super::dots::{self, Dense};
+use super::gate::silu;
+use super::packed::activations::{Activations, Panel};
+use super::packed::{Packed, Path, TILE};
+use super::team;
+
+/// Multiply-adds below which asking for help costs more than it saves (some 4 microseconds).
+const WORTH_SHARING: usize = 1 << 17;
+
+/// Multiply-adds in one chunk of shared work: small enough that a late helper still finds some,
+/// large enough that taking a chunk is free.
+const CHUNK: usize = 1 << 16;
+
+/// Bytes of rows that are multiplied with all weights before the next rows are: they are to stay in
+/// a core's own cache.
+const ROWS_BYTES: usize = 512 << 10;
+
+/// Never fewer rows than this in a block: below, the weights are read too often.
+const ROWS_LEAST: usize = 32;
+
+/// Numbers that a thread turns into fixed point at a time.
+const ENCODED: usize = 1 << 14;
+
+/// A matrix of `[outputs, inputs]` in our own memory.
+pub(crate) enum Matrix {
+    Packed(Packed),
+    Dense(Dense),
+}
+
+/// A matrix with what is added to its product.
+#[derive(Clone, Copy)]
+pub(crate) struct Affine<'a> {
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// What becomes of a matrix's product.
+#[derive(Clone, Copy)]
+pub(crate) enum Step<'a> {
+    /// Itself.
+    Product(Affine<'a>),
+    /// Added to rows that are there.
+    Onto(Affine<'a>, &'a Host),
+    /// `silu(gate) * up`.
+    Gated { gate: Affine<'a>, up: Affine<'a> },
+}
+
+impl Matrix {
+    pub(crate) fn inputs(&self) -> usize {
+        match self {
+            Self::Packed(matrix) => matrix.inputs(),
+            Self::Dense(matrix) => matrix.inputs(),
+        }
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        match self {
+            Self::Packed(matrix) => matrix.outputs(),
+            Self::Dense(matrix) => matrix.outputs(),
+        }
+    }
+
+    /// Rows of a table.
+    pub(crate) fn rows(&self, which: &[u32]) -> Host {
+        let width = self.inputs();
+        let mut numbers = vec![0.0; which.len() * width];
+        for (row, into) in which.iter().zip(numbers.chunks_exact_mut(width)) {
+            match self {
+                Self::Packed(matrix) => matrix.row(*row as usize, into),
+                Self::Dense(matrix) => matrix.row(*row as usize, into),
+            }
+        }
+        Host { width, numbers }
+    }
+}
+
+impl<'a> Step<'a> {
+    fn parts(&self) -> [Option<Affine<'a>>; 2] {
+        match *self {
+            Self::Product(one) | Self::Onto(one, _) => [Some(one), None],
+            Self::Gated { gate, up } => [Some(up), Some(gate)],
+        }
+    }
+
+    fn outputs(&self) -> usize {
+        self.parts()[0].map_or(0, |part| part.matrix.outputs())
+    }
+}
+
+thread_local! {
+    /// The rows of the product at hand in fixed point: room kept from product to product.
+    static ACTIVATIONS: RefCell<Activations> = RefCell::new(Activations::new(Path::best()));
+    /// The second product of a chunk.
+    static SECOND: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One step for each of `steps`, of the same rows.
+///
+/// # Panics
+///
+/// If a matrix has not as many inputs as a row has numbers.
+pub(crate) fn multiply<const N: usize>(x: &Host, steps: [Step<'_>; N]) -> [Host; N] {
+    ACTIVATIONS.with_borrow_mut(|activations| multiply_with(activations, x, steps))
+}
+
+fn multiply_with<const N: usize>(
+    activations: &mut Activations,
+    x: &Host,
+    steps: [Step<'_>; N],
+) -> [Host; N] {
+    let rows = x.rows();
+    let mut results = steps.map(|step| {
+        for part in step.parts().into_iter().flatten() {
+            assert_eq!(part.matrix.inputs(), x.width, "a matrix for other rows");
+        }
+        Host { width: step.outputs(), numbers: Vec::with_capacity(rows * step.outputs()) }
+    });
+    let packed = |step: &Step<'_>| {
+        let mut parts = step.parts().into_iter().flatten();
+        parts.any(|part| matches!(part.matrix, Matrix::Packed(_)))
+    };
+    let plain;
+    let (panels, row_bytes) = if steps.iter().any(packed) {
+        activations.clear(rows, x.width);
+        encode(activations, x);
+        (activations.panels(), activations.row_bytes())
+    } else {
+        plain = Panel::of(rows, ROWS_LEAST);
+        (&plain[..], size_of::<f32>() * x.width)
+    };
+    let blocks = blocks(panels, (ROWS_BYTES / row_bytes.max(1)).max(ROWS_LEAST));
+    let most = blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
+    let product = Product {
+        x,
+        activations,
+        steps: &steps,
+        into: results.each_mut().map(|result| Into(result.numbers.as_mut_ptr())),
+    };
+
+    let mut columns = Vec::new();
+    for (number, step) in steps.iter().enumerate() {
+        let outputs = step.outputs();
+        let parts = step.parts().into_iter().flatten().count();
+        let wide = (CHUNK / (most * x.width * parts).max(1)).max(1).next_multiple_of(TILE);
+        columns.extend(
+            (0..outputs).step_by(wide).map(|from| (number, from..(from + wide).min(outputs))),
+        );
+    }
+    // All threads work on one block of rows, which stays near each of them, while the weights pass.
+    let chunk = |chunk: usize| {
+        let (number, outputs) = &columns[chunk % columns.len()];
+        // SAFETY: no two chunks have an output of a row in common, and all are within the results.
+        unsafe { product.chunk(*number, &blocks[chunk / columns.len()], outputs.clone()) }
+    };
+    let chunks = blocks.len() * columns.len();
+    let outputs: usize = steps.iter().map(Step::outputs).sum();
+    if rows * x.width * outputs < WORTH_SHARING {
+        (0..chunks).for_each(chunk);
+    } else {
+        team::team().run(chunks, &chunk);
+    }
+    for result in &mut results {
+        // SAFETY: the chunks wrote each output of each row.
+        unsafe { result.numbers.set_len(rows * result.width) }
+    }
+    results
+}
+
+fn encode(activations: &Activations, x: &Host) {
+    let panels = activations.panels();
+    let fill = |panel: &Panel| {
+        // SAFETY: `x` has as many rows, of as many numbers; each panel is filled once.
+        unsafe { activations.fill(*panel, &|row| x.numbers[row * x.width..].as_ptr()) }
+    };
+    if x.numbers.len() < 2 * ENCODED {
+        panels.iter().for_each(fill);
+    } else {
+        let at_a_time = (ENCODED * panels.len() / x.numbers.len()).max(1);
+        team::team().run(panels.len().div_ceil(at_a_time), &|chunk| {
+            panels.iter().skip(chunk * at_a_time).take(at_a_time).for_each(fill);
+        });
+    }
+}
+
+/// Rows that stay near while the weights pass.
+struct Block<'a> {
+    panels: &'a [Panel],
+    rows: Range<usize>,
+}
+
+fn blocks(panels: &[Panel], most: usize) -> Vec<Block<'_>> {
+    let rows = panels.first().map_or(1, |panel| panel.rows);
+    let at_a_time = (most / rows).max(1);
+    let block = |panels: &'_ [Panel]| {
+        let last = panels[panels.len() - 1];
+        panels[0].first..last.first + last.rows
+    };
+    panels.chunks(at_a_time).map(|panels| Block { panels, rows: block(panels) }).collect()
+}
+
+/// Where results go. Each chunk writes where no other does.
+#[derive(Clone, Copy)]
+struct Into(*mut f32);
+
+// SAFETY: an address; who writes there says why that is right.
+unsafe impl Sync for Into {}
+
+struct Product<'a, const N: usize> {
+    x: &'a Host,
+    activations: &'a Activations,
+    steps: &'a [Step<'a>; N],
+    into: [Into; N],
+}
+
+impl<const N: usize> Product<'_, N> {
+    /// # Safety
+    ///
+    /// Nobody else may write the same outputs of the same rows.
+    unsafe fn chunk(&self, number: usize, block: &Block<'_>, outputs: Range<usize>) {
+        let step = &self.steps[number];
+        let stride = step.outputs();
+        let Into(into) = self.into[number];
+        let at = into.wrapping_add(block.rows.start * stride + outputs.start);
+        let width = outputs.len();
+        // SAFETY: the caller's promise; the results have room for all rows.
+        let line = |row: usize| unsafe {
+            std::slice::from_raw_parts_mut(at.wrapping_add(row * stride), width)
+        };
+        let rows = block.rows.clone();
+        match *step {
+            Step::Product(part) => {
+                // SAFETY: the caller's promise; so below.
+                unsafe { self.part(part, block, outputs.clone(), at, stride) };
+                add_bias(part, &outputs, rows.len(), line);
+            }
+            Step::Onto(part, onto) => {
+                // SAFETY: as above.
+                unsafe { self.part(part, block, outputs.clone(), at, stride) };
+                add_bias(part, &outputs, rows.len(), line);
+                for (number, row) in rows.enumerate() {
+                    let onto = &onto.numbers[row * stride..][outputs.clone()];
+                    line(number).iter_mut().zip(onto).for_each(|(sum, x)| *sum += x);
+                }
+            }
+            Step::Gated { gate, up } => SECOND.with_borrow_mut(|second| {
+                if second.len() < rows.len() * width {
+                    second.resize(rows.len() * width, 0.0);
+                }
+                let own = second.as_mut_ptr();
+                // SAFETY: as above, and the second has room.
+                unsafe {
+                    self.part(up, block, outputs.clone(), at, stride);
+                    self.part(gate, block, outputs.clone(), own, width);
+                }
+                add_bias(up, &outputs, rows.len(), line);
+                let gates = |row: usize| {
+                    // SAFETY: as above; one row at a time.
+                    unsafe { std::slice::from_raw_parts_mut(own.wrapping_add(row * width), width) }
+                };
+                add_bias(gate, &outputs, rows.len(), gates);
+                for row in 0..rows.len() {
+                    silu(gates(row), line(row));
+                }
+            }),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for `chunk`, of `out`.
+    unsafe fn part(
+        &self,
+        part: Affine<'_>,
+        block: &Block<'_>,
+        outputs: Range<usize>,
+        out: *mut f32,
+        stride: usize,
+    ) {
+        match part.matrix {
+            // SAFETY: the activations were filled with `x`, whose width was compared; a chunk
+            // begins and ends with a tile, or at the end; the rest is the caller's promise.
+            Matrix::Packed(matrix) => unsafe {
+                matrix.multiply(self.activations, block.panels, outputs, out, stride);
+            },
+            Matrix::Dense(matrix) => {
+                let at = self.x.numbers[block.rows.start * self.x.width..].as_ptr();
+                let rows = dots::Rows { at, stride: self.x.width };
+                // SAFETY: as above.
+                unsafe { matrix.multiply(rows, block.rows.len(), outputs, out, stride) }
+            }
+        }
+    }
+}
+
+fn add_bias<'a>(
+    part: Affine<'_>,
+    outputs: &Range<usize>,
+    rows: usize,
+    line: impl Fn(usize) -> &'a mut [f32],
+) {
+    if let Some(bias) = part.bias {
+        for row in 0..rows {
+            let bias = &bias[outputs.clone()];
+            line(row).iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Qwen3 as a mixture of experts.
+//! Differs from Qwen3 in: the MLP of most layers is a choice of small ones.
+
+use interlock_request::TokenId;
+use mlx_rs::error::Exception;
+use serde::Deserialize;
+
+use super::{Dimensions, Family, theta};
+use crate::cache::{Batch, Projected};
+use crate::error::LoadError;
+use crate::experts::Experts;
+use crate::linear::{self, Embedding, Linear};
+use crate::norm::Norm;
+use crate::rope::{Rope, Rotation, Scaling};
+use crate::tensor::Tensor;
+use crate::weights::Weights;
+
+/// `config.json`. Keys that do not change what is computed are left out.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Config {
+    hidden_size: i32,
+    num_hidden_layers: i32,
+    intermediate_size: i32,
+    num_attention_heads: i32,
+    num_key_value_heads: Option<i32>,
+    head_dim: i32,
+    rms_norm_eps: f32,
+    vocab_size: i32,
+    max_position_embeddings: Option<i32>,
+    rope_theta: Option<f64>,
+    #[serde(default)]
+    rope_traditional: bool,
+    rope_scaling: Option<Scaling>,
+    rope_parameters: Option<Scaling>,
+    tie_word_embeddings: Option<bool>,
+    num_experts: i32,
+    num_experts_per_tok: i32,
+    moe_intermediate_size: i32,
+    /// Every so many layers have experts.
+    #[serde(default = "one")]
+    decoder_sparse_step: i32,
+    /// These have none all the same.
+    #[serde(default)]
+    mlp_only_layers: Vec<i32>,
+    #[serde(default)]
+    norm_topk_prob: bool,
+}
+
+fn one() -> i32 {
+    1
+}
+
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: Norm,
+    k_norm: Norm,
+    rope: Rope,
+    head_dim: i32,
+}
+
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+struct Block {
+    input_layernorm: Norm,
+    self_attn: Attention,
+    post_attention_layernorm: Norm,
+    mlp: Feed,
+}
+
+enum Feed {
+    Dense(Mlp),
+    Sparse(Experts),
+}
+
+pub(crate) struct Qwen3Moe {
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: Norm,
+    /// None: the embedding is the head too.
+    lm_head: Option<Linear>,
+}
+
+impl Family for Qwen3Moe {
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception> {
+        let mut x = self.embed_tokens.forward(tokens)?; // [1, total, hidden]
+        for (number, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, number, batch)?;
+        }
+        Ok(x)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception> {
+        let x = self.norm.forward(hidden)?;
+        match &self.lm_head {
+            Some(head) => head.forward(&x),
+            None => self.embed_tokens.as_linear(&x),
+        } // [1, total, vocabulary]
+    }
+}
+
+impl Block {
+    fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        batch: &mut Batch<'_>,
+    ) -> Result<Tensor, Exception> {
+        let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, batch)?;
+        let x = self.self_attn.o_proj.onto(x, &mixed)?;
+        let normed = self.post_attention_layernorm.forward(&x)?;
+        match &self.mlp {
+            Feed::Dense(mlp) => mlp.down_proj.onto(&x, &mlp.forward(&normed)?),
+            Feed::Sparse(experts) => experts.onto(&x, &normed),
+        }
+    }
+}
+
+impl Attention {
+    /// What `o_proj` takes.
+    fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        batch: &mut Batch<'_>,
+    ) -> Result<Tensor, Exception> {
+        let [queries, keys, values] =
+            linear::together(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
+        let (queries, keys) = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?); // by head
+
+        let projected = Projected { queries: &queries, keys: &keys, values: &values };
+        let scale = (self.head_dim as f32).powf(-0.5);
+        batch.attend(layer, projected, &self.rope, scale) // [1, total, heads * head_dim]
+    }
+}
+
+impl Mlp {
+    /// What `down_proj` takes.
+    fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
+        linear::gated(x, &self.gate_proj, &self.up_proj)
+    }
+}
+
+impl Config {
+    /// The mixture's own sizes; the others' are checked as everyone's.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let sides = [
+            ("num_experts", self.num_experts, 1 << 12),
+            ("num_experts_per_tok", self.num_experts_per_tok, self.num_experts),
+            ("moe_intermediate_size", self.moe_intermediate_size, 1 << 20),
+            ("decoder_sparse_step", self.decoder_sparse_step, 1 << 10),
+        ];
+        for (key, value, most) in sides {
+            if !(1..=most).contains(&value) {
+                return Err(format!("{key} is {value}, must be 1 to {most}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn sparse(&self, layer: i32) -> bool {
+        !self.mlp_only_layers.contains(&layer) && (layer + 1) % self.decoder_sparse_step == 0
+    }
+
+    pub(crate) fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            layers: self.num_hidden_layers,
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            head_dim: self.head_dim,
+            vocabulary: self.vocab_size,
+            context: self.max_position_embeddings,
+        }
+    }
+
+    fn rope(&self) -> Result<Rope, String> {
+        let parameters = self.rope_parameters.as_ref();
+        Rope::new(&Rotation {
+            dimensions: self.dimensions().head_dim,
+            theta: theta(self.rope_theta, parameters, 1_000_000.0),
+            traditional: self.rope_traditional,
+            scaling: self.rope_scaling.as_ref().or(parameters),
+            divisors: None,
+        })
+    }
+}
+
+impl Qwen3Moe {
+    pub(crate) fn load(config: &Config, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
+        let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
+        let eps = config.rms_norm_eps;
+        let tied = config.tie_word_embeddings.unwrap_or_else(|| !weights.has("lm_head.weight"));
+        Ok(Self {
+            embed_tokens: weights.embedding("model.embed_tokens", vocabulary, hidden)?,
+            layers: (0..layers)
+                .map(|number| Block::load(config, weights, number))
+                .collect::<Result<_, _>>()?,
+            norm: weights.norm("model.norm", hidden, eps)?,
+            lm_head: if tied {
+                None
+            } else {
+                Some(weights.linear("lm_head", hidden, vocabulary, false)?)
+            },
+        })
+    }
+}
+
+impl Block {
+    fn load(config: &Config, weights: &mut Weights<'_>, layer: i32) -> Result<Self, LoadError> {
+        let at = format!("model.layers.{layer}");
+        let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
+            config.dimensions();
+        let eps = config.rms_norm_eps;
+        let rope = config.rope().map_err(|what| weights.unsupported(what))?;
+        let q_norm = weights.norm(&format!("{at}.self_attn.q_norm"), head_dim, eps)?;
+        let k_norm = weights.norm(&format!("{at}.self_attn.k_norm"), head_dim, eps)?;
+        let mut linear = |name: &str, inputs: i32, outputs: i32, bias: bool| {
+            weights.linear(&format!("{at}.{name}"), inputs, outputs, bias)
+        };
+        let self_attn = Attention {
+            q_proj: linear("self_attn.q_proj", hidden, heads * head_dim, false)?,
+            k_proj: linear("self_attn.k_proj", hidden, kv_heads * head_dim, false)?,
+            v_proj: linear("self_attn.v_proj", hidden, kv_heads * head_dim, false)?,
+            o_proj: linear("self_attn.o_proj", heads * head_dim, hidden, false)?,
+            q_norm,
+            k_norm,
+            rope,
+            head_dim,
+        };
+        let mlp = if config.sparse(layer) {
+            let router = linear("mlp.gate", hidden, config.num_experts, false)?;
+            let (module, apart) = (format!("{at}.mlp.switch_mlp"), format!("{at}.mlp.experts"));
+            let sizes = [hidden, config.moe_intermediate_size];
+            Feed::Sparse(Experts {
+                router,
+                mlps: weights.mlps(&module, &apart, config.num_experts, sizes)?,
+                chosen: config.num_experts_per_tok.unsigned_abs() as usize,
+                normed: config.norm_topk_prob,
+            })
+        } else {
+            Feed::Dense(Mlp {
+                gate_proj: linear("mlp.gate_proj", hidden, intermediate, false)?,
+                up_proj: linear("mlp.up_proj", hidden, intermediate, false)?,
+                down_proj: linear("mlp.down_proj", intermediate, hidden, false)?,
+            })
+        };
+        Ok(Self {
+            input_layernorm: weights.norm(&format!("{at}.input_layernorm"), hidden, eps)?,
+            self_attn,
+            post_attention_layernorm: weights.norm(
+                &format!("{at}.post_attention_layernorm"),
+                hidden,
+                eps,
+            )?,
+            mlp,
+        })
+    }
+}
