@@ -105,8 +105,7 @@ async fn serve(
     }
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
-    let _looking_after =
-        keeper.look_after(every).context("cannot look after the policies")?;
+    let _looking_after = keeper.look_after(every).context("cannot look after the policies")?;
     let mut hangup = signal(SignalKind::hangup())?;
     let reloader = tokio::spawn({
         let keeper = Arc::clone(&keeper);
