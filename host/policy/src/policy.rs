@@ -41,7 +41,7 @@ pub struct WasmPolicy {
     profile: Profile,
     description: Description,
     quarantine: Quarantine,
-    meters: PolicyMeters,
+    meters: Arc<PolicyMeters>,
     reads: bool,
     writes: bool,
     // A stack, so that a quiet host keeps using the one instance whose memory is in the cache.
@@ -50,10 +50,27 @@ pub struct WasmPolicy {
     warm_max: usize,
 }
 
-/// An instance in use, as the metrics know it.
+/// An instance, as the metrics know it.
 struct Kept {
     instance: Instance,
     memory: usize,
+    meters: Arc<PolicyMeters>,
+}
+
+impl Kept {
+    fn new(instance: Instance, meters: &Arc<PolicyMeters>) -> Box<Self> {
+        let memory = instance.memory();
+        meters.live.inc();
+        meters.memory.add(signed(memory));
+        Box::new(Self { instance, memory, meters: Arc::clone(meters) })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.meters.live.dec();
+        self.meters.memory.sub(signed(self.memory));
+    }
 }
 
 /// All that another instance is made from.
@@ -125,7 +142,7 @@ impl WasmPolicy {
         // Nobody set it before: the first instance has only just begun.
         let _ = recipe.reach.meters.set(meters);
         let takes = |phase: Phase| shape.phases.contains(&phase);
-        let meters = shared.metrics.policy(&own);
+        let meters = Arc::new(shared.metrics.policy(&own));
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let content = |kind: fn(&Grant) -> bool| {
             shape.capabilities.contains(&"content") && config.grants.iter().any(kind)
@@ -158,9 +175,8 @@ impl WasmPolicy {
         if shape.phases.is_empty() {
             tracing::warn!(policy = policy.name, "this policy takes part in no phase");
         }
-        let first = policy.count(first);
         policy.meters.busy.inc();
-        policy.give_back(first);
+        policy.give_back(Kept::new(first, &policy.meters));
         Ok(policy)
     }
 
@@ -255,7 +271,7 @@ impl WasmPolicy {
         match self.recipe.make() {
             Ok((instance, profile)) if self.profile.agrees(&profile) => {
                 self.meters.busy.inc();
-                Ok(self.count(instance))
+                Ok(Kept::new(instance, &self.meters))
             }
             Ok(_) => failed("an instance says other things of itself than the first one".into()),
             Err(Stillborn::Failed(failure)) => failed(failure.to_string()),
@@ -295,22 +311,10 @@ impl WasmPolicy {
         }
     }
 
-    fn count(&self, instance: Instance) -> Box<Kept> {
-        let memory = instance.memory();
-        self.meters.live.inc();
-        self.meters.memory.add(signed(memory));
-        Box::new(Kept { instance, memory })
-    }
-
     fn drop_one(&self, kept: Box<Kept>, why: Recycled) {
         self.meters.recycled(why);
         self.meters.busy.dec();
-        self.uncount(&kept);
-    }
-
-    fn uncount(&self, kept: &Kept) {
-        self.meters.live.dec();
-        self.meters.memory.sub(signed(kept.memory));
+        drop(kept);
     }
 
     fn warm(&self) -> MutexGuard<'_, Vec<Box<Kept>>> {
@@ -330,14 +334,6 @@ impl WasmPolicy {
     /// A watch without what this policy would not be called for.
     fn heeded(&self, watch: Watch) -> Watch {
         within(watch, |phase| self.takes(phase))
-    }
-}
-
-impl Drop for WasmPolicy {
-    fn drop(&mut self) {
-        for kept in std::mem::take(&mut *self.warm()) {
-            self.uncount(&kept);
-        }
     }
 }
 
