@@ -1,10 +1,11 @@
 //! All sections, side by side.
 
-use interlock_admission::LimitsConfig;
+use interlock_admission::{LimitsConfig, PoliciesConfig};
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
 use interlock_server::{DetachedConfig, ServerConfig};
+use interlock_state::StateConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub detached: DetachedConfig,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
+    pub state: StateConfig,
+    pub policies: PoliciesConfig,
     pub policy: Vec<PolicyConfig>,
 }
 
@@ -40,6 +43,8 @@ impl Default for Config {
             detached: DetachedConfig::default(),
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
+            state: StateConfig::default(),
+            policies: PoliciesConfig::default(),
             policy: default_policies(),
         }
     }
@@ -56,6 +61,8 @@ impl Config {
         problems.extend(self.detached.problems());
         problems.extend(self.engine.problems());
         problems.extend(self.cache.problems());
+        problems.extend(self.state.problems());
+        problems.extend(self.policies.problems());
         problems.extend(interlock_policy::problems(&self.policy));
         problems.extend(self.problems_together());
         problems
