@@ -1,6 +1,6 @@
 //! All sections, side by side.
 
-use interlock_admission::LimitsConfig;
+use interlock_admission::{LimitsConfig, PoliciesConfig};
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
@@ -28,6 +28,7 @@ pub struct Config {
     pub engine: EngineConfig,
     pub cache: CacheConfig,
     pub state: StateConfig,
+    pub policies: PoliciesConfig,
     pub policy: Vec<PolicyConfig>,
 }
 
@@ -45,6 +46,7 @@ impl Default for Config {
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
             state: StateConfig::default(),
+            policies: PoliciesConfig::default(),
             policy: default_policies(),
         }
     }
@@ -63,6 +65,7 @@ impl Config {
         problems.extend(self.engine.problems());
         problems.extend(self.cache.problems());
         problems.extend(self.state.problems());
+        problems.extend(self.policies.problems());
         problems.extend(interlock_policy::problems(&self.policy));
         problems.extend(self.problems_together());
         problems
