@@ -350,6 +350,45 @@ mod tests {
         results.iter().flat_map(|result| &result.numbers).map(|number| number.to_bits()).collect()
     }
 
+    /// `x W^T + bias` in double precision, and the sizes of what was added up.
+    fn exact(x: &Host, matrix: &Matrix, bias: &[f32]) -> Vec<(f64, f64)> {
+        let all: Vec<u32> = (0..matrix.outputs() as u32).collect();
+        let weights = matrix.rows(&all);
+        let of = |row: &[f32], output: usize| {
+            let weights = &weights.numbers[output * weights.width..][..weights.width];
+            let terms = row.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+            (sum + f64::from(bias[output]), size + 1.0)
+        };
+        let rows = x.numbers.chunks(x.width);
+        rows.flat_map(|row| (0..bias.len()).map(move |output| of(row, output))).collect()
+    }
+
+    #[test]
+    fn every_output_of_every_step_is_computed() {
+        let team = Team::new(NonZeroUsize::new(3).expect("not 0"));
+        for (rows, outputs, inputs) in [(1, 1037, 576), (40, 300, 608), (97, 77, 1536)] {
+            let x = Host { width: inputs, numbers: noise(rows as u64, rows * inputs) };
+            let [a, b] =
+                [Matrix::Packed(Packed::any(outputs, inputs)), dense(Stored::F32, outputs, inputs)];
+            let found = computed(&team, &x, [&a, &b]);
+            let (bias, onto) = (noise(5, outputs), noise(6, rows * outputs));
+            let (gate, up) = (exact(&x, &a, &bias), exact(&x, &b, &bias));
+            let gated = gate.iter().zip(&up).map(|((gate, size), (up, other))| {
+                let most = (size + 1.0) * (other + 1.0);
+                (gate / (1.0 + (-gate).exp()) * up, most)
+            });
+            let added =
+                up.iter().zip(&onto).map(|((sum, size), onto)| (sum + f64::from(*onto), *size));
+            let wanted: Vec<_> = gate.iter().copied().chain(added).chain(gated).collect();
+            assert_eq!(found.len(), wanted.len());
+            for (at, (found, (wanted, size))) in found.iter().zip(wanted).enumerate() {
+                let found = f64::from(f32::from_bits(*found));
+                assert!((found - wanted).abs() < 1e-4 * size, "{at}: {found}, not {wanted}");
+            }
+        }
+    }
+
     #[test]
     fn many_threads_compute_what_one_does_to_the_bit() {
         let team = |threads| Team::new(NonZeroUsize::new(threads).expect("not 0"));
