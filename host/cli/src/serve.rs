@@ -19,15 +19,16 @@ use interlock_engine::{
 };
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
+use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{PolicyAdmin, ServedModel, ServerMetrics, ServerParts, system_time};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::policies::Keeper;
+use crate::policies::Desk;
 use crate::settings::Settings;
-use crate::{log, models, say};
+use crate::{log, models, policies, say};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -51,7 +52,7 @@ impl Serve {
         log::start(&config.log)?;
         let sources = sources(&config)?;
         let registry = Arc::new(Registry::new());
-        let keeper = Keeper::load(&config, &registry)?;
+        let keeper = policies::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(serve(config, sources, keeper, registry))
     }
@@ -99,16 +100,20 @@ async fn serve(
             // Dropped when serving has ended.
             let _ = admin_over.await;
         };
-        let admin = Arc::clone(&keeper) as Arc<dyn PolicyAdmin>;
+        let admin = Arc::new(Desk(Arc::clone(&keeper))) as Arc<dyn PolicyAdmin>;
         tokio::spawn(interlock_server::serve_admin(listener, config.admin, admin, over));
     }
+    let reload = config.policies.reload;
+    let every = (!reload.is_zero()).then_some(reload);
+    let _looking_after =
+        keeper.look_after(every).context("cannot look after the policies")?;
     let mut hangup = signal(SignalKind::hangup())?;
     let reloader = tokio::spawn({
         let keeper = Arc::clone(&keeper);
         async move {
             while hangup.recv().await.is_some() {
                 tracing::info!("told to reload policies");
-                keeper.reload().await;
+                policies::reload(&keeper).await;
             }
         }
     });
