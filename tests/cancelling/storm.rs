@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use interlock_engine::Mode;
-use interlock_tests::{Served, within};
+use interlock_sim::SimSettings;
+use interlock_tests::{Rig, Served, within};
 use tokio::task::JoinSet;
 
 const REQUESTS: usize = 1000;
@@ -101,7 +102,11 @@ async fn settled(served: &Served, tasks: impl Fn() -> usize) -> usize {
 async fn a_storm_of_clients_that_leave_leaves_nothing_behind() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     // For the tasks that ask it; it ends with the process.
-    let served: &'static Served = Box::leak(Box::new(Served::start(Mode::Batched, 1000).await));
+    // Its passes take time: on a busy machine an instant model would be done before anybody left.
+    let settings =
+        SimSettings { decode: Duration::from_micros(200), stop: 0, ..SimSettings::default() };
+    let rig = Rig::start_with(Mode::Batched, 1000, settings).await;
+    let served: &'static Served = Box::leak(Box::new(Served::of(rig).await));
     served.rig.gate.open();
     let mut rng = fastrand::Rng::with_seed(7);
     storm(served, AT_ONCE, &mut rng).await;

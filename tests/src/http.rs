@@ -30,7 +30,11 @@ pub struct Call(TcpStream);
 impl Served {
     /// Serves a rig with room for `seats` waiting requests.
     pub async fn start(mode: Mode, seats: usize) -> Self {
-        let rig = Rig::start(mode, seats).await;
+        Self::of(Rig::start(mode, seats).await).await
+    }
+
+    /// Serves this rig.
+    pub async fn of(rig: Rig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let text = TextModel::new(TextParts {

@@ -258,13 +258,15 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
 fn report(what: &str, calls: usize, mut call: impl FnMut()) {
     (0..calls / 20).for_each(|_| call());
     let before = thread_cpu_time();
-    // In batches of one clock reading less: reading it twice costs as much as an empty call.
+    // From one reading of the clock to the next: to read it twice costs as much as an empty call.
     let mut at = Instant::now();
     let times = (0..calls)
         .map(|_| {
             call();
             let now = Instant::now();
-            std::mem::replace(&mut at, now).elapsed()
+            let took = now - at;
+            at = now;
+            took
         })
         .collect();
     let cpu = (thread_cpu_time() - before) / u32::try_from(calls).unwrap_or(1);

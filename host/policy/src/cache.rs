@@ -5,11 +5,13 @@
 //! to, under a name made of the component's digest and of what it was compiled for; a sum at its
 //! end tells what a crash or a full disk left of it.
 
+use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
@@ -19,6 +21,22 @@ use crate::Unfit;
 use crate::load::Digest;
 
 const SUM: usize = 32;
+
+/// What was not used for so long is deleted.
+const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Where compiled policies are kept when nobody says otherwise: a folder of the user's own.
+/// `None`: the system does not say where such folders are.
+pub fn default_cache() -> Option<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = || absolute("HOME");
+    let caches = match absolute("XDG_CACHE_HOME") {
+        Some(caches) => caches,
+        None if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
+        None => home()?.join(".cache"),
+    };
+    Some(caches.join("interlock/policies"))
+}
 
 /// A folder of compiled components.
 pub(crate) struct Cache {
@@ -31,6 +49,7 @@ impl Cache {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
+        sweep(&folder);
         let folder = folder.join(format!("{:016x}", hasher.finish()));
         match private(&folder) {
             Ok(()) => Some(Self { folder }),
@@ -69,6 +88,8 @@ impl Cache {
     fn read(&self, engine: &Engine, path: &Path) -> io::Result<Component> {
         let file = File::open(path)?;
         ours_alone(&file.metadata()?)?;
+        // It was used: see `sweep`.
+        let _ = file.set_modified(SystemTime::now());
         let mut bytes = fs::read(path)?;
         let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let at = bytes.len().checked_sub(SUM).ok_or_else(|| bad("it is too short".into()))?;
@@ -98,6 +119,23 @@ impl Cache {
             let _ = fs::remove_file(&draft);
         }
         written
+    }
+}
+
+/// Deletes what nobody used for long, of other versions of this program too.
+fn sweep(folder: &Path) {
+    let old = |path: &Path| {
+        let modified = fs::symlink_metadata(path).and_then(|found| found.modified());
+        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT_FOR))
+    };
+    for engine in fs::read_dir(folder).into_iter().flatten().flatten() {
+        for file in fs::read_dir(engine.path()).into_iter().flatten().flatten() {
+            if old(&file.path()) {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+        // It stays unless it is empty.
+        let _ = fs::remove_dir(engine.path());
     }
 }
 

@@ -69,7 +69,7 @@ pub const METRIC_SERIES_MAX: usize = 100;
 /// Longest value of such a label, in bytes; the rest is cut.
 pub const METRIC_LABEL_BYTES_MAX: usize = 128;
 
-/// Needs that a policy may declare, and longest JSON Schema of its settings.
+/// Needs that a policy may declare.
 pub const NEEDS_MAX: usize = 64;
 
 /// Longest JSON Schema of a policy's settings, in bytes.
@@ -110,6 +110,10 @@ pub const HTTP_RESPONSE_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest time of such a request.
 pub const HTTP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Longest time of all requests of one call of a policy: so long can it keep one of the few threads
+/// on which slow policies are called.
+pub const HTTP_TIME_MAX_OF_ALL: Duration = Duration::from_secs(30);
 
 /// Threads on which slow policies are called, and so warm instances that one of them keeps.
 pub const SLOW_CALLS_MAX: usize = 16;

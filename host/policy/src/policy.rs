@@ -41,7 +41,7 @@ pub struct WasmPolicy {
     profile: Profile,
     description: Description,
     quarantine: Quarantine,
-    meters: PolicyMeters,
+    meters: Arc<PolicyMeters>,
     reads: bool,
     writes: bool,
     // A stack, so that a quiet host keeps using the one instance whose memory is in the cache.
@@ -50,10 +50,27 @@ pub struct WasmPolicy {
     warm_max: usize,
 }
 
-/// An instance in use, as the metrics know it.
+/// An instance, as the metrics know it.
 struct Kept {
     instance: Instance,
     memory: usize,
+    meters: Arc<PolicyMeters>,
+}
+
+impl Kept {
+    fn new(instance: Instance, meters: &Arc<PolicyMeters>) -> Box<Self> {
+        let memory = instance.memory();
+        meters.live.inc();
+        meters.memory.add(signed(memory));
+        Box::new(Self { instance, memory, meters: Arc::clone(meters) })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.meters.live.dec();
+        self.meters.memory.sub(signed(self.memory));
+    }
 }
 
 /// All that another instance is made from.
@@ -125,7 +142,7 @@ impl WasmPolicy {
         // Nobody set it before: the first instance has only just begun.
         let _ = recipe.reach.meters.set(meters);
         let takes = |phase: Phase| shape.phases.contains(&phase);
-        let meters = shared.metrics.policy(&own);
+        let meters = Arc::new(shared.metrics.policy(&own));
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let content = |kind: fn(&Grant) -> bool| {
             shape.capabilities.contains(&"content") && config.grants.iter().any(kind)
@@ -158,9 +175,8 @@ impl WasmPolicy {
         if shape.phases.is_empty() {
             tracing::warn!(policy = policy.name, "this policy takes part in no phase");
         }
-        let first = policy.count(first);
         policy.meters.busy.inc();
-        policy.give_back(first);
+        policy.give_back(Kept::new(first, &policy.meters));
         Ok(policy)
     }
 
@@ -221,18 +237,21 @@ impl WasmPolicy {
         self.warm().iter().map(|kept| kept.memory).collect()
     }
 
-    /// Calls an instance.
-    fn ask<T>(
+    /// Calls an instance and makes sense of what it says. One that makes none has failed as much as
+    /// one that trapped.
+    fn ask<T, U>(
         &self,
         call: Call,
         ask: impl FnOnce(&Guests, &mut Store<GuestState>) -> wasmtime::Result<T>,
-    ) -> Answer<T> {
+        understand: impl FnOnce(T) -> Answer<U>,
+    ) -> Answer<U> {
         let pass = self.quarantine.pass()?;
         let mut kept = self.take()?;
         let answer = {
             let _ticking = self.recipe.shared.ticker.call();
             kept.instance.call(call, self.deadline, ask)
         };
+        let answer = answer.and_then(understand);
         pass.settle(answer.as_ref().err().map(|failure| failure.kind));
         if answer.is_ok() {
             self.give_back(kept);
@@ -255,7 +274,7 @@ impl WasmPolicy {
         match self.recipe.make() {
             Ok((instance, profile)) if self.profile.agrees(&profile) => {
                 self.meters.busy.inc();
-                Ok(self.count(instance))
+                Ok(Kept::new(instance, &self.meters))
             }
             Ok(_) => failed("an instance says other things of itself than the first one".into()),
             Err(Stillborn::Failed(failure)) => failed(failure.to_string()),
@@ -295,22 +314,10 @@ impl WasmPolicy {
         }
     }
 
-    fn count(&self, instance: Instance) -> Box<Kept> {
-        let memory = instance.memory();
-        self.meters.live.inc();
-        self.meters.memory.add(signed(memory));
-        Box::new(Kept { instance, memory })
-    }
-
     fn drop_one(&self, kept: Box<Kept>, why: Recycled) {
         self.meters.recycled(why);
         self.meters.busy.dec();
-        self.uncount(&kept);
-    }
-
-    fn uncount(&self, kept: &Kept) {
-        self.meters.live.dec();
-        self.meters.memory.sub(signed(kept.memory));
+        drop(kept);
     }
 
     fn warm(&self) -> MutexGuard<'_, Vec<Box<Kept>>> {
@@ -330,14 +337,6 @@ impl WasmPolicy {
     /// A watch without what this policy would not be called for.
     fn heeded(&self, watch: Watch) -> Watch {
         within(watch, |phase| self.takes(phase))
-    }
-}
-
-impl Drop for WasmPolicy {
-    fn drop(&mut self) {
-        for kept in std::mem::take(&mut *self.warm()) {
-            self.uncount(&kept);
-        }
     }
 }
 
@@ -397,32 +396,32 @@ impl Policy for WasmPolicy {
             serial: caller.serial,
             ..Call::default()
         };
-        let answer = self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).identify.as_ref().expect(NOT_ASKED);
             guest.call_identify(store, lend::caller(caller, &headers))
-        })?;
-        self.codes.identified(answer)
+        };
+        self.ask(call, ask, |answer| self.codes.identified(answer))
     }
 
     fn transform(&self, facts: &Facts, body: &Body) -> Answer<Transformed> {
         let lent = LentFacts::new(facts, &self.headers, "");
         let call = self.call(facts, Some(body), true);
-        let answer = self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).transform.as_ref().expect(NOT_ASKED);
             guest.call_transform(store, lent.as_wit())
-        })?;
-        self.codes.transformed(answer)
+        };
+        self.ask(call, ask, |answer| self.codes.transformed(answer))
     }
 
     fn route(&self, facts: &Facts, candidates: &[Candidate], body: &Body) -> Answer<Choice> {
         let lent = LentFacts::new(facts, &self.headers, "");
         let shown: Vec<_> = candidates.iter().map(lend::candidate).collect();
         let call = self.call(facts, Some(body), false);
-        let answer = self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).route.as_ref().expect(NOT_ASKED);
             guest.call_route(store, lent.as_wit(), &shown)
-        })?;
-        self.codes.choice(answer, candidates)
+        };
+        self.ask(call, ask, |answer| self.codes.choice(answer, candidates))
     }
 
     fn admit(
@@ -434,44 +433,44 @@ impl Policy for WasmPolicy {
     ) -> Answer<Decision> {
         if self.recipe.version == Version::V0_1 {
             let lent = old::LentFacts::new(facts, &self.headers);
-            let answer =
-                self.ask(self.call(facts, None, false), |guests, store| {
-                    let guest = old_phases(guests).admit.as_ref().expect(NOT_ASKED);
-                    guest.call_admit(store, lent.as_wit(), old::load(load))
-                })?;
-            return old::decision(answer);
+            let ask = |guests: &Guests, store: &mut Store<GuestState>| {
+                let guest = old_phases(guests).admit.as_ref().expect(NOT_ASKED);
+                guest.call_admit(store, lent.as_wit(), old::load(load))
+            };
+            return self.ask(self.call(facts, None, false), ask, old::decision);
         }
         let lent = LentFacts::new(facts, &self.headers, "");
-        let call = self.call(facts, Some(body), false);
-        let answer = self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).admit.as_ref().expect(NOT_ASKED);
             guest.call_admit(store, lent.as_wit(), lend::load(load, tenant_in_flight))
-        })?;
-        let mut decision = self.codes.decision(answer)?;
-        if let Decision::Admit(admission) = &mut decision {
-            admission.watch = admission.watch.map(|watch| self.heeded(watch));
-        }
-        Ok(decision)
+        };
+        self.ask(self.call(facts, Some(body), false), ask, |answer| {
+            let mut decision = self.codes.decision(answer)?;
+            if let Decision::Admit(admission) = &mut decision {
+                admission.watch = admission.watch.map(|watch| self.heeded(watch));
+            }
+            Ok(decision)
+        })
     }
 
     fn window(&self, told: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
         let lent = LentFacts::new(told.facts, &self.headers, told.note);
         let call = self.call(told.facts, None, false);
-        let answer = self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).stream_guard.as_ref().expect(NOT_ASKED);
             guest.call_on_window(store, lent.as_wit(), lend::window(window))
-        })?;
-        self.codes.verdict(answer)
+        };
+        self.ask(call, ask, |answer| self.codes.verdict(answer))
     }
 
     fn event(&self, told: Told<'_>, event: &Event, progress: &Progress) -> Answer<Reaction> {
         let lent = LentFacts::new(told.facts, &self.headers, told.note);
         let call = self.call(told.facts, None, false);
-        let answer = self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).events.as_ref().expect(NOT_ASKED);
             guest.call_on_event(store, lent.as_wit(), lend::event(event), lend::progress(progress))
-        })?;
-        self.codes.reaction(answer)
+        };
+        self.ask(call, ask, |answer| self.codes.reaction(answer))
     }
 
     fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
@@ -479,16 +478,18 @@ impl Policy for WasmPolicy {
         if self.recipe.version == Version::V0_1 {
             let Some(summary) = old::summary(summary) else { return Ok(()) };
             let lent = old::LentFacts::new(told.facts, &self.headers);
-            return self.ask(call, |guests, store| {
+            let ask = |guests: &Guests, store: &mut Store<GuestState>| {
                 let guest = old_phases(guests).account.as_ref().expect(NOT_ASKED);
                 guest.call_account(store, lent.as_wit(), summary)
-            });
+            };
+            return self.ask(call, ask, Ok);
         }
         let lent = LentFacts::new(told.facts, &self.headers, told.note);
-        self.ask(call, |guests, store| {
+        let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).account.as_ref().expect(NOT_ASKED);
             guest.call_account(store, lent.as_wit(), lend::summary(summary, now_micros()))
-        })
+        };
+        self.ask(call, ask, Ok)
     }
 
     fn forget(&self, serial: u64) {

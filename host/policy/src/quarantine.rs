@@ -51,6 +51,8 @@ pub(crate) struct Pass<'a> {
 impl Quarantine {
     pub(crate) fn new(policy: &str, budget: u32, gauge: IntGauge) -> Self {
         let (closed, record) = (AtomicBool::new(false), Mutex::default());
+        // Whoever had this name before may have left it otherwise.
+        gauge.set(0);
         Self { policy: policy.to_owned(), budget: budget as usize, gauge, closed, record }
     }
 

@@ -15,7 +15,7 @@ use super::dots::{self, Dense};
 use super::gate::silu;
 use super::packed::activations::{Activations, Panel};
 use super::packed::{Packed, Path, TILE};
-use super::team;
+use super::team::{self, Team};
 
 /// Multiply-adds below which asking for help costs more than it saves (some 4 microseconds).
 const WORTH_SHARING: usize = 1 << 17;
@@ -113,10 +113,11 @@ thread_local! {
 ///
 /// If a matrix has not as many inputs as a row has numbers.
 pub(crate) fn multiply<const N: usize>(x: &Host, steps: [Step<'_>; N]) -> [Host; N] {
-    ACTIVATIONS.with_borrow_mut(|activations| multiply_with(activations, x, steps))
+    ACTIVATIONS.with_borrow_mut(|activations| multiply_by(team::team(), activations, x, steps))
 }
 
-fn multiply_with<const N: usize>(
+fn multiply_by<const N: usize>(
+    team: &Team,
     activations: &mut Activations,
     x: &Host,
     steps: [Step<'_>; N],
@@ -135,7 +136,7 @@ fn multiply_with<const N: usize>(
     let plain;
     let (panels, row_bytes) = if steps.iter().any(packed) {
         activations.clear(rows, x.width);
-        encode(activations, x);
+        encode(team, activations, x);
         (activations.panels(), activations.row_bytes())
     } else {
         plain = Panel::of(rows, ROWS_LEAST);
@@ -170,7 +171,7 @@ fn multiply_with<const N: usize>(
     if rows * x.width * outputs < WORTH_SHARING {
         (0..chunks).for_each(chunk);
     } else {
-        team::team().run(chunks, &chunk);
+        team.run(chunks, &chunk);
     }
     for result in &mut results {
         // SAFETY: the chunks wrote each output of each row.
@@ -179,7 +180,7 @@ fn multiply_with<const N: usize>(
     results
 }
 
-fn encode(activations: &Activations, x: &Host) {
+fn encode(team: &Team, activations: &Activations, x: &Host) {
     let panels = activations.panels();
     let fill = |panel: &Panel| {
         // SAFETY: `x` has as many rows, of as many numbers; each panel is filled once.
@@ -189,7 +190,7 @@ fn encode(activations: &Activations, x: &Host) {
         panels.iter().for_each(fill);
     } else {
         let at_a_time = (ENCODED * panels.len() / x.numbers.len()).max(1);
-        team::team().run(panels.len().div_ceil(at_a_time), &|chunk| {
+        team.run(panels.len().div_ceil(at_a_time), &|chunk| {
             panels.iter().skip(chunk * at_a_time).take(at_a_time).for_each(fill);
         });
     }
@@ -315,6 +316,99 @@ fn add_bias<'a>(
         for row in 0..rows {
             let bias = &bias[outputs.clone()];
             line(row).iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::super::dots::Stored;
+    use super::*;
+    use crate::noise::noise;
+
+    fn dense(stored: Stored, outputs: usize, inputs: usize) -> Matrix {
+        let numbers = noise((outputs * 3 + inputs) as u64, outputs * inputs);
+        let bytes: Vec<u8> = match stored {
+            Stored::F32 => numbers.into_iter().flat_map(f32::to_le_bytes).collect(),
+            Stored::Bf16 | Stored::F16 => numbers
+                .into_iter()
+                .flat_map(|number| half::bf16::from_f32(number).to_le_bytes())
+                .collect(),
+        };
+        Matrix::Dense(Dense::new(stored, outputs, inputs, &bytes))
+    }
+
+    /// Bits of the three kinds of step at once, computed by a team.
+    fn computed(team: &Team, x: &Host, matrices: [&Matrix; 2]) -> Vec<u32> {
+        let bias = noise(5, matrices[0].outputs());
+        let [a, b] = matrices.map(|matrix| Affine { matrix, bias: Some(&bias) });
+        let onto = Host { width: bias.len(), numbers: noise(6, x.rows() * bias.len()) };
+        let steps = [Step::Product(a), Step::Onto(b, &onto), Step::Gated { gate: a, up: b }];
+        let results = multiply_by(team, &mut Activations::new(Path::best()), x, steps);
+        results.iter().flat_map(|result| &result.numbers).map(|number| number.to_bits()).collect()
+    }
+
+    /// `x W^T + bias` in double precision, and the sizes of what was added up.
+    fn exact(x: &Host, matrix: &Matrix, bias: &[f32]) -> Vec<(f64, f64)> {
+        let all: Vec<u32> = (0..matrix.outputs() as u32).collect();
+        let weights = matrix.rows(&all);
+        let of = |row: &[f32], output: usize| {
+            let weights = &weights.numbers[output * weights.width..][..weights.width];
+            let terms = row.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+            (sum + f64::from(bias[output]), size + 1.0)
+        };
+        let rows = x.numbers.chunks(x.width);
+        rows.flat_map(|row| (0..bias.len()).map(move |output| of(row, output))).collect()
+    }
+
+    #[test]
+    fn every_output_of_every_step_is_computed() {
+        let team = Team::new(NonZeroUsize::new(3).expect("not 0"));
+        for (rows, outputs, inputs) in [(1, 1037, 576), (40, 300, 608), (97, 77, 1536)] {
+            let x = Host { width: inputs, numbers: noise(rows as u64, rows * inputs) };
+            let [a, b] =
+                [Matrix::Packed(Packed::any(outputs, inputs)), dense(Stored::F32, outputs, inputs)];
+            let found = computed(&team, &x, [&a, &b]);
+            let (bias, onto) = (noise(5, outputs), noise(6, rows * outputs));
+            let (gate, up) = (exact(&x, &a, &bias), exact(&x, &b, &bias));
+            let gated = gate.iter().zip(&up).map(|((gate, size), (up, other))| {
+                let most = (size + 1.0) * (other + 1.0);
+                (gate / (1.0 + (-gate).exp()) * up, most)
+            });
+            let added =
+                up.iter().zip(&onto).map(|((sum, size), onto)| (sum + f64::from(*onto), *size));
+            let wanted: Vec<_> = gate.iter().copied().chain(added).chain(gated).collect();
+            assert_eq!(found.len(), wanted.len());
+            for (at, (found, (wanted, size))) in found.iter().zip(wanted).enumerate() {
+                let found = f64::from(f32::from_bits(*found));
+                assert!((found - wanted).abs() < 1e-4 * size, "{at}: {found}, not {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_threads_compute_what_one_does_to_the_bit() {
+        let team = |threads| Team::new(NonZeroUsize::new(threads).expect("not 0"));
+        let (one, many) = (team(1), team(5));
+        let packed = |outputs, inputs| Matrix::Packed(Packed::any(outputs, inputs));
+        for (rows, outputs, inputs) in
+            [(1, 1037, 576), (5, 1037, 576), (40, 300, 608), (97, 77, 1536)]
+        {
+            let x = Host { width: inputs, numbers: noise(rows as u64, rows * inputs) };
+            for matrices in [
+                [packed(outputs, inputs), packed(outputs, inputs)],
+                [dense(Stored::Bf16, outputs, inputs), dense(Stored::F32, outputs, inputs)],
+            ] {
+                let both = [&matrices[0], &matrices[1]];
+                let alone = computed(&one, &x, both);
+                assert_eq!(alone.len(), 3 * rows * outputs);
+                for _ in 0..8 {
+                    assert!(computed(&many, &x, both) == alone, "{rows} rows of {inputs}");
+                }
+            }
         }
     }
 }

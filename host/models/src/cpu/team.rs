@@ -83,7 +83,7 @@ struct WorkPointer(*const Work<'static>);
 unsafe impl Send for WorkPointer {}
 
 impl Team {
-    fn new(threads: NonZeroUsize) -> Self {
+    pub(super) fn new(threads: NonZeroUsize) -> Self {
         let shared = Arc::new(Shared {
             posted: Mutex::new(Posted { work: None, sleeping: 0 }),
             wake: Condvar::new(),

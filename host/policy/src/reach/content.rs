@@ -28,9 +28,9 @@ impl GuestState {
 impl wit::Host for GuestState {
     fn get(&mut self, pointer: String) -> Said<Option<String>> {
         self.charge()?;
-        Ok(self.body(&pointer, false).and_then(|body| {
-            let found = body.get(&pointer).map_err(invalid)?;
-            match found {
+        // Whoever asks first would pay for reading the body, which is as long as its client likes.
+        Ok(self.work(|state| {
+            match state.body(&pointer, false)?.get(&pointer).map_err(invalid)? {
                 Some(json) if json.len() > CONTENT_BYTES_MAX => Err(wit::Fault::TooLarge),
                 found => Ok(found),
             }
@@ -39,7 +39,8 @@ impl wit::Host for GuestState {
 
     fn set(&mut self, pointer: String, json: String) -> Said<()> {
         self.charge()?;
-        Ok(self.body(&pointer, true).and_then(|body| {
+        Ok(self.work(|state| {
+            let body = state.body(&pointer, true)?;
             if json.len() > CONTENT_BYTES_MAX {
                 return Err(wit::Fault::TooLarge);
             }
@@ -49,7 +50,7 @@ impl wit::Host for GuestState {
 
     fn remove(&mut self, pointer: String) -> Said<()> {
         self.charge()?;
-        Ok(self.body(&pointer, true).and_then(|body| body.remove(&pointer).map_err(invalid)))
+        Ok(self.work(|state| state.body(&pointer, true)?.remove(&pointer).map_err(invalid)))
     }
 }
 

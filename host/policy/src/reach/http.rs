@@ -1,6 +1,6 @@
 //! `http`: requests to services that the operator named, and to nobody else.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Method, Request, Uri};
 use ureq::{Agent, Error, Timeout};
@@ -32,8 +32,17 @@ impl Web {
         Self(config.into())
     }
 
-    fn send(&self, grants: &[Grant], asked: wit::Request) -> Result<wit::Response, wit::Fault> {
+    fn send(
+        &self,
+        grants: &[Grant],
+        asked: wit::Request,
+        time_max: Duration,
+    ) -> Result<wit::Response, wit::Fault> {
         let (request, timeout) = checked(grants, asked)?;
+        let timeout = timeout.min(time_max);
+        if timeout.is_zero() {
+            return Err(wit::Fault::Timeout);
+        }
         let request = self.0.configure_request(request).timeout_global(Some(timeout)).build();
         let response = self.0.run(request).map_err(fault)?;
         let (head, mut body) = response.into_parts();
@@ -104,7 +113,11 @@ impl wit::Host for GuestState {
         request: wit::Request,
     ) -> wasmtime::Result<Result<wit::Response, wit::Fault>> {
         self.charge()?;
-        // The time that this takes is not the policy's: ticks pass, and its CPU time does not.
-        Ok(self.reach.web.send(&self.reach.grants, request))
+        // Neither the time that it waits is the policy's nor what encryption takes of the CPU.
+        let (began, left) = (Instant::now(), self.asking_left);
+        let answer =
+            self.work(|state| state.reach.web.send(&state.reach.grants, request, left));
+        self.asking_left = left.saturating_sub(began.elapsed());
+        Ok(answer)
     }
 }

@@ -12,6 +12,7 @@ mod voice;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use interlock_admission::Body;
 use interlock_request::RequestId;
@@ -20,7 +21,7 @@ use wasmtime::component::{HasSelf, Linker};
 
 use crate::clock::Allowance;
 use crate::grants::Grant;
-use crate::limits::Limiter;
+use crate::limits::{HTTP_TIME_MAX_OF_ALL, Limiter};
 use crate::wit::words;
 use crate::wit::{now, v0_1};
 
@@ -76,6 +77,8 @@ pub(crate) struct GuestState {
     pub(crate) reach: Arc<Reach>,
     pub(crate) call: Call,
     calls_left: u32,
+    // Time that this call's requests to others may still take.
+    asking_left: Duration,
     // What it said last at level error: when a trap follows, that is why.
     pub(crate) last_words: Option<String>,
 }
@@ -103,8 +106,9 @@ pub(crate) struct Misuse(String);
 
 impl GuestState {
     pub(crate) fn new(reach: Arc<Reach>, limiter: Limiter, allowance: Allowance) -> Self {
-        let calls_left = reach.calls_max;
-        Self { limiter, allowance, reach, call: Call::default(), calls_left, last_words: None }
+        let (calls_left, asking_left) = (reach.calls_max, HTTP_TIME_MAX_OF_ALL);
+        let call = Call::default();
+        Self { limiter, allowance, reach, call, calls_left, asking_left, last_words: None }
     }
 
     /// A call begins.
@@ -112,7 +116,16 @@ impl GuestState {
         self.call = call;
         self.allowance = allowance;
         self.calls_left = self.reach.calls_max;
+        self.asking_left = HTTP_TIME_MAX_OF_ALL;
         self.last_words = None;
+    }
+
+    /// Does for the policy what takes longer than to look something up; that time is the host's.
+    fn work<T>(&mut self, run: impl FnOnce(&Self) -> T) -> T {
+        let mut allowance = std::mem::replace(&mut self.allowance, Allowance::new(Duration::ZERO));
+        let done = allowance.excuse(|| run(self));
+        self.allowance = allowance;
+        done
     }
 
     /// Counts a call of the host.

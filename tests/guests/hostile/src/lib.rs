@@ -248,7 +248,7 @@ fn misbehave(what: &str) {
         }
         // Within its limits, but more than it will need again.
         "grow a little" => {
-            black_box(vec![1_u8; 7 << 20]);
+            black_box(vec![1_u8; 6 << 20]);
         }
         "recurse" => {
             black_box(recurse(1));

@@ -83,6 +83,14 @@ impl Made {
     }
 }
 
+impl Packed {
+    /// Some matrix, for the tests of others.
+    pub(in crate::cpu) fn any(outputs: usize, inputs: usize) -> Self {
+        let stored = Stored { bits: Bits::Four, scales: Scales::F16 };
+        Made::new(stored, outputs, inputs, 32).packed()
+    }
+}
+
 /// All rows in one product.
 fn multiply(path: Path, packed: &Packed, x: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (packed.inputs(), packed.outputs());
