@@ -76,17 +76,17 @@ def test_bad_input_names_the_field_and_the_next_request_is_served(serve):
 
 
 def test_a_full_house_is_a_rate_limit_with_a_time_to_come_back(serve):
-    host = serve("sim:decode=20ms,stop=0", "--set", "waiting.requests_max=1")
+    host = serve("sim:decode=20ms,stop=0", "--set", "engine.running_max=1",
+                 "--set", "waiting.requests_max=1")
     streams = []
-    for _ in range(2):  # one runs, one waits
+    for place in ["requests_running", "requests_waiting"]:  # one runs, one waits
         request = host.http.build_request(
             "POST",
             "/v1/chat/completions",
-            json={"model": host.model, "messages": HELLO, "stream": True, "max_tokens": 400},
+            json={"model": host.model, "messages": HELLO, "stream": True, "max_tokens": 2000},
         )
         streams.append(host.http.send(request, stream=True))
-        host.wait(lambda: host.metric("requests_running") == 1, "running")
-    assert host.metric("requests_waiting") == 1
+        host.wait(lambda: host.metric(place) == 1, place)
     with pytest.raises(openai.RateLimitError) as refused:
         host.openai.chat.completions.create(model=host.model, messages=HELLO, max_tokens=1)
     assert int(refused.value.response.headers["retry-after"]) >= 1
