@@ -15,7 +15,7 @@ use interlock_admission::{
 use interlock_request::{Deadlines, DisconnectAction, DrainLimits, Priority};
 
 use crate::limits::{
-    ATTRIBUTES_MAX, ATTRIBUTE_BYTES_MAX, HEADERS_MAX, HEADER_BYTES_MAX, MODEL_BYTES_MAX,
+    ATTRIBUTE_BYTES_MAX, ATTRIBUTES_MAX, HEADER_BYTES_MAX, HEADERS_MAX, MODEL_BYTES_MAX,
     NOTE_BYTES_MAX, PLAN_TIME_MAX, REASON_DETAIL_BYTES_MAX, RETRY_AFTER_MAX, TENANT_BYTES_MAX,
 };
 use crate::wit::now::exports::interlock::policy::{
@@ -101,22 +101,20 @@ impl Codes {
         })
     }
 
-    pub(crate) fn choice(
-        &self,
-        answer: route::Choice,
-        candidates: &[Candidate],
-    ) -> Answer<Choice> {
+    pub(crate) fn choice(&self, answer: route::Choice, candidates: &[Candidate]) -> Answer<Choice> {
         let known = |id: u32| candidates.iter().any(|candidate| candidate.id == id);
         Ok(match answer {
             route::Choice::Abstain => Choice::Abstain,
-            route::Choice::Scores(scores) => {
+            route::Choice::Scores(ranking) => {
+                let scores = &ranking.scores;
                 if let Some(score) = scores.iter().find(|score| !known(score.id)) {
                     return Err(bad(format!("it scored {}, which is no candidate", score.id)));
                 }
                 if scores.len() > candidates.len() {
                     return Err(bad("it scored a candidate twice".into()));
                 }
-                Choice::Scores(scores.iter().map(|s| (s.id, unit(s.score))).collect())
+                let scores = scores.iter().map(|s| (s.id, unit(s.score))).collect();
+                Choice::Scores(scores, self.code(ranking.reason)?)
             }
             route::Choice::Pick(pick) if known(pick.id) => {
                 Choice::Pick(pick.id, self.code(pick.reason)?)
@@ -171,22 +169,29 @@ impl Codes {
         Ok(match answer {
             events::Reaction::Keep => Reaction::Keep,
             events::Reaction::Cancel(reason) => Reaction::Cancel(self.reason(reason)?),
-            events::Reaction::Amend(plan) => Reaction::Amend(proposal(&plan)?),
-            events::Reaction::Disconnect(action) => Reaction::Disconnect(disconnect(action)),
+            events::Reaction::Amend(said) => {
+                Reaction::Amend(proposal(&said.plan)?, self.code(said.reason)?)
+            }
+            events::Reaction::Disconnect(said) => {
+                Reaction::Disconnect(disconnect(said.action), self.code(said.reason)?)
+            }
         })
     }
 
     /// A reason beyond those declared is no way to let a request in: it gets a name of ours.
     fn mended(&self, rejection: types::Rejection) -> Rejection {
         let spaced = |c: char| if c.is_control() { ' ' } else { c };
-        let detail = |text: String| cut(&text, REASON_DETAIL_BYTES_MAX).chars().map(spaced).collect();
+        let detail =
+            |text: String| cut(&text, REASON_DETAIL_BYTES_MAX).chars().map(spaced).collect();
         Rejection {
             status: rejection.status,
             reason: Reason {
                 code: self.code(rejection.reason).unwrap_or_else(|_| Code::from("rejected")),
                 detail: rejection.detail.map(detail),
             },
-            retry_after: rejection.retry_after.map(|n| Duration::from_micros(n).min(RETRY_AFTER_MAX)),
+            retry_after: rejection
+                .retry_after
+                .map(|n| Duration::from_micros(n).min(RETRY_AFTER_MAX)),
             headers: pairs(rejection.headers),
         }
     }
