@@ -1,5 +1,6 @@
 //! A policy that takes part in everything, reaches for everything, and means no good: in each
-//! phase it does what the request's model is called (`identify`: what the caller's address is).
+//! phase it does what the request's model is called (`identify`: what the caller's address or its
+//! header `x-tenant` is).
 //! Anything else it answers as it should.
 
 use std::cell::{Cell, RefCell};
@@ -10,9 +11,9 @@ use sdk::bindings::measuring::interlock::policy::metrics as raw;
 use sdk::state::{Bucket, Budget};
 use sdk::{
     Account, Admission, Admit, Attribute, Caller, Candidate, Choice, Decision, DisconnectAction,
-    Edited, Event, Events, Identify, Known, Load, Pick, Plan, Policy, Progress, Reaction,
+    Edited, Event, Events, Guarding, Identify, Known, Load, Pick, Plan, Policy, Progress, Reaction,
     RequestFacts, Route, Score, Span, StreamGuard, Summary, Timeouts, Transform, Verdict, Watch,
-    Window, content, http, log, state,
+    Window, WindowSize, content, http, log, state,
 };
 
 sdk::reasons! {
@@ -50,13 +51,15 @@ impl Policy for Hostile {
     }
 
     fn watch(&self) -> Watch {
-        Watch { events: sdk::EventSet::all(), ..Watch::default() }
+        let windows = WindowSize::new(4, Span::from_secs(1));
+        Watch { events: sdk::EventSet::all(), guarding: Guarding::Gate(windows), ..Watch::default() }
     }
 }
 
 impl Identify for Hostile {
     fn identify(&self, caller: &Caller) -> Known {
         misbehave(&caller.address);
+        misbehave(caller.header("x-tenant").unwrap_or_default());
         match caller.address.as_str() {
             "no tenant" => sdk::known("", Reason::Fine).into(),
             "a tenant of two lines" => sdk::known("a\nb", Reason::Fine).into(),
