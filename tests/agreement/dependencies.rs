@@ -58,8 +58,7 @@ fn only_policy_and_those_who_configure_it_know_webassembly() {
 fn only_server_and_those_who_configure_it_know_http() {
     let known = who_reaches("axum");
     // The rehearsal asks the routes of the server without sockets.
-    let expected =
-        ["interlock-cli", "interlock-config", "interlock-rehearsal", "interlock-server"];
+    let expected = ["interlock-cli", "interlock-config", "interlock-rehearsal", "interlock-server"];
     assert_eq!(known, expected);
 }
 

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::bell::Bell;
 use crate::handle::Submission;
 use crate::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode, ModelShape,
-    SystemClock, Turn, WaitingConfig,
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode,
+    ModelShape, SystemClock, Turn, WaitingConfig,
 };
 
 /// What the engine is at a moment.
@@ -163,7 +163,8 @@ impl Engines {
         E: std::fmt::Display,
     {
         let metrics = metrics.of_one_engine();
-        let Ends { handle, inbox, submissions, state } = ends(config, waiting, &metrics, &self.bell);
+        let Ends { handle, inbox, submissions, state } =
+            ends(config, waiting, &metrics, &self.bell);
         let (config, cache) = (config.clone(), cache.clone());
         let load = move || {
             let model = load().map_err(|error| error.to_string())?;
@@ -257,7 +258,8 @@ pub fn by_hand<F: Forward>(
 ) -> (EngineHandle, Door, Engine<F>) {
     let metrics = metrics.of_one_engine();
     // Nobody sleeps: the caller takes the turns.
-    let Ends { handle, inbox, submissions, state } = ends(config, waiting, &metrics, &Bell::default());
+    let Ends { handle, inbox, submissions, state } =
+        ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
     let engine = Engine::new(model, submissions, config, cache, metrics, clock);
     (handle, Door { _inbox: inbox, _state: state }, engine)

@@ -11,9 +11,9 @@
 
 use std::sync::Mutex;
 
-use prometheus::{Encoder, HistogramOpts, Opts, TextEncoder};
 pub use prometheus::core::{Collector, Desc};
 pub use prometheus::proto;
+use prometheus::{Encoder, HistogramOpts, Opts, TextEncoder};
 pub use prometheus::{
     Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };

@@ -59,7 +59,9 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
     report("admit, 1 KB of facts", CALLS, || drop(plain.admit(&full, &LOAD, 1, &body)));
     for n in [1, 16, 64] {
         let all: Vec<_> = (0..n).map(candidate).collect();
-        report(&format!("route, {n} candidates"), CALLS / 2, || drop(plain.route(&bare, &all, &body)));
+        report(&format!("route, {n} candidates"), CALLS / 2, || {
+            drop(plain.route(&bare, &all, &body))
+        });
     }
     let told = Told { facts: &bare, note: "" };
     let text = "a window of text as a model writes it, about thirty-two tokens of it, so that there \
@@ -82,7 +84,10 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
         total: Duration::from_secs(2),
     };
     report("account", CALLS, || drop(plain.account(told, &summary)));
-    println!("memory of an instance       {:?} KiB", plain.instance_memory().first().map(|b| b >> 10));
+    println!(
+        "memory of an instance       {:?} KiB",
+        plain.instance_memory().first().map(|b| b >> 10)
+    );
 }
 
 fn mishaps(host: &PolicyHost) {
@@ -127,7 +132,10 @@ fn contention(plain: &Arc<WasmPolicy>) {
             over.store(true, Ordering::Relaxed);
         });
         let (calls, cpu) = (calls.into_inner(), cpu.into_inner());
-        println!("admit from {threads} threads        {calls} in 0.7 s, {} ns CPU each", cpu / calls);
+        println!(
+            "admit from {threads} threads        {calls} in 0.7 s, {} ns CPU each",
+            cpu / calls
+        );
     }
 }
 

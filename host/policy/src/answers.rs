@@ -15,7 +15,7 @@ use interlock_admission::{
 use interlock_request::{Deadlines, DisconnectAction, DrainLimits, Priority};
 
 use crate::limits::{
-    ATTRIBUTES_MAX, ATTRIBUTE_BYTES_MAX, HEADERS_MAX, HEADER_BYTES_MAX, MODEL_BYTES_MAX,
+    ATTRIBUTE_BYTES_MAX, ATTRIBUTES_MAX, HEADER_BYTES_MAX, HEADERS_MAX, MODEL_BYTES_MAX,
     NOTE_BYTES_MAX, PLAN_TIME_MAX, REASON_DETAIL_BYTES_MAX, RETRY_AFTER_MAX, TENANT_BYTES_MAX,
 };
 use crate::wit::now::exports::interlock::policy::{
@@ -101,11 +101,7 @@ impl Codes {
         })
     }
 
-    pub(crate) fn choice(
-        &self,
-        answer: route::Choice,
-        candidates: &[Candidate],
-    ) -> Answer<Choice> {
+    pub(crate) fn choice(&self, answer: route::Choice, candidates: &[Candidate]) -> Answer<Choice> {
         let known = |id: u32| candidates.iter().any(|candidate| candidate.id == id);
         Ok(match answer {
             route::Choice::Abstain => Choice::Abstain,
@@ -179,14 +175,17 @@ impl Codes {
     /// A reason beyond those declared is no way to let a request in: it gets a name of ours.
     fn mended(&self, rejection: types::Rejection) -> Rejection {
         let spaced = |c: char| if c.is_control() { ' ' } else { c };
-        let detail = |text: String| cut(&text, REASON_DETAIL_BYTES_MAX).chars().map(spaced).collect();
+        let detail =
+            |text: String| cut(&text, REASON_DETAIL_BYTES_MAX).chars().map(spaced).collect();
         Rejection {
             status: rejection.status,
             reason: Reason {
                 code: self.code(rejection.reason).unwrap_or_else(|_| Code::from("rejected")),
                 detail: rejection.detail.map(detail),
             },
-            retry_after: rejection.retry_after.map(|n| Duration::from_micros(n).min(RETRY_AFTER_MAX)),
+            retry_after: rejection
+                .retry_after
+                .map(|n| Duration::from_micros(n).min(RETRY_AFTER_MAX)),
             headers: pairs(rejection.headers),
         }
     }

@@ -109,8 +109,12 @@ impl Cache {
         // Two steps, so that nobody ever reads half of it.
         let draft = path.with_extension(format!("{}", std::process::id()));
         let written = (|| {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&draft)?;
             file.write_all(&bytes)?;
             file.write_all(&Sha256::digest(&bytes))?;
             fs::rename(&draft, path)

@@ -61,8 +61,7 @@ impl Description {
         let shape = &compiled.shape;
         let needs = said.as_ref().map_or(&[][..], |(_, needs)| needs);
         let missing = all_missing(shape.missing(grants), needs, grants);
-        let grants_line =
-            if missing.is_empty() { String::new() } else { line(grants, &missing) };
+        let grants_line = if missing.is_empty() { String::new() } else { line(grants, &missing) };
         Self {
             bytes: compiled.bytes,
             digest: compiled.digest.clone(),
@@ -122,8 +121,7 @@ impl Description {
             metrics: says.map_or(&[], |says| &says.metrics),
             needs: says.map_or(&[], |says| &says.needs),
             missing: &self.missing,
-            settings_schema: says
-                .and_then(|says| serde_json::from_str(&says.settings_schema).ok()),
+            settings_schema: says.and_then(|says| serde_json::from_str(&says.settings_schema).ok()),
         };
         serde_json::to_value(shown).unwrap_or_default()
     }

@@ -38,9 +38,8 @@ impl Grant {
     /// Does this one allow all that the other does?
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Read(granted), Self::Read(asked)) | (Self::Write(granted), Self::Write(asked)) => {
-                below(granted, asked)
-            }
+            (Self::Read(granted), Self::Read(asked))
+            | (Self::Write(granted), Self::Write(asked)) => below(granted, asked),
             _ => self == other,
         }
     }
@@ -48,13 +47,14 @@ impl Grant {
 
 /// Is this pointer the granted one, or below it?
 pub(crate) fn below(granted: &str, pointer: &str) -> bool {
-    pointer
-        .strip_prefix(granted)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    pointer.strip_prefix(granted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The grants that are missing for these needs.
-pub(crate) fn missing<'a>(needs: impl IntoIterator<Item = &'a Grant>, grants: &[Grant]) -> Vec<Grant> {
+pub(crate) fn missing<'a>(
+    needs: impl IntoIterator<Item = &'a Grant>,
+    grants: &[Grant],
+) -> Vec<Grant> {
     let mut missing: Vec<Grant> = needs
         .into_iter()
         .filter(|need| !grants.iter().any(|grant| grant.covers(need)))
@@ -164,8 +164,17 @@ mod tests {
             assert_eq!(grant(text).to_string(), text);
         }
         for text in [
-            "", "State", "headers:", "headers:X-Tenant", "content", "content:read:messages",
-            "content:read:/", "http:example.com", "http::80", "http:a:0", "http:a b:80",
+            "",
+            "State",
+            "headers:",
+            "headers:X-Tenant",
+            "content",
+            "content:read:messages",
+            "content:read:/",
+            "http:example.com",
+            "http::80",
+            "http:a:0",
+            "http:a b:80",
         ] {
             assert!(text.parse::<Grant>().is_err(), "{text:?} was taken");
         }

@@ -16,7 +16,9 @@ use crate::cache::Cache;
 use crate::clock::Ticker;
 use crate::describe::Description;
 use crate::fit::Shape;
-use crate::limits::{CORES_MAX, INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
+use crate::limits::{
+    CORES_MAX, INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX,
+};
 use crate::load::{Bytes, Digest};
 use crate::metrics::HostMetrics;
 use crate::policy::WasmPolicy;

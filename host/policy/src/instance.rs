@@ -78,9 +78,8 @@ impl Instance {
         store.set_max_component_handles(HANDLES_MAX);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().allowance.overdue()));
 
-        let instance = run(&mut store, Call::default(), time_max, |store| {
-            fit.pre.instantiate(&mut *store)
-        });
+        let instance =
+            run(&mut store, Call::default(), time_max, |store| fit.pre.instantiate(&mut *store));
         let instance = instance.map_err(Stillborn::Failed)?;
         let misfit = |error: wasmtime::Error| Stillborn::Misfit(format!("{error:#}"));
         // All of them before `init`: one that does not fit is no matter of settings.
@@ -89,8 +88,7 @@ impl Instance {
             Init::Now(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
             Init::V0_1(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
         });
-        let profile =
-            begun.map_err(Stillborn::Failed)?.map_err(Stillborn::Refused)?;
+        let profile = begun.map_err(Stillborn::Failed)?.map_err(Stillborn::Refused)?;
         let born_with = store.data().limiter.memory;
         Ok((Self { store, guests, calls_left: 0, born_with }, profile))
     }

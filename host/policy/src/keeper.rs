@@ -125,12 +125,8 @@ impl Keeper {
     ) -> Result<Arc<Self>, Vec<LoadFailed>> {
         let entries = load_all(&host, configs, &[])?;
         let policies = Arc::new(Policies::new(links(&entries), ceilings, commons));
-        let book = Book {
-            entries,
-            past: VecDeque::new(),
-            probation: None,
-            refused: HashMap::new(),
-        };
+        let book =
+            Book { entries, past: VecDeque::new(), probation: None, refused: HashMap::new() };
         Ok(Arc::new(Self { host, policies, changing: Mutex::default(), book: Mutex::new(book) }))
     }
 
@@ -347,8 +343,11 @@ impl Keeper {
             // Only what it is told changes: there is nothing to compile.
             None => Arc::clone(&old.compiled),
         };
-        let policy =
-            if fresh { self.host.load_compiled(&config, &compiled)? } else { Arc::clone(&old.policy) };
+        let policy = if fresh {
+            self.host.load_compiled(&config, &compiled)?
+        } else {
+            Arc::clone(&old.policy)
+        };
         let mut entry = Entry { config, compiled, policy, stamp, ..old.clone() };
         entry.succeeds(old);
         Ok(entry)
@@ -358,7 +357,8 @@ impl Keeper {
         let generation = self.policies.swap(links(&entries));
         let mut book = self.book();
         let before = std::mem::replace(&mut book.entries, entries);
-        let known = |policy: &Arc<WasmPolicy>| before.iter().any(|e| Arc::ptr_eq(&e.policy, policy));
+        let known =
+            |policy: &Arc<WasmPolicy>| before.iter().any(|e| Arc::ptr_eq(&e.policy, policy));
         let fresh = book.entries.iter().map(|e| &e.policy).filter(|policy| !known(policy));
         let policies = fresh.map(|policy| (Arc::clone(policy), policy.quarantines())).collect();
         let until = Instant::now() + PROBATION;
@@ -445,9 +445,8 @@ fn load_one(
 ) -> Result<Entry, LoadFailed> {
     let stamp = stamp(&config.source);
     let bytes = Bytes::read(&config.source);
-    let same_code = |old: &&Entry| {
-        bytes.as_ref().is_ok_and(|bytes| bytes.digest == old.compiled.digest)
-    };
+    let same_code =
+        |old: &&Entry| bytes.as_ref().is_ok_and(|bytes| bytes.digest == old.compiled.digest);
     // What the policy itself does not read can change without it.
     let same_policy = |old: &&Entry| {
         let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
@@ -487,7 +486,10 @@ fn load_one(
 
 fn links(entries: &[Entry]) -> Vec<Link> {
     let link = |entry: &Entry| Link {
-        previous: entry.previous.clone().map(|policy| policy as Arc<dyn interlock_admission::Policy>),
+        previous: entry
+            .previous
+            .clone()
+            .map(|policy| policy as Arc<dyn interlock_admission::Policy>),
         ..entry.config.link(Arc::clone(&entry.policy) as Arc<dyn interlock_admission::Policy>)
     };
     entries.iter().map(link).collect()

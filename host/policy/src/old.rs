@@ -4,7 +4,8 @@
 //! note, no reason for an admission.
 
 use interlock_admission::{
-    Admission, Closing, Code, Decision, Facts, Load, PlanProposal, PolicyFailure, Reason, Rejection, Summary,
+    Admission, Closing, Code, Decision, Facts, Load, PlanProposal, PolicyFailure, Reason,
+    Rejection, Summary,
 };
 use interlock_request::{
     CancelCause, Deadline, Deadlines, DisconnectAction, DrainLimits, Endpoint, Finish, Outcome,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use interlock_admission::{
     Answer, Body, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind, Identified, Load,
-    Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told, Transformed, Verdict, Watch,
-    Window,
+    Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told, Transformed,
+    Verdict, Watch, Window,
 };
 use wasmtime::Store;
 
@@ -269,8 +269,7 @@ impl WasmPolicy {
             self.meters.busy.inc();
             return Ok(kept);
         }
-        let failed =
-            |message| Err(PolicyFailure { kind: FailureKind::Instantiate, message });
+        let failed = |message| Err(PolicyFailure { kind: FailureKind::Instantiate, message });
         match self.recipe.make() {
             Ok((instance, profile)) if self.profile.agrees(&profile) => {
                 self.meters.busy.inc();
@@ -534,7 +533,8 @@ pub(crate) fn all_missing(imported: Vec<Grant>, needs: &[Grant], grants: &[Grant
         !needs.iter().any(|need| {
             matches!(
                 (grant, need),
-                (Grant::Read(_), Grant::Read(_) | Grant::Write(_)) | (Grant::Http(..), Grant::Http(..))
+                (Grant::Read(_), Grant::Read(_) | Grant::Write(_))
+                    | (Grant::Http(..), Grant::Http(..))
             )
         })
     }));

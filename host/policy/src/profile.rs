@@ -124,7 +124,9 @@ impl Profile {
                 ));
             }
             let reserved = |label: &&String| {
-                !word(label) || label.starts_with("__") || ["policy", "le"].contains(&label.as_str())
+                !word(label)
+                    || label.starts_with("__")
+                    || ["policy", "le"].contains(&label.as_str())
             };
             if let Some(label) = metric.labels.iter().find(reserved) {
                 return said(format!(
@@ -183,8 +185,11 @@ impl Profile {
 /// A watch without what nobody would be called for.
 pub(crate) fn within(watch: Watch, takes: impl Fn(Phase) -> bool) -> Watch {
     let none = Watch::default();
-    let (events, stalled_after) =
-        if takes(Phase::Events) { (watch.events, watch.stalled_after) } else { (none.events, None) };
+    let (events, stalled_after) = if takes(Phase::Events) {
+        (watch.events, watch.stalled_after)
+    } else {
+        (none.events, None)
+    };
     let guarding = if takes(Phase::StreamGuard) { watch.guarding } else { none.guarding };
     Watch { events, stalled_after, guarding }
 }

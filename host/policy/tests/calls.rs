@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use expect_test::expect;
 use interlock_admission::{FailureKind, PlanProposal, Policy};
-use interlock_policy::{PolicyConfig, PolicyHost};
 use interlock_policy::limits::CALLS_MAX;
+use interlock_policy::{PolicyConfig, PolicyHost};
 
 mod common;
 use common::{admit, admitted, count, facts, load, misbehaves, rejected, summary, told};

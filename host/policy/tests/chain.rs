@@ -61,7 +61,8 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
         interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
         interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1
         interlock_policy_fallbacks_total{action="closed",phase="admit",policy="p"} 1
-        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]].assert_eq(&counters(&registry));
+        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]]
+    .assert_eq(&counters(&registry));
 
     let open = PolicyConfig {
         on_failure: OnFailure { admit: "open".parse().expect("an action"), ..OnFailure::default() },
@@ -79,7 +80,8 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
         interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1
         interlock_policy_fallbacks_total{action="open",phase="account",policy="p"} 1
         interlock_policy_fallbacks_total{action="open",phase="admit",policy="p"} 1
-        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]].assert_eq(&counters(&registry));
+        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]]
+    .assert_eq(&counters(&registry));
 }
 
 #[test]
@@ -151,5 +153,6 @@ fn guard_reads_its_settings_from_the_hosts() {
                 },
             ),
         }
-    "#]].assert_debug_eq(consent.admitted.plan());
+    "#]]
+    .assert_debug_eq(consent.admitted.plan());
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use interlock_admission::{
-    Closing, Code, FailureKind, Phase, PlanProposal, Policy as _, Summary,
-};
+use interlock_admission::{Closing, Code, FailureKind, Phase, PlanProposal, Policy as _, Summary};
 use interlock_policy::PolicyConfig;
 
 mod common;
-use common::{admit, admitted, config, corpus, count, facts, grants, load, rejected, summary, told};
+use common::{
+    admit, admitted, config, corpus, count, facts, grants, load, rejected, summary, told,
+};
 
 #[test]
 fn every_component_of_every_release_loads() {

@@ -89,7 +89,8 @@ fn whatever_it_does_in_whichever_phase_costs_that_answer_and_no_other() {
         }
     }
     let failed = crimes.len() * Phase::ALL.len();
-    let recycled = format!("interlock_policy_recycles_total{{policy=\"p\",why=\"failure\"}} {failed}");
+    let recycled =
+        format!("interlock_policy_recycles_total{{policy=\"p\",why=\"failure\"}} {failed}");
     assert!(metrics(&registry, "interlock_policy_recycles").contains(&recycled), "{recycled}");
     assert_eq!(
         metrics(&registry, "interlock_policy_instances"),
@@ -276,7 +277,8 @@ fn another_policy_notices_nothing() {
         for _ in 0..2 {
             scope.spawn(|| {
                 for round in 0..2000 {
-                    ask(good, Phase::ALL[round % Phase::ALL.len()], "m").expect("nothing to notice");
+                    ask(good, Phase::ALL[round % Phase::ALL.len()], "m")
+                        .expect("nothing to notice");
                 }
                 over.store(true, Ordering::Relaxed);
             });

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use interlock_admission::{
-    Body, LimitsConfig, Load, PolicyMetrics, PolicyMode, Prompt, at_once,
-};
+use interlock_admission::{Body, LimitsConfig, Load, PolicyMetrics, PolicyMode, Prompt, at_once};
 use interlock_metrics::Registry;
 use interlock_policy::{
     Change, Keeper, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services,
@@ -95,14 +93,19 @@ fn a_policy_is_replaced_and_taken_back() {
     assert_eq!(version(&keeper), "9.9.9");
     let before = keeper.policies().current();
     let generation = keeper.replace("p", upload("guest-mute")).expect("it is fine");
-    assert_eq!((version(&keeper), keeper.policies().current().generation()), ("1.0.0".into(), generation));
+    assert_eq!(
+        (version(&keeper), keeper.policies().current().generation()),
+        ("1.0.0".into(), generation)
+    );
     // Whoever began with the other one stays with it.
     assert_eq!(before.links()[0].policy.version(), "9.9.9");
     assert_eq!(keeper.rollback(), Some(before.generation()));
     assert_eq!(version(&keeper), "9.9.9");
     assert_eq!(keeper.rollback(), None);
     let swaps = metrics(&registry, "interlock_policy_swaps_total");
-    assert!(swaps.contains(r#"result="swapped"} 1"#) && swaps.contains(r#"result="rolled_back"} 1"#));
+    assert!(
+        swaps.contains(r#"result="swapped"} 1"#) && swaps.contains(r#"result="rolled_back"} 1"#)
+    );
 }
 
 #[test]
@@ -249,7 +252,8 @@ fn a_thousand_swaps_cost_no_request() {
             });
         }
         for n in 0..1000 {
-            let source = if n % 2 == 0 { corpus("0.1.0", "misbehaves") } else { guest("guest-misbehaves") };
+            let source =
+                if n % 2 == 0 { corpus("0.1.0", "misbehaves") } else { guest("guest-misbehaves") };
             let source = Some(PolicySource::File(source));
             keeper.replace("p", Change { source, ..Change::default() }).expect("it is fine");
         }

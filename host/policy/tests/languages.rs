@@ -71,15 +71,16 @@ fn javascript_makes_large_requests_wait_for_the_evening() {
         policy.admit(facts, &load, 0, &Body::new(Vec::new())).expect("it decides")
     };
     let code = |facts: &Facts| match admit(facts) {
-        Decision::Admit(admission) => {
-            (admission.code.0.to_string(), admission.proposal.priority)
-        }
+        Decision::Admit(admission) => (admission.code.0.to_string(), admission.proposal.priority),
         Decision::Reject(rejection) => panic!("turned away: {rejection:?}"),
     };
 
     assert_eq!(code(&facts(8000)), ("small".into(), None));
     let Decision::Reject(rejection) = admit(&facts(8001)) else { panic!("it was let in") };
-    assert_eq!((rejection.status, rejection.reason.code.0.to_string()), (429, "too_large_in_hours".into()));
+    assert_eq!(
+        (rejection.status, rejection.reason.code.0.to_string()),
+        (429, "too_large_in_hours".into())
+    );
     assert_eq!(rejection.retry_after, Some(Duration::from_secs(7 * 3600 + 1800)));
     let detail = rejection.reason.detail.expect("it says why");
     assert!(detail.contains("needs 8001 tokens; until 18:00 at most 8000"), "{detail}");
@@ -100,7 +101,11 @@ fn python_counts_what_requests_cost() {
     assert!(policy.takes(Phase::Account) && !policy.takes(Phase::Admit));
     let summary = Summary {
         closing: Outcome::Completed(Finish::Stop).into(),
-        usage: Usage { prompt_tokens: 1_000_000, cached_tokens: 500_000, generated_tokens: 250_000 },
+        usage: Usage {
+            prompt_tokens: 1_000_000,
+            cached_tokens: 500_000,
+            generated_tokens: 250_000,
+        },
         queue_time: Some(Duration::from_millis(3)),
         time_to_first_token: None,
         total: Duration::from_secs(2),

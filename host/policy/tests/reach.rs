@@ -9,7 +9,7 @@ use interlock_admission::{Policy as _, Transformed};
 use interlock_policy::{LoadFailed, PolicyConfig};
 
 mod common;
-use common::{body, config, facts, grants, guest, host, load, metrics, admitted, rejected};
+use common::{admitted, body, config, facts, grants, guest, host, load, metrics, rejected};
 
 const ALL: [&str; 6] = [
     "state",

@@ -113,13 +113,17 @@ fn a_version_that_this_host_does_not_speak() {
     check_text(
         "exports",
         exports,
-        expect![[r#"policy "p" (exports): it exports interlock:policy/lifecycle@0.3.0; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one of them, or use the host that it was made for"#]],
+        expect![[
+            r#"policy "p" (exports): it exports interlock:policy/lifecycle@0.3.0; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one of them, or use the host that it was made for"#
+        ]],
     );
     let imports = r#"(component (import "interlock:policy/log@1.0.0" (instance)))"#;
     check_text(
         "imports",
         imports,
-        expect![[r#"policy "p" (imports): it imports interlock:policy/log@1.0.0; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one of them, or use the host that it was made for"#]],
+        expect![[
+            r#"policy "p" (imports): it imports interlock:policy/log@1.0.0; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one of them, or use the host that it was made for"#
+        ]],
     );
 }
 
@@ -142,7 +146,9 @@ fn a_phase_that_this_host_does_not_have() {
     check_text(
         "route",
         text,
-        expect![[r#"policy "p" (route): it exports interlock:policy/route@0.1.0, a phase that this host does not have; those of 0.2 are lifecycle, identify, transform, route, admit, stream-guard, events and account, those of 0.1 lifecycle, admit and account"#]],
+        expect![[
+            r#"policy "p" (route): it exports interlock:policy/route@0.1.0, a phase that this host does not have; those of 0.2 are lifecycle, identify, transform, route, admit, stream-guard, events and account, those of 0.1 lifecycle, admit and account"#
+        ]],
     );
 }
 
@@ -174,9 +180,21 @@ fn imports_that_are_not_offered() {
     let text = r#"(component
         (import "interlock:policy/clock@0.2.0" (instance))
         (import "wasi:cli/environment@0.2.6" (instance (export "get" (func)))))"#;
-    check_text("curious", text, expect![[r#"policy "p" (curious): it imports interlock:policy/clock@0.2.0 and wasi:cli/environment@0.2.6, which this host does not offer; a policy of interlock:policy@0.2.0 can import log, metrics, state, content and http, and nothing of WASI: build it for wasm32-unknown-unknown, or stub WASI out"#]]);
+    check_text(
+        "curious",
+        text,
+        expect![[
+            r#"policy "p" (curious): it imports interlock:policy/clock@0.2.0 and wasi:cli/environment@0.2.6, which this host does not offer; a policy of interlock:policy@0.2.0 can import log, metrics, state, content and http, and nothing of WASI: build it for wasm32-unknown-unknown, or stub WASI out"#
+        ]],
+    );
     let old = r#"(component (import "interlock:policy/state@0.1.0" (instance)))"#;
-    check_text("old", old, expect![[r#"policy "p" (old): it imports interlock:policy/state@0.1.0, which this host does not offer; a policy of interlock:policy@0.2.0 can import log, metrics, state, content and http, and nothing of WASI: build it for wasm32-unknown-unknown, or stub WASI out"#]]);
+    check_text(
+        "old",
+        old,
+        expect![[
+            r#"policy "p" (old): it imports interlock:policy/state@0.1.0, which this host does not offer; a policy of interlock:policy@0.2.0 can import log, metrics, state, content and http, and nothing of WASI: build it for wasm32-unknown-unknown, or stub WASI out"#
+        ]],
+    );
 }
 
 #[test]
@@ -184,7 +202,13 @@ fn two_versions_at_once() {
     let text = r#"(component
         (import "interlock:policy/log@0.1.0" (instance))
         (instance $i) (export "interlock:policy/lifecycle@0.2.0" (instance $i)))"#;
-    check_text("both", text, expect![[r#"policy "p" (both): it speaks two versions of interlock:policy, interlock:policy/log@0.1.0 and interlock:policy/lifecycle@0.2.0: build it against one"#]]);
+    check_text(
+        "both",
+        text,
+        expect![[
+            r#"policy "p" (both): it speaks two versions of interlock:policy, interlock:policy/log@0.1.0 and interlock:policy/lifecycle@0.2.0: build it against one"#
+        ]],
+    );
 }
 
 #[test]
@@ -195,7 +219,13 @@ fn functions_of_other_types() {
         (func $init (result u32) (canon lift (core func $m "init")))
         (instance $i (export "init" (func $init)))
         (export "interlock:policy/lifecycle@0.2.0" (instance $i)))"#;
-    check_text("types", text, expect![[r#"policy "p" (types): an interface is not what interlock:policy@0.2.0 says: failed to convert function to given type: type mismatch with parameters: expected 1-tuple, found 0-tuple"#]]);
+    check_text(
+        "types",
+        text,
+        expect![[
+            r#"policy "p" (types): an interface is not what interlock:policy@0.2.0 says: failed to convert function to given type: type mismatch with parameters: expected 1-tuple, found 0-tuple"#
+        ]],
+    );
 }
 
 #[test]

@@ -34,7 +34,9 @@ fn a_policys_lines_are_tagged_and_bounded() {
     let mut config = misbehaves();
     config.deadline = std::time::Duration::from_secs(1);
     let policy = load(&config).expect("it is fine so far");
-    policy.account(told(&facts("repeat the summary")), &summary()).expect("nothing wrong with that");
+    policy
+        .account(told(&facts("repeat the summary")), &summary())
+        .expect("nothing wrong with that");
     admit(&*policy, "shout").expect("a decision all the same");
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

@@ -46,11 +46,8 @@ impl Web {
         let request = self.0.configure_request(request).timeout_global(Some(timeout)).build();
         let response = self.0.run(request).map_err(fault)?;
         let (head, mut body) = response.into_parts();
-        let body = body
-            .with_config()
-            .limit(HTTP_RESPONSE_BYTES_MAX)
-            .read_to_vec()
-            .map_err(fault)?;
+        let body =
+            body.with_config().limit(HTTP_RESPONSE_BYTES_MAX).read_to_vec().map_err(fault)?;
         let headers = head.headers.iter().filter_map(|(name, value)| {
             let value = value.to_str().ok()?.to_owned();
             Some(wit::Header { name: name.as_str().to_owned(), value })
@@ -115,8 +112,7 @@ impl wit::Host for GuestState {
         self.charge()?;
         // Neither the time that it waits is the policy's nor what encryption takes of the CPU.
         let (began, left) = (Instant::now(), self.asking_left);
-        let answer =
-            self.work(|state| state.reach.web.send(&state.reach.grants, request, left));
+        let answer = self.work(|state| state.reach.web.send(&state.reach.grants, request, left));
         self.asking_left = left.saturating_sub(began.elapsed());
         Ok(answer)
     }

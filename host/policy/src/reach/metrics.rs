@@ -203,7 +203,10 @@ impl GuestState {
         };
         let family = usize::try_from(metric).ok().and_then(|index| meters.0.get(index));
         let Some(family) = family else {
-            return misuse(format!("metric {metric} is none of the {} that it declared", meters.0.len()));
+            return misuse(format!(
+                "metric {metric} is none of the {} that it declared",
+                meters.0.len()
+            ));
         };
         if !fits.contains(&family.kind) {
             return misuse(format!("metric {metric} is a {}", kind(family.kind)));

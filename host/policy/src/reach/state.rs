@@ -5,8 +5,8 @@ use std::time::Duration;
 use interlock_state::{Bucket, Entered, NEVER, Reserved, StateFault, Taken, Window};
 
 use super::GuestState;
-use crate::limits::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use crate::lend::micros;
+use crate::limits::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use crate::wit::words::state as wit;
 
 type Said<T> = wasmtime::Result<Result<T, wit::Fault>>;
@@ -52,7 +52,9 @@ impl wit::Host for GuestState {
             }
             let per = Duration::from_micros(budget.window);
             if per < Duration::from_secs(1) {
-                return Err(wit::Fault::Invalid(format!("window must be at least 1s, got {per:?}")));
+                return Err(wit::Fault::Invalid(format!(
+                    "window must be at least 1s, got {per:?}"
+                )));
             }
             let window = Window { limit: budget.limit, per };
             Ok(match state.reach.space.reserve(&key, window, estimate).map_err(fault)? {
