@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use interlock_admission::{
@@ -87,6 +87,28 @@ pub(crate) struct Script {
     pub(crate) admit: Option<Box<dyn Fn(&Facts) -> Admission + Send + Sync>>,
     pub(crate) window: Option<Box<dyn Fn(&Window<'_>) -> Verdict + Send + Sync>>,
     pub(crate) event: Part<Event, Reaction>,
+    /// Does it take its time, and a thread of its own?
+    pub(crate) slow: bool,
+}
+
+/// A policy waits here until the test lets it go on.
+#[derive(Clone, Default)]
+pub(crate) struct Latch(Arc<(Mutex<bool>, Condvar)>);
+
+impl Latch {
+    /// Returns once it is open, or the test has failed long ago.
+    pub(crate) fn wait(&self) {
+        let (open, opens) = &*self.0;
+        let open = open.lock().expect("no panic");
+        let waited = opens.wait_timeout_while(open, Duration::from_secs(30), |open| !*open);
+        drop(waited.expect("no panic"));
+    }
+
+    pub(crate) fn open(&self) {
+        let (open, opens) = &*self.0;
+        *open.lock().expect("no panic") = true;
+        opens.notify_all();
+    }
 }
 
 impl Policy for Script {
@@ -112,6 +134,14 @@ impl Policy for Script {
 
     fn headers(&self) -> &[String] {
         &self.headers
+    }
+
+    fn slow(&self) -> bool {
+        self.slow
+    }
+
+    fn wants_content(&self) -> bool {
+        self.transform.is_some()
     }
 
     fn identify(&self, caller: &Caller) -> Says<Identified> {
