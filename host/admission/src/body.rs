@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde_json::Value;
 
 /// A JSON body that is parsed when somebody first asks.
@@ -15,7 +16,7 @@ pub struct Body(Arc<Mutex<State>>);
 
 #[derive(Clone)]
 enum State {
-    Raw(Arc<Vec<u8>>),
+    Raw(Bytes),
     Parsed { root: Value, changed: bool },
 }
 
@@ -44,9 +45,9 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
-    /// A body as it came.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(State::Raw(Arc::new(bytes)))))
+    /// A body as it came. Nothing is copied until somebody asks for it.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(Arc::new(Mutex::new(State::Raw(bytes.into()))))
     }
 
     /// What stands there, as JSON text.
@@ -188,6 +189,16 @@ mod tests {
         assert_eq!(body.get("/none"), Ok(None));
         body.remove("/none").unwrap();
         assert_eq!(body.changed(), None);
+    }
+
+    #[test]
+    fn a_body_that_nobody_looked_at_is_the_bytes_that_came() {
+        let came = Bytes::from(vec![b' '; 1000]);
+        let body = Body::new(came.clone());
+        for body in [body.copy(), body] {
+            let State::Raw(bytes) = &*body.lock() else { panic!("nobody looked") };
+            assert_eq!((bytes.as_ptr(), bytes.len()), (came.as_ptr(), came.len()));
+        }
     }
 
     #[test]
