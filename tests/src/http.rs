@@ -59,7 +59,7 @@ impl Served {
                 LimitsConfig::default().ceilings(),
                 rig.policies.clone(),
             )),
-            wall: Arc::new(system_time),
+            wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),
         };

@@ -51,7 +51,7 @@ pub enum Choice {
     /// Others may decide.
     Abstain,
     /// How well each suits, 0 to 1, by [`crate::Candidate::id`].
-    Scores(Vec<(u32, f32)>),
+    Scores(Vec<(u32, f32)>, Code),
     /// This one.
     Pick(u32, Code),
     /// None of them.
@@ -110,7 +110,7 @@ impl Choice {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Abstain => "abstain",
-            Self::Scores(_) => "scores",
+            Self::Scores(..) => "scores",
             Self::Pick(..) => "pick",
             Self::Reject(_) => "reject",
         }
@@ -167,8 +167,8 @@ impl Ruling for Choice {
     }
     fn code(&self) -> Option<&Code> {
         match self {
-            Self::Abstain | Self::Scores(_) => None,
-            Self::Pick(_, code) => Some(code),
+            Self::Abstain => None,
+            Self::Scores(_, code) | Self::Pick(_, code) => Some(code),
             Self::Reject(rejection) => Some(&rejection.reason.code),
         }
     }
@@ -193,7 +193,8 @@ impl Ruling for Reaction {
     fn code(&self) -> Option<&Code> {
         match self {
             Self::Cancel(reason) => Some(&reason.code),
-            Self::Keep | Self::Amend(_) | Self::Disconnect(_) => None,
+            Self::Amend(_, code) | Self::Disconnect(_, code) => Some(code),
+            Self::Keep => None,
         }
     }
 }

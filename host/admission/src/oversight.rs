@@ -149,8 +149,8 @@ impl Oversight {
                     reacted.cancel = Some(Cancelled { policy, reason });
                     break;
                 }
-                Heard::Said(Reaction::Amend(proposal)) => self.amend(at, proposal),
-                Heard::Said(Reaction::Disconnect(action)) => {
+                Heard::Said(Reaction::Amend(proposal, _)) => self.amend(at, proposal),
+                Heard::Said(Reaction::Disconnect(action, _)) => {
                     let on_disconnect = Some(action);
                     let proposal = self.duty.parties[at].proposal;
                     self.amend(at, PlanProposal { on_disconnect, ..proposal });

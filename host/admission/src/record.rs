@@ -173,7 +173,7 @@ impl Draft {
             match &mut said.decision {
                 Ok(Answered::Transform(Transformed::Edit(edits))) => hide(&mut edits.set_headers),
                 // JSON knows no NaN; this is what it counted for.
-                Ok(Answered::Route(Choice::Scores(scores))) => {
+                Ok(Answered::Route(Choice::Scores(scores, _))) => {
                     scores.iter_mut().for_each(|(_, score)| *score = counted(*score));
                 }
                 _ => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use interlock_request::{Deadline, DisconnectAction, Usage};
 
-use crate::{PlanProposal, Reason};
+use crate::{Code, PlanProposal, Reason};
 
 /// What a policy wants to see of a request after its admission. The default is nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
@@ -100,9 +100,9 @@ pub enum Reaction {
     /// End it.
     Cancel(Reason),
     /// This takes the place of what this policy had proposed.
-    Amend(PlanProposal),
+    Amend(PlanProposal, Code),
     /// This takes the place of what this policy had proposed for a client that leaves.
-    Disconnect(DisconnectAction),
+    Disconnect(DisconnectAction, Code),
 }
 
 impl Reaction {
@@ -111,8 +111,8 @@ impl Reaction {
         match self {
             Self::Keep => "keep",
             Self::Cancel(_) => "cancel",
-            Self::Amend(_) => "amend",
-            Self::Disconnect(_) => "disconnect",
+            Self::Amend(..) => "amend",
+            Self::Disconnect(..) => "disconnect",
         }
     }
 }

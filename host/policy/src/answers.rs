@@ -105,14 +105,16 @@ impl Codes {
         let known = |id: u32| candidates.iter().any(|candidate| candidate.id == id);
         Ok(match answer {
             route::Choice::Abstain => Choice::Abstain,
-            route::Choice::Scores(scores) => {
+            route::Choice::Scores(ranking) => {
+                let scores = &ranking.scores;
                 if let Some(score) = scores.iter().find(|score| !known(score.id)) {
                     return Err(bad(format!("it scored {}, which is no candidate", score.id)));
                 }
                 if scores.len() > candidates.len() {
                     return Err(bad("it scored a candidate twice".into()));
                 }
-                Choice::Scores(scores.iter().map(|s| (s.id, unit(s.score))).collect())
+                let scores = scores.iter().map(|s| (s.id, unit(s.score))).collect();
+                Choice::Scores(scores, self.code(ranking.reason)?)
             }
             route::Choice::Pick(pick) if known(pick.id) => {
                 Choice::Pick(pick.id, self.code(pick.reason)?)
@@ -167,8 +169,12 @@ impl Codes {
         Ok(match answer {
             events::Reaction::Keep => Reaction::Keep,
             events::Reaction::Cancel(reason) => Reaction::Cancel(self.reason(reason)?),
-            events::Reaction::Amend(plan) => Reaction::Amend(proposal(&plan)?),
-            events::Reaction::Disconnect(action) => Reaction::Disconnect(disconnect(action)),
+            events::Reaction::Amend(said) => {
+                Reaction::Amend(proposal(&said.plan)?, self.code(said.reason)?)
+            }
+            events::Reaction::Disconnect(said) => {
+                Reaction::Disconnect(disconnect(said.action), self.code(said.reason)?)
+            }
         })
     }
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use interlock_admission::{
-    Choice, Event, FailureKind, Guarding, Identified, Phase, Policy, PolicyFailure, Progress,
+    Choice, Code, Event, FailureKind, Guarding, Identified, Phase, Policy, PolicyFailure, Progress,
     Verdict, Window,
 };
 use interlock_policy::{PolicyConfig, WasmPolicy};
@@ -134,9 +134,9 @@ fn scores_that_are_none_are_brought_to_what_scores_are() {
     let policy = load(&hostile()).expect("it is fine so far");
     let candidates = [candidate(0, "a"), candidate(3, "b")];
     let route = |what: &str| policy.route(&facts(what), &candidates, &body());
-    assert_eq!(route("nan"), Ok(Choice::Scores(vec![(0, 0.0), (3, 0.0)])));
-    assert_eq!(route("infinite"), Ok(Choice::Scores(vec![(0, 1.0), (3, 1.0)])));
-    assert_eq!(route("negative"), Ok(Choice::Scores(vec![(0, 0.0), (3, 0.0)])));
+    assert_eq!(route("nan"), Ok(Choice::Scores(vec![(0, 0.0), (3, 0.0)], Code::from("fine"))));
+    assert_eq!(route("infinite"), Ok(Choice::Scores(vec![(0, 1.0), (3, 1.0)], Code::from("fine"))));
+    assert_eq!(route("negative"), Ok(Choice::Scores(vec![(0, 0.0), (3, 0.0)], Code::from("fine"))));
     for (what, says) in [
         ("nobody", "it picked 4711, which is no candidate"),
         ("unheard of", "it scored 4711, which is no candidate"),

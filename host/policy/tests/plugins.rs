@@ -77,7 +77,8 @@ fn guard_gives_a_request_whose_tokens_flow_more_time() {
         case.policy.event(told, &Event::TimedOut(Deadline::Total), &progress).expect("it answers")
     };
     match struck(1) {
-        Reaction::Amend(plan) => {
+        Reaction::Amend(plan, why) => {
+            assert_eq!(&*why.0, "extended");
             assert_eq!(plan.deadlines.total, Some(Duration::from_secs(90)));
         }
         other => panic!("{other:?}"),

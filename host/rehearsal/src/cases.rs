@@ -490,7 +490,7 @@ fn named(choice: &Answer<Choice>, given: &[CandidateGiven]) -> Value {
     let name = |id: u32| given.get(id as usize).map_or("?", |given| given.model.as_str());
     match choice {
         Ok(Choice::Pick(id, _)) => spelled["pick"] = name(*id).into(),
-        Ok(Choice::Scores(_)) => {
+        Ok(Choice::Scores(..)) => {
             let scores = spelled["scores"].as_object().cloned().unwrap_or_default();
             let named = scores
                 .into_iter()

@@ -122,10 +122,10 @@ impl Spelled for Choice {
         match self {
             Self::Reject(no) => rejection(no),
             Self::Abstain => json!({"decision": self.as_str()}),
-            Self::Scores(scores) => {
+            Self::Scores(scores, code) => {
                 let scores: Map<_, _> =
                     scores.iter().map(|(id, score)| (id.to_string(), rounded(*score))).collect();
-                json!({"decision": self.as_str(), "scores": scores})
+                json!({"decision": self.as_str(), "reason": &*code.0, "scores": scores})
             }
             Self::Pick(id, code) => {
                 json!({"decision": self.as_str(), "reason": &*code.0, "pick": id})
@@ -235,8 +235,13 @@ impl Spelled for Reaction {
         match self {
             Self::Keep => object([decision]),
             Self::Cancel(why) => object([decision, ("reason", reason(why))]),
-            Self::Amend(proposal) => object([decision, ("plan", plan(proposal))]),
-            Self::Disconnect(action) => object([decision, ("action", Some(disconnect(*action)))]),
+            Self::Amend(proposal, code) => {
+                object([decision, ("reason", word(&code.0)), ("plan", plan(proposal))])
+            }
+            Self::Disconnect(action, code) => {
+                let action = Some(disconnect(*action));
+                object([decision, ("reason", word(&code.0)), ("action", action)])
+            }
         }
     }
 }

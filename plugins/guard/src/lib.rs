@@ -21,6 +21,8 @@ sdk::reasons! {
     enum Reason {
         /// It lets everyone in, under a plan.
         Planned,
+        /// Its time was up and it goes on: tokens still flow.
+        Extended,
     }
 }
 
@@ -57,7 +59,7 @@ impl Events for Guard {
     fn on_event(&self, request: &RequestFacts, event: &Event, progress: &Progress) -> Reaction {
         let Event::TimedOut(timeout) = event else { return Reaction::Keep };
         match rules::extended(&self.settings, request, *timeout, progress) {
-            Some(plan) => plan.into(),
+            Some(plan) => sdk::amend(plan, Reason::Extended),
             None => Reaction::Keep,
         }
     }

@@ -25,6 +25,8 @@ sdk::reasons! {
         Alias,
         /// The models before it were too busy, not ready or too small.
         Fallback,
+        /// Nothing was said of this request: the emptier and the one with its prefix count for more.
+        Weighed,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What router decides: pure functions of its settings and the facts.
 
-use interlock_policy_sdk::{Candidate, Choice, RequestFacts};
+use interlock_policy_sdk::{self as sdk, Candidate, Choice, RequestFacts};
 
 use crate::Reason;
 use crate::settings::{Rule, Settings, Sticky};
@@ -99,7 +99,8 @@ pub(crate) fn score(settings: &Settings, candidates: &[Candidate]) -> Choice {
     if asked.len() < 2 {
         return Choice::Abstain;
     }
-    Choice::Scores(asked.iter().map(|it| it.score(value(settings, it))).collect())
+    let scored = asked.iter().map(|it| it.score(value(settings, it))).collect();
+    sdk::scores(scored, Reason::Weighed)
 }
 
 /// 0 to 1: how idle it is, and whether the beginning of the prompt is there.
@@ -143,8 +144,8 @@ mod tests {
                 let model = candidates.iter().find(|it| it.id == id).map(|it| it.model.as_str());
                 format!("{} {}", model.unwrap_or("?"), reason::<Router>(why))
             }
-            Choice::Scores(scores) => {
-                let words = scores.iter().map(|it| format!("{} {:.2}", it.id, it.score));
+            Choice::Scores(ranking) => {
+                let words = ranking.scores.iter().map(|it| format!("{} {:.2}", it.id, it.score));
                 words.collect::<Vec<_>>().join(", ")
             }
             Choice::Reject(rejection) => format!("{rejection:?}"),

@@ -4,10 +4,10 @@
 //! and the methods that make an answer one expression.
 
 use crate::{
-    Admission, Attribute, Caller, Candidate, Choice, Decision, DisconnectAction, DrainLimits,
-    Edited, Edits, Ending, EventSet, Guarding, Header, Identity, Known, Pick, Plan, Priority,
-    Reaction, Reasons, Rejection, Replacement, RequestFacts, Score, Span, Timeouts, Verdict, Watch,
-    Window, WindowSize,
+    Admission, Amendment, Attribute, Caller, Candidate, Choice, Decision, Departure,
+    DisconnectAction, DrainLimits, Edited, Edits, Ending, EventSet, Guarding, Header, Identity,
+    Known, Pick, Plan, Priority, Ranking, Reaction, Reasons, Rejection, Replacement, RequestFacts,
+    Score, Span, Timeouts, Verdict, Watch, Window, WindowSize,
 };
 
 /// Lets a request in: under the plan, the note and the headers that are added.
@@ -55,6 +55,21 @@ pub fn stop(text: impl Into<String>, reason: impl Reasons) -> Verdict {
 /// Fails a request whose answer has begun.
 pub fn abort(reason: impl Reasons) -> Verdict {
     Verdict::Abort(reason.index())
+}
+
+/// Says how well each suits, from 0 to 1; see [`Candidate::score`].
+pub fn scores(scores: Vec<Score>, reason: impl Reasons) -> Choice {
+    Choice::Scores(Ranking { scores, reason: reason.index() })
+}
+
+/// Takes back what this policy said of the plan, and says this.
+pub fn amend(plan: Plan, reason: impl Reasons) -> Reaction {
+    Reaction::Amend(Amendment { plan, reason: reason.index() })
+}
+
+/// Does this about a client that left, or will.
+pub fn disconnect(action: DisconnectAction, reason: impl Reasons) -> Reaction {
+    Reaction::Disconnect(Departure { action, reason: reason.index() })
 }
 
 /// Ends a request that goes on.
@@ -286,8 +301,5 @@ answers! {
     Edits => Edited::Edit,
     Rejection => Edited::Reject,
     Pick => Choice::Pick,
-    Vec<Score> => Choice::Scores,
     Rejection => Choice::Reject,
-    Plan => Reaction::Amend,
-    DisconnectAction => Reaction::Disconnect,
 }

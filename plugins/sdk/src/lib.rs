@@ -69,7 +69,9 @@ pub mod state;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 
-pub use answers::{abort, admit, cancel, edit, header, known, reject, replace, stop};
+pub use answers::{
+    abort, admit, amend, cancel, disconnect, edit, header, known, reject, replace, scores, stop,
+};
 pub use metrics::Metric;
 pub use phases::{
     Account, Admit, Events, Identify, NoSettings, Policy, Route, StreamGuard, Transform,
@@ -88,11 +90,15 @@ pub use bindings::base::interlock::policy::types::{
 pub use bindings::guarding_streams::exports::interlock::policy::stream_guard::{
     Ending, Replacement, Verdict, Window,
 };
-pub use bindings::hearing::exports::interlock::policy::events::{Event, Progress, Reaction};
+pub use bindings::hearing::exports::interlock::policy::events::{
+    Amendment, Departure, Event, Progress, Reaction,
+};
 pub use bindings::identifying::exports::interlock::policy::identify::{
     Answer as Known, Caller, Identity,
 };
-pub use bindings::routing::exports::interlock::policy::route::{Candidate, Choice, Pick, Score};
+pub use bindings::routing::exports::interlock::policy::route::{
+    Candidate, Choice, Pick, Ranking, Score,
+};
 pub use bindings::transforming::exports::interlock::policy::transform::{Answer as Edited, Edits};
 
 #[doc(hidden)]

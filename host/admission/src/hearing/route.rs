@@ -31,7 +31,7 @@ impl Hearing {
         // Where it would go by this word alone.
         let favourite = |choice: &Choice| match choice {
             Choice::Pick(id, _) => Some(*id),
-            Choice::Scores(scores) => {
+            Choice::Scores(scores, _) => {
                 let mut sums = vec![0.0; candidates.len()];
                 add(&mut sums, candidates, scores, 1.0);
                 best(candidates, &sums).map(|at| candidates[at].id)
@@ -44,8 +44,8 @@ impl Hearing {
         };
         shadows.compare(Phase::Route, same, |answer| match (answer, &result) {
             (Choice::Abstain, _) | (Choice::Reject(_), Err(_)) => false,
-            (Choice::Pick(..) | Choice::Scores(_), Err(_)) | (Choice::Reject(_), Ok(_)) => true,
-            (Choice::Pick(..) | Choice::Scores(_), Ok(taken)) => favourite(answer) != *taken,
+            (Choice::Pick(..) | Choice::Scores(..), Err(_)) | (Choice::Reject(_), Ok(_)) => true,
+            (Choice::Pick(..) | Choice::Scores(..), Ok(taken)) => favourite(answer) != *taken,
         });
         result
     }
@@ -76,7 +76,7 @@ impl Hearing {
                 .await;
             self.said.push(said);
             match shadows.part(&member, heard) {
-                Heard::Said(Choice::Scores(scores)) => {
+                Heard::Said(Choice::Scores(scores, _)) => {
                     add(&mut sums, candidates, &scores, member.weight);
                 }
                 // One that cannot take it is no choice, when another can: the next may decide.
@@ -114,7 +114,7 @@ fn sensible(choice: &Choice, candidates: &[Candidate]) -> Result<(), String> {
     let unknown = |id: &u32| format!("there is no candidate {id}");
     match choice {
         Choice::Pick(id, _) => at(candidates, *id).map(|_| ()).ok_or_else(|| unknown(id)),
-        Choice::Scores(scores) => {
+        Choice::Scores(scores, _) => {
             let mut seen = vec![false; candidates.len()];
             for (id, _) in scores {
                 let at = at(candidates, *id).ok_or_else(|| unknown(id))?;

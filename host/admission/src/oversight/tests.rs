@@ -56,7 +56,7 @@ fn happens(oversight: &mut Oversight, event: Event) -> Reacted {
 #[test]
 fn an_amendment_replaces_only_what_the_same_policy_had_said() {
     let extend = |event| match event {
-        Event::TimedOut(_) => Ok(Reaction::Amend(total(100))),
+        Event::TimedOut(_) => Ok(Reaction::Amend(total(100), Code::default())),
         _ => Ok(Reaction::Keep),
     };
     let guard = hearing("guard", total(10), extend);
@@ -73,14 +73,15 @@ fn an_amendment_replaces_only_what_the_same_policy_had_said() {
 fn no_amendment_exceeds_the_ceilings_or_the_callers_bound() {
     let most = LimitsConfig::default();
     let wish = move |_| {
-        Ok(Reaction::Amend(PlanProposal {
+        let plan = PlanProposal {
             priority: Some(Priority::Critical),
             on_disconnect: Some(DisconnectAction::Detach(DrainLimits {
                 time_max: Duration::MAX,
                 tokens_max: u32::MAX,
             })),
             ..total(1 << 40)
-        }))
+        };
+        Ok(Reaction::Amend(plan, Code::default()))
     };
     let (chain, _) = chain(vec![hearing("p", total(1), wish).link()]);
     let identity = Identity { priority: Some(Priority::Batch), ..Identity::default() };
@@ -96,7 +97,7 @@ fn no_amendment_exceeds_the_ceilings_or_the_callers_bound() {
 #[test]
 fn another_disconnect_action_leaves_the_rest_of_the_plan_alone() {
     let drain = DrainLimits { time_max: seconds(1), tokens_max: 5 };
-    let react = move |_| Ok(Reaction::Disconnect(DisconnectAction::Drain(drain)));
+    let react = move |_| Ok(Reaction::Disconnect(DisconnectAction::Drain(drain), Code::default()));
     let mut oversight = consent_of(vec![hearing("p", total(10), react).link()]).oversight;
     assert_eq!(oversight.plan().on_disconnect, DisconnectAction::Cancel);
     assert!(happens(&mut oversight, Event::Disconnected).plan_changed);

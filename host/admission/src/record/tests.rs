@@ -47,7 +47,7 @@ fn busy(tokens_max: u32) -> Fake {
                 code: Code::default(),
             }))
         })),
-        route: Some(Box::new(|_| Ok(Choice::Scores(vec![(0, f32::NAN)])))),
+        route: Some(Box::new(|_| Ok(Choice::Scores(vec![(0, f32::NAN)], Code::default())))),
         ..Fake::admitting("p", let_in(Admission { proposal, ..Admission::default() }))
     }
 }

@@ -161,7 +161,8 @@ impl Policy for Witness {
             found.map_or("?", |candidate| candidate.model.as_str())
         };
         self.note(Phase::Route, &answer, |said| match said {
-            Choice::Abstain | Choice::Scores(_) => only(said.as_str()),
+            Choice::Abstain => only(said.as_str()),
+            Choice::Scores(_, code) => with(said.as_str(), code),
             Choice::Pick(id, code) => (format!("pick {}", name(*id)), code.0.to_string()),
             Choice::Reject(no) => with(said.as_str(), &no.reason.code),
         });
@@ -203,7 +204,10 @@ impl Policy for Witness {
         };
         self.note(Phase::Events, &answer, |said| match said {
             Reaction::Cancel(reason) => (format!("{what}: cancel"), reason.code.0.to_string()),
-            said => (format!("{what}: {}", said.as_str()), String::new()),
+            Reaction::Amend(_, code) | Reaction::Disconnect(_, code) => {
+                (format!("{what}: {}", said.as_str()), code.0.to_string())
+            }
+            Reaction::Keep => (format!("{what}: keep"), String::new()),
         });
         answer
     }

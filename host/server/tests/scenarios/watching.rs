@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use interlock_admission::{Admission, Event, EventSet, PlanProposal, Reaction, Reason, Watch};
+use interlock_admission::{
+    Admission, Code, Event, EventSet, PlanProposal, Reaction, Reason, Watch,
+};
 use interlock_request::{
     CancelCause, Deadline, Deadlines, DisconnectAction, DrainLimits, Finish, Outcome,
 };
@@ -119,7 +121,7 @@ async fn a_deadline_that_a_policy_puts_off_does_not_end_the_request() {
     let longer =
         PlanProposal { deadlines: deadlines(Duration::from_secs(600)), ..PlanProposal::default() };
     let put_off = move |event| match event {
-        Event::TimedOut(Deadline::Total) => Reaction::Amend(longer),
+        Event::TimedOut(Deadline::Total) => Reaction::Amend(longer, Code::default()),
         _ => Reaction::Keep,
     };
     let (setup, heard) = watcher(proposal, None, put_off);
@@ -144,7 +146,9 @@ async fn a_deadline_that_a_policy_puts_off_does_not_end_the_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_to_do_about_a_client_that_left_may_be_decided_when_it_leaves() {
     let leaves = |event| match event {
-        Event::Disconnected => Reaction::Disconnect(DisconnectAction::Drain(drain())),
+        Event::Disconnected => {
+            Reaction::Disconnect(DisconnectAction::Drain(drain()), Code::default())
+        }
         _ => Reaction::Keep,
     };
     let (setup, heard) = watcher(PlanProposal::default(), None, leaves);

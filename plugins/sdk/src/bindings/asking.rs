@@ -31,7 +31,8 @@ pub mod interlock {
         pub url: _rt::String,
         pub headers: _rt::Vec::<Header>,
         pub body: _rt::Vec::<u8>,
-        /// Longest time of it all, 1 ms to 10 s.
+        /// Longest time of it all, 1 ms to 10 s. All requests of one call have 30 s together; those
+        /// after that are the fault `timeout`.
         pub timeout: Micros,
       }
       impl ::core::fmt::Debug for Request {

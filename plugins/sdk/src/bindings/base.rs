@@ -12,7 +12,8 @@ pub mod interlock {
     /// Every line carries the policy's name and, during a phase, the request's id, so there is no
     /// need to repeat them. The host cuts a message to 1 KiB, escapes its control characters, and
     /// takes 64 lines at once and 16 a second after that from each policy; what is dropped is
-    /// counted and reported in the next line. A message of more than 256 KiB is a trap.
+    /// counted and reported in the next line. A message of more than 256 KiB makes the answer
+    /// one that cannot be used (`bad_output`).
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
     pub mod log {
       #[used]

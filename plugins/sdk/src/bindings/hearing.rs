@@ -91,6 +91,30 @@ pub mod exports {
             f.debug_struct("Progress").field("now", &self.now).field("elapsed", &self.elapsed).field("since-token", &self.since_token).field("usage", &self.usage).finish()
           }
         }
+        /// Another plan.
+        #[repr(C)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct Amendment {
+          pub plan: Plan,
+          pub reason: Reason,
+        }
+        impl ::core::fmt::Debug for Amendment {
+          fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+            f.debug_struct("Amendment").field("plan", &self.plan).field("reason", &self.reason).finish()
+          }
+        }
+        /// What to do about a client that leaves.
+        #[repr(C)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct Departure {
+          pub action: DisconnectAction,
+          pub reason: Reason,
+        }
+        impl ::core::fmt::Debug for Departure {
+          fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+            f.debug_struct("Departure").field("action", &self.action).field("reason", &self.reason).finish()
+          }
+        }
         /// The answer.
         #[derive(Clone, Copy, PartialEq)]
         pub enum Reaction {
@@ -100,10 +124,10 @@ pub mod exports {
           Cancel(Reason),
           /// This is my plan from now on. It takes the place of what this policy said before, so it may
           /// be longer than that was; what other policies said, and the operator's limits, hold.
-          Amend(Plan),
+          Amend(Amendment),
           /// This is what to do about the client that left, or will. It takes the place of what this
           /// policy said before.
-          Disconnect(DisconnectAction),
+          Disconnect(Departure),
         }
         impl ::core::fmt::Debug for Reaction {
           fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
@@ -305,8 +329,9 @@ pub mod exports {
           },
           Reaction::Amend(e) => {
             *ptr53.add(0).cast::<u8>() = (2i32) as u8;
-            let super::super::super::super::__with_name0::Plan{ priority:priority54, timeouts:timeouts54, on_disconnect:on_disconnect54, max_tokens:max_tokens54, } = e;
-            match priority54 {
+            let Amendment{ plan:plan54, reason:reason54, } = e;
+            let super::super::super::super::__with_name0::Plan{ priority:priority55, timeouts:timeouts55, on_disconnect:on_disconnect55, max_tokens:max_tokens55, } = plan54;
+            match priority55 {
               Some(e) => {
                 *ptr53.add(8).cast::<u8>() = (1i32) as u8;
                 *ptr53.add(9).cast::<u8>() = (e.clone() as i32) as u8;
@@ -316,8 +341,8 @@ pub mod exports {
                   *ptr53.add(8).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };let super::super::super::super::__with_name0::Timeouts{ queue:queue55, first_token:first_token55, inter_token:inter_token55, total:total55, } = timeouts54;
-            match queue55 {
+            };let super::super::super::super::__with_name0::Timeouts{ queue:queue56, first_token:first_token56, inter_token:inter_token56, total:total56, } = timeouts55;
+            match queue56 {
               Some(e) => {
                 *ptr53.add(16).cast::<u8>() = (1i32) as u8;
                 *ptr53.add(24).cast::<i64>() = _rt::as_i64(e);
@@ -327,7 +352,7 @@ pub mod exports {
                   *ptr53.add(16).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };match first_token55 {
+            };match first_token56 {
               Some(e) => {
                 *ptr53.add(32).cast::<u8>() = (1i32) as u8;
                 *ptr53.add(40).cast::<i64>() = _rt::as_i64(e);
@@ -337,7 +362,7 @@ pub mod exports {
                   *ptr53.add(32).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };match inter_token55 {
+            };match inter_token56 {
               Some(e) => {
                 *ptr53.add(48).cast::<u8>() = (1i32) as u8;
                 *ptr53.add(56).cast::<i64>() = _rt::as_i64(e);
@@ -347,7 +372,7 @@ pub mod exports {
                   *ptr53.add(48).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };match total55 {
+            };match total56 {
               Some(e) => {
                 *ptr53.add(64).cast::<u8>() = (1i32) as u8;
                 *ptr53.add(72).cast::<i64>() = _rt::as_i64(e);
@@ -357,27 +382,27 @@ pub mod exports {
                   *ptr53.add(64).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };match on_disconnect54 {
+            };match on_disconnect55 {
               Some(e) => {
                 *ptr53.add(80).cast::<u8>() = (1i32) as u8;
-                use super::super::super::super::__with_name0::DisconnectAction as V58;
+                use super::super::super::super::__with_name0::DisconnectAction as V59;
                 match e {
-                  V58::Cancel=> {
+                  V59::Cancel=> {
                     {
                       *ptr53.add(88).cast::<u8>() = (0i32) as u8;
                     }
                   }
-                  V58::Drain(e) => {
+                  V59::Drain(e) => {
                     *ptr53.add(88).cast::<u8>() = (1i32) as u8;
-                    let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time56, max_tokens:max_tokens56, } = e;
-                    *ptr53.add(96).cast::<i64>() = _rt::as_i64(max_time56);
-                    *ptr53.add(104).cast::<i32>() = _rt::as_i32(max_tokens56);
-                  },
-                  V58::Detach(e) => {
-                    *ptr53.add(88).cast::<u8>() = (2i32) as u8;
                     let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time57, max_tokens:max_tokens57, } = e;
                     *ptr53.add(96).cast::<i64>() = _rt::as_i64(max_time57);
                     *ptr53.add(104).cast::<i32>() = _rt::as_i32(max_tokens57);
+                  },
+                  V59::Detach(e) => {
+                    *ptr53.add(88).cast::<u8>() = (2i32) as u8;
+                    let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time58, max_tokens:max_tokens58, } = e;
+                    *ptr53.add(96).cast::<i64>() = _rt::as_i64(max_time58);
+                    *ptr53.add(104).cast::<i32>() = _rt::as_i32(max_tokens58);
                   },
                 }
               },
@@ -386,7 +411,7 @@ pub mod exports {
                   *ptr53.add(80).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };match max_tokens54 {
+            };match max_tokens55 {
               Some(e) => {
                 *ptr53.add(112).cast::<u8>() = (1i32) as u8;
                 *ptr53.add(116).cast::<i32>() = _rt::as_i32(e);
@@ -396,59 +421,62 @@ pub mod exports {
                   *ptr53.add(112).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };},
-            Reaction::Disconnect(e) => {
-              *ptr53.add(0).cast::<u8>() = (3i32) as u8;
-              use super::super::super::super::__with_name0::DisconnectAction as V61;
-              match e {
-                V61::Cancel=> {
-                  {
-                    *ptr53.add(8).cast::<u8>() = (0i32) as u8;
-                  }
+            };*ptr53.add(120).cast::<i32>() = _rt::as_i32(reason54);
+          },
+          Reaction::Disconnect(e) => {
+            *ptr53.add(0).cast::<u8>() = (3i32) as u8;
+            let Departure{ action:action60, reason:reason60, } = e;
+            use super::super::super::super::__with_name0::DisconnectAction as V63;
+            match action60 {
+              V63::Cancel=> {
+                {
+                  *ptr53.add(8).cast::<u8>() = (0i32) as u8;
                 }
-                V61::Drain(e) => {
-                  *ptr53.add(8).cast::<u8>() = (1i32) as u8;
-                  let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time59, max_tokens:max_tokens59, } = e;
-                  *ptr53.add(16).cast::<i64>() = _rt::as_i64(max_time59);
-                  *ptr53.add(24).cast::<i32>() = _rt::as_i32(max_tokens59);
-                },
-                V61::Detach(e) => {
-                  *ptr53.add(8).cast::<u8>() = (2i32) as u8;
-                  let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time60, max_tokens:max_tokens60, } = e;
-                  *ptr53.add(16).cast::<i64>() = _rt::as_i64(max_time60);
-                  *ptr53.add(24).cast::<i32>() = _rt::as_i32(max_tokens60);
-                },
               }
-            },
-          }
-          ptr53
-        } }
-        pub trait Guest {
-          #[allow(async_fn_in_trait)]
-          fn on_event(request: RequestFacts,event: Event,progress: Progress,) -> Reaction;
-        }
-        #[doc(hidden)]
-        #[macro_export]
-        macro_rules! __export_interlock_policy_events_0_2_0_cabi{
-          ($ty:ident with_types_in $($path_to_types:tt)*) => (const _: () = {
-
-            #[unsafe(export_name = "interlock:policy/events@0.2.0#on-event")]
-            unsafe extern "C" fn export_on_event(arg0: *mut u8,) -> *mut u8 {
-              unsafe { $($path_to_types)*::_export_on_event_cabi::<$ty>(arg0) }
+              V63::Drain(e) => {
+                *ptr53.add(8).cast::<u8>() = (1i32) as u8;
+                let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time61, max_tokens:max_tokens61, } = e;
+                *ptr53.add(16).cast::<i64>() = _rt::as_i64(max_time61);
+                *ptr53.add(24).cast::<i32>() = _rt::as_i32(max_tokens61);
+              },
+              V63::Detach(e) => {
+                *ptr53.add(8).cast::<u8>() = (2i32) as u8;
+                let super::super::super::super::__with_name0::DrainLimits{ max_time:max_time62, max_tokens:max_tokens62, } = e;
+                *ptr53.add(16).cast::<i64>() = _rt::as_i64(max_time62);
+                *ptr53.add(24).cast::<i32>() = _rt::as_i32(max_tokens62);
+              },
             }
-          };);
+            *ptr53.add(32).cast::<i32>() = _rt::as_i32(reason60);
+          },
         }
-        #[doc(hidden)]
-        pub use __export_interlock_policy_events_0_2_0_cabi;
-
-        #[repr(align(8))]
-        struct _RetArea([::core::mem::MaybeUninit::<u8>; 120]);
-        static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 120]);
-
+        ptr53
+      } }
+      pub trait Guest {
+        #[allow(async_fn_in_trait)]
+        fn on_event(request: RequestFacts,event: Event,progress: Progress,) -> Reaction;
       }
+      #[doc(hidden)]
+      #[macro_export]
+      macro_rules! __export_interlock_policy_events_0_2_0_cabi{
+        ($ty:ident with_types_in $($path_to_types:tt)*) => (const _: () = {
+
+          #[unsafe(export_name = "interlock:policy/events@0.2.0#on-event")]
+          unsafe extern "C" fn export_on_event(arg0: *mut u8,) -> *mut u8 {
+            unsafe { $($path_to_types)*::_export_on_event_cabi::<$ty>(arg0) }
+          }
+        };);
+      }
+      #[doc(hidden)]
+      pub use __export_interlock_policy_events_0_2_0_cabi;
+
+      #[repr(align(8))]
+      struct _RetArea([::core::mem::MaybeUninit::<u8>; 128]);
+      static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 128]);
 
     }
+
   }
+}
 }
 mod _rt {
   #![allow(dead_code, unused_imports, clippy::all)]
@@ -624,8 +652,8 @@ macro_rules! __export_hearing_impl {
     #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:interlock:policy@0.2.0:hearing:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1740] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xce\x0c\x01A\x02\x01\
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1806] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x90\x0d\x01A\x02\x01\
 A\x0b\x01B+\x01w\x04\0\x06micros\x03\0\0\x01y\x04\0\x06reason\x03\0\x02\x01m\x03\
 \x04chat\x0bcompletions\x09responses\x04\0\x08endpoint\x03\0\x04\x01r\x02\x04nam\
 es\x05values\x04\0\x06header\x03\0\x06\x01r\x02\x04names\x05values\x04\0\x09attr\
@@ -649,7 +677,7 @@ dispatched\x0bfirst-token\x07stalled\x09timed-out\x0cdisconnected\x09preempted\x
 \0'\x01r\x03\x06events$\x0dstalled-after\x10\x08guarding(\x04\0\x05watch\x03\0)\x03\
 \0\x1cinterlock:policy/types@0.2.0\x05\0\x02\x03\0\0\x0drequest-facts\x02\x03\0\0\
 \x04plan\x02\x03\0\0\x05usage\x02\x03\0\0\x06micros\x02\x03\0\0\x07timeout\x02\x03\
-\0\0\x06reason\x02\x03\0\0\x11disconnect-action\x01B\x17\x02\x03\x02\x01\x01\x04\
+\0\0\x06reason\x02\x03\0\0\x11disconnect-action\x01B\x1b\x02\x03\x02\x01\x01\x04\
 \0\x0drequest-facts\x03\0\0\x02\x03\x02\x01\x02\x04\0\x04plan\x03\0\x02\x02\x03\x02\
 \x01\x03\x04\0\x05usage\x03\0\x04\x02\x03\x02\x01\x04\x04\0\x06micros\x03\0\x06\x02\
 \x03\x02\x01\x05\x04\0\x07timeout\x03\0\x08\x02\x03\x02\x01\x06\x04\0\x06reason\x03\
@@ -657,12 +685,14 @@ dispatched\x0bfirst-token\x07stalled\x09timed-out\x0cdisconnected\x09preempted\x
 ed\x01y\0\x0adispatched\0\0\x0bfirst-token\0\0\x07stalled\x01\x07\0\x09timed-out\
 \x01\x09\0\x0cdisconnected\0\0\x09preempted\x01y\0\x04\0\x05event\x03\0\x0e\x01k\
 \x07\x01r\x04\x03now\x07\x07elapsed\x07\x0bsince-token\x10\x05usage\x05\x04\0\x08\
-progress\x03\0\x11\x01q\x04\x04keep\0\0\x06cancel\x01\x0b\0\x05amend\x01\x03\0\x0a\
-disconnect\x01\x0d\0\x04\0\x08reaction\x03\0\x13\x01@\x03\x07request\x01\x05even\
-t\x0f\x08progress\x12\0\x14\x04\0\x08on-event\x01\x15\x04\0\x1dinterlock:policy/\
-events@0.2.0\x05\x08\x04\0\x1einterlock:policy/hearing@0.2.0\x04\0\x0b\x0d\x01\0\
-\x07hearing\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x07\
-0.258.3\x10wit-bindgen-rust\x060.61.1";
+progress\x03\0\x11\x01r\x02\x04plan\x03\x06reason\x0b\x04\0\x09amendment\x03\0\x13\
+\x01r\x02\x06action\x0d\x06reason\x0b\x04\0\x09departure\x03\0\x15\x01q\x04\x04k\
+eep\0\0\x06cancel\x01\x0b\0\x05amend\x01\x14\0\x0adisconnect\x01\x16\0\x04\0\x08\
+reaction\x03\0\x17\x01@\x03\x07request\x01\x05event\x0f\x08progress\x12\0\x18\x04\
+\0\x08on-event\x01\x19\x04\0\x1dinterlock:policy/events@0.2.0\x05\x08\x04\0\x1ei\
+nterlock:policy/hearing@0.2.0\x04\0\x0b\x0d\x01\0\x07hearing\x03\0\0\0G\x09produ\
+cers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x06\
+0.61.1";
   };
   )
 }

@@ -13,7 +13,9 @@ pub mod interlock {
     ///
     /// Each policy has its own keys; each call is atomic. A key has 1 to 256 bytes, a value at most
     /// 64 KiB; the operator sets how many keys a policy may have. Every number must be finite and
-    /// not negative.
+    /// not negative. `invalid` are also an estimate, a limit or a refill of 0, a bucket that takes more
+    /// than 31 days to fill, and a lease below 1 ms. In `init` everything works but `reserve`: there is
+    /// no request that would release it.
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
     pub mod state {
       #[used]
@@ -95,13 +97,14 @@ pub mod interlock {
           }
         }
       }
-      /// A budget for each window of time: fixed windows of this length since the Unix epoch.
+      /// A budget for each window of time. A window begins with the first reservation after the one
+      /// before has ended, so around its border up to twice the limit can fall into its length.
       #[repr(C)]
       #[derive(Clone, Copy, PartialEq)]
       pub struct Budget {
         /// What may be used in a window.
         pub limit: f64,
-        /// Its length, at least 1 s.
+        /// Its length, 1 ms to 31 days.
         pub window: Micros,
       }
       impl ::core::fmt::Debug for Budget {
@@ -130,7 +133,8 @@ pub mod interlock {
       pub enum Reserved {
         /// It is held.
         Ok(Reservation),
-        /// There is not enough left; the next window begins after this long.
+        /// There is not enough left; the window ends after this long. The largest number there is:
+        /// never, since the estimate exceeds the limit.
         Denied(Micros),
       }
       impl ::core::fmt::Debug for Reserved {
@@ -729,7 +733,7 @@ pub mod interlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Writes a value; for this long, or until it is deleted.
+      /// Writes a value; for this long, or for 31 days after the last write, which is the longest.
       #[allow(async_fn_in_trait)]
       pub fn set(key: &str,value: &[u8],lasts: ::core::option::Option<Micros>,) -> ::core::result::Result<(),Fault>{
         unsafe {
@@ -892,7 +896,8 @@ pub mod interlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Adds to a whole number, which begins at 0; the sum. Both may be negative.
+      /// Adds to a whole number, which begins at 0; the sum. Both may be negative. What it `lasts`
+      /// counts from its first increment.
       #[allow(async_fn_in_trait)]
       pub fn increment(key: &str,by: i64,lasts: ::core::option::Option<Micros>,) -> ::core::result::Result<i64,Fault>{
         unsafe {

@@ -72,6 +72,17 @@ pub mod exports {
             f.debug_struct("Score").field("id", &self.id).field("score", &self.score).finish()
           }
         }
+        /// How well they would suit, and why.
+        #[derive(Clone, PartialEq)]
+        pub struct Ranking {
+          pub scores: _rt::Vec::<Score>,
+          pub reason: Reason,
+        }
+        impl ::core::fmt::Debug for Ranking {
+          fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+            f.debug_struct("Ranking").field("scores", &self.scores).field("reason", &self.reason).finish()
+          }
+        }
         /// One that was chosen.
         #[repr(C)]
         #[derive(Clone, Copy, PartialEq)]
@@ -90,7 +101,7 @@ pub mod exports {
           /// Others may decide.
           Abstain,
           /// This is how well each suits; those not named have 0.
-          Scores(_rt::Vec::<Score>),
+          Scores(Ranking),
           /// This one. The first to pick ends the matter.
           Pick(Pick),
           /// None of them.
@@ -263,40 +274,42 @@ pub mod exports {
           }
           Choice::Scores(e) => {
             *ptr57.add(0).cast::<u8>() = (1i32) as u8;
-            let vec58 = <_ as Into<_rt::Vec<_>>>::into(e).into_boxed_slice();
-            let ptr58 = vec58.as_ptr().cast::<u8>();
-            let len58 = vec58.len();
-            ::core::mem::forget(vec58);
-            *ptr57.add(8+1*::core::mem::size_of::<*const u8>()).cast::<usize>() = len58;
-            *ptr57.add(8).cast::<*mut u8>() = ptr58.cast_mut();
+            let Ranking{ scores:scores58, reason:reason58, } = e;
+            let vec59 = <_ as Into<_rt::Vec<_>>>::into(scores58).into_boxed_slice();
+            let ptr59 = vec59.as_ptr().cast::<u8>();
+            let len59 = vec59.len();
+            ::core::mem::forget(vec59);
+            *ptr57.add(8+1*::core::mem::size_of::<*const u8>()).cast::<usize>() = len59;
+            *ptr57.add(8).cast::<*mut u8>() = ptr59.cast_mut();
+            *ptr57.add(8+2*::core::mem::size_of::<*const u8>()).cast::<i32>() = _rt::as_i32(reason58);
           },
           Choice::Pick(e) => {
             *ptr57.add(0).cast::<u8>() = (2i32) as u8;
-            let Pick{ id:id59, reason:reason59, } = e;
-            *ptr57.add(8).cast::<i32>() = _rt::as_i32(id59);
-            *ptr57.add(12).cast::<i32>() = _rt::as_i32(reason59);
+            let Pick{ id:id60, reason:reason60, } = e;
+            *ptr57.add(8).cast::<i32>() = _rt::as_i32(id60);
+            *ptr57.add(12).cast::<i32>() = _rt::as_i32(reason60);
           },
           Choice::Reject(e) => {
             *ptr57.add(0).cast::<u8>() = (3i32) as u8;
-            let super::super::super::super::__with_name0::Rejection{ status:status60, reason:reason60, detail:detail60, retry_after:retry_after60, headers:headers60, } = e;
-            *ptr57.add(8).cast::<u16>() = (_rt::as_i32(status60)) as u16;
-            *ptr57.add(12).cast::<i32>() = _rt::as_i32(reason60);
-            match detail60 {
+            let super::super::super::super::__with_name0::Rejection{ status:status61, reason:reason61, detail:detail61, retry_after:retry_after61, headers:headers61, } = e;
+            *ptr57.add(8).cast::<u16>() = (_rt::as_i32(status61)) as u16;
+            *ptr57.add(12).cast::<i32>() = _rt::as_i32(reason61);
+            match detail61 {
               Some(e) => {
                 *ptr57.add(16).cast::<u8>() = (1i32) as u8;
-                let vec61 = (e.into_bytes()).into_boxed_slice();
-                let ptr61 = vec61.as_ptr().cast::<u8>();
-                let len61 = vec61.len();
-                ::core::mem::forget(vec61);
-                *ptr57.add(16+2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len61;
-                *ptr57.add(16+1*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr61.cast_mut();
+                let vec62 = (e.into_bytes()).into_boxed_slice();
+                let ptr62 = vec62.as_ptr().cast::<u8>();
+                let len62 = vec62.len();
+                ::core::mem::forget(vec62);
+                *ptr57.add(16+2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len62;
+                *ptr57.add(16+1*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr62.cast_mut();
               },
               None => {
                 {
                   *ptr57.add(16).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };match retry_after60 {
+            };match retry_after61 {
               Some(e) => {
                 *ptr57.add(24+2*::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
                 *ptr57.add(32+2*::core::mem::size_of::<*const u8>()).cast::<i64>() = _rt::as_i64(e);
@@ -306,30 +319,30 @@ pub mod exports {
                   *ptr57.add(24+2*::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
                 }
               },
-            };let vec65 = headers60;
-            let len65 = vec65.len();
-            let layout65 = _rt::alloc::Layout::from_size_align(vec65.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
-            let (result65, _cleanup65) = wit_bindgen::rt::Cleanup::new(layout65);if let Some(cleanup) = _cleanup65 { cleanup.forget(); }
-            for (i, e) in vec65.into_iter().enumerate() {
-              let base = result65.add(i * (4*::core::mem::size_of::<*const u8>()));
+            };let vec66 = headers61;
+            let len66 = vec66.len();
+            let layout66 = _rt::alloc::Layout::from_size_align(vec66.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+            let (result66, _cleanup66) = wit_bindgen::rt::Cleanup::new(layout66);if let Some(cleanup) = _cleanup66 { cleanup.forget(); }
+            for (i, e) in vec66.into_iter().enumerate() {
+              let base = result66.add(i * (4*::core::mem::size_of::<*const u8>()));
               {
-                let super::super::super::super::__with_name0::Header{ name:name62, value:value62, } = e;
-                let vec63 = (name62.into_bytes()).into_boxed_slice();
-                let ptr63 = vec63.as_ptr().cast::<u8>();
-                let len63 = vec63.len();
-                ::core::mem::forget(vec63);
-                *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len63;
-                *base.add(0).cast::<*mut u8>() = ptr63.cast_mut();
-                let vec64 = (value62.into_bytes()).into_boxed_slice();
+                let super::super::super::super::__with_name0::Header{ name:name63, value:value63, } = e;
+                let vec64 = (name63.into_bytes()).into_boxed_slice();
                 let ptr64 = vec64.as_ptr().cast::<u8>();
                 let len64 = vec64.len();
                 ::core::mem::forget(vec64);
-                *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len64;
-                *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr64.cast_mut();
+                *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len64;
+                *base.add(0).cast::<*mut u8>() = ptr64.cast_mut();
+                let vec65 = (value63.into_bytes()).into_boxed_slice();
+                let ptr65 = vec65.as_ptr().cast::<u8>();
+                let len65 = vec65.len();
+                ::core::mem::forget(vec65);
+                *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len65;
+                *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr65.cast_mut();
               }
             }
-            *ptr57.add(40+3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len65;
-            *ptr57.add(40+2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result65;
+            *ptr57.add(40+3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len66;
+            *ptr57.add(40+2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result66;
           },
         }
         ptr57
@@ -575,8 +588,8 @@ macro_rules! __export_routing_impl {
     #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:interlock:policy@0.2.0:routing:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1665] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x83\x0c\x01A\x02\x01\
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1697] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa3\x0c\x01A\x02\x01\
 A\x08\x01B+\x01w\x04\0\x06micros\x03\0\0\x01y\x04\0\x06reason\x03\0\x02\x01m\x03\
 \x04chat\x0bcompletions\x09responses\x04\0\x08endpoint\x03\0\x04\x01r\x02\x04nam\
 es\x05values\x04\0\x06header\x03\0\x06\x01r\x02\x04names\x05values\x04\0\x09attr\
@@ -599,19 +612,20 @@ dispatched\x0bfirst-token\x07stalled\x09timed-out\x0cdisconnected\x09preempted\x
 \x03\0%\x01q\x03\x03off\0\0\x07observe\x01&\0\x04gate\x01&\0\x04\0\x08guarding\x03\
 \0'\x01r\x03\x06events$\x0dstalled-after\x10\x08guarding(\x04\0\x05watch\x03\0)\x03\
 \0\x1cinterlock:policy/types@0.2.0\x05\0\x02\x03\0\0\x0drequest-facts\x02\x03\0\0\
-\x06micros\x02\x03\0\0\x06reason\x02\x03\0\0\x09rejection\x01B\x14\x02\x03\x02\x01\
+\x06micros\x02\x03\0\0\x06reason\x02\x03\0\0\x09rejection\x01B\x16\x02\x03\x02\x01\
 \x01\x04\0\x0drequest-facts\x03\0\0\x02\x03\x02\x01\x02\x04\0\x06micros\x03\0\x02\
 \x02\x03\x02\x01\x03\x04\0\x06reason\x03\0\x04\x02\x03\x02\x01\x04\x04\0\x09reje\
 ction\x03\0\x06\x01r\x0c\x02idy\x05models\x05asked\x7f\x05ready\x7f\x07contexty\x07\
 waitingy\x0bmax-waitingy\x07runningy\x0bmax-runningy\x0bprefix-seen\x7f\x0bfirst\
 -token\x03\x0binter-token\x03\x04\0\x09candidate\x03\0\x08\x01r\x02\x02idy\x05sc\
-orev\x04\0\x05score\x03\0\x0a\x01r\x02\x02idy\x06reason\x05\x04\0\x04pick\x03\0\x0c\
-\x01p\x0b\x01q\x04\x07abstain\0\0\x06scores\x01\x0e\0\x04pick\x01\x0d\0\x06rejec\
-t\x01\x07\0\x04\0\x06choice\x03\0\x0f\x01p\x09\x01@\x02\x07request\x01\x0acandid\
-ates\x11\0\x10\x04\0\x05route\x01\x12\x04\0\x1cinterlock:policy/route@0.2.0\x05\x05\
-\x04\0\x1einterlock:policy/routing@0.2.0\x04\0\x0b\x0d\x01\0\x07routing\x03\0\0\0\
-G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindge\
-n-rust\x060.61.1";
+orev\x04\0\x05score\x03\0\x0a\x01p\x0b\x01r\x02\x06scores\x0c\x06reason\x05\x04\0\
+\x07ranking\x03\0\x0d\x01r\x02\x02idy\x06reason\x05\x04\0\x04pick\x03\0\x0f\x01q\
+\x04\x07abstain\0\0\x06scores\x01\x0e\0\x04pick\x01\x10\0\x06reject\x01\x07\0\x04\
+\0\x06choice\x03\0\x11\x01p\x09\x01@\x02\x07request\x01\x0acandidates\x13\0\x12\x04\
+\0\x05route\x01\x14\x04\0\x1cinterlock:policy/route@0.2.0\x05\x05\x04\0\x1einter\
+lock:policy/routing@0.2.0\x04\0\x0b\x0d\x01\0\x07routing\x03\0\0\0G\x09producers\
+\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61\
+.1";
   };
   )
 }

@@ -92,7 +92,9 @@ impl Transform for Hostile {
                 }
                 edits.into()
             }
-            "header of two lines" => sdk::edit(Reason::Fine).set_header("x-a", "1\r\nx-b: 2").into(),
+            "header of two lines" => {
+                sdk::edit(Reason::Fine).set_header("x-a", "1\r\nx-b: 2").into()
+            }
             "header without a name" => sdk::edit(Reason::Fine).set_header("", "1").into(),
             "model without a name" => sdk::edit(Reason::Fine).model("").into(),
             _ => Edited::Keep,
@@ -103,15 +105,16 @@ impl Transform for Hostile {
 impl Route for Hostile {
     fn route(&self, request: &RequestFacts, candidates: &[Candidate]) -> Choice {
         misbehave(request.model.as_str());
-        let all = |score| candidates.iter().map(|c| c.score(score)).collect::<Vec<Score>>().into();
+        let of = |scores| sdk::scores(scores, Reason::Fine);
+        let all = |score| of(candidates.iter().map(|c| c.score(score)).collect());
         match request.model.as_str() {
             "nan" => all(f32::NAN),
             "infinite" => all(f32::INFINITY),
             "negative" => all(-1e30),
             "nobody" => Pick { id: 4711, reason: 0 }.into(),
-            "unheard of" => vec![Score { id: 4711, score: 1.0 }].into(),
-            "a hundred thousand" => vec![Score { id: 0, score: 1.0 }; 100_000].into(),
-            "twice" => vec![Score { id: 0, score: 1.0 }; 1000].into(),
+            "unheard of" => of(vec![Score { id: 4711, score: 1.0 }]),
+            "a hundred thousand" => of(vec![Score { id: 0, score: 1.0 }; 100_000]),
+            "twice" => of(vec![Score { id: 0, score: 1.0 }; 1000]),
             _ => Choice::Abstain,
         }
     }
@@ -218,11 +221,10 @@ impl Events for Hostile {
     fn on_event(&self, request: &RequestFacts, _: &Event, _: &Progress) -> Reaction {
         misbehave(&request.model);
         match request.model.as_str() {
-            "no time" => Plan {
-                timeouts: Timeouts { total: Some(0), ..Timeouts::default() },
-                ..Plan::default()
+            "no time" => {
+                let timeouts = Timeouts { total: Some(0), ..Timeouts::default() };
+                sdk::amend(Plan { timeouts, ..Plan::default() }, Reason::Fine)
             }
-            .into(),
             "a reason of its own" => Reaction::Cancel(99),
             _ => Reaction::Keep,
         }

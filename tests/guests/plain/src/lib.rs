@@ -3,7 +3,7 @@
 use interlock_policy_sdk as sdk;
 use sdk::{
     Account, Admit, Caller, Candidate, Choice, Decision, Edited, Event, Events, Identify, Known,
-    Load, Policy, Progress, Reaction, RequestFacts, Route, Score, StreamGuard, Summary, Transform,
+    Load, Policy, Progress, Reaction, RequestFacts, Route, StreamGuard, Summary, Transform,
     Verdict, Window,
 };
 
@@ -42,7 +42,8 @@ impl Route for Plain {
     fn route(&self, request: &RequestFacts, candidates: &[Candidate]) -> Choice {
         let room = |c: &Candidate| 1.0 / (1.0 + c.waiting as f32) + f32::from(c.prefix_seen);
         let fits = |c: &&Candidate| c.ready && c.context >= request.prompt_tokens;
-        candidates.iter().filter(fits).map(|c| c.score(room(c))).collect::<Vec<Score>>().into()
+        let fitting = candidates.iter().filter(fits).map(|c| c.score(room(c))).collect();
+        sdk::scores(fitting, Reason::Fine)
     }
 }
 

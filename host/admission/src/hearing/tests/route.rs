@@ -16,7 +16,7 @@ fn routing(name: &'static str, answer: Answer<Choice>) -> Fake {
 }
 
 fn scores(name: &'static str, scores: &[(u32, f32)]) -> Link {
-    routing(name, Ok(Choice::Scores(scores.to_vec()))).link()
+    routing(name, Ok(Choice::Scores(scores.to_vec(), Code::default()))).link()
 }
 
 fn pick(id: u32) -> Answer<Choice> {
@@ -112,8 +112,8 @@ fn to_name_what_is_not_there_is_no_answer() {
     let candidates = [candidate(3, 0), candidate(7, 1)];
     for answer in [
         pick(0),
-        Ok(Choice::Scores(vec![(3, 0.1), (9, 1.0)])),
-        Ok(Choice::Scores(vec![(7, 1.0), (7, 1.0)])),
+        Ok(Choice::Scores(vec![(3, 0.1), (9, 1.0)], Code::default())),
+        Ok(Choice::Scores(vec![(7, 1.0), (7, 1.0)], Code::default())),
     ] {
         let closed = failing(routing("a", answer), FailureAction::Closed(502));
         let refused = ask(vec![closed], &candidates).expect_err("it is closed");
@@ -163,7 +163,7 @@ fn the_last_good_decision_is_repeated_for_the_same_tenant_and_model_only() {
 fn a_shadow_that_would_have_sent_it_elsewhere_is_counted() {
     let links = vec![
         shadow(routing("s", pick(0))),
-        shadow(routing("t", Ok(Choice::Scores(vec![(1, 0.3)])))),
+        shadow(routing("t", Ok(Choice::Scores(vec![(1, 0.3)], Code::default())))),
         routing("a", pick(1)).link(),
     ];
     let (chain, registry) = chain(links);
