@@ -213,7 +213,10 @@ async fn a_request_that_gives_way_is_told_of_and_goes_on() {
 async fn a_policy_that_wants_the_answer_kept_again_does_not_lose_it() {
     let detach = |seconds| {
         let time_max = Duration::from_secs(seconds);
-        Reaction::Disconnect(DisconnectAction::Detach(DrainLimits { time_max, ..drain() }))
+        Reaction::Disconnect(
+            DisconnectAction::Detach(DrainLimits { time_max, ..drain() }),
+            Code::default(),
+        )
     };
     let reacts = move |event| match event {
         Event::Disconnected => detach(20),
@@ -255,7 +258,10 @@ async fn how_far_it_goes_on_counts_from_when_the_client_left_however_often_it_is
     let react_to_stalls = Arc::new(AtomicBool::new(false));
     let armed = Arc::clone(&react_to_stalls);
     let within_tokens = |tokens_max| {
-        Reaction::Disconnect(DisconnectAction::Drain(DrainLimits { tokens_max, ..drain() }))
+        Reaction::Disconnect(
+            DisconnectAction::Drain(DrainLimits { tokens_max, ..drain() }),
+            Code::default(),
+        )
     };
     let reacts = move |event| match event {
         Event::Disconnected => within_tokens(1000),
