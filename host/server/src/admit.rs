@@ -123,8 +123,12 @@ impl Host {
         let mut ask = self.labour(bytes.len(), || Ask::parse(endpoint, &bytes)).await?;
         let mut facts = visit.facts(&ask, bytes.len());
         // Kept for nobody, unless somebody may look at it.
-        let body = Arc::new(Body::new(if chain.wants_content() { bytes } else { Bytes::new() }));
+        let seen = if chain.wants_content() { bytes } else { Bytes::new() };
+        let body_bytes = seen.len();
+        let body = Arc::new(Body::new(seen));
         if chain.takes(Phase::Transform) {
+            // Otherwise the first policy that looks would parse it, on the worker.
+            self.labour(body_bytes, || body.parse()).await;
             visit.hearing.transform(&mut facts, &body).await?;
             if let Some(changed) = body.changed() {
                 let again = self.labour(changed.len(), || Ask::parse(endpoint, &changed)).await;

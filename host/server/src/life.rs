@@ -176,7 +176,7 @@ impl Life {
                 Heard::Struck(Strike::Deadline(deadline)) => self.timed_out(deadline).await,
                 Heard::Struck(Strike::DrainOver) => self.cut(CancelCause::Disconnect),
                 Heard::Struck(Strike::Stalled(time)) => {
-                    self.happened(Happened::Stalled(time)).await
+                    self.happened(Happened::Stalled(time)).await;
                 }
                 Heard::Struck(Strike::WindowDue) => {
                     let usage = self.ledger.usage_seen();
