@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde_json::Value;
 
 /// A JSON body that is parsed when somebody first asks.
@@ -15,8 +16,12 @@ pub struct Body(Arc<Mutex<State>>);
 
 #[derive(Clone)]
 enum State {
-    Raw(Arc<Vec<u8>>),
-    Parsed { root: Value, changed: bool },
+    Raw(Bytes),
+    /// Shared with the copies until one of them changes it.
+    Parsed {
+        root: Arc<Value>,
+        changed: bool,
+    },
 }
 
 /// Why nothing was read or changed.
@@ -44,9 +49,15 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
-    /// A body as it came.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(State::Raw(Arc::new(bytes)))))
+    /// A body as it came. Nothing is copied until somebody asks for it.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(Arc::new(Mutex::new(State::Raw(bytes.into()))))
+    }
+
+    /// Parses it now, for whoever would otherwise do so where it must not take long. A body that is
+    /// no JSON stays as it is, and whoever asks for something in it is told.
+    pub fn parse(&self) {
+        let _told_later = self.lock().parsed();
     }
 
     /// What stands there, as JSON text.
@@ -73,11 +84,11 @@ impl Body {
         let mut state = self.lock();
         let (root, changed) = state.parsed()?;
         let Some((parent, name)) = pointer.rsplit_once('/') else {
-            (*root, *changed) = (value, true);
+            (*root, *changed) = (Arc::new(value), true);
             return Ok(());
         };
         let no_parent = || BadPointer::NoParent(pointer.to_owned());
-        match root.pointer_mut(parent).ok_or_else(no_parent)? {
+        match Arc::make_mut(root).pointer_mut(parent).ok_or_else(no_parent)? {
             Value::Object(map) => {
                 map.insert(unescaped(name), value);
             }
@@ -102,10 +113,10 @@ impl Body {
         let mut state = self.lock();
         let (root, changed) = state.parsed()?;
         let Some((parent, name)) = pointer.rsplit_once('/') else {
-            (*root, *changed) = (Value::Null, true);
+            (*root, *changed) = (Arc::new(Value::Null), true);
             return Ok(());
         };
-        *changed |= match root.pointer_mut(parent) {
+        *changed |= match Arc::make_mut(root).pointer_mut(parent) {
             Some(Value::Object(map)) => map.shift_remove(&unescaped(name)).is_some(),
             Some(Value::Array(list)) => match name.parse::<usize>() {
                 Ok(at) if at < list.len() => {
@@ -127,8 +138,8 @@ impl Body {
         }
     }
 
-    /// A body like this one, for whoever's changes must not be seen. Nothing is copied that is
-    /// not parsed yet.
+    /// A body like this one, for whoever's changes must not be seen. What it says is copied when
+    /// one of the two changes, not before.
     pub(crate) fn copy(&self) -> Self {
         let state = self.lock().clone();
         Self(Arc::new(Mutex::new(state)))
@@ -147,11 +158,11 @@ impl Body {
 }
 
 impl State {
-    fn parsed(&mut self) -> Result<(&mut Value, &mut bool), BadPointer> {
+    fn parsed(&mut self) -> Result<(&mut Arc<Value>, &mut bool), BadPointer> {
         if let Self::Raw(bytes) = self {
             let root = serde_json::from_slice(bytes)
                 .map_err(|why| BadPointer::BodyNotJson(why.to_string()))?;
-            *self = Self::Parsed { root, changed: false };
+            *self = Self::Parsed { root: Arc::new(root), changed: false };
         }
         match self {
             Self::Parsed { root, changed } => Ok((root, changed)),
@@ -188,6 +199,31 @@ mod tests {
         assert_eq!(body.get("/none"), Ok(None));
         body.remove("/none").unwrap();
         assert_eq!(body.changed(), None);
+    }
+
+    #[test]
+    fn a_body_that_nobody_looked_at_is_the_bytes_that_came() {
+        let came = Bytes::from(vec![b' '; 1000]);
+        let body = Body::new(came.clone());
+        for body in [body.copy(), body] {
+            let State::Raw(bytes) = &*body.lock() else { panic!("nobody looked") };
+            assert_eq!((bytes.as_ptr(), bytes.len()), (came.as_ptr(), came.len()));
+        }
+    }
+
+    #[test]
+    fn a_copy_shares_what_was_parsed_and_sees_no_changes() {
+        let body = body();
+        body.parse();
+        let copy = body.copy();
+        let root = |body: &Body| match &*body.lock() {
+            State::Parsed { root, .. } => Arc::as_ptr(root),
+            State::Raw(_) => panic!("it was parsed"),
+        };
+        assert_eq!(root(&body), root(&copy));
+        body.set("/model", r#""other""#).unwrap();
+        assert_eq!(copy.get("/model"), Ok(Some(r#""m""#.into())));
+        assert_eq!((copy.changed(), body.changed().is_some()), (None, true));
     }
 
     #[test]

@@ -35,14 +35,22 @@ pub struct LimitsConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub total_max: Duration,
-    /// Longest time a request may go on after its client left. Turn this up when usage must be
-    /// complete for billing.
+    /// Longest time a request may go on after its client left, when its answer is dropped. Turn
+    /// this up when usage must be complete for billing.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub drain_time_max: Duration,
-    /// Most tokens a request may generate after its client left. Turn this up together with
-    /// `drain_time_max`.
+    /// Most tokens a request may generate after its client left, when its answer is dropped. Turn
+    /// this up together with `drain_time_max`.
     pub drain_tokens_max: u32,
+    /// Longest time a request may go on after its client left, when its answer is kept for whoever
+    /// asks for it later. Turn this down when abandoned answers hold the machine for too long.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub detach_time_max: Duration,
+    /// Most tokens a request may generate after its client left, when its answer is kept. Turn this
+    /// down together with `detach_time_max`.
+    pub detach_tokens_max: u32,
 }
 
 impl Default for LimitsConfig {
@@ -54,6 +62,8 @@ impl Default for LimitsConfig {
             total_max: Duration::from_secs(3600),
             drain_time_max: Duration::from_secs(30),
             drain_tokens_max: 1024,
+            detach_time_max: Duration::from_secs(3600),
+            detach_tokens_max: 65_536,
         }
     }
 }
@@ -69,6 +79,10 @@ impl LimitsConfig {
                 total: Some(self.total_max),
             },
             drain: DrainLimits { time_max: self.drain_time_max, tokens_max: self.drain_tokens_max },
+            detach: DrainLimits {
+                time_max: self.detach_time_max,
+                tokens_max: self.detach_tokens_max,
+            },
         }
     }
 

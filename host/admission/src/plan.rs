@@ -35,6 +35,8 @@ pub struct Ceilings {
     pub deadlines: Deadlines,
     /// No drain goes further than this.
     pub drain: DrainLimits,
+    /// Nor does anything whose answer is kept go further than this without its client.
+    pub detach: DrainLimits,
 }
 
 impl PlanProposal {
@@ -64,11 +66,15 @@ impl PlanProposal {
     /// Where no policy said anything: standard priority, the ceilings' deadlines, and cancelling
     /// when the client leaves.
     pub fn clamp(self, ceilings: &Ceilings) -> Plan {
-        let on_disconnect = self.on_disconnect.unwrap_or(DisconnectAction::Cancel);
+        use DisconnectAction::{Cancel, Detach, Drain};
         Plan {
             priority: self.priority.unwrap_or(Priority::Standard),
             deadlines: shorter(self.deadlines, ceilings.deadlines),
-            on_disconnect: stricter(on_disconnect, DisconnectAction::Detach(ceilings.drain)),
+            on_disconnect: match self.on_disconnect.unwrap_or(Cancel) {
+                Cancel => Cancel,
+                Drain(limits) => Drain(smaller(limits, ceilings.drain)),
+                Detach(limits) => Detach(smaller(limits, ceilings.detach)),
+            },
         }
     }
 }
@@ -124,6 +130,7 @@ mod tests {
         Ceilings {
             deadlines: Deadlines { total: seconds(60), ..Deadlines::default() },
             drain: DrainLimits { time_max: Duration::from_secs(10), tokens_max: 100 },
+            detach: DrainLimits { time_max: Duration::from_secs(20), tokens_max: 200 },
         }
     }
 
@@ -171,6 +178,11 @@ mod tests {
         let plan = wish.clamp(&ceilings());
         assert_eq!(plan.deadlines.total, seconds(60));
         assert_eq!(plan.on_disconnect, drain(10, 100));
+        let DisconnectAction::Drain(wish) = drain(600, 150) else { unreachable!("a drain") };
+        let on_disconnect = Some(DisconnectAction::Detach(wish));
+        let plan = PlanProposal { on_disconnect, ..PlanProposal::default() }.clamp(&ceilings());
+        let kept = DrainLimits { time_max: Duration::from_secs(20), tokens_max: 150 };
+        assert_eq!(plan.on_disconnect, DisconnectAction::Detach(kept));
     }
 
     #[test]

@@ -76,8 +76,13 @@ impl PolicyAdmin for Desk {
         })
     }
 
-    fn rollback(&self) -> Result<u64, NotSwapped> {
-        self.0.rollback().ok_or(NotSwapped::Nothing)
+    fn rollback(&self) -> Swapping<'_> {
+        let keeper = Arc::clone(&self.0);
+        Box::pin(async move {
+            // Waits for a swap that is being tried out.
+            let back = aside(move || keeper.rollback()).await;
+            back.map_err(NotSwapped::Unfit)?.ok_or(NotSwapped::Nothing)
+        })
     }
 }
 

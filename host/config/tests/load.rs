@@ -302,6 +302,8 @@ per_minute = 60
         total_max = "1h"                     # default
         drain_time_max = "30s"               # default
         drain_tokens_max = 1024              # default
+        detach_time_max = "1h"               # default
+        detach_tokens_max = 65536            # default
 
         [detached]
         requests_max = 64                    # default

@@ -73,6 +73,11 @@ impl Events {
         }
         event
     }
+
+    /// Is there one already that was not taken?
+    pub fn are_waiting(&self) -> bool {
+        !self.receiver.is_empty()
+    }
 }
 
 impl Drop for Events {

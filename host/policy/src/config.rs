@@ -169,6 +169,9 @@ impl PolicyConfig {
             "be 1 to 64 lower-case letters, digits, '-' and '_'".into(),
             &self.name,
         );
+        // `POST /admin/policies/rollback` takes the last swap back.
+        let taken = self.name == "rollback";
+        must(!taken, "name", "not be that of a route of the admin listener".into(), &self.name);
         if let PolicySource::Builtin(name) = &self.source {
             let names: Vec<_> = BUILTINS.iter().map(|(name, _)| *name).collect();
             must(
@@ -329,10 +332,12 @@ mod tests {
             policy.calls_max of "Über" must be 1 to 100000, got 0
             policy.on_failure.account must be "open", since the request is over by then, got "closed:503" (of "Über")
             policy.grants of "Über" must name each once, got "state" twice
+            policy.name of "rollback" must not be that of a route of the admin listener, got "rollback"
             policy.name must be unique, got "guard" twice"#]]
         .assert_eq(&{
             let guard = default_policies().remove(0);
-            problems(&[bad, guard.clone(), guard]).join("\n")
+            let rollback = PolicyConfig { name: "rollback".into(), ..guard.clone() };
+            problems(&[bad, rollback, guard.clone(), guard]).join("\n")
         });
     }
 }

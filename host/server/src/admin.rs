@@ -10,18 +10,27 @@
 //! settings, is answered with 422, and everything stays as it is. Requests in flight stay with the
 //! policies that they began with.
 //!
+//! # Browsers
+//!
+//! Whoever runs the host may have a browser open beside it, and any page there can send requests to
+//! this listener. So it takes none that a page sends (they have an `Origin`), none that a form can
+//! make (a body is a component or JSON, and says so), and, where it listens for this machine alone,
+//! none under another machine's name (which is how a page would get to read the answers).
+//!
 //! # Not here
 //!
 //! How a policy is loaded: [`PolicyAdmin`] is implemented by who knows. Nothing of this is on the
 //! port of the clients.
 
 use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -42,14 +51,10 @@ pub trait PolicyAdmin: Send + Sync {
     fn replace(&self, name: String, with: Replacement) -> Swapping<'_>;
 
     /// Takes the last swap back; the number of the generation that is back.
-    ///
-    /// # Errors
-    ///
-    /// When there is none to take back.
-    fn rollback(&self) -> Result<u64, NotSwapped>;
+    fn rollback(&self) -> Swapping<'_>;
 }
 
-/// What [`PolicyAdmin::replace`] returns.
+/// What [`PolicyAdmin::replace`] and [`PolicyAdmin::rollback`] return.
 pub type Swapping<'a> = Pin<Box<dyn Future<Output = Result<u64, NotSwapped>> + Send + 'a>>;
 
 /// What takes the place of a policy. What is not said stays as it is.
@@ -91,7 +96,8 @@ pub async fn serve_admin(
     admin: Arc<dyn PolicyAdmin>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    let desk = Arc::new(Desk { config, admin });
+    let address = listener.local_addr().ok();
+    let desk = Arc::new(Desk { config, admin, address });
     let router = Router::new()
         .route("/admin/policies", get(list))
         .route("/admin/policies/rollback", post(rollback))
@@ -106,9 +112,14 @@ pub async fn serve_admin(
 struct Desk {
     config: AdminConfig,
     admin: Arc<dyn PolicyAdmin>,
+    /// Where it listens.
+    address: Option<SocketAddr>,
 }
 
 async fn authorized(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
+    if let Some(refusal) = desk.browsed(&request) {
+        return refusal;
+    }
     let Some(token) = &desk.config.token else { return next.run(request).await };
     let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let wanted = format!("Bearer {token}");
@@ -116,6 +127,62 @@ async fn authorized(State(desk): State<Arc<Desk>>, request: Request, next: Next)
         return next.run(request).await;
     }
     complain(StatusCode::UNAUTHORIZED, "unauthorized", "the admin token is missing or wrong")
+}
+
+impl Desk {
+    /// Could it come from a page in somebody's browser?
+    fn browsed(&self, request: &Request) -> Option<Response> {
+        let headers = request.headers();
+        if headers.contains_key(header::ORIGIN) {
+            let why = "requests of web pages are not taken";
+            return Some(complain(StatusCode::FORBIDDEN, "cross_origin", why));
+        }
+        // Where others can reach it there is a token, and it has names that are not known here.
+        let alone = self.address.is_none_or(|address| address.ip().is_loopback());
+        if alone && !headers.get(header::HOST).is_some_and(|host| self.is_called(host)) {
+            let why = "the host header must be localhost or the address of this listener";
+            return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", why));
+        }
+        if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {
+            return Some(unsupported());
+        }
+        None
+    }
+
+    /// Is this a name of ours? The port may be that of a tunnel.
+    fn is_called(&self, host: &HeaderValue) -> bool {
+        let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else {
+            return false;
+        };
+        let name = host.host();
+        let ip = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+        name.eq_ignore_ascii_case("localhost")
+            || ip.is_some_and(|ip| self.address.is_some_and(|address| address.ip() == ip))
+    }
+}
+
+/// What a body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Component,
+    Json,
+}
+
+impl Kind {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let said = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+        let kind = said.split(';').next()?.trim();
+        match () {
+            () if kind.eq_ignore_ascii_case("application/wasm") => Some(Self::Component),
+            () if kind.eq_ignore_ascii_case("application/json") => Some(Self::Json),
+            () => None,
+        }
+    }
+}
+
+fn unsupported() -> Response {
+    let why = "content-type must be application/wasm or application/json";
+    complain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_content_type", why)
 }
 
 /// In a time that does not tell where they differ.
@@ -128,7 +195,7 @@ async fn list(State(desk): State<Arc<Desk>>) -> Response {
 }
 
 async fn rollback(State(desk): State<Arc<Desk>>) -> Response {
-    swapped(desk.admin.rollback())
+    swapped(desk.admin.rollback().await)
 }
 
 async fn replace(
@@ -137,6 +204,7 @@ async fn replace(
     headers: HeaderMap,
     mut body: Body,
 ) -> Response {
+    let Some(kind) = Kind::of(&headers) else { return unsupported() };
     let limits = ServerConfig { body_max: desk.config.component_max, ..ServerConfig::default() };
     let bytes = match body::read(&mut body, &limits).await {
         Ok(bytes) => bytes,
@@ -145,17 +213,14 @@ async fn replace(
             return complain(StatusCode::PAYLOAD_TOO_LARGE, "bad_body", &why);
         }
     };
-    let kind = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
-    let json = kind.is_some_and(|kind| kind.starts_with(b"application/json"));
-    let with = if json {
-        match serde_json::from_slice::<Replacement>(&bytes) {
+    let with = match kind {
+        Kind::Component => Replacement { component: Some(bytes), ..Replacement::default() },
+        Kind::Json => match serde_json::from_slice::<Replacement>(&bytes) {
             Ok(with) => with,
             Err(error) => {
                 return complain(StatusCode::BAD_REQUEST, "bad_body", &error.to_string());
             }
-        }
-    } else {
-        Replacement { component: Some(bytes), ..Replacement::default() }
+        },
     };
     swapped(desk.admin.replace(name, with).await)
 }

@@ -122,11 +122,13 @@ impl Host {
         let (chain, endpoint) = (Arc::clone(visit.hearing.chain()), visit.endpoint);
         let mut ask = self.labour(bytes.len(), || Ask::parse(endpoint, &bytes)).await?;
         let mut facts = visit.facts(&ask, bytes.len());
-        // Nobody's copy, unless somebody may look at it.
-        let transforms = chain.takes(Phase::Transform);
-        let seen = transforms || chain.wants_content();
-        let body = Arc::new(Body::new(if seen { bytes.to_vec() } else { vec![] }));
-        if transforms {
+        // Kept for nobody, unless somebody may look at it.
+        let seen = if chain.wants_content() { bytes } else { Bytes::new() };
+        let body_bytes = seen.len();
+        let body = Arc::new(Body::new(seen));
+        if chain.takes(Phase::Transform) {
+            // Otherwise the first policy that looks would parse it, on the worker.
+            self.labour(body_bytes, || body.parse()).await;
             visit.hearing.transform(&mut facts, &body).await?;
             if let Some(changed) = body.changed() {
                 let again = self.labour(changed.len(), || Ask::parse(endpoint, &changed)).await;

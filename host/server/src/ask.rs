@@ -185,6 +185,16 @@ pub(crate) enum Shape {
     Responses(Box<Echo>),
 }
 
+impl Shape {
+    /// About as much memory as the client's own words in it take.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Chat { .. } | Self::Completions { .. } => 0,
+            Self::Responses(echo) => echo.bytes(),
+        }
+    }
+}
+
 impl Ask {
     /// How many tokens the client asked for at most, if it did.
     pub(crate) fn tokens_asked(&self) -> Option<u32> {

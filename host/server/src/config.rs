@@ -128,7 +128,8 @@ impl ServerConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
     /// Address and port to listen on; unset, there is no such listener. An address that others can
-    /// reach needs a token.
+    /// reach needs a token. Requests of web pages are refused, and so are those for a host that is
+    /// neither `localhost` nor this address, where only this machine can reach it.
     #[schemars(example = &"127.0.0.1:8081")]
     pub bind: Option<SocketAddr>,
     /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
@@ -164,17 +165,19 @@ impl AdminConfig {
 /// `[detached]`: requests that go on without a client, and their results.
 ///
 /// Responses with `background: true`, and requests whose client left while the policies' plan was
-/// to finish them. Results lie in memory and are lost when the host stops.
+/// to finish them. A response in the background has no client that could leave, so what its plan
+/// says of that has no effect: its deadlines end it, or whoever cancels it. Results lie in memory and are lost when the host stops.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetachedConfig {
-    /// Requests that may go on without a client at a time and be kept. Over it, one whose client
-    /// left goes on within its limits and is not kept, and a new one for the background gets 429.
-    /// 0 turns both off.
+    /// Requests that may go on without a client at a time: those in the background, and those
+    /// whose client left while the policies' plan was to go on, kept or not. Over it, one whose
+    /// client left is cancelled, and a new one for the background gets 429. 0: none goes on. Turn
+    /// this up when the log says that too many do.
     pub requests_max: usize,
     /// Results that are kept; the oldest goes first.
     pub results_max: usize,
-    /// Most memory for results; the oldest goes first. Turn this up when results are gone before
+    /// Most memory for results, with what they repeat of their requests; the oldest goes first. Turn this up when results are gone before
     /// they are asked for.
     pub memory_max: ByteSize,
     /// How long a result is kept.

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::host::Host;
 use crate::ledger::{Ledger, Title};
 use crate::life::{Life, Reader, Text};
-use crate::live::Claim;
+use crate::live::{Claim, Owner};
 use crate::pieces::{Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
@@ -36,17 +36,19 @@ pub(crate) async fn generate(
     headers: HeaderMap,
     mut body: Body,
 ) -> Result<Response, Failure> {
-    // From here on it can be cancelled, wherever it is.
+    // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
+    // have said who that is.
     let mut claim = host.live.claim(&meta.id);
     if host.draining() {
         drop(claim);
         body::discard(&mut body, &host.config).await;
         return Err(Failure::Draining);
     }
+    let owner = claim.owner();
     let prepared = tokio::select! {
         biased;
         cause = claim.asked() => Err(cause),
-        prepared = prepare(&host, endpoint, &meta, &headers, &mut body) => Ok(prepared?),
+        prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
     };
     let (ask, mut entry) = match prepared {
         Ok(prepared) => prepared,
@@ -70,17 +72,17 @@ pub(crate) async fn generate(
         logprobs: logprobs.is_some(),
         text: Arc::clone(&entry.text),
     };
-    let title = results::Title {
+    let title = Arc::new(results::Title {
         tenant: std::mem::take(&mut entry.tenant),
         endpoint,
         shape: shape.clone(),
         head: head.clone(),
-    };
+    });
     let submission = Submission { title, streaming: stream, stops: ending.stops, claim, entry };
     let mut response = match place {
         Some(place) => {
-            let title = submission.title.clone();
-            let keeping = host.results.keep(title.clone(), results::State::Queued);
+            let title = Arc::clone(&submission.title);
+            let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
             submission.submit(&host, Reader::Nobody(keeping, place));
             later::shown(&title, &results::State::Queued)
         }
@@ -111,6 +113,7 @@ async fn prepare(
     meta: &Meta,
     headers: &HeaderMap,
     body: &mut Body,
+    owner: &Owner,
 ) -> Result<(Ask, Entry), Failure> {
     let mut visit = match host.identify(meta, endpoint, headers).await {
         Ok(visit) => visit,
@@ -120,6 +123,7 @@ async fn prepare(
             return Err(refused);
         }
     };
+    owner.is(&visit.identity.tenant);
     let bytes = body::read(body, &host.config).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
     if host.draining() {
@@ -131,7 +135,7 @@ async fn prepare(
 
 /// An admitted request, before the engine has it.
 struct Submission {
-    title: results::Title,
+    title: Arc<results::Title>,
     streaming: bool,
     stops: Vec<String>,
     claim: Claim,

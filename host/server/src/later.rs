@@ -61,7 +61,7 @@ pub(crate) async fn cancel_response(
         return Ok(shown(&title, &kept));
     }
     let request = title.head.request.clone();
-    host.live.cancel(&request, CancelCause::Operator);
+    host.live.cancel(&request, &title.tenant, CancelCause::Operator);
     // It has ended for its client; the engine is on its way there.
     let complaint = Failure::Cancelled(CancelCause::Operator);
     let kept = Kept::Ended(Arc::new((crate::pieces::Said::default(), Err(complaint))));
@@ -120,7 +120,7 @@ impl Host {
         meta: &Meta,
         headers: &HeaderMap,
         id: &str,
-    ) -> Result<(Title, Kept), Failure> {
+    ) -> Result<(Arc<Title>, Kept), Failure> {
         let unknown = || Failure::UnknownRequest(cut(id));
         let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
         let (title, kept) = self.kept(meta, headers, request).await?;
@@ -133,7 +133,7 @@ impl Host {
         meta: &Meta,
         headers: &HeaderMap,
         id: &str,
-    ) -> Result<(Title, Kept), Failure> {
+    ) -> Result<(Arc<Title>, Kept), Failure> {
         let visit = self.identify(meta, Endpoint::Responses, headers).await?;
         let id = RequestId::parse(id).map_err(|_| Failure::UnknownRequest(cut(id)))?;
         let kept = self.results.get(&id, &visit.identity.tenant);

@@ -12,13 +12,17 @@
 //!
 //! - Whoever wins [`Control::cancel`] decides what the client is told; the others change nothing.
 //! - No client, however slow, delays the driver (see `pieces`). A policy may, for as long as its
-//!   call may last; who asks for a stop does not wait for it.
+//!   call may last; who asks for a stop does not wait for it, nor does a client that leaves or a
+//!   time that is up, unless it is a policy that decides what follows (see `asking`).
+//! - A request that had to stop while a policy was asked has no answer, also when the engine had
+//!   come to its end: not all of the text was let pass.
 //! - The ledger is written once, by [`Life::run`] or, if it panics, by the ledger's own drop.
 //!
 //! # Not here
 //!
 //! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and who renders it is not known.
 
+mod asking;
 mod clock;
 mod outflow;
 mod text;
@@ -33,6 +37,7 @@ use interlock_request::{
     CancelCause, Deadline, DisconnectAction, DrainLimits, Drawn, Finish, Outcome, Usage,
 };
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::failure::{Failure, Intervention};
 use crate::host::{Wall, micros};
@@ -40,6 +45,7 @@ use crate::ledger::Ledger;
 use crate::live::Claim;
 use crate::pieces::{Done, Outlet};
 use crate::results::{Keeping, Results, State, Title};
+use asking::Asking;
 use clock::{Clock, Strike};
 use outflow::Outflow;
 pub(crate) use text::Text;
@@ -60,8 +66,9 @@ pub(crate) struct Life {
     preempted: u32,
     /// Tokens when a policy ended the text.
     filtered_after: Option<u32>,
-    /// Has a policy that reads the text failed the request? Whatever the engine says after that.
-    aborted: bool,
+    /// Why it failed while policies read its text, or were asked. Whatever the engine says after
+    /// that.
+    failed_by: Option<CancelCause>,
 }
 
 /// For whom an answer is made.
@@ -75,13 +82,23 @@ pub(crate) enum Reader {
 /// What comes after the client.
 struct After {
     results: Arc<Results>,
-    title: Title,
-    /// How it goes on, once the client has left.
-    goes_on: Option<DisconnectAction>,
-    /// Tokens that it may still generate.
-    tokens: Option<u32>,
+    title: Arc<Title>,
+    /// When the client left, and how it goes on.
+    left: Option<Left>,
     /// A place among those that go on.
     place: Option<OwnedSemaphorePermit>,
+}
+
+/// What is known of a client that has left.
+#[derive(Clone, Copy)]
+struct Left {
+    at: Instant,
+    /// How many tokens there were.
+    tokens: u32,
+    /// How it goes on.
+    goes_on: DisconnectAction,
+    /// With how many it ends.
+    tokens_end: u32,
 }
 
 /// What a driver hears.
@@ -99,7 +116,7 @@ impl Life {
         ledger: Ledger,
         text: Text,
         reader: Reader,
-        (results, title): (Arc<Results>, Title),
+        (results, title): (Arc<Results>, Arc<Title>),
         wall: Wall,
     ) -> Self {
         let Running { events, control } = running;
@@ -123,10 +140,10 @@ impl Life {
             text,
             wall,
             watched: watch.events,
-            after: After { results, title, goes_on: None, tokens: None, place },
+            after: After { results, title, left: None, place },
             preempted: 0,
             filtered_after: None,
-            aborted: false,
+            failed_by: None,
         }
     }
 
@@ -144,7 +161,7 @@ impl Life {
                 // nobody will read, however many are here already.
                 biased;
                 cause = self.claim.asked() => Heard::Asked(cause),
-                () = self.out.left() => Heard::ClientLeft,
+                () = self.out.client.left() => Heard::ClientLeft,
                 event = self.events.next() => Heard::Engine(event),
                 strike = self.clock.struck(due_at, stalled_after) => Heard::Struck(strike),
             };
@@ -159,10 +176,12 @@ impl Life {
                 Heard::Struck(Strike::Deadline(deadline)) => self.timed_out(deadline).await,
                 Heard::Struck(Strike::DrainOver) => self.cut(CancelCause::Disconnect),
                 Heard::Struck(Strike::Stalled(time)) => {
-                    self.happened(Happened::Stalled(time)).await
+                    self.happened(Happened::Stalled(time)).await;
                 }
                 Heard::Struck(Strike::WindowDue) => {
-                    let end = self.out.due(self.ledger.usage_seen()).await;
+                    let usage = self.ledger.usage_seen();
+                    let (mut asking, out, _) = self.ask();
+                    let end = out.due(usage, &mut asking).await;
                     self.guarded(end);
                 }
             }
@@ -196,43 +215,43 @@ impl Life {
         if self.text.stopped_after().is_none() && self.filtered_after.is_none() {
             let said = self.text.push(drawn);
             let usage = self.ledger.usage_seen();
-            let end = tokio::select! {
-                biased;
-                // Whoever wants it stopped does not wait for a policy.
-                cause = self.claim.asked() => return self.cut(cause),
-                end = self.out.push(said, usage) => end,
-            };
+            let (mut asking, out, _) = self.ask();
+            let end = out.push(said, usage, &mut asking).await;
             self.guarded(end);
             if self.text.stopped_after().is_some() {
                 self.control.finish();
             }
         }
-        if let Some(left) = &mut self.after.tokens {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                self.cut(CancelCause::Disconnect);
-            }
+        let generated = self.ledger.usage_seen().generated_tokens;
+        if self.after.left.is_some_and(|left| generated >= left.tokens_end) {
+            self.cut(CancelCause::Disconnect);
         }
+    }
+
+    /// What a policy's call is up against, who the policies that read text are, and the others.
+    fn ask(&mut self) -> (Asking<'_>, &mut Outflow, &mut Ledger) {
+        let Self { claim, clock, events, out, ledger, watched, .. } = self;
+        let on_disconnect = ledger.oversight().plan().on_disconnect;
+        (Asking { claim, clock, events, watched: *watched, on_disconnect }, out, ledger)
     }
 
     /// Asks the policies that watch for this.
     async fn happened(&mut self, event: Happened) {
         let progress = self.progress();
-        let reacted = tokio::select! {
-            biased;
-            // Whoever wants it stopped does not wait for a policy.
-            cause = self.claim.asked() => return self.cut(cause),
-            reacted = self.ledger.oversight_mut().event(event, progress) => reacted,
+        let (mut asking, out, ledger) = self.ask();
+        let asked = ledger.oversight_mut().event(event, progress);
+        let Reacted { plan_changed, cancel, .. } = match asking.wait(&mut out.client, asked).await {
+            Ok(reacted) => reacted,
+            Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
         };
-        let Reacted { plan_changed, cancel, .. } = reacted;
         if let Some(Cancelled { policy, reason }) = cancel {
             return self.intervene(policy, reason);
         }
         if plan_changed {
             let plan = *self.ledger.oversight().plan();
             self.clock.limit(plan.deadlines);
-            if self.after.goes_on.is_some_and(|now| now != plan.on_disconnect) {
-                self.goes_on(plan.on_disconnect);
+            if let Some(left) = self.after.left.filter(|left| left.goes_on != plan.on_disconnect) {
+                self.goes_on(left.at, left.tokens, plan.on_disconnect);
             }
         }
     }
@@ -258,22 +277,29 @@ impl Life {
     }
 
     /// What comes of a window.
-    fn guarded(&mut self, end: Option<GuardEnd>) {
+    fn guarded(&mut self, end: Result<Option<GuardEnd>, CancelCause>) {
         match end {
-            None => {}
-            Some(GuardEnd::Stop { policy, reason }) => {
+            Ok(None) => {}
+            Ok(Some(GuardEnd::Stop { policy, reason })) => {
                 self.filtered(&policy, &reason, self.ledger.usage_seen().generated_tokens);
                 self.control.finish();
             }
-            Some(GuardEnd::Abort { policy, reason }) => {
-                self.aborted = true;
+            Ok(Some(GuardEnd::Abort { policy, reason })) => {
                 let failure = self.intervened(policy, reason);
-                self.clock.stop();
-                self.control.cancel(CancelCause::Policy);
-                // Also when the engine had come to its end before: its text must not pass.
-                self.out.end(Err(failure));
+                self.fail(CancelCause::Policy, failure);
             }
+            Err(cause) => self.fail(cause, Failure::Cancelled(cause)),
         }
+    }
+
+    /// Stops the request, also when the engine had come to its end before: the rest of its text
+    /// must not pass.
+    fn fail(&mut self, cause: CancelCause, failure: Failure) {
+        self.failed_by.get_or_insert(cause);
+        self.clock.stop();
+        self.after.left = None;
+        self.control.cancel(cause);
+        self.out.end(Err(failure));
     }
 
     /// A policy ends the request.
@@ -301,7 +327,7 @@ impl Life {
     /// Stops the request: the engine before its next pass, the client at once.
     fn cut_with(&mut self, cause: CancelCause, failure: Failure) {
         self.clock.stop();
-        self.after.tokens = None;
+        self.after.left = None;
         // When this is not the cancellation that counts, the one that does has told the client,
         // or the request has come to its own end and that is on its way here.
         if self.control.cancel(cause) {
@@ -310,7 +336,9 @@ impl Life {
     }
 
     async fn client_left(&mut self) {
-        self.out.forget_client();
+        // Before anybody is asked about it: what happens meanwhile is not time that it was given.
+        let at = self.out.client.forget();
+        let tokens = self.ledger.usage_seen().generated_tokens;
         if self.watched.disconnected {
             self.happened(Happened::Disconnected).await;
             if self.clock.is_stopped() {
@@ -318,33 +346,39 @@ impl Life {
             }
         }
         let action = self.ledger.oversight().plan().on_disconnect;
-        self.goes_on(action);
+        self.goes_on(at, tokens, action);
         // When it is logged it is done: who waits for this line finds the request asked to stop.
         tracing::debug!(request = %self.ledger.id, on_disconnect = ?action, "client left");
     }
 
-    /// Goes on without a client, or does not.
-    fn goes_on(&mut self, action: DisconnectAction) {
-        self.after.goes_on = Some(action);
-        let (limits, detach) = match action {
+    /// Goes on without a client, which left then and after so many tokens; or does not.
+    fn goes_on(&mut self, at: Instant, tokens: u32, action: DisconnectAction) {
+        let (DrainLimits { time_max, tokens_max }, detach) = match action {
             DisconnectAction::Drain(limits) => (limits, false),
-            DisconnectAction::Detach(limits) => (limits, self.out.can_be_kept()),
+            DisconnectAction::Detach(limits) => (limits, true),
             DisconnectAction::Cancel => return self.cut(CancelCause::Disconnect),
         };
-        let DrainLimits { time_max, tokens_max } = limits;
-        if tokens_max == 0 {
+        if detach && !self.out.can_be_kept() {
+            // What was said so far is gone, so it goes on as it does.
+            debug_assert!(self.after.left.is_some(), "who may detach keeps what is said");
+            return;
+        }
+        let tokens_end = tokens.saturating_add(tokens_max);
+        if self.ledger.usage_seen().generated_tokens >= tokens_end {
             return self.cut(CancelCause::Disconnect);
         }
-        if detach && self.after.place.is_none() {
+        if self.after.place.is_none() {
             self.after.place = self.after.results.place();
         }
-        // Where as many are kept as may be, it goes on all the same, so that its usage is whole.
-        let detach = detach && self.after.place.is_some();
+        if self.after.place.is_none() {
+            tracing::info!(request = %self.ledger.id, "too many go on without a client already");
+            return self.cut(CancelCause::Disconnect);
+        }
         let state = if self.ledger.has_started() { State::Running } else { State::Queued };
-        let keep = || self.after.results.keep(self.after.title.clone(), state);
-        self.out.leave(detach.then(keep));
-        self.clock.drain(time_max);
-        self.after.tokens = Some(tokens_max);
+        let keep = || self.after.results.keep(Arc::clone(&self.after.title), state);
+        self.out.leave((detach && !self.out.is_kept()).then(keep));
+        self.clock.drain(at, time_max);
+        self.after.left = Some(Left { at, tokens, goes_on: action, tokens_end });
     }
 
     /// The engine has said its last word, or (`None`) its thread is gone without one.
@@ -362,11 +396,15 @@ impl Life {
             outcome = Outcome::Completed(Finish::Stop);
             usage = Usage { generated_tokens: tokens, ..usage };
         }
-        if self.aborted && matches!(outcome, Outcome::Completed(_)) {
-            outcome = Outcome::Cancelled(CancelCause::Policy);
-        }
-        if let Outcome::Completed(_) = outcome {
+        if self.failed_by.is_none() && matches!(outcome, Outcome::Completed(_)) {
             outcome = self.finish(outcome, &mut usage).await;
+            if self.out.client.has_left() {
+                // While its end was looked at. What was to be kept is.
+                self.client_left().await;
+            }
+        }
+        if let (Some(cause), Outcome::Completed(_)) = (self.failed_by, &outcome) {
+            outcome = Outcome::Cancelled(cause);
         }
         let Self { claim, ledger, mut out, .. } = self;
         ledger.end(outcome.clone(), usage);
@@ -384,15 +422,20 @@ impl Life {
         if self.filtered_after.is_none() {
             let stopped = self.text.stopped_after().is_some();
             let rest = if stopped { Default::default() } else { self.text.flush() };
-            match self.out.finish(rest, *usage).await {
-                None => return outcome,
-                Some(GuardEnd::Stop { policy, reason }) => {
+            let (mut asking, out, _) = self.ask();
+            match out.finish(rest, *usage, &mut asking).await {
+                Ok(None) => return outcome,
+                Ok(Some(GuardEnd::Stop { policy, reason })) => {
                     self.filtered(&policy, &reason, usage.generated_tokens);
                 }
-                Some(GuardEnd::Abort { policy, reason }) => {
+                Ok(Some(GuardEnd::Abort { policy, reason })) => {
                     let failure = self.intervened(policy, reason);
                     self.out.end(Err(failure));
                     return Outcome::Cancelled(CancelCause::Policy);
+                }
+                Err(cause) => {
+                    self.out.end(Err(Failure::Cancelled(cause)));
+                    return Outcome::Cancelled(cause);
                 }
             }
         }

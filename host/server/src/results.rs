@@ -34,24 +34,27 @@ pub(crate) struct Results {
 
 #[derive(Debug, Default)]
 struct Shelf {
-    by_id: BTreeMap<RequestId, Kept>,
-    /// Those that have ended, oldest first, by id and number.
-    ended: VecDeque<(Instant, RequestId, u64)>,
+    by_name: BTreeMap<Name, Kept>,
+    /// Those that have ended, oldest first.
+    ended: VecDeque<(Instant, Name, u64)>,
     bytes: usize,
     numbers: u64,
 }
 
+/// A tenant and an id. Ids are the clients' own, so nobody's may be in the way of another tenant's.
+type Name = (String, RequestId);
+
 /// A result, or one to come.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Kept {
-    /// Ids are the clients' own, so another of the same id may have taken this one's place.
+    /// Another of the same name may have taken this one's place.
     number: u64,
-    title: Title,
+    title: Arc<Title>,
     state: State,
 }
 
 /// Whose result it is, and in whose language it is told.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Title {
     pub(crate) tenant: String,
     pub(crate) endpoint: Endpoint,
@@ -75,7 +78,7 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Keeping {
     results: Arc<Results>,
-    id: RequestId,
+    name: Name,
     number: u64,
     ended: bool,
 }
@@ -102,35 +105,31 @@ impl Results {
     }
 
     /// Begins to keep a result.
-    pub(crate) fn keep(self: &Arc<Self>, title: Title, state: State) -> Keeping {
-        let id = title.head.request.clone();
+    pub(crate) fn keep(self: &Arc<Self>, title: Arc<Title>, state: State) -> Keeping {
+        let name = (title.tenant.clone(), title.head.request.clone());
         let mut shelf = self.shelf();
+        // It takes the place of one of the same name.
+        shelf.remove(&name);
         shelf.numbers += 1;
         let number = shelf.numbers;
-        if let Some(before) = shelf.by_id.insert(id.clone(), Kept { number, title, state }) {
-            shelf.bytes -= before.bytes();
-        }
-        Keeping { results: Arc::clone(self), id, number, ended: false }
+        shelf.by_name.insert(name.clone(), Kept { number, title, state });
+        Keeping { results: Arc::clone(self), name, number, ended: false }
     }
 
     /// What is kept under this id for this tenant.
-    pub(crate) fn get(&self, id: &RequestId, tenant: &str) -> Option<(Title, State)> {
+    pub(crate) fn get(&self, id: &RequestId, tenant: &str) -> Option<(Arc<Title>, State)> {
         let mut shelf = self.shelf();
         shelf.forget(&self.config, Instant::now());
-        let kept = shelf.by_id.get(id).filter(|kept| kept.title.tenant == tenant)?;
-        Some((kept.title.clone(), kept.state.clone()))
+        let kept = shelf.by_name.get(&(tenant.to_owned(), id.clone()))?;
+        Some((Arc::clone(&kept.title), kept.state.clone()))
     }
 
     /// Forgets it. What still runs is not touched, and is kept until it ends.
     pub(crate) fn remove(&self, id: &RequestId, tenant: &str) -> bool {
+        let name = (tenant.to_owned(), id.clone());
         let mut shelf = self.shelf();
-        let Some(kept) = shelf.by_id.get(id) else { return false };
-        let ended = matches!(kept.state, State::Ended(_));
-        if !ended || kept.title.tenant != tenant {
-            return false;
-        }
-        shelf.remove(id);
-        true
+        let ended = |kept: &Kept| matches!(kept.state, State::Ended(_));
+        shelf.by_name.get(&name).is_some_and(ended) && shelf.remove(&name)
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -139,25 +138,27 @@ impl Results {
 }
 
 impl Shelf {
-    fn remove(&mut self, id: &RequestId) {
-        if let Some(kept) = self.by_id.remove(id) {
-            self.bytes -= kept.bytes();
+    /// Lets go of it, wherever it is written.
+    fn remove(&mut self, name: &Name) -> bool {
+        let Some(kept) = self.by_name.remove(name) else { return false };
+        self.bytes -= kept.bytes();
+        if let State::Ended(_) = kept.state {
+            self.ended.retain(|(_, _, number)| *number != kept.number);
         }
+        true
     }
 
     /// Lets go of what is too old, or too much.
     fn forget(&mut self, config: &DetachedConfig, now: Instant) {
         let (most, bytes) = (config.results_max, config.memory_max.in_memory());
-        while let Some((at, id, number)) = self.ended.front() {
+        while let Some((at, name, _)) = self.ended.front() {
             let old = now.saturating_duration_since(*at) >= config.keep;
             if !old && self.ended.len() <= most && self.bytes <= bytes {
                 return;
             }
-            let (id, number) = (id.clone(), *number);
-            self.ended.pop_front();
-            if self.by_id.get(&id).is_some_and(|kept| kept.number == number) {
-                self.remove(&id);
-            }
+            let name = name.clone();
+            let was_there = self.remove(&name);
+            assert!(was_there, "what has ended and was let go of is on no list");
         }
     }
 }
@@ -166,15 +167,22 @@ impl Kept {
     fn bytes(&self) -> usize {
         match &self.state {
             State::Queued | State::Running => 0,
-            State::Ended(result) => result.0.bytes(),
+            State::Ended(result) => result.0.bytes() + self.title.bytes(),
         }
+    }
+}
+
+impl Title {
+    /// About as much memory as the client's own words in it take.
+    fn bytes(&self) -> usize {
+        self.tenant.len() + self.shape.bytes()
     }
 }
 
 impl Keeping {
     /// Its first pass begins.
     pub(crate) fn started(&self) {
-        if let Some(kept) = self.results.shelf().by_id.get_mut(&self.id)
+        if let Some(kept) = self.results.shelf().by_name.get_mut(&self.name)
             && kept.number == self.number
         {
             kept.state = State::Running;
@@ -191,14 +199,15 @@ impl Keeping {
             return;
         }
         let mut shelf = self.results.shelf();
-        let Some(kept) = shelf.by_id.get_mut(&self.id).filter(|kept| kept.number == self.number)
+        let Some(kept) =
+            shelf.by_name.get_mut(&self.name).filter(|kept| kept.number == self.number)
         else {
             return;
         };
         kept.state = State::Ended(Arc::new((said, how)));
         let (now, bytes) = (Instant::now(), kept.bytes());
         shelf.bytes += bytes;
-        shelf.ended.push_back((now, self.id.clone(), self.number));
+        shelf.ended.push_back((now, self.name.clone(), self.number));
         shelf.forget(&self.results.config, now);
     }
 }
@@ -219,7 +228,11 @@ mod tests {
 
     use super::*;
 
-    fn title(id: &str, tenant: &str) -> Title {
+    fn title(id: &str, tenant: &str) -> Arc<Title> {
+        titled(id, tenant, Shape::Completions { include_usage: false })
+    }
+
+    fn titled(id: &str, tenant: &str, shape: Shape) -> Arc<Title> {
         let parts = TextParts {
             tokenizer: TokenizerSource::Sim,
             chat_template: None,
@@ -235,8 +248,8 @@ mod tests {
             logprobs: false,
             text: Arc::new(TextModel::new(parts).expect("a text model")),
         };
-        let shape = Shape::Completions { include_usage: false };
-        Title { tenant: tenant.into(), endpoint: Endpoint::Completions, shape, head }
+        let endpoint = Endpoint::Completions;
+        Arc::new(Title { tenant: tenant.into(), endpoint, shape, head })
     }
 
     fn text(bytes: usize) -> Said {
@@ -267,6 +280,60 @@ mod tests {
         assert_eq!(*result, (text(3), Ok(DONE)));
         assert!(!results.remove(&id("a"), "other") && results.remove(&id("a"), "acme"));
         assert!(results.get(&id("a"), "acme").is_none());
+    }
+
+    #[test]
+    fn an_id_of_one_tenant_is_not_in_the_way_of_anothers() {
+        let results = Results::new(DetachedConfig::default());
+        let end = |tenant: &str, bytes| {
+            results.keep(title("a", tenant), State::Running).end(text(bytes), Ok(DONE));
+        };
+        end("acme", 3);
+        end("globex", 5);
+        let bytes = |tenant: &str| match results.get(&id("a"), tenant) {
+            Some((_, State::Ended(result))) => result.0.text.len(),
+            _ => 0,
+        };
+        assert_eq!((bytes("acme"), bytes("globex")), (3, 5));
+        assert!(results.remove(&id("a"), "globex"));
+        assert_eq!((bytes("acme"), bytes("globex")), (3, 0));
+    }
+
+    #[test]
+    fn what_is_let_go_of_is_written_nowhere() {
+        let results = Results::new(DetachedConfig::default());
+        for _ in 0..3 {
+            results.keep(title("a", "acme"), State::Running).end(text(3), Ok(DONE));
+            assert!(results.remove(&id("a"), "acme"));
+            // Another of the same id takes its place, before it is over or after.
+            results.keep(title("b", "acme"), State::Running).end(text(3), Ok(DONE));
+        }
+        let shelf = results.shelf();
+        assert_eq!((shelf.by_name.len(), shelf.ended.len(), shelf.bytes), (1, 1, 3 + 4));
+    }
+
+    #[test]
+    fn what_a_response_repeats_of_its_request_takes_memory_too() {
+        let memory_max = interlock_request::ByteSize(100);
+        let results = Results::new(DetachedConfig { memory_max, ..DetachedConfig::default() });
+        let echo = |instructions: usize, metadata: usize| {
+            let metadata = serde_json::value::to_raw_value(&"x".repeat(metadata)).expect("text");
+            Shape::Responses(Box::new(crate::ask::Echo {
+                instructions: Some("x".repeat(instructions)),
+                metadata: Some(metadata),
+                max_output_tokens: None,
+                top_logprobs: 0,
+                background: true,
+            }))
+        };
+        let is_kept = |shape| {
+            results.keep(titled("a", "", shape), State::Running).end(text(1), Ok(DONE));
+            results.get(&id("a"), "").is_some()
+        };
+        assert_eq!(
+            [is_kept(echo(40, 40)), is_kept(echo(200, 0)), is_kept(echo(0, 200))],
+            [true, false, false]
+        );
     }
 
     #[test]

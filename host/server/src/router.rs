@@ -231,15 +231,19 @@ async fn model(
     Ok(Json(host.model_card(model)).into_response())
 }
 
-/// Cancels a request wherever it is, and all others of its id. Its client is told; asking twice is harmless.
+/// Cancels a request wherever it is, and all others of its id and tenant. Its client is told; asking
+/// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart.
 async fn cancel(
     State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
     uri: Uri,
     id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
 ) -> Answer {
+    let visit = host.identify(&meta, Endpoint::Responses, &headers).await?;
     let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
     let known = RequestId::parse(&id).ok().map(|id| {
-        let requests = host.live.cancel(&id, CancelCause::Operator);
+        let requests = host.live.cancel(&id, &visit.identity.tenant, CancelCause::Operator);
         (id, requests)
     });
     match known.filter(|(_, requests)| *requests > 0) {

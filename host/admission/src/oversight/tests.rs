@@ -90,7 +90,7 @@ fn no_amendment_exceeds_the_ceilings_or_the_callers_bound() {
     happens(&mut oversight, Event::FirstToken);
     assert_eq!(oversight.plan().deadlines.total, Some(most.total_max));
     assert_eq!(oversight.plan().priority, Priority::Batch);
-    let limits = DrainLimits { time_max: most.drain_time_max, tokens_max: most.drain_tokens_max };
+    let limits = DrainLimits { time_max: most.detach_time_max, tokens_max: most.detach_tokens_max };
     assert_eq!(oversight.plan().on_disconnect, DisconnectAction::Detach(limits));
 }
 

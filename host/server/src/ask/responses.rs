@@ -29,6 +29,14 @@ pub(crate) struct Echo {
     pub(crate) background: bool,
 }
 
+impl Echo {
+    /// About as much memory as the client's own words in it take.
+    pub(crate) fn bytes(&self) -> usize {
+        let instructions = self.instructions.as_ref().map_or(0, String::len);
+        instructions + self.metadata.as_ref().map_or(0, |raw| raw.get().len())
+    }
+}
+
 impl PartialEq for Echo {
     fn eq(&self, other: &Self) -> bool {
         let text = |echo: &Self| echo.metadata.as_ref().map(|raw| raw.get().to_owned());

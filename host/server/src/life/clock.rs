@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interlock_request::{Deadline, Deadlines};
+use interlock_request::{CancelCause, Deadline, Deadlines};
 use tokio::time::Instant;
 
 /// The deadlines of one request, counted from its admission.
@@ -61,12 +61,13 @@ impl Clock {
 
     /// Has this deadline struck, by the limits as they are now?
     pub(super) fn is_over(&self, deadline: Deadline) -> bool {
-        let due = self.deadlines().find(|(_, strike)| *strike == Strike::Deadline(deadline));
+        let due = self.limits_left().find(|(_, due)| *due == deadline);
         due.is_some_and(|(at, _)| at <= Instant::now())
     }
 
-    pub(super) fn drain(&mut self, time_max: Duration) {
-        self.drain_ends_at = Instant::now().checked_add(time_max);
+    /// It goes on without a client: for so long since that left, however often that is said.
+    pub(super) fn drain(&mut self, left_at: Instant, time_max: Duration) {
+        self.drain_ends_at = left_at.checked_add(time_max);
     }
 
     /// Was it stopped?
@@ -95,6 +96,26 @@ impl Clock {
         }
     }
 
+    /// Returns when time is up while a policy is asked, and why the request ends. With `told`, a
+    /// policy watches for deadlines and may put them off: none of them ends it unheard. What the
+    /// engine owes is not late while something of it waits (`flows`) to be dealt with.
+    pub(super) async fn over(&self, told: bool, flows: impl Fn() -> bool) -> CancelCause {
+        let drained = self.drain_ends_at.map(|at| (at, CancelCause::Disconnect));
+        let deadlines = self.limits_left().filter(|_| !told);
+        let deadlines = deadlines.map(|(at, deadline)| (at, CancelCause::Deadline(deadline)));
+        let mut ends: Vec<_> = deadlines.chain(drained).filter(|_| !self.stopped).collect();
+        ends.sort_by_key(|(at, _)| *at);
+        for (at, cause) in ends {
+            tokio::time::sleep_until(at).await;
+            let always =
+                matches!(cause, CancelCause::Disconnect | CancelCause::Deadline(Deadline::Total));
+            if always || !flows() {
+                return cause;
+            }
+        }
+        std::future::pending().await
+    }
+
     fn next(
         &self,
         window_due: Option<Instant>,
@@ -107,7 +128,8 @@ impl Clock {
         }
         let drained = self.drain_ends_at.map(|at| (at, Strike::DrainOver));
         let others = [drained, self.stall(stalled_after), window].into_iter().flatten();
-        self.deadlines().chain(others).min_by_key(|(at, _)| *at)
+        let deadlines = self.limits_left().map(|(at, deadline)| (at, Strike::Deadline(deadline)));
+        deadlines.chain(others).min_by_key(|(at, _)| *at)
     }
 
     /// Who waits for its turn does not stall.
@@ -117,11 +139,12 @@ impl Clock {
         Some((since.checked_add(after)?, Strike::Stalled(after)))
     }
 
-    fn deadlines(&self) -> impl Iterator<Item = (Instant, Strike)> {
+    /// The deadlines that can still strike.
+    fn limits_left(&self) -> impl Iterator<Item = (Instant, Deadline)> {
         let Deadlines { queue, first_token, inter_token, total } = self.limits;
         let since = |from: Instant, limit: Option<Duration>, deadline: Deadline| {
             // A limit too far away to be a moment is none.
-            Some((from.checked_add(limit?)?, Strike::Deadline(deadline)))
+            Some((from.checked_add(limit?)?, deadline))
         };
         let (admitted_at, waits) = (self.admitted_at, self.started_at.is_none());
         let waiting = waits.then(|| since(admitted_at, queue, Deadline::Queue)).flatten();
@@ -191,5 +214,31 @@ mod tests {
         assert!(clock.is_over(Deadline::Total) && !clock.is_over(Deadline::FirstToken));
         clock.limit(Deadlines { total: ms(60_000), ..Deadlines::default() });
         assert!(!clock.is_over(Deadline::Total));
+    }
+
+    #[test]
+    fn how_long_it_goes_on_counts_from_when_the_client_left() {
+        let mut clock = Clock::new(Deadlines::default(), std::time::Instant::now());
+        let left_at = clock.admitted_at;
+        clock.drain(left_at, Duration::from_millis(50));
+        clock.drain(left_at, Duration::from_millis(40));
+        assert_eq!(strikes(&clock), (Duration::from_millis(40), Strike::DrainOver));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_policy_is_late_by_the_whole_but_not_by_what_the_engine_has_done() {
+        let limits = Deadlines { first_token: ms(10), total: ms(40), ..Deadlines::default() };
+        let mut clock = Clock::new(limits, Instant::now().into_std());
+        let began = Instant::now();
+        let cause = clock.over(false, || true).await;
+        assert_eq!(
+            (cause, began.elapsed() >= Duration::from_millis(40)),
+            (CancelCause::Deadline(Deadline::Total), true,)
+        );
+        let first = CancelCause::Deadline(Deadline::FirstToken);
+        assert_eq!(clock.over(false, || false).await, first);
+        // Who watches for deadlines may put them off; how long it drains is not up to anybody.
+        clock.drain(began, Duration::from_millis(90));
+        assert_eq!(clock.over(true, || false).await, CancelCause::Disconnect);
     }
 }

@@ -9,9 +9,10 @@
 use std::collections::VecDeque;
 
 use interlock_admission::{GuardEnd, Guards, Passed};
-use interlock_request::Usage;
+use interlock_request::{CancelCause, Usage};
 use tokio::time::Instant;
 
+use super::asking::{Asking, Client};
 use crate::failure::Failure;
 use crate::pieces::{Done, Outlet, Said, Told};
 use crate::results::Keeping;
@@ -20,8 +21,7 @@ use crate::results::Keeping;
 pub(super) struct Outflow {
     guards: Option<Guards>,
     gate: Gate,
-    /// None once the client has left or was told its end, and from the start for the background.
-    client: Option<Outlet>,
+    pub(super) client: Client,
     /// All that was given out, if anybody may ask for it later.
     said: Option<Said>,
     /// Who is told of the end when the client has left.
@@ -75,7 +75,7 @@ impl Outflow {
         keeps: bool,
     ) -> Self {
         let said = (keeps || keeping.is_some()).then(Said::default);
-        Self { guards, gate: Gate::default(), client, said, keeping }
+        Self { guards, gate: Gate::default(), client: Client::new(client), said, keeping }
     }
 
     /// Can the whole answer still be kept?
@@ -90,17 +90,9 @@ impl Outflow {
         }
     }
 
-    /// Returns once the client has left, if there is one.
-    pub(super) async fn left(&mut self) {
-        match &mut self.client {
-            Some(client) => client.left().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// The client has left.
-    pub(super) fn forget_client(&mut self) {
-        self.client = None;
+    /// Is it kept already?
+    pub(super) fn is_kept(&self) -> bool {
+        self.keeping.is_some()
     }
 
     /// What comes is for whoever asks later, or for nobody.
@@ -119,33 +111,52 @@ impl Outflow {
     }
 
     /// More text. If a policy ends the answer here, how.
-    pub(super) async fn push(&mut self, said: Said, usage: Usage) -> Option<GuardEnd> {
+    ///
+    /// # Errors
+    ///
+    /// When the request has to stop before a policy has answered, and why; in the next two, too.
+    pub(super) async fn push(
+        &mut self,
+        said: Said,
+        usage: Usage,
+        asking: &mut Asking<'_>,
+    ) -> Result<Option<GuardEnd>, CancelCause> {
         let Some(guards) = &mut self.guards else {
             self.give(said);
-            return None;
+            return Ok(None);
         };
-        let passed = guards.push(&said.text, usage, now()).await;
+        let text = said.text.clone();
+        // Both sides of the gate know of it even if the call is dropped.
         self.gate.put(said);
-        self.pass(passed)
+        let passed = asking.wait(&mut self.client, guards.push(&text, usage, now())).await?;
+        Ok(self.pass(passed))
     }
 
     /// A window is due.
-    pub(super) async fn due(&mut self, usage: Usage) -> Option<GuardEnd> {
-        let passed = self.guards.as_mut()?.due(usage, now()).await;
-        self.pass(passed)
+    pub(super) async fn due(
+        &mut self,
+        usage: Usage,
+        asking: &mut Asking<'_>,
+    ) -> Result<Option<GuardEnd>, CancelCause> {
+        let Some(guards) = &mut self.guards else { return Ok(None) };
+        let passed = asking.wait(&mut self.client, guards.due(usage, now())).await?;
+        Ok(self.pass(passed))
     }
 
-    /// There is no more text.
-    pub(super) async fn finish(&mut self, said: Said, usage: Usage) -> Option<GuardEnd> {
-        let end = self.push(said, usage).await;
-        if end.is_some() {
-            return end;
-        }
-        let passed = self.guards.as_mut()?.finish(usage, now()).await;
+    /// There is no more text after this.
+    pub(super) async fn finish(
+        &mut self,
+        said: Said,
+        usage: Usage,
+        asking: &mut Asking<'_>,
+    ) -> Result<Option<GuardEnd>, CancelCause> {
+        let end = self.push(said, usage, asking).await?;
+        let Some(guards) = self.guards.as_mut().filter(|_| end.is_none()) else { return Ok(end) };
+        let passed = asking.wait(&mut self.client, guards.finish(usage, now())).await?;
         let end = self.pass(passed);
         let rest = std::mem::take(&mut self.gate.tokens).into();
         self.give(Said { text: String::new(), tokens: rest });
-        end
+        Ok(end)
     }
 
     fn pass(&mut self, passed: Passed) -> Option<GuardEnd> {
@@ -163,9 +174,7 @@ impl Outflow {
         if let Some(kept) = &mut self.said {
             kept.join(said.clone());
         }
-        if let Some(client) = &mut self.client {
-            client.push(said);
-        }
+        self.client.push(said);
     }
 
     /// Tells whoever wants to know how it ended. Again, nothing happens.
@@ -174,9 +183,7 @@ impl Outflow {
         if let Some(keeping) = self.keeping.take() {
             keeping.end(self.said.take().unwrap_or_default(), how.clone());
         }
-        if let Some(client) = self.client.take() {
-            client.end(how);
-        }
+        self.client.end(how);
     }
 }
 

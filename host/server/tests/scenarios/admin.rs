@@ -33,8 +33,10 @@ impl PolicyAdmin for Desk {
         })
     }
 
-    fn rollback(&self) -> Result<u64, NotSwapped> {
-        self.0.lock().expect("no panic").pop().map_or(Err(NotSwapped::Nothing), |_| Ok(7))
+    fn rollback(&self) -> Swapping<'_> {
+        let back =
+            self.0.lock().expect("no panic").pop().map_or(Err(NotSwapped::Nothing), |_| Ok(7));
+        Box::pin(std::future::ready(back))
     }
 }
 
@@ -54,21 +56,33 @@ impl Admin {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        self.ask_called("localhost", method, path, headers, body).await
+    }
+
+    /// The same, under another name.
+    async fn ask_called(
+        &self,
+        host: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         let mut connection = Connection::open(self.address).await;
-        connection.send(method, path, headers, body).await;
+        connection.send_to(host, method, path, headers, body).await;
         connection.answer().await
     }
 }
 
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
+const WASM: &[(&str, &str)] = &[("content-type", "application/wasm")];
 const GUARD: &str = "/admin/policies/guard";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_is_swapped_by_its_bytes_or_by_what_changes_of_it() {
     let admin = Admin::start(AdminConfig::default()).await;
     assert_eq!(admin.ask("GET", "/admin/policies", &[], "").await.json()["generation"], 7);
-    let wasm = [("content-type", "application/wasm")];
-    assert_eq!(admin.ask("POST", GUARD, &wasm, "bytes").await.json()["generation"], 8);
+    assert_eq!(admin.ask("POST", GUARD, WASM, "bytes").await.json()["generation"], 8);
     let settings = r#"{"settings":{"per_minute":3},"mode":"canary:5"}"#;
     assert_eq!(admin.ask("POST", GUARD, JSON, settings).await.json()["generation"], 9);
     let told = admin.desk.0.lock().expect("no panic").clone();
@@ -92,7 +106,7 @@ async fn what_comes_to_nothing_says_why() {
     }
     let small = AdminConfig { component_max: interlock_request::ByteSize(3), ..Default::default() };
     let admin = Admin::start(small).await;
-    assert_eq!(admin.ask("POST", GUARD, &[], "too long").await.status, 413);
+    assert_eq!(admin.ask("POST", GUARD, WASM, "too long").await.status, 413);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,6 +119,42 @@ async fn without_the_token_nothing_is_told_or_done() {
     }
     let headers = [("authorization", "Bearer secret")];
     assert_eq!(admin.ask("GET", "/admin/policies", &headers, "").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_a_browser_beside_it_can_do_nothing() {
+    let admin = Admin::start(AdminConfig::default()).await;
+    let rollback = "/admin/policies/rollback";
+    let origin = ("origin", "https://evil.example");
+    let form = ("content-type", "text/plain");
+    let json = JSON[0];
+    for (path, headers, status, code) in [
+        (GUARD, vec![origin, json], 403, "cross_origin"),
+        (rollback, vec![origin], 403, "cross_origin"),
+        (GUARD, vec![("origin", "null"), json], 403, "cross_origin"),
+        (GUARD, vec![form], 415, "bad_content_type"),
+        (GUARD, vec![("content-type", "application/jsonp")], 415, "bad_content_type"),
+        (GUARD, vec![], 415, "bad_content_type"),
+        (rollback, vec![form], 415, "bad_content_type"),
+    ] {
+        let answer = admin.ask("POST", path, &headers, "{}").await;
+        assert_eq!((answer.status, &*answer.code()), (status, code), "{path} {headers:?}");
+    }
+    assert!(admin.desk.0.lock().expect("no panic").is_empty());
+    let port = admin.address.port();
+    for (host, status) in [
+        ("localhost".to_owned(), 200),
+        (format!("LOCALHOST:{port}"), 200),
+        (format!("127.0.0.1:{port}"), 200),
+        ("127.0.0.1".to_owned(), 200),
+        (format!("evil.example:{port}"), 421),
+        ("localhost.evil.example".to_owned(), 421),
+        ("127.0.0.2".to_owned(), 421),
+        ("".to_owned(), 421),
+    ] {
+        let answer = admin.ask_called(&host, "GET", "/admin/policies", &[], "").await;
+        assert_eq!(answer.status, status, "{host:?}");
+    }
 }
 
 #[test]

@@ -114,26 +114,33 @@ async fn so_many_go_on_without_a_client_and_no_more() {
     drop(leaver);
     rig.metric_is("http_connections", 0.0).await;
     rig.gate.open();
-    let mut outcomes = [rig.ended().await, rig.ended().await].map(|(id, a)| (id, a.outcome));
-    outcomes.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(outcomes[0], ("first".into(), Outcome::Completed(Finish::Length)));
-    // It went on until its limit, and nobody can ask for what it said.
+    let mut ended = [rig.ended().await, rig.ended().await];
+    ended.sort_by(|a, b| a.0.cmp(&b.0));
+    let tokens = ended.each_ref().map(|(_, account)| account.usage.generated_tokens);
+    let outcomes = ended.map(|(id, account)| (id, account.outcome));
+    assert_eq!((&*outcomes[0].0, &outcomes[0].1), ("first", &Outcome::Completed(Finish::Length)));
+    // There was no place for it, though its policies would have let it go on.
     assert_eq!(outcomes[1], ("leaver".into(), Outcome::Cancelled(CancelCause::Disconnect)));
+    assert_eq!(tokens, [8, 0]);
     assert_eq!(rig.get("/v1/requests/leaver").await.code(), "request_not_found");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_is_its_own_tenants_alone() {
+/// A policy that believes what a header says.
+fn tenants() -> Script {
     let identify = |caller: &interlock_admission::Caller| {
         let tenant = caller.headers.0.first().map_or("", |(_, value)| value).to_owned();
         Identified::Known(Identity { tenant, ..Identity::default() }, "header".into())
     };
-    let script = Script {
+    Script {
         headers: vec!["x-tenant".into()],
         identify: Some(Box::new(identify)),
         ..Script::default()
-    };
-    let rig = Rig::with(Setup::scripted(script)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_its_own_tenants_alone() {
+    let rig = Rig::with(Setup::scripted(tenants())).await;
     let ask = async |method: &str, path: &str, tenant: &str, body: &str| {
         let mut connection = rig.connect().await;
         let headers = [("x-tenant", tenant), ("x-request-id", "mine")];
@@ -142,6 +149,18 @@ async fn an_answer_is_its_own_tenants_alone() {
     };
     assert_eq!(ask("POST", "/v1/responses", "acme", BACKGROUND).await.status, 200);
     assert_eq!(ask("GET", "/v1/responses/resp_mine", "acme", "").await.status, 200);
+    // Its id is free for others, who are not in its way.
+    let over = async |tenant: &str| {
+        within(async {
+            while ask("DELETE", "/v1/responses/resp_mine", tenant, "").await.status != 200 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    assert_eq!(ask("POST", "/v1/responses", "globex", BACKGROUND).await.status, 200);
+    over("globex").await;
+    assert_eq!(ask("GET", "/v1/responses/resp_mine", "acme", "").await.status, 200);
     for (method, path) in [
         ("GET", "/v1/responses/resp_mine"),
         ("POST", "/v1/responses/resp_mine/cancel"),
@@ -149,5 +168,51 @@ async fn an_answer_is_its_own_tenants_alone() {
         ("GET", "/v1/requests/mine"),
     ] {
         assert_eq!(ask(method, path, "globex", "").await.status, 404, "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cancels_its_own_requests_alone() {
+    let mut rig = Rig::with(Setup { gated: true, ..Setup::scripted(tenants()) }).await;
+    let ask = async |path: &str, tenant: &str, body: &str| {
+        let mut connection = rig.connect().await;
+        let headers = [("x-tenant", tenant), ("x-request-id", "mine")];
+        connection.send("POST", path, &headers, body).await;
+        connection
+    };
+    let body = r#"{"model":"sim","prompt":"hello","max_tokens":40}"#;
+    let mut theirs = ask("/v1/completions", "acme", body).await;
+    rig.gate.wait_begun(1);
+    let cancel = async |tenant| ask("/v1/requests/mine/cancel", tenant, "").await.answer().await;
+    assert_eq!(cancel("globex").await.code(), "request_not_found");
+    let mut ours = ask("/v1/completions", "globex", body).await;
+    rig.metric_is("requests_waiting", 1.0).await;
+    assert_eq!(cancel("globex").await.status, 200);
+    assert_eq!(ours.answer().await.code(), "request_cancelled");
+    rig.gate.open();
+    assert_eq!(theirs.answer().await.status, 200);
+    let mut ended = [rig.ended().await.1.outcome, rig.ended().await.1.outcome];
+    ended.sort_by_key(|outcome| matches!(outcome, Outcome::Completed(_)));
+    let cancelled = Outcome::Cancelled(CancelCause::Operator);
+    assert_eq!(ended, [cancelled, Outcome::Completed(Finish::Length)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_places_nothing_goes_on_without_its_client() {
+    let within_limits = DrainLimits { time_max: Duration::from_secs(20), tokens_max: 1000 };
+    for action in [DisconnectAction::Drain(within_limits), DisconnectAction::Detach(within_limits)]
+    {
+        let proposal = PlanProposal { on_disconnect: Some(action), ..PlanProposal::default() };
+        let detached = DetachedConfig { requests_max: 0, ..DetachedConfig::default() };
+        let setup = Setup { gated: true, detached, ..Setup::planning(proposal) };
+        let mut rig = Rig::with(setup).await;
+        let body = r#"{"model":"sim","prompt":"hello","max_tokens":4000}"#;
+        let leaver = rig.begin("/v1/completions", "leaver", body).await;
+        rig.gate.wait_begun(1);
+        drop(leaver);
+        rig.metric_is("http_connections", 0.0).await;
+        rig.gate.open();
+        let outcome = rig.ended().await.1.outcome;
+        assert_eq!(outcome, Outcome::Cancelled(CancelCause::Disconnect), "{action:?}");
     }
 }

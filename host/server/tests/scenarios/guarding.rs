@@ -6,7 +6,7 @@ use std::time::Duration;
 use interlock_admission::{Admission, Guarding, Reason, Verdict, Watch, Window, WindowSize};
 use interlock_request::{CancelCause, Finish, Outcome};
 
-use crate::rig::{Rig, Script, Setup};
+use crate::rig::{Latch, Rig, Script, Setup};
 
 const BODY: &str = r#"{"model":"sim","prompt":"hello","max_tokens":20,"temperature":0"#;
 
@@ -151,4 +151,53 @@ async fn what_was_held_back_comes_when_it_has_waited_long_enough() {
     connection.until("data: ").await;
     rig.gate.open();
     assert!(connection.rest().await.contains("[DONE]"));
+}
+
+/// A gate that looks at such windows until the test lets it go on.
+fn thinker(size: WindowSize, finished: bool) -> (Setup, Latch, Latch) {
+    let (began, latch) = (Latch::default(), Latch::default());
+    let (begins, waits) = (began.clone(), latch.clone());
+    let watch = Watch { guarding: Guarding::Gate(size), ..Watch::default() };
+    let admit = move |_: &interlock_admission::Facts| Admission {
+        watch: Some(watch),
+        ..Admission::default()
+    };
+    let window = move |window: &Window<'_>| {
+        if window.finished == finished {
+            begins.open();
+            waits.wait();
+        }
+        Verdict::Pass
+    };
+    let script = Script {
+        admit: Some(Box::new(admit)),
+        window: Some(Box::new(window)),
+        slow: true,
+        ..Script::default()
+    };
+    (Setup { gated: true, ..Setup::scripted(script) }, began, latch)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_a_stop_does_not_wait_for_a_window_that_was_due_or_the_last() {
+    let never = WindowSize { tokens: 1000, delay_max: Duration::from_secs(20) };
+    let soon = WindowSize { delay_max: Duration::from_millis(20), ..never };
+    for (size, last) in [(never, true), (soon, false)] {
+        let (setup, began, latch) = thinker(size, last);
+        let mut rig = Rig::with(setup).await;
+        let mut connection = rig.begin("/v1/completions", "held", &whole()).await;
+        if last {
+            rig.gate.open();
+        } else {
+            rig.gate.let_through(3);
+        }
+        began.opened().await;
+        assert_eq!(rig.post("/v1/requests/held/cancel", "").await.status, 200);
+        let answer = connection.answer().await;
+        assert_eq!((answer.status, answer.code().as_str()), (409, "request_cancelled"));
+        rig.gate.open();
+        let outcome = rig.ended().await.1.outcome;
+        assert_eq!(outcome, Outcome::Cancelled(CancelCause::Operator));
+        latch.open();
+    }
 }

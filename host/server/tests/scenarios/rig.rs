@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use interlock_admission::{
@@ -75,18 +75,53 @@ impl Setup {
     }
 }
 
-type Part<I, O> = Option<Box<dyn Fn(I) -> O + Send + Sync>>;
+type Transforms = dyn Fn(&Facts, &Body) -> Transformed + Send + Sync;
+type Routes = dyn Fn(&Facts, &[Candidate]) -> Choice + Send + Sync;
+type Does<F> = Option<Box<F>>;
+type Part<I, O> = Does<dyn Fn(I) -> O + Send + Sync>;
 
 /// A policy of closures; it takes part where there is one.
 #[derive(Default)]
 pub(crate) struct Script {
     pub(crate) headers: Vec<String>,
-    pub(crate) identify: Option<Box<dyn Fn(&Caller) -> Identified + Send + Sync>>,
-    pub(crate) transform: Option<Box<dyn Fn(&Facts, &Body) -> Transformed + Send + Sync>>,
-    pub(crate) route: Option<Box<dyn Fn(&Facts, &[Candidate]) -> Choice + Send + Sync>>,
-    pub(crate) admit: Option<Box<dyn Fn(&Facts) -> Admission + Send + Sync>>,
-    pub(crate) window: Option<Box<dyn Fn(&Window<'_>) -> Verdict + Send + Sync>>,
+    pub(crate) identify: Does<dyn Fn(&Caller) -> Identified + Send + Sync>,
+    pub(crate) transform: Does<Transforms>,
+    pub(crate) route: Does<Routes>,
+    pub(crate) admit: Does<dyn Fn(&Facts) -> Admission + Send + Sync>,
+    pub(crate) window: Does<dyn Fn(&Window<'_>) -> Verdict + Send + Sync>,
     pub(crate) event: Part<Event, Reaction>,
+    /// Does it take its time, and a thread of its own?
+    pub(crate) slow: bool,
+}
+
+/// A policy waits here until the test lets it go on.
+#[derive(Clone, Default)]
+pub(crate) struct Latch(Arc<(Mutex<bool>, Condvar)>);
+
+impl Latch {
+    /// Returns once it is open, or the test has failed long ago.
+    pub(crate) fn wait(&self) {
+        let (open, opens) = &*self.0;
+        let open = open.lock().expect("no panic");
+        let waited = opens.wait_timeout_while(open, Duration::from_secs(30), |open| !*open);
+        drop(waited.expect("no panic"));
+    }
+
+    /// The same, for a test that waits for a policy.
+    pub(crate) async fn opened(&self) {
+        within(async {
+            while !*self.0.0.lock().expect("no panic") {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    pub(crate) fn open(&self) {
+        let (open, opens) = &*self.0;
+        *open.lock().expect("no panic") = true;
+        opens.notify_all();
+    }
 }
 
 impl Policy for Script {
@@ -112,6 +147,14 @@ impl Policy for Script {
 
     fn headers(&self) -> &[String] {
         &self.headers
+    }
+
+    fn slow(&self) -> bool {
+        self.slow
+    }
+
+    fn wants_content(&self) -> bool {
+        self.transform.is_some()
     }
 
     fn identify(&self, caller: &Caller) -> Says<Identified> {

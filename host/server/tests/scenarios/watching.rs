@@ -1,5 +1,6 @@
 //! Policies that hear of a request while it runs, and what they may do about it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use interlock_request::{
 };
 use interlock_sim::SimSettings;
 
-use crate::rig::{Rig, Script, Setup, within};
+use crate::rig::{Latch, Rig, Script, Setup, within};
 
 const STREAM: &str = r#"{"model":"sim","prompt":"hello","max_tokens":40,"stream":true}"#;
 
@@ -206,4 +207,153 @@ async fn a_request_that_gives_way_is_told_of_and_goes_on() {
     assert_eq!(urgent.answer().await.status, 200);
     assert!(patient.rest().await.contains("[DONE]"));
     assert_eq!(heard.all(), [Event::Preempted(1)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_wants_the_answer_kept_again_does_not_lose_it() {
+    let detach = |seconds| {
+        let time_max = Duration::from_secs(seconds);
+        Reaction::Disconnect(
+            DisconnectAction::Detach(DrainLimits { time_max, ..drain() }),
+            Code::default(),
+        )
+    };
+    let reacts = move |event| match event {
+        Event::Disconnected => detach(20),
+        Event::Stalled(_) => detach(19),
+        _ => Reaction::Keep,
+    };
+    let (setup, heard) = watcher(PlanProposal::default(), Some(ms(20)), reacts);
+    let mut rig = Rig::with(setup).await;
+    let mut connection = rig.begin("/v1/completions", "leaver", STREAM).await;
+    rig.gate.let_through(2);
+    connection.until("data: ").await;
+    drop(connection);
+    heard.until(|event| *event == Event::Disconnected).await;
+    // A pause of its own, so that it changes its mind after the client has left.
+    rig.gate.let_through(2);
+    let stalls = || heard.all().iter().rev().position(|event| *event == Event::Disconnected);
+    within(async {
+        while stalls() == Some(0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    rig.gate.open();
+    assert_eq!(rig.ended().await.1.outcome, Outcome::Completed(Finish::Length));
+    let kept = within(async {
+        loop {
+            let kept = rig.get("/v1/requests/leaver").await.json();
+            if kept["status"] != "running" {
+                return kept;
+            }
+        }
+    })
+    .await;
+    assert_eq!(kept["status"], "completed", "{kept}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_far_it_goes_on_counts_from_when_the_client_left_however_often_it_is_said() {
+    let react_to_stalls = Arc::new(AtomicBool::new(false));
+    let armed = Arc::clone(&react_to_stalls);
+    let within_tokens = |tokens_max| {
+        Reaction::Disconnect(
+            DisconnectAction::Drain(DrainLimits { tokens_max, ..drain() }),
+            Code::default(),
+        )
+    };
+    let reacts = move |event| match event {
+        Event::Disconnected => within_tokens(1000),
+        Event::Stalled(_) if armed.load(Ordering::SeqCst) => within_tokens(12),
+        _ => Reaction::Keep,
+    };
+    let (setup, heard) = watcher(PlanProposal::default(), Some(ms(20)), reacts);
+    // Slow enough for the driver to end it before the answer is whole.
+    let model = SimSettings { decode: ms(10), ..setup.model.clone() };
+    let mut rig = Rig::with(Setup { model, ..setup }).await;
+    let body = STREAM.replace("40", "20");
+    let connection = rig.begin("/v1/completions", "leaver", &body).await;
+    rig.gate.wait_begun(1);
+    drop(connection);
+    heard.until(|event| *event == Event::Disconnected).await;
+    react_to_stalls.store(true, Ordering::SeqCst);
+    rig.gate.let_through(10);
+    rig.gate.wait_ended(10);
+    let before = heard.all().len();
+    within(async {
+        while heard.all().len() == before {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    rig.gate.open();
+    // Ten and twelve would be more than the whole answer.
+    let outcome = rig.ended().await.1.outcome;
+    assert_eq!(outcome, Outcome::Cancelled(CancelCause::Disconnect));
+}
+
+/// A policy that hears that a request waits, and thinks about it until the test lets it go on.
+fn thinker(proposal: PlanProposal) -> (Setup, Heard, Latch) {
+    let latch = Latch::default();
+    let waits = latch.clone();
+    let thinks = move |event| {
+        if let Event::Queued(_) = event {
+            waits.wait();
+        }
+        Reaction::Keep
+    };
+    let (mut setup, heard) = watcher(proposal, None, thinks);
+    setup.script.slow = true;
+    let watch =
+        Watch { events: EventSet { queued: true, ..EventSet::default() }, ..Watch::default() };
+    let admit = move |_: &interlock_admission::Facts| Admission {
+        proposal,
+        watch: Some(watch),
+        ..Admission::default()
+    };
+    setup.script.admit = Some(Box::new(admit));
+    (setup, heard, latch)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_is_up_does_not_wait_for_a_policy() {
+    let deadlines = Deadlines { total: Some(ms(50)), ..Deadlines::default() };
+    let (setup, _, latch) = thinker(PlanProposal { deadlines, ..PlanProposal::default() });
+    let mut rig = Rig::with(setup).await;
+    let rest = rig.begin("/v1/completions", "late", STREAM).await.rest().await;
+    assert!(rest.contains("deadline_total"), "{rest}");
+    rig.gate.open();
+    let outcome = rig.ended().await.1.outcome;
+    assert_eq!(outcome, Outcome::Cancelled(CancelCause::Deadline(Deadline::Total)));
+    latch.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_does_not_wait_for_a_policy() {
+    let (setup, heard, latch) = thinker(PlanProposal::default());
+    let mut rig = Rig::with(setup).await;
+    let connection = rig.begin("/v1/completions", "leaver", &STREAM.replace("40", "4000")).await;
+    heard.until(|event| *event == Event::Queued(0)).await;
+    rig.gate.wait_begun(1);
+    drop(connection);
+    rig.metric_is("http_connections", 0.0).await;
+    rig.gate.open();
+    let outcome = rig.ended().await.1.outcome;
+    assert_eq!(outcome, Outcome::Cancelled(CancelCause::Disconnect));
+    latch.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_a_policy_is_asked_is_drained_from_then_on() {
+    let on_disconnect = Some(DisconnectAction::Drain(drain()));
+    let (setup, heard, latch) = thinker(PlanProposal { on_disconnect, ..PlanProposal::default() });
+    let mut rig = Rig::with(setup).await;
+    let connection = rig.begin("/v1/completions", "leaver", STREAM).await;
+    heard.until(|event| *event == Event::Queued(0)).await;
+    drop(connection);
+    rig.metric_is("http_connections", 0.0).await;
+    rig.gate.open();
+    latch.open();
+    assert_eq!(rig.ended().await.1.outcome, Outcome::Completed(Finish::Length));
 }
