@@ -193,7 +193,7 @@ def swaps(host, count):
     with httpx.Client(timeout=60) as client:
         for n in range(count):
             began = time.perf_counter()
-            change = {"settings": {"base": f"{n + 1}s"}} if False else {"settings": {}}
+            change = {"settings": {"total": {"base": f"{60 + n}s"}}}
             swapped = client.post(f"{host.admin}/guard", json=change)
             if swapped.status_code != 200:
                 raise SystemExit(f"swap {n}: {swapped.text}")

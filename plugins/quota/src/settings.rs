@@ -43,7 +43,7 @@ pub(crate) struct Tenant {
 pub(crate) struct Limits {
     /// Requests a minute, all at once if need be.
     pub(crate) requests_per_minute: Option<u32>,
-    /// Tokens of prompt and output in each minute of the clock.
+    /// Tokens of prompt and output in a minute, which begins with its first request.
     pub(crate) tokens_per_minute: Option<u32>,
     /// Requests at once.
     pub(crate) concurrent: Option<u32>,

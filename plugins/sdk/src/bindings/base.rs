@@ -321,7 +321,8 @@ pub mod interlock {
         /// Go on within these limits, so that usage is whole; then stop. The answer is dropped.
         Drain(DrainLimits),
         /// Go on within these limits and keep the answer, for whoever asks for it by the request's
-        /// id. When the host keeps as many already as it may, this is `drain`.
+        /// id. When the host lets no more requests go on without a client, this and `drain` are
+        /// `cancel`.
         Detach(DrainLimits),
       }
       impl ::core::fmt::Debug for DisconnectAction {
