@@ -58,7 +58,7 @@ check-lints: setup ## clippy, where any warning is an error
 	$(CARGO) clippy --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --all-targets --locked -- -D warnings
 
 .PHONY: test-rust
-test-rust: setup model redis ## the Rust tests: host, policies, setup
+test-rust: setup model redis guests-languages ## the Rust tests: host, policies, setup
 	$(CARGO) test --workspace --locked
 	@set -e; for manifest in $(POLICY_WORKSPACES); do \
 	  echo "$(CARGO) test --manifest-path $$manifest"; \
