@@ -8,14 +8,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use interlock_request::RequestId;
 
 use crate::chain::{Commons, Member};
+use crate::duty::Over;
 use crate::last_good::Key;
 use crate::said::Phased;
+use crate::slow::{PATIENCE, Unasked};
 use crate::{Answer, FailureAction, FailureKind, Phase, Policy, PolicyFailure, Said};
 
 /// About what a policy is asked.
@@ -24,7 +25,7 @@ pub(crate) struct Matter<'a> {
     pub(crate) commons: &'a Commons,
     pub(crate) serial: u64,
     /// Whether this member of the panel has forgotten the request.
-    pub(crate) over: (&'a Arc<[AtomicBool]>, usize),
+    pub(crate) over: (&'a Arc<[Over]>, usize),
     pub(crate) id: &'a RequestId,
     pub(crate) phase: Phase,
     /// In `stream_guard`: does the client wait for the answer?
@@ -165,15 +166,19 @@ impl Matter<'_> {
         let (over, at) = (Arc::clone(self.over.0), self.over.1);
         // If the request is gone, it was forgotten while this call still held something for it.
         let abandoned = move || {
-            if over[at].load(Ordering::Acquire) {
-                again.forget(serial);
+            if let Some(ran) = over[at].ran() {
+                again.forget(serial, ran);
             }
         };
-        let gone = || PolicyFailure {
-            kind: FailureKind::Instantiate,
-            message: "there is no thread for it".into(),
-        };
-        self.commons.slow.ask(job, abandoned).await.unwrap_or_else(|| Err(gone()))
+        self.commons.slow.ask(job, abandoned).await.unwrap_or_else(|unasked| {
+            let message = match unasked {
+                Unasked::Busy => {
+                    format!("every thread for slow policies was busy for {PATIENCE:?}")
+                }
+                Unasked::Gone => "its thread gave no answer".into(),
+            };
+            Err(PolicyFailure { kind: FailureKind::Instantiate, message })
+        })
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Fake {
     pub(crate) admit: Call<u32, Decision>,
     pub(crate) window: Judge,
     pub(crate) event: Call<(Event, String), Reaction>,
+    /// Each account waits for a word on it, or for its end.
+    pub(crate) account: Option<Mutex<std::sync::mpsc::Receiver<()>>>,
     pub(crate) told: Arc<Heard>,
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Heard {
     /// Serial, note and summary.
     pub(crate) accounts: Mutex<Vec<(u64, String, Summary)>>,
     pub(crate) forgotten: Mutex<Vec<u64>>,
+    /// Whether what was forgotten had run.
+    pub(crate) ran: Mutex<Vec<bool>>,
 }
 
 impl Heard {
@@ -67,6 +71,7 @@ impl Fake {
             admit: None,
             window: None,
             event: None,
+            account: None,
             told: Arc::default(),
         }
     }
@@ -136,12 +141,16 @@ impl Policy for Fake {
             !self.told.forgotten().contains(&told.facts.serial),
             "asked about what it was to forget"
         );
+        if let Some(gone) = &self.account {
+            let _ = gone.lock().unwrap().recv();
+        }
         let line = (told.facts.serial, told.note.to_owned(), summary.clone());
         self.told.accounts.lock().unwrap().push(line);
         Ok(())
     }
-    fn forget(&self, serial: u64) {
+    fn forget(&self, serial: u64, ran: bool) {
         self.told.forgotten.lock().unwrap().push(serial);
+        self.told.ran.lock().unwrap().push(ran);
     }
 }
 
