@@ -261,7 +261,7 @@ impl Guards {
             id: &facts.request_id,
             phase: Phase::StreamGuard,
             gates: true,
-            about: (&facts.identity.tenant, facts.model.as_str()),
+            about: Some((&facts.identity.tenant, facts.model.as_str())),
         };
         let window = sieve.window(usage, finished);
         let own = || {

@@ -26,6 +26,7 @@ pub(crate) struct Fake {
     pub(crate) version: &'static str,
     pub(crate) slow: bool,
     pub(crate) watch: Watch,
+    pub(crate) headers: Vec<String>,
     pub(crate) identify: Call<Caller, Identified>,
     pub(crate) transform: Change,
     pub(crate) route: Place,
@@ -65,6 +66,7 @@ impl Fake {
             version: "1.0.0",
             slow: false,
             watch: Watch::default(),
+            headers: Vec::new(),
             identify: None,
             transform: None,
             route: None,
@@ -109,6 +111,9 @@ impl Policy for Fake {
     }
     fn wants_content(&self) -> bool {
         self.transform.is_some()
+    }
+    fn headers(&self) -> &[String] {
+        &self.headers
     }
     fn reasons(&self) -> &[String] {
         static REASONS: std::sync::LazyLock<Vec<String>> =

@@ -167,7 +167,7 @@ impl Beside {
             id,
             phase: Phase::StreamGuard,
             gates: false,
-            about: (&self.facts.identity.tenant, self.facts.model.as_str()),
+            about: Some((&self.facts.identity.tenant, self.facts.model.as_str())),
         };
         let note = self.lane.note.get().unwrap_or(&self.note);
         let told = Told { facts: &self.facts, note };
