@@ -134,7 +134,12 @@ impl Hearing {
 }
 
 /// A question's frame, borrowed from the duty alone so that the rest of the hearing stays free.
-fn matter<'a>(duty: &'a Duty, at: usize, phase: Phase, about: Option<(&'a str, &'a str)>) -> Matter<'a> {
+fn matter<'a>(
+    duty: &'a Duty,
+    at: usize,
+    phase: Phase,
+    about: Option<(&'a str, &'a str)>,
+) -> Matter<'a> {
     Matter {
         commons: &duty.commons,
         serial: duty.serial,

@@ -257,8 +257,7 @@ fn nothing_waits_for_a_slow_policy_in_shadow() {
     assert_eq!(accounts.iter().map(|(_, note, _)| note.as_str()).collect::<Vec<_>>(), ["mine"]);
     assert_eq!(told.forgotten(), [SERIAL]);
     for phase in ["admit", "events"] {
-        let line =
-            format!(r#"policy_shadow_disagreements_total{{phase="{phase}",policy="p"}} 1"#);
+        let line = format!(r#"policy_shadow_disagreements_total{{phase="{phase}",policy="p"}} 1"#);
         counts(&registry, &line);
     }
 }

@@ -107,10 +107,8 @@ fn what_was_decided_about_one_caller_is_not_repeated_for_another() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let headers = Headers(vec![pair("x-user", user), pair("x-other", other)]);
         let caller = Caller { credential: credential.into(), headers, ..caller() };
-        at_once(hear(&chain).identify(&caller)).map_or_else(
-            |refused| refused.rejection.status.to_string(),
-            |identity| identity.tenant,
-        )
+        at_once(hear(&chain).identify(&caller))
+            .map_or_else(|refused| refused.rejection.status.to_string(), |identity| identity.tenant)
     };
     assert_eq!([ask("c", "ann", "1"), ask("", "bob", "1")], ["ann", "bob"]);
     broken.store(true, Ordering::Relaxed);

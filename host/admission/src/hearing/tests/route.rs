@@ -201,9 +201,12 @@ proptest! {
 #[test]
 fn the_shadow_of_one_that_picks_or_rejects_is_compared_with_it() {
     let reject = || Ok(Choice::Reject(rejection(429)));
-    for (old, new, count) in
-        [(pick(0), pick(1), 1), (pick(1), pick(1), 0), (reject(), pick(1), 1), (reject(), reject(), 0)]
-    {
+    for (old, new, count) in [
+        (pick(0), pick(1), 1),
+        (pick(1), pick(1), 0),
+        (reject(), pick(1), 1),
+        (reject(), reject(), 0),
+    ] {
         let link = successor(routing("p", old), routing("p", new));
         let (chain, registry) = chain(vec![link, routing("q", pick(0)).link()]);
         let candidates = [candidate(0, 0), candidate(1, 0)];
