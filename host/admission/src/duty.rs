@@ -63,7 +63,7 @@ impl Closing {
 
 impl Summary {
     /// Had its first pass begun, or was there even a token?
-    fn ran(&self) -> bool {
+    pub fn ran(&self) -> bool {
         self.queue_time.is_some() || self.usage.generated_tokens > 0
     }
 
