@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use interlock_request::RequestId;
 
@@ -56,6 +56,17 @@ impl fmt::Debug for Link {
 /// few policies of a busy host going, and what is slower than that should not be asked about
 /// every request.
 const SLOW_THREADS: usize = 16;
+/// Accounts of slow policies that are made at once, on threads of their own: nobody waits for them,
+/// so they must not take the threads from what somebody waits for.
+pub(crate) const ACCOUNT_THREADS: usize = 4;
+/// Accounts that wait for a thread. One is made for each request that ends, so this many wait only
+/// when the other machine is slow or gone; what comes beyond is dropped,
+/// logged and counted.
+pub(crate) const ACCOUNTS_MAX: usize = 1024;
+/// Requests that slow policies look on at at once, for which nobody waits either.
+const SLOW_BESIDE_THREADS: usize = 4;
+/// Requests that wait to be looked at; what comes beyond is not seen, and counted.
+const BESIDE_MAX: usize = 4096;
 /// Streams that are looked at at once. A look takes microseconds and must not take the cores from
 /// what the client waits for.
 const BESIDE_THREADS: usize = 2;
@@ -68,19 +79,28 @@ pub struct Commons {
     pub(crate) last_good: LastGood,
     /// For policies that ask others.
     pub(crate) slow: SlowPool,
+    /// For their accounts.
+    pub(crate) accounts: SlowPool,
     /// For policies that observe a stream.
     pub(crate) beside: SlowPool,
+    /// For slow policies that only look on, at streams or in shadow.
+    pub(crate) slow_beside: SlowPool,
     pub(crate) records: Option<Arc<dyn RecordSink>>,
 }
 
 impl Commons {
     /// For one host.
     pub fn new(metrics: PolicyMetrics) -> Self {
-        let slow = SlowPool::new("slow-policy", SLOW_THREADS, metrics.slow_running.clone());
-        let beside =
-            SlowPool::new("observing-policy", BESIDE_THREADS, metrics.beside_running.clone());
-        let (tenants, last_good) = (Tenants::default(), LastGood::default());
-        Self { metrics, tenants, last_good, slow, beside, records: None }
+        let pool = SlowPool::new;
+        let (slow, beside) = (&metrics.slow_running, &metrics.beside_running);
+        Self {
+            // No more come than there are threads.
+            slow: pool("slow-policy", SLOW_THREADS, SLOW_THREADS, slow.clone()),
+            accounts: pool("slow-account", ACCOUNT_THREADS, ACCOUNTS_MAX, slow.clone()),
+            beside: pool("observing-policy", BESIDE_THREADS, BESIDE_MAX, beside.clone()),
+            slow_beside: pool("slow-observing", SLOW_BESIDE_THREADS, BESIDE_MAX, beside.clone()),
+            ..Self::in_line(metrics)
+        }
     }
 
     /// The same with records of what policies decide.
@@ -92,9 +112,28 @@ impl Commons {
     /// The same without threads of its own: every policy is called in line, on the thread of
     /// whoever asks. For simulations, which must come out the same each time.
     pub fn in_line(metrics: PolicyMetrics) -> Self {
-        let (slow, beside) = (SlowPool::in_line(), SlowPool::in_line());
-        let (tenants, last_good) = (Tenants::default(), LastGood::default());
-        Self { metrics, tenants, last_good, slow, beside, records: None }
+        Self {
+            metrics,
+            tenants: Tenants::default(),
+            last_good: LastGood::default(),
+            slow: SlowPool::in_line(),
+            accounts: SlowPool::in_line(),
+            beside: SlowPool::in_line(),
+            slow_beside: SlowPool::in_line(),
+            records: None,
+        }
+    }
+
+    /// Waits, at most this long, until policies have heard of the end of every request that has
+    /// ended; how many calls are not over. For a host that stops. Blocks.
+    pub fn drain(&self, most: Duration) -> usize {
+        let until = Instant::now() + most;
+        // In the order in which one gives to the next: a call that was abandoned lets go of what
+        // it held, and an account waits for what was to be seen before.
+        [&self.slow, &self.beside, &self.slow_beside, &self.accounts]
+            .map(|pool| pool.drain(until))
+            .iter()
+            .sum()
     }
 }
 
@@ -115,6 +154,13 @@ pub(crate) struct Member {
     pub(crate) shadow: bool,
     pub(crate) slow: bool,
     pub(crate) meters: Arc<Meters>,
+}
+
+impl Member {
+    /// Nothing waits for what it says: it is in shadow, and it would take long.
+    pub(crate) fn looks_on(&self) -> bool {
+        self.shadow && self.slow
+    }
 }
 
 impl fmt::Debug for Member {

@@ -8,14 +8,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use interlock_request::RequestId;
 
 use crate::chain::{Commons, Member};
+use crate::duty::Over;
+use crate::lane::Lane;
 use crate::last_good::Key;
 use crate::said::Phased;
+use crate::slow::{PATIENCE, Unasked};
 use crate::{Answer, FailureAction, FailureKind, Phase, Policy, PolicyFailure, Said};
 
 /// About what a policy is asked.
@@ -24,13 +26,13 @@ pub(crate) struct Matter<'a> {
     pub(crate) commons: &'a Commons,
     pub(crate) serial: u64,
     /// Whether this member of the panel has forgotten the request.
-    pub(crate) over: (&'a Arc<[AtomicBool]>, usize),
+    pub(crate) over: (&'a Arc<[Over]>, usize),
     pub(crate) id: &'a RequestId,
     pub(crate) phase: Phase,
     /// In `stream_guard`: does the client wait for the answer?
     pub(crate) gates: bool,
-    /// Tenant and model, for `last-good`.
-    pub(crate) about: (&'a str, &'a str),
+    /// Tenant and model, for `last-good`; `None` when it is about nobody that could come again.
+    pub(crate) about: Option<(&'a str, &'a str)>,
 }
 
 /// What is to be done.
@@ -66,11 +68,43 @@ impl Matter<'_> {
             guarded(|| fast(member.policy.as_ref()))
         };
         let elapsed = asked_at.elapsed();
-        let answer = answer.and_then(|answer| match check(&answer) {
-            Ok(()) => Ok(answer),
-            Err(why) => Err(PolicyFailure::bad_output(why)),
+        self.weigh(member, checked(answer, check), elapsed)
+    }
+
+    /// Asks one that only looks on, beside the request: nothing waits for it. `then` gets what it
+    /// says, in its lane.
+    pub(crate) fn look_on<T: Phased>(
+        self,
+        member: &Member,
+        lane: &Arc<Lane>,
+        ask: impl FnOnce(&dyn Policy) -> Answer<T> + Send + 'static,
+        then: impl FnOnce(T) + Send + 'static,
+    ) {
+        let Matter { commons, serial, over, id, phase, gates, about: _ } = self;
+        let (commons, id, looking) = (commons.clone(), id.clone(), member.clone());
+        let (over, at) = (Arc::clone(over.0), over.1);
+        let asked = lane.push(move || {
+            let matter = Matter {
+                commons: &commons,
+                serial,
+                over: (&over, at),
+                id: &id,
+                phase,
+                gates,
+                // What is in shadow is not repeated.
+                about: None,
+            };
+            let asked_at = Instant::now();
+            let answer = guarded(|| ask(looking.policy.as_ref()));
+            if let (Heard::Said(answer), _) = matter.weigh(&looking, answer, asked_at.elapsed()) {
+                then(answer);
+            }
         });
-        self.weigh(member, answer, elapsed)
+        if !asked {
+            let message = "too much waits for a thread beside the requests".into();
+            let failure = PolicyFailure { kind: FailureKind::Instantiate, message };
+            self.weigh::<T>(member, Err(failure), Duration::ZERO);
+        }
     }
 
     /// Counts an answer, and finds what stands in for it when there is none.
@@ -84,8 +118,10 @@ impl Matter<'_> {
         let action = member.on_failure.of(self.phase, self.gates);
         let (heard, fallback) = match &answer {
             Ok(answer) => {
-                if let (FailureAction::LastGood(_), false) = (action, member.shadow) {
-                    self.commons.last_good.keep(self.key(member), answer.clone().answered());
+                if let (FailureAction::LastGood(_), false, Some(key)) =
+                    (action, member.shadow, self.key(member))
+                {
+                    self.commons.last_good.keep(key, answer.clone().answered());
                 }
                 (Heard::Said(answer.clone()), None)
             }
@@ -120,7 +156,8 @@ impl Matter<'_> {
             FailureAction::Builtin => (Heard::Builtin, action),
             FailureAction::Closed(status) => (Heard::Closed(status, failure.clone()), action),
             FailureAction::LastGood(age_max) => {
-                match self.commons.last_good.recall(&self.key(member), age_max) {
+                let recall = |key| self.commons.last_good.recall(&key, age_max);
+                match self.key(member).and_then(recall) {
                     Some(answer) => (Heard::Said(answer), action),
                     None => (Heard::Closed(503, failure.clone()), FailureAction::UNAVAILABLE),
                 }
@@ -128,8 +165,8 @@ impl Matter<'_> {
         }
     }
 
-    fn key(self, member: &Member) -> Key {
-        Key::new(&member.name, self.phase, self.about)
+    fn key(self, member: &Member) -> Option<Key> {
+        Some(Key::new(&member.name, self.phase, self.about?))
     }
 
     fn log(self, said: &Said) {
@@ -165,16 +202,31 @@ impl Matter<'_> {
         let (over, at) = (Arc::clone(self.over.0), self.over.1);
         // If the request is gone, it was forgotten while this call still held something for it.
         let abandoned = move || {
-            if over[at].load(Ordering::Acquire) {
-                again.forget(serial);
+            if let Some(ran) = over[at].ran() {
+                again.forget(serial, ran);
             }
         };
-        let gone = || PolicyFailure {
-            kind: FailureKind::Instantiate,
-            message: "there is no thread for it".into(),
-        };
-        self.commons.slow.ask(job, abandoned).await.unwrap_or_else(|| Err(gone()))
+        self.commons.slow.ask(job, abandoned).await.unwrap_or_else(|unasked| {
+            let message = match unasked {
+                Unasked::Busy => {
+                    format!("every thread for slow policies was busy for {PATIENCE:?}")
+                }
+                Unasked::Gone => "its thread gave no answer".into(),
+            };
+            Err(PolicyFailure { kind: FailureKind::Instantiate, message })
+        })
     }
+}
+
+/// An answer, if it can be one.
+pub(crate) fn checked<T>(
+    answer: Answer<T>,
+    check: impl FnOnce(&T) -> Result<(), String>,
+) -> Answer<T> {
+    answer.and_then(|answer| match check(&answer) {
+        Ok(()) => Ok(answer),
+        Err(why) => Err(PolicyFailure::bad_output(why)),
+    })
 }
 
 /// Calls, and makes a panic a failure.

@@ -22,14 +22,13 @@ mod sieve;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use interlock_request::Usage;
 
 use crate::chain::{Commons, Member};
 use crate::consult::{Heard, Matter};
-use crate::duty::Duty;
+use crate::duty::{Duty, Over};
 use crate::metrics::WindowFate;
 use crate::{Code, Facts, Guarding, Phase, Policy, Reason, Told, Verdict};
 use observer::{Kept, Observer};
@@ -70,7 +69,7 @@ pub struct Guards {
     facts: Arc<Facts>,
     commons: Commons,
     serial: u64,
-    over: Arc<[AtomicBool]>,
+    over: Arc<[Over]>,
     /// What passed all gates and was not taken yet.
     out: String,
     /// Nothing comes after `out` and what is still behind the gate that said so.
@@ -113,7 +112,7 @@ impl Guards {
                 }
                 Guarding::Gate(size) | Guarding::Observe(size) => {
                     let facts = Arc::clone(facts);
-                    observers.push(Observer::new(member, note, facts, (duty, at), size));
+                    observers.extend(Observer::new(member, note, facts, (duty, at), size));
                 }
             }
         }
@@ -262,7 +261,7 @@ impl Guards {
             id: &facts.request_id,
             phase: Phase::StreamGuard,
             gates: true,
-            about: (&facts.identity.tenant, facts.model.as_str()),
+            about: Some((&facts.identity.tenant, facts.model.as_str())),
         };
         let window = sieve.window(usage, finished);
         let own = || {

@@ -6,7 +6,10 @@
 //!
 //! # Invariants
 //!
-//! - The first rejection ends the hearing. Later policies are not asked.
+//! - The first rejection ends the hearing. Later policies are not asked; but one in the shadow of
+//!   the policy that ended it is, or it would be compared only where it matters least.
+//! - Nothing waits for a slow policy in shadow: it is asked beside the request, and compared when
+//!   it has answered. What it says is counted and logged, and in no record.
 //! - No lock is held while a policy is asked.
 
 mod admit;
@@ -17,16 +20,18 @@ mod transform;
 pub(crate) use route::counted;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use interlock_request::RequestId;
 
 use crate::answer_headers;
 use crate::chain::{Member, PolicyChain};
-use crate::consult::{Heard, Matter};
+use crate::consult::{Heard, Matter, checked};
 use crate::duty::Duty;
+use crate::lane::Lane;
 use crate::record::{Asked, Draft};
-use crate::{Code, Phase, PolicyFailure, Reason, Refused, Rejection, Said};
+use crate::said::Phased;
+use crate::{Answer, Code, Phase, Policy, PolicyFailure, Reason, Refused, Rejection, Said};
 
 /// One request before the policies of its generation. See [`PolicyChain::hear`].
 pub struct Hearing {
@@ -73,6 +78,12 @@ impl Hearing {
             let panel = Arc::clone(&self.duty.panel);
             move |at| (at, panel[at].clone())
         })
+    }
+
+    /// The lane of one that looks on.
+    fn lane(&self, at: usize) -> Option<Arc<Lane>> {
+        let lane = self.duty.parties[at].lane.as_ref();
+        lane.filter(|_| self.duty.panel[at].looks_on()).cloned()
     }
 
     /// Records a phase, if records are wanted: all that was said since `from`.
@@ -123,7 +134,12 @@ impl Hearing {
 }
 
 /// A question's frame, borrowed from the duty alone so that the rest of the hearing stays free.
-fn matter<'a>(duty: &'a Duty, at: usize, phase: Phase, about: (&'a str, &'a str)) -> Matter<'a> {
+fn matter<'a>(
+    duty: &'a Duty,
+    at: usize,
+    phase: Phase,
+    about: Option<(&'a str, &'a str)>,
+) -> Matter<'a> {
     Matter {
         commons: &duty.commons,
         serial: duty.serial,
@@ -138,8 +154,12 @@ fn matter<'a>(duty: &'a Duty, at: usize, phase: Phase, about: (&'a str, &'a str)
 /// What was heard of those that do not decide, kept until it is known what was decided.
 struct Shadows<T> {
     heard: Vec<Shadow<T>>,
+    /// Those whose answers come later.
+    looking: Vec<Arc<Looking<T>>>,
     /// What the last one answered that does decide, and who that was.
     decided: Option<(Arc<str>, T)>,
+    /// Whose word ended the phase.
+    ended: Option<Arc<str>>,
 }
 
 struct Shadow<T> {
@@ -149,18 +169,37 @@ struct Shadow<T> {
     previous: Option<T>,
 }
 
-impl<T: Clone> Shadows<T> {
+/// One that looks on: whichever comes later, its answer or what was decided, has them compared.
+struct Looking<T> {
+    member: Member,
+    previous: Option<T>,
+    both: Mutex<(Option<T>, Option<Judge<T>>)>,
+}
+
+/// Would this answer have made a difference? To what the generation said that it is to replace, if
+/// that said something, or else to what came of it all.
+type Judge<T> = Arc<dyn Fn(Option<&T>, &T) -> bool + Send + Sync>;
+
+impl<T: Phased + Sync> Shadows<T> {
     fn none() -> Self {
-        Self { heard: Vec::new(), decided: None }
+        Self { heard: Vec::new(), looking: Vec::new(), decided: None, ended: None }
+    }
+
+    /// This one's word ends the phase.
+    fn end(&mut self, member: &Member) {
+        self.ended = Some(Arc::clone(&member.name));
+    }
+
+    /// The phase has ended, and this is not the one that stands in its last one's shadow.
+    fn are_done_before(&self, member: &Member) -> bool {
+        self.ended.as_ref().is_some_and(|name| !member.shadow || *name != member.name)
     }
 
     /// Keeps what a shadow said; gives back what somebody said who decides.
     fn part(&mut self, member: &Member, heard: Heard<T>) -> Heard<T> {
         match heard {
             Heard::Said(answer) if member.shadow => {
-                // It stands right behind the generation that it may replace.
-                let previous = self.decided.take_if(|(name, _)| *name == member.name);
-                let previous = previous.map(|(_, answer)| answer);
+                let previous = self.previous(member);
                 self.heard.push(Shadow { member: member.clone(), answer, previous });
                 Heard::Silence
             }
@@ -172,23 +211,73 @@ impl<T: Clone> Shadows<T> {
         }
     }
 
-    /// Counts those that would have made a difference: to what the generation said that they are
-    /// to replace (`same`), or else to what came of it all (`differs`).
-    fn compare(&self, phase: Phase, same: impl Fn(&T, &T) -> bool, differs: impl Fn(&T) -> bool) {
+    /// Asks one that looks on, in its lane.
+    fn look_on(
+        &mut self,
+        matter: Matter<'_>,
+        member: &Member,
+        lane: &Arc<Lane>,
+        ask: impl FnOnce(&dyn Policy) -> Answer<T> + Send + 'static,
+        check: impl FnOnce(&T) -> Result<(), String> + Send + 'static,
+    ) {
+        let phase = matter.phase;
+        let previous = self.previous(member);
+        let looking =
+            Arc::new(Looking { member: member.clone(), previous, both: Mutex::default() });
+        self.looking.push(Arc::clone(&looking));
+        let ask = |policy: &dyn Policy| checked(ask(policy), check);
+        matter.look_on(member, lane, ask, move |answer| looking.compare(phase, Some(answer), None));
+    }
+
+    /// It stands right behind the generation that it may replace.
+    fn previous(&mut self, member: &Member) -> Option<T> {
+        let previous = self.decided.take_if(|(name, _)| *name == member.name);
+        previous.map(|(_, answer)| answer)
+    }
+
+    /// Counts those that would have made a difference.
+    fn compare<J>(&self, phase: Phase, judge: impl FnOnce() -> J)
+    where
+        J: Fn(Option<&T>, &T) -> bool + Send + Sync + 'static,
+    {
+        if self.heard.is_empty() && self.looking.is_empty() {
+            return;
+        }
+        let judge: Judge<T> = Arc::new(judge());
         for Shadow { member, answer, previous } in &self.heard {
-            let disagrees = match previous {
-                Some(previous) => !same(previous, answer),
-                None => differs(answer),
-            };
-            if disagrees {
-                member.meters.disagreed(phase);
-                tracing::info!(
-                    policy = %member.name, version = %member.version, phase = phase.as_str(),
-                    "a policy in shadow mode would have decided otherwise"
-                );
+            if judge(previous.as_ref(), answer) {
+                disagreed(member, phase);
             }
         }
+        for looking in &self.looking {
+            looking.compare(phase, None, Some(Arc::clone(&judge)));
+        }
     }
+}
+
+impl<T> Looking<T> {
+    fn compare(&self, phase: Phase, answer: Option<T>, judge: Option<Judge<T>>) {
+        let mut both = self.both.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each comes once, so the two are there together once.
+        let (had_answer, had_judge) = std::mem::take(&mut *both);
+        match (had_answer.or(answer), had_judge.or(judge)) {
+            (Some(answer), Some(judge)) => {
+                drop(both);
+                if judge(self.previous.as_ref(), &answer) {
+                    disagreed(&self.member, phase);
+                }
+            }
+            one_of_them => *both = one_of_them,
+        }
+    }
+}
+
+fn disagreed(member: &Member, phase: Phase) {
+    member.meters.disagreed(phase);
+    tracing::info!(
+        policy = %member.name, version = %member.version, phase = phase.as_str(),
+        "a policy in shadow mode would have decided otherwise"
+    );
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@
 //! - A rejection is a decision too: repeating what was good for it must not open a door.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Phase;
 use crate::clock;
 use crate::said::{Answered, Phased};
+use crate::{Caller, Phase};
 
 const ROWS_MAX: usize = 4096;
 
@@ -33,12 +34,25 @@ impl Key {
 
 /// The memory, over all generations.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LastGood(Arc<Mutex<HashMap<Key, (Instant, Answered)>>>);
+pub(crate) struct LastGood {
+    rows: Arc<Mutex<HashMap<Key, (Instant, Answered)>>>,
+    hashes: RandomState,
+}
 
 impl LastGood {
+    /// What a policy that is shown these headers sees of a caller, but for the credential. Hashed
+    /// with a key that nobody knows, since headers may be secrets and long, and callers must not
+    /// find two that hash alike.
+    pub(crate) fn digest(&self, caller: &Caller, headers: &[String]) -> String {
+        let seen = caller.headers.0.iter().filter(|(name, _)| headers.contains(name));
+        let seen: Vec<&(String, String)> = seen.collect();
+        let endpoint = caller.endpoint.as_str();
+        format!("{} {:x}", caller.address, self.hashes.hash_one((endpoint, seen)))
+    }
+
     /// Remembers.
     pub(crate) fn keep(&self, key: Key, answer: Answered) {
-        let mut rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         if rows.len() >= ROWS_MAX && !rows.contains_key(&key) {
             // A full look, once in a thousand: half of them go, so that it is rare.
             let mut times: Vec<Instant> = rows.values().map(|(at, _)| *at).collect();
@@ -51,7 +65,7 @@ impl LastGood {
 
     /// What it decided, if that is not older than this.
     pub(crate) fn recall<T: Phased>(&self, key: &Key, age_max: Duration) -> Option<T> {
-        let rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, answer) = rows.get(key)?;
         if clock::now().saturating_duration_since(*at) > age_max {
             return None;
@@ -85,7 +99,7 @@ mod tests {
         for number in 0..3 * ROWS_MAX {
             memory.keep(key(number), Choice::Abstain.answered());
         }
-        assert!(memory.0.lock().unwrap().len() <= ROWS_MAX);
+        assert!(memory.rows.lock().unwrap().len() <= ROWS_MAX);
         let last = memory.recall::<Choice>(&key(3 * ROWS_MAX - 1), Duration::from_secs(60));
         assert_eq!(last, Some(Choice::Abstain));
     }

@@ -37,6 +37,7 @@ mod facts;
 mod generations;
 mod guards;
 mod hearing;
+mod lane;
 mod last_good;
 mod metrics;
 mod oversight;

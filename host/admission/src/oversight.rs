@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::chain::{Member, PolicyChain};
 use crate::consult::{Heard, Matter};
 use crate::duty::{Duty, Party};
+use crate::lane::Lane;
 use crate::{
     Code, Event, EventSet, Facts, Guarding, Guards, Phase, Plan, PlanProposal, Policy, Progress,
     Reaction, Reason, Said, Summary, Told, Watch, WindowSize,
@@ -132,6 +133,10 @@ impl Oversight {
                 continue;
             }
             let note = Arc::clone(&party.note);
+            if let (Some(lane), true) = (&party.lane, member.looks_on()) {
+                self.look_on(at, lane, event, progress);
+                continue;
+            }
             let (heard, said) = self.ask(at, &note, event, progress).await;
             reacted.said.push(said);
             if member.shadow {
@@ -185,15 +190,6 @@ impl Oversight {
         progress: Progress,
     ) -> (Heard<Reaction>, Said) {
         let facts = &self.facts;
-        let matter = Matter {
-            commons: &self.duty.commons,
-            serial: self.duty.serial,
-            over: (&self.duty.over, at),
-            id: &self.duty.id,
-            phase: Phase::Events,
-            gates: false,
-            about: (facts.identity.tenant.as_str(), facts.model.as_str()),
-        };
         let own = || {
             let (facts, note) = (Arc::clone(facts), Arc::clone(note));
             move |policy: &dyn Policy| {
@@ -201,7 +197,35 @@ impl Oversight {
             }
         };
         let fast = |policy: &dyn Policy| policy.event(Told { facts, note }, &event, &progress);
-        matter.consult(&self.duty.panel[at], fast, own, |_| Ok(())).await
+        self.matter(at).consult(&self.duty.panel[at], fast, own, |_| Ok(())).await
+    }
+
+    /// Tells one that only looks on.
+    fn look_on(&self, at: usize, lane: &Arc<Lane>, event: Event, progress: Progress) {
+        let (facts, notes) = (Arc::clone(&self.facts), Arc::clone(lane));
+        let ask = move |policy: &dyn Policy| {
+            let note = notes.note.get().map_or("", |note| note);
+            policy.event(Told { facts: &facts, note }, &event, &progress)
+        };
+        let member = &self.duty.panel[at];
+        let looking = member.clone();
+        self.matter(at).look_on(member, lane, ask, move |reaction: Reaction| {
+            if reaction != Reaction::Keep {
+                looking.meters.disagreed(Phase::Events);
+            }
+        });
+    }
+
+    fn matter(&self, at: usize) -> Matter<'_> {
+        Matter {
+            commons: &self.duty.commons,
+            serial: self.duty.serial,
+            over: (&self.duty.over, at),
+            id: &self.duty.id,
+            phase: Phase::Events,
+            gates: false,
+            about: Some((self.facts.identity.tenant.as_str(), self.facts.model.as_str())),
+        }
     }
 
     /// This party's words take the place of its earlier ones; everyone's make the plan again.

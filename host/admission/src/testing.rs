@@ -26,6 +26,7 @@ pub(crate) struct Fake {
     pub(crate) version: &'static str,
     pub(crate) slow: bool,
     pub(crate) watch: Watch,
+    pub(crate) headers: Vec<String>,
     pub(crate) identify: Call<Caller, Identified>,
     pub(crate) transform: Change,
     pub(crate) route: Place,
@@ -33,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) admit: Call<u32, Decision>,
     pub(crate) window: Judge,
     pub(crate) event: Call<(Event, String), Reaction>,
+    /// Each account waits for a word on it, or for its end.
+    pub(crate) account: Option<Mutex<std::sync::mpsc::Receiver<()>>>,
     pub(crate) told: Arc<Heard>,
 }
 
@@ -42,6 +45,8 @@ pub(crate) struct Heard {
     /// Serial, note and summary.
     pub(crate) accounts: Mutex<Vec<(u64, String, Summary)>>,
     pub(crate) forgotten: Mutex<Vec<u64>>,
+    /// Whether what was forgotten had run.
+    pub(crate) ran: Mutex<Vec<bool>>,
 }
 
 impl Heard {
@@ -61,12 +66,14 @@ impl Fake {
             version: "1.0.0",
             slow: false,
             watch: Watch::default(),
+            headers: Vec::new(),
             identify: None,
             transform: None,
             route: None,
             admit: None,
             window: None,
             event: None,
+            account: None,
             told: Arc::default(),
         }
     }
@@ -105,6 +112,9 @@ impl Policy for Fake {
     fn wants_content(&self) -> bool {
         self.transform.is_some()
     }
+    fn headers(&self) -> &[String] {
+        &self.headers
+    }
     fn reasons(&self) -> &[String] {
         static REASONS: std::sync::LazyLock<Vec<String>> =
             std::sync::LazyLock::new(|| vec!["known".into()]);
@@ -136,12 +146,16 @@ impl Policy for Fake {
             !self.told.forgotten().contains(&told.facts.serial),
             "asked about what it was to forget"
         );
+        if let Some(gone) = &self.account {
+            let _ = gone.lock().unwrap().recv();
+        }
         let line = (told.facts.serial, told.note.to_owned(), summary.clone());
         self.told.accounts.lock().unwrap().push(line);
         Ok(())
     }
-    fn forget(&self, serial: u64) {
+    fn forget(&self, serial: u64, ran: bool) {
         self.told.forgotten.lock().unwrap().push(serial);
+        self.told.ran.lock().unwrap().push(ran);
     }
 }
 

@@ -128,6 +128,11 @@ async fn serve(
     };
     let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
+    // Blocks this thread, on which nothing else runs any more.
+    let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
+    if unheard > 0 {
+        tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
+    }
     drop(admin_done);
     reloader.abort();
 
@@ -152,6 +157,9 @@ async fn serve(
     Ok(())
 }
 
+/// Longest wait for policies that account elsewhere. Their service answers in milliseconds or is
+/// gone; whoever stops the host waits as well.
+const ACCOUNTS_MAX: Duration = Duration::from_secs(5);
 /// A pass that takes longer is worth a line in the log, for whoever waits for the process.
 const PASS_USUAL: Duration = Duration::from_secs(1);
 /// No healthy pass takes longer, the slowest prompt chunk on the slowest machine included: the

@@ -1,7 +1,5 @@
 //! What `config/default.toml` and `config/REFERENCE.md` say, from the doc comments and defaults.
 
-use serde_json::Value;
-
 use crate::Config;
 use crate::keys::{Key, Kind, dotted};
 
@@ -141,7 +139,7 @@ fn rows(key: &Key, value: Option<&toml::Value>, unset: &str, before: &str, text:
             rows(inside, value, unset, &name, text);
             continue;
         }
-        let unset = if inside.default == Some(Value::Null) { "not set" } else { unset };
+        let unset = if inside.optional { "not set" } else { unset };
         let default = value.map_or_else(|| unset.into(), |value| format!("`{value}`"));
         let meaning = unwrapped(&plain(&inside.doc)).replace("\n\n", "<br>").replace('|', "\\|");
         let kind = type_name(&inside.kind, value);

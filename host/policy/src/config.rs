@@ -23,7 +23,8 @@ pub struct PolicyConfig {
     /// What logs, metrics and verdicts call it: 1 to 64 lower-case letters, digits, `-` and `_`,
     /// different from every other policy's.
     pub name: String,
-    /// Where the component is: `builtin:guard`, or the path of a `.wasm` file.
+    /// Where the component is: the path of a `.wasm` file, or one that comes with the host,
+    /// `builtin:guard`, `builtin:quota`, `builtin:router` or `builtin:stream-guard`.
     pub source: PolicySource,
     /// What it means when the policy fails. By default a request that it could not decide about
     /// is turned away with 503, since a policy may be what keeps someone out. Set `admit` to
@@ -45,7 +46,7 @@ pub struct PolicyConfig {
     /// A call that takes longer than this is counted in `interlock_policy_soft_deadline_total`;
     /// nothing else follows. Set it to what you want to be told of; by default nothing is counted.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", example = &"1ms")]
     pub soft_deadline: Option<Duration>,
     /// Most memory of one instance, 128KiB to 64MiB; there are about as many instances as cores.
     /// The default is enough for a policy of ours several times over. Turn this up when the log

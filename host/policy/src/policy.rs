@@ -491,8 +491,8 @@ impl Policy for WasmPolicy {
         self.ask(call, ask, Ok)
     }
 
-    fn forget(&self, serial: u64) {
-        self.recipe.reach.forget(serial);
+    fn forget(&self, serial: u64, ran: bool) {
+        self.recipe.reach.forget(serial, ran);
     }
 }
 

@@ -71,7 +71,7 @@ fn a_policy_of_0_1_is_not_told_of_what_0_1_did_not_have() {
     let facts = facts("account:panic");
     policy.account(told(&facts), &turned_away).expect("it was not asked");
     policy.account(told(&facts), &summary()).expect_err("now it was");
-    policy.forget(7);
+    policy.forget(7, false);
 }
 
 #[test]

@@ -99,13 +99,15 @@ fn state_refuses_what_makes_no_sense() {
 }
 
 #[test]
-fn what_is_reserved_for_a_request_goes_back_when_it_is_forgotten() {
+fn what_is_reserved_for_a_request_goes_back_when_it_is_forgotten_unless_it_ran() {
     let policy = load(&hostile(&ALL)).expect("it has all it needs");
     let reserve = || rejected(&*policy, "reserve").reason.detail.expect("it says what came of it");
     assert!(reserve().contains("remaining: 2.0"));
     assert!(reserve().contains("Denied"), "8 of 10 are held");
-    policy.forget(7);
+    policy.forget(7, false);
     assert!(reserve().contains("remaining: 2.0"));
+    policy.forget(7, true);
+    assert!(reserve().contains("Denied"), "nobody said how much of the 8 was used");
 }
 
 #[test]

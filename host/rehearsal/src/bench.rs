@@ -60,7 +60,7 @@ fn phase_of(
     // The first calls make instances and fill caches.
     for _ in 0..calls / 10 {
         let _ = asked.ask(policy, phase);
-        policy.forget(asked.facts.serial);
+        policy.forget(asked.facts.serial, false);
     }
     let mut times = Vec::with_capacity(calls as usize);
     let (mut failures, mut first_failure) = (0, None);
@@ -80,7 +80,7 @@ fn phase_of(
             first_failure.get_or_insert(why);
         }
         // Not measured: nobody waits for it.
-        policy.forget(asked.facts.serial);
+        policy.forget(asked.facts.serial, false);
     }
     times.sort_unstable();
     let at = |share: f64| {

@@ -413,9 +413,9 @@ impl Stage {
             }
             Phase::Account => {
                 let ended = step.ended.as_ref().ok_or("phase account needs ended")?;
-                let answer =
-                    policy.account(told, &ended.summary(facts.prompt_tokens, now, known.at));
-                policy.forget(known.serial);
+                let summary = ended.summary(facts.prompt_tokens, now, known.at);
+                let answer = policy.account(told, &summary);
+                policy.forget(known.serial, summary.ran());
                 answer.spelled()
             }
         };
@@ -425,7 +425,7 @@ impl Stage {
                 self.admitted.insert(request.id.clone(), Known { note, at: now, ..known });
             }
             // Who was turned away is not heard of again.
-            (_, Some("reject")) => policy.forget(known.serial),
+            (_, Some("reject")) => policy.forget(known.serial, false),
             _ => {}
         }
         self.look(step.expect.as_ref(), &body, &mut answer)?;

@@ -112,7 +112,8 @@ pub fn replay(
             replayed.changed.push(Changed { request: id, phase, was, is });
         }
         if let Some(serial) = serial {
-            policy.forget(serial);
+            // How it ended is not asked about here, so nothing is left charged either.
+            policy.forget(serial, false);
         }
     }
     match name {

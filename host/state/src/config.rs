@@ -18,11 +18,11 @@ pub struct StateConfig {
     /// Valkey) as `redis://[user:password@]host[:port][/database]`. Turn this to Redis when several
     /// hosts are to share their limits, or when limits have to outlive a restart.
     pub store: StoreUrl,
-    /// Longest time that one call may wait for Redis, 1ms to 1s; memory never waits. Below a
-    /// policy's default deadline of 5ms, so that a policy hears that the state is unavailable and
-    /// decides, rather than be stopped; and several times a round trip within a data centre. Turn
-    /// this up, together with the policies' deadlines, when Redis is further away than that: the
-    /// call waits on the thread of a request.
+    /// Longest time that one call may wait for Redis, 1ms to 1s; memory never waits. The default is
+    /// several times a round trip within a data centre. A policy that waited in vain hears that the
+    /// state is unavailable and decides without it; its deadline, which counts its own time alone,
+    /// does not run meanwhile. Turn this up when Redis is further away than that, and mind that
+    /// the call waits on the thread of a request.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub timeout: Duration,
@@ -33,8 +33,8 @@ pub struct StateConfig {
     /// Most bytes of one policy, keys and values, with 128 bytes for each entry's bookkeeping.
     /// Turn this up together with `keys_max`: the default is enough for that many short ones.
     pub bytes_max: ByteSize,
-    /// Most bytes of one value, 1B to 1MiB. State is for counters, flags and small records; turn
-    /// this up for a policy that keeps larger ones, and mind that each call copies one.
+    /// Most bytes of one value, 1B to 64KiB, which is as much as a policy may hand over in one call.
+    /// State is for counters, flags and small records; turn this down to hold policies to that.
     pub value_bytes_max: ByteSize,
 }
 
@@ -74,7 +74,7 @@ impl StateConfig {
     const TIMEOUT_MAX: Duration = Duration::from_secs(1);
     const KEYS_MAX: usize = 10_000_000;
     const BYTES_MAX: ByteSize = ByteSize(16 << 30);
-    const VALUE_BYTES_MAX: ByteSize = ByteSize(1 << 20);
+    const VALUE_BYTES_MAX: ByteSize = ByteSize(64 << 10);
 
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
@@ -218,7 +218,7 @@ mod tests {
         expect![[r#"
             state.timeout must be 1ms to 1s, got 2s
             state.keys_max must be 1 to 10000000, got 0
-            state.value_bytes_max must be 1B to 1MiB, got 2MiB
+            state.value_bytes_max must be 1B to 64KiB, got 2MiB
             state.bytes_max must be 2097280B (one value of state.value_bytes_max) to 16GiB, got 4B"#]]
         .assert_eq(&bad.problems().join("\n"));
     }

@@ -151,6 +151,67 @@ fn the_tenants_place_is_taken_from_the_question_to_the_account() {
     assert_eq!(chain.commons.tenants.count("acme"), None);
 }
 
+/// An account that fails, or that does not settle, must not give back what the request has used.
+#[test]
+fn what_is_forgotten_is_known_to_have_run_or_not() {
+    let (links, told) = fakes(vec![yes()]);
+    let (chain, _) = chain(links);
+    let ran = || {
+        let ran = told[0].ran.lock().unwrap().clone();
+        told[0].ran.lock().unwrap().clear();
+        ran
+    };
+    drop(chain.hear(SERIAL, id()));
+    assert_eq!(ran(), [false], "it was never admitted");
+    let cancelled = || summary(Outcome::Completed(Finish::Stop));
+    admit(&chain, facts()).expect("it admits").oversight.settle(&cancelled());
+    assert_eq!(ran(), [false], "it waited in vain");
+    let begun = Summary { queue_time: Some(Duration::ZERO), ..cancelled() };
+    admit(&chain, facts()).expect("it admits").oversight.settle(&begun);
+    assert_eq!(ran(), [true]);
+    drop(admit(&chain, facts()).expect("it admits"));
+    assert_eq!(ran(), [true], "nobody knows");
+}
+
+/// Their service hangs, and requests keep ending: those that come are asked about all the same,
+/// and every request is forgotten.
+#[test]
+fn accounts_that_hang_keep_no_thread_from_what_is_asked_and_those_that_find_no_room_are_counted() {
+    use crate::chain::{ACCOUNT_THREADS, ACCOUNTS_MAX};
+    let registry = interlock_metrics::Registry::new();
+    let commons = crate::Commons::new(crate::PolicyMetrics::register(&registry));
+    let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
+    let mut fake = Fake { slow: true, ..Fake::admitting("a", yes()) };
+    fake.account = Some(std::sync::Mutex::new(gone));
+    let told = Arc::clone(&fake.told);
+    let ceilings = crate::LimitsConfig::default().ceilings();
+    let chain = Arc::new(crate::PolicyChain::new(vec![fake.link()], ceilings, commons.clone()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let all = ACCOUNT_THREADS + ACCOUNTS_MAX + 10;
+    for serial in 0..u64::try_from(all).unwrap() {
+        let hearing = chain.hear(serial, id());
+        let (load, body) = (Load::default(), body());
+        let facts = Facts { serial, ..facts() };
+        let asked = hearing.admit(facts, &load, prompt(), generation(), &body);
+        runtime
+            .block_on(asked)
+            .expect("it admits")
+            .oversight
+            .settle(&summary(Outcome::Completed(Finish::Stop)));
+    }
+    let lost = told.forgotten().len();
+    assert!((10..=10 + ACCOUNT_THREADS).contains(&lost), "{lost} found no room");
+    drop(go);
+    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(told.closings().len(), all - lost);
+    assert_eq!(told.forgotten().len(), all);
+    let failed = format!(
+        r#"interlock_policy_failures_total{{kind="instantiate",phase="account",policy="a"}} {lost}"#
+    );
+    let text = registry.expose().expect("encodes");
+    assert!(text.contains(&failed), "{text}");
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Does {
     Admits,

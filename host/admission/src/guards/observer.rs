@@ -3,10 +3,10 @@
 //! # Invariants
 //!
 //! - The stream never waits for it: a window that does not fit pushes out the oldest, counted.
-//! - Windows of one request come to it one after the other, in order.
+//! - Windows of one request come to it one after the other, in order, each when a thread is free;
+//!   its account and all that comes after wait for the last one ([`Lane`]).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -16,7 +16,8 @@ use super::sieve::Sieve;
 use super::{GuardEnd, policy_failed};
 use crate::chain::{Commons, Member};
 use crate::consult::{Heard, Matter, guarded};
-use crate::duty::Duty;
+use crate::duty::{Duty, Over};
+use crate::lane::Lane;
 use crate::metrics::WindowFate;
 use crate::{Facts, Phase, Told, Verdict, Window, WindowSize};
 
@@ -61,14 +62,14 @@ struct Beside {
     facts: Arc<Facts>,
     commons: Commons,
     serial: u64,
-    over: (Arc<[AtomicBool]>, usize),
+    over: (Arc<[Over]>, usize),
+    lane: Arc<Lane>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Kept>,
-    running: bool,
     end: Option<GuardEnd>,
 }
 
@@ -79,7 +80,8 @@ impl Observer {
         facts: Arc<Facts>,
         (duty, at): (&Duty, usize),
         size: WindowSize,
-    ) -> Self {
+    ) -> Option<Self> {
+        let lane = Arc::clone(duty.parties[at].lane.as_ref()?);
         let Duty { commons, serial, over, .. } = duty;
         let beside = Beside {
             member,
@@ -88,9 +90,10 @@ impl Observer {
             commons: commons.clone(),
             serial: *serial,
             over: (Arc::clone(over), at),
+            lane,
             state: Mutex::default(),
         };
-        Self { sieve: Sieve::new(size), beside: Arc::new(beside) }
+        Some(Self { sieve: Sieve::new(size), beside: Arc::new(beside) })
     }
 
     /// More text that the client got.
@@ -112,18 +115,24 @@ impl Observer {
         let kept = Kept::from(self.sieve.window(usage, finished));
         self.sieve.apply(Verdict::Pass, usage, finished);
         let mut state = self.beside.lock();
-        state.waiting.push_back(kept);
-        if state.waiting.len() > WAITING_MAX {
-            state.waiting.pop_front();
-            self.beside.member.meters.window(WindowFate::Dropped);
+        if state.end.is_some() {
+            // It has said its last word.
+            return;
         }
-        if !std::mem::replace(&mut state.running, true) {
-            drop(state);
-            let beside = Arc::clone(&self.beside);
-            let commons = &self.beside.commons;
-            // One that asks others would keep those from their work who only look.
-            let pool = if self.beside.member.slow { &commons.slow } else { &commons.beside };
-            pool.run(move || beside.work());
+        state.waiting.push_back(kept);
+        let full = state.waiting.len() > WAITING_MAX;
+        if full {
+            // The next job takes the one behind it.
+            state.waiting.pop_front();
+        }
+        drop(state);
+        let beside = Arc::clone(&self.beside);
+        if full || !self.beside.lane.push(move || beside.look()) {
+            self.beside.member.meters.window(WindowFate::Dropped);
+            if !full {
+                // There is no job for it. If its fellow took it, that one's finds nothing.
+                self.beside.lock().waiting.pop_back();
+            }
         }
     }
 
@@ -139,24 +148,13 @@ impl Beside {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self) {
-        loop {
+    /// Shows it the next window.
+    fn look(&self) {
+        let Some(kept) = self.lock().waiting.pop_front() else { return };
+        if let Some(end) = self.ask(&kept) {
             let mut state = self.lock();
-            let Some(kept) = state.waiting.pop_front() else {
-                state.running = false;
-                break;
-            };
-            drop(state);
-            if let Some(end) = self.ask(&kept) {
-                let mut state = self.lock();
-                state.end.get_or_insert(end);
-                // It has said its last word.
-                state.waiting.clear();
-            }
-        }
-        if self.over.0[self.over.1].load(Ordering::Acquire) {
-            // The request was forgotten while this was under way.
-            self.member.policy.forget(self.serial);
+            state.end.get_or_insert(end);
+            state.waiting.clear();
         }
     }
 
@@ -169,9 +167,10 @@ impl Beside {
             id,
             phase: Phase::StreamGuard,
             gates: false,
-            about: (&self.facts.identity.tenant, self.facts.model.as_str()),
+            about: Some((&self.facts.identity.tenant, self.facts.model.as_str())),
         };
-        let told = Told { facts: &self.facts, note: &self.note };
+        let note = self.lane.note.get().unwrap_or(&self.note);
+        let told = Told { facts: &self.facts, note };
         let asked_at = Instant::now();
         let answer = guarded(|| self.member.policy.window(told, &kept.window()));
         let (heard, _) = matter.weigh(&self.member, answer, asked_at.elapsed());

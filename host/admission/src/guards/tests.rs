@@ -254,3 +254,38 @@ proptest! {
         }
     }
 }
+
+/// A request that ends right after its last text: what was to be seen is seen, and the account
+/// comes behind it.
+#[test]
+fn one_who_observes_accounts_after_the_last_window() {
+    let registry = interlock_metrics::Registry::new();
+    let commons = crate::Commons::new(crate::PolicyMetrics::register(&registry));
+    let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
+    let (gone, seen) = (Mutex::new(gone), Arc::new(Mutex::new(Vec::new())));
+    let sees = Arc::clone(&seen);
+    let fake = guard("o", OBSERVE(1), move |window| {
+        let _ = gone.lock().unwrap().recv();
+        sees.lock().unwrap().push((window.text.to_owned(), window.finished));
+        Ok(Verdict::Pass)
+    });
+    let told = Arc::clone(&fake.told);
+    let oversight = crate::testing::consent_with(vec![link(fake)], commons.clone()).oversight;
+    let mut guards = oversight.guards().expect("it reads");
+    say(&mut guards, "a b ");
+    at_once(guards.finish(used(2), Instant::now()));
+    oversight.settle(&crate::testing::summary(interlock_request::Outcome::Completed(
+        interlock_request::Finish::Stop,
+    )));
+    assert_eq!(told.closings(), [""; 0], "it has not seen it all");
+    drop(go);
+    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    let seen = seen.lock().unwrap();
+    let seen: Vec<_> = seen.iter().map(|(text, last)| (text.as_str(), *last)).collect();
+    assert_eq!(seen.first(), Some(&("a ", false)));
+    assert_eq!(seen.last().map(|(_, last)| *last), Some(true));
+    assert_eq!(told.closings(), ["completed"]);
+    assert_eq!(told.forgotten(), [crate::testing::SERIAL]);
+    // It says no more, whoever still holds the guards.
+    assert!(say(&mut guards, "c ").iter().all(|passed| passed.text.is_empty()));
+}

@@ -50,18 +50,20 @@ impl Hearing {
         self.write(question, from, &asked);
         let merged = self.duty.parties.iter().map(|party| party.proposal);
         let merged = merged.fold(PlanProposal::default(), PlanProposal::tighten);
-        let same = |one: &Decision, other: &Decision| match (one, other) {
-            (Decision::Admit(one), Decision::Admit(other)) => one.proposal == other.proposal,
-            _ => one.as_str() == other.as_str(),
-        };
-        shadows.compare(Phase::Admit, same, |answer| match answer {
-            Decision::Reject(_) => asked.is_ok(),
-            Decision::Admit(admission) => {
-                asked.is_ok() && {
-                    let (ceilings, bound) = (&self.chain.ceilings, facts.identity.priority);
+        let (goes_on, ceilings) = (asked.is_ok(), self.chain.ceilings);
+        let bound = facts.identity.priority;
+        shadows.compare(Phase::Admit, || {
+            move |previous: Option<&Decision>, answer: &Decision| match (previous, answer) {
+                (Some(Decision::Admit(one)), Decision::Admit(other)) => {
+                    one.proposal != other.proposal
+                }
+                (Some(previous), _) => previous.as_str() != answer.as_str(),
+                (None, Decision::Reject(_)) => goes_on,
+                (None, Decision::Admit(admission)) => {
+                    let plan = |proposal: PlanProposal| proposal.clamp(&ceilings).under(bound);
                     let other = merged.tighten(admission.proposal);
-                    other.tokens_max != merged.tokens_max
-                        || other.clamp(ceilings).under(bound) != merged.clamp(ceilings).under(bound)
+                    goes_on
+                        && (other.tokens_max != merged.tokens_max || plan(other) != plan(merged))
                 }
             }
         });
@@ -87,14 +89,32 @@ impl Hearing {
         shadows: &mut Shadows<Decision>,
     ) -> Result<(), Refused> {
         let phase = Phase::Admit;
+        let mut end = Ok(());
         for (at, member) in self.members(phase) {
+            if shadows.are_done_before(&member) {
+                break;
+            }
             // From here on it hears how this ends, also if this future is dropped at the await.
             self.duty.parties[at].stand = Stand::Asked;
             let own = || {
                 let (facts, load, body) = (Arc::clone(facts), *load, Arc::clone(body));
                 move |policy: &dyn crate::Policy| policy.admit(&facts, &load, others, &body)
             };
-            let about = (facts.identity.tenant.as_str(), facts.model.as_str());
+            let about = Some((facts.identity.tenant.as_str(), facts.model.as_str()));
+            if let Some(lane) = self.lane(at) {
+                let notes = Arc::clone(&lane);
+                let check = move |decision: &Decision| {
+                    sensible(decision)?;
+                    if let Decision::Admit(admission) = decision {
+                        // For its later calls, which come behind this one.
+                        let _ = notes.note.set(admission.note.as_str().into());
+                    }
+                    Ok(())
+                };
+                let matter = matter(&self.duty, at, phase, about);
+                shadows.look_on(matter, &member, &lane, own(), check);
+                continue;
+            }
             let (heard, said) = matter(&self.duty, at, phase, about)
                 .consult(&member, |policy| policy.admit(facts, load, others, body), own, sensible)
                 .await;
@@ -113,15 +133,17 @@ impl Hearing {
                     if fresh {
                         self.duty.parties[at].stand = Stand::Refused;
                     }
-                    return Err(self.refuse(&member, phase, &rejection));
+                    shadows.end(&member);
+                    end = Err(self.refuse(&member, phase, &rejection));
                 }
                 Heard::Builtin | Heard::Silence => {}
                 Heard::Closed(status, failure) => {
-                    return Err(self.fail_closed(&member, phase, status, failure));
+                    shadows.end(&member);
+                    end = Err(self.fail_closed(&member, phase, status, failure));
                 }
             }
         }
-        Ok(())
+        end
     }
 
     fn let_in(&mut self, at: usize, admission: &Admission, fresh: bool) {

@@ -3,7 +3,7 @@
 use super::{Hearing, Shadows, matter};
 use crate::consult::Heard;
 use crate::record::Asked;
-use crate::{Caller, Code, Identified, Identity, Phase, Reason, Refused, Rejection};
+use crate::{Caller, Code, FailureAction, Identified, Identity, Phase, Reason, Refused, Rejection};
 
 /// Longest name of a tenant.
 const TENANT_BYTES_MAX: usize = 128;
@@ -23,14 +23,15 @@ impl Hearing {
         let (mut shadows, from) = (Shadows::none(), self.said.len());
         let result = self.identity(caller, &mut shadows).await;
         self.write(|| Asked::Identify(caller.clone()), from, &result);
-        let same = |one: &Identified, other: &Identified| match (one, other) {
-            (Identified::Known(one, _), Identified::Known(other, _)) => one == other,
-            _ => one.as_str() == other.as_str(),
-        };
-        shadows.compare(Phase::Identify, same, |answer| match (answer, &result) {
-            (Identified::Known(identity, _), Ok(known)) => identity != known,
-            (Identified::Known(..), Err(_)) | (Identified::Reject(_), Ok(_)) => true,
-            (Identified::Reject(_), Err(_)) | (Identified::Unknown, _) => false,
+        shadows.compare(Phase::Identify, || {
+            let known = result.as_ref().ok().cloned();
+            move |previous: Option<&Identified>, answer: &Identified| match (previous, answer) {
+                (Some(Identified::Known(one, _)), Identified::Known(other, _)) => one != other,
+                (Some(previous), _) => previous.as_str() != answer.as_str(),
+                (None, Identified::Known(identity, _)) => known.as_ref() != Some(identity),
+                (None, Identified::Reject(_)) => known.is_some(),
+                (None, Identified::Unknown) => false,
+            }
         });
         result
     }
@@ -42,32 +43,52 @@ impl Hearing {
     ) -> Result<Identity, Refused> {
         let phase = Phase::Identify;
         let mut someone_does_not_know = false;
+        let mut end = None;
         for (at, member) in self.members(phase) {
-            // The credential stands for the tenant that nobody knows yet: what was decided about
-            // one caller is not repeated for another.
-            let about = (caller.credential.as_str(), caller.address.as_str());
+            if shadows.are_done_before(&member) {
+                break;
+            }
+            // The credential stands for the tenant that nobody knows yet, and with it all else that
+            // the policy may have gone by: what was decided about one caller is not repeated for
+            // another. Callers without a credential cannot be told apart.
+            let repeats = matches!(member.on_failure.identify, FailureAction::LastGood(_));
+            let seen = (repeats && !caller.credential.is_empty())
+                .then(|| self.duty.commons.last_good.digest(caller, member.policy.headers()));
+            let about = seen.as_deref().map(|seen| (caller.credential.as_str(), seen));
             let own = || {
                 let caller = caller.clone();
                 move |policy: &dyn crate::Policy| policy.identify(&caller)
             };
+            if let Some(lane) = self.lane(at) {
+                let matter = matter(&self.duty, at, phase, about);
+                shadows.look_on(matter, &member, &lane, own(), sensible);
+                continue;
+            }
             let (heard, said) = matter(&self.duty, at, phase, about)
                 .consult(&member, |policy| policy.identify(caller), own, sensible)
                 .await;
             self.said.push(said);
-            match shadows.part(&member, heard) {
-                Heard::Said(Identified::Known(identity, _)) => return Ok(identity),
-                Heard::Said(Identified::Unknown) => someone_does_not_know = true,
+            let decided = match shadows.part(&member, heard) {
+                Heard::Said(Identified::Known(identity, _)) => Ok(identity),
                 Heard::Said(Identified::Reject(rejection)) => {
-                    return Err(self.refuse(&member, phase, &rejection));
+                    Err(self.refuse(&member, phase, &rejection))
                 }
-                Heard::Builtin => return Ok(Identity::default()),
-                Heard::Silence => {}
+                Heard::Builtin => Ok(Identity::default()),
                 Heard::Closed(status, failure) => {
-                    return Err(self.fail_closed(&member, phase, status, failure));
+                    Err(self.fail_closed(&member, phase, status, failure))
                 }
-            }
+                Heard::Said(Identified::Unknown) => {
+                    someone_does_not_know = true;
+                    continue;
+                }
+                Heard::Silence => continue,
+            };
+            shadows.end(&member);
+            end = Some(decided);
         }
-        if someone_does_not_know { Err(unidentified()) } else { Ok(Identity::default()) }
+        let nobody =
+            || if someone_does_not_know { Err(unidentified()) } else { Ok(Identity::default()) };
+        end.unwrap_or_else(nobody)
     }
 }
 

@@ -28,24 +28,23 @@ impl Hearing {
         let result = self.place(facts, candidates, body, &mut shadows).await;
         let asked = || Asked::Route { facts: facts.clone(), candidates: candidates.to_vec() };
         self.write(asked, from, &result);
-        // Where it would go by this word alone.
-        let favourite = |choice: &Choice| match choice {
-            Choice::Pick(id, _) => Some(*id),
-            Choice::Scores(scores, _) => {
-                let mut sums = vec![0.0; candidates.len()];
-                add(&mut sums, candidates, scores, 1.0);
-                best(candidates, &sums).map(|at| candidates[at].id)
+        shadows.compare(Phase::Route, || {
+            let (candidates, taken) = (candidates.to_vec(), result.as_ref().ok().copied());
+            move |previous: Option<&Choice>, answer: &Choice| {
+                let rejects = |choice: &Choice| matches!(choice, Choice::Reject(_));
+                let favourite = |choice: &Choice| favourite(&candidates, choice);
+                match (previous, answer) {
+                    (Some(previous), _) => {
+                        rejects(previous) != rejects(answer)
+                            || favourite(previous) != favourite(answer)
+                    }
+                    (None, Choice::Abstain) => false,
+                    (None, Choice::Reject(_)) => taken.is_some(),
+                    (None, Choice::Pick(..) | Choice::Scores(..)) => {
+                        taken != Some(favourite(answer))
+                    }
+                }
             }
-            Choice::Abstain | Choice::Reject(_) => None,
-        };
-        let same = |one: &Choice, other: &Choice| {
-            let rejects = |choice: &Choice| matches!(choice, Choice::Reject(_));
-            rejects(one) == rejects(other) && favourite(one) == favourite(other)
-        };
-        shadows.compare(Phase::Route, same, |answer| match (answer, &result) {
-            (Choice::Abstain, _) | (Choice::Reject(_), Err(_)) => false,
-            (Choice::Pick(..) | Choice::Scores(..), Err(_)) | (Choice::Reject(_), Ok(_)) => true,
-            (Choice::Pick(..) | Choice::Scores(..), Ok(taken)) => favourite(answer) != *taken,
         });
         result
     }
@@ -59,13 +58,24 @@ impl Hearing {
     ) -> Result<Option<u32>, Refused> {
         let phase = Phase::Route;
         let mut sums = vec![0.0; candidates.len()];
+        let mut end = None;
         for (place, member) in self.members(phase) {
+            if shadows.are_done_before(&member) {
+                break;
+            }
             let own = || {
                 let (facts, candidates) = (facts.clone(), candidates.to_vec());
                 let body = Arc::clone(body);
                 move |policy: &dyn crate::Policy| policy.route(&facts, &candidates, &body)
             };
-            let about = (facts.identity.tenant.as_str(), facts.model.as_str());
+            let about = Some((facts.identity.tenant.as_str(), facts.model.as_str()));
+            if let Some(lane) = self.lane(place) {
+                let candidates = candidates.to_vec();
+                let check = move |choice: &Choice| sensible(choice, &candidates);
+                let matter = matter(&self.duty, place, phase, about);
+                shadows.look_on(matter, &member, &lane, own(), check);
+                continue;
+            }
             let (heard, said) = matter(&self.duty, place, phase, about)
                 .consult(
                     &member,
@@ -82,11 +92,13 @@ impl Hearing {
                 // One that cannot take it is no choice, when another can: the next may decide.
                 Heard::Said(Choice::Pick(id, _)) => {
                     if at(candidates, id).is_some_and(|at| eligible(candidates, at)) {
-                        return Ok(Some(id));
+                        shadows.end(&member);
+                        end = Some(Ok(Some(id)));
                     }
                 }
                 Heard::Said(Choice::Reject(rejection)) => {
-                    return Err(self.refuse(&member, phase, &rejection));
+                    shadows.end(&member);
+                    end = Some(Err(self.refuse(&member, phase, &rejection)));
                 }
                 Heard::Builtin => {
                     let asked = candidates.iter().filter(|candidate| candidate.asked);
@@ -100,11 +112,25 @@ impl Hearing {
                 }
                 Heard::Said(Choice::Abstain) | Heard::Silence => {}
                 Heard::Closed(status, failure) => {
-                    return Err(self.fail_closed(&member, phase, status, failure));
+                    shadows.end(&member);
+                    end = Some(Err(self.fail_closed(&member, phase, status, failure)));
                 }
             }
         }
-        Ok(best(candidates, &sums).map(|at| candidates[at].id))
+        end.unwrap_or_else(|| Ok(best(candidates, &sums).map(|at| candidates[at].id)))
+    }
+}
+
+/// Where it would go by this word alone.
+fn favourite(candidates: &[Candidate], choice: &Choice) -> Option<u32> {
+    match choice {
+        Choice::Pick(id, _) => Some(*id),
+        Choice::Scores(scores, _) => {
+            let mut sums = vec![0.0; candidates.len()];
+            add(&mut sums, candidates, scores, 1.0);
+            best(candidates, &sums).map(|at| candidates[at].id)
+        }
+        Choice::Abstain | Choice::Reject(_) => None,
     }
 }
 

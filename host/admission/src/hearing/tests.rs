@@ -24,6 +24,11 @@ fn shadow(fake: Fake) -> Link {
     Link { mode: PolicyMode::Shadow, ..fake.link() }
 }
 
+/// The new one in the shadow of the old, of the same name.
+fn successor(old: Fake, new: Fake) -> Link {
+    Link { previous: Some(Arc::new(old)), ..shadow(new) }
+}
+
 fn rejection(status: u16) -> Rejection {
     Rejection {
         status,

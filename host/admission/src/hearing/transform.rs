@@ -24,10 +24,14 @@ impl Hearing {
         if let Some(before) = before {
             self.write(|| Asked::Transform(before), from, &result);
         }
-        shadows.compare(Phase::Transform, PartialEq::eq, |answer| match answer {
-            Transformed::Keep => false,
-            Transformed::Edit(_) => true,
-            Transformed::Reject(_) => result.is_ok(),
+        let goes_on = result.is_ok();
+        shadows.compare(Phase::Transform, || {
+            move |previous: Option<&Transformed>, answer: &Transformed| match (previous, answer) {
+                (Some(previous), _) => previous != answer,
+                (None, Transformed::Keep) => false,
+                (None, Transformed::Edit(_)) => true,
+                (None, Transformed::Reject(_)) => goes_on,
+            }
         });
         result
     }
@@ -39,7 +43,11 @@ impl Hearing {
         shadows: &mut Shadows<Transformed>,
     ) -> Result<(), Refused> {
         let phase = Phase::Transform;
+        let mut end = Ok(());
         for (at, member) in self.members(phase) {
+            if shadows.are_done_before(&member) {
+                break;
+            }
             // One that decides nothing changes nothing either; and what one that failed left half
             // changed is as it was, unless the request is not going to go on.
             let closed = matches!(member.on_failure.of(phase, false), FailureAction::Closed(_));
@@ -50,7 +58,12 @@ impl Hearing {
                 let (facts, body) = (facts.clone(), Arc::clone(&mine));
                 move |policy: &dyn crate::Policy| policy.transform(&facts, &body)
             };
-            let about = (facts.identity.tenant.as_str(), facts.model.as_str());
+            let about = Some((facts.identity.tenant.as_str(), facts.model.as_str()));
+            if let Some(lane) = self.lane(at) {
+                let matter = matter(&self.duty, at, phase, about);
+                shadows.look_on(matter, &member, &lane, own(), sensible);
+                continue;
+            }
             let (heard, said) = matter(&self.duty, at, phase, about)
                 .consult(&member, |policy| policy.transform(facts, &mine), own, sensible)
                 .await;
@@ -64,15 +77,17 @@ impl Hearing {
                     apply(facts, edits);
                 }
                 Heard::Said(Transformed::Reject(rejection)) => {
-                    return Err(self.refuse(&member, phase, &rejection));
+                    shadows.end(&member);
+                    end = Err(self.refuse(&member, phase, &rejection));
                 }
                 Heard::Said(Transformed::Keep) | Heard::Builtin | Heard::Silence => {}
                 Heard::Closed(status, failure) => {
-                    return Err(self.fail_closed(&member, phase, status, failure));
+                    shadows.end(&member);
+                    end = Err(self.fail_closed(&member, phase, status, failure));
                 }
             }
         }
-        Ok(())
+        end
     }
 }
 

@@ -56,9 +56,10 @@ impl Reach {
         Self { voice, grants, space, web, calls_max, meters, held }
     }
 
-    /// A request is over: what was held for it and not settled goes back.
-    pub(crate) fn forget(&self, serial: u64) {
-        let held = self.held().remove(&serial);
+    /// A request is over: what was held for it and not settled goes back if nothing `ran`, and stays
+    /// charged if something did: an account that failed must not be a gift.
+    pub(crate) fn forget(&self, serial: u64, ran: bool) {
+        let held = self.held().remove(&serial).filter(|_| !ran);
         for reservation in held.into_iter().flatten() {
             self.space.abandon(reservation);
         }

@@ -221,8 +221,8 @@ impl Policy for Witness {
         answer
     }
 
-    fn forget(&self, serial: u64) {
-        self.policy.forget(serial);
+    fn forget(&self, serial: u64, ran: bool) {
+        self.policy.forget(serial, ran);
         *self.book.pages().forgotten.entry(serial).or_default() += 1;
     }
 }

@@ -1,11 +1,15 @@
 //! Connections to Redis: few, lent for one call, and left alone while the server is.
 //!
 //! ```text
-//!           a call fails, or a ping does
+//!      a line breaks, a ping or a connect fails,
+//!           or nothing is answered in time
 //!   Up ────────────────────────────────────► Down     calls fail at once, with the reason
 //!    ▲                                         │
 //!    └──── the keeper has connected anew ◄─────┘      tries at once, then every 10ms to 1s
 //! ```
+//!
+//! One answer that comes too late costs one connection, which the keeper replaces: a server that
+//! pauses for a moment, or one slow script, is not a server that is gone.
 //!
 //! A call never connects, resolves a name or retries: it takes a connection that is open, or waits
 //! its turn within its time. All else is done by one thread, the keeper.
@@ -23,7 +27,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::redis::{Client, Connection, RedisResult, Script};
+use ::redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script};
 
 use crate::space::StateFault;
 
@@ -43,10 +47,15 @@ struct Shared {
     wanted: Condvar,
 }
 
+#[derive(Default)]
 struct Lines {
     idle: Vec<Idle>,
     /// Counts the times that the server was lost: a connection lent before is not taken back.
     epoch: u64,
+    /// Connections that were closed because an answer was late, and are to be replaced.
+    missing: usize,
+    /// Times in a row that nothing was answered. See [`SILENCES_MAX`].
+    silences: u32,
     /// Why there are none.
     down: Option<String>,
     closing: bool,
@@ -55,6 +64,23 @@ struct Lines {
 struct Idle {
     connection: Connection,
     used: Instant,
+}
+
+/// What was there when a connection was lent.
+#[derive(Clone, Copy)]
+struct Lent {
+    epoch: u64,
+    silences: u32,
+}
+
+/// Why a call failed, for the connections.
+enum Failed {
+    /// The server said so, over a line that works.
+    Refused,
+    /// No answer yet; it may come when nobody waits for it.
+    Late,
+    /// The line is broken.
+    Broken,
 }
 
 /// As many as there are threads that serve requests, on most machines; a call is short, and one
@@ -70,6 +96,10 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// what is quiet.
 const REST: Duration = Duration::from_secs(10);
 
+/// So often in a row a call waits its whole time for nothing until the server counts as lost. Calls
+/// that wait at the same time wait for the same silence, which counts once.
+const SILENCES_MAX: u32 = 3;
+
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -79,7 +109,7 @@ impl Link {
             client: Client::open(url)?,
             scripts,
             timeout,
-            lines: Mutex::new(Lines { idle: Vec::new(), epoch: 0, down: None, closing: false }),
+            lines: Mutex::new(Lines::default()),
             returned: Condvar::new(),
             wanted: Condvar::new(),
         };
@@ -96,7 +126,7 @@ impl Link {
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Result<T, StateFault> {
         let until = Instant::now() + self.shared.timeout;
-        let (mut connection, epoch) = self.shared.lend(until)?;
+        let (mut connection, lent) = self.shared.lend(until)?;
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_micros(100));
         let answer = connection
             .set_read_timeout(Some(left))
@@ -104,26 +134,41 @@ impl Link {
             .and_then(|()| call(&mut connection));
         match answer {
             Ok(value) => {
-                self.shared.take_back(connection, epoch);
+                self.shared.take_back(connection, lent.epoch);
                 Ok(value)
             }
             Err(error) => {
-                let why = if error.is_timeout() {
-                    format!("redis did not answer within {:?}", self.shared.timeout)
-                } else {
-                    format!("redis: {error}")
+                let why = match failed(&error) {
+                    Failed::Refused => {
+                        self.shared.take_back(connection, lent.epoch);
+                        format!("redis: {error}")
+                    }
+                    Failed::Late => {
+                        drop(connection);
+                        let why = format!("redis did not answer within {:?}", self.shared.timeout);
+                        self.shared.late(lent, &why);
+                        why
+                    }
+                    Failed::Broken => {
+                        drop(connection);
+                        let why = format!("redis: {error}");
+                        self.shared.lost(lent.epoch, &why);
+                        why
+                    }
                 };
-                // The server's own word (read-only, loading, out of memory) came over a line that
-                // works; anything else may have left an answer on its way.
-                if matches!(error.kind(), ::redis::ErrorKind::Server(_)) {
-                    self.shared.take_back(connection, epoch);
-                } else {
-                    drop(connection);
-                    self.shared.lost(epoch, &why);
-                }
                 Err(StateFault::Unavailable(why))
             }
         }
+    }
+}
+
+fn failed(error: &RedisError) -> Failed {
+    match error.kind() {
+        // An extension is any code that the client does not know by name: OOM, MISCONF and BUSY
+        // among them.
+        ErrorKind::Server(_) | ErrorKind::Extension => Failed::Refused,
+        _ if error.is_timeout() => Failed::Late,
+        _ => Failed::Broken,
     }
 }
 
@@ -140,18 +185,27 @@ impl Shared {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lend(&self, until: Instant) -> Result<(Connection, u64), StateFault> {
+    fn lend(&self, until: Instant) -> Result<(Connection, Lent), StateFault> {
         let mut lines = self.lines();
+        let came = Lent { epoch: lines.epoch, silences: lines.silences };
         loop {
             if let Some(why) = &lines.down {
                 return Err(StateFault::Unavailable(why.clone()));
             }
             if let Some(idle) = lines.idle.pop() {
-                return Ok((idle.connection, lines.epoch));
+                let lent = Lent { epoch: lines.epoch, silences: lines.silences };
+                return Ok((idle.connection, lent));
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let why = format!("every connection to redis was in use for {:?}", self.timeout);
+                // Nobody has one, and none was made meanwhile: that is silence too.
+                let why = if lines.missing == connections() {
+                    let why = format!("there was no connection to redis for {:?}", self.timeout);
+                    self.silent(lines, came, &why);
+                    why
+                } else {
+                    format!("every connection to redis was in use for {:?}", self.timeout)
+                };
                 return Err(StateFault::Unavailable(why));
             }
             lines =
@@ -162,12 +216,35 @@ impl Shared {
     fn take_back(&self, connection: Connection, epoch: u64) {
         let mut lines = self.lines();
         if lines.epoch == epoch {
+            lines.silences = 0;
             lines.idle.push(Idle { connection, used: Instant::now() });
             self.returned.notify_one();
         }
     }
 
-    /// A call of this epoch failed. The first to say so closes the rest and wakes the keeper.
+    /// A call got no answer in time, and its connection is closed.
+    fn late(&self, lent: Lent, why: &str) {
+        let mut lines = self.lines();
+        if lines.epoch == lent.epoch {
+            lines.missing += 1;
+            self.wanted.notify_all();
+        }
+        self.silent(lines, lent, why);
+    }
+
+    /// Counts a silence, unless one who waited at the same time has; after too many all is lost.
+    fn silent(&self, mut lines: MutexGuard<'_, Lines>, since: Lent, why: &str) {
+        if (lines.epoch, lines.silences) != (since.epoch, since.silences) {
+            return;
+        }
+        lines.silences += 1;
+        if lines.silences >= SILENCES_MAX {
+            drop(lines);
+            self.lost(since.epoch, why);
+        }
+    }
+
+    /// The server of this epoch is gone. The first to say so closes the rest and wakes the keeper.
     fn lost(&self, epoch: u64, why: &str) {
         let mut lines = self.lines();
         if lines.epoch != epoch {
@@ -199,6 +276,28 @@ impl Shared {
         Ok(all)
     }
 
+    /// Makes a connection anew that was closed because an answer was late.
+    fn replace_one(&self) {
+        let epoch = {
+            let lines = self.lines();
+            if lines.missing == 0 {
+                return;
+            }
+            lines.epoch
+        };
+        match self.client.get_connection_with_timeout(CONNECT) {
+            Ok(connection) => {
+                let mut lines = self.lines();
+                if lines.epoch == epoch {
+                    lines.missing -= 1;
+                    lines.idle.push(Idle { connection, used: Instant::now() });
+                    self.returned.notify_one();
+                }
+            }
+            Err(error) => self.lost(epoch, &format!("redis: {error}")),
+        }
+    }
+
     /// Tries a connection that rested for long.
     fn ping_one(&self) {
         let (connection, epoch) = {
@@ -223,13 +322,15 @@ impl Shared {
         let Ok(idle) = self.connect_all() else { return false };
         let mut lines = self.lines();
         lines.idle = idle;
+        (lines.missing, lines.silences) = (0, 0);
         lines.down = None;
         tracing::info!(after = ?since.elapsed(), "policies' state is available again");
         true
     }
 }
 
-/// The keeper: until the link is dropped, mends it when it is down and keeps it warm when not.
+/// The keeper: until the link is dropped, mends it when it is down; when not, replaces what was
+/// closed and keeps the rest warm.
 fn keep(shared: &Shared) {
     let mut pause = PAUSE_MIN;
     let mut down_since = None;
@@ -250,10 +351,13 @@ fn keep(shared: &Shared) {
             drop(shared.wanted.wait_timeout_while(lines, pause, closing));
             pause = PAUSE_MAX.min(pause * 2);
         } else {
-            let quiet = |lines: &mut Lines| !lines.closing && lines.down.is_none();
+            let quiet =
+                |lines: &mut Lines| !lines.closing && lines.down.is_none() && lines.missing == 0;
             let woken = shared.wanted.wait_timeout_while(lines, REST / 8, quiet);
-            let rested = woken.unwrap_or_else(PoisonError::into_inner).1.timed_out();
-            if rested {
+            let (lines, waited) = woken.unwrap_or_else(PoisonError::into_inner);
+            drop(lines);
+            shared.replace_one();
+            if waited.timed_out() {
                 for _ in 0..connections() {
                     shared.ping_one();
                 }

@@ -1,12 +1,13 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
-use interlock_request::{Deadlines, Priority};
+use interlock_request::{Deadlines, Priority, Usage};
 
-use super::{counts, failing, rejection, shadow};
-use crate::testing::{Fake, admit, chain, facts, failure, let_in};
+use super::{counts, failing, rejection, shadow, successor};
+use crate::testing::{Fake, SERIAL, admit, chain, consent_with, facts, failure, let_in};
 use crate::{
-    Admission, Answer, Code, Decision, Facts, FailureAction, FailureKind, Identity, LimitsConfig,
-    Link, PlanProposal,
+    Admission, Answer, Code, Commons, Decision, Event, EventSet, Facts, FailureAction, FailureKind,
+    Identity, LimitsConfig, PlanProposal, PolicyMetrics, Progress, Reaction, Watch,
 };
 
 fn wish(priority: Priority) -> Answer<Decision> {
@@ -167,13 +168,13 @@ fn a_shadow_that_would_have_changed_the_plan_or_said_no_is_counted() {
 
 #[test]
 fn a_new_generation_in_the_shadow_of_the_old_is_compared_with_that() {
-    let old = || Arc::new(Fake::admitting("p", wish(Priority::Batch)));
+    let old = || Fake::admitting("p", wish(Priority::Batch));
     let (looser, same) = (
         Fake::admitting("p", wish(Priority::Standard)),
         Fake::admitting("p", wish(Priority::Batch)),
     );
     for (new, count) in [(looser, 1), (same, 0)] {
-        let link = Link { previous: Some(old()), ..shadow(new) };
+        let link = successor(old(), new);
         let (chain, registry) = chain(vec![link]);
         let consent = admit(&chain, facts()).expect("both admit");
         assert_eq!(consent.admitted.plan().priority, Priority::Batch, "the old one decides");
@@ -196,4 +197,67 @@ fn without_policies_the_ceilings_are_the_plan() {
             total: Some(limits.total_max),
         }
     );
+}
+
+#[test]
+fn the_shadow_of_one_that_rejects_is_asked_too() {
+    let no = || Fake::admitting("p", Ok(Decision::Reject(rejection(429))));
+    for (new, count) in [(Fake::admitting("p", wish(Priority::Batch)), 1), (no(), 0)] {
+        let (chain, registry) = chain(vec![successor(no(), new)]);
+        let refused = admit(&chain, facts()).expect_err("the old one decides");
+        assert_eq!(refused.rejection.status, 429);
+        let line =
+            format!(r#"policy_shadow_disagreements_total{{phase="admit",policy="p"}} {count}"#);
+        counts(&registry, &line);
+    }
+}
+
+/// It hangs, and the request neither notices nor ends before it has heard of everything, in order.
+#[test]
+fn nothing_waits_for_a_slow_policy_in_shadow() {
+    let registry = interlock_metrics::Registry::new();
+    let commons = Commons::new(PolicyMetrics::register(&registry));
+    let (go, gone) = mpsc::sync_channel::<()>(1);
+    let (gone, notes) = (Mutex::new(gone), Arc::new(Mutex::new(vec![])));
+    let told_of = Arc::clone(&notes);
+    let new = Fake {
+        slow: true,
+        admit: Some(Box::new(move |_| {
+            let _ = gone.lock().unwrap().recv();
+            let_in(Admission { note: "mine".into(), ..Admission::default() })
+        })),
+        watch: Watch {
+            events: EventSet { first_token: true, ..EventSet::default() },
+            ..Watch::default()
+        },
+        event: Some(Box::new(move |(_, note)| {
+            told_of.lock().unwrap().push(note);
+            Ok(Reaction::Cancel(rejection(429).reason))
+        })),
+        ..Fake::named("p")
+    };
+    let told = Arc::clone(&new.told);
+    let links = vec![successor(Fake::admitting("p", wish(Priority::Batch)), new)];
+    let mut consent = consent_with(links, commons.clone());
+    assert_eq!(consent.said.len(), 1, "only the old one's word is waited for");
+    let progress = Progress {
+        at_micros: 0,
+        elapsed: Duration::ZERO,
+        since_token: None,
+        usage: Usage::default(),
+    };
+    let reacted = crate::at_once(consent.oversight.event(Event::FirstToken, progress));
+    assert_eq!(reacted, crate::Reacted::default());
+    drop(consent);
+    assert_eq!(told.closings(), [""; 0]);
+    drop(go);
+    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(*notes.lock().unwrap(), ["mine"]);
+    let accounts = told.accounts.lock().unwrap().clone();
+    assert_eq!(accounts.iter().map(|(_, note, _)| note.as_str()).collect::<Vec<_>>(), ["mine"]);
+    assert_eq!(told.forgotten(), [SERIAL]);
+    for phase in ["admit", "events"] {
+        let line = format!(r#"policy_shadow_disagreements_total{{phase="{phase}",policy="p"}} 1"#);
+        counts(&registry, &line);
+    }
 }

@@ -1,7 +1,11 @@
-use super::{counts, failing, hear, rejection, shadow};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::{counts, failing, hear, rejection, shadow, successor};
 use crate::testing::{Fake, caller, chain, failure};
 use crate::{
-    Answer, Code, FailureAction, FailureKind, Identified, Identity, Link, Refused, at_once,
+    Answer, Caller, Code, FailureAction, FailureKind, Headers, Identified, Identity, Link, Refused,
+    at_once,
 };
 
 fn identifying(name: &'static str, answer: Answer<Identified>) -> Fake {
@@ -79,4 +83,57 @@ fn a_shadow_that_would_have_decided_otherwise_is_counted() {
     assert_eq!(identity.tenant, "acme");
     counts(&registry, r#"policy_shadow_disagreements_total{phase="identify",policy="s"} 1"#);
     counts(&registry, r#"policy_shadow_disagreements_total{phase="identify",policy="t"} 0"#);
+}
+
+/// Behind a gateway all callers may have one credential and one address, and a header that says
+/// who it is.
+#[test]
+fn what_was_decided_about_one_caller_is_not_repeated_for_another() {
+    let broken = std::sync::Arc::new(AtomicBool::new(false));
+    let breaks = std::sync::Arc::clone(&broken);
+    let identify = move |caller: Caller| {
+        let user = caller.headers.0.iter().find(|(name, _)| name == "x-user");
+        match user {
+            _ if breaks.load(Ordering::Relaxed) => Err(failure(FailureKind::Trap)),
+            Some((_, user)) => known(user),
+            None => known("nobody"),
+        }
+    };
+    let fake = Fake { identify: Some(Box::new(identify)), ..Fake::named("a") };
+    let fake = Fake { headers: vec!["x-user".into()], ..fake };
+    let last_good = FailureAction::LastGood(Duration::from_secs(60));
+    let (chain, _) = chain(vec![failing(fake, last_good)]);
+    let ask = |credential: &str, user: &str, other: &str| {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let headers = Headers(vec![pair("x-user", user), pair("x-other", other)]);
+        let caller = Caller { credential: credential.into(), headers, ..caller() };
+        at_once(hear(&chain).identify(&caller))
+            .map_or_else(|refused| refused.rejection.status.to_string(), |identity| identity.tenant)
+    };
+    assert_eq!([ask("c", "ann", "1"), ask("", "bob", "1")], ["ann", "bob"]);
+    broken.store(true, Ordering::Relaxed);
+    assert_eq!(ask("c", "ann", "2"), "ann", "it never saw the other header");
+    assert_eq!(ask("c", "eve", "1"), "503");
+    assert_eq!(ask("d", "ann", "1"), "503");
+    assert_eq!(ask("", "bob", "1"), "503", "nothing tells one without a credential from another");
+}
+
+#[test]
+fn the_shadow_of_whoever_ends_the_matter_is_asked_and_nobody_else() {
+    let reject = || Ok(Identified::Reject(rejection(403)));
+    let last = || identifying("b", known("other")).link();
+    for (old, new, count) in [
+        (known("acme"), known("wrong"), 1),
+        (known("acme"), known("acme"), 0),
+        (reject(), known("acme"), 1),
+        (reject(), reject(), 0),
+    ] {
+        let link = successor(identifying("p", old), identifying("p", new));
+        let (chain, registry) = chain(vec![link, last()]);
+        let _ = at_once(hear(&chain).identify(&caller()));
+        let line =
+            format!(r#"policy_shadow_disagreements_total{{phase="identify",policy="p"}} {count}"#);
+        counts(&registry, &line);
+        counts(&registry, r#"policy_calls_total{decision="known",phase="identify",policy="b"} 0"#);
+    }
 }

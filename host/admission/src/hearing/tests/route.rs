@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use interlock_request::ModelId;
 use proptest::prelude::*;
 
-use super::{counts, failing, hear, rejection, shadow};
+use super::{counts, failing, hear, rejection, shadow, successor};
 use crate::testing::{Fake, body, chain, facts, failure};
 use crate::{
     Answer, Candidate, Choice, Code, Facts, FailureAction, FailureKind, Identity, Link, Load,
@@ -195,5 +195,25 @@ proptest! {
             }
             None => prop_assert!(candidates.iter().all(|one| !one.asked)),
         }
+    }
+}
+
+#[test]
+fn the_shadow_of_one_that_picks_or_rejects_is_compared_with_it() {
+    let reject = || Ok(Choice::Reject(rejection(429)));
+    for (old, new, count) in [
+        (pick(0), pick(1), 1),
+        (pick(1), pick(1), 0),
+        (reject(), pick(1), 1),
+        (reject(), reject(), 0),
+    ] {
+        let link = successor(routing("p", old), routing("p", new));
+        let (chain, registry) = chain(vec![link, routing("q", pick(0)).link()]);
+        let candidates = [candidate(0, 0), candidate(1, 0)];
+        let _ = at_once(hear(&chain).route(&facts(), &candidates, &body()));
+        let line =
+            format!(r#"policy_shadow_disagreements_total{{phase="route",policy="p"}} {count}"#);
+        counts(&registry, &line);
+        counts(&registry, r#"policy_calls_total{decision="pick",phase="route",policy="q"} 0"#);
     }
 }
