@@ -9,7 +9,7 @@ use interlock_admission::{Policy as _, Transformed};
 use interlock_policy::{LoadFailed, PolicyConfig};
 
 mod common;
-use common::{body, config, facts, grants, guest, host, load, metrics, admitted, rejected};
+use common::{admitted, body, config, facts, grants, guest, host, load, metrics, rejected};
 
 const ALL: [&str; 6] = [
     "state",
@@ -79,6 +79,8 @@ fn content_is_what_lies_below_the_granted_pointers() {
     expect!["Err(Fault::NotGranted)"].assert_eq(&said("write else"));
     assert!(said("write nonsense").starts_with("Err(Fault::Invalid("));
     assert!(said("write much").starts_with("Ok(())"));
+    let endless = said("write without end");
+    assert!(endless.starts_with("2 Err(Fault::TooLarge) -> "), "{}", &endless[..99]);
 }
 
 fn detail(what: &str) -> String {
