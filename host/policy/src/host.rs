@@ -16,7 +16,9 @@ use crate::cache::Cache;
 use crate::clock::Ticker;
 use crate::describe::Description;
 use crate::fit::Shape;
-use crate::limits::{CORES_MAX, INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX};
+use crate::limits::{
+    CORES_MAX, INSTANCES_MAX, MEMORY_MAX, PARTS_MAX, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX,
+};
 use crate::load::{Bytes, Digest};
 use crate::metrics::HostMetrics;
 use crate::policy::WasmPolicy;
@@ -177,7 +179,12 @@ impl PolicyHost {
         let failed =
             |why| LoadFailed { policy: config.name.clone(), from: config.source.clone(), why };
         let compiled = bytes.and_then(|bytes| self.shared.compile(&bytes)).map_err(failed)?;
-        Ok(Arc::new(WasmPolicy::new(&self.shared, config, &compiled)?))
+        let policy = WasmPolicy::new(&self.shared, config, &compiled)?;
+        policy.serve(true);
+        if let Some(shown) = policy.shown() {
+            self.shared.metrics.plugins.show(shown);
+        }
+        Ok(Arc::new(policy))
     }
 }
 

@@ -89,7 +89,8 @@ fn whatever_it_does_in_whichever_phase_costs_that_answer_and_no_other() {
         }
     }
     let failed = crimes.len() * Phase::ALL.len();
-    let recycled = format!("interlock_policy_recycles_total{{policy=\"p\",why=\"failure\"}} {failed}");
+    let recycled =
+        format!("interlock_policy_recycles_total{{policy=\"p\",why=\"failure\"}} {failed}");
     assert!(metrics(&registry, "interlock_policy_recycles").contains(&recycled), "{recycled}");
     assert_eq!(
         metrics(&registry, "interlock_policy_instances"),
@@ -119,13 +120,6 @@ fn thread_cpu_time() -> Duration {
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(failed, 0);
     Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
-}
-
-#[test]
-fn lines_without_end_are_dropped_and_do_no_harm() {
-    let config = PolicyConfig { deadline: Duration::from_secs(1), ..hostile() };
-    let policy = load(&config).expect("it is fine so far");
-    admitted(&*policy, "storm of lines");
 }
 
 #[test]
@@ -245,6 +239,34 @@ fn a_policy_that_keeps_failing_is_left_alone_for_a_while() {
     assert_eq!((gauge(&registry), policy.quarantines()), (String::new(), 1));
 }
 
+#[test]
+fn one_that_talks_nonsense_is_left_alone_too() {
+    let policy = load(&PolicyConfig { crash_budget: 5, ..hostile() }).expect("it is fine so far");
+    for _ in 0..5 {
+        let failure = admit(&*policy, "a reason of its own").expect_err("it declared two");
+        assert_eq!(failure.kind, FailureKind::BadOutput);
+    }
+    let failure = admit(&*policy, "fine").expect_err("nobody asks it");
+    assert_eq!(failure.kind, FailureKind::Quarantined);
+}
+
+#[test]
+fn one_that_no_longer_begins_is_left_alone_too() {
+    let settings = common::settings(r#"{"cursed": true}"#);
+    let cursed = PolicyConfig { crash_budget: 5, settings, ..hostile() };
+    let policy = load(&cursed).expect("it begins so far");
+    rejected(&*policy, "curse");
+    // The instance that began is gone, and with it the last one.
+    assert_eq!(admit(&*policy, "panic").expect_err("it panics").kind, FailureKind::Trap);
+    for _ in 1..5 {
+        let failure = admit(&*policy, "fine").expect_err("it does not begin");
+        assert_eq!(failure.kind, FailureKind::Instantiate);
+        assert!(failure.message.contains("it was cursed"), "{failure}");
+    }
+    let failure = admit(&*policy, "fine").expect_err("nobody asks it");
+    assert_eq!(failure.kind, FailureKind::Quarantined);
+}
+
 /// A hostile policy on six threads, a good one on two: the good one never fails.
 #[test]
 fn another_policy_notices_nothing() {
@@ -276,7 +298,8 @@ fn another_policy_notices_nothing() {
         for _ in 0..2 {
             scope.spawn(|| {
                 for round in 0..2000 {
-                    ask(good, Phase::ALL[round % Phase::ALL.len()], "m").expect("nothing to notice");
+                    ask(good, Phase::ALL[round % Phase::ALL.len()], "m")
+                        .expect("nothing to notice");
                 }
                 over.store(true, Ordering::Relaxed);
             });
