@@ -47,6 +47,7 @@ pub struct WasmPolicy {
     writes: bool,
     // A stack, so that a quiet host keeps using the one instance whose memory is in the cache.
     // Held for a push or a pop, never during a call.
+    #[allow(clippy::vec_box, reason = "an instance goes through several hands in each call")]
     warm: Mutex<Vec<Box<Kept>>>,
     warm_max: usize,
     // Requests that began with it may still call it, and it may come back.
@@ -379,6 +380,7 @@ impl WasmPolicy {
         drop(kept);
     }
 
+    #[allow(clippy::vec_box, reason = "as above")]
     fn warm(&self) -> MutexGuard<'_, Vec<Box<Kept>>> {
         // Whoever panicked held it for a push or a pop: the stack is whole.
         self.warm.lock().unwrap_or_else(PoisonError::into_inner)
