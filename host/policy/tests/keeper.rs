@@ -313,7 +313,7 @@ fn a_failed_change_leaves_what_is_counted_as_it_was() {
         "http:127.0.0.1:1",
     ]);
     let first = PolicyConfig { grants, crash_budget: 1, ..config("p", guest("guest-hostile")) };
-    let (keeper, registry) = keeper(&[first.clone()], None);
+    let (keeper, registry) = keeper(std::slice::from_ref(&first), None);
     let counted = || metrics(&registry, "interlock_plugin_deeds_total");
     let quarantined = || metrics(&registry, "interlock_policy_quarantined{");
     let policy = Arc::clone(&keeper.policies().current().links()[0].policy);
