@@ -127,11 +127,17 @@ pub struct PoliciesConfig {
     /// nothing is recorded.
     #[schemars(example = &"policies.jsonl")]
     pub record: Option<PathBuf>,
+    /// A folder to keep compiled policies in, so that the next start need not compile them again;
+    /// `off`: they are not kept. Unset, it is `interlock/policies` in the user's cache folder. What
+    /// lies there is run as it is, so a folder that others may write to, or put another in the
+    /// place of, is not used. Set this where the user has no cache folder, as in a container.
+    #[schemars(example = &"off")]
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for PoliciesConfig {
     fn default() -> Self {
-        Self { reload: Duration::from_secs(2), record: None }
+        Self { reload: Duration::from_secs(2), record: None, cache: None }
     }
 }
 
@@ -149,7 +155,20 @@ impl PoliciesConfig {
         if self.record.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             problems.push("policies.record must be the path of a file, got \"\"".into());
         }
+        if self.cache.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            problems
+                .push("policies.cache must be the path of a folder or \"off\", got \"\"".into());
+        }
         problems
+    }
+
+    /// Where compiled policies are kept, if this is where they are when nobody says otherwise.
+    pub fn cache_or(&self, usual: Option<PathBuf>) -> Option<PathBuf> {
+        match &self.cache {
+            None => usual,
+            Some(path) if path.as_os_str() == "off" => None,
+            Some(path) => Some(path.clone()),
+        }
     }
 }
 
@@ -433,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_reload_is_off_or_neither_too_often_nor_too_rare() {
-        let problems = |reload| PoliciesConfig { reload, record: None }.problems();
+        let problems = |reload| PoliciesConfig { reload, ..PoliciesConfig::default() }.problems();
         assert_eq!(PoliciesConfig::default().problems(), [""; 0]);
         assert_eq!(problems(Duration::ZERO), [""; 0]);
         let why = "policies.reload must be 0s or 100ms to 1h, got 1ms";
@@ -441,6 +460,19 @@ mod tests {
         assert_eq!(problems(Duration::from_secs(7200)).len(), 1);
         let record = Some(PathBuf::new());
         assert_eq!(PoliciesConfig { record, ..PoliciesConfig::default() }.problems().len(), 1);
+    }
+
+    #[test]
+    fn compiled_policies_are_kept_where_it_says_or_where_they_usually_are() {
+        let usual = || Some(PathBuf::from("/usual"));
+        let cache = |path: Option<&str>| PoliciesConfig {
+            cache: path.map(PathBuf::from),
+            ..PoliciesConfig::default()
+        };
+        assert_eq!(cache(None).cache_or(usual()), usual());
+        assert_eq!(cache(Some("off")).cache_or(usual()), None);
+        assert_eq!(cache(Some("/here")).cache_or(usual()), Some("/here".into()));
+        assert_eq!(cache(Some("")).problems().len(), 1);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub enum GuardEnd {
         policy: String,
         /// Why.
         reason: Reason,
+        /// The HTTP status that its `on_failure` says, when it gave no decision at all.
+        failed: Option<u16>,
     },
 }
 
@@ -208,7 +210,7 @@ impl Guards {
                     self.gates[..at].iter_mut().for_each(|gate| gate.finished = true);
                 }
                 Some(Ending::Abort(reason)) => {
-                    self.end = Some(GuardEnd::Abort { policy: policy(), reason });
+                    self.end = Some(GuardEnd::Abort { policy: policy(), reason, failed: None });
                 }
                 None => {}
             }
@@ -275,13 +277,14 @@ impl Guards {
         match heard {
             Heard::Said(verdict) => Ok(verdict),
             Heard::Builtin | Heard::Silence => Ok(Verdict::Pass),
-            Heard::Closed(..) => Err(policy_failed(member.name.to_string())),
+            Heard::Closed(status, _) => Err(policy_failed(member.name.to_string(), status)),
         }
     }
 }
 
-fn policy_failed(policy: String) -> GuardEnd {
-    GuardEnd::Abort { policy, reason: Reason { code: Code::from("policy_failed"), detail: None } }
+fn policy_failed(policy: String, status: u16) -> GuardEnd {
+    let reason = Reason { code: Code::from("policy_failed"), detail: None };
+    GuardEnd::Abort { policy, reason, failed: Some(status) }
 }
 
 fn fate(verdict: &Verdict) -> WindowFate {

@@ -58,6 +58,8 @@ pub struct Cancelled {
     pub policy: String,
     /// Why.
     pub reason: Reason,
+    /// The HTTP status that its `on_failure` says, when it gave no decision at all.
+    pub failed: Option<u16>,
 }
 
 impl Oversight {
@@ -151,7 +153,7 @@ impl Oversight {
                 Heard::Said(Reaction::Keep) | Heard::Builtin | Heard::Silence => {}
                 Heard::Said(Reaction::Cancel(reason)) => {
                     let policy = member.name.to_string();
-                    reacted.cancel = Some(Cancelled { policy, reason });
+                    reacted.cancel = Some(Cancelled { policy, reason, failed: None });
                     break;
                 }
                 Heard::Said(Reaction::Amend(proposal, _)) => self.amend(at, proposal),
@@ -160,10 +162,10 @@ impl Oversight {
                     let proposal = self.duty.parties[at].proposal;
                     self.amend(at, PlanProposal { on_disconnect, ..proposal });
                 }
-                Heard::Closed(..) => {
+                Heard::Closed(status, _) => {
                     let policy = member.name.to_string();
                     let reason = Reason { code: Code::from("policy_failed"), detail: None };
-                    reacted.cancel = Some(Cancelled { policy, reason });
+                    reacted.cancel = Some(Cancelled { policy, reason, failed: Some(status) });
                     break;
                 }
             }

@@ -7,7 +7,9 @@ use anyhow::bail;
 use interlock_admission::{Commons, PolicyMetrics, RecordFile};
 use interlock_config::Config;
 use interlock_metrics::Registry;
-use interlock_policy::{Change, Keeper, NotChanged, PolicyHost, PolicySource, Services};
+use interlock_policy::{
+    Change, Keeper, NotChanged, PolicyHost, PolicySource, Services, default_cache,
+};
 use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
@@ -20,7 +22,8 @@ use serde_json::Value;
 /// to record them.
 pub(crate) fn load(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Keeper>> {
     let state = State::open(&config.state)?.with_metrics(StateMetrics::register(registry));
-    let host = PolicyHost::with(Services { state, registry, cache: None })?;
+    let cache = config.policies.cache_or(default_cache());
+    let host = PolicyHost::with(Services { state, registry, cache })?;
     let metrics = PolicyMetrics::register(registry);
     let commons = match &config.policies.record {
         Some(path) => {

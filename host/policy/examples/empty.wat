@@ -77,6 +77,6 @@
   (export $answer "answer" (type $answer'))
   (func $identify (param "caller" $caller) (result $answer)
     (canon lift (core func $i "identify") (memory $memory) (realloc $realloc)
-      (post-return (func $i "return"))))
+      (post-return (core func $i "return"))))
   (instance $identify (export "identify" (func $identify)))
   (export "interlock:policy/identify@0.2.0" (instance $identify)))

@@ -2,13 +2,22 @@
 //!
 //! A compiled component is machine code: to load one is to trust whoever wrote it as much as this
 //! program. So only what this host compiled itself is kept, in a folder that nobody else may write
-//! to, under a name made of the component's digest and of what it was compiled for; a sum at its
-//! end tells what a crash or a full disk left of it.
+//! to nor put another in the place of, under a name made of the component's digest and of what it
+//! was compiled for; a sum at its end tells what a crash or a full disk left of it.
+//!
+//! ```text
+//! FOLDER/0123456789abcdef/0123…64 digits…cdef
+//!        what it is for   which component
+//! ```
+//!
+//! Whatever is called otherwise in there is not ours, and is left alone.
 
 use std::env;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -49,10 +58,12 @@ impl Cache {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        sweep(&folder);
-        let folder = folder.join(format!("{:016x}", hasher.finish()));
-        match private(&folder) {
-            Ok(()) => Some(Self { folder }),
+        let opened = private(&folder).and_then(|root| {
+            sweep(&root);
+            private(&root.join(format!("{:016x}", hasher.finish())))
+        });
+        match opened {
+            Ok(folder) => Some(Self { folder }),
             Err(why) => {
                 tracing::warn!(
                     folder = %folder.display(), %why,
@@ -86,11 +97,17 @@ impl Cache {
     }
 
     fn read(&self, engine: &Engine, path: &Path) -> io::Result<Component> {
-        let file = File::open(path)?;
-        ours_alone(&file.metadata()?)?;
+        // What is checked is what is read: one file, opened once, and no link to another.
+        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        ours_alone(&found)?;
         // It was used: see `sweep`.
         let _ = file.set_modified(SystemTime::now());
-        let mut bytes = fs::read(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
         let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let at = bytes.len().checked_sub(SUM).ok_or_else(|| bad("it is too short".into()))?;
         let sum = bytes.split_off(at);
@@ -109,12 +126,10 @@ impl Cache {
         // Two steps, so that nobody ever reads half of it.
         let draft = path.with_extension(format!("{}", std::process::id()));
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&draft)?;
+            // What another process of this number left.
+            let _ = fs::remove_file(&draft);
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
             file.write_all(&bytes)?;
             file.write_all(&Sha256::digest(&bytes))?;
             fs::rename(&draft, path)
@@ -126,38 +141,157 @@ impl Cache {
     }
 }
 
-/// Deletes what nobody used for long, of other versions of this program too.
+/// Deletes what nobody used for long, of other versions of this program too. Someone may have set
+/// the cache to a folder that holds other things: those stay.
 fn sweep(folder: &Path) {
-    let old = |path: &Path| {
-        let modified = fs::symlink_metadata(path).and_then(|found| found.modified());
-        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT_FOR))
-    };
-    for engine in fs::read_dir(folder).into_iter().flatten().flatten() {
-        for file in fs::read_dir(engine.path()).into_iter().flatten().flatten() {
-            if old(&file.path()) {
-                let _ = fs::remove_file(file.path());
-            }
+    for engine in entries(folder) {
+        let found = fs::symlink_metadata(&engine);
+        let ours = found.is_ok_and(|found| found.is_dir() && ours_alone(&found).is_ok());
+        if !ours || !is_hex(&engine, 16) {
+            continue;
         }
+        entries(&engine).filter(|file| is_kept(file) && is_old(file)).for_each(|file| {
+            let _ = fs::remove_file(file);
+        });
         // It stays unless it is empty.
-        let _ = fs::remove_dir(engine.path());
+        let _ = fs::remove_dir(engine);
     }
 }
 
-/// Makes the folder if need be, and sees to it that nobody else may write to it.
-fn private(folder: &Path) -> io::Result<()> {
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn is_hex(path: &Path, digits: usize) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let name = path.file_stem().map(OsStr::as_bytes).unwrap_or_default();
+    name.len() == digits && name.iter().all(|byte| hex(*byte)) && path.extension().is_none()
+}
+
+/// A compiled component, or a draft of one.
+fn is_kept(path: &Path) -> bool {
+    let number = |of: &OsStr| !of.is_empty() && of.as_bytes().iter().all(u8::is_ascii_digit);
+    path.extension().is_none_or(number) && is_hex(&path.with_extension(""), 64)
+}
+
+fn is_old(path: &Path) -> bool {
+    let Ok(found) = fs::symlink_metadata(path) else { return false };
+    let age = found.modified().ok().and_then(|at| at.elapsed().ok());
+    found.is_file() && age.is_some_and(|age| age > KEPT_FOR)
+}
+
+/// Makes the folder if need be, and sees to it that nobody else may write to it, nor to any above
+/// it; its path without links.
+fn private(folder: &Path) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let found = fs::symlink_metadata(folder)?;
     if !found.is_dir() {
         return Err(io::Error::other("it is no folder"));
     }
-    ours_alone(&found)
+    ours_alone(&found)?;
+    // Links on the way to it were followed once and for all.
+    let folder = fs::canonicalize(folder)?;
+    for above in folder.ancestors().skip(1) {
+        guarded(above, &fs::symlink_metadata(above)?)?;
+    }
+    Ok(folder)
+}
+
+/// Whoever may write to a folder may put another in the place of what is in it, unless the folder
+/// is sticky, as those for temporary files are.
+fn guarded(folder: &Path, found: &fs::Metadata) -> io::Result<()> {
+    let (owners, others) = (found.uid() == 0 || found.uid() == me(), found.mode() & 0o022 != 0);
+    if owners && (!others || found.mode() & 0o1000 != 0) {
+        return Ok(());
+    }
+    let folder = folder.display();
+    Err(io::Error::other(format!(
+        "others may put another in its place: they may write to {folder}"
+    )))
 }
 
 fn ours_alone(found: &fs::Metadata) -> io::Result<()> {
-    // SAFETY: it only asks, and cannot fail.
-    let me = unsafe { libc::geteuid() };
-    if found.uid() != me || found.mode() & 0o022 != 0 {
+    if found.uid() != me() || found.mode() & 0o022 != 0 {
         return Err(io::Error::other("it is not ours alone: others may write to it"));
     }
     Ok(())
+}
+
+fn me() -> u32 {
+    // SAFETY: it only asks, and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    /// A folder that is gone when the test is.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let name = format!("interlock-cache-{}-{name}", std::process::id());
+            let path = fs::canonicalize(env::temp_dir()).unwrap().join(name);
+            DirBuilder::new().mode(0o700).create(&path).expect("there is room for a folder");
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn allow(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_folder_in_one_that_others_may_write_to_is_not_used() {
+        let scratch = Scratch::new("above");
+        let folder = scratch.0.join("caches/policies");
+        assert_eq!(private(&folder).unwrap(), folder);
+        allow(&scratch.0, 0o777);
+        let why = private(&folder).unwrap_err().to_string();
+        assert!(why.contains("others may put another in its place"), "{why}");
+        // As everyone's folder for temporary files is.
+        allow(&scratch.0, 0o1777);
+        private(&folder).unwrap();
+    }
+
+    #[test]
+    fn only_what_is_old_and_ours_is_swept() {
+        let scratch = Scratch::new("sweep");
+        let long_ago = SystemTime::now() - KEPT_FOR - Duration::from_secs(60);
+        let (digest, engine) = ("0123456789abcdef".repeat(4), "00000000000000aa");
+        let put = |path: &str, at: SystemTime| {
+            let path = scratch.0.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            allow(path.parent().unwrap(), 0o700);
+            File::create(&path).unwrap().set_modified(at).unwrap();
+            path
+        };
+        let swept = [
+            put(&format!("{engine}/{digest}"), long_ago),
+            put(&format!("{engine}/{digest}.4711"), long_ago),
+        ];
+        let kept = [
+            put(&format!("{engine}/{}", digest.replace('0', "1")), SystemTime::now()),
+            put(&format!("{engine}/notes"), long_ago),
+            put(&format!("{engine}/{digest}.txt"), long_ago),
+            put(&format!("photos/{digest}"), long_ago),
+            put("letter", long_ago),
+        ];
+        symlink(scratch.0.join("photos"), scratch.0.join("00000000000000bb")).unwrap();
+        sweep(&scratch.0);
+        assert!(swept.iter().all(|path| !path.exists()));
+        for path in kept {
+            assert!(path.exists(), "{} was deleted", path.display());
+        }
+    }
 }

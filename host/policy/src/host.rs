@@ -179,7 +179,12 @@ impl PolicyHost {
         let failed =
             |why| LoadFailed { policy: config.name.clone(), from: config.source.clone(), why };
         let compiled = bytes.and_then(|bytes| self.shared.compile(&bytes)).map_err(failed)?;
-        Ok(Arc::new(WasmPolicy::new(&self.shared, config, &compiled)?))
+        let policy = WasmPolicy::new(&self.shared, config, &compiled)?;
+        policy.serve(true);
+        if let Some(shown) = policy.shown() {
+            self.shared.metrics.plugins.show(shown);
+        }
+        Ok(Arc::new(policy))
     }
 }
 

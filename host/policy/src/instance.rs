@@ -78,13 +78,22 @@ impl Instance {
         store.set_max_component_handles(HANDLES_MAX);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().allowance.overdue()));
 
-        let instance =
-            run(&mut store, Call::default(), time_max, |store| fit.pre.instantiate(&mut *store));
-        let instance = instance.map_err(Stillborn::Failed)?;
+        let instance = run(&mut store, Call::default(), Allowance::new(time_max), |store| {
+            fit.pre.instantiate(&mut *store)
+        });
+        let instance = instance.map_err(|mut failure| {
+            // It has said nothing yet that could be wrong: there was no room for it.
+            if failure.kind == FailureKind::BadOutput {
+                failure.kind = FailureKind::Instantiate;
+            }
+            Stillborn::Failed(failure)
+        })?;
         let misfit = |error: wasmtime::Error| Stillborn::Misfit(format!("{error:#}"));
         // All of them before `init`: one that does not fit is no matter of settings.
         let (guests, init) = fit.load(&mut store, &instance).map_err(misfit)?;
-        let begun = run(&mut store, Call::default(), time_max, |store| match &init {
+        // What is left of its time: a start function that dawdles leaves `init` little.
+        let left = store.data().allowance;
+        let begun = run(&mut store, Call::default(), left, |store| match &init {
             Init::Now(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
             Init::V0_1(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
         });
@@ -106,7 +115,8 @@ impl Instance {
         ask: impl FnOnce(&Guests, &mut Store<GuestState>) -> wasmtime::Result<T>,
     ) -> Result<T, PolicyFailure> {
         let guests = &self.guests;
-        let answer = run(&mut self.store, call, time_max, |store| ask(guests, store));
+        let allowance = Allowance::new(time_max);
+        let answer = run(&mut self.store, call, allowance, |store| ask(guests, store));
         // What a request brought is not kept for the next.
         self.store.data_mut().call = Call::default();
         answer
@@ -154,10 +164,10 @@ impl Fit {
 fn run<T>(
     store: &mut Store<GuestState>,
     call: Call,
-    time_max: Duration,
+    allowance: Allowance,
     run: impl FnOnce(&mut Store<GuestState>) -> wasmtime::Result<T>,
 ) -> Result<T, PolicyFailure> {
-    store.data_mut().begin(call, Allowance::new(time_max));
+    store.data_mut().begin(call, allowance);
     store.set_epoch_deadline(Allowance::TICKS);
     let began = Instant::now();
     run(store).map_err(|error| failure(&error, began.elapsed(), store.data_mut().last_words.take()))

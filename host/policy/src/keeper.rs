@@ -15,6 +15,8 @@
 //! - A request stays with the chain that it began with; a policy that was replaced lives until the
 //!   last such request is gone and it is too old to be rolled back to.
 //! - One change at a time. Whoever only looks never waits for one.
+//! - A policy is on probation for its minute, whatever else is swapped meanwhile; and only a policy
+//!   that is in place is taken back.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -34,11 +36,14 @@ use crate::{Digest, LoadFailed, PolicyConfig, PolicyHost, PolicySource, Unfit, W
 /// Generations that can be gone back to: as many as `Policies` keeps.
 const KEPT: usize = 3;
 
-/// How long a new generation is on probation.
+/// How long a new policy is on probation.
 const PROBATION: Duration = Duration::from_secs(60);
 
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a file is tried that could not be loaded for a reason that passes.
+const TRIES: u32 = 5;
 
 /// The policies of a host, and how they change.
 pub struct Keeper {
@@ -54,16 +59,33 @@ pub struct Keeper {
 struct Book {
     entries: Vec<Entry>,
     past: VecDeque<Vec<Entry>>,
-    probation: Option<Probation>,
-    /// Files that were found not to do, so that each is complained about once.
-    refused: HashMap<String, Digest>,
+    probation: Vec<Trial>,
+    /// Files that were found not to do, so that each is complained about once, by policy.
+    refused: HashMap<String, Refusal>,
 }
 
-/// A generation that has to prove itself.
-struct Probation {
+/// A policy that has to prove itself.
+struct Trial {
+    policy: Arc<WasmPolicy>,
+    /// The one that it came with.
     generation: u64,
     until: Instant,
-    policies: Vec<(Arc<WasmPolicy>, u64)>,
+    /// How often it was quarantined when it came.
+    quarantines: u64,
+    /// What was in its place.
+    before: Option<Entry>,
+}
+
+impl Trial {
+    fn failed(&self) -> bool {
+        self.policy.quarantines() > self.quarantines
+    }
+}
+
+/// A file that was tried in vain.
+struct Refusal {
+    digest: Digest,
+    tries: u32,
 }
 
 /// A policy in its place.
@@ -125,8 +147,9 @@ impl Keeper {
     ) -> Result<Arc<Self>, Vec<LoadFailed>> {
         let entries = load_all(&host, configs, &[])?;
         let policies = Arc::new(Policies::new(links(&entries), ceilings, commons));
+        in_place(&host, &[], &entries);
         let book =
-            Book { entries, past: VecDeque::new(), probation: None, refused: HashMap::new() };
+            Book { entries, past: VecDeque::new(), probation: Vec::new(), refused: HashMap::new() };
         Ok(Arc::new(Self { host, policies, changing: Mutex::default(), book: Mutex::new(book) }))
     }
 
@@ -170,13 +193,25 @@ impl Keeper {
     ///
     /// When there is no such policy or the new one cannot be loaded; nothing has changed then.
     pub fn replace(&self, name: &str, change: Change) -> Result<u64, NotChanged> {
+        self.replace_by(name, change, None)
+    }
+
+    /// The same with a component that was read already.
+    fn replace_by(
+        &self,
+        name: &str,
+        change: Change,
+        read: Option<Bytes>,
+    ) -> Result<u64, NotChanged> {
         let _changing = self.changing();
-        let entries = self.book().entries.clone();
+        let mut entries = self.book().entries.clone();
         let at = entries.iter().position(|entry| entry.config.name == name);
         let at = at.ok_or_else(|| NotChanged::Unknown(name.to_owned()))?;
-        let mut entries = entries;
-        let replaced = self.changed(&entries[at], change);
-        entries[at] = replaced.inspect_err(|failed| {
+        let replaced = self.changed(&entries[at], change, read).and_then(|entry| {
+            entries[at] = entry;
+            contradictions(&entries).pop().map_or(Ok(()), Err)
+        });
+        replaced.inspect_err(|failed| {
             self.policies.swap_failed();
             tracing::error!(policy = name, %failed, "policy not replaced: the one that was there stays");
         })?;
@@ -279,56 +314,99 @@ impl Keeper {
             tracing::warn!(policy = name, from = %entry.config.source, "a policy's file changed, and cannot be read");
             return;
         };
-        let known = bytes.digest == entry.compiled.digest
-            || self.book().refused.get(name) == Some(&bytes.digest);
-        if known {
+        let digest = bytes.digest.clone();
+        let tried = {
+            let book = self.book();
+            let refusal = book.refused.get(name).filter(|refusal| refusal.digest == digest);
+            refusal.map_or(0, |refusal| refusal.tries)
+        };
+        if digest == entry.compiled.digest || tried >= TRIES {
             return;
         }
-        let digest = bytes.digest.clone();
         tracing::info!(policy = name, from = %entry.config.source, %digest, "a policy's file changed");
-        let source = Some(entry.config.source);
-        // It is read once more there; what counts is that it is whole.
-        if self.replace(name, Change { source, ..Change::default() }).is_err() {
-            self.book().refused.insert(name.to_owned(), digest);
+        let Err(NotChanged::Load(failed)) = self.replace_by(name, Change::default(), Some(bytes))
+        else {
+            return;
+        };
+        let passes = failed.why.passes();
+        let tries = if passes { tried + 1 } else { TRIES };
+        let mut book = self.book();
+        if passes && tries < TRIES {
+            tracing::warn!(policy = name, %digest, tries, "it is tried again: the reason may pass");
+            // As if nobody had looked at it.
+            let entry = book.entries.iter_mut().find(|entry| entry.config.name == name);
+            entry.into_iter().for_each(|entry| entry.stamp = None);
+        }
+        book.refused.insert(name.to_owned(), Refusal { digest, tries });
+    }
+
+    /// Takes back what failed while it was on probation.
+    fn judge(&self) {
+        let failed = {
+            let (mut book, now) = (self.book(), Instant::now());
+            book.probation.retain(|trial| trial.failed() || now <= trial.until);
+            book.probation.iter().any(Trial::failed)
+        };
+        if failed {
+            self.take_back();
         }
     }
 
-    /// Is the current generation on probation? Takes it back if it failed.
-    fn judge(&self) -> bool {
-        let failed = {
-            let mut book = self.book();
-            let Some(probation) = &book.probation else { return false };
-            let failed = probation.policies.iter().find(|(p, before)| p.quarantines() > *before);
-            let failed = failed.map(|(policy, _)| Arc::clone(policy));
-            if failed.is_none() && Instant::now() > probation.until {
-                book.probation = None;
-                return false;
-            }
-            failed
-        };
-        let Some(policy) = failed else { return true };
+    fn take_back(&self) {
         let _changing = self.changing();
-        let Some(probation) = self.book().probation.take() else { return false };
-        if let Some(generation) = self.policies.restore_before(probation.generation) {
-            let digest = policy.describe().digest.clone();
-            tracing::error!(
-                policy = policy.name(), %digest, from = probation.generation, generation,
-                "a policy was quarantined right after it was replaced: the one before is back"
-            );
-            self.went_back();
-            self.book().refused.insert(policy.name().to_owned(), digest);
-        }
-        false
+        // Looked for again: whoever changed something while this waited may have put it right, and
+        // what is in place now did nothing.
+        let trial = {
+            let mut book = self.book();
+            let at = book.probation.iter().position(Trial::failed);
+            at.map(|at| book.probation.swap_remove(at))
+        };
+        let Some(trial) = trial else { return };
+        let from = self.policies.current().generation();
+        let back = if trial.generation == from {
+            let back = self.policies.restore_before(from);
+            back.inspect(|_| self.went_back())
+        } else {
+            // What was swapped since is not its doing, and stays.
+            trial.before.and_then(|before| self.put_back(&trial.policy, before))
+        };
+        let Some(generation) = back else { return };
+        let digest = trial.policy.describe().digest.clone();
+        tracing::error!(
+            policy = trial.policy.name(), %digest, from, generation,
+            "a policy was quarantined right after it was replaced: the one before is back"
+        );
+        let refusal = Refusal { digest, tries: TRIES };
+        self.book().refused.insert(trial.policy.name().to_owned(), refusal);
+    }
+
+    /// Puts an earlier policy into the place of this one, in a generation of its own.
+    fn put_back(&self, failed: &Arc<WasmPolicy>, mut before: Entry) -> Option<u64> {
+        let mut entries = self.book().entries.clone();
+        let place = entries.iter_mut().find(|entry| Arc::ptr_eq(&entry.policy, failed))?;
+        // What the file has now is what is taken back: only a further change counts.
+        before.stamp = stamp(&before.config.source);
+        let policy = Arc::clone(&before.policy);
+        *place = before;
+        let generation = self.swap(entries);
+        // It has proved itself; and what it could be replaced by has not.
+        self.book().probation.retain(|trial| !Arc::ptr_eq(&trial.policy, &policy));
+        Some(generation)
     }
 
     /// The entry with what is to change of it.
-    fn changed(&self, old: &Entry, change: Change) -> Result<Entry, LoadFailed> {
+    fn changed(
+        &self,
+        old: &Entry,
+        change: Change,
+        read: Option<Bytes>,
+    ) -> Result<Entry, LoadFailed> {
         let mut config = old.config.clone();
         let given = change.component.is_some() || change.source.is_some();
         // In shadow it has a state of its own, so what comes out of it begins anew.
         let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
         let moved = change.mode.is_some_and(|mode| shadow(mode) != shadow(config.mode));
-        let fresh = given || moved || change.settings.is_some();
+        let fresh = given || read.is_some() || moved || change.settings.is_some();
         if let Some(source) = change.source {
             config.source = source;
         }
@@ -337,9 +415,13 @@ impl Keeper {
         }
         config.mode = change.mode.unwrap_or(config.mode);
         let stamp = if given { stamp(&config.source) } else { old.stamp };
-        let compiled = match change.component {
-            Some(bytes) => self.host.compile(&config, Bytes::new(bytes.into()))?,
-            None if given => self.host.compile(&config, Bytes::read(&config.source))?,
+        let bytes = match (read, change.component) {
+            (Some(bytes), _) => Some(Ok(bytes)),
+            (None, Some(bytes)) => Some(Bytes::new(bytes.into())),
+            (None, None) => given.then(|| Bytes::read(&config.source)),
+        };
+        let compiled = match bytes {
+            Some(bytes) => self.host.compile(&config, bytes)?,
             // Only what it is told changes: there is nothing to compile.
             None => Arc::clone(&old.compiled),
         };
@@ -357,33 +439,36 @@ impl Keeper {
         let generation = self.policies.swap(links(&entries));
         let mut book = self.book();
         let before = std::mem::replace(&mut book.entries, entries);
-        let known =
-            |policy: &Arc<WasmPolicy>| before.iter().any(|e| Arc::ptr_eq(&e.policy, policy));
-        let fresh = book.entries.iter().map(|e| &e.policy).filter(|policy| !known(policy));
-        let policies = fresh.map(|policy| (Arc::clone(policy), policy.quarantines())).collect();
+        in_place(&self.host, &before, &book.entries);
+        let Book { entries, probation, past, .. } = &mut *book;
+        probation.retain(|trial| has(entries, &trial.policy));
         let until = Instant::now() + PROBATION;
-        book.probation = Some(Probation { generation, until, policies });
-        book.past.push_back(before);
-        if book.past.len() > KEPT {
-            book.past.pop_front();
+        let fresh = entries.iter().filter(|entry| !has(&before, &entry.policy));
+        probation.extend(fresh.map(|entry| Trial {
+            policy: Arc::clone(&entry.policy),
+            generation,
+            until,
+            quarantines: entry.policy.quarantines(),
+            before: before.iter().find(|old| old.config.name == entry.config.name).cloned(),
+        }));
+        past.push_back(before);
+        if past.len() > KEPT {
+            past.pop_front();
         }
         generation
     }
 
     fn went_back(&self) {
         let mut book = self.book();
-        book.probation = None;
-        if let Some(before) = book.past.pop_back() {
-            for entry in &before {
-                entry.policy.show_metrics();
-            }
-            // What the files have now is what was taken back: only a further change counts.
-            let stamps: Vec<_> = before.iter().map(|entry| stamp(&entry.config.source)).collect();
-            book.entries = before;
-            for (entry, stamp) in book.entries.iter_mut().zip(stamps) {
-                entry.stamp = stamp;
-            }
+        let Some(mut back) = book.past.pop_back() else { return };
+        // What the files have now is what was taken back: only a further change counts.
+        for entry in &mut back {
+            entry.stamp = stamp(&entry.config.source);
         }
+        let left = std::mem::replace(&mut book.entries, back);
+        in_place(&self.host, &left, &book.entries);
+        let Book { entries, probation, .. } = &mut *book;
+        probation.retain(|trial| has(entries, &trial.policy));
     }
 
     fn changing(&self) -> MutexGuard<'_, ()> {
@@ -435,7 +520,50 @@ fn load_all(
             Err(failed) => failures.push(failed),
         }
     }
+    if failures.is_empty() {
+        failures = contradictions(&entries);
+    }
     if failures.is_empty() { Ok(entries) } else { Err(failures) }
+}
+
+/// Policies whose metrics cannot be shown together.
+fn contradictions(entries: &[Entry]) -> Vec<LoadFailed> {
+    let contradiction = |(at, entry): (usize, &Entry)| {
+        let mine = entry.policy.shown()?;
+        let previous = entries.iter().filter_map(|other| other.previous.as_ref());
+        let mut others = entries[..at].iter().map(|other| &other.policy).chain(previous);
+        let why = others.find_map(|other| mine.contradicts(&other.shown()?))?;
+        let (policy, from) = (entry.config.name.clone(), entry.config.source.clone());
+        Some(LoadFailed { policy, from, why: Unfit::Descriptor(why) })
+    };
+    entries.iter().enumerate().filter_map(contradiction).collect()
+}
+
+/// Is this policy in one of these places?
+fn has(entries: &[Entry], policy: &Arc<WasmPolicy>) -> bool {
+    entries.iter().any(|entry| Arc::ptr_eq(&entry.policy, policy))
+}
+
+/// These entries are in place from now on, in place of those.
+fn in_place(host: &PolicyHost, before: &[Entry], now: &[Entry]) {
+    let both =
+        |entry: &Entry| std::iter::once(Arc::clone(&entry.policy)).chain(entry.previous.clone());
+    let serving: Vec<_> = now.iter().flat_map(both).collect();
+    for gone in before.iter().flat_map(both) {
+        if !serving.iter().any(|policy| Arc::ptr_eq(policy, &gone)) {
+            gone.retire();
+        }
+    }
+    // Those that share a name share their metrics, and the one that is new is shown.
+    let shown = |entry: &Entry| {
+        let apart = |previous: &Arc<WasmPolicy>| previous.own() != entry.policy.own();
+        [Some(Arc::clone(&entry.policy)), entry.previous.clone().filter(apart)]
+    };
+    let shown: Vec<_> = now.iter().flat_map(shown).flatten().collect();
+    for policy in &serving {
+        policy.serve(shown.iter().any(|shown| Arc::ptr_eq(shown, policy)));
+    }
+    host.shared().metrics.plugins.show_only(shown.iter().filter_map(|policy| policy.shown()));
 }
 
 fn load_one(
@@ -565,5 +693,47 @@ impl PolicyHost {
         compiled: &Compiled,
     ) -> Result<Arc<WasmPolicy>, LoadFailed> {
         Ok(Arc::new(WasmPolicy::new(self.shared(), config, compiled)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use interlock_admission::{LimitsConfig, PolicyMetrics};
+    use interlock_metrics::Registry;
+
+    use super::*;
+
+    fn guest(name: &str) -> PolicySource {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guests");
+        PolicySource::File(folder.join(format!("{name}.wasm")))
+    }
+
+    /// The keeper saw that a policy had failed, and waited for the operator, who was replacing it.
+    #[test]
+    fn what_put_it_right_is_not_taken_back() {
+        let first = PolicyConfig { crash_budget: 1, ..PolicyConfig::new("p", guest("guest-mute")) };
+        let registry = Registry::new();
+        let metrics = PolicyMetrics::register(&registry);
+        let host = PolicyHost::new().expect("WebAssembly works here");
+        let ceilings = LimitsConfig::default().ceilings();
+        let keeper = Keeper::new(host, &[first], ceilings, metrics).expect("it is fine");
+        let replace = |name: &str| {
+            let change = Change { source: Some(guest(name)), ..Change::default() };
+            keeper.replace("p", change).expect("it is fine so far")
+        };
+        replace("guest-misbehaves");
+        let fail = || {
+            let policy = Arc::clone(&keeper.book().entries[0].policy);
+            policy.fail();
+            assert!(keeper.book().probation[0].failed());
+        };
+        fail();
+        let fixed = replace("guest-misbehaves");
+        // It was here that it waited.
+        keeper.take_back();
+        assert_eq!(keeper.policies.current().generation(), fixed);
+        fail();
+        keeper.take_back();
+        assert_eq!(keeper.policies.current().generation(), fixed - 1);
     }
 }

@@ -19,8 +19,10 @@ pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 /// Largest memory that an operator may grant an instance.
 pub const MEMORY_MAX: u64 = 64 << 20;
 
-/// Instances of all policies together: two dozen policies on a machine of two dozen cores, since
-/// a thread uses one at a time. A call beyond that fails as `instantiate`.
+/// Instances of all policies together. A policy keeps as many as there are cores
+/// ([`SLOW_CALLS_MAX`] if it is slow), since a thread uses one at a time, and each of the three
+/// earlier generations that can come back keeps one: on a machine of two dozen cores that is room
+/// for eighteen policies that were all replaced thrice. A call beyond that fails as `instantiate`.
 pub const INSTANCES_MAX: u32 = 512;
 
 /// Calls after which an instance is replaced, give or take a quarter. Whatever a policy
@@ -43,8 +45,9 @@ pub(crate) const PARTS_MAX: u32 = 16;
 /// Elements in all tables of a component together.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 
-/// Resource handles alive in one instance. Our interfaces have no resources, but a component can
-/// make its own, and their tables are our memory.
+/// Resource handles alive in one instance. Our interfaces have no resources, so no guest can hold
+/// a handle of the host's and there is nothing to count; but a component can make its own, and
+/// their tables are our memory.
 pub(crate) const HANDLES_MAX: usize = 64;
 
 /// Most calls of the host in one call of a policy that an operator may allow. Lines for the log do
@@ -170,8 +173,12 @@ impl ResourceLimiter for Limiter {
         &mut self,
         current: usize,
         desired: usize,
-        _declared_max: Option<usize>,
+        declared_max: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        // It set this bound itself: it gets no memory, and nothing is counted.
+        if declared_max.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
         let asked = self.memory - current.min(self.memory) + desired;
         if asked > self.memory_max {
             return Err(MemoryExceeded { asked, max: self.memory_max }.into());
@@ -184,8 +191,11 @@ impl ResourceLimiter for Limiter {
         &mut self,
         current: usize,
         desired: usize,
-        _declared_max: Option<usize>,
+        declared_max: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        if declared_max.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
         let asked = self.table_elements - current.min(self.table_elements) + desired;
         if asked > TABLE_ELEMENTS_MAX {
             return Err(TableExceeded { asked }.into());
@@ -204,5 +214,23 @@ impl ResourceLimiter for Limiter {
 
     fn memories(&self) -> usize {
         PARTS_MAX as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_grow_is_not_counted() {
+        let mut limiter = Limiter { memory_max: 1000, memory: 0, table_elements: 0 };
+        assert!(limiter.memory_growing(0, 400, Some(500)).unwrap());
+        for _ in 0..9 {
+            assert!(!limiter.memory_growing(400, 600, Some(500)).unwrap());
+        }
+        assert_eq!(limiter.memory, 400);
+        assert!(limiter.memory_growing(0, 601, None).is_err());
+        assert!(!limiter.table_growing(0, 20, Some(10)).unwrap());
+        assert_eq!(limiter.table_elements, 0);
     }
 }

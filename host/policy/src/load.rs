@@ -105,6 +105,12 @@ impl Unfit {
         let line = line(grants, &missing);
         Self::Grants { missing, line }
     }
+
+    /// May the same file do next time? There was no room for it, or no time: the machine was busy.
+    pub(crate) fn passes(&self) -> bool {
+        use interlock_admission::FailureKind::{Deadline, Instantiate};
+        matches!(self, Self::Start(failure) if matches!(failure.kind, Deadline | Instantiate))
+    }
 }
 
 fn names(grants: &[Grant]) -> String {

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,7 +26,7 @@ use crate::metrics::{PolicyMeters, Recycled};
 use crate::old;
 use crate::profile::{Profile, within};
 use crate::quarantine::Quarantine;
-use crate::reach::{Call, GuestState, Reach, Voice};
+use crate::reach::{Call, GuestState, Reach, Shown, Voice};
 use crate::{LoadFailed, PolicyConfig, Unfit};
 
 /// A loaded policy. Any number of threads may call it at once; each call owns an instance.
@@ -46,8 +47,11 @@ pub struct WasmPolicy {
     writes: bool,
     // A stack, so that a quiet host keeps using the one instance whose memory is in the cache.
     // Held for a push or a pop, never during a call.
+    #[allow(clippy::vec_box, reason = "an instance goes through several hands in each call")]
     warm: Mutex<Vec<Box<Kept>>>,
     warm_max: usize,
+    // Requests that began with it may still call it, and it may come back.
+    retired: AtomicBool,
 }
 
 /// An instance, as the metrics know it.
@@ -71,6 +75,13 @@ impl Drop for Kept {
         self.meters.live.dec();
         self.meters.memory.sub(signed(self.memory));
     }
+}
+
+/// Why there is no instance to call.
+struct Absent {
+    failure: PolicyFailure,
+    /// Or that of the others, who left no room.
+    its_fault: bool,
 }
 
 /// All that another instance is made from.
@@ -137,10 +148,8 @@ impl WasmPolicy {
         if !ungranted.is_empty() {
             return Err(unfit(Unfit::grants(ungranted, &config.grants)));
         }
-        let meters = shared.metrics.plugins.declare(&own, &profile.metrics);
-        let meters = meters.map_err(|why| unfit(Unfit::Descriptor(why)))?;
         // Nobody set it before: the first instance has only just begun.
-        let _ = recipe.reach.meters.set(meters);
+        let _ = recipe.reach.meters.set(shared.metrics.plugins.prepare(&own, &profile.metrics));
         let takes = |phase: Phase| shape.phases.contains(&phase);
         let meters = Arc::new(shared.metrics.policy(&own));
         let cores = thread::available_parallelism().map_or(2, usize::from);
@@ -165,6 +174,7 @@ impl WasmPolicy {
             warm: Mutex::default(),
             // As many as can run at once: the rest would only be memory.
             warm_max: if shape.slow() { SLOW_CALLS_MAX } else { cores },
+            retired: AtomicBool::new(false),
         };
         tracing::info!(
             policy = policy.name, from = %config.source, digest = %compiled.digest,
@@ -224,11 +234,40 @@ impl WasmPolicy {
         self.quarantine.times()
     }
 
-    /// Its metrics are shown again, in place of those of a later generation of it.
-    pub(crate) fn show_metrics(&self) {
-        let declared = self.profile.metrics.iter().map(|metric| metric.name.as_str());
-        if let Some(meters) = self.recipe.reach.meters.get() {
-            self.recipe.shared.metrics.plugins.show(&self.own, declared, meters);
+    /// It is in place from now on, for the first time or again. `shown`: the gauge that it shares
+    /// with its other generations speaks of it.
+    pub(crate) fn serve(&self, shown: bool) {
+        self.retired.store(false, Ordering::Relaxed);
+        self.quarantine.show(shown);
+    }
+
+    /// Another one is in its place. What it keeps warm is given up, but for one instance at a time:
+    /// there is room for so many instances, and those that are in place need it.
+    pub(crate) fn retire(&self) {
+        self.quarantine.show(false);
+        let mut warm = self.warm();
+        self.retired.store(true, Ordering::Relaxed);
+        let given_up = std::mem::take(&mut *warm);
+        drop(warm);
+        drop(given_up);
+    }
+
+    /// Its metrics, for whoever shows them.
+    pub(crate) fn shown(&self) -> Option<Shown<'_>> {
+        let (policy, metrics) = (self.own.as_str(), self.profile.metrics.as_slice());
+        self.recipe.reach.meters.get().map(|meters| Shown { policy, metrics, meters })
+    }
+
+    /// What its log, state and metrics go by: of two generations with one name, one is shown.
+    pub(crate) fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// A call of it fails.
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        if let Ok(pass) = self.quarantine.pass() {
+            pass.failed();
         }
     }
 
@@ -246,16 +285,25 @@ impl WasmPolicy {
         understand: impl FnOnce(T) -> Answer<U>,
     ) -> Answer<U> {
         let pass = self.quarantine.pass()?;
-        let mut kept = self.take()?;
+        let mut kept = match self.take() {
+            Ok(kept) => kept,
+            Err(Absent { failure, its_fault }) => {
+                if its_fault {
+                    pass.failed();
+                }
+                return Err(failure);
+            }
+        };
         let answer = {
             let _ticking = self.recipe.shared.ticker.call();
             kept.instance.call(call, self.deadline, ask)
         };
         let answer = answer.and_then(understand);
-        pass.settle(answer.as_ref().err().map(|failure| failure.kind));
         if answer.is_ok() {
+            pass.answered();
             self.give_back(kept);
         } else {
+            pass.failed();
             // What failed is dropped, and that is all there is to never using it again.
             self.drop_one(kept, Recycled::Failure);
         }
@@ -263,25 +311,37 @@ impl WasmPolicy {
     }
 
     /// Takes a warm instance, or makes one.
-    fn take(&self) -> Result<Box<Kept>, PolicyFailure> {
+    fn take(&self) -> Result<Box<Kept>, Absent> {
         let warm = self.warm().pop();
         if let Some(kept) = warm {
             self.meters.busy.inc();
             return Ok(kept);
         }
-        let failed = |message| Err(PolicyFailure { kind: FailureKind::Instantiate, message });
+        let absent = |message, its_fault| {
+            let failure = PolicyFailure { kind: FailureKind::Instantiate, message };
+            Err(Absent { failure, its_fault })
+        };
         match self.recipe.make() {
             Ok((instance, profile)) if self.profile.agrees(&profile) => {
                 self.meters.busy.inc();
                 Ok(Kept::new(instance, &self.meters))
             }
-            Ok(_) => failed("an instance says other things of itself than the first one".into()),
-            Err(Stillborn::Failed(failure)) => failed(failure.to_string()),
-            Err(Stillborn::Misfit(why)) => failed(why),
-            Err(Stillborn::Refused(message)) => failed(format!(
-                "an instance refused settings that the first one accepted: {}",
-                self.recipe.reach.voice.presentable(&message)
-            )),
+            Ok(_) => {
+                absent("an instance says other things of itself than the first one".into(), true)
+            }
+            // There was no room: others took it.
+            Err(Stillborn::Failed(failure)) if failure.kind == FailureKind::Instantiate => {
+                absent(failure.to_string(), false)
+            }
+            Err(Stillborn::Failed(failure)) => absent(failure.to_string(), true),
+            Err(Stillborn::Misfit(why)) => absent(why, true),
+            Err(Stillborn::Refused(message)) => absent(
+                format!(
+                    "an instance refused settings that the first one accepted: {}",
+                    self.recipe.reach.voice.presentable(&message)
+                ),
+                true,
+            ),
         }
     }
 
@@ -303,7 +363,8 @@ impl WasmPolicy {
             kept.memory = memory;
         }
         let mut warm = self.warm();
-        if warm.len() < self.warm_max {
+        let most = if self.retired.load(Ordering::Relaxed) { 1 } else { self.warm_max };
+        if warm.len() < most {
             warm.push(kept);
             drop(warm);
             self.meters.busy.dec();
@@ -319,6 +380,7 @@ impl WasmPolicy {
         drop(kept);
     }
 
+    #[allow(clippy::vec_box, reason = "as above")]
     fn warm(&self) -> MutexGuard<'_, Vec<Box<Kept>>> {
         // Whoever panicked held it for a push or a pop: the stack is whole.
         self.warm.lock().unwrap_or_else(PoisonError::into_inner)

@@ -22,6 +22,8 @@ pub(crate) struct Quarantine {
     /// Failures within [`WITHIN`] that are too many; 0: none are.
     budget: usize,
     gauge: IntGauge,
+    // Does the gauge speak of this one? Of the generations of a policy, which share it, one does.
+    shown: AtomicBool,
     // Read before each call; everything else is only looked at when something failed.
     closed: AtomicBool,
     record: Mutex<Record>,
@@ -50,10 +52,22 @@ pub(crate) struct Pass<'a> {
 
 impl Quarantine {
     pub(crate) fn new(policy: &str, budget: u32, gauge: IntGauge) -> Self {
-        let (closed, record) = (AtomicBool::new(false), Mutex::default());
-        // Whoever had this name before may have left it otherwise.
-        gauge.set(0);
-        Self { policy: policy.to_owned(), budget: budget as usize, gauge, closed, record }
+        let (shown, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (policy, budget) = (policy.to_owned(), budget as usize);
+        Self { policy, budget, gauge, shown, closed, record: Mutex::default() }
+    }
+
+    /// Whether the gauge speaks of this one from now on.
+    pub(crate) fn show(&self, shown: bool) {
+        let record = self.record();
+        self.shown.store(shown, Ordering::Relaxed);
+        self.tell(record.until.is_some());
+    }
+
+    fn tell(&self, quarantined: bool) {
+        if self.shown.load(Ordering::Relaxed) {
+            self.gauge.set(quarantined.into());
+        }
     }
 
     /// May it be called?
@@ -112,7 +126,7 @@ impl Quarantine {
         record.failures.clear();
         record.times += 1;
         self.closed.store(true, Ordering::Relaxed);
-        self.gauge.set(1);
+        self.tell(true);
         tracing::error!(
             policy = self.policy, pause = ?record.pause,
             "policy quarantined: it failed too often and is not asked for a while"
@@ -126,7 +140,7 @@ impl Quarantine {
         record.released = Some(now);
         record.failures.clear();
         self.closed.store(false, Ordering::Relaxed);
-        self.gauge.set(0);
+        self.tell(false);
         tracing::info!(policy = self.policy, "policy released from quarantine");
     }
 
@@ -137,17 +151,18 @@ impl Quarantine {
 }
 
 impl Pass<'_> {
-    /// What came of the call.
-    pub(crate) fn settle(mut self, failure: Option<FailureKind>) {
-        use FailureKind::{Deadline, HostCalls, Memory, Trap};
-        // A wrong answer is no crash: it costs no more than a right one.
-        let crashed = matches!(failure, Some(Trap | Deadline | Memory | HostCalls));
-        let probe = std::mem::take(&mut self.probe);
-        if crashed {
-            self.quarantine.failed(probe, Instant::now());
-        } else if probe {
+    /// It answered, and the answer made sense.
+    pub(crate) fn answered(mut self) {
+        if std::mem::take(&mut self.probe) {
             self.quarantine.recovered(Instant::now());
         }
+    }
+
+    /// It gave no answer, or none that is one, and it is its own fault: what it costs, an instance
+    /// and the host's own decision, is the same in whatever way it failed.
+    pub(crate) fn failed(mut self) {
+        let probe = std::mem::take(&mut self.probe);
+        self.quarantine.failed(probe, Instant::now());
     }
 }
 
@@ -168,7 +183,9 @@ mod tests {
 
     fn quarantine(budget: u32) -> Quarantine {
         let gauges = Registry::new().gauges("q", "Q.", &["policy"]);
-        Quarantine::new("p", budget, gauges.with_label_values(&["p"]))
+        let quarantine = Quarantine::new("p", budget, gauges.with_label_values(&["p"]));
+        quarantine.show(true);
+        quarantine
     }
 
     fn after(start: Instant, seconds: f64) -> Instant {
@@ -222,5 +239,23 @@ mod tests {
         let (q, start) = (quarantine(0), Instant::now());
         (0..100).for_each(|_| q.failed(false, start));
         assert!(q.pass().is_ok());
+    }
+
+    #[test]
+    fn the_gauge_speaks_of_who_is_in_place() {
+        let gauge = Registry::new().gauges("q", "Q.", &["policy"]).with_label_values(&["p"]);
+        let [old, new] = [(); 2].map(|()| Quarantine::new("p", 1, gauge.clone()));
+        old.show(true);
+        old.failed(false, Instant::now());
+        assert_eq!(gauge.get(), 1);
+        // The new one may yet come to nothing.
+        drop(Quarantine::new("p", 1, gauge.clone()));
+        assert_eq!(gauge.get(), 1);
+        old.show(false);
+        new.show(true);
+        old.failed(true, Instant::now());
+        assert_eq!(gauge.get(), 0);
+        old.show(true);
+        assert_eq!(gauge.get(), 1);
     }
 }

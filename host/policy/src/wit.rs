@@ -7,7 +7,7 @@ pub(crate) mod now {
         world: "policy",
         // Facts are lent to a call; nothing is copied but what the guest's memory needs.
         ownership: Borrowing { duplicate_if_necessary: true },
-        // A host call can end the call that it is in: see `crate::budget`.
+        // A host call can end the call that it is in: see `crate::reach::TooManyCalls`.
         imports: { default: trappable },
     });
 }

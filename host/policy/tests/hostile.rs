@@ -123,13 +123,6 @@ fn thread_cpu_time() -> Duration {
 }
 
 #[test]
-fn lines_without_end_are_dropped_and_do_no_harm() {
-    let config = PolicyConfig { deadline: Duration::from_secs(1), ..hostile() };
-    let policy = load(&config).expect("it is fine so far");
-    admitted(&*policy, "storm of lines");
-}
-
-#[test]
 fn scores_that_are_none_are_brought_to_what_scores_are() {
     let policy = load(&hostile()).expect("it is fine so far");
     let candidates = [candidate(0, "a"), candidate(3, "b")];
@@ -244,6 +237,34 @@ fn a_policy_that_keeps_failing_is_left_alone_for_a_while() {
     }
     assert!(began.elapsed() > Duration::from_millis(900));
     assert_eq!((gauge(&registry), policy.quarantines()), (String::new(), 1));
+}
+
+#[test]
+fn one_that_talks_nonsense_is_left_alone_too() {
+    let policy = load(&PolicyConfig { crash_budget: 5, ..hostile() }).expect("it is fine so far");
+    for _ in 0..5 {
+        let failure = admit(&*policy, "a reason of its own").expect_err("it declared two");
+        assert_eq!(failure.kind, FailureKind::BadOutput);
+    }
+    let failure = admit(&*policy, "fine").expect_err("nobody asks it");
+    assert_eq!(failure.kind, FailureKind::Quarantined);
+}
+
+#[test]
+fn one_that_no_longer_begins_is_left_alone_too() {
+    let settings = common::settings(r#"{"cursed": true}"#);
+    let cursed = PolicyConfig { crash_budget: 5, settings, ..hostile() };
+    let policy = load(&cursed).expect("it begins so far");
+    rejected(&*policy, "curse");
+    // The instance that began is gone, and with it the last one.
+    assert_eq!(admit(&*policy, "panic").expect_err("it panics").kind, FailureKind::Trap);
+    for _ in 1..5 {
+        let failure = admit(&*policy, "fine").expect_err("it does not begin");
+        assert_eq!(failure.kind, FailureKind::Instantiate);
+        assert!(failure.message.contains("it was cursed"), "{failure}");
+    }
+    let failure = admit(&*policy, "fine").expect_err("nobody asks it");
+    assert_eq!(failure.kind, FailureKind::Quarantined);
 }
 
 /// A hostile policy on six threads, a good one on two: the good one never fails.

@@ -3,21 +3,21 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use interlock_admission::{Body, LimitsConfig, Load, PolicyMetrics, PolicyMode, Prompt, at_once};
 use interlock_metrics::Registry;
 use interlock_policy::{
-    Change, Keeper, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services,
+    Change, Keeper, LookingAfter, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services,
 };
 use interlock_request::{Generation, Priority, Sampling};
 use interlock_state::State;
 
 mod common;
-use common::{config, corpus, facts, guest, metrics, settings};
+use common::{admit, config, corpus, facts, grants, guest, metrics, settings};
 
 /// A folder that is gone when the test is.
 struct Scratch(PathBuf);
@@ -56,8 +56,8 @@ fn keeper(configs: &[PolicyConfig], cache: Option<&Path>) -> (Arc<Keeper>, Regis
     (keeper.expect("they are fine"), registry)
 }
 
-/// Sends a request through the chain; whether it was let in.
-fn serve(keeper: &Keeper, serial: u64, model: &str) -> bool {
+/// Sends a request through the chain; why it was not let in, if it was not.
+fn serve(keeper: &Keeper, serial: u64, model: &str) -> Result<(), String> {
     let chain = keeper.policies().current();
     let generation = Generation {
         sampling: Sampling::greedy(),
@@ -71,7 +71,11 @@ fn serve(keeper: &Keeper, serial: u64, model: &str) -> bool {
     let hearing = chain.hear(serial, facts.request_id.clone());
     let prompt = Prompt::new(vec![1]).expect("a token");
     let body = Arc::new(Body::new(b"{}".to_vec()));
-    at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body)).is_ok()
+    let answer = at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body));
+    answer.map(drop).map_err(|refused| match refused.failure {
+        Some(failure) => failure.to_string(),
+        None => format!("{:?}", refused.rejection.reason),
+    })
 }
 
 fn version(keeper: &Keeper) -> String {
@@ -126,7 +130,7 @@ fn what_does_not_load_changes_nothing() {
     assert!(failed.to_string().contains("it needs state and metrics"), "{failed}");
     assert_eq!(keeper.policies().current().generation(), generation);
     assert!(metrics(&registry, "interlock_policy_swaps").contains(r#"result="failed"} 3"#));
-    assert!(serve(&keeper, 1, "fine"));
+    assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
 }
 
 #[test]
@@ -206,7 +210,7 @@ fn a_replacement_that_ends_in_quarantine_is_taken_back() {
     // It panics at each of them.
     while !metrics(&registry, "interlock_policy_swaps").contains(r#"result="restored"} 1"#) {
         assert!(began.elapsed() < Duration::from_secs(60), "nobody noticed");
-        serve(&keeper, serial, "panic");
+        let _panicked = serve(&keeper, serial, "panic");
         serial += 1;
         thread::sleep(Duration::from_millis(2));
     }
@@ -238,15 +242,18 @@ fn a_thousand_swaps_cost_no_request() {
     let scratch = Scratch::new("swaps");
     let cached = scratch.0.join("compiled");
     let (keeper, _) = keeper(&[admits()], Some(&cached));
-    let (over, served, failed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for thread in 0..3_u64 {
             let (keeper, over, served, failed) = (&keeper, &over, &served, &failed);
             scope.spawn(move || {
                 let mut serial = thread << 32;
                 while !over.load(Ordering::Relaxed) {
-                    let count = if serve(keeper, serial, "fine") { served } else { failed };
-                    count.fetch_add(1, Ordering::Relaxed);
+                    match serve(keeper, serial, "fine") {
+                        Ok(()) => _ = served.fetch_add(1, Ordering::Relaxed),
+                        Err(why) => failed.lock().unwrap().push(why),
+                    }
                     serial += 1;
                 }
             });
@@ -259,7 +266,7 @@ fn a_thousand_swaps_cost_no_request() {
         }
         over.store(true, Ordering::Relaxed);
     });
-    assert_eq!(failed.into_inner(), 0);
+    assert_eq!(failed.into_inner().unwrap(), Vec::<String>::new(), "of {served:?}");
     assert!(served.into_inner() > 1000);
 }
 
@@ -294,4 +301,115 @@ fn a_compiled_policy_is_kept_and_a_broken_one_is_compiled_again() {
     fs::write(&file, b"left alone").unwrap();
     load();
     assert_eq!(fs::read(&file).unwrap(), b"left alone");
+}
+
+#[test]
+fn a_failed_change_leaves_what_is_counted_as_it_was() {
+    let grants = grants(&[
+        "state",
+        "metrics",
+        "headers:x-tenant",
+        "content:read:/messages",
+        "http:127.0.0.1:1",
+    ]);
+    let first = PolicyConfig { grants, crash_budget: 1, ..config("p", guest("guest-hostile")) };
+    let (keeper, registry) = keeper(std::slice::from_ref(&first), None);
+    let counted = || metrics(&registry, "interlock_plugin_deeds_total");
+    let quarantined = || metrics(&registry, "interlock_policy_quarantined{");
+    let policy = Arc::clone(&keeper.policies().current().links()[0].policy);
+    admit(&*policy, "count long").expect("it may");
+    admit(&*policy, "panic").expect_err("it panics");
+    let (deeds, gauge) = (counted(), quarantined());
+    assert!(deeds.ends_with(" 1") && gauge.ends_with(" 1"), "{deeds} {gauge}");
+    // The first of the two would do, and counts nothing.
+    let silent = PolicyConfig { source: PolicySource::File(guest("guest-mute")), ..first };
+    let bad = config("bad", "nowhere.wasm".into());
+    keeper.reconfigure(&[silent.clone(), bad]).expect_err("one is not there");
+    assert_eq!((counted(), quarantined()), (deeds.clone(), gauge.clone()));
+    keeper.reconfigure(&[silent]).expect("it is fine");
+    assert_eq!((counted(), quarantined()), (String::new(), String::new()));
+    keeper.rollback().expect("there was another");
+    assert_eq!((counted(), quarantined()), (deeds, gauge));
+}
+
+#[test]
+fn what_is_replaced_keeps_no_room_that_others_need() {
+    let (keeper, registry) = keeper(&[admits()], None);
+    let live = || {
+        let live = metrics(&registry, r#"interlock_policy_instances{policy="p",state="live"}"#);
+        live.rsplit(' ').next().unwrap_or_default().to_owned()
+    };
+    for _ in 0..3 {
+        keeper.replace("p", upload("guest-misbehaves")).expect("it is fine");
+        assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
+        assert_eq!(live(), "1", "those that were replaced kept theirs");
+    }
+    keeper.rollback().expect("there was another");
+    assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
+    assert_eq!(live(), "1");
+}
+
+/// A policy that never begins.
+fn endless() -> Vec<u8> {
+    let text = include_str!("../examples/empty.wat");
+    let begin = "(core module $m\n";
+    assert!(text.contains(begin));
+    let spins = format!("{begin} (func $spin (loop $l (br $l))) (start $spin)\n");
+    wat::parse_str(text.replace(begin, &spins)).expect("this is WebAssembly text")
+}
+
+#[test]
+fn what_had_no_time_to_begin_is_tried_again_and_what_is_wrong_is_not() {
+    let scratch = Scratch::new("again");
+    let path = scratch.file("p.wasm", &guest("guest-mute"));
+    let (keeper, registry) = keeper(&[config("p", path.clone())], None);
+    let tries = || {
+        let failed = metrics(&registry, r#"interlock_policy_swaps_total{result="failed"}"#);
+        failed.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    };
+    fs::write(&path, endless()).expect("there is room for a file");
+    for _ in 0..9 {
+        keeper.look_at_files();
+    }
+    // A machine may be busy for a while; one that is busy all day is no reason to compile all day.
+    assert_eq!(tries(), 5);
+    // It needs what it was not granted, today and tomorrow.
+    scratch.file("p.wasm", &guest("guest-hostile"));
+    for _ in 0..9 {
+        keeper.look_at_files();
+    }
+    assert_eq!(tries(), 6);
+    assert_eq!(version(&keeper), "1.0.0");
+}
+
+/// A policy that was replaced by one that fails at once: two policies, the first of them on trial.
+fn on_trial(name: &str) -> (Scratch, Arc<Keeper>, Registry, LookingAfter) {
+    let scratch = Scratch::new(name);
+    let path = scratch.file("p.wasm", &guest("guest-mute"));
+    let first = PolicyConfig { crash_budget: 1, ..config("p", path) };
+    let other = PolicyConfig { name: "other".into(), ..admits() };
+    let (keeper, registry) = keeper(&[first, other], None);
+    keeper.replace("p", upload("guest-misbehaves")).expect("it is fine so far");
+    let looking = keeper.look_after(None).expect("there is a thread");
+    (scratch, keeper, registry, looking)
+}
+
+fn swapped_to(keeper: &Keeper, generation: u64) {
+    let began = Instant::now();
+    while keeper.policies().current().generation() != generation {
+        assert!(began.elapsed() < Duration::from_secs(60), "nobody noticed");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_policy_stays_on_probation_when_another_one_is_replaced() {
+    let (_scratch, keeper, _registry, _looking) = on_trial("carried");
+    keeper.replace("other", upload("guest-mute")).expect("it is fine");
+    let panicked = admit(&*keeper.policies().current().links()[0].policy, "panic");
+    panicked.expect_err("it panics");
+    swapped_to(&keeper, 4);
+    let links = keeper.policies().current();
+    let versions: Vec<_> = links.links().iter().map(|link| link.policy.version()).collect();
+    assert_eq!(versions, ["1.0.0", "1.0.0"], "the one before is back, the other change stays");
 }

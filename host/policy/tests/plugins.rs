@@ -198,7 +198,7 @@ fn what_a_policy_imports_and_was_not_granted_is_named_when_it_is_loaded() {
         settings: settings(r#"{"anonymous": "x"}"#),
         ..config("quota", guest("quota"))
     };
-    let why = host.load(&without).err().expect("it needs state and metrics").to_string();
+    let why = host.load(&without).expect_err("it needs state and metrics").to_string();
     assert!(why.contains("state") && why.contains("metrics"), "{why}");
 }
 

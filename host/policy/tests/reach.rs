@@ -79,6 +79,8 @@ fn content_is_what_lies_below_the_granted_pointers() {
     expect!["Err(Fault::NotGranted)"].assert_eq(&said("write else"));
     assert!(said("write nonsense").starts_with("Err(Fault::Invalid("));
     assert!(said("write much").starts_with("Ok(())"));
+    let endless = said("write without end");
+    assert!(endless.starts_with("2 Err(Fault::TooLarge) -> "), "{}", &endless[..99]);
 }
 
 fn detail(what: &str) -> String {

@@ -31,7 +31,7 @@ impl Drop for Scratch {
 }
 
 fn check(config: &PolicyConfig, expected: Expect) {
-    let failed = load(config).err().expect("it was loaded all the same").to_string();
+    let failed = load(config).expect_err("it was loaded all the same").to_string();
     let file = config.source.to_string();
     let shown = Path::new(&file).file_name().map_or(file.clone(), |f| f.to_string_lossy().into());
     let shown = shown.replace(&format!("interlock-{}-", std::process::id()), "");
@@ -90,7 +90,7 @@ fn a_core_module() {
 fn half_a_component() {
     let whole = fs::read(guest("guest-mute")).unwrap();
     let half = Scratch::new("half", &whole[..whole.len() / 2]);
-    let failed = load(&config("p", half.0.clone())).err().expect("half of it is missing");
+    let failed = load(&config("p", half.0.clone())).expect_err("half of it is missing");
     assert!(failed.to_string().contains("not a valid component: "), "{failed}");
 }
 
@@ -259,7 +259,7 @@ fn settings_that_it_does_not_accept() {
 fn a_panic_while_it_starts() {
     let mut policy = misbehaves();
     policy.settings = settings(r#"{"init": "panic"}"#);
-    let failed = load(&policy).err().expect("it panicked").to_string();
+    let failed = load(&policy).expect_err("it panicked").to_string();
     assert!(failed.contains("it failed to start: trap: wasm trap: wasm `unreachable`"), "{failed}");
     assert!(failed.contains(r"this policy panics\nover two lines"), "{failed}");
 }
@@ -268,7 +268,7 @@ fn a_panic_while_it_starts() {
 fn a_loop_while_it_starts() {
     let mut policy = misbehaves();
     policy.settings = settings(r#"{"init": "spin"}"#);
-    let failed = load(&policy).err().expect("it never ends").to_string();
+    let failed = load(&policy).expect_err("it never ends").to_string();
     assert!(failed.contains("it failed to start: deadline: stopped after"), "{failed}");
 }
 

@@ -128,7 +128,8 @@ impl Host {
         let body = Arc::new(Body::new(seen));
         if chain.takes(Phase::Transform) {
             // Otherwise the first policy that looks would parse it, on the worker.
-            self.labour(body_bytes, || body.parse()).await;
+            // Whoever asks for something in a body that is none is told so.
+            let _told_later = self.labour(body_bytes, || body.parse()).await;
             visit.hearing.transform(&mut facts, &body).await?;
             if let Some(changed) = body.changed() {
                 let again = self.labour(changed.len(), || Ask::parse(endpoint, &changed)).await;

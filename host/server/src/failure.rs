@@ -101,6 +101,8 @@ pub(crate) struct Intervention {
     pub(crate) policy: String,
     /// Why.
     pub(crate) reason: Reason,
+    /// The status that its `on_failure` says, when it gave no decision at all.
+    pub(crate) failed: Option<u16>,
 }
 
 /// How a body failed to arrive.
@@ -197,9 +199,12 @@ impl Failure {
                 .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
             Self::Cancelled(CancelCause::Deadline(_)) => StatusCode::GATEWAY_TIMEOUT,
             Self::Cancelled(CancelCause::Shutdown) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Intervened(intervention) => intervention
+                .failed
+                .and_then(|status| StatusCode::from_u16(status).ok())
+                .unwrap_or(StatusCode::CONFLICT),
             // A client that left reads nothing; the status is for completeness.
-            Self::Intervened(_)
-            | Self::Cancelled(
+            Self::Cancelled(
                 CancelCause::Operator | CancelCause::Disconnect | CancelCause::Policy,
             ) => StatusCode::CONFLICT,
             Self::Detached { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -357,9 +362,10 @@ impl Failure {
                 })
             }
             Self::Intervened(intervention) => {
-                let Intervention { policy, reason } = &**intervention;
-                reason.detail.clone().unwrap_or_else(|| {
-                    format!("the policy {policy:?} ended request {id}: {}", reason.code.0)
+                let Intervention { policy, reason, failed } = &**intervention;
+                reason.detail.clone().unwrap_or_else(|| match failed {
+                    Some(_) => format!("the policy {policy:?} could not decide about request {id}"),
+                    None => format!("the policy {policy:?} ended request {id}: {}", reason.code.0),
                 })
             }
             Self::Spoiled(_) => {
@@ -465,6 +471,7 @@ mod tests {
             Failure::Intervened(Box::new(Intervention {
                 policy: "p".into(),
                 reason: Reason { code: Code::default(), detail: None },
+                failed: None,
             })),
             Failure::Detached { limit: 1 },
             Failure::Failed,

@@ -244,8 +244,8 @@ impl Life {
             Ok(reacted) => reacted,
             Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
         };
-        if let Some(Cancelled { policy, reason }) = cancel {
-            return self.intervene(policy, reason);
+        if let Some(Cancelled { policy, reason, failed }) = cancel {
+            return self.intervene(Intervention { policy, reason, failed });
         }
         if plan_changed {
             let plan = *self.ledger.oversight().plan();
@@ -284,8 +284,8 @@ impl Life {
                 self.filtered(&policy, &reason, self.ledger.usage_seen().generated_tokens);
                 self.control.finish();
             }
-            Ok(Some(GuardEnd::Abort { policy, reason })) => {
-                let failure = self.intervened(policy, reason);
+            Ok(Some(GuardEnd::Abort { policy, reason, failed })) => {
+                let failure = self.intervened(Intervention { policy, reason, failed });
                 self.fail(CancelCause::Policy, failure);
             }
             Err(cause) => self.fail(cause, Failure::Cancelled(cause)),
@@ -303,15 +303,15 @@ impl Life {
     }
 
     /// A policy ends the request.
-    fn intervene(&mut self, policy: String, reason: Reason) {
-        let failure = self.intervened(policy, reason);
+    fn intervene(&mut self, intervention: Intervention) {
+        let failure = self.intervened(intervention);
         self.cut_with(CancelCause::Policy, failure);
     }
 
-    fn intervened(&self, policy: String, reason: Reason) -> Failure {
-        let code = &*reason.code.0;
+    fn intervened(&self, intervention: Intervention) -> Failure {
+        let (policy, code) = (&intervention.policy, &*intervention.reason.code.0);
         tracing::info!(request = %self.ledger.id, policy, code, "a policy ended the request");
-        Failure::Intervened(Box::new(Intervention { policy, reason }))
+        Failure::Intervened(Box::new(intervention))
     }
 
     fn filtered(&mut self, policy: &str, reason: &Reason, tokens: u32) {
@@ -428,8 +428,8 @@ impl Life {
                 Ok(Some(GuardEnd::Stop { policy, reason })) => {
                     self.filtered(&policy, &reason, usage.generated_tokens);
                 }
-                Ok(Some(GuardEnd::Abort { policy, reason })) => {
-                    let failure = self.intervened(policy, reason);
+                Ok(Some(GuardEnd::Abort { policy, reason, failed })) => {
+                    let failure = self.intervened(Intervention { policy, reason, failed });
                     self.out.end(Err(failure));
                     return Outcome::Cancelled(CancelCause::Policy);
                 }

@@ -62,7 +62,7 @@ pub(crate) fn grant(asked: &Asked<'_>, limits: &Limits, left: &mut Left) -> Resu
 
 /// Gives back what was held, but for the tokens that were used.
 pub(crate) fn settle(tenant: &str, held: Held, used: u32) {
-    // Without the state nothing can be done: the host releases reservations itself, and a place
+    // Without the state nothing can be done: the host gives back what never ran itself, and a place
     // is free again after `longest_request`.
     if let Some(reservation) = held.tokens {
         _ = state::settle(reservation, used.into()).map_err(unavailable);

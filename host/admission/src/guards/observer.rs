@@ -189,9 +189,9 @@ impl Beside {
                 Some(GuardEnd::Stop { policy: policy(), reason })
             }
             Heard::Said(Verdict::Abort(reason)) => {
-                Some(GuardEnd::Abort { policy: policy(), reason })
+                Some(GuardEnd::Abort { policy: policy(), reason, failed: None })
             }
-            Heard::Closed(..) => Some(policy_failed(policy())),
+            Heard::Closed(status, _) => Some(policy_failed(policy(), status)),
             Heard::Said(Verdict::Pass | Verdict::Hold(_) | Verdict::Replace { .. })
             | Heard::Builtin
             | Heard::Silence => {

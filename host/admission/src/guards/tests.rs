@@ -136,7 +136,7 @@ fn failing_the_request_wins_over_stopping_it() {
     let (mut guards, _oversight) =
         guards(vec![link(guard("stop", GATE(1), stop)), link(guard("abort", GATE(9), abort))]);
     let passed = say(&mut guards, "one");
-    let end = GuardEnd::Abort { policy: "abort".into(), reason: reason() };
+    let end = GuardEnd::Abort { policy: "abort".into(), reason: reason(), failed: None };
     assert_eq!(passed, [Passed { text: String::new(), end: Some(end) }]);
 }
 
@@ -145,7 +145,10 @@ fn a_gate_that_fails_ends_the_request_unless_the_operator_says_otherwise() {
     let trap = |_: &crate::Window<'_>| Err(failure(FailureKind::Trap));
     let (mut closed, _oversight) = guards(vec![link(guard("g", GATE(1), trap))]);
     let passed = say(&mut closed, "one");
-    assert_eq!(passed[0], Passed { text: String::new(), end: Some(policy_failed("g".into())) });
+    assert_eq!(
+        passed[0],
+        Passed { text: String::new(), end: Some(policy_failed("g".into(), 503)) }
+    );
 
     let open = OnFailure { stream_guard: Some(FailureAction::Open), ..OnFailure::default() };
     let link = Link::new(Arc::new(guard("g", GATE(1), trap)), open);

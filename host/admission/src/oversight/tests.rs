@@ -116,7 +116,7 @@ fn the_first_to_cancel_ends_the_matter() {
     let links = vec![hearing("a", total(1), cancel).link(), second.link()];
     let mut oversight = consent_of(links).oversight;
     let reacted = happens(&mut oversight, Event::FirstToken);
-    assert_eq!(reacted.cancel, Some(Cancelled { policy: "a".into(), reason }));
+    assert_eq!(reacted.cancel, Some(Cancelled { policy: "a".into(), reason, failed: None }));
     assert_eq!(reacted.said.len(), 1);
 }
 

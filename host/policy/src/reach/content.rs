@@ -25,35 +25,44 @@ impl GuestState {
     }
 }
 
+impl GuestState {
+    /// The same, parsed. That is the host's work, since the body is as long as its client likes and
+    /// whoever asks first would pay for it; all that follows is the policy's.
+    fn parsed(&mut self, pointer: &str, write: bool) -> Result<Body, wit::Fault> {
+        let body = self.body(pointer, write)?.clone();
+        self.work(|_| body.parse()).map_err(fault)?;
+        Ok(body)
+    }
+}
+
 impl wit::Host for GuestState {
     fn get(&mut self, pointer: String) -> Said<Option<String>> {
         self.charge()?;
-        // Whoever asks first would pay for reading the body, which is as long as its client likes.
-        Ok(self.work(|state| {
-            match state.body(&pointer, false)?.get(&pointer).map_err(invalid)? {
-                Some(json) if json.len() > CONTENT_BYTES_MAX => Err(wit::Fault::TooLarge),
-                found => Ok(found),
-            }
-        }))
+        let body = self.parsed(&pointer, false);
+        Ok(body.and_then(|body| body.get(&pointer, CONTENT_BYTES_MAX).map_err(fault)))
     }
 
     fn set(&mut self, pointer: String, json: String) -> Said<()> {
         self.charge()?;
-        Ok(self.work(|state| {
-            let body = state.body(&pointer, true)?;
+        let body = self.parsed(&pointer, true);
+        Ok(body.and_then(|body| {
             if json.len() > CONTENT_BYTES_MAX {
                 return Err(wit::Fault::TooLarge);
             }
-            body.set(&pointer, &json).map_err(invalid)
+            body.set(&pointer, &json).map_err(fault)
         }))
     }
 
     fn remove(&mut self, pointer: String) -> Said<()> {
         self.charge()?;
-        Ok(self.work(|state| state.body(&pointer, true)?.remove(&pointer).map_err(invalid)))
+        let body = self.parsed(&pointer, true);
+        Ok(body.and_then(|body| body.remove(&pointer).map_err(fault)))
     }
 }
 
-fn invalid(why: BadPointer) -> wit::Fault {
-    wit::Fault::Invalid(why.to_string())
+fn fault(why: BadPointer) -> wit::Fault {
+    match why {
+        BadPointer::TooLarge => wit::Fault::TooLarge,
+        why => wit::Fault::Invalid(why.to_string()),
+    }
 }

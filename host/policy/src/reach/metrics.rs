@@ -38,6 +38,42 @@ type Families = BTreeMap<String, BTreeMap<String, Arc<Family>>>;
 /// The metrics of one policy, by their index in its descriptor.
 pub(crate) struct Meters(Vec<Arc<Family>>);
 
+/// The metrics of one policy, as they are shown.
+pub(crate) struct Shown<'a> {
+    pub(crate) policy: &'a str,
+    pub(crate) metrics: &'a [lifecycle::Metric],
+    pub(crate) meters: &'a Meters,
+}
+
+impl Shown<'_> {
+    fn put(self, families: &mut Families) {
+        for (metric, family) in self.metrics.iter().zip(&self.meters.0) {
+            let policies = families.entry(metric.name.clone()).or_default();
+            policies.insert(self.policy.to_owned(), Arc::clone(family));
+        }
+    }
+
+    /// Why the metrics of two policies cannot be shown together: both would stand in one family,
+    /// which is of one kind.
+    pub(crate) fn contradicts(&self, other: &Self) -> Option<String> {
+        // Of two generations of a policy one is shown.
+        if self.policy == other.policy {
+            return None;
+        }
+        let (mine, theirs) = self.metrics.iter().find_map(|mine| {
+            let theirs = other.metrics.iter().find(|theirs| theirs.name == mine.name)?;
+            (theirs.kind != mine.kind).then_some((mine, theirs))
+        })?;
+        Some(format!(
+            "its metric {:?} is a {}, and that of the policy {:?} is a {}",
+            mine.name,
+            kind(mine.kind),
+            other.policy,
+            kind(theirs.kind)
+        ))
+    }
+}
+
 /// One metric of one policy.
 struct Family {
     kind: MetricKind,
@@ -53,83 +89,39 @@ struct Series {
 }
 
 impl PluginMetrics {
-    /// Declares what a policy will count. What was there under the same name and of the same shape
-    /// goes on; of another shape, it begins anew.
-    ///
-    /// # Errors
-    ///
-    /// When another policy has a metric of this name and of another kind: both would stand in one
-    /// family. The text says which.
-    pub(crate) fn declare(
-        &self,
-        policy: &str,
-        metrics: &[lifecycle::Metric],
-    ) -> Result<Meters, String> {
-        let mut families = self.families();
-        for metric in metrics {
-            let others = families.get(&metric.name).into_iter().flatten();
-            if let Some((other, family)) = others
-                .filter(|(other, _)| *other != policy)
-                .find(|(_, family)| family.kind != metric.kind)
-            {
-                return Err(format!(
-                    "its metric {:?} is a {}, and that of the policy {other:?} is a {}",
-                    metric.name,
-                    kind(metric.kind),
-                    kind(family.kind)
-                ));
-            }
-        }
-        // What it no longer has is gone from the next scrape on.
-        for (name, family) in families.iter_mut() {
-            if metrics.iter().all(|metric| metric.name != *name) {
-                family.remove(policy);
-            }
-        }
-        let declared = metrics.iter().map(|metric| {
-            let family = families.entry(metric.name.clone()).or_default();
-            let same = family.get(policy).filter(|f| {
-                f.kind == metric.kind && f.labels == metric.labels && f.help == metric.help
-            });
-            let family = match same {
-                Some(same) => Arc::clone(same),
-                None => {
-                    let fresh = Arc::new(Family {
-                        kind: metric.kind,
-                        help: metric.help.clone(),
-                        labels: metric.labels.clone(),
-                        series: RwLock::default(),
-                    });
-                    family.insert(policy.to_owned(), Arc::clone(&fresh));
-                    fresh
-                }
-            };
+    /// The metrics that a policy will count, which nobody sees yet: it may come to nothing. What is
+    /// shown under the same name and of the same shape goes on; of another shape, it begins anew.
+    pub(crate) fn prepare(&self, policy: &str, metrics: &[lifecycle::Metric]) -> Meters {
+        let families = self.families();
+        let prepared = metrics.iter().map(|metric| {
+            let shown = families.get(&metric.name).and_then(|policies| policies.get(policy));
+            let family = shown.filter(|family| family.is(metric)).cloned();
+            let family = family.unwrap_or_else(|| Arc::new(Family::new(metric)));
             // There before its first event, or a rate would miss that one.
             if family.labels.is_empty() {
                 family.series(&[]);
             }
             family
         });
-        let declared = declared.collect();
-        families.retain(|_, family| !family.is_empty());
-        Ok(Meters(declared))
+        Meters(prepared.collect())
     }
 
-    /// Shows what was declared before, in place of what was declared since.
-    pub(crate) fn show<'a>(
-        &self,
-        policy: &str,
-        names: impl Iterator<Item = &'a str>,
-        meters: &Meters,
-    ) {
+    /// Shows the metrics of these policies, and no others from the next scrape on.
+    pub(crate) fn show_only<'a>(&self, policies: impl Iterator<Item = Shown<'a>>) {
+        let mut families = Families::new();
+        for shown in policies {
+            shown.put(&mut families);
+        }
+        *self.families() = families;
+    }
+
+    /// Shows those of one more policy, in place of what it had before.
+    pub(crate) fn show(&self, shown: Shown<'_>) {
         let mut families = self.families();
         for family in families.values_mut() {
-            family.remove(policy);
+            family.remove(shown.policy);
         }
-        for (name, family) in names.zip(&meters.0) {
-            let policies = families.entry(name.to_owned()).or_default();
-            policies.insert(policy.to_owned(), Arc::clone(family));
-        }
+        shown.put(&mut families);
         families.retain(|_, policies| !policies.is_empty());
     }
 
@@ -147,6 +139,15 @@ fn kind(kind: MetricKind) -> &'static str {
 }
 
 impl Family {
+    fn new(metric: &lifecycle::Metric) -> Self {
+        let (help, labels) = (metric.help.clone(), metric.labels.clone());
+        Self { kind: metric.kind, help, labels, series: RwLock::default() }
+    }
+
+    fn is(&self, metric: &lifecycle::Metric) -> bool {
+        (self.kind, &self.help, &self.labels) == (metric.kind, &metric.help, &metric.labels)
+    }
+
     fn series(&self, labels: &[String]) -> Arc<Series> {
         let read = self.series.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = read.get(labels) {

@@ -26,7 +26,7 @@ use crate::wit::words;
 use crate::wit::{now, v0_1};
 
 pub(crate) use http::Web;
-pub(crate) use metrics::{Meters, PluginMetrics};
+pub(crate) use metrics::{Meters, PluginMetrics, Shown};
 pub(crate) use voice::Voice;
 
 /// What the instances of a policy share of the host.
@@ -191,9 +191,9 @@ impl v0_1::interlock::policy::log::Host for GuestState {
 
 impl GuestState {
     fn say(&mut self, level: words::log::Level, message: &str) {
-        let line = self.reach.voice.write(level, self.call.request.as_ref(), message);
+        self.reach.voice.write(level, self.call.request.as_ref(), message);
         if level == words::log::Level::Error {
-            self.last_words = Some(line);
+            self.last_words = Some(self.reach.voice.presentable(message));
         }
     }
 }

@@ -104,7 +104,7 @@ pub mod interlock {
       pub struct Budget {
         /// What may be used in a window.
         pub limit: f64,
-        /// Its length, 1 ms to 31 days.
+        /// Its length, 1 s to 31 days.
         pub window: Micros,
       }
       impl ::core::fmt::Debug for Budget {
@@ -270,7 +270,8 @@ pub mod interlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Holds an estimate. What is not settled when the request has ended, the host releases.
+      /// Holds an estimate. What is not settled when the request has ended is given back if it never
+      /// ran, and else stays used.
       #[allow(async_fn_in_trait)]
       pub fn reserve(key: &str,budget: Budget,estimate: f64,) -> ::core::result::Result<Reserved,Fault>{
         unsafe {

@@ -8,7 +8,7 @@
 //! let host = Host::new();
 //! let once = || state::take("acme", Bucket::per_minute(1), 1.0).expect("the store is there");
 //! assert_eq!(once(), Taken::Ok(0.0));
-//! assert_eq!(once(), Taken::Denied(Some(60_000_000)));
+//! assert_eq!(once(), Taken::Denied(Some(60_000_001)));
 //! host.pass(Span::from_secs(60));
 //! assert_eq!(once(), Taken::Ok(0.0));
 //! ```

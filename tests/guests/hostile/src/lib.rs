@@ -37,12 +37,20 @@ struct Hostile {
     seen: RefCell<Vec<String>>,
 }
 
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// Whether it fails to begin once a request was called `curse`.
+    cursed: bool,
+}
+
 impl Policy for Hostile {
-    type Settings = sdk::NoSettings;
+    type Settings = Settings;
     type Reason = Reason;
     const METRICS: &'static [sdk::Metric] = metrics::ALL;
 
-    fn new(_: sdk::NoSettings) -> Result<Self, String> {
+    fn new(settings: Settings) -> Result<Self, String> {
+        assert!(!settings.cursed || state::get("curse") == Ok(None), "it was cursed");
         Ok(Self { calls: Cell::new(0), seen: RefCell::default() })
     }
 
@@ -84,6 +92,12 @@ impl Transform for Hostile {
             "write granted" => said(format!("{:?}", content::set("/temperature", "0.25"))),
             "write else" => said(format!("{:?}", content::set("/messages", "[]"))),
             "write nonsense" => said(format!("{:?}", content::set("/temperature", "{"))),
+            "write without end" => {
+                let much = format!("\"{}\"", "x".repeat(100 << 10));
+                let written = (0..99).take_while(|_| content::set("/temperature", &much).is_ok());
+                let written = written.count();
+                said(format!("{written} {:?}", content::set("/temperature", &much)))
+            }
             "write much" => {
                 let much = format!("\"{}\"", "x".repeat(250 << 10));
                 said(format!("{:?}", content::set("/temperature", &much)))
@@ -177,6 +191,7 @@ impl Admit for Hostile {
                 let held = state::reserve("k", Budget { limit: 10.0, window: day.micros }, 8.0);
                 said(format!("{held:?}"))
             }
+            "curse" => said(format!("{:?}", state::set("curse", b"", None))),
             "take nan" => {
                 let bucket = Bucket { capacity: f64::NAN, refill_per_second: 1.0 };
                 said(format!("{:?}", state::take("k", bucket, 1.0)))

@@ -49,7 +49,7 @@ fn each_policy_sees_what_the_one_before_it_made() {
     let second = changing("b", |facts, body| {
         assert_eq!(facts.model.as_str(), "better");
         assert_eq!(facts.headers.0, [pair("x-a", "9")]);
-        assert_eq!(body.get("/n"), Ok(Some("2".into())));
+        assert_eq!(body.get("/n", 99), Ok(Some("2".into())));
         Ok(Transformed::Keep)
     });
     let (facts, changed) = ask(vec![first.link(), second.link()]).expect("nobody objects");
