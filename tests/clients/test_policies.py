@@ -24,7 +24,7 @@ CRIMES = [
     ("recurse", "trap", "stack"),
     ("panic", "trap", "it was told to"),
     ("storm", "host_calls", "host"),
-    ("a giant line", "bad_output", "line"),
+    ("a giant line", "bad_output", "too much data"),
     ("count elsewhere", "trap", "metric"),
 ]
 

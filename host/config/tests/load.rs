@@ -331,6 +331,7 @@ per_minute = 60
         [policies]
         reload = "2s"                        # default
         # record =                           # not set
+        # cache =                            # not set
 
         [[policy]]
         name = "quota"                       # interlock.toml:6

@@ -208,7 +208,7 @@ fn failure(
 
 /// The functions of the guest that were at work, innermost first, as far as it kept their names.
 fn functions(backtrace: &WasmBacktrace) -> String {
-    let functions: Vec<_> = backtrace
+    let mut functions: Vec<_> = backtrace
         .frames()
         .iter()
         .map(|frame| match frame.func_name() {
@@ -218,7 +218,9 @@ fn functions(backtrace: &WasmBacktrace) -> String {
         })
         // How Rust panics is not news; where it began to is.
         .skip_while(|name| ["__rustc::", "std::", "core::"].iter().any(|p| name.starts_with(p)))
-        .take(8)
         .collect();
+    // One that calls itself is said once.
+    functions.dedup();
+    functions.truncate(8);
     functions.join(" < ")
 }

@@ -9,6 +9,7 @@
 //! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
+//! | a policy gave no decision | what its `on_failure` says | `policy_failed` |
 //! | too many go on without a client | 429 | `too_many_detached` |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
 //! | a policy made nonsense of the request | 500 | `policy_failed` |
