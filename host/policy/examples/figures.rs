@@ -60,7 +60,7 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
     for n in [1, 16, 64] {
         let all: Vec<_> = (0..n).map(candidate).collect();
         report(&format!("route, {n} candidates"), CALLS / 2, || {
-            drop(plain.route(&bare, &all, &body))
+            drop(plain.route(&bare, &all, &body));
         });
     }
     let told = Told { facts: &bare, note: "" };

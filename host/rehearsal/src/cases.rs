@@ -442,7 +442,8 @@ impl Stage {
         if let Some(Value::Object(pointers)) = expect.and_then(|expect| expect.get("body")) {
             let mut found = Map::new();
             for pointer in pointers.keys() {
-                let got = body.get(pointer, usize::MAX).map_err(|why| format!("expect.body: {why}"))?;
+                let got =
+                    body.get(pointer, usize::MAX).map_err(|why| format!("expect.body: {why}"))?;
                 if let Some(got) = got {
                     let value = serde_json::from_str(&got).expect("a body holds JSON");
                     found.insert(pointer.clone(), value);

@@ -1,7 +1,7 @@
 //! The simulated device: a pass takes simulated time, and may stall or fail.
 
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use interlock_engine::PassFailed;
@@ -13,7 +13,7 @@ use crate::workload::Model;
 
 /// Asks the driver for the time that a pass takes, and waits until it has passed.
 pub(super) struct Patient {
-    pub(super) told: Sender<Told>,
+    pub(super) told: SyncSender<Told>,
     pub(super) go: Rc<Receiver<Go>>,
     pub(super) dice: Dice,
     pub(super) stall: Option<crate::workload::Stall>,
@@ -21,7 +21,12 @@ pub(super) struct Patient {
 }
 
 impl Patient {
-    pub(super) fn new(model: &Model, seed: u64, told: Sender<Told>, go: Rc<Receiver<Go>>) -> Self {
+    pub(super) fn new(
+        model: &Model,
+        seed: u64,
+        told: SyncSender<Told>,
+        go: Rc<Receiver<Go>>,
+    ) -> Self {
         let dice = Dice::new(seed, &format!("device {}", model.name));
         Self { told, go, dice, stall: model.stall, fail: model.fail }
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ pub(super) struct Build {
 /// The engines' thread, and the way to it.
 pub(super) struct Driver {
     // The sender is taken to end the thread.
-    go: Option<Sender<Go>>,
+    go: Option<SyncSender<Go>>,
     told: Receiver<Told>,
     clock: HandClock,
     handles: Vec<EngineHandle>,
@@ -91,9 +91,10 @@ impl Driver {
         build: Build,
         plans: &[(&Model, SimSettings)],
     ) -> Result<(Self, Vec<EngineHandle>), SimFailed> {
-        let (go, going) = channel();
-        let (tell, told) = channel();
-        let (here, handles) = channel();
+        // They take turns: there is never more than one word on its way.
+        let (go, going) = sync_channel(1);
+        let (tell, told) = sync_channel(1);
+        let (here, handles) = sync_channel(1);
         let clock = build.clock.clone();
         let plans: Vec<(Model, SimSettings)> =
             plans.iter().map(|(model, settings)| ((*model).clone(), settings.clone())).collect();
@@ -238,7 +239,7 @@ impl Driver {
     }
 }
 
-fn work(engines: &mut [(String, Engine<SimModel>)], going: &Receiver<Go>, tell: &Sender<Told>) {
+fn work(engines: &mut [(String, Engine<SimModel>)], going: &Receiver<Go>, tell: &SyncSender<Told>) {
     while let Ok(go) = going.recv() {
         if let Go::Turn(which) = go {
             let turn = engines[which].1.turn();

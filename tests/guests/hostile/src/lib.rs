@@ -60,7 +60,11 @@ impl Policy for Hostile {
 
     fn watch(&self) -> Watch {
         let windows = WindowSize::new(4, Span::from_secs(1));
-        Watch { events: sdk::EventSet::all(), guarding: Guarding::Gate(windows), ..Watch::default() }
+        Watch {
+            events: sdk::EventSet::all(),
+            guarding: Guarding::Gate(windows),
+            ..Watch::default()
+        }
     }
 }
 
