@@ -5,7 +5,7 @@
 //! | [`cases`] | facts in, the decision that is expected |
 //! | [`sim`], [`workload`] | a day's traffic on the host's own code, with a clock that is paused |
 //! | [`replay`] | recorded traffic before another policy |
-//! | [`bench`] | what a call costs |
+//! | [`mod@bench`] | what a call costs |
 //!
 //! # Not here
 //!

@@ -23,11 +23,11 @@ pub(crate) struct Subject {
 
 #[derive(Debug, Args)]
 pub(crate) struct Circumstances {
-    /// Take grants, settings and limits from this configuration's [[policy]] of that source
+    /// Take grants, settings and limits from this configuration's `[[policy]]` of that source
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The [[policy]] of --config by its name, where its source is another
+    /// The `[[policy]]` of --config by its name, where its source is another
     #[arg(long, value_name = "NAME", requires = "config")]
     name: Option<String>,
 
@@ -97,13 +97,13 @@ impl Circumstances {
                     .map(|policy| format!("{} ({})", policy.name, policy.source))
                     .collect();
                 bail!(BadUsage(format!(
-                    "{} has no [[policy]] for {source}; it has {}. Say which with --name",
+                    "{} has no `[[policy]]` for {source}; it has {}. Say which with --name",
                     path.display(),
                     names.join(", ")
                 )))
             }
             _ => bail!(BadUsage(format!(
-                "{} has several [[policy]] for {source}; say which with --name",
+                "{} has several `[[policy]]` for {source}; say which with --name",
                 path.display()
             ))),
         }
