@@ -1,9 +1,9 @@
 """What policies cost a serving host: its CPU for each request without any, with guard, and with three.
 
 `python policies.py --binary target/release/interlock` asks three hosts in turn, so that whatever
-else the machine does falls on all alike. Two workloads, each as fast as the host can answer: chat
-requests of 64 streamed tokens, and requests of one token, where policies weigh most. Then it swaps
-a policy a thousand times under that load. For calls alone: `interlock policy bench` and
+else the machine does falls on all alike. Three workloads, each at the highest rate that the
+simulated model sustains: one that takes 20 ms a pass, and one that takes no time, with 64 tokens
+and with one, where policies weigh most. Then it swaps a policy a thousand times under that load. For calls alone: `interlock policy bench` and
 `cargo run --release -p interlock-policy --example figures`.
 """
 
@@ -44,7 +44,13 @@ aliases = { "gpt-4o" = ["sim"] }
 """
 )
 HOSTS = {"none": "policy = []\n", "guard": GUARD, "three": THREE}
-WORKLOADS = {"64 tokens, streamed": (64, True, 64), "1 token": (1, False, 64)}
+SIMS = {"instant": "sim:stop=0", "20 ms a pass": "sim:stop=0,decode=20ms"}
+# The simulated model, tokens, streamed or whole, clients.
+WORKLOADS = {
+    "20 ms a pass, 64 tokens streamed": ("20 ms a pass", 64, True, 64),
+    "no time a pass, 64 tokens streamed": ("instant", 64, True, 64),
+    "no time a pass, 1 token": ("instant", 1, False, 64),
+}
 
 
 def main():
@@ -52,18 +58,21 @@ def main():
     scratch = Path(tempfile.mkdtemp(prefix="interlock-policies-"))
     hosts = {}
     try:
-        for number, (name, policies) in enumerate(HOSTS.items()):
-            hosts[name] = start(options.binary, scratch, name, policies, 19500 + number)
-        for workload, (tokens, stream, clients) in WORKLOADS.items():
-            rows = {name: [] for name in hosts}
+        port = 19500
+        for sim, reference in SIMS.items():
+            for name, policies in HOSTS.items():
+                port += 1
+                hosts[sim, name] = start(options.binary, scratch, name, policies, reference, port)
+        for workload, (sim, tokens, stream, clients) in WORKLOADS.items():
+            rows = {name: [] for name in HOSTS}
             for turn in range(options.rounds + 1):
-                for name, host in hosts.items():
-                    figures = measure(host, tokens, stream, clients, options.seconds)
+                for name in HOSTS:
+                    figures = measure(hosts[sim, name], tokens, stream, clients, options.seconds)
                     if turn:  # the first is for warming up
                         rows[name].append(figures)
                     print(f"  {workload}, round {turn}, {name}: {line(figures)}", flush=True)
             table(workload, rows)
-        swaps(hosts["three"], options.swaps)
+        swaps(hosts["instant", "three"], options.swaps)
     finally:
         for host in hosts.values():
             host.stop()
@@ -80,10 +89,10 @@ def arguments():
     return parser.parse_args()
 
 
-def start(binary, scratch, name, policies, port):
-    config = scratch / f"{name}.toml"
+def start(binary, scratch, name, policies, reference, port):
+    config = scratch / f"{port}.toml"
     admin = f'[admin]\nbind = "127.0.0.1:{port + 100}"\n[policies]\nreload = "0s"\n'
-    sim = '[model]\nname = "sim"\nreference = "sim:stop=0"\n[log]\nfilter = "warn"\n'
+    sim = f'[model]\nname = "sim"\nreference = "{reference}"\n[log]\nfilter = "warn"\n'
     # A top-level key stands before the first table.
     text = policies + sim + admin if policies.startswith("policy =") else sim + admin + policies
     config.write_text(text)
@@ -171,11 +180,17 @@ def line(figures):
 def table(workload, rows):
     median = lambda name, key: sorted(row[key] for row in rows[name])[len(rows[name]) // 2]
     print(f"\n{workload}: medians of {len(rows['none'])} rounds")
-    print(f"{'policies':>10} {'requests/s':>11} {'CPU us':>8} {'in policies us':>15} {'share':>7}")
+    print(
+        f"{'policies':>10} {'requests/s':>11} {'CPU us':>8} {'in policies us':>15} {'share':>7} "
+        f"{'of a core':>10}"
+    )
     for name in rows:
         cpu, spent = median(name, "cpu_us"), median(name, "policy_us")
         rate = median(name, "rate")
-        print(f"{name:>10} {rate:11.0f} {cpu:8.1f} {spent:15.2f} {100 * spent / cpu:6.2f}%")
+        print(
+            f"{name:>10} {rate:11.0f} {cpu:8.1f} {spent:15.2f} {100 * spent / cpu:6.2f}% "
+            f"{100 * rate * spent / 1e6:9.2f}%"
+        )
     print(flush=True)
 
 

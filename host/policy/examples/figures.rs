@@ -97,15 +97,15 @@ fn mishaps(host: &PolicyHost) {
     panics.model = ModelId::new("panic");
     fine.model = ModelId::new("fine");
     spins.model = ModelId::new("spin");
-    report("trap", 300, || drop(guest.admit(&panics, &LOAD, 0, &body)));
+    report("trap", 1000, || drop(guest.admit(&panics, &LOAD, 0, &body)));
     // Every call after a trap makes an instance; taking turns keeps it from being warm.
     let mut fresh = Vec::new();
-    for _ in 0..300 {
+    for _ in 0..1000 {
         let _ = guest.admit(&panics, &LOAD, 0, &body);
         fresh.push(timed(|| drop(guest.admit(&fine, &LOAD, 0, &body))).1);
     }
     show("the call after a trap", fresh, None);
-    report("stop an endless loop", 100, || drop(guest.admit(&spins, &LOAD, 0, &body)));
+    report("stop an endless loop", 1000, || drop(guest.admit(&spins, &LOAD, 0, &body)));
 }
 
 /// The same policy from several threads: what they cost each other.
