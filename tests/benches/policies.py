@@ -1,6 +1,6 @@
-"""What policies cost a serving host: its CPU for each request without any, with guard, and with three.
+"""What policies cost a serving host: its CPU for each request without any, with one, and with three.
 
-`python policies.py --binary target/release/interlock` asks three hosts in turn, so that whatever
+`python policies.py --binary target/release/interlock` asks these hosts in turn, so that whatever
 else the machine does falls on all alike. Three workloads, each at the highest rate that the
 simulated model sustains: one that takes 20 ms a pass, and one that takes no time, with 64 tokens
 and with one, where policies weigh most. Then it swaps a policy a thousand times under that load. For calls alone: `interlock policy bench` and
@@ -25,9 +25,21 @@ GUARD = """
 name = "guard"
 source = "builtin:guard"
 """
-THREE = (
-    GUARD
-    + """
+ROUTER = """
+[[policy]]
+name = "router"
+source = "builtin:router"
+[policy.settings]
+aliases = { "gpt-4o" = ["sim"] }
+"""
+HELLO = f"""
+[[policy]]
+name = "hello"
+source = "{Path(__file__).resolve().parents[2]}/target/guests/hello-policy.wasm"
+[policy.settings]
+max_prompt_tokens = 4000
+"""
+QUOTA = """
 [[policy]]
 name = "quota"
 source = "builtin:quota"
@@ -35,15 +47,13 @@ grants = ["state", "metrics"]
 [policy.settings]
 anonymous = "everyone"
 limits = { requests_per_minute = 1000000000, tokens_per_minute = 1000000000, concurrent = 10000 }
-
-[[policy]]
-name = "router"
-source = "builtin:router"
-[policy.settings]
-aliases = { "gpt-4o" = ["sim"] }
 """
-)
-HOSTS = {"none": "policy = []\n", "guard": GUARD, "three": THREE}
+HOSTS = {
+    "none": "policy = []\n",
+    "guard": GUARD,
+    "guard, router, hello": GUARD + ROUTER + HELLO,
+    "guard, router, quota": GUARD + ROUTER + QUOTA,
+}
 SIMS = {"instant": "sim:stop=0", "20 ms a pass": "sim:stop=0,decode=20ms"}
 # The simulated model, tokens, streamed or whole, clients.
 WORKLOADS = {
@@ -72,7 +82,7 @@ def main():
                         rows[name].append(figures)
                     print(f"  {workload}, round {turn}, {name}: {line(figures)}", flush=True)
             table(workload, rows)
-        swaps(hosts["instant", "three"], options.swaps)
+        swaps(hosts["instant", "guard, router, quota"], options.swaps)
     finally:
         for host in hosts.values():
             host.stop()
@@ -181,14 +191,14 @@ def table(workload, rows):
     median = lambda name, key: sorted(row[key] for row in rows[name])[len(rows[name]) // 2]
     print(f"\n{workload}: medians of {len(rows['none'])} rounds")
     print(
-        f"{'policies':>10} {'requests/s':>11} {'CPU us':>8} {'in policies us':>15} {'share':>7} "
+        f"{'policies':>22} {'requests/s':>11} {'CPU us':>8} {'in policies us':>15} {'share':>7} "
         f"{'of a core':>10}"
     )
     for name in rows:
         cpu, spent = median(name, "cpu_us"), median(name, "policy_us")
         rate = median(name, "rate")
         print(
-            f"{name:>10} {rate:11.0f} {cpu:8.1f} {spent:15.2f} {100 * spent / cpu:6.2f}% "
+            f"{name:>22} {rate:11.0f} {cpu:8.1f} {spent:15.2f} {100 * spent / cpu:6.2f}% "
             f"{100 * rate * spent / 1e6:9.2f}%"
         )
     print(flush=True)
