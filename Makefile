@@ -12,12 +12,13 @@ PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 
 # The workspaces beside the main one, where they exist.
-GUEST_WORKSPACES = $(wildcard plugins/Cargo.toml tests/guests/Cargo.toml)
+POLICY_WORKSPACES = $(wildcard plugins/Cargo.toml examples/Cargo.toml)
+GUEST_WORKSPACES = $(POLICY_WORKSPACES) $(wildcard tests/guests/Cargo.toml)
 SIDE_WORKSPACES = $(GUEST_WORKSPACES) host/mlx-setup/Cargo.toml
 
 .PHONY: help
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: setup ## the server, as target/release/interlock
@@ -50,17 +51,19 @@ check-format: need-cargo ## formatting of all workspaces
 .PHONY: check-lints
 check-lints: setup ## clippy, where any warning is an error
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-ifneq ($(wildcard plugins/Cargo.toml),)
-	$(CARGO) clippy --manifest-path plugins/Cargo.toml --target-dir target/plugins --workspace --all-targets --locked -- -D warnings
-endif
+	@set -e; for manifest in $(POLICY_WORKSPACES); do \
+	  echo "$(CARGO) clippy --manifest-path $$manifest"; \
+	  $(CARGO) clippy --manifest-path $$manifest --target-dir target/plugins --workspace --all-targets --locked -- -D warnings; \
+	done
 	$(CARGO) clippy --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --all-targets --locked -- -D warnings
 
 .PHONY: test-rust
-test-rust: setup model ## the Rust tests: host, policies, setup
+test-rust: setup model redis guests-languages ## the Rust tests: host, policies, setup
 	$(CARGO) test --workspace --locked
-ifneq ($(wildcard plugins/Cargo.toml),)
-	$(CARGO) test --manifest-path plugins/Cargo.toml --target-dir target/plugins --workspace --locked
-endif
+	@set -e; for manifest in $(POLICY_WORKSPACES); do \
+	  echo "$(CARGO) test --manifest-path $$manifest"; \
+	  $(CARGO) test --manifest-path $$manifest --target-dir target/plugins --workspace --locked; \
+	done
 	$(CARGO) test --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --locked
 
 .PHONY: check-docs
@@ -88,7 +91,17 @@ toolchain: need-cargo
 
 .PHONY: guests
 guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
-	@plugins/toolchain/build.sh --locked plugins/Cargo.toml tests/guests/Cargo.toml
+	@plugins/toolchain/build.sh --locked $(GUEST_WORKSPACES)
+
+# The tests of what policies share run against a real one.
+.PHONY: redis
+redis: need-python ## a Redis server for the tests, as target/redis/redis-server
+	@host/state/redis-setup.sh
+
+# Not part of `setup`: building and serving need no JavaScript and no Python.
+.PHONY: guests-languages
+guests-languages: need-python ## the examples in other languages, as target/guests/example-*.wasm
+	@PYTHON=$(PYTHON) examples/build-languages.sh
 
 # Golden tests read it from here; the command prints where it lies.
 .PHONY: model

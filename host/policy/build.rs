@@ -8,13 +8,18 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
+const BUILTINS: [&str; 4] = ["guard", "quota", "router", "stream-guard"];
+
 fn main() {
-    let from_cargo = |key: &str| PathBuf::from(env::var_os(key).expect("cargo sets it"));
-    let built = from_cargo("CARGO_MANIFEST_DIR").join("../../target/guests/guard.wasm");
-    println!("cargo::rerun-if-changed={}", built.display());
     println!("cargo::rerun-if-changed=build.rs");
-    if let Err(why) = fs::copy(&built, from_cargo("OUT_DIR").join("guard.wasm")) {
-        let built = built.display();
-        println!("cargo::error=the policy {built} is not there ({why}): run `make setup`");
+    let from_cargo = |key: &str| PathBuf::from(env::var_os(key).expect("cargo sets it"));
+    for name in BUILTINS {
+        let file = format!("{name}.wasm");
+        let built = from_cargo("CARGO_MANIFEST_DIR").join("../../target/guests").join(&file);
+        println!("cargo::rerun-if-changed={}", built.display());
+        if let Err(why) = fs::copy(&built, from_cargo("OUT_DIR").join(file)) {
+            let built = built.display();
+            println!("cargo::error=the policy {built} is not there ({why}): run `make setup`");
+        }
     }
 }

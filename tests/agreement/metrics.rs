@@ -7,7 +7,9 @@ use std::path::Path;
 use interlock_admission::PolicyMetrics;
 use interlock_engine::EngineMetrics;
 use interlock_metrics::Registry;
+use interlock_policy::{PolicyHost, Services};
 use interlock_server::ServerMetrics;
+use interlock_state::{State, StateConfig, StateMetrics};
 
 #[test]
 fn the_inventory_lists_every_family_as_it_is_declared() {
@@ -15,6 +17,10 @@ fn the_inventory_lists_every_family_as_it_is_declared() {
     EngineMetrics::register(&registry);
     PolicyMetrics::register(&registry);
     ServerMetrics::register(&registry);
+    StateMetrics::register(&registry);
+    let state = State::open(&StateConfig::default()).expect("in memory");
+    // Those of the host of policies are its own, and come with it.
+    PolicyHost::with(Services { state, registry: &registry, cache: None }).expect("a host");
     let mut inventory = String::new();
     for family in registry.families() {
         let labels = family.labels.join(",");

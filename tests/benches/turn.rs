@@ -9,15 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+use interlock_admission::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineMetrics, Forward, ModelShape, Opening, PassFailed, Row,
     SystemClock, Turn, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
-use interlock_request::{
-    Drawn, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
-};
+use interlock_request::{Drawn, Generation, Priority, Sampling, TokenId};
+use interlock_tests::admit;
 
 const ROWS: u32 = 2000;
 const PROMPT: u32 = 512;
@@ -69,18 +68,6 @@ fn main() {
     );
     let chain = Arc::new(chain);
     let submit = |number: u32| {
-        let facts = Facts {
-            request_id: RequestId::parse(&number.to_string()).expect("a request id"),
-            arrived_at_micros: 0,
-            endpoint: Endpoint::Chat,
-            model: ModelId::new("free"),
-            streaming: true,
-            prompt_tokens: PROMPT,
-            tokens_max: 2000,
-            tokens_max_asked: true,
-            body_bytes: 0,
-            headers: vec![],
-        };
         let generation = Generation {
             sampling: Sampling::greedy(),
             tokens_max: 2000,
@@ -91,9 +78,10 @@ fn main() {
         };
         // The first half is everyone's system prompt.
         let own = |n: TokenId| if n < PROMPT / 2 { n } else { n + number };
-        let prompt = Prompt::new((0..PROMPT).map(own).collect()).expect("a prompt");
-        let (admitted, _account, _) =
-            chain.admit(facts, &Load::default(), prompt, generation).expect("no policies");
+        let prompt = (0..PROMPT).map(own).collect();
+        let serial = u64::from(number);
+        let consent = admit(&chain, serial, &number.to_string(), prompt, generation);
+        let admitted = consent.expect("no policies").admitted;
         handle.seat().expect("a seat").submit(admitted)
     };
     let mut turn = |what: &str, turns: usize| {

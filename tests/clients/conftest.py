@@ -14,16 +14,19 @@ from openai import OpenAI
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("INTERLOCK_BIN", ROOT / "target/debug/interlock"))
-PATIENCE = 60.0  # seconds that anything here may take before the test fails
+PATIENCE = float(os.environ.get("PATIENCE", "60"))  # seconds that anything here may take before the test fails
 
-LISTENING = re.compile(r"interlock listening on (http://[\d.]+:\d+), model (\S+), policies: (.+)")
+LISTENING = re.compile(
+    r"interlock listening on (http://[\d.]+:\d+), models? (.+), policies: (.+)"
+)
 
 
 class Host:
     """A running `interlock serve`."""
 
     def __init__(self, model, *flags, env=None):
-        command = [BINARY, "serve", "--model", model, "--bind", "127.0.0.1:0", *flags]
+        named = ["--model", model] if model else []  # or else the configuration names it
+        command = [BINARY, "serve", *named, "--bind", "127.0.0.1:0", *flags]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("INTERLOCK_")}
         self.process = subprocess.Popen(
             command,
@@ -39,11 +42,14 @@ class Host:
         line = self.process.stdout.readline()
         found = LISTENING.match(line)
         if not found:
+            if line:
+                self.process.kill()
             self.process.wait(PATIENCE)
             self._reader.join(PATIENCE)
             raise AssertionError(f"did not listen: {line!r}\n{''.join(self.log)}")
         self.line = line.strip()
-        self.url, self.model, self.policies = found.groups()
+        self.url, models, self.policies = found.groups()
+        self.model = models.split(", ")[0]
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
         self.openai = OpenAI(
             base_url=f"{self.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0

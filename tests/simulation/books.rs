@@ -82,6 +82,8 @@ struct Entry {
     unseen: bool,
     /// Why it may end as failed.
     reason: Option<String>,
+    /// Did it give way in this turn?
+    gave_way: bool,
     /// The natural end that its tokens have come to.
     ended: Option<Outcome>,
 }
@@ -155,6 +157,7 @@ impl Books {
                 entry.at = Place::Waiting;
             }
             entry.asked = client.asked.is_some() || self.closed;
+            entry.gave_way = false;
         }
     }
 
@@ -257,6 +260,7 @@ impl Books {
             let victim = &mut self.entries[who];
             assert!(victim.runs(), "{who} gave way, and did not run");
             victim.at = Place::Waiting;
+            victim.gave_way = true;
             victim.overdue_at = self.arrived;
             self.counts.happened("preempted", 1);
             if let Some(newcomer) = displaced_by {
@@ -420,6 +424,7 @@ impl Books {
             self.counts.happened("caches_lost", 1);
             for entry in self.entries.iter_mut().filter(|entry| entry.runs()) {
                 entry.at = Place::Waiting;
+                entry.gave_way = true;
             }
         }
     }
@@ -463,6 +468,9 @@ impl Books {
         }
         for (who, client) in outside.clients.iter().enumerate() {
             let entry = &self.entries[who];
+            let told = heard.iter().filter(|heard| **heard == (who, Event::Preempted)).count();
+            let listens = client.fate == Fate::Submitted;
+            assert!(!listens || told == usize::from(entry.gave_way), "{told} preemptions of {who}");
             let gone = entry.at == Place::Gone;
             let told = |client: &Client| client.ended.is_some() || client.fate != Fate::Submitted;
             assert!(!gone || told(client), "{who} has ended, and was not told: {entry:?}");

@@ -8,14 +8,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use interlock_admission::{
-    Account, Admitted, Ceilings, Decision, Facts, FailureAction, FailureKind, LimitsConfig, Link,
-    Load, OnFailure, Phase, PlanProposal, Policy, PolicyChain, PolicyFailure, PolicyMetrics,
-    Prompt, Reason, Rejection, Summary,
+    Admission, Admitted, Answer, Body, Ceilings, Commons, Decision, Facts, FailureAction,
+    FailureKind, LimitsConfig, Link, Load, OnFailure, Oversight, Phase, PlanProposal, Policy,
+    PolicyChain, PolicyFailure, PolicyMetrics, Reason, Rejection, Summary, Told,
 };
 use interlock_engine::{Clock, Control, Door, Ended, EngineHandle, Event, NotStarted, Running};
 use interlock_request::{
-    CancelCause, Deadline, Deadlines, Drawn, Endpoint, Finish, ModelId, Outcome, Priority,
-    RequestId, Usage,
+    CancelCause, Deadline, Deadlines, Drawn, Finish, Outcome, Priority, RequestId, Usage,
 };
 
 use crate::device::VirtualClock;
@@ -43,7 +42,7 @@ pub(crate) struct Outside {
 pub(crate) struct Client {
     pub fate: Fate,
     running: Option<Running>,
-    account: Option<Account>,
+    account: Option<Oversight>,
     asks: Vec<Ask>,
     deadlines: Deadlines,
     pub priority: Option<Priority>,
@@ -89,21 +88,22 @@ impl Policy for Seeded {
         "1"
     }
 
-    fn takes(&self, _: Phase) -> bool {
-        true
+    fn takes(&self, phase: Phase) -> bool {
+        matches!(phase, Phase::Admit | Phase::Account)
     }
 
-    fn admit(&self, facts: &Facts, _: &Load) -> Result<Decision, PolicyFailure> {
+    fn admit(&self, facts: &Facts, _: &Load, _: u32, _: &Body) -> Answer<Decision> {
         match self.requests[number(&facts.request_id)] {
-            Verdict::Admit(priority, deadlines) => Ok(Decision::Admit(PlanProposal {
-                priority: Some(priority),
-                deadlines,
-                on_disconnect: None,
-            })),
+            Verdict::Admit(priority, deadlines) => {
+                let priority = Some(priority);
+                let proposal = PlanProposal { priority, deadlines, ..PlanProposal::default() };
+                Ok(Decision::Admit(Admission { proposal, ..Admission::default() }))
+            }
             Verdict::Reject => Ok(Decision::Reject(Rejection {
                 status: 429,
                 reason: Reason { code: "seeded".into(), detail: None },
                 retry_after: None,
+                headers: vec![],
             })),
             Verdict::Trap => {
                 Err(PolicyFailure { kind: FailureKind::Trap, message: "seeded".into() })
@@ -111,8 +111,8 @@ impl Policy for Seeded {
         }
     }
 
-    fn account(&self, facts: &Facts, _: &Summary) -> Result<(), PolicyFailure> {
-        self.accounted[number(&facts.request_id)].fetch_add(1, Ordering::Relaxed);
+    fn account(&self, told: Told<'_>, _: &Summary) -> Answer<()> {
+        self.accounted[number(&told.facts.request_id)].fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -127,23 +127,11 @@ pub(crate) fn admit(
     chain: &Arc<PolicyChain>,
     who: usize,
     request: &Request,
-) -> Option<(Admitted, Account)> {
-    let facts = Facts {
-        request_id: RequestId::parse(&who.to_string()).expect("a request id"),
-        arrived_at_micros: 0,
-        endpoint: Endpoint::Chat,
-        model: ModelId::new("sim"),
-        streaming: true,
-        prompt_tokens: request.prompt.len() as u32,
-        tokens_max: request.generation.tokens_max,
-        tokens_max_asked: true,
-        body_bytes: 0,
-        headers: vec![],
-    };
-    let prompt = Prompt::new(request.prompt.clone()).expect("a prompt");
-    let generation = request.generation.clone();
-    let (admitted, account, _) = chain.admit(facts, &Load::default(), prompt, generation).ok()?;
-    Some((admitted, account))
+) -> Option<(Admitted, Oversight)> {
+    let (prompt, generation) = (request.prompt.clone(), request.generation.clone());
+    let consent =
+        interlock_tests::admit(chain, who as u64, &who.to_string(), prompt, generation).ok()?;
+    Some((consent.admitted, consent.oversight))
 }
 
 /// Nothing is forbidden, and every deadline far beyond a world's end.
@@ -174,14 +162,15 @@ impl Outside {
             requests: requests.iter().map(|request| request.verdict).collect(),
             accounted: requests.iter().map(|_| AtomicU32::new(0)).collect(),
         });
-        let open = OnFailure { admit: FailureAction::Open, account: FailureAction::Open };
-        let link = Link { policy: Arc::clone(&policy) as Arc<dyn Policy>, on_failure: open };
+        let open = OnFailure { admit: FailureAction::Open, ..OnFailure::default() };
+        let link = Link::new(Arc::clone(&policy) as Arc<dyn Policy>, open);
+        let commons = Commons::in_line(metrics);
         Self {
             handle,
             door: Some(door),
             closes_at,
             clock,
-            chain: Arc::new(PolicyChain::new(vec![link], ceilings(), metrics)),
+            chain: Arc::new(PolicyChain::new(vec![link], ceilings(), commons)),
             policy,
             next: 0,
             clients: requests.iter().map(|_| Client::default()).collect(),
@@ -306,6 +295,7 @@ impl Client {
                 self.tokens.push(drawn.clone());
                 self.last_at = now;
             }
+            Event::Preempted => assert!(self.started, "preempted before the start"),
             Event::Ended(ended) => {
                 self.ended = Some(ended.clone());
                 self.settle(ended.outcome.clone());
@@ -317,7 +307,7 @@ impl Client {
     fn settle(&mut self, outcome: Outcome) {
         let Some(account) = self.account.take() else { return };
         account.settle(&Summary {
-            outcome,
+            closing: outcome.into(),
             usage: Usage::default(),
             queue_time: None,
             time_to_first_token: None,

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
-use interlock_admission::{PolicyChain, PolicyMetrics};
+use interlock_admission::{Commons, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
     Event, Mode, ModelShape, Turn, WaitingConfig, by_hand,
@@ -63,7 +63,7 @@ impl Ran {
     pub(crate) fn ended(&self, who: usize) -> &Ended {
         let ended = self.heard(who).find_map(|(_, event)| match event {
             Event::Ended(ended) => Some(ended),
-            Event::Started | Event::Token(_) => None,
+            Event::Started | Event::Token(_) | Event::Preempted => None,
         });
         ended.expect("who stays hears of the end")
     }
@@ -256,7 +256,7 @@ impl Lab {
             self.engine.clone(),
             Box::new(VirtualClock::default()),
         );
-        let chain = PolicyChain::new(vec![], ceilings(), self.policies.clone());
+        let chain = PolicyChain::new(vec![], ceilings(), Commons::in_line(self.policies.clone()));
         let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
         let mut running = handle.seat().expect("a seat").submit(admitted);
         while engine.turn() == Turn::Ran {}
@@ -264,7 +264,7 @@ impl Lab {
         let mut context = Context::from_waker(Waker::noop());
         loop {
             match pin!(running.events.next()).poll(&mut context) {
-                Poll::Ready(Some(Event::Started)) => {}
+                Poll::Ready(Some(Event::Started | Event::Preempted)) => {}
                 Poll::Ready(Some(Event::Token(drawn))) => tokens.push(drawn),
                 Poll::Ready(Some(Event::Ended(ended))) => return (tokens, ended),
                 end => panic!("alone, it did not end: {end:?}"),

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
+use interlock_admission::{LimitsConfig, Policies};
 use interlock_engine::Mode;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{ServerConfig, ServerMetrics, ServerParts, serve};
+use interlock_server::{
+    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, serve,
+};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -43,11 +46,20 @@ impl Served {
         .expect("the simulated text model");
         let parts = ServerParts {
             config: ServerConfig::default(),
-            model: ModelId::new("sim"),
-            sampling: SamplingDefaults::OPENAI,
-            text: Arc::new(OnceLock::from(Arc::new(text))),
-            engine: rig.engine.clone(),
-            chain: Arc::clone(&rig.chain),
+            detached: DetachedConfig::default(),
+            models: vec![ServedModel {
+                id: ModelId::new("sim"),
+                aliases: vec![],
+                sampling: SamplingDefaults::OPENAI,
+                text: Arc::new(OnceLock::from(Arc::new(text))),
+                engine: rig.engine.clone(),
+            }],
+            policies: Arc::new(Policies::new(
+                vec![],
+                LimitsConfig::default().ceilings(),
+                rig.policies.clone(),
+            )),
+            wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),
         };

@@ -4,25 +4,31 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+use interlock_admission::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Event, Mode,
-    Running, WaitingConfig, spawn,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
+    Event, Mode, Running, WaitingConfig,
 };
 use interlock_metrics::Registry;
-use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling};
+use interlock_request::{Generation, Priority, Sampling};
 use interlock_sim::{Gate, SimModel, SimSettings};
+
+use crate::admit;
 
 /// An engine whose model stops at a gate before every pass ends.
 pub struct Rig {
     /// The way in.
     pub engine: EngineHandle,
+    /// The way in to the other model, if there are two.
+    pub other: Option<EngineHandle>,
     /// The hand on the device.
     pub gate: Gate,
     /// What it counts.
     pub registry: Arc<Registry>,
     /// The policies: none.
     pub chain: Arc<PolicyChain>,
+    /// What they count.
+    pub policies: PolicyMetrics,
     thread: Option<EngineThread>,
 }
 
@@ -38,6 +44,17 @@ impl Rig {
 
     /// The same, with a model of these settings.
     pub async fn start_with(mode: Mode, seats: usize, settings: SimSettings) -> Self {
+        Self::start_all(mode, seats, &[settings]).await
+    }
+
+    /// Two models that never end by themselves and answer differently, on one thread and behind
+    /// one gate.
+    pub async fn start_two(mode: Mode, seats: usize) -> Self {
+        let model = |salt| SimSettings { stop: 0, salt, ..SimSettings::default() };
+        Self::start_all(mode, seats, &[model(0), model(1)]).await
+    }
+
+    async fn start_all(mode: Mode, seats: usize, models: &[SimSettings]) -> Self {
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         let config = EngineConfig {
@@ -47,35 +64,48 @@ impl Rig {
         };
         let waiting = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
         let cache = CacheConfig::default();
-        let model_gate = gate.clone();
-        let (mut engine, thread) =
-            spawn(&config, &cache, &waiting, EngineMetrics::register(&registry), move || {
-                Ok::<_, String>(SimModel::gated(settings, model_gate))
+        let metrics = EngineMetrics::register(&registry);
+        let mut all = Engines::default();
+        let mut handles = models.iter().cloned().map(|settings| {
+            let gate = gate.clone();
+            all.add(&config, &cache, &waiting, &metrics, move || {
+                Ok::<_, String>(SimModel::gated(settings, gate))
             })
-            .expect("a thread");
-        while !matches!(engine.state(), EngineState::Ready(_)) {
-            within(engine.state_changed()).await;
+        });
+        let engine = handles.next().expect("one model at least");
+        let other = handles.next();
+        drop(handles);
+        let thread = all.spawn().expect("a thread");
+        for engine in [&engine].into_iter().chain(&other) {
+            let mut engine = engine.clone();
+            while !matches!(engine.state(), EngineState::Ready(_)) {
+                within(engine.state_changed()).await;
+            }
         }
         let limits = LimitsConfig::default().ceilings();
-        let chain = PolicyChain::new(vec![], limits, PolicyMetrics::register(&registry));
-        Self { engine, gate, registry, chain: Arc::new(chain), thread: Some(thread) }
+        let policies = PolicyMetrics::register(&registry);
+        let chain = PolicyChain::new(vec![], limits, policies.clone());
+        let chain = Arc::new(chain);
+        Self { engine, other, gate, registry, chain, policies, thread: Some(thread) }
     }
 
     /// Submits a request of `prompt` tokens that wants `tokens_max`.
     pub fn submit(&self, id: &str, prompt: u32, tokens_max: u32) -> Running {
-        let seat = self.engine.seat().expect("a seat");
-        let facts = Facts {
-            request_id: RequestId::parse(id).expect("a request id"),
-            arrived_at_micros: 0,
-            endpoint: Endpoint::Chat,
-            model: ModelId::new("sim"),
-            streaming: true,
-            prompt_tokens: prompt,
-            tokens_max,
-            tokens_max_asked: true,
-            body_bytes: 0,
-            headers: vec![],
-        };
+        self.submit_to(&self.engine, id, prompt, tokens_max)
+    }
+
+    /// The same, to the other of two models.
+    ///
+    /// # Panics
+    ///
+    /// When there is one.
+    pub fn submit_other(&self, id: &str, prompt: u32, tokens_max: u32) -> Running {
+        let other = self.other.as_ref().expect("there are two models");
+        self.submit_to(other, id, prompt, tokens_max)
+    }
+
+    fn submit_to(&self, engine: &EngineHandle, id: &str, prompt: u32, tokens_max: u32) -> Running {
+        let seat = engine.seat().expect("a seat");
         let generation = Generation {
             sampling: Sampling::greedy(),
             tokens_max,
@@ -84,10 +114,9 @@ impl Rig {
             logprobs: None,
             priority: Priority::Standard,
         };
-        let prompt = Prompt::new((0..prompt).collect()).expect("a prompt");
-        let (admitted, _account, _) =
-            self.chain.admit(facts, &Load::default(), prompt, generation).expect("no policies");
-        seat.submit(admitted)
+        let prompt = (0..prompt).collect();
+        let consent = admit(&self.chain, 0, id, prompt, generation).expect("no policies");
+        seat.submit(consent.admitted)
     }
 
     /// The value of a metric line, such as `requests_running` or `x_total{a="b"}`.
@@ -134,7 +163,7 @@ pub async fn to_the_end(running: &mut Running) -> (Vec<u32>, Option<interlock_en
     let mut tokens = vec![];
     loop {
         match within(running.events.next()).await {
-            Some(Event::Started) => {}
+            Some(Event::Started | Event::Preempted) => {}
             Some(Event::Token(drawn)) => tokens.push(drawn.token),
             Some(Event::Ended(ended)) => return (tokens, Some(ended)),
             None => return (tokens, None),

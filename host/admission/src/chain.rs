@@ -1,215 +1,252 @@
-//! Asks the policies in order and makes what the engine insists on.
+//! The policies of one generation, in the operator's order.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interlock_request::{Generation, Outcome, RequestId, TokenId, Usage};
+use interlock_request::RequestId;
 
-use crate::{
-    Ceilings, Decision, Facts, FailureAction, Load, OnFailure, Phase, Plan, PlanProposal,
-    PolicyFailure, PolicyMetrics, Reason, Rejection,
-};
-
-/// Something that decides. WebAssembly components implement it in `interlock-policy`; tests use
-/// closures over plain structs.
-pub trait Policy: Send + Sync {
-    /// The operator's name for it: a metric label, unique in the chain.
-    fn name(&self) -> &str;
-
-    /// The version it gave itself.
-    fn version(&self) -> &str;
-
-    /// Does it take part in this phase?
-    fn takes(&self, phase: Phase) -> bool;
-
-    /// May this request pass, and under which plan? Takes microseconds; runs on the caller's thread.
-    ///
-    /// # Errors
-    ///
-    /// When it has no decision; its `on_failure` setting then decides.
-    fn admit(&self, facts: &Facts, load: &Load) -> Result<Decision, PolicyFailure>;
-
-    /// The request has ended like this. Called once per admitted request.
-    ///
-    /// # Errors
-    ///
-    /// When it failed; that is logged and counted, and changes nothing for the request.
-    fn account(&self, facts: &Facts, summary: &Summary) -> Result<(), PolicyFailure>;
-}
+use crate::last_good::LastGood;
+use crate::metrics::Meters;
+use crate::slow::SlowPool;
+use crate::tenants::Tenants;
+use crate::{Ceilings, Hearing, OnFailure, Phase, Policy, PolicyMetrics, PolicyMode, RecordSink};
 
 /// A policy in its place in the chain.
+#[derive(Clone)]
 pub struct Link {
     /// Who decides.
     pub policy: Arc<dyn Policy>,
     /// What its silence means.
     pub on_failure: OnFailure,
+    /// Whether it decides.
+    pub mode: PolicyMode,
+    /// While it is in shadow, or in canary for others: who decides in its place.
+    pub previous: Option<Arc<dyn Policy>>,
+    /// What its scores count for.
+    pub weight: f32,
+    /// A call that takes longer is counted; nothing else happens.
+    pub soft_deadline: Option<Duration>,
 }
 
-/// The rendered prompt, as token ids. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt(Vec<TokenId>);
-
-impl Prompt {
-    /// Takes the tokens; `None` when there are none, since a model cannot start from nothing.
-    pub fn new(tokens: Vec<TokenId>) -> Option<Self> {
-        (!tokens.is_empty()).then_some(Self(tokens))
+impl Link {
+    /// One that decides, with everything else at its default.
+    pub fn new(policy: Arc<dyn Policy>, on_failure: OnFailure) -> Self {
+        let mode = PolicyMode::Enforce;
+        Self { policy, on_failure, mode, previous: None, weight: 1.0, soft_deadline: None }
     }
 
-    /// The tokens.
-    pub fn tokens(&self) -> &[TokenId] {
-        &self.0
-    }
-
-    /// The tokens, for whoever goes on behind them.
-    pub fn into_tokens(self) -> Vec<TokenId> {
-        self.0
-    }
-}
-
-/// One policy's answer to one request, as the log has it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
-    /// Who answered.
-    pub policy: String,
-    /// Which version of it.
-    pub version: String,
-    /// What it answered, or how it failed.
-    pub decision: Result<Decision, PolicyFailure>,
-    /// How long it took.
-    pub elapsed: Duration,
-}
-
-/// A request that every configured policy has passed.
-#[derive(Debug)]
-pub struct Admitted {
-    id: RequestId,
-    prompt: Prompt,
-    generation: Generation,
-    plan: Plan,
-}
-
-impl Admitted {
-    /// Names the request.
-    pub fn id(&self) -> &RequestId {
-        &self.id
-    }
-
-    /// What the host must enforce.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// Most tokens it may generate.
-    pub fn tokens_max(&self) -> u32 {
-        self.generation.tokens_max
-    }
-
-    /// For the engine: the prompt and what to make of it. The plan's priority is in there.
-    pub fn into_work(self) -> (RequestId, Prompt, Generation) {
-        (self.id, self.prompt, self.generation)
+    fn policies(&self) -> impl Iterator<Item = &Arc<dyn Policy>> {
+        std::iter::once(&self.policy).chain(&self.previous)
     }
 }
 
-/// How an admitted request ended, in the words that policies read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// What it used.
-    pub usage: Usage,
-    /// From admission to its first pass, if it had one.
-    pub queue_time: Option<Duration>,
-    /// From admission to the first token, if there was one.
-    pub time_to_first_token: Option<Duration>,
-    /// From admission to the end.
-    pub total: Duration,
-}
-
-/// The duty to tell the policies how an admitted request ended.
-///
-/// [`Account::settle`] fulfils it. Dropping it fulfils it too, as a failure: a task that
-/// panicked or was forgotten still accounts for its request, once.
-pub struct Account {
-    chain: Arc<PolicyChain>,
-    facts: Option<Facts>,
-    admitted_at: Instant,
-}
-
-impl fmt::Debug for Account {
+impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Account").field("facts", &self.facts).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("policy", &self.policy.name())
+            .field("version", &self.policy.version())
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 
-impl Account {
-    /// Tells every policy that accounts, in the order of the chain.
-    pub fn settle(mut self, summary: &Summary) {
-        self.tell(summary);
-    }
+/// Calls of slow policies that run at once. Each mostly waits for another machine; sixteen keep a
+/// few policies of a busy host going, and what is slower than that should not be asked about
+/// every request.
+const SLOW_THREADS: usize = 16;
+/// Accounts of slow policies that are made at once, on threads of their own: nobody waits for them,
+/// so they must not take the threads from what somebody waits for.
+pub(crate) const ACCOUNT_THREADS: usize = 4;
+/// Accounts that wait for a thread. One is made for each request that ends, so this many wait only
+/// when the other machine is slow or gone; what comes beyond is dropped,
+/// logged and counted.
+pub(crate) const ACCOUNTS_MAX: usize = 1024;
+/// Requests that slow policies look on at at once, for which nobody waits either.
+const SLOW_BESIDE_THREADS: usize = 4;
+/// Requests that wait to be looked at; what comes beyond is not seen, and counted.
+const BESIDE_MAX: usize = 4096;
+/// Streams that are looked at at once. A look takes microseconds and must not take the cores from
+/// what the client waits for.
+const BESIDE_THREADS: usize = 2;
 
-    /// When the request was admitted; its deadlines count from here.
-    pub fn admitted_at(&self) -> Instant {
-        self.admitted_at
-    }
+/// What all generations of the chain share. Cheap to clone.
+#[derive(Clone)]
+pub struct Commons {
+    pub(crate) metrics: PolicyMetrics,
+    pub(crate) tenants: Tenants,
+    pub(crate) last_good: LastGood,
+    /// For policies that ask others.
+    pub(crate) slow: SlowPool,
+    /// For their accounts.
+    pub(crate) accounts: SlowPool,
+    /// For policies that observe a stream.
+    pub(crate) beside: SlowPool,
+    /// For slow policies that only look on, at streams or in shadow.
+    pub(crate) slow_beside: SlowPool,
+    pub(crate) records: Option<Arc<dyn RecordSink>>,
+}
 
-    fn tell(&mut self, summary: &Summary) {
-        if let Some(facts) = self.facts.take() {
-            self.chain.account(&facts, summary);
+impl Commons {
+    /// For one host.
+    pub fn new(metrics: PolicyMetrics) -> Self {
+        let pool = SlowPool::new;
+        let (slow, beside) = (&metrics.slow_running, &metrics.beside_running);
+        Self {
+            // No more come than there are threads.
+            slow: pool("slow-policy", SLOW_THREADS, SLOW_THREADS, slow.clone()),
+            accounts: pool("slow-account", ACCOUNT_THREADS, ACCOUNTS_MAX, slow.clone()),
+            beside: pool("observing-policy", BESIDE_THREADS, BESIDE_MAX, beside.clone()),
+            slow_beside: pool("slow-observing", SLOW_BESIDE_THREADS, BESIDE_MAX, beside.clone()),
+            ..Self::in_line(metrics)
         }
     }
-}
 
-impl Drop for Account {
-    fn drop(&mut self) {
-        if self.facts.is_some() {
-            let total = self.admitted_at.elapsed();
-            self.tell(&Summary {
-                outcome: Outcome::Failed("the request was dropped before it ended".into()),
-                usage: Usage::default(),
-                queue_time: None,
-                time_to_first_token: None,
-                total,
-            });
+    /// The same with records of what policies decide.
+    #[must_use]
+    pub fn recording(self, sink: Arc<dyn RecordSink>) -> Self {
+        Self { records: Some(sink), ..self }
+    }
+
+    /// The same without threads of its own: every policy is called in line, on the thread of
+    /// whoever asks. For simulations, which must come out the same each time.
+    pub fn in_line(metrics: PolicyMetrics) -> Self {
+        Self {
+            metrics,
+            tenants: Tenants::default(),
+            last_good: LastGood::default(),
+            slow: SlowPool::in_line(),
+            accounts: SlowPool::in_line(),
+            beside: SlowPool::in_line(),
+            slow_beside: SlowPool::in_line(),
+            records: None,
         }
+    }
+
+    /// Waits, at most this long, until policies have heard of the end of every request that has
+    /// ended; how many calls are not over. For a host that stops. Blocks.
+    pub fn drain(&self, most: Duration) -> usize {
+        let until = Instant::now() + most;
+        // In the order in which one gives to the next: a call that was abandoned lets go of what
+        // it held, and an account waits for what was to be seen before.
+        [&self.slow, &self.beside, &self.slow_beside, &self.accounts]
+            .map(|pool| pool.drain(until))
+            .iter()
+            .sum()
     }
 }
 
-/// A request that a policy turned away, or whose policy failed closed.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Refused {
-    /// Who refused.
-    pub policy: String,
-    /// What the client is told.
-    pub rejection: Rejection,
-    /// Set when the policy failed and its `on_failure` is closed. For our log only.
-    pub failure: Option<Box<PolicyFailure>>,
+impl From<PolicyMetrics> for Commons {
+    fn from(metrics: PolicyMetrics) -> Self {
+        Self::new(metrics)
+    }
+}
+
+/// One that is asked about a request: a link's policy, or its previous generation.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) policy: Arc<dyn Policy>,
+    pub(crate) name: Arc<str>,
+    pub(crate) version: Arc<str>,
+    pub(crate) on_failure: OnFailure,
+    pub(crate) weight: f32,
+    pub(crate) shadow: bool,
+    pub(crate) slow: bool,
+    pub(crate) meters: Arc<Meters>,
+}
+
+impl Member {
+    /// Nothing waits for what it says: it is in shadow, and it would take long.
+    pub(crate) fn looks_on(&self) -> bool {
+        self.shadow && self.slow
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}
+
+/// The members that one request has, in order. Stays the same for its whole life.
+pub(crate) type Panel = Arc<[Member]>;
+
+/// A link whose members are made.
+struct Place {
+    mode: PolicyMode,
+    now: Member,
+    previous: Option<Member>,
 }
 
 /// The policies, in the operator's order.
 pub struct PolicyChain {
+    generation: u64,
     links: Vec<Link>,
-    ceilings: Ceilings,
-    metrics: PolicyMetrics,
+    places: Vec<Place>,
+    /// Everyone's, when no canary makes a difference.
+    panel: Option<Panel>,
+    headers_seen: BTreeSet<String>,
+    takes: [bool; Phase::ALL.len()],
+    pub(crate) ceilings: Ceilings,
+    pub(crate) commons: Commons,
 }
 
 impl fmt::Debug for PolicyChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.names()).finish()
+        f.debug_list().entries(&self.links).finish()
     }
 }
 
 impl PolicyChain {
     /// A chain of these links. An empty one admits everything under the ceilings.
-    pub fn new(links: Vec<Link>, ceilings: Ceilings, metrics: PolicyMetrics) -> Self {
-        for link in &links {
-            for phase in [Phase::Admit, Phase::Account] {
-                if link.policy.takes(phase) {
-                    metrics.expects(link.policy.name(), phase);
-                }
-            }
+    pub fn new(links: Vec<Link>, ceilings: Ceilings, commons: impl Into<Commons>) -> Self {
+        Self::of_generation(1, links, ceilings, commons.into())
+    }
+
+    pub(crate) fn of_generation(
+        generation: u64,
+        links: Vec<Link>,
+        ceilings: Ceilings,
+        commons: Commons,
+    ) -> Self {
+        let member = |link: &Link, policy: &Arc<dyn Policy>, shadow| Member {
+            policy: Arc::clone(policy),
+            name: policy.name().into(),
+            version: policy.version().into(),
+            on_failure: link.on_failure,
+            weight: link.weight,
+            shadow,
+            slow: policy.slow(),
+            meters: Arc::new(commons.metrics.of(policy.as_ref(), link.soft_deadline)),
+        };
+        let places: Vec<Place> = links
+            .iter()
+            .map(|link| Place {
+                mode: link.mode,
+                now: member(link, &link.policy, link.mode == PolicyMode::Shadow),
+                previous: link.previous.as_ref().map(|policy| member(link, policy, false)),
+            })
+            .collect();
+        let policies = || links.iter().flat_map(Link::policies);
+        let takes = Phase::ALL.map(|phase| policies().any(|policy| policy.takes(phase)));
+        let headers_seen = policies().flat_map(|policy| policy.headers()).cloned().collect();
+        let mut chain =
+            Self { generation, links, places, panel: None, headers_seen, takes, ceilings, commons };
+        if !chain.links.iter().any(|link| matches!(link.mode, PolicyMode::Canary(_))) {
+            chain.panel = Some(chain.panel(0));
         }
-        Self { links, ceilings, metrics }
+        chain
+    }
+
+    /// Counts the chains that a host has had; the first is 1.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The policies and their places, as they were given.
+    pub fn links(&self) -> &[Link] {
+        &self.links
     }
 
     /// The policies' names, in order.
@@ -217,96 +254,54 @@ impl PolicyChain {
         self.links.iter().map(|link| link.policy.name())
     }
 
-    /// Asks the policies in order; the first rejection ends the chain, the plans of the others
-    /// merge by [`PlanProposal::tighten`].
-    ///
-    /// A policy that traps or overruns its limits has *no* decision. What then happens is its
-    /// `on_failure` setting, never a default here.
-    ///
-    /// # Errors
-    ///
-    /// When a policy turns the request away, or fails and its `on_failure.admit` is closed.
-    pub fn admit(
-        self: &Arc<Self>,
-        facts: Facts,
-        load: &Load,
-        prompt: Prompt,
-        mut generation: Generation,
-    ) -> Result<(Admitted, Account, Vec<Verdict>), Refused> {
-        let mut proposal = PlanProposal::default();
-        let mut verdicts = Vec::with_capacity(self.links.len());
-        for link in self.links.iter().filter(|link| link.policy.takes(Phase::Admit)) {
-            let policy = link.policy.as_ref();
-            let asked_at = Instant::now();
-            let answer = policy.admit(&facts, load);
-            let elapsed = asked_at.elapsed();
-            self.metrics.admitted(policy.name(), elapsed, &answer);
-            match &answer {
-                Ok(Decision::Admit(wish)) => proposal = proposal.tighten(*wish),
-                Ok(Decision::Reject(rejection)) => {
-                    return Err(Refused {
-                        policy: policy.name().to_owned(),
-                        rejection: Rejection {
-                            status: rejection.status.clamp(400, 599),
-                            ..rejection.clone()
-                        },
-                        failure: None,
-                    });
-                }
-                Err(failure) => {
-                    tracing::warn!(
-                        request = %facts.request_id, policy = policy.name(), phase = "admit",
-                        on_failure = %link.on_failure.admit, %failure, "policy gave no decision"
-                    );
-                    if let FailureAction::Closed(status) = link.on_failure.admit {
-                        return Err(Refused {
-                            policy: policy.name().to_owned(),
-                            rejection: failed_closed(policy.name(), status),
-                            failure: Some(Box::new(failure.clone())),
-                        });
-                    }
-                }
-            }
-            verdicts.push(Verdict {
-                policy: policy.name().to_owned(),
-                version: policy.version().to_owned(),
-                decision: answer,
-                elapsed,
-            });
-        }
-        let plan = proposal.clamp(&self.ceilings);
-        generation.priority = plan.priority;
-        let admitted = Admitted { id: facts.request_id.clone(), prompt, generation, plan };
-        let account =
-            Account { chain: Arc::clone(self), facts: Some(facts), admitted_at: Instant::now() };
-        Ok((admitted, account, verdicts))
+    /// Does any policy take part in this phase?
+    pub fn takes(&self, phase: Phase) -> bool {
+        self.takes[phase as usize]
     }
 
-    fn account(&self, facts: &Facts, summary: &Summary) {
-        for link in self.links.iter().filter(|link| link.policy.takes(Phase::Account)) {
-            let policy = link.policy.as_ref();
-            let asked_at = Instant::now();
-            let answer = policy.account(facts, summary);
-            self.metrics.accounted(policy.name(), asked_at.elapsed(), &answer);
-            if let Err(failure) = answer {
-                tracing::warn!(
-                    request = %facts.request_id, policy = policy.name(), phase = "account",
-                    %failure, "policy failed to account for a request"
-                );
-            }
+    /// Could a policy want to read a body? If not, an empty one will do.
+    pub fn wants_content(&self) -> bool {
+        self.links.iter().flat_map(Link::policies).any(|policy| policy.wants_content())
+    }
+
+    /// Names, in lower case, of the headers that some policy is shown.
+    pub fn headers_seen(&self) -> &BTreeSet<String> {
+        &self.headers_seen
+    }
+
+    /// Brings a request before the policies. `serial` tells it apart from all others of this
+    /// process, as [`crate::Facts::serial`].
+    pub fn hear(self: &Arc<Self>, serial: u64, id: RequestId) -> Hearing {
+        Hearing::new(Arc::clone(self), serial, id)
+    }
+
+    /// Who decides about the request of this serial, and who only looks on.
+    pub(crate) fn panel(&self, serial: u64) -> Panel {
+        if let Some(panel) = &self.panel {
+            return Arc::clone(panel);
         }
+        let asked = |place: &Place| -> [Option<Member>; 2] {
+            match place.mode {
+                PolicyMode::Enforce => [Some(place.now.clone()), None],
+                // It looks on behind the one that decides: what that made of the request is there.
+                PolicyMode::Shadow => [place.previous.clone(), Some(place.now.clone())],
+                PolicyMode::Canary(percent) if chosen(serial, percent) => {
+                    [Some(place.now.clone()), None]
+                }
+                PolicyMode::Canary(_) => [place.previous.clone(), None],
+            }
+        };
+        self.places.iter().flat_map(asked).flatten().collect()
     }
 }
 
-fn failed_closed(policy: &str, status: u16) -> Rejection {
-    Rejection {
-        status,
-        reason: Reason {
-            code: "policy_failed".into(),
-            detail: Some(format!("the policy {policy:?} could not decide about this request")),
-        },
-        retry_after: None,
-    }
+/// Is it one of the so many of a hundred? Serials count up, so they are mixed first (the
+/// finalizer of SplitMix64): a client that sends every tenth request must not get it always.
+fn chosen(serial: u64, percent: u8) -> bool {
+    let mut mixed = serial.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)) % 100 < u64::from(percent)
 }
 
 #[cfg(test)]

@@ -1,29 +1,79 @@
 //! Policies decide, the chain merges, and only an [`Admitted`] gets to the engine.
 //!
+//! [`Policies`] holds the [`PolicyChain`] that new requests get. A request's head begins a
+//! [`Hearing`], in which its policies identify, transform, route and admit; with their consent comes
+//! an [`Oversight`], by which they hear of events, read the text ([`Guards`]) and learn how it
+//! ended.
+//! What each said is [`Said`]; a [`Record`] holds it all to be asked again.
+//!
 //! # Invariants
 //!
-//! - The one way to an [`Admitted`] is [`PolicyChain::admit`], and the one thing the engine
+//! - The one way to an [`Admitted`] is [`Hearing::admit`], and the one thing the engine
 //!   accepts is one of these: a route that forgets the policies does not compile.
 //! - Plans only tighten: merging can shorten a deadline or lower a priority, never the reverse,
 //!   and nothing exceeds the operator's [`Ceilings`].
-//! - Every [`Admitted`] comes with one [`Account`], which is settled exactly once: by hand, or
+//! - Every [`Admitted`] comes with one [`Oversight`], which is settled exactly once: by hand, or
 //!   when it is dropped.
+//! - A request stays with the generation of policies that it began with, and each of them
+//!   forgets it, exactly once.
+//! - A policy that fails has no decision. What then happens stands in the operator's [`OnFailure`].
 //!
 //! # Not here
 //!
 //! No WebAssembly (`interlock-policy` implements [`Policy`]), no engine, no MLX, no HTTP: a
 //! policy gets facts and returns a plan, and the types leave it nothing else to reach.
 
+mod admitted;
+mod answer_headers;
+mod at_once;
+mod body;
 mod chain;
+mod clock;
 mod config;
+mod consult;
 mod decision;
+mod duty;
 mod facts;
+mod generations;
+mod guards;
+mod hearing;
+mod lane;
+mod last_good;
 mod metrics;
+mod oversight;
 mod plan;
+mod policy;
+mod record;
+mod said;
+mod slow;
+mod tenants;
+#[cfg(test)]
+mod testing;
+mod watch;
 
-pub use chain::{Account, Admitted, Link, Policy, PolicyChain, Prompt, Refused, Summary, Verdict};
-pub use config::{FailureAction, LimitsConfig, OnFailure};
-pub use decision::{Decision, FailureKind, Phase, PolicyFailure, Reason, Rejection};
-pub use facts::{Facts, Load};
+pub use admitted::{Admitted, Consent, Prompt, Refused};
+pub use at_once::at_once;
+pub use body::{BadPointer, Body};
+pub use chain::{Commons, Link, PolicyChain};
+pub use config::{
+    BadFailureAction, BadPolicyMode, FailureAction, LimitsConfig, OnFailure, PoliciesConfig,
+    PolicyMode,
+};
+pub use decision::{
+    Admission, Choice, Code, Decision, Edits, FailureKind, Identified, Phase, PolicyFailure,
+    Reason, Rejection, Transformed,
+};
+pub use duty::{Closing, Summary};
+pub use facts::{Caller, Candidate, Facts, Headers, Identity, Load};
+pub use generations::Policies;
+pub use guards::{GuardEnd, Guards, Passed};
+pub use hearing::Hearing;
 pub use metrics::PolicyMetrics;
+pub use oversight::{Cancelled, Oversight, Reacted};
 pub use plan::{Ceilings, Plan, PlanProposal};
+pub use policy::{Answer, Policy, Told};
+pub use record::{Asked, Record, RecordFile, RecordSink, Ruled, Step};
+pub use said::{Answered, Said};
+pub use watch::{
+    Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize,
+};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use interlock_request::{Deadlines, DisconnectAction, DrainLimits, Priority};
 
 /// What one policy asks for. `None` leaves it to the others.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Deserialize, serde::Serialize)]
 pub struct PlanProposal {
     /// How urgent the request is.
     pub priority: Option<Priority>,
@@ -13,10 +13,12 @@ pub struct PlanProposal {
     pub deadlines: Deadlines,
     /// What to do when the client leaves.
     pub on_disconnect: Option<DisconnectAction>,
+    /// Most tokens to generate.
+    pub tokens_max: Option<u32>,
 }
 
 /// What the host enforces for one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Plan {
     /// Who goes first.
     pub priority: Priority,
@@ -33,6 +35,8 @@ pub struct Ceilings {
     pub deadlines: Deadlines,
     /// No drain goes further than this.
     pub drain: DrainLimits,
+    /// Nor does anything whose answer is kept go further than this without its client.
+    pub detach: DrainLimits,
 }
 
 impl PlanProposal {
@@ -50,6 +54,10 @@ impl PlanProposal {
                 (None, said) | (said, None) => said,
                 (Some(a), Some(b)) => Some(stricter(a, b)),
             },
+            tokens_max: match (self.tokens_max, other.tokens_max) {
+                (None, said) | (said, None) => said,
+                (Some(a), Some(b)) => Some(a.min(b)),
+            },
         }
     }
 
@@ -58,12 +66,24 @@ impl PlanProposal {
     /// Where no policy said anything: standard priority, the ceilings' deadlines, and cancelling
     /// when the client leaves.
     pub fn clamp(self, ceilings: &Ceilings) -> Plan {
-        let on_disconnect = self.on_disconnect.unwrap_or(DisconnectAction::Cancel);
+        use DisconnectAction::{Cancel, Detach, Drain};
         Plan {
             priority: self.priority.unwrap_or(Priority::Standard),
             deadlines: shorter(self.deadlines, ceilings.deadlines),
-            on_disconnect: stricter(on_disconnect, DisconnectAction::Drain(ceilings.drain)),
+            on_disconnect: match self.on_disconnect.unwrap_or(Cancel) {
+                Cancel => Cancel,
+                Drain(limits) => Drain(smaller(limits, ceilings.drain)),
+                Detach(limits) => Detach(smaller(limits, ceilings.detach)),
+            },
         }
+    }
+}
+
+impl Plan {
+    /// The same, no more urgent than this.
+    pub(crate) fn under(self, bound: Option<Priority>) -> Self {
+        // Priority sorts from urgent to patient: the larger is the lower.
+        Self { priority: bound.map_or(self.priority, |bound| self.priority.max(bound)), ..self }
     }
 }
 
@@ -80,15 +100,18 @@ fn shorter(a: Deadlines, b: Deadlines) -> Deadlines {
     }
 }
 
+/// The one that does less, within the smaller limits.
 fn stricter(a: DisconnectAction, b: DisconnectAction) -> DisconnectAction {
-    use DisconnectAction::{Cancel, Drain};
+    use DisconnectAction::{Cancel, Detach, Drain};
     match (a, b) {
         (Cancel, _) | (_, Cancel) => Cancel,
-        (Drain(a), Drain(b)) => Drain(DrainLimits {
-            time_max: a.time_max.min(b.time_max),
-            tokens_max: a.tokens_max.min(b.tokens_max),
-        }),
+        (Detach(a), Detach(b)) => Detach(smaller(a, b)),
+        (Drain(a) | Detach(a), Drain(b) | Detach(b)) => Drain(smaller(a, b)),
     }
+}
+
+fn smaller(a: DrainLimits, b: DrainLimits) -> DrainLimits {
+    DrainLimits { time_max: a.time_max.min(b.time_max), tokens_max: a.tokens_max.min(b.tokens_max) }
 }
 
 #[cfg(test)]
@@ -107,6 +130,7 @@ mod tests {
         Ceilings {
             deadlines: Deadlines { total: seconds(60), ..Deadlines::default() },
             drain: DrainLimits { time_max: Duration::from_secs(10), tokens_max: 100 },
+            detach: DrainLimits { time_max: Duration::from_secs(20), tokens_max: 200 },
         }
     }
 
@@ -116,6 +140,7 @@ mod tests {
             priority: Some(Priority::Interactive),
             deadlines: Deadlines { queue: seconds(5), total: seconds(30), ..Deadlines::default() },
             on_disconnect: Some(drain(5, 10)),
+            tokens_max: None,
         };
         let b = PlanProposal {
             priority: Some(Priority::Batch),
@@ -125,6 +150,7 @@ mod tests {
                 ..Deadlines::default()
             },
             on_disconnect: Some(drain(2, 50)),
+            tokens_max: Some(7),
         };
         let merged = PlanProposal {
             priority: Some(Priority::Batch),
@@ -135,6 +161,7 @@ mod tests {
                 total: seconds(30),
             },
             on_disconnect: Some(drain(2, 10)),
+            tokens_max: Some(7),
         };
         assert_eq!(a.tighten(b), merged);
         assert_eq!(b.tighten(a), merged);
@@ -151,6 +178,11 @@ mod tests {
         let plan = wish.clamp(&ceilings());
         assert_eq!(plan.deadlines.total, seconds(60));
         assert_eq!(plan.on_disconnect, drain(10, 100));
+        let DisconnectAction::Drain(wish) = drain(600, 150) else { unreachable!("a drain") };
+        let on_disconnect = Some(DisconnectAction::Detach(wish));
+        let plan = PlanProposal { on_disconnect, ..PlanProposal::default() }.clamp(&ceilings());
+        let kept = DrainLimits { time_max: Duration::from_secs(20), tokens_max: 150 };
+        assert_eq!(plan.on_disconnect, DisconnectAction::Detach(kept));
     }
 
     #[test]

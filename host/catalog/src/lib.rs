@@ -27,7 +27,7 @@ mod verify;
 
 pub use built_in::{BUILT_IN, BuiltIn, PackageFailure};
 pub use catalog::{Catalog, Entry, Located, NotHere, NotPulled};
-pub use config::ModelConfig;
+pub use config::{ExtraModelConfig, ModelConfig, problems};
 pub use hub::{Hub, HubFailure};
 pub use progress::Progress;
 pub use reference::{BadModelRef, HubRepo, ModelRef};

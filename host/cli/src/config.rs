@@ -54,15 +54,28 @@ impl Command {
 /// What the configuration says of itself, and what only those can tell who run it.
 fn check(sources: &Sources) -> Result<(), Problems> {
     let mut draft = draft(sources)?;
-    if let ModelRef::Sim { settings, .. } = &draft.config.model.reference
-        && let Err(error) = settings.parse::<SimSettings>()
-    {
-        let reference = draft.config.model.reference.to_string();
-        let text = format!("model.reference cannot be read: {error}, got {reference:?}");
-        draft.add("model.reference", text);
-    }
+    check_models(&mut draft);
     check_policies(&mut draft);
     draft.finish().map(|_| ())
+}
+
+fn check_models(draft: &mut Draft) {
+    let extra = draft.extra_models();
+    let extra = extra.map(|(at, extra)| (format!("extra_model.{at}"), &extra.reference));
+    let first = std::iter::once(("model".to_owned(), &draft.config.model.reference));
+    let problems: Vec<_> = first
+        .chain(extra)
+        .filter_map(|(section, reference)| {
+            let ModelRef::Sim { settings, .. } = reference else { return None };
+            let error = settings.parse::<SimSettings>().err()?;
+            let key = format!("{section}.reference");
+            let text = format!("{key} cannot be read: {error}, got {:?}", reference.to_string());
+            Some((key, text))
+        })
+        .collect();
+    for (key, text) in problems {
+        draft.add(&key, text);
+    }
 }
 
 fn check_policies(draft: &mut Draft) {

@@ -12,6 +12,8 @@ mod bench;
 mod config;
 mod log;
 mod models;
+mod policies;
+mod policy;
 mod serve;
 mod settings;
 
@@ -42,6 +44,9 @@ enum Command {
     /// Fetch, list and describe models
     #[command(subcommand)]
     Models(models::Command),
+    /// Make, check, test, simulate and measure policies
+    #[command(subcommand, after_help = policy::EXAMPLES)]
+    Policy(policy::Command),
 }
 
 const EXAMPLES: &str = "\
@@ -50,7 +55,8 @@ Examples:
   interlock serve --model hf:Qwen/Qwen3-0.6B        one from the Hugging Face hub
   interlock bench --url http://127.0.0.1:8080       how fast a server answers
   interlock config check interlock.toml             every problem at once
-  interlock models list                             what is on this machine";
+  interlock models list                             what is on this machine
+  interlock policy new night-shift                  a policy of your own";
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench.run(),
         Command::Config(command) => command.run(),
         Command::Models(command) => command.run(),
+        Command::Policy(command) => command.run(),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

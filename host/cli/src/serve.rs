@@ -5,30 +5,30 @@
 //! behind the open port, where readiness can be asked for.
 
 use std::io::ErrorKind;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use interlock_admission::{Link, PolicyChain, PolicyMetrics};
-use interlock_catalog::{ModelConfig, ModelRef};
+use interlock_catalog::ModelRef;
 use interlock_config::Config;
 use interlock_engine::{
-    CacheConfig, EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread,
+    EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
 };
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
-use interlock_policy::{PolicyConfig, PolicyHost};
-use interlock_request::SamplingDefaults;
-use interlock_server::{ServerMetrics, ServerParts};
+use interlock_policy::Keeper;
+use interlock_request::{ModelId, SamplingDefaults};
+use interlock_server::{PolicyAdmin, ServedModel, ServerMetrics, ServerParts, system_time};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::policies::Desk;
 use crate::settings::Settings;
-use crate::{log, models, say};
+use crate::{log, models, policies, say};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -50,18 +50,18 @@ impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = self.settings.load()?.config;
         log::start(&config.log)?;
-        let source = Source::find(&config.model, &config.cache)?;
+        let sources = sources(&config)?;
         let registry = Arc::new(Registry::new());
-        let chain = policies(&config, &registry)?;
+        let keeper = policies::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, source, chain, registry))
+        runtime.block_on(serve(config, sources, keeper, registry))
     }
 }
 
 async fn serve(
     config: Config,
-    source: Source,
-    chain: PolicyChain,
+    sources: Vec<Source>,
+    keeper: Arc<Keeper>,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen()?;
@@ -75,48 +75,91 @@ async fn serve(
     })?;
     let address = listener.local_addr()?;
 
-    let sampling = source.sampling(&config.model.reference);
-    let text = Arc::new(OnceLock::new());
-    let (engine, thread) =
-        source.spawn(&config, EngineMetrics::register(&registry), Arc::clone(&text))?;
-    let model = config.model.reference.model_id();
-    let names: Vec<&str> = chain.names().collect();
-    let policies = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let (models, thread) = start(sources, &config, &EngineMetrics::register(&registry))?;
+    let engines: Vec<_> =
+        models.iter().map(|model| (model.id.clone(), model.engine.clone())).collect();
+    let listed = |names: Vec<&str>| match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.join(", "),
+    };
+    let served = listed(models.iter().map(|model| model.id.as_str()).collect());
+    let what = if models.len() == 1 { "model" } else { "models" };
+    let chain = keeper.policies().current();
+    let policies = listed(chain.names().collect());
     say(&format!(
-        "interlock listening on http://{address}, model {model}, policies: {policies}\n"
+        "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
     ))?;
+
+    let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
+    if let Some(bind) = config.admin.bind {
+        let listener = interlock_server::listen(bind)
+            .with_context(|| format!("cannot listen for admin requests on {bind}"))?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "admin requests are taken");
+        let over = async {
+            // Dropped when serving has ended.
+            let _ = admin_over.await;
+        };
+        let admin = Arc::new(Desk(Arc::clone(&keeper))) as Arc<dyn PolicyAdmin>;
+        tokio::spawn(interlock_server::serve_admin(listener, config.admin, admin, over));
+    }
+    let reload = config.policies.reload;
+    let every = (!reload.is_zero()).then_some(reload);
+    let _looking_after = keeper.look_after(every).context("cannot look after the policies")?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reloader = tokio::spawn({
+        let keeper = Arc::clone(&keeper);
+        async move {
+            while hangup.recv().await.is_some() {
+                tracing::info!("told to reload policies");
+                policies::reload(&keeper).await;
+            }
+        }
+    });
 
     let parts = ServerParts {
         config: config.server,
-        model,
-        sampling,
-        text,
-        engine: engine.clone(),
-        chain: Arc::new(chain),
+        models,
+        detached: config.detached,
+        policies: Arc::clone(keeper.policies()),
+        wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
         registry,
     };
-    let served = interlock_server::serve(listener, parts, stop.or_failure_of(engine.clone())).await;
+    let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
+    // Blocks this thread, on which nothing else runs any more.
+    let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
+    if unheard > 0 {
+        tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
+    }
+    drop(admin_done);
+    reloader.abort();
 
-    // Before the thread is told to stop: from then on it ends because it was asked to.
-    match engine.state() {
-        EngineState::Exited(exit) if exit != EngineExit::Asked => {
-            bail!("the engine stopped: {exit}")
-        }
-        // Loading cannot be interrupted, and what it has read so far nobody will miss.
-        EngineState::Starting => {
-            tracing::info!("the model is still loading; leaving without it");
-            leave(0)
-        }
-        _ if ended(thread, PASS_USUAL, PASS_MAX).await => Ok(()),
-        _ => {
-            tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
-            leave(1)
+    // Before the thread is told to stop: from then on they end because they were asked to.
+    for (model, engine) in &engines {
+        match engine.state() {
+            // Where another one is to blame, that one is told of.
+            EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => {}
+            EngineState::Exited(exit) => bail!("the engine of {model} stopped: {exit}"),
+            EngineState::Starting | EngineState::Ready(_) => {}
         }
     }
+    // Loading cannot be interrupted, and what it has read so far nobody will miss.
+    if engines.iter().any(|(_, engine)| engine.state() == EngineState::Starting) {
+        tracing::info!("a model is still loading; leaving without it");
+        leave(0)
+    }
+    if !ended(thread, PASS_USUAL, PASS_MAX).await {
+        tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
+        leave(1)
+    }
+    Ok(())
 }
 
+/// Longest wait for policies that account elsewhere. Their service answers in milliseconds or is
+/// gone; whoever stops the host waits as well.
+const ACCOUNTS_MAX: Duration = Duration::from_secs(5);
 /// A pass that takes longer is worth a line in the log, for whoever waits for the process.
 const PASS_USUAL: Duration = Duration::from_secs(1);
 /// No healthy pass takes longer, the slowest prompt chunk on the slowest machine included: the
@@ -143,90 +186,115 @@ fn leave(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Loads every policy, and reports every one that cannot be.
-fn policies(config: &Config, registry: &Registry) -> anyhow::Result<PolicyChain> {
-    let host = PolicyHost::new()?;
-    let mut links = Vec::new();
-    let mut failures = Vec::new();
-    for policy in &config.policy {
-        match host.load(policy) {
-            Ok(loaded) => links.push(link(policy, loaded)),
-            Err(failure) => failures.push(format!("\n  {failure}")),
-        }
-    }
-    if !failures.is_empty() {
-        bail!("not all policies can be loaded:{}", failures.concat());
-    }
-    Ok(PolicyChain::new(links, config.limits.ceilings(), PolicyMetrics::register(registry)))
+/// What an engine will run, once its files are here.
+struct Source {
+    id: ModelId,
+    aliases: Vec<String>,
+    reference: ModelRef,
+    kind: SourceKind,
 }
 
-fn link(config: &PolicyConfig, policy: Arc<dyn interlock_admission::Policy>) -> Link {
-    Link { policy, on_failure: config.on_failure }
-}
-
-/// What the engine will run, once its files are here.
-enum Source {
+enum SourceKind {
     Simulated(SimSettings),
     Files { path: PathBuf, options: LoadOptions },
 }
 
-impl Source {
+/// All that is to be served, the default model first.
+fn sources(config: &Config) -> anyhow::Result<Vec<Source>> {
+    let Config { model, extra_model, .. } = config;
+    let neighbours = u32::try_from(extra_model.len()).unwrap_or(u32::MAX);
+    let find = |id, aliases: &[String], reference: &ModelRef, context_max: Option<NonZeroU32>| {
+        let options = LoadOptions {
+            context_max: context_max.map(NonZeroU32::get),
+            // One team of threads computes for all.
+            threads: model.threads,
+            cache_max: config.cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
+            neighbours,
+        };
+        let kind = SourceKind::find(reference, options)?;
+        Ok(Source { id, aliases: aliases.to_vec(), reference: reference.clone(), kind })
+    };
+    let first = find(model.model_id(), &model.aliases, &model.reference, model.context_max);
+    let extra = extra_model
+        .iter()
+        .map(|extra| find(extra.model_id(), &extra.aliases, &extra.reference, extra.context_max));
+    std::iter::once(first).chain(extra).collect()
+}
+
+/// Starts the engine thread, which loads the models one after the other.
+fn start(
+    sources: Vec<Source>,
+    config: &Config,
+    metrics: &EngineMetrics,
+) -> anyhow::Result<(Vec<ServedModel>, EngineThread)> {
+    let mut engines = Engines::default();
+    let models =
+        sources.into_iter().map(|source| source.add_to(&mut engines, config, metrics)).collect();
+    Ok((models, engines.spawn().context("cannot start the engine thread")?))
+}
+
+impl SourceKind {
     /// Parses or locates, and pulls what is not here.
-    fn find(config: &ModelConfig, cache: &CacheConfig) -> anyhow::Result<Self> {
-        let context_max = config.context_max.map(NonZeroU32::get);
-        if let ModelRef::Sim { settings, .. } = &config.reference {
+    fn find(reference: &ModelRef, options: LoadOptions) -> anyhow::Result<Self> {
+        if let ModelRef::Sim { settings, .. } = reference {
             let settings = models::simulated(settings)?;
-            let context = context_max.map_or(settings.context, |most| most.min(settings.context));
+            let most = options.context_max.unwrap_or(settings.context);
+            let context = most.min(settings.context);
             return Ok(Self::Simulated(SimSettings { context, ..settings }));
         }
-        let path = models::at_hand(&config.reference)?;
+        let path = models::at_hand(reference)?;
         // Reads headers only: what cannot be a model is found out before the port is open.
         let description = interlock_models::inspect(&path)?;
         tracing::info!(
-            model = %config.reference,
+            model = %reference,
             path = %path.display(),
             family = description.family,
             quantization = description.quantization,
             "found the model"
         );
-        let threads: Option<NonZeroUsize> = config.threads;
-        let cache_max = cache.memory_max.map(|size| size.0);
-        Ok(Self::Files { path, options: LoadOptions { context_max, threads, cache_max } })
+        Ok(Self::Files { path, options })
     }
+}
 
+impl Source {
     /// How to sample where a request does not say: as the model's makers do.
-    fn sampling(&self, reference: &ModelRef) -> SamplingDefaults {
-        match (self, reference) {
-            (Self::Files { .. }, ModelRef::Alias(built_in)) => built_in.sampling,
-            (Self::Files { path, .. }, _) => interlock_models::recommended_sampling(path),
-            (Self::Simulated(_), _) => SamplingDefaults::OPENAI,
+    fn sampling(&self) -> SamplingDefaults {
+        match (&self.kind, &self.reference) {
+            (SourceKind::Files { .. }, ModelRef::Alias(built_in)) => built_in.sampling,
+            (SourceKind::Files { path, .. }, _) => interlock_models::recommended_sampling(path),
+            (SourceKind::Simulated(_), _) => SamplingDefaults::OPENAI,
         }
     }
 
-    /// Starts the engine thread, which loads the model; its text side arrives in `text`.
-    fn spawn(
+    /// An engine for it, which loads it when the thread starts; its text side arrives then, too.
+    fn add_to(
         self,
+        engines: &mut Engines,
         config: &Config,
-        metrics: EngineMetrics,
-        text: Arc<OnceLock<Arc<TextModel>>>,
-    ) -> anyhow::Result<(EngineHandle, EngineThread)> {
+        metrics: &EngineMetrics,
+    ) -> ServedModel {
+        let sampling = self.sampling();
+        let Self { id, aliases, kind, .. } = self;
+        let text = Arc::new(OnceLock::new());
+        let text_in = Arc::clone(&text);
         let arrive = move |parts: TextParts| {
             let model = TextModel::new(parts).map_err(|error| error.to_string())?;
-            // Set once per process: there is one engine, and it loads one model.
-            let _ = text.set(Arc::new(model));
+            // Set once per engine, which loads one model once.
+            let _ = text_in.set(Arc::new(model));
             Ok::<(), String>(())
         };
         let Config { engine, cache, waiting, .. } = config;
-        let spawned = match self {
-            Self::Simulated(settings) => {
-                interlock_engine::spawn(engine, cache, waiting, metrics, move || {
+        let engine = match kind {
+            SourceKind::Simulated(settings) => {
+                engines.add(engine, cache, waiting, metrics, move || {
                     let model = SimModel::load(settings);
                     arrive(simulated_text())?;
                     Ok::<_, String>(model)
                 })
             }
-            Self::Files { path, options } => {
-                interlock_engine::spawn(engine, cache, waiting, metrics, move || {
+            SourceKind::Files { path, options } => {
+                let name = id.clone();
+                engines.add(engine, cache, waiting, metrics, move || {
                     let begun = std::time::Instant::now();
                     let mut report = |progress: interlock_models::Progress| {
                         tracing::debug!(fraction = progress.fraction, "{}", progress.doing);
@@ -237,12 +305,12 @@ impl Source {
                     let arithmetic = loaded.model.arithmetic();
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
-                    tracing::info!(?elapsed, arithmetic, attention, "loaded the model");
+                    tracing::info!(model = %name, ?elapsed, arithmetic, attention, "loaded the model");
                     Ok::<_, String>(loaded.model)
                 })
             }
         };
-        spawned.context("cannot start the engine thread")
+        ServedModel { id, aliases, sampling, text, engine }
     }
 }
 
@@ -298,11 +366,18 @@ impl Stop {
         }
     }
 
-    /// Ends at the first signal, or when the engine ends by itself: without it there is nothing to
-    /// serve, and whoever supervises the process can only mend that when it exits.
-    async fn or_failure_of(mut self, mut engine: EngineHandle) {
-        let failed =
-            async { while !matches!(engine.state_changed().await, EngineState::Exited(_)) {} };
+    /// Ends at the first signal, or when the engines end by themselves: they do so together, there
+    /// is nothing to serve without them, and whoever supervises the process can only mend that when
+    /// it exits.
+    async fn or_failure_of(mut self, engines: &[(ModelId, EngineHandle)]) {
+        let failed = async {
+            for (_, engine) in engines {
+                let mut engine = engine.clone();
+                while !matches!(engine.state(), EngineState::Exited(_)) {
+                    engine.state_changed().await;
+                }
+            }
+        };
         tokio::select! {
             () = self.told() => {
                 tracing::info!("told to stop; a second signal stops at once");

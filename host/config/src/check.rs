@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use figment::error::Kind as Cause;
 use figment::value::Value;
+use interlock_catalog::ExtraModelConfig;
 use interlock_policy::PolicyConfig;
 use serde::Deserialize;
 
@@ -33,12 +34,19 @@ impl Effective {
     }
 }
 
+/// Which table of its list each of those that could be read was.
+#[derive(Debug, Default)]
+struct Places {
+    policy: Vec<usize>,
+    extra_model: Vec<usize>,
+}
+
 /// A configuration and its problems, to which those who know more than we do can add.
 pub struct Draft {
     /// What could be read; the rest is at its default, and a bad policy is not there.
     pub config: Config,
-    /// Which `[[policy]]` each of `config.policy` was.
-    places: Vec<usize>,
+    /// Which `[[policy]]` each of `config.policy` was, and so on.
+    places: Places,
     merged: Merged,
     problems: Vec<(Place, Problem)>,
 }
@@ -56,7 +64,12 @@ impl std::fmt::Debug for Draft {
 impl Draft {
     /// The policies that could be read, each with its number in the list.
     pub fn policies(&self) -> impl Iterator<Item = (usize, &PolicyConfig)> {
-        self.places.iter().copied().zip(&self.config.policy)
+        self.places.policy.iter().copied().zip(&self.config.policy)
+    }
+
+    /// The extra models that could be read, each with its number in the list.
+    pub fn extra_models(&self) -> impl Iterator<Item = (usize, &ExtraModelConfig)> {
+        self.places.extra_model.iter().copied().zip(&self.config.extra_model)
     }
 
     /// Adds a problem with a key, such as `model.reference` or `policy.0.settings`: from that we
@@ -114,6 +127,12 @@ fn split(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
+/// Keys that once were, and what to do instead.
+const RETIRED: [(&str, &str); 1] = [(
+    "server.policy_headers",
+    "grant a header to the policy that needs it, as in grants = [\"headers:x-tenant\"]",
+)];
+
 /// Reads values, and goes on where one cannot be read: what is wrong is noted and taken out.
 struct Reader<'a> {
     root: &'a Key,
@@ -122,36 +141,39 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// What can be read, and where each policy stood; the rest is at its default, and a problem.
-    fn config(&mut self) -> (Config, Vec<usize>) {
+    /// What can be read, and where each policy and model stood; the rest is at its default, and a
+    /// problem.
+    fn config(&mut self) -> (Config, Places) {
         let mut value = self.merged.value.clone();
         self.drop_unknown(&mut value, &mut Vec::new(), self.root);
-        // One by one: a policy has settings without a default, so a bad one must leave as a whole
-        // without taking its neighbours along or changing their numbers.
-        let policies = match &mut value {
-            Value::Dict(_, sections) => match sections.remove("policy") {
-                Some(Value::Array(_, items)) => Some(items),
-                Some(other) => {
-                    sections.insert("policy".into(), other);
-                    None
-                }
-                None => None,
-            },
-            _ => None,
-        };
+        let policies = take_tables(&mut value, "policy");
+        let extra_models = take_tables(&mut value, "extra_model");
         let mut config: Config = self.read(value, &[]).unwrap_or_default();
-        if let Some(items) = policies {
-            let read = items.into_iter().enumerate().filter_map(|(at, item)| {
-                let policy =
-                    self.read::<PolicyConfig>(item, &["policy".to_owned(), at.to_string()])?;
-                Some((at, policy))
-            });
-            let (places, policies) = read.unzip();
-            config.policy = policies;
-            return (config, places);
+        let mut places = Places::default();
+        match policies {
+            Some(items) => {
+                (places.policy, config.policy) = self.each::<PolicyConfig>("policy", items);
+            }
+            None => places.policy = (0..config.policy.len()).collect(),
         }
-        let places = (0..config.policy.len()).collect();
+        if let Some(items) = extra_models {
+            (places.extra_model, config.extra_model) =
+                self.each::<ExtraModelConfig>("extra_model", items);
+        }
         (config, places)
+    }
+
+    /// Reads tables one by one: they have settings without a default, so a bad one must leave as a
+    /// whole without taking its neighbours along or changing their numbers.
+    fn each<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        name: &str,
+        items: Vec<Value>,
+    ) -> (Vec<usize>, Vec<T>) {
+        let read = items.into_iter().enumerate().filter_map(|(at, item)| {
+            Some((at, self.read::<T>(item, &[name.to_owned(), at.to_string()])?))
+        });
+        read.unzip()
     }
 
     /// Deserializes until nothing is wrong any more, taking out what is.
@@ -224,6 +246,9 @@ impl Reader<'_> {
         if path.iter().any(String::is_empty) {
             return format!("a setting's name must be section.key, got {key:?}");
         }
+        if let Some((_, instead)) = RETIRED.iter().find(|(retired, _)| *retired == key) {
+            return format!("{key} is no key any more: {instead}");
+        }
         let nearest = self.root.nearest(path).unwrap_or_default();
         format!("{key} is not a known key, the nearest is {nearest}")
     }
@@ -286,6 +311,18 @@ fn value_at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
         Value::Array(_, items) => part.parse().ok().and_then(|at: usize| items.get(at)),
         _ => None,
     })
+}
+
+/// Takes a list of tables out, if it is one.
+fn take_tables(value: &mut Value, name: &str) -> Option<Vec<Value>> {
+    let Value::Dict(_, sections) = value else { return None };
+    match sections.remove(name)? {
+        Value::Array(_, items) => Some(items),
+        other => {
+            sections.insert(name.into(), other);
+            None
+        }
+    }
 }
 
 /// Removes the value at a path from its table. Inside a list the whole list goes: a list is one

@@ -1,10 +1,11 @@
 //! All sections, side by side.
 
-use interlock_admission::LimitsConfig;
-use interlock_catalog::ModelConfig;
+use interlock_admission::{LimitsConfig, PoliciesConfig};
+use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
-use interlock_server::ServerConfig;
+use interlock_server::{AdminConfig, DetachedConfig, ServerConfig};
+use interlock_state::StateConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +18,17 @@ use crate::LogConfig;
 #[expect(missing_docs, reason = "a doc comment here would hide the struct's own in the reference")]
 pub struct Config {
     pub model: ModelConfig,
+    pub extra_model: Vec<ExtraModelConfig>,
     pub server: ServerConfig,
+    pub admin: AdminConfig,
     pub log: LogConfig,
     pub waiting: WaitingConfig,
     pub limits: LimitsConfig,
+    pub detached: DetachedConfig,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
+    pub state: StateConfig,
+    pub policies: PoliciesConfig,
     pub policy: Vec<PolicyConfig>,
 }
 
@@ -30,12 +36,17 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: ModelConfig::default(),
+            extra_model: Vec::new(),
             server: ServerConfig::default(),
+            admin: AdminConfig::default(),
             log: LogConfig::default(),
             waiting: WaitingConfig::default(),
             limits: LimitsConfig::default(),
+            detached: DetachedConfig::default(),
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
+            state: StateConfig::default(),
+            policies: PoliciesConfig::default(),
             policy: default_policies(),
         }
     }
@@ -44,13 +55,17 @@ impl Default for Config {
 impl Config {
     /// Every problem of every section, then those that only show when sections are seen together.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = self.model.problems();
+        let mut problems = interlock_catalog::problems(&self.model, &self.extra_model);
         problems.extend(self.server.problems());
+        problems.extend(self.admin.problems());
         problems.extend(self.log.problems());
         problems.extend(self.waiting.problems());
         problems.extend(self.limits.problems());
+        problems.extend(self.detached.problems());
         problems.extend(self.engine.problems());
         problems.extend(self.cache.problems());
+        problems.extend(self.state.problems());
+        problems.extend(self.policies.problems());
         problems.extend(interlock_policy::problems(&self.policy));
         problems.extend(self.problems_together());
         problems

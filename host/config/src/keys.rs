@@ -17,6 +17,8 @@ pub(crate) struct Key {
     pub(crate) default: Option<Value>,
     /// What to show for it where nothing is set.
     pub(crate) example: Option<Value>,
+    /// It may be left out, and then has no value: its default, null, may not be in the schema.
+    pub(crate) optional: bool,
 }
 
 /// What a key holds.
@@ -53,7 +55,9 @@ impl Key {
         let doc = doc(schema).or_else(|| doc(schema.get("items")?)).unwrap_or_default();
         let example = schema.get("examples").and_then(|examples| examples.get(0)).cloned();
         let default = schema.get("default").cloned();
-        Self { name: name.to_owned(), doc, kind: Kind::of(&without_null(schema)), default, example }
+        let value = without_null(schema);
+        let (name, kind, optional) = (name.to_owned(), Kind::of(&value), value != *schema);
+        Self { name, doc, kind, default, example, optional }
     }
 
     /// The keys inside, if it is a table or a list of tables.

@@ -21,6 +21,14 @@ pub fn default_toml() -> String {
         text.push('\n');
         let doc = section_doc(section);
         match values.get(&section.name) {
+            Some(toml::Value::Array(items)) if items.is_empty() => {
+                text.push_str(&comment(&doc));
+                text.push_str(&format!("\n# [[{}]]\n\n", section.name));
+                let mut inside = String::new();
+                let nothing = toml::Value::Table(toml::Table::new());
+                table_toml(section, &nothing, &section.name, true, &mut inside);
+                text.push_str(&inside);
+            }
             Some(toml::Value::Array(items)) => {
                 text.push_str(&comment(&format!("{doc}\n\n{REPLACES}")));
                 for (at, item) in items.iter().enumerate() {
@@ -100,7 +108,8 @@ pub fn reference_md() -> String {
         let title =
             if many { format!("[[{}]]", section.name) } else { format!("[{}]", section.name) };
         text.push_str(&format!("\n## `{title}`\n\n{}\n", unwrapped(&section_doc(section))));
-        if many {
+        let replaces = values.get(&section.name).and_then(toml::Value::as_array);
+        if replaces.is_some_and(|default| !default.is_empty()) {
             text.push_str(&format!("\n{REPLACES}\n"));
         }
         text.push_str("\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n");
@@ -130,6 +139,7 @@ fn rows(key: &Key, value: Option<&toml::Value>, unset: &str, before: &str, text:
             rows(inside, value, unset, &name, text);
             continue;
         }
+        let unset = if inside.optional { "not set" } else { unset };
         let default = value.map_or_else(|| unset.into(), |value| format!("`{value}`"));
         let meaning = unwrapped(&plain(&inside.doc)).replace("\n\n", "<br>").replace('|', "\\|");
         let kind = type_name(&inside.kind, value);

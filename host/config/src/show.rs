@@ -96,6 +96,7 @@ fn open_keys(table: &toml::Value) -> Kind {
                 kind: Kind::Open,
                 default: None,
                 example: None,
+                optional: false,
             })
             .collect(),
     )

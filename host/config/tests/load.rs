@@ -94,7 +94,7 @@ fn a_variable_is_read_as_what_its_key_wants() {
         ("INTERLOCK__LOG__FORMAT", "\"json\""),
         ("INTERLOCK__MODEL__REFERENCE", "sim:context=64,decode=1ms"),
         ("INTERLOCK__MODEL__THREADS", "3"),
-        ("INTERLOCK__SERVER__POLICY_HEADERS", "x-team, x-tenant"),
+        ("INTERLOCK__MODEL__ALIASES", "house, gpt-4o-mini"),
         ("INTERLOCK__LIMITS__TOTAL_MAX", "2h"),
         ("INTERLOCK__POLICY", "[]"),
         ("INTERLOCK_CACHE", "not a setting"),
@@ -103,7 +103,7 @@ fn a_variable_is_read_as_what_its_key_wants() {
     assert_eq!((config.log.filter.as_str(), config.log.format), ("off", LogFormat::Json));
     assert_eq!(config.model.reference.to_string(), "sim:context=64,decode=1ms");
     assert_eq!(config.model.threads.map(usize::from), Some(3));
-    assert_eq!(config.server.policy_headers, ["x-team", "x-tenant"]);
+    assert_eq!(config.model.aliases, ["house", "gpt-4o-mini"]);
     assert_eq!(config.limits.total_max.as_secs(), 7200);
     assert_eq!(config.policy, []);
 }
@@ -138,7 +138,7 @@ on_failure = { admitt = \"open\" }
         .says(expect![[r#"
             the configuration has 7 problems:
               server.bnd is not a known key, the nearest is server.bind (interlock.toml:3)
-              server.requests_max is not a known key, the nearest is waiting.requests_max (interlock.toml:4)
+              server.requests_max is not a known key, the nearest is detached.requests_max (interlock.toml:4)
               sever is not a known key, the nearest is server (interlock.toml:6)
               policy[0].dedline is not a known key, the nearest is policy.deadline (interlock.toml:12)
               policy[0].on_failure.admitt is not a known key, the nearest is policy.on_failure.admit (interlock.toml:13)
@@ -152,11 +152,11 @@ fn values_of_a_wrong_type_are_all_reported_with_what_was_wanted() {
 [model]
 reference = \"smollm\"
 threads = 0
+aliases = [1]
 
 [server]
 bind = \"localhost\"
 body_max = \"4MB\"
-policy_headers = [1]
 
 [log]
 format = \"xml\"
@@ -184,9 +184,9 @@ on_failure = { admit = \"shut\" }
             the configuration has 18 problems:
               model.reference cannot be read: "smollm" is no built-in model (did you mean `smollm2-135m-instruct`?); a folder is written with a slash (`./smollm`), a repository as `hf:org/name`, a simulated model as `sim:...` (interlock.toml:3)
               model.threads must be a whole number of at least 1, got 0 (interlock.toml:4)
-              server.bind cannot be read: invalid socket address syntax, got "localhost" (interlock.toml:7)
-              server.body_max cannot be read: a size is a whole number followed by B, KiB, MiB or GiB, got "4MB" (interlock.toml:8)
-              server.policy_headers[0] must be a string, got 1 (interlock.toml:9)
+              model.aliases[0] must be a string, got 1 (interlock.toml:5)
+              server.bind cannot be read: invalid socket address syntax, got "localhost" (interlock.toml:8)
+              server.body_max cannot be read: a size is a whole number followed by B, KiB, MiB or GiB, got "4MB" (interlock.toml:9)
               log.format must be "text" or "json", got "xml" (interlock.toml:12)
               limits.queue_max must be a duration, got 300 (interlock.toml:15)
               limits.total_max must be a duration, got "long" (interlock.toml:16)
@@ -197,7 +197,7 @@ on_failure = { admit = \"shut\" }
               policy[1].source cannot be read: a policy's source is "builtin:NAME" or the path of a .wasm file, got "" (interlock.toml:27)
               policy[1].settings must be a table, got 1 (interlock.toml:28)
               policy[1].memory_max cannot be read: a size is a whole number followed by B, KiB, MiB or GiB, got "8MB" (interlock.toml:29)
-              policy[1].on_failure.admit cannot be read: a failure action is "open" or "closed:STATUS" with a status of 400 to 599, got "shut" (interlock.toml:30)
+              policy[1].on_failure.admit cannot be read: a failure action is "open", "builtin", "last-good:TIME" or "closed:STATUS" with a status of 400 to 599, got "shut" (interlock.toml:30)
               waiting must be a table, got "many" (env INTERLOCK__WAITING)
               engine.prefill_chunk must be a whole number from 1 to 4294967295, got "lots" (--set engine.prefill_chunk)"#]]);
 }
@@ -261,8 +261,12 @@ per_minute = 60
         Story::of(file, &[("INTERLOCK__LOG__FORMAT", "json")], &["engine.prefill_chunk=512"]);
     let shown = story.effective().show().replace(&format!("{}/", story.folder.display()), "");
     expect![[r#"
+        extra_model = []                     # default
+
         [model]
         reference = "smollm2-135m-instruct"  # default
+        # name =                             # not set
+        aliases = []                         # default
         # context_max =                      # not set
         # threads =                          # not set
 
@@ -276,8 +280,13 @@ per_minute = 60
         header_timeout = "30s"               # default
         write_timeout = "1m"                 # default
         retry_after = "1s"                   # default
+        policy_trace = false                 # default
         drain_max = "30s"                    # default
-        policy_headers = []                  # default
+
+        [admin]
+        # bind =                             # not set
+        # token =                            # not set
+        component_max = "64MiB"              # default
 
         [log]
         filter = "info"                      # default
@@ -293,6 +302,14 @@ per_minute = 60
         total_max = "1h"                     # default
         drain_time_max = "30s"               # default
         drain_tokens_max = 1024              # default
+        detach_time_max = "1h"               # default
+        detach_tokens_max = 65536            # default
+
+        [detached]
+        requests_max = 64                    # default
+        results_max = 1024                   # default
+        memory_max = "64MiB"                 # default
+        keep = "10m"                         # default
 
         [engine]
         mode = "batched"                     # default
@@ -304,14 +321,37 @@ per_minute = 60
         # memory_max =                       # not set
         prefix = true                        # default
 
+        [state]
+        store = "memory"                     # default
+        timeout = "3ms"                      # default
+        keys_max = 100000                    # default
+        bytes_max = "32MiB"                  # default
+        value_bytes_max = "64KiB"            # default
+
+        [policies]
+        reload = "2s"                        # default
+        # record =                           # not set
+        # cache =                            # not set
+
         [[policy]]
         name = "quota"                       # interlock.toml:6
         source = "quota.wasm"                # interlock.toml:7
-        deadline = "5ms"                     # default
+        grants = []                          # default
+        deadline = "2ms"                     # default
+        # soft_deadline =                    # not set
         memory_max = "8MiB"                  # default
+        calls_max = 256                      # default
+        crash_budget = 5                     # default
+        weight = 1                           # default
+        mode = "enforce"                     # default
 
         [policy.on_failure]
+        identify = "closed:503"              # default
+        transform = "closed:500"             # default
+        route = "builtin"                    # default
         admit = "closed:503"                 # default
+        # stream_guard =                     # not set
+        events = "open"                      # default
         account = "open"                     # default
 
         [policy.settings]
@@ -434,4 +474,47 @@ any = 1
           policy[0].name must be a string, got 7 (interlock.toml:5)
           policy[1]: no (interlock.toml:10)"#]]
     .assert_eq(&problems.replace(&format!("{}/", story.folder.display()), ""));
+}
+
+#[test]
+fn a_key_that_once_was_says_what_to_do_instead() {
+    Story::of("[server]\npolicy_headers = [\"x-tenant\"]\n", &[], &[]).says(expect![[r#"
+        the configuration has a problem:
+          server.policy_headers is no key any more: grant a header to the policy that needs it, as in grants = ["headers:x-tenant"] (interlock.toml:2)"#]]);
+}
+
+#[test]
+fn extra_models_are_read_one_by_one_and_named_apart() {
+    let file = "
+[model]
+reference = \"sim\"
+aliases = [\"house\"]
+
+[[extra_model]]
+reference = \"sim:salt=1\"
+name = \"other\"
+
+[[extra_model]]
+name = \"nothing\"
+
+[[extra_model]]
+reference = \"sim\"
+context_max = 0
+";
+    Story::of(file, &[], &[]).says(expect![[r#"
+        the configuration has 3 problems:
+          extra_model.name must be unlike all other names of models, got "sim" twice (interlock.toml:6)
+          extra_model[1].reference must be set, got nothing (interlock.toml:10)
+          extra_model[2].context_max must be a whole number from 1 to 4294967295, got 0 (interlock.toml:15)"#]]);
+    let good = "
+[[extra_model]]
+reference = \"sim\"
+
+[[extra_model]]
+reference = \"sim\"
+name = \"other\"
+";
+    let config = Story::of(good, &[], &[]).effective().config;
+    let names: Vec<_> = config.extra_model.iter().map(|m| m.model_id().to_string()).collect();
+    assert_eq!(names, ["sim", "other"]);
 }

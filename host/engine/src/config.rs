@@ -82,6 +82,7 @@ impl EngineConfig {
 pub struct CacheConfig {
     /// Most memory for keys and values. Turn this up when `interlock_preemptions_total` grows,
     /// down when the machine has other work; unset, a quarter of the memory that is free at start.
+    /// Several models share it, each its equal part.
     pub memory_max: Option<ByteSize>,
     /// Shall requests that begin with the same tokens (a system prompt, a conversation that goes
     /// on) share what was computed for them? What is kept for that is given up first when pages

@@ -59,7 +59,7 @@ impl Control {
     }
 }
 
-const ASKED: [Asked; 8] = [
+const ASKED: [Asked; 9] = [
     Asked::Finish,
     Asked::Cancel(CancelCause::Disconnect),
     Asked::Cancel(CancelCause::Deadline(Deadline::Queue)),
@@ -68,6 +68,7 @@ const ASKED: [Asked; 8] = [
     Asked::Cancel(CancelCause::Deadline(Deadline::Total)),
     Asked::Cancel(CancelCause::Operator),
     Asked::Cancel(CancelCause::Shutdown),
+    Asked::Cancel(CancelCause::Policy),
 ];
 
 /// A place in [`ASKED`], counted from 1. Written as a match so that a new cause that has no place
@@ -82,6 +83,7 @@ fn encode(asked: Asked) -> u8 {
         Asked::Cancel(CancelCause::Deadline(Deadline::Total)) => 6,
         Asked::Cancel(CancelCause::Operator) => 7,
         Asked::Cancel(CancelCause::Shutdown) => 8,
+        Asked::Cancel(CancelCause::Policy) => 9,
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use interlock_admission::Admitted;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use crate::bell::Bell;
+use crate::events::Preempted;
 use crate::metrics::{Counted, EngineMetrics};
 use crate::{Control, EngineExit, EngineState, Events};
 
@@ -13,8 +15,10 @@ use crate::{Control, EngineExit, EngineState, Events};
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     pub(crate) inbox: mpsc::WeakSender<Submission>,
+    pub(crate) bell: Bell,
     pub(crate) seats: Arc<Semaphore>,
     pub(crate) seats_max: usize,
+    pub(crate) running_max: u32,
     pub(crate) state: watch::Receiver<EngineState>,
     pub(crate) metrics: EngineMetrics,
 }
@@ -47,6 +51,8 @@ pub struct EngineView {
     pub waiting_max: u32,
     /// Requests that have begun and not ended.
     pub running: u32,
+    /// Requests that may run at once.
+    pub running_max: u32,
 }
 
 /// A place in the waiting room. Taken before the policies are asked, so that no request is
@@ -54,6 +60,7 @@ pub struct EngineView {
 #[derive(Debug)]
 pub struct Seat {
     inbox: mpsc::WeakSender<Submission>,
+    bell: Bell,
     place: Place,
 }
 
@@ -71,6 +78,7 @@ pub(crate) struct Submission {
     pub(crate) place: Place,
     pub(crate) out: mpsc::Sender<crate::Event>,
     pub(crate) control: Control,
+    pub(crate) preempted: Preempted,
 }
 
 /// A submitted request.
@@ -99,7 +107,8 @@ impl EngineHandle {
             limit: self.seats_max,
         })?;
         let counted = Counted::new(&self.metrics.waiting);
-        Ok(Seat { inbox: self.inbox.clone(), place: Place { _permit: permit, _counted: counted } })
+        let place = Place { _permit: permit, _counted: counted };
+        Ok(Seat { inbox: self.inbox.clone(), bell: self.bell.clone(), place })
     }
 
     /// What the engine is at this moment.
@@ -122,7 +131,8 @@ impl EngineHandle {
         EngineView {
             waiting: count(self.seats_max.saturating_sub(self.seats.available_permits())),
             waiting_max: count(self.seats_max),
-            running: u32::try_from(self.metrics.running.get()).unwrap_or(0),
+            running: u32::try_from(self.metrics.running_here()).unwrap_or(0),
+            running_max: self.running_max,
         }
     }
 }
@@ -133,9 +143,10 @@ impl Seat {
     pub fn submit(self, admitted: Admitted) -> Running {
         let control = Control::new();
         let (out, receiver) = mpsc::channel(events_max(&admitted));
-        let running =
-            Running { events: Events::new(receiver, control.clone()), control: control.clone() };
-        let submission = Submission { admitted, place: self.place, out, control };
+        let preempted = Preempted::default();
+        let events = Events::new(receiver, control.clone(), preempted.clone());
+        let running = Running { events, control: control.clone() };
+        let submission = Submission { admitted, place: self.place, out, control, preempted };
         if let Some(inbox) = self.inbox.upgrade() {
             match inbox.try_send(submission) {
                 // Closed: the receiver is gone, and dropping the submission tells the events so.
@@ -145,13 +156,17 @@ impl Seat {
                 }
             }
         }
+        // Rung when our sender is gone again: the engine may just have been told to stop, and must
+        // not find the inbox still open and fall asleep.
+        self.bell.ring();
         running
     }
 }
 
-/// Every token, the start and the end: the most events that this request can cause.
+/// Every token, the start, the end, and one preemption that was not heard of yet: the most events
+/// of this request that can lie there.
 fn events_max(admitted: &Admitted) -> usize {
-    const START_AND_END: usize = 2;
+    const BESIDE_TOKENS: usize = 3;
     let tokens_max = usize::try_from(admitted.tokens_max()).unwrap_or(usize::MAX);
-    tokens_max.saturating_add(START_AND_END).min(Semaphore::MAX_PERMITS)
+    tokens_max.saturating_add(BESIDE_TOKENS).min(Semaphore::MAX_PERMITS)
 }

@@ -1,7 +1,7 @@
 //! The one thread that owns the model, and the handle that everyone else holds.
 //!
-//! [`spawn`] builds the model on a thread of its own and runs it there until it is told to stop.
-//! Others take a [`Seat`] in the waiting room, submit an admitted request with it and read its
+//! [`spawn`] builds the model on a thread of its own and runs it there until it is told to stop;
+//! [`Engines`] does so with several models, an engine each, on that one thread. Others take a [`Seat`] in the waiting room, submit an admitted request with it and read its
 //! [`Events`].
 //!
 //! # Invariants
@@ -22,6 +22,7 @@
 //! No HTTP, no WebAssembly, no MLX, no text: token ids in, token ids out. No timers: whoever holds
 //! a [`Control`] decides when to cancel.
 
+mod bell;
 mod clock;
 mod config;
 mod control;
@@ -44,5 +45,5 @@ pub use forward::{Forward, ModelShape, Opening, PageId, PassFailed, Row};
 pub use handle::{EngineHandle, EngineView, NotStarted, Running, Seat};
 pub use metrics::EngineMetrics;
 pub use pages::PageAudit;
-pub use thread::{Door, EngineExit, EngineState, EngineThread, by_hand, spawn};
+pub use thread::{Door, EngineExit, EngineState, EngineThread, Engines, by_hand, spawn};
 pub use turn::{Audit, Engine, Turn};

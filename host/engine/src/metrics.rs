@@ -1,4 +1,10 @@
 //! What the engine tells the outside.
+//!
+//! The families are totals over all engines of the thread: a pass is in flight or none is,
+//! whichever model it is of, and what watches the host asks whether anything runs at all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 use interlock_request::{CancelCause, RequestId, Stage};
@@ -10,13 +16,15 @@ use crate::passes::{PassKind, Passes};
 #[derive(Debug, Clone)]
 pub struct EngineMetrics {
     pub(crate) waiting: IntGauge,
-    pub(crate) running: IntGauge,
+    running: IntGauge,
+    /// Of `running`, those of one engine.
+    running_here: Arc<AtomicI64>,
     pub(crate) passes: Passes,
     rows: Histogram,
     tokens: IntCounterVec,
     retries: IntCounter,
     preemptions: IntCounter,
-    pub(crate) cache_pages: IntGauge,
+    cache_pages: IntGauge,
     cache_pages_used: IntGauge,
     cancellations: IntCounterVec,
     cancelled_pass_failures: IntCounter,
@@ -39,6 +47,7 @@ impl EngineMetrics {
             waiting: registry
                 .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
             running: registry.gauge("requests_running", "Requests that have begun and not ended."),
+            running_here: Arc::default(),
             passes: Passes {
                 in_flight: registry
                     .gauge("engine_passes_in_flight", "Passes in flight now; never above 1."),
@@ -117,8 +126,28 @@ impl EngineMetrics {
         tracing::debug!(request = %id, "preempted");
     }
 
-    pub(crate) fn cache_used(&self, available: u32) {
-        self.cache_pages_used.set(self.cache_pages.get() - i64::from(available));
+    /// The same, for one engine more: it knows how many of those that run are its own.
+    pub(crate) fn of_one_engine(&self) -> Self {
+        Self { running_here: Arc::default(), ..self.clone() }
+    }
+
+    /// A request of this engine has begun.
+    pub(crate) fn begun(&self) -> Begun {
+        self.running_here.fetch_add(1, Ordering::Relaxed);
+        Begun { _total: Counted::new(&self.running), here: Arc::clone(&self.running_here) }
+    }
+
+    /// Requests of this engine that have begun and not ended.
+    pub(crate) fn running_here(&self) -> i64 {
+        self.running_here.load(Ordering::Relaxed)
+    }
+
+    /// This engine's part of the pages that there are.
+    pub(crate) fn cache(&self, pages: u32) -> CacheShare {
+        let mut there_are = Share { gauge: self.cache_pages.clone(), amount: 0 };
+        there_are.is(pages.into());
+        let used = Share { gauge: self.cache_pages_used.clone(), amount: 0 };
+        CacheShare { there_are, used }
     }
 
     pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {
@@ -144,6 +173,53 @@ impl EngineMetrics {
                 tracing::error!(request = %id, cause, %error, "pass failed after its request was cancelled");
             }
         }
+    }
+}
+
+/// One engine's part of the pages that there are, and of those that are used.
+#[derive(Debug)]
+pub(crate) struct CacheShare {
+    there_are: Share,
+    used: Share,
+}
+
+impl CacheShare {
+    /// So many of them are used by nobody.
+    pub(crate) fn available(&mut self, pages: u32) {
+        self.used.is(self.there_are.amount - i64::from(pages));
+    }
+}
+
+/// One engine's part of a gauge, for as long as it lives.
+#[derive(Debug)]
+struct Share {
+    gauge: IntGauge,
+    amount: i64,
+}
+
+impl Share {
+    fn is(&mut self, amount: i64) {
+        self.gauge.add(amount - self.amount);
+        self.amount = amount;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.is(0);
+    }
+}
+
+/// A request that has begun and not ended, counted among all and among its engine's.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    _total: Counted,
+    here: Arc<AtomicI64>,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.here.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,8 +15,9 @@ use interlock_scheduler::{Grower, Rank, Step};
 use tokio::sync::mpsc;
 
 use crate::control::Asked;
+use crate::events::Preempted;
 use crate::handle::{Place, Submission};
-use crate::metrics::{Counted, EngineMetrics};
+use crate::metrics::{Begun, EngineMetrics};
 use crate::pages::Lease;
 use crate::{Control, Ended, Event, Opening, PassFailed, Row};
 
@@ -26,6 +27,7 @@ struct Ticket {
     id: RequestId,
     out: mpsc::Sender<Event>,
     control: Control,
+    preempted: Preempted,
 }
 
 impl Ticket {
@@ -122,16 +124,16 @@ enum Since {
     /// A place in the waiting room.
     Arrival(Place),
     /// Nothing but its place among those that have begun.
-    Preemption(Counted),
+    Preemption(Begun),
 }
 
 impl Waiting {
     pub(crate) fn new(submission: Submission, arrival: u64, fresh_seed: u64) -> Self {
-        let Submission { admitted, place, out, control } = submission;
+        let Submission { admitted, place, out, control, preempted } = submission;
         let (id, prompt, generation) = admitted.into_work();
         let tokens = prompt.into_tokens();
         let request = Request {
-            ticket: Ticket { id, out, control },
+            ticket: Ticket { id, out, control, preempted },
             prompt_tokens: tokens.len(),
             tokens,
             cached_tokens: 0,
@@ -201,7 +203,7 @@ impl Waiting {
                 drop(place);
                 request.cached_tokens = computed;
                 request.ticket.tell(Event::Started);
-                Counted::new(&metrics.running)
+                metrics.begun()
             }
             Since::Preemption(running) => running,
         };
@@ -220,7 +222,7 @@ pub(crate) struct Running<S> {
     computed: usize,
     /// Has it drawn a token since it got its row?
     drew: bool,
-    running: Counted,
+    running: Begun,
 }
 
 impl<S> Running<S> {
@@ -311,6 +313,9 @@ impl<S> Running<S> {
     pub(crate) fn preempt(self) -> Waiting {
         let Self { request, sequence, lease, running, .. } = self;
         drop((sequence, lease));
+        if request.ticket.preempted.to_be_told() {
+            request.ticket.tell(Event::Preempted);
+        }
         Waiting { request, since: Since::Preemption(running) }
     }
 

@@ -1,4 +1,8 @@
 //! Starts the engine thread, says what became of it, and stops it.
+//!
+//! A host that serves several models has an engine for each, and still one thread: they take turns,
+//! one pass each, and sleep together. What they share is the device and the time; an inbox, a
+//! waiting room, a batch and a cache each has its own.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,10 +11,11 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::bell::Bell;
 use crate::handle::Submission;
 use crate::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, ModelShape,
-    SystemClock, WaitingConfig,
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode,
+    ModelShape, SystemClock, Turn, WaitingConfig,
 };
 
 /// What the engine is at a moment.
@@ -33,28 +38,34 @@ pub enum EngineExit {
     /// The model could not be loaded.
     #[error("the model could not be loaded: {0}")]
     LoadFailed(String),
+    /// Another model of the same thread could not be loaded: a host serves all of its models or
+    /// none, so that an operator need not find out which are missing.
+    #[error("another model could not be loaded")]
+    OtherLoadFailed,
     /// It panicked: a bug. The process should end on purpose and say so.
     #[error("its thread panicked: {0}")]
     Panicked(String),
 }
 
-/// Owns the engine thread. Dropping it stops the engine, cancels what runs there after the pass
+/// Owns the engine thread. Dropping it stops its engines, cancels what runs there after the pass
 /// in flight, and waits for the thread.
 #[derive(Debug)]
 pub struct EngineThread {
-    // The only strong sender: without it the inbox closes, and the thread comes to its end.
-    inbox: Option<mpsc::Sender<Submission>>,
+    // The only strong senders: without them the inboxes close, and the thread comes to its end.
+    inboxes: Vec<mpsc::Sender<Submission>>,
+    bell: Bell,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EngineThread {
-    /// Closes the inbox and waits for nothing: after the pass in flight the engine cancels what
-    /// is left and its thread ends.
+    /// Closes the inboxes and waits for nothing: after the pass in flight the engines cancel what
+    /// is left and the thread ends.
     pub fn ask_to_stop(&mut self) {
-        self.inbox = None;
+        self.inboxes.clear();
+        self.bell.ring();
     }
 
-    /// Stops the engine and waits for its thread: as long as the pass in flight takes.
+    /// Stops the engines and waits for their thread: as long as the pass in flight takes.
     pub fn stop(self) {
         drop(self);
     }
@@ -70,8 +81,8 @@ impl Drop for EngineThread {
     }
 }
 
-/// Starts the engine thread. `load` runs there and makes the model, which never leaves it; `E` is
-/// why it could not.
+/// Starts the engine thread with one model. `load` runs there and makes the model, which never
+/// leaves it; `E` is why it could not.
 ///
 /// # Errors
 ///
@@ -87,31 +98,152 @@ where
     F: Forward + 'static,
     E: std::fmt::Display,
 {
-    let Ends { handle, inbox, submissions, state } = ends(waiting, &metrics);
-    let (config, cache) = (config.clone(), cache.clone());
-    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-        raise_priority();
-        // The model and all that it holds are inside this closure: a panic drops them here, on
-        // the thread that made them, and nothing of them is looked at afterwards.
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            let model = load().map_err(|e| EngineExit::LoadFailed(e.to_string()))?;
-            state.send_replace(EngineState::Ready(model.shape()));
+    let mut engines = Engines::default();
+    let handle = engines.add(config, cache, waiting, &metrics, load);
+    Ok((handle, engines.spawn()?))
+}
+
+/// Engines to come, all on one thread.
+#[derive(Default)]
+pub struct Engines {
+    bell: Bell,
+    inboxes: Vec<mpsc::Sender<Submission>>,
+    to_load: Vec<ToLoad>,
+}
+
+/// An engine to come. Everything of it that may be sent to its thread.
+struct ToLoad {
+    state: watch::Sender<EngineState>,
+    load: Box<dyn FnOnce() -> Result<Loaded, String> + Send>,
+}
+
+/// An engine that can take its turn.
+struct Loaded {
+    shape: ModelShape,
+    engine: Box<dyn TakesTurns>,
+}
+
+/// An engine, whatever its model.
+trait TakesTurns {
+    fn turn(&mut self) -> Turn;
+    fn is_idle(&self) -> bool;
+}
+
+impl<F: Forward> TakesTurns for Engine<F> {
+    fn turn(&mut self) -> Turn {
+        Engine::turn(self)
+    }
+
+    fn is_idle(&self) -> bool {
+        Engine::is_idle(self)
+    }
+}
+
+impl std::fmt::Debug for Engines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engines").field("count", &self.to_load.len()).finish_non_exhaustive()
+    }
+}
+
+impl Engines {
+    /// One more. `load` runs on the thread, after those of the engines before it, and makes the
+    /// model, which never leaves it; `E` is why it could not.
+    ///
+    /// None is ready before all are: who would serve it is still loading.
+    pub fn add<F, E>(
+        &mut self,
+        config: &EngineConfig,
+        cache: &CacheConfig,
+        waiting: &WaitingConfig,
+        metrics: &EngineMetrics,
+        load: impl FnOnce() -> Result<F, E> + Send + 'static,
+    ) -> EngineHandle
+    where
+        F: Forward + 'static,
+        E: std::fmt::Display,
+    {
+        let metrics = metrics.of_one_engine();
+        let Ends { handle, inbox, submissions, state } =
+            ends(config, waiting, &metrics, &self.bell);
+        let (config, cache) = (config.clone(), cache.clone());
+        let load = move || {
+            let model = load().map_err(|error| error.to_string())?;
+            let shape = model.shape();
             let clock = Box::new(SystemClock::start());
-            Engine::new(model, submissions, &config, &cache, metrics, clock).run();
-            Ok(())
-        }));
-        let exit = match ended {
-            Ok(Ok(())) => EngineExit::Asked,
-            Ok(Err(exit)) => exit,
-            Err(panic) => EngineExit::Panicked(panic_message(panic.as_ref())),
+            let engine = Engine::new(model, submissions, &config, &cache, metrics, clock);
+            Ok(Loaded { shape, engine: Box::new(engine) })
         };
-        match &exit {
-            EngineExit::Asked => tracing::info!("engine stopped"),
-            exit => tracing::error!(%exit, "engine stopped"),
+        self.inboxes.push(inbox);
+        self.to_load.push(ToLoad { state, load: Box::new(load) });
+        handle
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system gives none.
+    pub fn spawn(self) -> std::io::Result<EngineThread> {
+        let Self { bell, inboxes, to_load } = self;
+        let its_bell = bell.clone();
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            raise_priority();
+            live(to_load, &its_bell);
+        })?;
+        Ok(EngineThread { inboxes, bell, thread: Some(thread) })
+    }
+}
+
+/// All that happens on the thread.
+fn live(to_load: Vec<ToLoad>, bell: &Bell) {
+    let (states, loads): (Vec<_>, Vec<_>) =
+        to_load.into_iter().map(|ToLoad { state, load }| (state, load)).unzip();
+    // The models and all that they hold are inside this closure: a panic drops them here, on the
+    // thread that made them, and nothing of them is looked at afterwards.
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        let mut engines = Vec::with_capacity(loads.len());
+        let mut shapes = Vec::with_capacity(loads.len());
+        for (which, load) in loads.into_iter().enumerate() {
+            let Loaded { shape, engine } = load().map_err(|why| (which, why))?;
+            shapes.push(shape);
+            engines.push(engine);
         }
+        for (state, shape) in states.iter().zip(shapes) {
+            state.send_replace(EngineState::Ready(shape));
+        }
+        take_turns(engines, bell);
+        Ok(())
+    }));
+    let (exit, culprit) = match ended {
+        Ok(Ok(())) => (EngineExit::Asked, None),
+        Ok(Err((which, why))) => (EngineExit::LoadFailed(why), Some(which)),
+        Err(panic) => (EngineExit::Panicked(panic_message(panic.as_ref())), None),
+    };
+    match &exit {
+        EngineExit::Asked => tracing::info!("engine stopped"),
+        exit => tracing::error!(%exit, "engine stopped"),
+    }
+    for (which, state) in states.iter().enumerate() {
+        let others = culprit.is_some_and(|culprit| culprit != which);
+        let exit = if others { EngineExit::OtherLoadFailed } else { exit.clone() };
         state.send_replace(EngineState::Exited(exit));
-    })?;
-    Ok((handle, EngineThread { inbox: Some(inbox), thread: Some(thread) }))
+    }
+}
+
+/// Turns until all inboxes are closed and whoever was left is cancelled.
+///
+/// One turn each, so one pass each: no model's streams wait for more than one pass of every other.
+/// Nobody is asked how long a pass takes; a large model gets more of the time than a small one.
+fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
+    loop {
+        engines.retain_mut(|engine| engine.turn() != Turn::Closed);
+        if engines.is_empty() {
+            return;
+        }
+        if engines.iter().all(|engine| engine.is_idle()) {
+            bell.wait();
+        }
+    }
 }
 
 /// An engine whose turns the caller takes, on the caller's thread and by the caller's clock: for
@@ -124,7 +256,10 @@ pub fn by_hand<F: Forward>(
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
 ) -> (EngineHandle, Door, Engine<F>) {
-    let Ends { handle, inbox, submissions, state } = ends(waiting, &metrics);
+    let metrics = metrics.of_one_engine();
+    // Nobody sleeps: the caller takes the turns.
+    let Ends { handle, inbox, submissions, state } =
+        ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
     let engine = Engine::new(model, submissions, config, cache, metrics, clock);
     (handle, Door { _inbox: inbox, _state: state }, engine)
@@ -145,14 +280,24 @@ struct Ends {
     state: watch::Sender<EngineState>,
 }
 
-fn ends(waiting: &WaitingConfig, metrics: &EngineMetrics) -> Ends {
+fn ends(
+    config: &EngineConfig,
+    waiting: &WaitingConfig,
+    metrics: &EngineMetrics,
+    bell: &Bell,
+) -> Ends {
     let seats_max = waiting.requests_max.get();
     let (inbox, submissions) = mpsc::channel(seats_max);
     let (state, state_seen) = watch::channel(EngineState::Starting);
     let handle = EngineHandle {
         inbox: inbox.downgrade(),
+        bell: bell.clone(),
         seats: Arc::new(Semaphore::new(seats_max)),
         seats_max,
+        running_max: match config.mode {
+            Mode::Simple => 1,
+            Mode::Batched => config.running_max.get(),
+        },
         state: state_seen,
         metrics: metrics.clone(),
     };

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::handle::Submission;
-use crate::metrics::EngineMetrics;
+use crate::metrics::{CacheShare, EngineMetrics};
 use crate::pace::Pace;
 use crate::pages::{Lease, PageAudit, Pages};
 use crate::passes::PassKind;
@@ -33,6 +33,7 @@ pub struct Engine<F: Forward> {
     running_max: u32,
     displace: bool,
     pace: Pace,
+    cache: CacheShare,
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
     seeds: std::hash::RandomState,
@@ -85,8 +86,8 @@ impl<F: Forward> Engine<F> {
             Mode::Simple => (1, false, Pace::alone(config)),
             Mode::Batched => (config.running_max.get(), true, Pace::shared(config)),
         };
-        metrics.cache_pages.set(i64::from(shape.pages));
         Self {
+            cache: metrics.cache(shape.pages),
             pages: Pages::new(shape.pages, shape.page_tokens, cache.prefix),
             forward,
             inbox,
@@ -100,22 +101,6 @@ impl<F: Forward> Engine<F> {
             clock,
             seeds: std::hash::RandomState::new(),
             stay_here: PhantomData,
-        }
-    }
-
-    /// Turns until the inbox is closed; whoever is left is then cancelled.
-    pub(crate) fn run(mut self) {
-        loop {
-            // Waits for arrivals only when there is nothing else to do.
-            if self.waiting.is_empty() && self.running.is_empty() {
-                match self.inbox.blocking_recv() {
-                    Some(submission) => self.arrive(submission),
-                    None => return,
-                }
-            }
-            if self.turn() == Turn::Closed {
-                return;
-            }
         }
     }
 
@@ -139,7 +124,7 @@ impl<F: Forward> Engine<F> {
         if turn == Turn::Ran {
             self.pass(&table);
         }
-        self.metrics.cache_used(self.pages.available());
+        self.cache.available(self.pages.available());
         turn
     }
 
@@ -154,6 +139,11 @@ impl<F: Forward> Engine<F> {
             running: self.running.len(),
             pages: self.pages.audit(),
         }
+    }
+
+    /// Is there nobody to compute for, as far as it has looked into its inbox?
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
     }
 
     fn accept(&mut self) -> Inbox {

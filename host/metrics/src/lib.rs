@@ -11,7 +11,8 @@
 
 use std::sync::Mutex;
 
-use prometheus::core::Collector;
+pub use prometheus::core::{Collector, Desc};
+pub use prometheus::proto;
 use prometheus::{Encoder, HistogramOpts, Opts, TextEncoder};
 pub use prometheus::{
     Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -86,6 +87,17 @@ impl Registry {
     ) -> HistogramVec {
         let opts = HistogramOpts::from(opts(name, help)).buckets(bounds.to_vec());
         self.declare("histogram", name, help, labels, HistogramVec::new(opts, labels))
+    }
+
+    /// Adds families that come and go while the process runs, which no inventory can name.
+    ///
+    /// # Panics
+    ///
+    /// When there is one already: who has such families has them all.
+    pub fn collect(&self, collector: Box<dyn Collector>) {
+        self.prometheus
+            .register(collector)
+            .unwrap_or_else(|e| panic!("a second collector cannot be added: {e}"));
     }
 
     /// Everything in Prometheus' text format, version 0.0.4.

@@ -78,6 +78,8 @@ pub struct LoadOptions {
     /// one sequence of 4096 tokens (or of the whole context, if that is shorter) has no room; what
     /// does not fit in it all alone is cut off the context.
     pub cache_max: Option<u64>,
+    /// Other models of this process, with which that quarter is shared, each its equal part.
+    pub neighbours: u32,
     /// Threads that compute on the CPU; all physical cores if none. The first model loaded
     /// decides for the process. On a GPU it changes nothing.
     pub threads: Option<NonZeroUsize>,
@@ -234,7 +236,9 @@ fn load_with(
     let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
     let context = options.context_max.map_or(own, |most| most.min(own));
     let kv_bytes = dimensions.kv_bytes_per_token(dtype);
-    let cache = options.cache_max.unwrap_or_else(|| cache_otherwise(precision));
+    let cache = options
+        .cache_max
+        .unwrap_or_else(|| cache_otherwise(precision) / (u64::from(options.neighbours) + 1));
     let room = Room::new(cache, kv_bytes, context);
     let pages = match precision {
         Precision::Wide => Ok(Pages::on_host(&dimensions, room.pages)),

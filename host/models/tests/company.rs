@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use fastrand::Rng;
-use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+use interlock_admission::{
+    Body, Facts, Headers, Identity, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt, at_once,
+};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, Event, Mode, Running, SystemClock,
     Turn, WaitingConfig, by_hand,
@@ -161,7 +163,7 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
             let Some(running) = running else { continue };
             while let Poll::Ready(Some(event)) = poll(running) {
                 match event {
-                    Event::Started => {}
+                    Event::Started | Event::Preempted => {}
                     Event::Token(drawn) => {
                         let bits = drawn.logprobs.map(|logprobs| logprobs.drawn.to_bits());
                         tokens[number].push((drawn.token, bits));
@@ -193,6 +195,7 @@ fn submit(engine: &EngineHandle, chain: &Arc<PolicyChain>, number: usize, wish: 
     let seat = engine.seat().expect("a seat");
     let tokens_max = wish.generation.tokens_max;
     let facts = Facts {
+        serial: number as u64,
         request_id: RequestId::parse(&format!("wish-{number}")).expect("an id"),
         arrived_at_micros: 0,
         endpoint: Endpoint::Completions,
@@ -201,12 +204,17 @@ fn submit(engine: &EngineHandle, chain: &Arc<PolicyChain>, number: usize, wish: 
         prompt_tokens: wish.prompt.len() as u32,
         tokens_max,
         tokens_max_asked: true,
+        background: false,
         body_bytes: 0,
-        headers: vec![],
+        prefix_key: 0,
+        identity: Identity::default(),
+        headers: Headers::default(),
     };
     let prompt = Prompt::new(wish.prompt.clone()).expect("a prompt");
-    let admitted = chain.admit(facts, &Load::default(), prompt, wish.generation.clone());
-    seat.submit(admitted.expect("there are no policies").0)
+    let hearing = chain.hear(facts.serial, facts.request_id.clone());
+    let (load, body) = (Load::default(), Arc::new(Body::new(vec![])));
+    let consent = at_once(hearing.admit(facts, &load, prompt, wish.generation.clone(), &body));
+    seat.submit(consent.expect("there are no policies").admitted)
 }
 
 fn poll(running: &mut Running) -> Poll<Option<Event>> {

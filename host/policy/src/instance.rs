@@ -4,49 +4,49 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interlock_admission::{Decision, Facts, FailureKind, Load, PolicyFailure, Summary};
-use interlock_request::RequestId;
+use interlock_admission::{FailureKind, PolicyFailure};
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use crate::clock::Allowance;
-use crate::convert::{LentFacts, decision, load_facts, summary as lent_summary};
+use crate::fit::{Dialect, Fit};
 use crate::host::Shared;
 use crate::limits::{HANDLES_MAX, Limiter, MemoryExceeded, TRANSFER_BYTES_MAX};
-use crate::load::Fit;
-use crate::voice::Voice;
-use crate::wit::exports::interlock::policy as phases;
-use crate::wit::interlock::policy::log;
-
-/// What the host keeps for an instance: the limits of the call it is in, and in whose name it
-/// speaks.
-pub(crate) struct GuestState {
-    limiter: Limiter,
-    allowance: Allowance,
-    voice: Arc<Voice>,
-    request: Option<RequestId>,
-    // What it said last at level error: when a trap follows, that is why.
-    last_words: Option<String>,
-}
-
-impl log::Host for GuestState {
-    fn write(&mut self, level: log::Level, message: String) {
-        let line = self.voice.write(level, self.request.as_ref(), &message);
-        if level == log::Level::Error {
-            self.last_words = Some(line);
-        }
-    }
-}
-
-// The words that the phases share have no functions.
-impl crate::wit::interlock::policy::types::Host for GuestState {}
+use crate::profile::Profile;
+use crate::reach::{Call, GuestState, Misuse, Reach, TooManyCalls};
+use crate::wit::now::exports::interlock::policy as now;
+use crate::wit::v0_1::exports::interlock::policy as v0_1;
 
 /// An instance that has read its settings and never failed.
 pub(crate) struct Instance {
     store: Store<GuestState>,
-    admit: Option<phases::admit::Guest>,
-    account: Option<phases::account::Guest>,
+    guests: Guests,
     /// How many more calls it is good for.
     pub(crate) calls_left: u32,
+    /// Its memory when it had read its settings.
+    pub(crate) born_with: usize,
+}
+
+/// The functions that it exports, in the version that it was made for.
+pub(crate) enum Guests {
+    Now(Phases),
+    V0_1(OldPhases),
+}
+
+/// The phases of today.
+pub(crate) struct Phases {
+    pub(crate) identify: Option<now::identify::Guest>,
+    pub(crate) transform: Option<now::transform::Guest>,
+    pub(crate) route: Option<now::route::Guest>,
+    pub(crate) admit: Option<now::admit::Guest>,
+    pub(crate) stream_guard: Option<now::stream_guard::Guest>,
+    pub(crate) events: Option<now::events::Guest>,
+    pub(crate) account: Option<now::account::Guest>,
+}
+
+/// The phases of 0.1.
+pub(crate) struct OldPhases {
+    pub(crate) admit: Option<v0_1::admit::Guest>,
+    pub(crate) account: Option<v0_1::account::Guest>,
 }
 
 /// Why there is no instance.
@@ -55,6 +55,8 @@ pub(crate) enum Stillborn {
     Failed(PolicyFailure),
     /// `init` answered with this error.
     Refused(String),
+    /// A function is not what the WIT says it is.
+    Misfit(String),
 }
 
 impl Instance {
@@ -62,86 +64,111 @@ impl Instance {
     pub(crate) fn new(
         shared: &Shared,
         fit: &Fit,
-        voice: &Arc<Voice>,
+        reach: &Arc<Reach>,
         memory_max: usize,
         settings: &str,
         time_max: Duration,
-    ) -> Result<(Self, phases::lifecycle::Descriptor), Stillborn> {
-        let mut store = Store::new(
-            &shared.engine,
-            GuestState {
-                limiter: Limiter { memory_max, memory: 0, table_elements: 0 },
-                allowance: Allowance::new(time_max),
-                voice: Arc::clone(voice),
-                request: None,
-                last_words: None,
-            },
-        );
+    ) -> Result<(Self, Profile), Stillborn> {
+        let _ticking = shared.ticker.call();
+        let limiter = Limiter { memory_max, memory: 0, table_elements: 0 };
+        let state = GuestState::new(Arc::clone(reach), limiter, Allowance::new(time_max));
+        let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(TRANSFER_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().allowance.overdue()));
 
-        let begun = call(&mut store, None, time_max, |store| {
-            let instance = fit.pre.instantiate(&mut *store)?;
-            let lifecycle = fit.lifecycle.load(&mut *store, &instance)?;
-            let answer = lifecycle.call_init(&mut *store, settings)?;
-            let admit = fit.admit.as_ref().map(|i| i.load(&mut *store, &instance)).transpose()?;
-            let account =
-                fit.account.as_ref().map(|i| i.load(&mut *store, &instance)).transpose()?;
-            Ok((answer, admit, account))
+        let instance = run(&mut store, Call::default(), Allowance::new(time_max), |store| {
+            fit.pre.instantiate(&mut *store)
         });
-        match begun {
-            Ok((Ok(descriptor), admit, account)) => {
-                Ok((Self { store, admit, account, calls_left: 0 }, descriptor))
+        let instance = instance.map_err(|mut failure| {
+            // It has said nothing yet that could be wrong: there was no room for it.
+            if failure.kind == FailureKind::BadOutput {
+                failure.kind = FailureKind::Instantiate;
             }
-            Ok((Err(message), ..)) => Err(Stillborn::Refused(message)),
-            Err(failure) => Err(Stillborn::Failed(failure)),
-        }
-    }
-
-    /// Asks it. After an error it must not be used again.
-    pub(crate) fn admit(
-        &mut self,
-        facts: &Facts,
-        load: &Load,
-        time_max: Duration,
-    ) -> Result<Decision, PolicyFailure> {
-        let guest = self.admit.as_ref().expect("only asked when it takes this phase");
-        let lent = LentFacts::new(facts);
-        let answer = call(&mut self.store, Some(&facts.request_id), time_max, |store| {
-            guest.call_admit(store, lent.as_wit(), load_facts(load))
+            Stillborn::Failed(failure)
         })?;
-        decision(answer)
+        let misfit = |error: wasmtime::Error| Stillborn::Misfit(format!("{error:#}"));
+        // All of them before `init`: one that does not fit is no matter of settings.
+        let (guests, init) = fit.load(&mut store, &instance).map_err(misfit)?;
+        // What is left of its time: a start function that dawdles leaves `init` little.
+        let left = store.data().allowance;
+        let begun = run(&mut store, Call::default(), left, |store| match &init {
+            Init::Now(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
+            Init::V0_1(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
+        });
+        let profile = begun.map_err(Stillborn::Failed)?.map_err(Stillborn::Refused)?;
+        let born_with = store.data().limiter.memory;
+        Ok((Self { store, guests, calls_left: 0, born_with }, profile))
     }
 
-    /// Tells it. After an error it must not be used again.
-    pub(crate) fn account(
+    /// Its memory now.
+    pub(crate) fn memory(&self) -> usize {
+        self.store.data().limiter.memory
+    }
+
+    /// Calls it. After an error it must not be used again.
+    pub(crate) fn call<T>(
         &mut self,
-        facts: &Facts,
-        summary: &Summary,
+        call: Call,
         time_max: Duration,
-    ) -> Result<(), PolicyFailure> {
-        let guest = self.account.as_ref().expect("only told when it takes this phase");
-        let lent = LentFacts::new(facts);
-        call(&mut self.store, Some(&facts.request_id), time_max, |store| {
-            guest.call_account(store, lent.as_wit(), lent_summary(summary))
+        ask: impl FnOnce(&Guests, &mut Store<GuestState>) -> wasmtime::Result<T>,
+    ) -> Result<T, PolicyFailure> {
+        let guests = &self.guests;
+        let allowance = Allowance::new(time_max);
+        let answer = run(&mut self.store, call, allowance, |store| ask(guests, store));
+        // What a request brought is not kept for the next.
+        self.store.data_mut().call = Call::default();
+        answer
+    }
+}
+
+/// `init` of either version.
+pub(crate) enum Init {
+    Now(now::lifecycle::Guest),
+    V0_1(v0_1::lifecycle::Guest),
+}
+
+impl Fit {
+    fn load(
+        &self,
+        store: &mut Store<GuestState>,
+        instance: &wasmtime::component::Instance,
+    ) -> wasmtime::Result<(Guests, Init)> {
+        macro_rules! load {
+            ($indices:expr) => {
+                $indices.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?
+            };
+        }
+        Ok(match &self.dialect {
+            Dialect::Now(has) => (
+                Guests::Now(Phases {
+                    identify: load!(has.identify),
+                    transform: load!(has.transform),
+                    route: load!(has.route),
+                    admit: load!(has.admit),
+                    stream_guard: load!(has.stream_guard),
+                    events: load!(has.events),
+                    account: load!(has.account),
+                }),
+                Init::Now(has.lifecycle.load(&mut *store, instance)?),
+            ),
+            Dialect::V0_1(has) => (
+                Guests::V0_1(OldPhases { admit: load!(has.admit), account: load!(has.account) }),
+                Init::V0_1(has.lifecycle.load(&mut *store, instance)?),
+            ),
         })
     }
 }
 
-fn call<T>(
+fn run<T>(
     store: &mut Store<GuestState>,
-    request: Option<&RequestId>,
-    time_max: Duration,
+    call: Call,
+    allowance: Allowance,
     run: impl FnOnce(&mut Store<GuestState>) -> wasmtime::Result<T>,
 ) -> Result<T, PolicyFailure> {
-    let state = store.data_mut();
-    state.request = request.cloned();
-    state.last_words = None;
-    state.allowance = Allowance::new(time_max);
-    let ticks = state.allowance.ticks();
-    store.set_epoch_deadline(ticks);
+    store.data_mut().begin(call, allowance);
+    store.set_epoch_deadline(Allowance::TICKS);
     let began = Instant::now();
     run(store).map_err(|error| failure(&error, began.elapsed(), store.data_mut().last_words.take()))
 }
@@ -154,6 +181,10 @@ fn failure(
 ) -> PolicyFailure {
     let (kind, mut message) = if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
         (FailureKind::Memory, exceeded.to_string())
+    } else if let Some(calls) = error.downcast_ref::<TooManyCalls>() {
+        (FailureKind::HostCalls, calls.to_string())
+    } else if let Some(misuse) = error.downcast_ref::<Misuse>() {
+        (FailureKind::Trap, misuse.to_string())
     } else {
         match error.downcast_ref::<Trap>() {
             Some(Trap::Interrupt) => (FailureKind::Deadline, format!("stopped after {elapsed:?}")),
@@ -177,7 +208,7 @@ fn failure(
 
 /// The functions of the guest that were at work, innermost first, as far as it kept their names.
 fn functions(backtrace: &WasmBacktrace) -> String {
-    let functions: Vec<_> = backtrace
+    let mut functions: Vec<_> = backtrace
         .frames()
         .iter()
         .map(|frame| match frame.func_name() {
@@ -187,7 +218,9 @@ fn functions(backtrace: &WasmBacktrace) -> String {
         })
         // How Rust panics is not news; where it began to is.
         .skip_while(|name| ["__rustc::", "std::", "core::"].iter().any(|p| name.starts_with(p)))
-        .take(8)
         .collect();
+    // One that calls itself is said once.
+    functions.dedup();
+    functions.truncate(8);
     functions.join(" < ")
 }

@@ -2,8 +2,8 @@
 //!
 //! A [`PolicyHost`] turns a [`PolicyConfig`] into a [`Policy`](interlock_admission::Policy): it
 //! compiles the component, looks which phases it exports, links what it may import, and has it
-//! read its settings. All of that happens at start, so that a bad component stops the boot and
-//! not the hundredth request. What a policy sees is declared in `wit/policy.wit`.
+//! read its settings. All of that happens when it is loaded, so that a bad component stops the boot
+//! and not the hundredth request. What a policy sees is declared in `wit/policy.wit`.
 //!
 //! # Invariants
 //!
@@ -18,23 +18,38 @@
 //!
 //! # Not here
 //!
-//! No merging of decisions and no `on_failure` (`interlock-admission`), no HTTP, no engine: a
-//! policy never runs inside a pass. No state that outlives an instance, and no capability but
-//! writing to the log. Replacing a policy while the host runs is not there yet either.
+//! No merging of decisions and no `on_failure` (`interlock-admission`), no HTTP server, no engine: a
+//! policy never runs inside a pass. What outlives an instance is `interlock-state`'s.
 
+mod answers;
+mod cache;
 mod clock;
 mod config;
-mod convert;
+mod describe;
+mod fit;
+mod grants;
 mod host;
 mod instance;
+mod keeper;
+mod lend;
 pub mod limits;
 mod load;
+mod metrics;
+mod old;
 mod policy;
-mod voice;
+mod profile;
+mod quarantine;
+mod reach;
 mod wit;
 
+pub use cache::default_cache;
 pub use config::{
     BadByteSize, BadSource, ByteSize, PolicyConfig, PolicySource, default_policies, problems,
 };
-pub use host::{HostFailed, PolicyHost};
-pub use load::{LoadFailed, Unfit};
+pub use describe::{Description, Says};
+pub use grants::{BadGrant, Grant};
+pub use host::{HostFailed, PolicyHost, Services};
+pub use keeper::{Change, Keeper, LookingAfter, NotChanged};
+pub use load::{Digest, LoadFailed, Unfit};
+pub use policy::WasmPolicy;
+pub use profile::DeclaredMetric;

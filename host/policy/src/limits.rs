@@ -1,7 +1,7 @@
 //! What a bad policy may cost us: every bound on a component, in one place.
 //!
-//! Two are the operator's, per policy: the deadline of a call and the memory of an instance.
-//! The others are constants, since nobody could say when to turn them up.
+//! Three are the operator's, per policy: the deadline of a call, its calls of the host and the memory
+//! of an instance. The others are constants, since nobody could say when to turn them up.
 
 use std::time::Duration;
 
@@ -19,8 +19,10 @@ pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 /// Largest memory that an operator may grant an instance.
 pub const MEMORY_MAX: u64 = 64 << 20;
 
-/// Instances of all policies together: two dozen policies on a machine of two dozen cores, since
-/// a thread uses one at a time. A call beyond that fails as `instantiate`.
+/// Instances of all policies together. A policy keeps as many as there are cores
+/// ([`SLOW_CALLS_MAX`] if it is slow), since a thread uses one at a time, and each of the three
+/// earlier generations that can come back keeps one: on a machine of two dozen cores that is room
+/// for eighteen policies that were all replaced thrice. A call beyond that fails as `instantiate`.
 pub const INSTANCES_MAX: u32 = 512;
 
 /// Calls after which an instance is replaced, give or take a quarter. Whatever a policy
@@ -33,19 +35,91 @@ pub const TRANSFER_BYTES_MAX: usize = 256 << 10;
 /// Stack of a call. Calls run on tokio's workers, which have 2 MiB.
 pub const STACK_BYTES_MAX: usize = 512 << 10;
 
-/// Core instances, tables and memories in one component. A Rust policy has three, two and one;
-/// components around an interpreter have some more.
+/// Core instances in one component. A Rust policy has three, one in Python 38.
+pub(crate) const CORES_MAX: u32 = 64;
+
+/// Tables and memories in one component. A Rust policy has two and one; components around an
+/// interpreter have some more.
 pub(crate) const PARTS_MAX: u32 = 16;
 
 /// Elements in all tables of a component together.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 
-/// Resource handles alive in one instance. Our interfaces have no resources, but a component can
-/// make its own, and their tables are our memory.
+/// Resource handles alive in one instance. Our interfaces have no resources, so no guest can hold
+/// a handle of the host's and there is nothing to count; but a component can make its own, and
+/// their tables are our memory.
 pub(crate) const HANDLES_MAX: usize = 64;
 
-/// Longest cause of a rejection, in bytes.
+/// Most calls of the host in one call of a policy that an operator may allow. Lines for the log do
+/// not count: their rate is bounded otherwise.
+pub const HOST_CALLS_MAX: u32 = 100_000;
+
+/// Longest name of a reason, in bytes.
 pub const REASON_CODE_BYTES_MAX: usize = 64;
+
+/// Reasons that a policy may declare.
+pub const REASONS_MAX: usize = 64;
+
+/// Metrics that a policy may declare.
+pub const METRICS_MAX: usize = 32;
+
+/// Labels that one of them may have.
+pub const METRIC_LABELS_MAX: usize = 4;
+
+/// Sets of label values that one of them may have; what comes after is counted as `__other__`.
+pub const METRIC_SERIES_MAX: usize = 100;
+
+/// Longest value of such a label, in bytes; the rest is cut.
+pub const METRIC_LABEL_BYTES_MAX: usize = 128;
+
+/// Needs that a policy may declare.
+pub const NEEDS_MAX: usize = 64;
+
+/// Longest JSON Schema of a policy's settings, in bytes.
+pub const SCHEMA_BYTES_MAX: usize = 128 << 10;
+
+/// Longest tenant that an `identify` may name, in bytes.
+pub const TENANT_BYTES_MAX: usize = 128;
+
+/// Attributes that an `identify` may give.
+pub const ATTRIBUTES_MAX: usize = 16;
+
+/// Longest name or value of an attribute, in bytes.
+pub const ATTRIBUTE_BYTES_MAX: usize = 256;
+
+/// Headers that a `transform` may set and remove, together.
+pub const HEADERS_MAX: usize = 16;
+
+/// Longest name of a header that it sets or removes, in bytes.
+pub const HEADER_BYTES_MAX: usize = 256;
+
+/// Longest name of a model that it asks for, in bytes.
+pub const MODEL_BYTES_MAX: usize = 256;
+
+/// Longest note of an admission, in bytes.
+pub const NOTE_BYTES_MAX: usize = 1 << 10;
+
+/// Longest JSON text that a policy may read from a body or write into it, in bytes.
+pub const CONTENT_BYTES_MAX: usize = 256 << 10;
+
+/// Longest key of `state`, in bytes.
+pub const STATE_KEY_BYTES_MAX: usize = 256;
+
+/// Longest value of `state`, in bytes.
+pub const STATE_VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// Largest response of a request of a policy's own, in bytes.
+pub const HTTP_RESPONSE_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest time of such a request.
+pub const HTTP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Longest time of all requests of one call of a policy: so long can it keep one of the few threads
+/// on which slow policies are called.
+pub const HTTP_TIME_MAX_OF_ALL: Duration = Duration::from_secs(30);
+
+/// Threads on which slow policies are called, and so warm instances that one of them keeps.
+pub const SLOW_CALLS_MAX: usize = 16;
 
 /// Longest sentence of a rejection, in bytes.
 pub const REASON_DETAIL_BYTES_MAX: usize = 512;
@@ -99,8 +173,12 @@ impl ResourceLimiter for Limiter {
         &mut self,
         current: usize,
         desired: usize,
-        _declared_max: Option<usize>,
+        declared_max: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        // It set this bound itself: it gets no memory, and nothing is counted.
+        if declared_max.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
         let asked = self.memory - current.min(self.memory) + desired;
         if asked > self.memory_max {
             return Err(MemoryExceeded { asked, max: self.memory_max }.into());
@@ -113,8 +191,11 @@ impl ResourceLimiter for Limiter {
         &mut self,
         current: usize,
         desired: usize,
-        _declared_max: Option<usize>,
+        declared_max: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        if declared_max.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
         let asked = self.table_elements - current.min(self.table_elements) + desired;
         if asked > TABLE_ELEMENTS_MAX {
             return Err(TableExceeded { asked }.into());
@@ -124,7 +205,7 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        PARTS_MAX as usize
+        CORES_MAX as usize
     }
 
     fn tables(&self) -> usize {
@@ -133,5 +214,23 @@ impl ResourceLimiter for Limiter {
 
     fn memories(&self) -> usize {
         PARTS_MAX as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_grow_is_not_counted() {
+        let mut limiter = Limiter { memory_max: 1000, memory: 0, table_elements: 0 };
+        assert!(limiter.memory_growing(0, 400, Some(500)).unwrap());
+        for _ in 0..9 {
+            assert!(!limiter.memory_growing(400, 600, Some(500)).unwrap());
+        }
+        assert_eq!(limiter.memory, 400);
+        assert!(limiter.memory_growing(0, 601, None).is_err());
+        assert!(!limiter.table_growing(0, 20, Some(10)).unwrap());
+        assert_eq!(limiter.table_elements, 0);
     }
 }

@@ -1,18 +1,18 @@
-//! From a file to something that can be instantiated, or to the reason why not.
+//! From a file to a component, or to the reason why not.
 
 use std::fs;
 use std::path::Path;
 
 use interlock_admission::PolicyFailure;
-use wasmtime::component::{Component, InstancePre};
+use sha2::{Digest as _, Sha256};
 
-use crate::host::{BUILTINS, Shared};
-use crate::instance::GuestState;
+use crate::PolicySource;
+use crate::grants::{Grant, line};
+use crate::host::BUILTINS;
 use crate::limits::COMPONENT_BYTES_MAX;
-use crate::wit::exports::interlock::policy as phases;
-use crate::{PolicyConfig, PolicySource};
 
-/// A policy could not be loaded; the host must not start without it.
+/// A policy could not be loaded. At start the host must not go on without it; later the one that
+/// was there stays.
 #[derive(Debug, thiserror::Error)]
 #[error("policy {policy:?} ({from}): {why}")]
 pub struct LoadFailed {
@@ -24,7 +24,7 @@ pub struct LoadFailed {
     pub why: Unfit,
 }
 
-/// What can be wrong with a policy at start.
+/// What can be wrong with a policy when it is loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// Its configuration has problems.
@@ -46,28 +46,49 @@ pub enum Unfit {
     #[error("not a valid component: {0}")]
     Invalid(String),
     /// It was made for another version of `interlock:policy`.
-    #[error("it {what} {name}; this host speaks interlock:policy@0.1.0")]
+    #[error(
+        "it {what} {name}; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one \
+         of them, or use the host that it was made for"
+    )]
     Version {
         /// `imports` or `exports`.
         what: &'static str,
         /// The interface, with its version.
         name: String,
     },
+    /// It was made for two versions at once.
+    #[error("it speaks two versions of interlock:policy, {0} and {1}: build it against one")]
+    TwoVersions(String, String),
     /// It wants something that the host does not offer.
-    #[error("it imports {}, which this host does not offer; a policy can import interlock:policy/log@0.1.0 and nothing else", .0.join(" and "))]
+    #[error(
+        "it imports {}, which this host does not offer; a policy of interlock:policy@0.2.0 can \
+         import log, metrics, state, content and http, and nothing of WASI: build it for \
+         wasm32-unknown-unknown, or stub WASI out",
+        .0.join(" and ")
+    )]
     Import(Vec<String>),
     /// It takes part in a phase that does not exist. To load it anyway would be to ignore it
     /// there without a word.
     #[error(
-        "it exports {0}, a phase that this host does not have; it has lifecycle, admit and account"
+        "it exports {0}, a phase that this host does not have; those of 0.2 are lifecycle, identify, \
+         transform, route, admit, stream-guard, events and account, those of 0.1 lifecycle, admit and \
+         account"
     )]
     Phase(String),
     /// There is no way to begin.
-    #[error("it does not export interlock:policy/lifecycle@0.1.0")]
-    NoLifecycle,
+    #[error("it does not export interlock:policy/lifecycle@{0}")]
+    NoLifecycle(&'static str),
     /// An interface has the right name and the wrong functions.
-    #[error("an interface is not what interlock:policy@0.1.0 says: {0}")]
-    Interface(String),
+    #[error("an interface is not what interlock:policy@{0} says: {1}")]
+    Interface(&'static str, String),
+    /// The operator did not grant what it needs.
+    #[error("it needs {}, which it was not granted; if it may have that, write {line}", names(.missing))]
+    Grants {
+        /// What is missing.
+        missing: Vec<Grant>,
+        /// What its table in the configuration would say.
+        line: String,
+    },
     /// It does not accept its settings.
     #[error("it does not accept its settings: {0}")]
     Settings(String),
@@ -75,69 +96,82 @@ pub enum Unfit {
     #[error("it failed to start: {0}")]
     Start(PolicyFailure),
     /// What it says of itself is unusable.
-    #[error("its {field} must be 1 to {max} bytes of printable ASCII, got {value:?}")]
-    Descriptor {
-        /// `name` or `version`.
-        field: &'static str,
-        /// How long it may be.
-        max: usize,
-        /// What it said, cut.
-        value: String,
-    },
+    #[error("its descriptor: {0}")]
+    Descriptor(String),
 }
 
-/// A component that is linked and known to fit: all that an instance is made from.
-pub(crate) struct Fit {
-    pub(crate) pre: InstancePre<GuestState>,
-    pub(crate) lifecycle: phases::lifecycle::GuestIndices,
-    pub(crate) admit: Option<phases::admit::GuestIndices>,
-    pub(crate) account: Option<phases::account::GuestIndices>,
+impl Unfit {
+    pub(crate) fn grants(missing: Vec<Grant>, grants: &[Grant]) -> Self {
+        let line = line(grants, &missing);
+        Self::Grants { missing, line }
+    }
+
+    /// May the same file do next time? There was no room for it, or no time: the machine was busy.
+    pub(crate) fn passes(&self) -> bool {
+        use interlock_admission::FailureKind::{Deadline, Instantiate};
+        matches!(self, Self::Start(failure) if matches!(failure.kind, Deadline | Instantiate))
+    }
 }
 
-const PACKAGE: &str = "interlock:policy/";
-/// Versions that differ in their last number only are compatible, in both directions, as long as
-/// the interfaces in question exist.
-const SERIES: &str = "0.1.";
-const PHASES: [&str; 3] = ["lifecycle", "admit", "account"];
-/// `types` has no functions; a component that uses its words imports it all the same.
-const OFFERED: [&str; 2] = ["types", "log"];
+fn names(grants: &[Grant]) -> String {
+    grants.iter().map(Grant::to_string).collect::<Vec<_>>().join(" and ")
+}
 
-impl Fit {
-    pub(crate) fn new(shared: &Shared, config: &PolicyConfig) -> Result<Self, Unfit> {
-        let problems = config.problems();
-        if !problems.is_empty() {
-            return Err(Unfit::Config(problems));
-        }
-        let read;
-        let bytes = match &config.source {
-            PolicySource::Builtin(name) => BUILTINS
-                .iter()
-                .find_map(|(builtin, bytes)| (builtin == name).then_some(*bytes))
-                .expect("an unknown one is a problem of the configuration, checked above"),
-            PolicySource::File(path) => {
-                read = file(path)?;
-                &read
+/// The bytes of a component, and the name that their content gives them.
+pub(crate) struct Bytes {
+    pub(crate) bytes: std::borrow::Cow<'static, [u8]>,
+    pub(crate) digest: Digest,
+}
+
+/// SHA-256 of a component, in lower-case hex.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub struct Digest(String);
+
+impl Digest {
+    /// Of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// All 64 digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// As many as a person needs.
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.short())
+    }
+}
+
+impl Bytes {
+    pub(crate) fn read(source: &PolicySource) -> Result<Self, Unfit> {
+        match source {
+            PolicySource::Builtin(name) => {
+                let builtin = BUILTINS.iter().find(|(builtin, _)| builtin == name);
+                let (_, bytes) = builtin.ok_or_else(|| {
+                    Unfit::Config(vec![format!("there is no policy builtin:{name}")])
+                })?;
+                Self::new(std::borrow::Cow::Borrowed(*bytes))
             }
-        };
-        has_a_components_head(bytes)?;
-        let component =
-            Component::new(&shared.engine, bytes).map_err(|e| Unfit::Invalid(format!("{e:#}")))?;
-        let phases = wanted_phases(shared, &component)?;
+            PolicySource::File(path) => Self::new(file(path)?.into()),
+        }
+    }
 
-        let pre = shared.linker.instantiate_pre(&component);
-        let pre = pre.map_err(|e| Unfit::Interface(format!("{e:#}")))?;
-        let has = |phase: &str| phases.iter().any(|p| p == phase);
-        let mismatch = |e: wasmtime::Error| Unfit::Interface(format!("{e:#}"));
-        Ok(Self {
-            lifecycle: phases::lifecycle::GuestIndices::new(&pre).map_err(mismatch)?,
-            admit: has("admit")
-                .then(|| phases::admit::GuestIndices::new(&pre).map_err(mismatch))
-                .transpose()?,
-            account: has("account")
-                .then(|| phases::account::GuestIndices::new(&pre).map_err(mismatch))
-                .transpose()?,
-            pre,
-        })
+    pub(crate) fn new(bytes: std::borrow::Cow<'static, [u8]>) -> Result<Self, Unfit> {
+        let size = bytes.len() as u64;
+        if size > COMPONENT_BYTES_MAX {
+            return Err(Unfit::TooLarge { bytes: size });
+        }
+        has_a_components_head(&bytes)?;
+        let digest = Digest::of(&bytes);
+        Ok(Self { bytes, digest })
     }
 }
 
@@ -162,41 +196,4 @@ fn has_a_components_head(bytes: &[u8]) -> Result<(), Unfit> {
         }
         _ => Err(Unfit::NotAComponent("it is not WebAssembly at all")),
     }
-}
-
-/// The phases that a component takes part in, once all its names are understood.
-fn wanted_phases(shared: &Shared, component: &Component) -> Result<Vec<String>, Unfit> {
-    let ty = component.component_type();
-    let mut unknown = Vec::new();
-    for (name, _) in ty.imports(&shared.engine) {
-        match ours(name) {
-            Some((_, false)) => return Err(Unfit::Version { what: "imports", name: name.into() }),
-            Some((interface, true)) if OFFERED.contains(&interface) => {}
-            _ => unknown.push(name.to_owned()),
-        }
-    }
-    if !unknown.is_empty() {
-        return Err(Unfit::Import(unknown));
-    }
-    let mut phases = Vec::new();
-    for (name, _) in ty.exports(&shared.engine) {
-        match ours(name) {
-            Some((_, false)) => return Err(Unfit::Version { what: "exports", name: name.into() }),
-            Some((phase, true)) if PHASES.contains(&phase) => phases.push(phase.to_owned()),
-            Some(_) => return Err(Unfit::Phase(name.into())),
-            // Exports of other packages are the component's own affair.
-            None => {}
-        }
-    }
-    if !phases.iter().any(|phase| phase == "lifecycle") {
-        return Err(Unfit::NoLifecycle);
-    }
-    Ok(phases)
-}
-
-/// For a name of our package: the interface, and whether we speak its version.
-fn ours(name: &str) -> Option<(&str, bool)> {
-    let name = name.strip_prefix(PACKAGE)?;
-    let (interface, version) = name.split_once('@').unwrap_or((name, ""));
-    Some((interface, version.starts_with(SERIES)))
 }

@@ -5,35 +5,26 @@ use std::sync::Arc;
 
 use expect_test::expect;
 use interlock_admission::{
-    Account, Admitted, LimitsConfig, Link, Load, OnFailure, PolicyChain, PolicyMetrics, Prompt,
-    Refused, Verdict,
+    Body, Consent, Facts, LimitsConfig, Load, OnFailure, PolicyChain, PolicyMetrics, Prompt,
+    Refused, at_once,
 };
 use interlock_metrics::Registry;
-use interlock_policy::{PolicyConfig, PolicyHost, default_policies};
+use interlock_policy::{PolicyConfig, default_policies};
 use interlock_request::{Endpoint, Generation, Priority, Sampling};
 
 mod common;
-use common::{facts, misbehaves, settings, summary};
+use common::{facts, host, metrics, misbehaves, settings, summary};
 
 fn chain(configs: &[PolicyConfig]) -> (Arc<PolicyChain>, Registry) {
-    let host = PolicyHost::new().expect("WebAssembly works here");
-    let links = configs
-        .iter()
-        .map(|config| Link {
-            policy: host.load(config).expect("it is fine so far"),
-            on_failure: config.on_failure,
-        })
-        .collect();
-    let registry = Registry::new();
+    let (host, registry) = host();
+    let load = |config: &PolicyConfig| config.link(host.load(config).expect("it is fine so far"));
+    let links = configs.iter().map(load).collect();
     let metrics = PolicyMetrics::register(&registry);
     let chain = PolicyChain::new(links, LimitsConfig::default().ceilings(), metrics);
     (Arc::new(chain), registry)
 }
 
-fn ask(
-    chain: &Arc<PolicyChain>,
-    facts: interlock_admission::Facts,
-) -> Result<(Admitted, Account, Vec<Verdict>), Refused> {
+fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
@@ -42,16 +33,17 @@ fn ask(
         logprobs: None,
         priority: Priority::Standard,
     };
-    chain.admit(facts, &Load::default(), Prompt::new(vec![1]).expect("a token"), generation)
+    let prompt = Prompt::new(vec![1]).expect("a token");
+    let hearing = chain.hear(facts.serial, facts.request_id.clone());
+    let body = Arc::new(Body::new(b"{}".to_vec()));
+    at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))
 }
 
-/// The counters that counted something, without the times.
 fn counters(registry: &Registry) -> String {
-    let text = registry.expose().expect("it can be read");
-    let counted = |line: &&str| line.contains("_total{") && !line.ends_with(" 0");
-    let mut counters: Vec<_> = text.lines().filter(counted).collect();
-    counters.sort_unstable();
-    counters.join("\n")
+    let counted = metrics(registry, "interlock_policy_");
+    let mut lines: Vec<_> = counted.lines().filter(|line| line.contains("_total{")).collect();
+    lines.retain(|line| !line.contains("recycles"));
+    lines.join("\n")
 }
 
 #[test]
@@ -59,14 +51,17 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     let closed = misbehaves();
     let (chain, registry) = self::chain(std::slice::from_ref(&closed));
     let refused = ask(&chain, facts("panic")).expect_err("closed means closed");
-    assert_eq!((refused.rejection.status, &*refused.rejection.reason.code), (503, "policy_failed"));
-    let (_, account, _) = ask(&chain, facts("fine")).expect("the next request is served");
-    account.settle(&summary());
+    assert_eq!(refused.rejection.status, 503);
+    assert_eq!(&*refused.rejection.reason.code.0, "policy_failed");
+    let consent = ask(&chain, facts("fine")).expect("the next request is served");
+    consent.oversight.settle(&summary());
     expect![[r#"
         interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
-        interlock_policy_calls_total{decision="done",phase="account",policy="p"} 1
+        interlock_policy_calls_total{decision="done",phase="account",policy="p"} 2
         interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
-        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1"#]]
+        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1
+        interlock_policy_fallbacks_total{action="closed",phase="admit",policy="p"} 1
+        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]]
     .assert_eq(&counters(&registry));
 
     let open = PolicyConfig {
@@ -74,16 +69,18 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
         ..closed
     };
     let (chain, registry) = self::chain(&[open]);
-    let (admitted, account, _) = ask(&chain, facts("account:panic")).expect("admitting is fine");
-    drop((admitted, account));
-    ask(&chain, facts("panic")).expect("open means open");
+    drop(ask(&chain, facts("account:panic")).expect("admitting is fine"));
+    drop(ask(&chain, facts("panic")).expect("open means open"));
     expect![[r#"
         interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
         interlock_policy_calls_total{decision="done",phase="account",policy="p"} 1
         interlock_policy_calls_total{decision="failed",phase="account",policy="p"} 1
         interlock_policy_calls_total{decision="failed",phase="admit",policy="p"} 1
         interlock_policy_failures_total{kind="trap",phase="account",policy="p"} 1
-        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1"#]]
+        interlock_policy_failures_total{kind="trap",phase="admit",policy="p"} 1
+        interlock_policy_fallbacks_total{action="open",phase="account",policy="p"} 1
+        interlock_policy_fallbacks_total{action="open",phase="admit",policy="p"} 1
+        interlock_policy_reasons_total{code="served",phase="admit",policy="p"} 1"#]]
     .assert_eq(&counters(&registry));
 }
 
@@ -96,15 +93,9 @@ fn the_default_policies_shape_plans() {
         ("a long document", Endpoint::Completions, false, 8_000, 1_000),
         ("as much as it takes", Endpoint::Responses, true, 100, 32_000),
     ] {
-        let facts = interlock_admission::Facts {
-            endpoint,
-            streaming,
-            prompt_tokens,
-            tokens_max,
-            ..facts("m")
-        };
-        let (admitted, ..) = ask(&chain, facts).expect("guard turns nobody away");
-        let plan = admitted.plan();
+        let facts = Facts { endpoint, streaming, prompt_tokens, tokens_max, ..facts("m") };
+        let consent = ask(&chain, facts).expect("guard turns nobody away");
+        let plan = consent.admitted.plan();
         let d = plan.deadlines;
         let _ = writeln!(
             story,
@@ -137,7 +128,7 @@ fn guard_reads_its_settings_from_the_hosts() {
         }"#,
     );
     let (chain, _) = chain(&[guard]);
-    let (admitted, ..) = ask(&chain, facts("m")).expect("guard turns nobody away");
+    let consent = ask(&chain, facts("m")).expect("guard turns nobody away");
     expect![[r#"
         Plan {
             priority: Interactive,
@@ -163,5 +154,5 @@ fn guard_reads_its_settings_from_the_hosts() {
             ),
         }
     "#]]
-    .assert_debug_eq(admitted.plan());
+    .assert_debug_eq(consent.admitted.plan());
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use expect_test::{Expect, expect};
-use interlock_admission::Phase;
+use interlock_admission::{Phase, Policy as _};
 use interlock_policy::PolicyConfig;
 
 mod common;
@@ -31,7 +31,7 @@ impl Drop for Scratch {
 }
 
 fn check(config: &PolicyConfig, expected: Expect) {
-    let failed = load(config).err().expect("it was loaded all the same").to_string();
+    let failed = load(config).expect_err("it was loaded all the same").to_string();
     let file = config.source.to_string();
     let shown = Path::new(&file).file_name().map_or(file.clone(), |f| f.to_string_lossy().into());
     let shown = shown.replace(&format!("interlock-{}-", std::process::id()), "");
@@ -90,7 +90,7 @@ fn a_core_module() {
 fn half_a_component() {
     let whole = fs::read(guest("guest-mute")).unwrap();
     let half = Scratch::new("half", &whole[..whole.len() / 2]);
-    let failed = load(&config("p", half.0.clone())).err().expect("half of it is missing");
+    let failed = load(&config("p", half.0.clone())).expect_err("half of it is missing");
     assert!(failed.to_string().contains("not a valid component: "), "{failed}");
 }
 
@@ -109,12 +109,12 @@ fn no_lifecycle() {
 #[test]
 fn a_version_that_this_host_does_not_speak() {
     let exports =
-        r#"(component (instance $i) (export "interlock:policy/lifecycle@0.2.0" (instance $i)))"#;
+        r#"(component (instance $i) (export "interlock:policy/lifecycle@0.3.0" (instance $i)))"#;
     check_text(
         "exports",
         exports,
         expect![[
-            r#"policy "p" (exports): it exports interlock:policy/lifecycle@0.2.0; this host speaks interlock:policy@0.1.0"#
+            r#"policy "p" (exports): it exports interlock:policy/lifecycle@0.3.0; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one of them, or use the host that it was made for"#
         ]],
     );
     let imports = r#"(component (import "interlock:policy/log@1.0.0" (instance)))"#;
@@ -122,7 +122,7 @@ fn a_version_that_this_host_does_not_speak() {
         "imports",
         imports,
         expect![[
-            r#"policy "p" (imports): it imports interlock:policy/log@1.0.0; this host speaks interlock:policy@0.1.0"#
+            r#"policy "p" (imports): it imports interlock:policy/log@1.0.0; this host speaks interlock:policy@0.2.0 and 0.1.0: build it against one of them, or use the host that it was made for"#
         ]],
     );
 }
@@ -147,7 +147,7 @@ fn a_phase_that_this_host_does_not_have() {
         "route",
         text,
         expect![[
-            r#"policy "p" (route): it exports interlock:policy/route@0.1.0, a phase that this host does not have; it has lifecycle, admit and account"#
+            r#"policy "p" (route): it exports interlock:policy/route@0.1.0, a phase that this host does not have; those of 0.2 are lifecycle, identify, transform, route, admit, stream-guard, events and account, those of 0.1 lifecycle, admit and account"#
         ]],
     );
 }
@@ -178,13 +178,52 @@ fn an_interface_with_other_functions() {
 #[test]
 fn imports_that_are_not_offered() {
     let text = r#"(component
-        (import "interlock:policy/state@0.1.0" (instance))
+        (import "interlock:policy/clock@0.2.0" (instance))
         (import "wasi:cli/environment@0.2.6" (instance (export "get" (func)))))"#;
     check_text(
         "curious",
         text,
         expect![[
-            r#"policy "p" (curious): it imports interlock:policy/state@0.1.0 and wasi:cli/environment@0.2.6, which this host does not offer; a policy can import interlock:policy/log@0.1.0 and nothing else"#
+            r#"policy "p" (curious): it imports interlock:policy/clock@0.2.0 and wasi:cli/environment@0.2.6, which this host does not offer; a policy of interlock:policy@0.2.0 can import log, metrics, state, content and http, and nothing of WASI: build it for wasm32-unknown-unknown, or stub WASI out"#
+        ]],
+    );
+    let old = r#"(component (import "interlock:policy/state@0.1.0" (instance)))"#;
+    check_text(
+        "old",
+        old,
+        expect![[
+            r#"policy "p" (old): it imports interlock:policy/state@0.1.0, which this host does not offer; a policy of interlock:policy@0.2.0 can import log, metrics, state, content and http, and nothing of WASI: build it for wasm32-unknown-unknown, or stub WASI out"#
+        ]],
+    );
+}
+
+#[test]
+fn two_versions_at_once() {
+    let text = r#"(component
+        (import "interlock:policy/log@0.1.0" (instance))
+        (instance $i) (export "interlock:policy/lifecycle@0.2.0" (instance $i)))"#;
+    check_text(
+        "both",
+        text,
+        expect![[
+            r#"policy "p" (both): it speaks two versions of interlock:policy, interlock:policy/log@0.1.0 and interlock:policy/lifecycle@0.2.0: build it against one"#
+        ]],
+    );
+}
+
+#[test]
+fn functions_of_other_types() {
+    let text = r#"(component
+        (core module $m (func (export "init") (result i32) i32.const 0))
+        (core instance $m (instantiate $m))
+        (func $init (result u32) (canon lift (core func $m "init")))
+        (instance $i (export "init" (func $init)))
+        (export "interlock:policy/lifecycle@0.2.0" (instance $i)))"#;
+    check_text(
+        "types",
+        text,
+        expect![[
+            r#"policy "p" (types): an interface is not what interlock:policy@0.2.0 says: failed to convert function to given type: type mismatch with parameters: expected 1-tuple, found 0-tuple"#
         ]],
     );
 }
@@ -220,7 +259,7 @@ fn settings_that_it_does_not_accept() {
 fn a_panic_while_it_starts() {
     let mut policy = misbehaves();
     policy.settings = settings(r#"{"init": "panic"}"#);
-    let failed = load(&policy).err().expect("it panicked").to_string();
+    let failed = load(&policy).expect_err("it panicked").to_string();
     assert!(failed.contains("it failed to start: trap: wasm trap: wasm `unreachable`"), "{failed}");
     assert!(failed.contains(r"this policy panics\nover two lines"), "{failed}");
 }
@@ -229,7 +268,7 @@ fn a_panic_while_it_starts() {
 fn a_loop_while_it_starts() {
     let mut policy = misbehaves();
     policy.settings = settings(r#"{"init": "spin"}"#);
-    let failed = load(&policy).err().expect("it never ends").to_string();
+    let failed = load(&policy).expect_err("it never ends").to_string();
     assert!(failed.contains("it failed to start: deadline: stopped after"), "{failed}");
 }
 
@@ -261,12 +300,10 @@ fn a_configuration_with_problems() {
 fn a_policy_takes_part_in_what_it_exports() {
     let takes = |config: &PolicyConfig| {
         let policy = load(config).expect("it is fine");
-        (policy.takes(Phase::Admit), policy.takes(Phase::Account), policy.version().to_owned())
+        (policy.describe().phases.clone(), policy.version().to_owned())
     };
-    assert_eq!(takes(&misbehaves()), (true, true, "9.9.9".into()));
-    assert_eq!(takes(&config("p", guest("guest-mute"))), (false, false, "1.0.0".into()));
-    assert_eq!(
-        takes(&interlock_policy::default_policies()[0]),
-        (true, false, env!("CARGO_PKG_VERSION").into())
-    );
+    assert_eq!(takes(&misbehaves()), (vec![Phase::Admit, Phase::Account], "9.9.9".into()));
+    assert_eq!(takes(&config("p", guest("guest-mute"))), (vec![], "1.0.0".into()));
+    let (phases, _) = takes(&interlock_policy::default_policies()[0]);
+    assert!(phases.contains(&Phase::Admit), "{phases:?}");
 }

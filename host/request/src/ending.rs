@@ -7,10 +7,13 @@ pub enum Finish {
     Stop,
     /// `max_tokens`, or the model's context, is used up.
     Length,
+    /// A policy that reads the text ended it.
+    Filtered,
 }
 
 /// Which of a request's four deadlines struck.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Deadline {
     /// Waited too long for its first pass.
     Queue,
@@ -45,11 +48,13 @@ pub enum CancelCause {
     Operator,
     /// The host is stopping and its patience is over.
     Shutdown,
+    /// A policy, after it was admitted.
+    Policy,
 }
 
 impl CancelCause {
     /// All of them, for metrics that must be there before the first of each.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Disconnect,
         Self::Deadline(Deadline::Queue),
         Self::Deadline(Deadline::FirstToken),
@@ -57,6 +62,7 @@ impl CancelCause {
         Self::Deadline(Deadline::Total),
         Self::Operator,
         Self::Shutdown,
+        Self::Policy,
     ];
 
     /// Its label in `interlock_cancellations_total{cause}`.
@@ -69,6 +75,7 @@ impl CancelCause {
             Self::Deadline(Deadline::Total) => "deadline_total",
             Self::Operator => "operator",
             Self::Shutdown => "shutdown",
+            Self::Policy => "policy",
         }
     }
 }
@@ -116,14 +123,16 @@ impl Outcome {
             Self::Completed(_) => "completed",
             Self::Cancelled(CancelCause::Disconnect) => "disconnected",
             Self::Cancelled(CancelCause::Deadline(_)) => "timed_out",
-            Self::Cancelled(CancelCause::Operator | CancelCause::Shutdown) => "cancelled",
+            Self::Cancelled(
+                CancelCause::Operator | CancelCause::Shutdown | CancelCause::Policy,
+            ) => "cancelled",
             Self::Failed(_) => "failed",
         }
     }
 }
 
 /// Tokens counted, exactly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Usage {
     /// Tokens the model saw as the prompt.
     pub prompt_tokens: u32,

@@ -107,7 +107,7 @@ pub enum Priority {
 }
 
 /// How long each part of a request may take; `None` is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Deadlines {
     /// From admission to its first pass.
     pub queue: Option<Duration>,
@@ -120,16 +120,19 @@ pub struct Deadlines {
 }
 
 /// What to do when the client leaves before the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DisconnectAction {
     /// Stop before the next pass.
     Cancel,
-    /// Go on within limits, so that usage is whole; then stop.
+    /// Go on within limits, so that usage is whole; then stop. The answer is dropped.
     Drain(DrainLimits),
+    /// Go on within limits and keep the answer for whoever asks for it later.
+    Detach(DrainLimits),
 }
 
 /// How far a drain may go after its client left. Whichever limit is met first ends it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct DrainLimits {
     /// Longest time after the disconnect.
     pub time_max: Duration,

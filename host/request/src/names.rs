@@ -7,7 +7,10 @@ use std::sync::Arc;
 pub type TokenId = u32;
 
 /// The name a client uses for a model, such as `smollm2-135m-instruct`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
+)]
+#[serde(transparent)]
 pub struct ModelId(Arc<str>);
 
 impl ModelId {
@@ -32,7 +35,10 @@ impl fmt::Display for ModelId {
 ///
 /// Ours are UUIDv7; a client may bring its own as `x-request-id`, and then it is the client who
 /// sees to it that no two requests have the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
+)]
+#[serde(try_from = "String", into = "String")]
 pub struct RequestId(Arc<str>);
 
 /// Why a client's own request id was not taken.
@@ -77,6 +83,20 @@ impl RequestId {
     }
 }
 
+impl TryFrom<String> for RequestId {
+    type Error = BadRequestId;
+
+    fn try_from(text: String) -> Result<Self, BadRequestId> {
+        Self::parse(&text)
+    }
+}
+
+impl From<RequestId> for String {
+    fn from(id: RequestId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -84,7 +104,8 @@ impl fmt::Display for RequestId {
 }
 
 /// Which generating endpoint a request came through; a closed set, so a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Endpoint {
     /// `POST /v1/chat/completions`
     Chat,

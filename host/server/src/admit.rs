@@ -1,49 +1,167 @@
-//! From a well-formed request to an admitted one: tokens, checks, a seat, the policies.
+//! From a request's head to its admission: who it is, what it asks, which model, tokens, checks, a
+//! seat, and at each step the policies.
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, HeaderValue};
-use interlock_admission::{Account, Admitted, Facts, Load, Prompt};
-use interlock_engine::{EngineView, ModelShape, Seat};
-use interlock_request::{Endpoint, Generation, Priority, RequestId, TokenId};
+use axum::http::{HeaderMap, HeaderValue, header};
+use bytes::Bytes;
+use interlock_admission::{
+    Admitted, Body, Caller, Consent, Facts, Headers, Hearing, Identity, Oversight, Phase,
+    PolicyChain, Prompt, Said,
+};
+use interlock_engine::{ModelShape, Seat};
+use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId};
 use interlock_text::{RenderError, TextModel};
+use sha2::{Digest, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::ask::{Ask, Invalid, Least, Length, Words};
 use crate::failure::Failure;
 use crate::host::Host;
+use crate::models::Model;
+use crate::router::Meta;
 
-/// What is known of a request besides its body.
-pub(crate) struct Arrival {
+/// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
+/// not its business.
+pub(crate) struct Visit {
+    /// Taken by the consent.
+    hearing: Hearing,
     pub(crate) id: RequestId,
     pub(crate) endpoint: Endpoint,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body_bytes: u64,
+    pub(crate) identity: Identity,
+    serial: u64,
+    headers: Headers,
+    /// Does its client want to know what was decided, and may it?
+    traced: bool,
+}
+
+/// What was understood of a request before a model was chosen.
+pub(crate) struct Understood {
+    pub(crate) ask: Ask,
+    facts: Facts,
+    body: Arc<Body>,
 }
 
 /// A request that may begin: it has passed the policies and has a seat.
 pub(crate) struct Entry {
+    pub(crate) id: RequestId,
+    /// Microseconds since the Unix epoch.
+    pub(crate) at_micros: u64,
+    /// Whom it counts for.
+    pub(crate) tenant: String,
     pub(crate) seat: Seat,
     pub(crate) admitted: Admitted,
-    pub(crate) account: Account,
+    pub(crate) oversight: Oversight,
+    /// The model that answers.
+    pub(crate) model: Arc<Model>,
     pub(crate) text: Arc<TextModel>,
     pub(crate) prompt_tokens: u32,
     pub(crate) tokens_min: u32,
+    /// Temperature and `top_p`, which some answers repeat.
+    pub(crate) drawing: (f32, f32),
+    /// How many wait before it.
+    pub(crate) before: u32,
+    /// What policies say to its client in headers.
+    pub(crate) headers: Vec<(String, String)>,
+    /// A place among those that nobody waits for, if it is one.
+    pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Host {
-    /// Checks a request against the model, seats it and asks the policies.
+    /// Asks who it is, before anything of the body is read.
+    ///
+    /// # Errors
+    ///
+    /// When a policy refuses.
+    pub(crate) async fn identify(
+        &self,
+        meta: &Meta,
+        endpoint: Endpoint,
+        headers: &HeaderMap,
+    ) -> Result<Visit, Failure> {
+        let chain = self.policies.current();
+        let Meta { id, at_micros, address } = meta;
+        let serial = self.serial();
+        let mut visit = Visit {
+            id: id.clone(),
+            endpoint,
+            at_micros: *at_micros,
+            identity: Identity::default(),
+            serial,
+            headers: seen_by_policies(&chain, headers),
+            traced: self.config.policy_trace && headers.contains_key(TRACE),
+            hearing: chain.hear(serial, id.clone()),
+        };
+        if chain.takes(Phase::Identify) {
+            let caller = Caller {
+                serial: visit.serial,
+                request_id: id.clone(),
+                arrived_at_micros: *at_micros,
+                endpoint,
+                credential: credential(headers),
+                address: address.map_or_else(String::new, |address| address.to_string()),
+                headers: visit.headers.clone(),
+            };
+            visit.identity = visit.hearing.identify(&caller).await?;
+        }
+        Ok(visit)
+    }
+
+    /// Reads a body, and lets the policies change it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not what the endpoint takes, or a policy refuses.
+    pub(crate) async fn understand(
+        &self,
+        visit: &mut Visit,
+        bytes: Bytes,
+    ) -> Result<Understood, Failure> {
+        let (chain, endpoint) = (Arc::clone(visit.hearing.chain()), visit.endpoint);
+        let mut ask = self.labour(bytes.len(), || Ask::parse(endpoint, &bytes)).await?;
+        let mut facts = visit.facts(&ask, bytes.len());
+        // Kept for nobody, unless somebody may look at it.
+        let seen = if chain.wants_content() { bytes } else { Bytes::new() };
+        let body_bytes = seen.len();
+        let body = Arc::new(Body::new(seen));
+        if chain.takes(Phase::Transform) {
+            // Otherwise the first policy that looks would parse it, on the worker.
+            // Whoever asks for something in a body that is none is told so.
+            let _told_later = self.labour(body_bytes, || body.parse()).await;
+            visit.hearing.transform(&mut facts, &body).await?;
+            if let Some(changed) = body.changed() {
+                let again = self.labour(changed.len(), || Ask::parse(endpoint, &changed)).await;
+                let again = again.map_err(|invalid| {
+                    Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
+                })?;
+                // A policy that names a model says so last.
+                let model = (facts.model.as_str() != ask.model).then(|| facts.model.clone());
+                ask = again;
+                let identity = std::mem::take(&mut facts.identity);
+                let seen = std::mem::take(&mut facts.headers);
+                facts = Facts { identity, headers: seen, ..visit.facts(&ask, changed.len()) };
+                facts.model = model.unwrap_or(facts.model);
+            }
+        }
+        Ok(Understood { ask, facts, body })
+    }
+
+    /// Chooses a model, checks the request against it, seats it and asks the policies.
     ///
     /// # Errors
     ///
     /// When the model cannot take it, is not there, is busy, or a policy refuses.
-    pub(crate) async fn admit(&self, arrival: &Arrival, ask: &Ask) -> Result<Entry, Failure> {
-        if ask.model != self.model.as_str() {
-            let served = self.model.to_string();
-            return Err(Failure::UnknownModel { asked: ask.model.clone(), served });
-        }
-        let (text, shape) = self.model()?;
+    pub(crate) async fn admit(
+        &self,
+        visit: Visit,
+        understood: Understood,
+    ) -> Result<(Ask, Entry), Failure> {
+        let Understood { ask, facts, body } = understood;
+        let Visit { mut hearing, id, identity, at_micros, traced, .. } = visit;
+        let model = Arc::clone(self.route(&mut hearing, &facts, &body).await?);
+        let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
         let tokens = self.tokenize(&text, &ask.words).await?;
         let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
@@ -52,12 +170,12 @@ impl Host {
             Some(least) => tokens_min(least, &ask.length, tokens_max)?,
             None => 0,
         };
-        bias_in_vocabulary(ask, shape)?;
+        bias_in_vocabulary(&ask, shape)?;
         let prompt = Prompt::new(tokens).ok_or_else(|| {
             Invalid::wrong_value(ask.words.param(), "at least one token long", "none")
         })?;
         let generation = Generation {
-            sampling: ask.sampling.clone(),
+            sampling: ask.sampling.or(&model.sampling),
             tokens_max,
             tokens_min,
             stop_tokens: if ask.ending.ignore_eos { vec![] } else { text.eos().to_vec() },
@@ -65,24 +183,54 @@ impl Host {
             // The policies decide; without them it is the chain's default.
             priority: Priority::Standard,
         };
-        let facts = Facts {
-            request_id: arrival.id.clone(),
-            arrived_at_micros: arrival.at_micros,
-            endpoint: arrival.endpoint,
-            model: self.model.clone(),
-            streaming: ask.stream,
-            prompt_tokens,
-            tokens_max,
-            tokens_max_asked,
-            body_bytes: arrival.body_bytes,
-            headers: self.seen_by_policies(&arrival.headers),
-        };
+        let Sampling { temperature, top_p, .. } = generation.sampling;
+        let model_id = model.id.clone();
+        let facts = Facts { model: model_id, prompt_tokens, tokens_max, tokens_max_asked, ..facts };
+        let prefix_key = facts.prefix_key;
         // Read before the seat is taken: the load is that of the others.
-        let load = load(self.engine.view());
-        let seat = self.engine.seat()?;
-        let (admitted, account, verdicts) = self.chain.admit(facts, &load, prompt, generation)?;
-        tracing::debug!(request = %arrival.id, ?verdicts, "admitted");
-        Ok(Entry { seat, admitted, account, text, prompt_tokens, tokens_min })
+        let load = model.load();
+        let seat = model.engine.seat()?;
+        let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
+        let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
+        let Consent { admitted, oversight, mut headers, said } = consent;
+        tracing::debug!(request = %id, model = %model.id, ?said, "admitted");
+        if traced {
+            headers.push((TRACE.into(), trace(&said)));
+        }
+        model.recent.prefix(prefix_key);
+        let entry = Entry {
+            id,
+            at_micros,
+            tenant: identity.tenant,
+            seat,
+            admitted,
+            oversight,
+            model,
+            text,
+            prompt_tokens,
+            tokens_min,
+            drawing: (temperature, top_p),
+            before: load.waiting,
+            headers,
+            place,
+        };
+        Ok((ask, entry))
+    }
+
+    /// The model that the request runs on: the one it asks for, unless policies choose.
+    async fn route(
+        &self,
+        hearing: &mut Hearing,
+        facts: &Facts,
+        body: &Arc<Body>,
+    ) -> Result<&Arc<Model>, Failure> {
+        if !hearing.chain().takes(Phase::Route) {
+            return self.models.called(facts.model.as_str());
+        }
+        let candidates = self.models.candidates(facts);
+        let chosen = hearing.route(facts, &candidates, body).await?;
+        let chosen = chosen.and_then(|id| self.models.chosen(id));
+        chosen.ok_or_else(|| self.models.unknown(facts.model.as_str()))
     }
 
     async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
@@ -92,18 +240,84 @@ impl Host {
             Invalid::not_rendered(words.param(), &why.to_string()).into()
         })
     }
+}
 
-    /// Allowed headers in the order in which they came. The map keeps it but for one thing: what
-    /// repeats a name stands right behind its first. A value that is no text is not shown.
-    fn seen_by_policies(&self, headers: &HeaderMap) -> Vec<(String, String)> {
-        let allowed = &self.config.policy_headers;
-        let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
-        headers
-            .iter()
-            .filter(|(name, _)| allowed.iter().any(|allowed| allowed == name.as_str()))
-            .filter_map(|(name, value)| Some((name.to_string(), text(value)?)))
-            .collect()
+impl Visit {
+    /// What is known of it before a model is chosen.
+    fn facts(&self, ask: &Ask, body_bytes: usize) -> Facts {
+        let asked = ask.tokens_asked();
+        Facts {
+            serial: self.serial,
+            request_id: self.id.clone(),
+            arrived_at_micros: self.at_micros,
+            endpoint: self.endpoint,
+            model: ModelId::new(&ask.model),
+            streaming: ask.stream,
+            background: ask.background,
+            prompt_tokens: ask.words.tokens_about(),
+            tokens_max: asked.unwrap_or(0),
+            tokens_max_asked: asked.is_some(),
+            body_bytes: u64::try_from(body_bytes).unwrap_or(u64::MAX),
+            prefix_key: ask.words.prefix_key(),
+            identity: self.identity.clone(),
+            headers: self.headers.clone(),
+        }
     }
+}
+
+/// Headers that some policy was granted, in the order in which they came. The map keeps it but for
+/// one thing: what repeats a name stands right behind its first. A value that is no text is not
+/// shown.
+fn seen_by_policies(chain: &PolicyChain, headers: &HeaderMap) -> Headers {
+    let granted = chain.headers_seen();
+    if granted.is_empty() {
+        return Headers::default();
+    }
+    let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
+    let seen = headers
+        .iter()
+        .filter(|(name, _)| granted.contains(name.as_str()))
+        .filter_map(|(name, value)| Some((name.to_string(), text(value)?)));
+    Headers(seen.collect())
+}
+
+/// SHA-256 of the key that a client shows, in hex: policies tell keys apart and cannot leak them.
+/// Empty when there is none.
+fn credential(headers: &HeaderMap) -> String {
+    let bearer = || {
+        let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+        let (scheme, token) = value.split_at_checked("bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    };
+    let key = bearer().or_else(|| Some(headers.get("x-api-key")?.as_bytes()));
+    match key {
+        None | Some([]) => String::new(),
+        Some(key) => Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}
+
+/// With this header a client asks for the trace, and gets it.
+const TRACE: &str = "x-policy-trace";
+
+/// What the policies said, in the order in which they did.
+fn trace(said: &[Said]) -> String {
+    /// More is cut: proxies refuse long headers.
+    const BYTES_MAX: usize = 4096;
+
+    let mut trace = String::new();
+    for said in said {
+        let Said { policy, version, phase, elapsed, .. } = said;
+        let code = said.code().map_or(String::new(), |code| format!(" {}", code.0));
+        let shadow = if said.shadow { " shadow" } else { "" };
+        let (phase, decision, micros) = (phase.as_str(), said.label(), elapsed.as_micros());
+        let one = format!("{phase} {policy}/{version} {decision}{code}{shadow} {micros}us");
+        if trace.len() + one.len() > BYTES_MAX {
+            break;
+        }
+        trace.push_str(if trace.is_empty() { "" } else { "; " });
+        trace.push_str(&one);
+    }
+    trace
 }
 
 fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> {
@@ -173,7 +387,7 @@ fn tokens_min(least: &Least, length: &Length, tokens_max: u32) -> Result<u32, In
 }
 
 fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
-    match ask.sampling.logit_bias.keys().find(|&&id| id >= shape.vocabulary) {
+    match ask.sampling.biased().find(|&id| id >= shape.vocabulary) {
         None => Ok(()),
         Some(id) => {
             let path = format!("logit_bias.{id}");
@@ -190,7 +404,31 @@ fn token_id(shape: ModelShape) -> String {
     format!("a token id below {}, this model's vocabulary", shape.vocabulary)
 }
 
-fn load(view: EngineView) -> Load {
-    let EngineView { waiting, waiting_max, running } = view;
-    Load { waiting, waiting_max, running }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credential_of(name: &str, value: &str) -> String {
+        let mut headers = HeaderMap::new();
+        let name = header::HeaderName::from_bytes(name.as_bytes()).expect("a name");
+        headers.insert(name, HeaderValue::from_str(value).expect("a value"));
+        credential(&headers)
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_hash_alone_however_it_is_shown() {
+        let hash = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
+        for (name, value) in [
+            ("authorization", "Bearer key"),
+            ("authorization", "bearer   key "),
+            ("x-api-key", "key"),
+        ] {
+            assert_eq!(credential_of(name, value), hash, "{name}: {value}");
+        }
+        for (name, value) in
+            [("authorization", "Basic key"), ("authorization", "Bearer "), ("x", "key")]
+        {
+            assert_eq!(credential_of(name, value), "", "{name}: {value}");
+        }
+    }
 }

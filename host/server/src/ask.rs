@@ -17,12 +17,15 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
-use interlock_request::{Endpoint, Generation, Sampling, SamplingDefaults, TokenId};
+use std::hash::{DefaultHasher, Hasher};
+
+use interlock_request::{Endpoint, Generation, TokenId};
 use interlock_text::Message;
 
 pub(crate) use invalid::Invalid;
 use json::{Item, Object};
 pub(crate) use responses::Echo;
+pub(crate) use sampling::Wished;
 
 /// A well-formed request.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,8 +34,8 @@ pub(crate) struct Ask {
     pub(crate) model: String,
     /// What to continue.
     pub(crate) words: Words,
-    /// How to draw tokens.
-    pub(crate) sampling: Sampling,
+    /// How to draw tokens, as far as it says so.
+    pub(crate) sampling: Wished,
     /// How many tokens to generate at most.
     pub(crate) length: Length,
     /// What else ends the answer, and what does not.
@@ -41,6 +44,8 @@ pub(crate) struct Ask {
     pub(crate) logprobs: Option<u32>,
     /// Does the client want text as it comes?
     pub(crate) stream: bool,
+    /// Will the client ask for the answer later?
+    pub(crate) background: bool,
     /// What the answer repeats of the question.
     pub(crate) shape: Shape,
 }
@@ -73,6 +78,46 @@ impl Words {
             Self::Chat { param, .. } => param,
             Self::Text(_) | Self::Tokens { .. } => "prompt",
         }
+    }
+
+    /// A hash of how they begin; 0 when they are no text. Equal beginnings have equal keys for as
+    /// long as this process runs.
+    pub(crate) fn prefix_key(&self) -> u64 {
+        /// As much as tells a system prompt from another.
+        const BYTES_MAX: usize = 1024;
+
+        let mut hasher = DefaultHasher::new();
+        let mut left = BYTES_MAX;
+        let mut take = |text: &str| {
+            let bytes = &text.as_bytes()[..text.len().min(left)];
+            left -= bytes.len();
+            hasher.write(bytes);
+            hasher.write_u8(0xff);
+        };
+        match self {
+            Self::Chat { messages, .. } => {
+                for message in messages {
+                    take(&message.role);
+                    take(&message.content);
+                }
+            }
+            Self::Text(text) => take(text),
+            Self::Tokens { .. } => return 0,
+        }
+        // 0 has a meaning of its own.
+        hasher.finish().max(1)
+    }
+
+    /// About how many tokens they are, before anybody has counted.
+    pub(crate) fn tokens_about(&self) -> u32 {
+        /// Of usual text, with usual tokenizers.
+        const BYTES_EACH: usize = 4;
+
+        let tokens = match self {
+            Self::Tokens { ids, .. } => ids.len(),
+            text => text.text_bytes().div_ceil(BYTES_EACH),
+        };
+        u32::try_from(tokens).unwrap_or(u32::MAX)
     }
 
     /// Bytes of text to tokenize.
@@ -140,23 +185,37 @@ pub(crate) enum Shape {
     Responses(Box<Echo>),
 }
 
+impl Shape {
+    /// About as much memory as the client's own words in it take.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Chat { .. } | Self::Completions { .. } => 0,
+            Self::Responses(echo) => echo.bytes(),
+        }
+    }
+}
+
 impl Ask {
-    /// Reads a body; `defaults` fill in where it does not say how to sample.
+    /// How many tokens the client asked for at most, if it did.
+    pub(crate) fn tokens_asked(&self) -> Option<u32> {
+        match &self.length {
+            Length::Asked { tokens, .. } => Some(u32::try_from(*tokens).unwrap_or(u32::MAX)),
+            Length::Default(_) | Length::Context => None,
+        }
+    }
+
+    /// Reads a body.
     ///
     /// # Errors
     ///
     /// When it is no JSON, or a field is not what this endpoint takes.
-    pub(crate) fn parse(
-        endpoint: Endpoint,
-        body: &[u8],
-        defaults: &SamplingDefaults,
-    ) -> Result<Self, Invalid> {
+    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, Invalid> {
         let body = std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
         let body = Object::parse(body)?;
         match endpoint {
-            Endpoint::Chat => chat::parse(&body, defaults),
-            Endpoint::Completions => completions::parse(&body, defaults),
-            Endpoint::Responses => responses::parse(&body, defaults),
+            Endpoint::Chat => chat::parse(&body),
+            Endpoint::Completions => completions::parse(&body),
+            Endpoint::Responses => responses::parse(&body),
         }
     }
 }

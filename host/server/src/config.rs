@@ -8,6 +8,8 @@ use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::results::KEEP_MAX;
+
 /// `[server]`: who may talk to us, how much and how slowly.
 ///
 /// Every limit answers with its own status and error code when it is reached.
@@ -49,14 +51,15 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
+    /// Shall a request that has the header `x-policy-trace` be answered with one that lists what
+    /// each policy decided, why, and how long it took? It tells clients which policies there are.
+    /// Turn it on to find out why requests go where they go.
+    pub policy_trace: bool,
     /// Longest time that requests in flight may take to finish after the host was told to stop;
     /// then they are cancelled. Turn this up when outputs are long and a rollout may be slow.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub drain_max: Duration,
-    /// Request headers that policies may see, in lower case. Everything else, credentials above
-    /// all, stays hidden from them. Add one when a policy needs it.
-    pub policy_headers: Vec<String>,
 }
 
 impl Default for ServerConfig {
@@ -71,8 +74,8 @@ impl Default for ServerConfig {
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             retry_after: Duration::from_secs(1),
+            policy_trace: false,
             drain_max: Duration::from_secs(30),
-            policy_headers: vec![],
         }
     }
 }
@@ -114,15 +117,93 @@ impl ServerConfig {
                 .filter(|(_, time)| time.is_zero())
                 .map(|(key, _)| format!("server.{key} must exceed 0s, got 0s")),
         );
-        for name in &self.policy_headers {
-            let known = axum::http::HeaderName::from_bytes(name.as_bytes());
-            if !known.is_ok_and(|parsed| parsed.as_str() == name) {
-                problems.push(format!(
-                    "server.policy_headers must hold header names in lower case, got {name:?}"
-                ));
-            }
+        problems
+    }
+}
+
+/// `[admin]`: where an operator swaps policies while the host runs.
+///
+/// A listener of its own, so that the port of the clients has nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Address and port to listen on; unset, there is no such listener. An address that others can
+    /// reach needs a token. Requests of web pages are refused, and so are those for a host that is
+    /// neither `localhost` nor this address, where only this machine can reach it.
+    #[schemars(example = &"127.0.0.1:8081")]
+    pub bind: Option<SocketAddr>,
+    /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
+    #[schemars(example = &"a long random text")]
+    pub token: Option<String>,
+    /// Most bytes of a component that is sent there.
+    pub component_max: ByteSize,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { bind: None, token: None, component_max: ByteSize(64 << 20) }
+    }
+}
+
+impl AdminConfig {
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let open = self.bind.filter(|bind| !bind.ip().is_loopback() && self.token.is_none());
+        if let Some(bind) = open {
+            problems.push(format!(
+                "admin.token must be set where others can reach admin.bind, got nothing for {bind}"
+            ));
+        }
+        if self.token.as_ref().is_some_and(|token| token.is_empty()) {
+            problems.push("admin.token must not be empty, got \"\"".into());
         }
         problems
+    }
+}
+
+/// `[detached]`: requests that go on without a client, and their results.
+///
+/// Responses with `background: true`, and requests whose client left while the policies' plan was
+/// to finish them. A response in the background has no client that could leave, so what its plan
+/// says of that has no effect: its deadlines end it, or whoever cancels it. Results lie in memory and are lost when the host stops.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetachedConfig {
+    /// Requests that may go on without a client at a time: those in the background, and those
+    /// whose client left while the policies' plan was to go on, kept or not. Over it, one whose
+    /// client left is cancelled, and a new one for the background gets 429. 0: none goes on. Turn
+    /// this up when the log says that too many do.
+    pub requests_max: usize,
+    /// Results that are kept; the oldest goes first.
+    pub results_max: usize,
+    /// Most memory for results, with what they repeat of their requests; the oldest goes first. Turn this up when results are gone before
+    /// they are asked for.
+    pub memory_max: ByteSize,
+    /// How long a result is kept.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub keep: Duration,
+}
+
+impl Default for DetachedConfig {
+    fn default() -> Self {
+        Self {
+            requests_max: 64,
+            results_max: 1024,
+            memory_max: ByteSize(64 << 20),
+            keep: Duration::from_secs(600),
+        }
+    }
+}
+
+impl DetachedConfig {
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let most = KEEP_MAX;
+        let too_long = (self.keep > most)
+            .then(|| format!("detached.keep must be at most {most:?}, got {:?}", self.keep));
+        too_long.into_iter().collect()
     }
 }
 
@@ -142,7 +223,6 @@ mod tests {
             header_max: ByteSize(100),
             headers_max: 0,
             body_timeout: Duration::ZERO,
-            policy_headers: vec!["X-Tenant".into(), "x-team".into()],
             ..ServerConfig::default()
         };
         assert_eq!(
@@ -152,7 +232,6 @@ mod tests {
                 "server.header_max must be 1KiB to 1MiB, got 100B",
                 "server.headers_max must be 1 to 1024, got 0",
                 "server.body_timeout must exceed 0s, got 0s",
-                "server.policy_headers must hold header names in lower case, got \"X-Tenant\"",
             ]
         );
     }

@@ -6,10 +6,13 @@
 //! | unknown model, route or request id | 404 | `model_not_found`, `unknown_url`, `request_not_found` |
 //! | wrong method | 405 | `method_not_allowed` |
 //! | body too slow, too large; head too large | 408, 413, 431 | `body_timeout`, `body_too_large`, `headers_too_large` |
-//! | cancelled by an operator | 409 | `request_cancelled` |
+//! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
+//! | a policy gave no decision | what its `on_failure` says | `policy_failed` |
+//! | too many go on without a client | 429 | `too_many_detached` |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
+//! | a policy made nonsense of the request | 500 | `policy_failed` |
 //! | loading, draining, stopped, too many connections | 503 | `model_loading`, `shutting_down`, ... |
 //! | a deadline struck | 504 | `deadline_queue`, `deadline_first_token`, ... |
 //!
@@ -24,7 +27,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use interlock_admission::{PolicyFailure, Refused};
+use interlock_admission::{PolicyFailure, Reason, Refused};
 use interlock_engine::NotStarted;
 use interlock_request::{CancelCause, Deadline, RequestId};
 use serde::Serialize;
@@ -50,12 +53,12 @@ pub(crate) enum Failure {
         /// How many there may be.
         limit: usize,
     },
-    /// We serve another model.
+    /// We serve other models.
     UnknownModel {
         /// The client's name for it.
         asked: String,
         /// Ours.
-        served: String,
+        served: Vec<String>,
     },
     /// Nothing is served there.
     UnknownUrl {
@@ -77,10 +80,30 @@ pub(crate) enum Failure {
     NotStarted(NotStarted),
     /// A policy turned it away.
     Refused(Box<Refused>),
+    /// A policy changed it into something that cannot be; the text is for our log.
+    Spoiled(String),
+    /// A policy ended it after its admission.
+    Intervened(Box<Intervention>),
+    /// As many go on without a client as may.
+    Detached {
+        /// How many those are.
+        limit: usize,
+    },
     /// Someone cancelled it.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
     Failed,
+}
+
+/// A policy ended a request that it had admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Intervention {
+    /// Which.
+    pub(crate) policy: String,
+    /// Why.
+    pub(crate) reason: Reason,
+    /// The status that its `on_failure` says, when it gave no decision at all.
+    pub(crate) failed: Option<u16>,
 }
 
 /// How a body failed to arrive.
@@ -129,7 +152,7 @@ pub(crate) enum Retry {
 
 impl Failure {
     /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
-    pub(crate) const REASONS: [&str; 23] = [
+    pub(crate) const REASONS: [&str; 26] = [
         "invalid_request",
         "invalid_request_id",
         "body_too_large",
@@ -152,6 +175,9 @@ impl Failure {
         "deadline_total",
         "request_cancelled",
         "disconnected",
+        "policy_spoiled",
+        "policy_ended",
+        "too_many_detached",
         "internal_error",
     ];
 
@@ -174,11 +200,16 @@ impl Failure {
                 .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
             Self::Cancelled(CancelCause::Deadline(_)) => StatusCode::GATEWAY_TIMEOUT,
             Self::Cancelled(CancelCause::Shutdown) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Intervened(intervention) => intervention
+                .failed
+                .and_then(|status| StatusCode::from_u16(status).ok())
+                .unwrap_or(StatusCode::CONFLICT),
             // A client that left reads nothing; the status is for completeness.
-            Self::Cancelled(CancelCause::Operator | CancelCause::Disconnect) => {
-                StatusCode::CONFLICT
-            }
-            Self::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Cancelled(
+                CancelCause::Operator | CancelCause::Disconnect | CancelCause::Policy,
+            ) => StatusCode::CONFLICT,
+            Self::Detached { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Failed | Self::Spoiled(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -186,6 +217,7 @@ impl Failure {
         match self {
             Self::NotStarted(NotStarted::Full { .. } | NotStarted::Loading)
             | Self::Connections { .. }
+            | Self::Detached { .. }
             | Self::Draining
             | Self::Cancelled(CancelCause::Shutdown | CancelCause::Deadline(Deadline::Queue)) => {
                 Retry::Later
@@ -193,7 +225,7 @@ impl Failure {
             Self::Refused(refused) => {
                 refused.rejection.retry_after.map_or(Retry::Unsaid, Retry::After)
             }
-            Self::Cancelled(_) => Retry::Never,
+            Self::Cancelled(_) | Self::Intervened(_) | Self::Spoiled(_) => Retry::Never,
             _ => Retry::Unsaid,
         }
     }
@@ -224,6 +256,9 @@ impl Failure {
             Self::Cancelled(CancelCause::Deadline(Deadline::Total)) => "deadline_total",
             Self::Cancelled(CancelCause::Operator) => "request_cancelled",
             Self::Cancelled(CancelCause::Disconnect) => "disconnected",
+            Self::Intervened(_) | Self::Cancelled(CancelCause::Policy) => "policy_ended",
+            Self::Spoiled(_) => "policy_spoiled",
+            Self::Detached { .. } => "too_many_detached",
             Self::Failed => "internal_error",
         }
     }
@@ -232,7 +267,9 @@ impl Failure {
     pub(crate) fn complaint(&self, id: &RequestId) -> Complaint {
         let code = match self {
             Self::Invalid(invalid) => invalid.code.to_owned(),
-            Self::Refused(refused) => refused.rejection.reason.code.clone(),
+            Self::Refused(refused) => refused.rejection.reason.code.0.to_string(),
+            Self::Intervened(intervention) => intervention.reason.code.0.to_string(),
+            Self::Spoiled(_) => "policy_failed".to_owned(),
             other => other.reason().to_owned(),
         };
         let kind = match self.status().as_u16() {
@@ -263,10 +300,27 @@ impl Failure {
         Some(theirs.map_or(param, |map| map.trim_end_matches('.').to_owned()))
     }
 
+    /// What was wrong inside, for our log.
+    pub(crate) fn spoiled(&self) -> Option<&str> {
+        match self {
+            Self::Spoiled(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Headers that a policy adds to a refusal.
+    pub(crate) fn headers(&self) -> &[(String, String)] {
+        match self {
+            Self::Refused(refused) => &refused.rejection.headers,
+            _ => &[],
+        }
+    }
+
     /// The policy that refused, and what was wrong with it if it only failed.
     pub(crate) fn policy(&self) -> Option<(&str, Option<&PolicyFailure>)> {
         match self {
             Self::Refused(refused) => Some((&refused.policy, refused.failure.as_deref())),
+            Self::Intervened(intervention) => Some((&intervention.policy, None)),
             _ => None,
         }
     }
@@ -287,7 +341,9 @@ impl Failure {
             }
             Self::UnknownModel { asked, served } => {
                 let asked = cut(asked);
-                format!("the model {asked:?} does not exist; this host serves {served:?}")
+                let served: Vec<_> = served.iter().map(|name| format!("{name:?}")).collect();
+                let served = served.join(", ");
+                format!("the model {asked:?} does not exist; this host serves {served}")
             }
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
@@ -303,8 +359,21 @@ impl Failure {
             Self::Refused(refused) => {
                 let reason = &refused.rejection.reason;
                 reason.detail.clone().unwrap_or_else(|| {
-                    format!("the policy {:?} refused: {}", refused.policy, reason.code)
+                    format!("the policy {:?} refused: {}", refused.policy, reason.code.0)
                 })
+            }
+            Self::Intervened(intervention) => {
+                let Intervention { policy, reason, failed } = &**intervention;
+                reason.detail.clone().unwrap_or_else(|| match failed {
+                    Some(_) => format!("the policy {policy:?} could not decide about request {id}"),
+                    None => format!("the policy {policy:?} ended request {id}: {}", reason.code.0),
+                })
+            }
+            Self::Spoiled(_) => {
+                format!("a policy of this host made request {id} one that cannot be served")
+            }
+            Self::Detached { limit } => {
+                format!("{limit} requests go on without a client, which is the limit")
             }
             Self::Cancelled(CancelCause::Deadline(deadline)) => {
                 let what = match deadline {
@@ -323,6 +392,9 @@ impl Failure {
             }
             Self::Cancelled(CancelCause::Disconnect) => {
                 format!("the client of request {id} has left")
+            }
+            Self::Cancelled(CancelCause::Policy) => {
+                format!("request {id} was ended by a policy")
             }
             Self::Failed => {
                 format!("request {id} failed inside the host; its log has the reason")
@@ -359,7 +431,7 @@ impl From<BodyProblem> for Failure {
 mod tests {
     use std::collections::BTreeSet;
 
-    use interlock_admission::{Reason, Rejection};
+    use interlock_admission::{Code, Phase, Reason, Rejection};
     use interlock_engine::EngineExit;
 
     use super::*;
@@ -368,10 +440,12 @@ mod tests {
     fn the_reasons_are_those_that_failures_give() {
         let refused = Refused {
             policy: "p".into(),
+            phase: Phase::Admit,
             rejection: Rejection {
                 status: 403,
                 reason: Reason { code: "no".into(), detail: None },
                 retry_after: None,
+                headers: vec![],
             },
             failure: None,
         };
@@ -384,7 +458,7 @@ mod tests {
             BodyProblem::TooSlow { limit: Duration::ZERO }.into(),
             BodyProblem::Broken(String::new()).into(),
             Failure::Head { unit: "bytes", got: 2, limit: 1 },
-            Failure::UnknownModel { asked: String::new(), served: String::new() },
+            Failure::UnknownModel { asked: String::new(), served: vec![] },
             Failure::UnknownUrl { path: String::new() },
             Failure::Method,
             Failure::UnknownRequest(String::new()),
@@ -394,6 +468,13 @@ mod tests {
             NotStarted::Loading.into(),
             NotStarted::Stopped(EngineExit::Asked).into(),
             refused.into(),
+            Failure::Spoiled(String::new()),
+            Failure::Intervened(Box::new(Intervention {
+                policy: "p".into(),
+                reason: Reason { code: Code::default(), detail: None },
+                failed: None,
+            })),
+            Failure::Detached { limit: 1 },
             Failure::Failed,
         ];
         let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];

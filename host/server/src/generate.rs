@@ -3,21 +3,23 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::http::header::HeaderName;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use interlock_request::Endpoint;
 
-use crate::admit::{Arrival, Entry};
+use crate::admit::Entry;
 use crate::ask::{Ask, Shape};
 use crate::body;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::ledger::{Ledger, Title};
-use crate::life::{Life, Text};
-use crate::live::Claim;
+use crate::life::{Life, Reader, Text};
+use crate::live::{Claim, Owner};
 use crate::pieces::{Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
+use crate::{later, results};
 
 /// Answers one generating request.
 ///
@@ -34,19 +36,21 @@ pub(crate) async fn generate(
     headers: HeaderMap,
     mut body: Body,
 ) -> Result<Response, Failure> {
-    // From here on it can be cancelled, wherever it is.
+    // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
+    // have said who that is.
     let mut claim = host.live.claim(&meta.id);
     if host.draining() {
         drop(claim);
         body::discard(&mut body, &host.config).await;
         return Err(Failure::Draining);
     }
+    let owner = claim.owner();
     let prepared = tokio::select! {
         biased;
         cause = claim.asked() => Err(cause),
-        prepared = prepare(&host, endpoint, &meta, headers, &mut body) => Ok(prepared?),
+        prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
     };
-    let (arrival, ask, entry) = match prepared {
+    let (ask, mut entry) = match prepared {
         Ok(prepared) => prepared,
         Err(cause) => {
             // The answer does not wait for what is still to come, but it must be let pass: see
@@ -55,16 +59,51 @@ pub(crate) async fn generate(
             return Err(Failure::Cancelled(cause));
         }
     };
+    let said = std::mem::take(&mut entry.headers);
+    let place = entry.place.take();
     let Ask { stream, shape, ending, logprobs, .. } = ask;
+    let (temperature, top_p) = entry.drawing;
     let head = Head {
-        request: meta.id.clone(),
-        model: host.model.clone(),
-        created: arrival.at_micros / 1_000_000,
+        request: entry.id.clone(),
+        model: entry.model.id.clone(),
+        created: entry.at_micros / 1_000_000,
+        temperature,
+        top_p,
         logprobs: logprobs.is_some(),
         text: Arc::clone(&entry.text),
     };
-    let inlet = submit(&host, arrival, stream, ending.stops, claim, entry);
-    answer(shape, head, stream, inlet).await
+    let title = Arc::new(results::Title {
+        tenant: std::mem::take(&mut entry.tenant),
+        endpoint,
+        shape: shape.clone(),
+        head: head.clone(),
+    });
+    let submission = Submission { title, streaming: stream, stops: ending.stops, claim, entry };
+    let mut response = match place {
+        Some(place) => {
+            let title = Arc::clone(&submission.title);
+            let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
+            submission.submit(&host, Reader::Nobody(keeping, place));
+            later::shown(&title, &results::State::Queued)
+        }
+        None => {
+            let (outlet, inlet) = pieces();
+            submission.submit(&host, Reader::Client(outlet));
+            answer(shape, head, stream, inlet).await?
+        }
+    };
+    policies_say(&said, response.headers_mut());
+    Ok(response)
+}
+
+/// Adds what policies say to a client. What cannot be a header is left out; what is ours stays.
+pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
+    for (name, value) in said {
+        let (name, value) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.entry(name).or_insert(value);
+        }
+    }
 }
 
 /// Everything up to the policies' consent.
@@ -72,46 +111,60 @@ async fn prepare(
     host: &Host,
     endpoint: Endpoint,
     meta: &Meta,
-    headers: HeaderMap,
+    headers: &HeaderMap,
     body: &mut Body,
-) -> Result<(Arrival, Ask, Entry), Failure> {
-    let body = body::read(body, &host.config).await?;
+    owner: &Owner,
+) -> Result<(Ask, Entry), Failure> {
+    let mut visit = match host.identify(meta, endpoint, headers).await {
+        Ok(visit) => visit,
+        Err(refused) => {
+            // Not looked at, but let pass, so that the client gets to read why.
+            body::discard(body, &host.config).await;
+            return Err(refused);
+        }
+    };
+    owner.is(&visit.identity.tenant);
+    let bytes = body::read(body, &host.config).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
     if host.draining() {
         return Err(Failure::Draining);
     }
-    let ask = host.labour(body.len(), || Ask::parse(endpoint, &body, &host.sampling)).await?;
-    let arrival = Arrival {
-        id: meta.id.clone(),
-        endpoint,
-        at_micros: meta.at_micros,
-        headers,
-        body_bytes: u64::try_from(body.len()).unwrap_or(u64::MAX),
-    };
-    let entry = host.admit(&arrival, &ask).await?;
-    Ok((arrival, ask, entry))
+    let understood = host.understand(&mut visit, bytes).await?;
+    host.admit(visit, understood).await
 }
 
-/// Hands the request to the engine and starts its driver.
-fn submit(
-    host: &Host,
-    arrival: Arrival,
+/// An admitted request, before the engine has it.
+struct Submission {
+    title: Arc<results::Title>,
     streaming: bool,
     stops: Vec<String>,
     claim: Claim,
     entry: Entry,
-) -> Inlet {
-    let Entry { seat, admitted, account, text, prompt_tokens, tokens_min } = entry;
-    let Arrival { id, endpoint, .. } = arrival;
-    let title = Title { id, endpoint, model: host.model.clone(), streaming, prompt_tokens };
-    let ledger = Ledger::open(title, account, Arc::clone(&host.metrics));
-    let plan = *admitted.plan();
-    let (outlet, inlet) = pieces();
-    let text = Text::new(text.detokenizer(), stops, tokens_min);
-    let life = Life::new(seat.submit(admitted), &plan, claim, ledger, text, outlet);
-    // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all claims.
-    tokio::spawn(life.run());
-    inlet
+}
+
+impl Submission {
+    /// Hands it to the engine and starts its driver.
+    fn submit(self, host: &Host, reader: Reader) {
+        let Self { title, streaming, stops, claim, entry } = self;
+        let Entry {
+            seat, admitted, oversight, model, text, prompt_tokens, tokens_min, before, ..
+        } = entry;
+        let about = Title {
+            id: title.head.request.clone(),
+            endpoint: title.endpoint,
+            model: model.id.clone(),
+            recent: Arc::clone(&model.recent),
+            streaming,
+            prompt_tokens,
+        };
+        let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
+        let text = Text::new(text.detokenizer(), stops, tokens_min);
+        let later = (Arc::clone(&host.results), title);
+        let (running, wall) = (seat.submit(admitted), Arc::clone(&host.wall));
+        let life = Life::new(running, claim, ledger, text, reader, later, wall);
+        // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all.
+        tokio::spawn(life.run(before));
+    }
 }
 
 async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<Response, Failure> {

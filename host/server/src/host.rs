@@ -1,35 +1,35 @@
-//! What all connections share: the model's text side, the engine's handle, the policies.
+//! What all connections share: the models, the policies, who is in flight.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use interlock_admission::PolicyChain;
-use interlock_engine::{EngineExit, EngineHandle, EngineState, ModelShape, NotStarted};
+use interlock_admission::Policies;
 use interlock_metrics::Registry;
-use interlock_request::{CancelCause, ModelId, SamplingDefaults};
-use interlock_text::TextModel;
+use interlock_request::CancelCause;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
-use crate::failure::Failure;
 use crate::live::Live;
-use crate::{ServerConfig, ServerMetrics};
+use crate::models::{ModelState, Models};
+use crate::results::Results;
+use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics};
+
+/// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
+pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What the server is made of.
 pub struct ServerParts {
     /// `[server]`.
     pub config: ServerConfig,
-    /// The model that is served, by the name clients use.
-    pub model: ModelId,
-    /// How to sample where a request does not say.
-    pub sampling: SamplingDefaults,
-    /// Its text side; set when it is loaded. The server listens before that.
-    pub text: Arc<OnceLock<Arc<TextModel>>>,
-    /// The way to the engine.
-    pub engine: EngineHandle,
-    /// The policies that every request must pass.
-    pub chain: Arc<PolicyChain>,
+    /// The models that are served, no two under the same name.
+    pub models: Vec<ServedModel>,
+    /// `[detached]`.
+    pub detached: DetachedConfig,
+    /// The policies that every request must pass, as they are at the moment.
+    pub policies: Arc<Policies>,
+    /// What time it is; [`system_time`] but in simulations.
+    pub wall: Wall,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
     /// Everyone's metrics, for `/metrics`.
@@ -39,13 +39,13 @@ pub struct ServerParts {
 /// What `/health/ready` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Readiness {
-    /// The model is loading.
+    /// A model is loading.
     Starting,
     /// Requests are served.
     Ready,
     /// No new requests are taken; those in flight may finish.
     Draining,
-    /// The engine has stopped, and nobody asked it to.
+    /// An engine has stopped, and nobody asked it to.
     Failed,
 }
 
@@ -63,16 +63,16 @@ impl Readiness {
 /// Shared by all connections.
 pub(crate) struct Host {
     pub(crate) config: ServerConfig,
-    pub(crate) model: ModelId,
-    pub(crate) sampling: SamplingDefaults,
-    pub(crate) engine: EngineHandle,
-    pub(crate) chain: Arc<PolicyChain>,
+    pub(crate) models: Models,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) results: Arc<Results>,
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) live: Arc<Live>,
+    pub(crate) wall: Wall,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
-    text: Arc<OnceLock<Arc<TextModel>>>,
+    serials: AtomicU64,
     draining: AtomicBool,
     /// Permits for labour; so many threads at most are held by it.
     labourers: Semaphore,
@@ -84,19 +84,21 @@ impl Host {
     const LABOURERS: usize = 2;
 
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, model, sampling, text, engine, chain, metrics, registry } = parts;
-        metrics.serves(&model);
+        let ServerParts { config, detached, models, policies, wall, metrics, registry } = parts;
+        for model in &models {
+            metrics.serves(&model.id);
+        }
         Arc::new(Self {
             config,
-            model,
-            sampling,
-            engine,
-            chain,
+            models: Models::new(models),
+            policies,
+            results: Results::new(detached),
             metrics: Arc::new(metrics),
             registry,
             live: Live::new(),
-            started_at: unix_time().as_secs(),
-            text,
+            started_at: wall().as_secs(),
+            wall,
+            serials: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             labourers: Semaphore::new(Self::LABOURERS),
         })
@@ -119,30 +121,22 @@ impl Host {
         }
     }
 
-    /// The model, when it is loaded.
-    ///
-    /// # Errors
-    ///
-    /// When it is not yet, or no longer, there.
-    pub(crate) fn model(&self) -> Result<(&Arc<TextModel>, ModelShape), Failure> {
-        let shape = match self.engine.state() {
-            EngineState::Ready(shape) => shape,
-            EngineState::Starting => return Err(NotStarted::Loading.into()),
-            EngineState::Exited(exit) => return Err(NotStarted::Stopped(exit).into()),
-        };
-        let text = self.text.get().ok_or(NotStarted::Loading)?;
-        Ok((text, shape))
-    }
-
+    /// All models are served, or the host is not ready.
     pub(crate) fn readiness(&self) -> Readiness {
         let draining = self.draining();
-        match self.engine.state() {
-            EngineState::Exited(EngineExit::Asked) if draining => Readiness::Draining,
-            EngineState::Exited(_) => Readiness::Failed,
-            _ if draining => Readiness::Draining,
-            EngineState::Ready(_) if self.text.get().is_some() => Readiness::Ready,
-            EngineState::Ready(_) | EngineState::Starting => Readiness::Starting,
+        let any = |state| self.models.iter().any(|model| model.state() == state);
+        match () {
+            () if any(ModelState::Failed) => Readiness::Failed,
+            () if draining => Readiness::Draining,
+            () if any(ModelState::Stopped) => Readiness::Failed,
+            () if any(ModelState::Starting) => Readiness::Starting,
+            () => Readiness::Ready,
         }
+    }
+
+    /// A number that no other request of this process has.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn draining(&self) -> bool {
@@ -171,7 +165,12 @@ impl Host {
     }
 }
 
-/// The time since the Unix epoch; 0 for a clock that is set before it.
-pub(crate) fn unix_time() -> Duration {
+/// In microseconds.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The system's time since the Unix epoch; 0 for a clock that is set before it.
+pub fn system_time() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

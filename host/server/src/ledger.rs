@@ -1,12 +1,14 @@
 //! How a request's end is written down: one log line, one metric, one account. Once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use interlock_admission::{Account, Summary};
+use interlock_admission::{Oversight, Summary};
 use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
+use tokio::time::Instant;
 
 use crate::metrics::ServerMetrics;
+use crate::recent::Recent;
 
 /// What is known of an admitted request so far, and the duty to write down how it ended.
 ///
@@ -19,8 +21,9 @@ pub(crate) struct Ledger {
     pub(crate) streaming: bool,
     pub(crate) prompt_tokens: u32,
     metrics: Arc<ServerMetrics>,
+    recent: Arc<Recent>,
     // Taken by the end: an empty place means that all is written.
-    account: Option<Account>,
+    oversight: Option<Oversight>,
     admitted_at: Instant,
     queue_time: Option<Duration>,
     first_token: Option<Duration>,
@@ -33,22 +36,25 @@ pub(crate) struct Title {
     pub(crate) id: RequestId,
     pub(crate) endpoint: Endpoint,
     pub(crate) model: ModelId,
+    /// What that model did lately.
+    pub(crate) recent: Arc<Recent>,
     pub(crate) streaming: bool,
     pub(crate) prompt_tokens: u32,
 }
 
 impl Ledger {
-    pub(crate) fn open(title: Title, account: Account, metrics: Arc<ServerMetrics>) -> Self {
-        let Title { id, endpoint, model, streaming, prompt_tokens } = title;
-        let admitted_at = account.admitted_at();
+    pub(crate) fn open(title: Title, oversight: Oversight, metrics: Arc<ServerMetrics>) -> Self {
+        let Title { id, endpoint, model, recent, streaming, prompt_tokens } = title;
+        let admitted_at = Instant::from_std(oversight.admitted_at());
         Self {
             id,
             endpoint,
             model,
             streaming,
             prompt_tokens,
+            recent,
             metrics,
-            account: Some(account),
+            oversight: Some(oversight),
             admitted_at,
             queue_time: None,
             first_token: None,
@@ -60,6 +66,26 @@ impl Ledger {
     /// When the request was admitted.
     pub(crate) fn admitted_at(&self) -> Instant {
         self.admitted_at
+    }
+
+    /// Who watches over it.
+    pub(crate) fn oversight(&self) -> &Oversight {
+        self.oversight.as_ref().expect("it is taken by the end, and nothing comes after that")
+    }
+
+    /// Who watches over it.
+    pub(crate) fn oversight_mut(&mut self) -> &mut Oversight {
+        self.oversight.as_mut().expect("it is taken by the end, and nothing comes after that")
+    }
+
+    /// How long a pause is, as it is now, before the policies hear of it.
+    pub(crate) fn stalled_after(&self) -> Option<Duration> {
+        self.oversight().stalled_after(self.generated)
+    }
+
+    /// Has a pass begun for it?
+    pub(crate) fn has_started(&self) -> bool {
+        self.queue_time.is_some()
     }
 
     /// What it used as far as its driver saw.
@@ -75,18 +101,21 @@ impl Ledger {
         self.metrics.queued(time);
     }
 
-    /// It has a token more.
-    pub(crate) fn token(&mut self) {
+    /// It has a token more. Is it the first?
+    pub(crate) fn token(&mut self) -> bool {
         let now = Instant::now();
-        match self.last_token_at.replace(now) {
+        let last = self.last_token_at.replace(now);
+        match last {
             None => {
                 let time = now - self.admitted_at;
                 self.first_token = Some(time);
                 self.metrics.first_token(time);
+                self.recent.first_token(time);
             }
             Some(last) => self.metrics.next_token(now - last),
         }
         self.generated += 1;
+        last.is_none()
     }
 
     /// It has ended.
@@ -95,21 +124,31 @@ impl Ledger {
     }
 
     fn write(&mut self, outcome: Outcome, usage: Usage) {
-        let Some(account) = self.account.take() else { return };
+        let Some(oversight) = self.oversight.take() else { return };
         let summary = Summary {
-            outcome,
+            closing: outcome.clone().into(),
             usage,
             queue_time: self.queue_time,
             time_to_first_token: self.first_token,
             total: self.admitted_at.elapsed(),
         };
-        self.log(&summary);
+        self.log(&outcome, &summary);
         self.metrics.ended(self.endpoint, &self.model, &summary);
-        account.settle(&summary);
+        if let Some(pace) = self.pace() {
+            self.recent.inter_token(pace);
+        }
+        oversight.settle(&summary);
     }
 
-    fn log(&self, summary: &Summary) {
-        let Summary { outcome, usage, queue_time, time_to_first_token, total } = summary;
+    /// Between its tokens, on average.
+    fn pace(&self) -> Option<Duration> {
+        let flowed = self.last_token_at? - self.admitted_at;
+        let pauses = self.generated.checked_sub(1).filter(|&pauses| pauses > 0)?;
+        Some(flowed.saturating_sub(self.first_token?) / pauses)
+    }
+
+    fn log(&self, outcome: &Outcome, summary: &Summary) {
+        let Summary { usage, queue_time, time_to_first_token, total, .. } = summary;
         let error = match outcome {
             Outcome::Failed(error) => Some(error.as_str()),
             Outcome::Completed(_) | Outcome::Cancelled(_) => None,
@@ -145,6 +184,7 @@ fn why(outcome: &Outcome) -> Option<&'static str> {
     match outcome {
         Outcome::Completed(Finish::Stop) => Some("stop"),
         Outcome::Completed(Finish::Length) => Some("length"),
+        Outcome::Completed(Finish::Filtered) => Some("content_filter"),
         Outcome::Cancelled(cause) => Some(CancelCause::as_str(*cause)),
         Outcome::Failed(_) => None,
     }
@@ -156,21 +196,25 @@ fn millis(time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use interlock_admission::{Facts, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt};
+    use interlock_admission::{
+        Body, Facts, Headers, Identity, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt,
+    };
     use interlock_metrics::Registry;
     use interlock_request::{Generation, Priority, Sampling};
 
     use super::*;
 
-    fn open(registry: &Registry) -> Ledger {
+    async fn open(registry: &Registry) -> Ledger {
         let title = Title {
             id: RequestId::generate(),
             endpoint: Endpoint::Chat,
             model: ModelId::new("m"),
+            recent: Arc::default(),
             streaming: false,
             prompt_tokens: 2,
         };
         let facts = Facts {
+            serial: 1,
             request_id: title.id.clone(),
             arrived_at_micros: 0,
             endpoint: title.endpoint,
@@ -179,8 +223,11 @@ mod tests {
             prompt_tokens: title.prompt_tokens,
             tokens_max: 1,
             tokens_max_asked: true,
+            background: false,
             body_bytes: 0,
-            headers: vec![],
+            prefix_key: 0,
+            identity: Identity::default(),
+            headers: Headers::default(),
         };
         let generation = Generation {
             sampling: Sampling::greedy(),
@@ -193,9 +240,11 @@ mod tests {
         let ceilings = LimitsConfig::default().ceilings();
         let chain = PolicyChain::new(vec![], ceilings, PolicyMetrics::register(registry));
         let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
-        let admitted = Arc::new(chain).admit(facts, &Load::default(), prompt, generation);
-        let (_, account, _) = admitted.expect("no policy refuses");
-        Ledger::open(title, account, Arc::new(ServerMetrics::register(registry)))
+        let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
+        let hearing = chain.hear(1, facts.request_id.clone());
+        let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
+        let oversight = consent.expect("no policy refuses").oversight;
+        Ledger::open(title, oversight, Arc::new(ServerMetrics::register(registry)))
     }
 
     fn counted(registry: &Registry, outcome: &str) -> bool {
@@ -205,10 +254,10 @@ mod tests {
         registry.expose().expect("encodes").contains(&line)
     }
 
-    #[test]
-    fn a_driver_that_panics_is_written_down_as_failed_with_what_it_saw() {
+    #[tokio::test]
+    async fn a_driver_that_panics_is_written_down_as_failed_with_what_it_saw() {
         let registry = Registry::new();
-        let mut ledger = open(&registry);
+        let mut ledger = open(&registry).await;
         let driver = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             ledger.token();
             panic!("a bug in the driver");
@@ -219,21 +268,21 @@ mod tests {
         assert!(exposed.contains("interlock_generated_tokens_total 1\n"), "{exposed}");
     }
 
-    #[test]
-    fn cached_tokens_are_counted_beside_the_prompt_of_which_they_are_a_part() {
+    #[tokio::test]
+    async fn cached_tokens_are_counted_beside_the_prompt_of_which_they_are_a_part() {
         let registry = Registry::new();
         let usage = Usage { prompt_tokens: 9, cached_tokens: 4, generated_tokens: 2 };
-        open(&registry).end(Outcome::Completed(Finish::Stop), usage);
+        open(&registry).await.end(Outcome::Completed(Finish::Stop), usage);
         let exposed = registry.expose().expect("encodes");
         for line in ["prompt_tokens_total 9", "prompt_tokens_cached_total 4"] {
             assert!(exposed.contains(&format!("interlock_{line}\n")), "{exposed}");
         }
     }
 
-    #[test]
-    fn an_end_is_written_down_once() {
+    #[tokio::test]
+    async fn an_end_is_written_down_once() {
         let registry = Registry::new();
-        open(&registry).end(Outcome::Completed(Finish::Stop), Usage::default());
+        open(&registry).await.end(Outcome::Completed(Finish::Stop), Usage::default());
         assert!(counted(&registry, "completed"));
         assert!(!counted(&registry, "failed"));
     }

@@ -33,6 +33,7 @@
 //! No WebAssembly, no MLX: policies are a chain that answers, the model a handle that computes.
 //! No TLS and no authentication: something in front of it does both.
 
+mod admin;
 mod admit;
 mod ask;
 mod body;
@@ -40,17 +41,23 @@ mod config;
 mod failure;
 mod generate;
 mod host;
+mod later;
 mod ledger;
 mod life;
 mod live;
 mod metrics;
+mod models;
 mod patience;
 mod pieces;
+mod recent;
+mod results;
 mod router;
 mod serve;
 mod voice;
 
-pub use config::ServerConfig;
-pub use host::ServerParts;
+pub use admin::{NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
+pub use config::{AdminConfig, DetachedConfig, ServerConfig};
+pub use host::{ServerParts, Wall, system_time};
 pub use metrics::ServerMetrics;
-pub use serve::{Served, listen, serve};
+pub use models::ServedModel;
+pub use serve::{Served, app, listen, serve};

@@ -6,7 +6,8 @@
 //! # Invariants
 //!
 //! - A request is here for as long as its [`Claim`] lives. Ids are the clients' own, so several
-//!   requests may go by the same; who asks that id to stop asks them all.
+//!   requests may go by the same; who asks that id to stop asks all those of one tenant.
+//! - Until it is known whose a request is, no client can ask it to stop.
 //! - Asking is a message with a place of its own: it never waits, and asking again is harmless.
 
 use std::collections::BTreeMap;
@@ -28,15 +29,24 @@ pub(crate) struct Live {
 #[derive(Debug, Default)]
 struct Asks {
     // An id and a number of ours: requests of the same id stand side by side.
-    by_name: BTreeMap<(RequestId, u64), Option<oneshot::Sender<CancelCause>>>,
+    by_name: BTreeMap<Name, Place>,
     claimed: u64,
+}
+
+type Name = (RequestId, u64);
+
+#[derive(Debug)]
+struct Place {
+    /// Whose request it is, once that is known.
+    tenant: Option<String>,
+    ask: Option<oneshot::Sender<CancelCause>>,
 }
 
 /// A place among the requests in flight, and where its request learns that it should stop.
 #[derive(Debug)]
 pub(crate) struct Claim {
     live: Arc<Live>,
-    name: (RequestId, u64),
+    name: Name,
     asked: Option<oneshot::Receiver<CancelCause>>,
 }
 
@@ -51,22 +61,23 @@ impl Live {
         let mut asks = self.asks();
         asks.claimed += 1;
         let name = (id.clone(), asks.claimed);
-        asks.by_name.insert(name.clone(), Some(ask));
+        asks.by_name.insert(name.clone(), Place { tenant: None, ask: Some(ask) });
         self.count.send_replace(asks.by_name.len());
         Claim { live: Arc::clone(self), name, asked: Some(asked) }
     }
 
-    /// Asks the requests of an id to stop; how many there are. Asking twice is harmless.
-    pub(crate) fn cancel(&self, id: &RequestId, cause: CancelCause) -> usize {
+    /// Asks a tenant's requests of an id to stop; how many there are. Asking twice is harmless.
+    pub(crate) fn cancel(&self, id: &RequestId, tenant: &str, cause: CancelCause) -> usize {
         let mut asks = self.asks();
         let all = asks.by_name.range_mut((id.clone(), 0)..=(id.clone(), u64::MAX));
-        all.map(|(_, ask)| ask.take().map(|ask| ask.send(cause))).count()
+        let theirs = all.filter(|(_, place)| place.tenant.as_deref() == Some(tenant));
+        theirs.map(|(_, place)| place.ask(cause)).count()
     }
 
     /// Asks all of them; how many there were.
     pub(crate) fn cancel_all(&self, cause: CancelCause) -> usize {
         let mut asks = self.asks();
-        asks.by_name.values_mut().map(|ask| ask.take().map(|ask| ask.send(cause))).count()
+        asks.by_name.values_mut().map(|place| place.ask(cause)).count()
     }
 
     /// How many there are.
@@ -86,7 +97,36 @@ impl Live {
     }
 }
 
+impl Place {
+    fn ask(&mut self, cause: CancelCause) {
+        if let Some(ask) = self.ask.take() {
+            // Who is not listening any more has ended.
+            let _ = ask.send(cause);
+        }
+    }
+}
+
+/// Where to say whose request a claim is for.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    live: Arc<Live>,
+    name: Name,
+}
+
+impl Owner {
+    pub(crate) fn is(&self, tenant: &str) {
+        if let Some(place) = self.live.asks().by_name.get_mut(&self.name) {
+            place.tenant = Some(tenant.to_owned());
+        }
+    }
+}
+
 impl Claim {
+    /// Where to say whose request it is.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner { live: Arc::clone(&self.live), name: self.name.clone() }
+    }
+
     /// Returns when someone asks to stop, with the cause; once.
     pub(crate) async fn asked(&mut self) -> CancelCause {
         if let Some(asked) = &mut self.asked {
@@ -112,31 +152,42 @@ impl Drop for Claim {
 mod tests {
     use super::*;
 
+    fn claim(live: &Arc<Live>, id: &RequestId, tenant: &str) -> Claim {
+        let claim = live.claim(id);
+        claim.owner().is(tenant);
+        claim
+    }
+
     #[tokio::test]
     async fn the_first_to_ask_is_heard_and_asking_again_is_harmless() {
         let live = Live::new();
         let id = RequestId::generate();
-        let mut claim = live.claim(&id);
-        assert_eq!(live.cancel(&id, CancelCause::Operator), 1);
-        assert_eq!(live.cancel(&id, CancelCause::Shutdown), 1);
+        let mut claim = claim(&live, &id, "acme");
+        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator), 1);
+        assert_eq!(live.cancel(&id, "acme", CancelCause::Shutdown), 1);
         assert_eq!(claim.asked().await, CancelCause::Operator);
         drop(claim);
-        assert_eq!(live.cancel(&id, CancelCause::Operator), 0);
+        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator), 0);
     }
 
     #[tokio::test]
-    async fn all_of_an_id_are_asked_and_nobody_else() {
+    async fn all_of_a_tenants_id_are_asked_and_nobody_else() {
         let live = Live::new();
         let [ours, before, after] = ["b", "a", "c"].map(|id| RequestId::parse(id).expect("an id"));
-        let mut two = [live.claim(&ours), live.claim(&ours)];
-        let others = [live.claim(&before), live.claim(&after)];
-        assert_eq!(live.cancel(&ours, CancelCause::Operator), 2);
+        let mut two = [claim(&live, &ours, "acme"), claim(&live, &ours, "acme")];
+        let others = [
+            claim(&live, &before, "acme"),
+            claim(&live, &after, "acme"),
+            claim(&live, &ours, "globex"),
+            live.claim(&ours),
+        ];
+        assert_eq!(live.cancel(&ours, "acme", CancelCause::Operator), 2);
         for claim in &mut two {
             assert_eq!(claim.asked().await, CancelCause::Operator);
         }
         drop(two);
-        assert_eq!((live.cancel(&ours, CancelCause::Operator), live.count()), (0, 2));
-        assert_eq!(live.cancel_all(CancelCause::Shutdown), 2);
+        assert_eq!((live.cancel(&ours, "acme", CancelCause::Operator), live.count()), (0, 4));
+        assert_eq!(live.cancel_all(CancelCause::Shutdown), 4);
         drop(others);
         live.empty().await;
     }

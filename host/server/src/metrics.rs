@@ -108,7 +108,7 @@ impl ServerMetrics {
 
     pub(crate) fn ended(&self, endpoint: Endpoint, model: &ModelId, summary: &Summary) {
         let endpoint = endpoint.as_str();
-        let outcome = summary.outcome.as_str();
+        let outcome = summary.closing.as_str();
         self.requests.with_label_values(&[endpoint, model.as_str(), outcome]).inc();
         self.request_seconds.with_label_values(&[endpoint]).observe(summary.total.as_secs_f64());
         self.prompt_tokens.inc_by(summary.usage.prompt_tokens.into());

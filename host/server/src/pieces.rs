@@ -49,6 +49,13 @@ pub(crate) struct Told {
 }
 
 impl Said {
+    /// About as much memory as it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let alternatives = |told: &Told| told.logprobs.top.len() * size_of::<(TokenId, f32)>();
+        let told = |told: &Told| size_of::<Told>() + size_of::<Logprobs>() + alternatives(told);
+        self.text.len() + self.tokens.iter().map(told).sum::<usize>()
+    }
+
     fn is_empty(&self) -> bool {
         self.text.is_empty() && self.tokens.is_empty()
     }

@@ -1,5 +1,7 @@
 //! Routes, and what all answers have in common: the request's id and the shape of errors.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -16,8 +18,9 @@ use serde_json::json;
 
 use crate::body;
 use crate::failure::{Failure, Retry};
-use crate::generate::generate;
-use crate::host::{Host, Readiness, unix_time};
+use crate::generate::{generate, policies_say};
+use crate::host::{Host, Readiness, micros};
+use crate::{ServedModel, later};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -27,7 +30,13 @@ pub(crate) struct Meta {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
+    /// The other side's address.
+    pub(crate) address: Option<IpAddr>,
 }
+
+/// Who is on the other side of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// This connection is one too many: only what watches the host is answered.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +50,9 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
         .route("/v1/requests/{id}/cancel", post(cancel))
+        .route("/v1/requests/{id}", get(later::request))
+        .route("/v1/responses/{id}", get(later::response).delete(later::delete_response))
+        .route("/v1/responses/{id}/cancel", post(later::cancel_response))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -52,7 +64,7 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
 
 /// Around every request: names it, looks at its head, and gives errors their shape.
 async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
-    let at_micros = u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX);
+    let at_micros = micros((host.wall)());
     let line = Line { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
         Ok(id) => (id, head_within(&request, &host)),
@@ -63,7 +75,8 @@ async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) 
     let id = id.unwrap_or_else(RequestId::generate);
     let crowded = request.extensions().get::<Crowded>().is_some();
     let checked = checked.and_then(|()| room_for(&line, crowded, &host));
-    request.extensions_mut().insert(Meta { id: id.clone(), at_micros });
+    let address = request.extensions().get::<Peer>().map(|peer| peer.0);
+    request.extensions_mut().insert(Meta { id: id.clone(), at_micros, address });
     let mut response = match checked {
         Ok(()) => next.run(request).await,
         Err(failure) => {
@@ -140,12 +153,13 @@ impl Host {
         tracing::info!(
             request = %id, method = %line.method, ?path, status = status.as_u16(),
             code = complaint.code, reason = failure.reason(), param = failure.field(), policy,
-            failure = why.flatten().map(tracing::field::display),
+            failure = why.flatten().map(tracing::field::display), spoiled = failure.spoiled(),
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
         let mut response = (status, Json(json!({ "error": complaint }))).into_response();
         let headers = response.headers_mut();
+        policies_say(failure.headers(), headers);
         let retry_after = match failure.retry() {
             Retry::Unsaid => None,
             Retry::Later => Some(self.config.retry_after),
@@ -163,9 +177,9 @@ impl Host {
         response
     }
 
-    fn model_card(&self) -> serde_json::Value {
+    fn model_card(&self, model: &ServedModel) -> serde_json::Value {
         json!({
-            "id": self.model.as_str(),
+            "id": model.id.as_str(),
             "object": "model",
             "created": self.started_at,
             "owned_by": "interlock",
@@ -203,7 +217,8 @@ async fn responses(
 }
 
 async fn models(State(host): State<Arc<Host>>) -> Response {
-    Json(json!({ "object": "list", "data": [host.model_card()] })).into_response()
+    let cards: Vec<_> = host.models.iter().map(|model| host.model_card(model)).collect();
+    Json(json!({ "object": "list", "data": cards })).into_response()
 }
 
 async fn model(
@@ -212,22 +227,23 @@ async fn model(
     asked: Result<Path<String>, PathRejection>,
 ) -> Answer {
     let asked = asked.map_or_else(|_| as_written(&uri, "/v1/models/"), |Path(asked)| asked);
-    if asked == host.model.as_str() {
-        Ok(Json(host.model_card()).into_response())
-    } else {
-        Err(Failure::UnknownModel { asked, served: host.model.to_string() })
-    }
+    let model = host.models.called(&asked)?;
+    Ok(Json(host.model_card(model)).into_response())
 }
 
-/// Cancels a request wherever it is, and all others of its id. Its client is told; asking twice is harmless.
+/// Cancels a request wherever it is, and all others of its id and tenant. Its client is told; asking
+/// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart.
 async fn cancel(
     State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
     uri: Uri,
     id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
 ) -> Answer {
+    let visit = host.identify(&meta, Endpoint::Responses, &headers).await?;
     let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
     let known = RequestId::parse(&id).ok().map(|id| {
-        let requests = host.live.cancel(&id, CancelCause::Operator);
+        let requests = host.live.cancel(&id, &visit.identity.tenant, CancelCause::Operator);
         (id, requests)
     });
     match known.filter(|(_, requests)| *requests > 0) {
@@ -252,7 +268,9 @@ async fn ready(State(host): State<Arc<Host>>) -> Response {
             StatusCode::SERVICE_UNAVAILABLE
         }
     };
-    (status, Json(json!({ "status": readiness.as_str() }))).into_response()
+    let models: BTreeMap<_, _> =
+        host.models.iter().map(|model| (model.id.as_str(), model.state().as_str())).collect();
+    (status, Json(json!({ "status": readiness.as_str(), "models": models }))).into_response()
 }
 
 async fn metrics(State(host): State<Arc<Host>>) -> Answer {

@@ -20,7 +20,7 @@ use tower::ServiceExt;
 
 use crate::host::Host;
 use crate::patience::Patient;
-use crate::router::{Crowded, router};
+use crate::router::{Crowded, Peer, router};
 use crate::{ServerConfig, ServerParts};
 
 /// How serving ended.
@@ -50,6 +50,11 @@ pub fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(bind)?;
     socket.listen(BACKLOG)
+}
+
+/// What [`serve`] serves, without sockets: for simulations. A dropped answer is a client that left.
+pub fn app(parts: ServerParts) -> Router {
+    router(Host::new(parts))
 }
 
 /// Serves until `shutdown` and then some: requests in flight finish or are cancelled, every
@@ -172,7 +177,11 @@ async fn converse(stream: TcpStream, router: Router, open: Open, mut goodbye: wa
     // Tokens are small and should not wait for company.
     let _ = stream.set_nodelay(true);
     let crowded = open.door.regular.is_none();
+    let peer = stream.peer_addr().ok().map(|address| Peer(address.ip()));
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         if crowded {
             request.extensions_mut().insert(Crowded);
         }

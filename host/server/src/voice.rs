@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::ask::Shape;
 use crate::failure::Complaint;
 use crate::pieces::{Done, Said};
+use crate::results::State;
 pub(crate) use sse::{Frames, Stream};
 
 /// Speaks one endpoint's language about one answer.
@@ -53,6 +54,10 @@ pub(crate) struct Head {
     pub(crate) model: ModelId,
     /// Seconds since the Unix epoch.
     pub(crate) created: u64,
+    /// How its tokens are drawn.
+    pub(crate) temperature: f32,
+    /// How its tokens are drawn.
+    pub(crate) top_p: f32,
     /// Did the client ask how likely tokens were?
     pub(crate) logprobs: bool,
     /// How tokens are spelled.
@@ -78,6 +83,15 @@ pub(crate) fn voice(shape: Shape, head: Head) -> Box<dyn Voice> {
     }
 }
 
+/// A response that its client asks for, or is told of while nobody waits for it. Of another endpoint,
+/// nothing.
+pub(crate) fn shown_response(shape: &Shape, head: &Head, state: &State) -> Vec<u8> {
+    match shape {
+        Shape::Responses(echo) => responses::shown(head.clone(), (**echo).clone(), state),
+        Shape::Chat { .. } | Shape::Completions { .. } => vec![],
+    }
+}
+
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("our own types have string keys and no failing serializers")
 }
@@ -86,6 +100,7 @@ fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
+        Finish::Filtered => "content_filter",
     }
 }
 

@@ -159,7 +159,7 @@ impl Forward for SimModel {
         let mut drawn = Vec::with_capacity(rows.len());
         for row in rows {
             let mut hash = match row.from.checked_sub(1) {
-                None => NOTHING,
+                None => mix(self.settings.salt),
                 Some(before) => self.pages[self.position(row.pages, before)],
             };
             for (position, token) in (row.from..).zip(row.tokens) {
@@ -187,9 +187,6 @@ impl History {
         Drawn { token, logprobs: told }
     }
 }
-
-/// The hash of no tokens.
-const NOTHING: u64 = mix(0);
 
 /// SplitMix64's finalizer (Steele, Lea and Flood 2014): every bit of the input moves the output.
 const fn mix(mut x: u64) -> u64 {

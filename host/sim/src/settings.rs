@@ -24,6 +24,8 @@ pub struct SimSettings {
     pub page: NonZeroU32,
     /// `stop=N`: how often, on average, the model ends by itself: one token in N. 0 is never.
     pub stop: u32,
+    /// `salt=N`: another number is another model, which answers the same prompt with other text.
+    pub salt: u64,
     /// `fail-every=N`: every N-th pass fails.
     pub fail_every: Option<NonZeroU64>,
     /// `panic-at=N`: the N-th pass panics, and with it the engine thread.
@@ -41,6 +43,7 @@ impl Default for SimSettings {
             cache: 1 << 20,
             page: NonZeroU32::new(16).expect("16 is not 0"),
             stop: 256,
+            salt: 0,
             fail_every: None,
             panic_at: None,
         }
@@ -56,7 +59,7 @@ pub enum BadSettings {
     /// No such key.
     #[error(
         "the simulated model has no setting {0:?}; it has load, prefill, decode, row, context, \
-         cache, page, stop, fail-every and panic-at"
+         cache, page, stop, salt, fail-every and panic-at"
     )]
     Key(String),
     /// Not a value of that key.
@@ -88,6 +91,7 @@ impl FromStr for SimSettings {
                 "page" => settings.page = parse(key, value, "a number of tokens, at least 1")?,
                 "context" => settings.context = parse(key, value, "a number of tokens")?,
                 "stop" => settings.stop = parse(key, value, "a number of tokens")?,
+                "salt" => settings.salt = parse(key, value, "a whole number")?,
                 "fail-every" => settings.fail_every = Some(parse(key, value, PASSES)?),
                 "panic-at" => settings.panic_at = Some(parse(key, value, PASSES)?),
                 _ => return Err(BadSettings::Key(key.to_owned())),
@@ -129,6 +133,9 @@ impl fmt::Display for SimSettings {
             self.page,
             self.stop
         )?;
+        if self.salt != 0 {
+            write!(f, ",salt={}", self.salt)?;
+        }
         if let Some(n) = self.fail_every {
             write!(f, ",fail-every={n}")?;
         }
@@ -150,6 +157,7 @@ mod tests {
             "decode=20ms,prefill=1ms,context=64,fail-every=3",
             "stop=0,panic-at=7",
             "row=1us,cache=64,page=4",
+            "salt=7",
         ] {
             let settings: SimSettings = text.parse().expect(text);
             assert_eq!(settings.to_string().parse(), Ok(settings), "{text:?}");

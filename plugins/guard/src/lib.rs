@@ -9,18 +9,30 @@
 mod rules;
 mod settings;
 
-use interlock_policy_sdk::{Admit, Decision, LoadFacts, Policy, RequestFacts};
+use interlock_policy_sdk as sdk;
+use sdk::{
+    Admit, Decision, Event, EventSet, Events, Load, Policy, Progress, Reaction, RequestFacts, Watch,
+};
 
 use crate::settings::Settings;
+
+sdk::reasons! {
+    /// Why guard decides.
+    enum Reason {
+        /// It lets everyone in, under a plan.
+        Planned,
+        /// Its time was up and it goes on: tokens still flow.
+        Extended,
+    }
+}
 
 struct Guard {
     settings: Settings,
 }
 
 impl Policy for Guard {
-    const NAME: &'static str = "guard";
-    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     type Settings = Settings;
+    type Reason = Reason;
 
     fn new(settings: Settings) -> Result<Self, String> {
         match settings.problems() {
@@ -28,12 +40,29 @@ impl Policy for Guard {
             problems => Err(problems.join("; ")),
         }
     }
-}
 
-impl Admit for Guard {
-    fn admit(&self, request: &RequestFacts, _: &LoadFacts) -> Decision {
-        Decision::Admit(rules::plan(&self.settings, request))
+    fn watch(&self) -> Watch {
+        let extend = &self.settings.extend;
+        let extends = extend.total.is_some() || extend.first_token.is_some();
+        let events = if extends { EventSet::TIMED_OUT } else { EventSet::empty() };
+        Watch { events, ..Watch::default() }
     }
 }
 
-interlock_policy_sdk::export!(Guard: admit);
+impl Admit for Guard {
+    fn admit(&self, request: &RequestFacts, _: &Load) -> Decision {
+        sdk::admit(Reason::Planned).plan(rules::plan(&self.settings, request)).into()
+    }
+}
+
+impl Events for Guard {
+    fn on_event(&self, request: &RequestFacts, event: &Event, progress: &Progress) -> Reaction {
+        let Event::TimedOut(timeout) = event else { return Reaction::Keep };
+        match rules::extended(&self.settings, request, *timeout, progress) {
+            Some(plan) => sdk::amend(plan, Reason::Extended),
+            None => Reaction::Keep,
+        }
+    }
+}
+
+sdk::export!(Guard: admit, events; schema "settings.schema.json");

@@ -1,10 +1,11 @@
 //! What an operator may set, and what holds when nobody did.
 
-use interlock_policy_sdk::{DisconnectAction, DrainLimits, Endpoint, Priority, Span};
+use interlock_policy_sdk::{DisconnectAction, Endpoint, Priority, RequestFacts, Span};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// `[policy.settings]`.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
     /// From admission to the first pass.
@@ -15,16 +16,20 @@ pub(crate) struct Settings {
     pub(crate) inter_token: Growing,
     /// From admission to the end.
     pub(crate) total: Growing,
+    /// When a time that struck is no end.
+    pub(crate) extend: Extend,
     /// Requests whose client wants tokens as they come.
     pub(crate) streaming: Class,
     /// Requests whose client waits for the whole answer.
     pub(crate) whole: Class,
+    /// Requests that nobody waits for, `background` of the Responses API.
+    pub(crate) background: Class,
     /// How urgent the requests of an endpoint are, whatever their class says.
     pub(crate) priority: ByEndpoint,
 }
 
 /// A time that grows with the request.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Growing {
     /// For every request.
@@ -37,41 +42,75 @@ pub(crate) struct Growing {
     pub(crate) per_output_token: Span,
 }
 
+/// When a time that struck is no end; the operator's `[limits]` are one in any case.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Extend {
+    /// More of `total` while tokens flow; not set: the time is hard.
+    pub(crate) total: Option<WhileTokensFlow>,
+    /// More of `first_token` while the prompt is at work; not set: the time is hard.
+    pub(crate) first_token: Option<WhilePrefilling>,
+}
+
+/// More time for a request whose tokens flow.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WhileTokensFlow {
+    /// So much more, each time.
+    pub(crate) by: Span,
+    /// If its last token is not older than this.
+    pub(crate) since_token: Span,
+}
+
+/// More time for a request whose prompt is being computed, which has no tokens to show for it.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WhilePrefilling {
+    /// So much more, each time.
+    pub(crate) by: Span,
+    /// Until so long after its admission.
+    pub(crate) until: Span,
+}
+
 /// What holds for a class of requests.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Class {
     /// How urgent they are; not set leaves it to others.
-    pub(crate) priority: Option<Urgency>,
+    pub(crate) priority: Option<Priority>,
     /// What happens when the client leaves.
     pub(crate) on_disconnect: OnDisconnect,
 }
 
 /// Priorities of endpoints; not set leaves it to the class.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ByEndpoint {
-    chat: Option<Urgency>,
-    completions: Option<Urgency>,
-    responses: Option<Urgency>,
+    chat: Option<Priority>,
+    completions: Option<Priority>,
+    responses: Option<Priority>,
 }
 
-/// `"cancel"`, or `{ drain = { max_time = "10s", max_tokens = 256 } }`.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+/// `"cancel"`, `{ drain = { max_time = "10s", max_tokens = 256 } }`, or the same with `detach`.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OnDisconnect {
     /// Stop at once: nobody will read the rest.
     #[default]
     Cancel,
     /// Go on within limits, so that usage is whole.
-    Drain(Drain),
+    Drain(Within),
+    /// Go on within limits and keep the answer for whoever asks for it.
+    Detach(Within),
 }
 
 /// Whichever is met first.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Drain {
+pub(crate) struct Within {
+    /// The longest time after the client left.
     pub(crate) max_time: Span,
+    /// The most tokens after the client left.
     pub(crate) max_tokens: u32,
 }
 
@@ -100,43 +139,68 @@ impl Default for Settings {
             },
             streaming: Class::default(),
             whole: Class::default(),
+            // Its client left on purpose, and will ask for the answer.
+            background: Class {
+                priority: None,
+                on_disconnect: OnDisconnect::Detach(Within {
+                    max_time: Span::from_secs(3600),
+                    max_tokens: 65_536,
+                }),
+            },
+            extend: Extend::default(),
             priority: ByEndpoint::default(),
         }
     }
 }
 
 impl Settings {
+    /// What holds for the class that a request is of.
+    pub(crate) fn class(&self, request: &RequestFacts) -> Class {
+        match request {
+            RequestFacts { background: true, .. } => self.background,
+            RequestFacts { streaming: true, .. } => self.streaming,
+            _ => self.whole,
+        }
+    }
+
     /// Every problem, as key, relation, value.
     pub(crate) fn problems(&self) -> Vec<String> {
-        let times = [
-            ("queue", self.queue),
-            ("first_token", self.first_token),
-            ("inter_token", self.inter_token),
-            ("total", self.total),
+        let mut spans = vec![
+            ("queue.base".to_owned(), self.queue.base),
+            ("first_token.base".to_owned(), self.first_token.base),
+            ("inter_token.base".to_owned(), self.inter_token.base),
+            ("total.base".to_owned(), self.total.base),
         ];
-        let mut problems: Vec<String> = times
-            .iter()
-            .filter(|(_, time)| time.base == Span::ZERO)
-            .map(|(key, _)| format!("{key}.base must exceed 0s, got 0s"))
-            .collect();
-        for (key, class) in [("streaming", self.streaming), ("whole", self.whole)] {
-            if let OnDisconnect::Drain(drain) = class.on_disconnect {
-                if drain.max_time == Span::ZERO {
-                    problems
-                        .push(format!("{key}.on_disconnect.drain.max_time must exceed 0s, got 0s"));
-                }
-                if drain.max_tokens == 0 {
-                    problems
-                        .push(format!("{key}.on_disconnect.drain.max_tokens must exceed 0, got 0"));
-                }
+        if let Some(total) = self.extend.total {
+            spans.push(("extend.total.by".to_owned(), total.by));
+            spans.push(("extend.total.since_token".to_owned(), total.since_token));
+        }
+        if let Some(first_token) = self.extend.first_token {
+            spans.push(("extend.first_token.by".to_owned(), first_token.by));
+        }
+        let mut problems = vec![];
+        let classes =
+            [("streaming", self.streaming), ("whole", self.whole), ("background", self.background)];
+        for (class, Class { on_disconnect, .. }) in classes {
+            let (action, within) = match on_disconnect {
+                OnDisconnect::Cancel => continue,
+                OnDisconnect::Drain(within) => ("drain", within),
+                OnDisconnect::Detach(within) => ("detach", within),
+            };
+            let key = format!("{class}.on_disconnect.{action}");
+            spans.push((format!("{key}.max_time"), within.max_time));
+            if within.max_tokens == 0 {
+                problems.push(format!("{key}.max_tokens must exceed 0, got 0"));
             }
         }
+        let zeros = spans.into_iter().filter(|(_, span)| *span == Span::ZERO);
+        problems.extend(zeros.map(|(key, _)| format!("{key} must exceed 0s, got 0s")));
         problems
     }
 }
 
 impl ByEndpoint {
-    pub(crate) fn of(&self, endpoint: Endpoint) -> Option<Urgency> {
+    pub(crate) fn of(&self, endpoint: Endpoint) -> Option<Priority> {
         match endpoint {
             Endpoint::Chat => self.chat,
             Endpoint::Completions => self.completions,
@@ -149,33 +213,8 @@ impl OnDisconnect {
     pub(crate) fn action(self) -> DisconnectAction {
         match self {
             Self::Cancel => DisconnectAction::Cancel,
-            Self::Drain(drain) => DisconnectAction::Drain(DrainLimits {
-                max_time: drain.max_time.micros,
-                max_tokens: drain.max_tokens,
-            }),
-        }
-    }
-}
-
-/// How a priority is written.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Urgency {
-    Critical,
-    Interactive,
-    Standard,
-    Batch,
-    Sheddable,
-}
-
-impl From<Urgency> for Priority {
-    fn from(urgency: Urgency) -> Self {
-        match urgency {
-            Urgency::Critical => Self::Critical,
-            Urgency::Interactive => Self::Interactive,
-            Urgency::Standard => Self::Standard,
-            Urgency::Batch => Self::Batch,
-            Urgency::Sheddable => Self::Sheddable,
+            Self::Drain(within) => DisconnectAction::drain(within.max_time, within.max_tokens),
+            Self::Detach(within) => DisconnectAction::detach(within.max_time, within.max_tokens),
         }
     }
 }

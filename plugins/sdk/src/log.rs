@@ -2,7 +2,9 @@
 
 use std::fmt::Display;
 
-use crate::bindings::base::interlock::policy::log::{Level, write};
+use crate::bindings::base::interlock::policy::log::Level;
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::base::interlock::policy::log::write;
 
 /// For following a decision step by step.
 pub fn trace(message: impl Display) {
@@ -30,8 +32,9 @@ pub fn error(message: impl Display) {
 }
 
 fn say(level: Level, message: impl Display) {
-    // In a native test there is no host to hear it.
-    if cfg!(target_arch = "wasm32") {
-        write(level, &message.to_string());
-    }
+    #[cfg(target_arch = "wasm32")]
+    write(level, &message.to_string());
+    // In a native test, whoever asks `testing::Host::log` hears it.
+    #[cfg(not(target_arch = "wasm32"))]
+    crate::testing::hear(level, message.to_string());
 }

@@ -1,7 +1,9 @@
 //! Spans of time in settings, written as everywhere else in the host's configuration.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
 /// A span of time: `250ms`, `30s`, `1m 30s`.
@@ -71,6 +73,20 @@ impl FromStr for Span {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A span of time: 250ms, 30s, 1m 30s.",
+            "pattern": "^\\s*(\\d+\\s*(us|µs|ms|s|sec|m|min|h)\\s*)+$",
+        })
     }
 }
 

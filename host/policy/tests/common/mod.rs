@@ -6,9 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_admission::{Decision, Facts, Load, Policy, PolicyFailure, Rejection, Summary};
-use interlock_policy::{LoadFailed, PolicyConfig, PolicyHost, PolicySource};
+use interlock_admission::{
+    Admission, Body, Caller, Candidate, Decision, Facts, Headers, Identity, Load, Policy,
+    PolicyFailure, Rejection, Summary, Told,
+};
+use interlock_metrics::Registry;
+use interlock_policy::{
+    Grant, LoadFailed, PolicyConfig, PolicyHost, PolicySource, Services, WasmPolicy,
+};
 use interlock_request::{Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
+use interlock_state::State;
 
 /// A component that `make guests` built.
 pub(crate) fn guest(name: &str) -> PathBuf {
@@ -18,8 +25,14 @@ pub(crate) fn guest(name: &str) -> PathBuf {
     path
 }
 
+/// A component of a release.
+pub(crate) fn corpus(version: &str, name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/corpus/{version}/{name}.wasm"))
+}
+
+/// A policy that is asked however often it fails.
 pub(crate) fn config(name: &str, source: PathBuf) -> PolicyConfig {
-    PolicyConfig::new(name, PolicySource::File(source))
+    PolicyConfig { crash_budget: 0, ..PolicyConfig::new(name, PolicySource::File(source)) }
 }
 
 /// The guest that does what a request's model is called.
@@ -27,8 +40,28 @@ pub(crate) fn misbehaves() -> PolicyConfig {
     config("p", guest("guest-misbehaves"))
 }
 
-pub(crate) fn load(config: &PolicyConfig) -> Result<Arc<dyn Policy>, LoadFailed> {
+pub(crate) fn load(config: &PolicyConfig) -> Result<Arc<WasmPolicy>, LoadFailed> {
     PolicyHost::new().expect("WebAssembly works here").load(config)
+}
+
+/// A host whose metrics can be read.
+pub(crate) fn host() -> (PolicyHost, Registry) {
+    let registry = Registry::new();
+    let services = Services { state: State::memory(), registry: &registry, cache: None };
+    (PolicyHost::with(services).expect("WebAssembly works here"), registry)
+}
+
+pub(crate) fn grants(grants: &[&str]) -> Vec<Grant> {
+    grants.iter().map(|grant| grant.parse().expect("a grant")).collect()
+}
+
+/// The lines of the metrics that have something to say, without times and zeroes.
+pub(crate) fn metrics(registry: &Registry, of: &str) -> String {
+    let text = registry.expose().expect("it can be read");
+    let told = |line: &&str| line.starts_with(of) && !line.ends_with(" 0");
+    let mut lines: Vec<_> = text.lines().filter(told).collect();
+    lines.sort_unstable();
+    lines.join("\n")
 }
 
 pub(crate) fn settings(json: &str) -> serde_json::Map<String, serde_json::Value> {
@@ -37,31 +70,85 @@ pub(crate) fn settings(json: &str) -> serde_json::Map<String, serde_json::Value>
 
 pub(crate) fn facts(model: &str) -> Facts {
     Facts {
+        serial: 7,
         request_id: RequestId::parse("r-1").expect("an id"),
         arrived_at_micros: 1_700_000_000_000_000,
         endpoint: Endpoint::Chat,
         model: ModelId::new(model),
         streaming: true,
+        background: false,
         prompt_tokens: 100,
         tokens_max: 50,
         tokens_max_asked: true,
         body_bytes: 512,
-        headers: vec![("x-tenant".into(), "blue".into())],
+        prefix_key: 42,
+        identity: Identity {
+            tenant: "blue".into(),
+            priority: None,
+            attributes: vec![("plan".into(), "gold".into())],
+        },
+        headers: Headers(vec![
+            ("x-tenant".into(), "blue".into()),
+            ("x-secret".into(), "not for everyone".into()),
+        ]),
     }
+}
+
+pub(crate) fn caller(address: &str) -> Caller {
+    Caller {
+        serial: 7,
+        request_id: RequestId::parse("r-1").expect("an id"),
+        arrived_at_micros: 1_700_000_000_000_000,
+        endpoint: Endpoint::Chat,
+        credential: String::new(),
+        address: address.into(),
+        headers: Headers(vec![("x-tenant".into(), "blue".into())]),
+    }
+}
+
+pub(crate) fn candidate(id: u32, model: &str) -> Candidate {
+    Candidate {
+        id,
+        model: ModelId::new(model),
+        asked: id == 0,
+        ready: true,
+        context: 4096,
+        load: Load { waiting: id, waiting_max: 32, running: 2, running_max: 8 },
+        prefix_seen: false,
+        first_token: Some(Duration::from_millis(20)),
+        inter_token: None,
+    }
+}
+
+pub(crate) const LOAD: Load = Load { waiting: 1, waiting_max: 32, running: 2, running_max: 8 };
+
+pub(crate) fn body() -> Body {
+    Body::new(br#"{"model":"m","messages":[{"content":"hi"}],"temperature":1}"#.to_vec())
 }
 
 pub(crate) fn summary() -> Summary {
     Summary {
-        outcome: Outcome::Completed(Finish::Stop),
-        usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 7 },
+        closing: Outcome::Completed(Finish::Stop).into(),
+        usage: Usage { prompt_tokens: 100, cached_tokens: 60, generated_tokens: 7 },
         queue_time: Some(Duration::from_millis(3)),
         time_to_first_token: None,
         total: Duration::from_secs(2),
     }
 }
 
+pub(crate) fn told(facts: &Facts) -> Told<'_> {
+    Told { facts, note: "" }
+}
+
 pub(crate) fn admit(policy: &dyn Policy, model: &str) -> Result<Decision, PolicyFailure> {
-    policy.admit(&facts(model), &Load { waiting: 1, waiting_max: 32, running: 2 })
+    policy.admit(&facts(model), &LOAD, 3, &body())
+}
+
+pub(crate) fn admitted(policy: &dyn Policy, model: &str) -> Admission {
+    match admit(policy, model) {
+        Ok(Decision::Admit(admission)) => admission,
+        other => panic!("{model:?} was not admitted: {other:?}"),
+    }
 }
 
 pub(crate) fn rejected(policy: &dyn Policy, model: &str) -> Rejection {
@@ -73,8 +160,5 @@ pub(crate) fn rejected(policy: &dyn Policy, model: &str) -> Rejection {
 
 /// How often the instance that answers was asked before and now.
 pub(crate) fn count(policy: &dyn Policy) -> u128 {
-    match admit(policy, "count") {
-        Ok(Decision::Admit(plan)) => plan.deadlines.total.expect("it counts").as_micros(),
-        other => panic!("it does not count: {other:?}"),
-    }
+    admitted(policy, "count").proposal.deadlines.total.expect("it counts").as_micros()
 }

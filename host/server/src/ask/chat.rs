@@ -1,6 +1,5 @@
 //! Reads `POST /v1/chat/completions`.
 
-use interlock_request::SamplingDefaults;
 use interlock_text::Message;
 
 use super::json::{Item, Object};
@@ -15,7 +14,7 @@ const UNSERVED: &[(&str, &str)] = &[
     ("web_search_options", "web search is not served"),
 ];
 
-pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
+pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
     let messages = messages(&body.need("messages")?)?;
     super::only_one(body, "n")?;
@@ -37,11 +36,12 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
     Ok(Ask {
         model,
         words: Words::Chat { param: "messages", messages },
-        sampling: super::sampling::parse(body, defaults)?,
+        sampling: super::sampling::parse(body)?,
         length: super::length(body, &["max_completion_tokens", "max_tokens"], Length::Context)?,
         ending: super::ending(body)?,
         logprobs: super::top_logprobs(body, logprobs, "logprobs is true")?,
         stream,
+        background: false,
         shape: Shape::Chat { include_usage },
     })
 }

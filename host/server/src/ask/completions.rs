@@ -1,6 +1,6 @@
 //! Reads `POST /v1/completions`.
 
-use interlock_request::{SamplingDefaults, TokenId};
+use interlock_request::TokenId;
 
 use super::json::{Item, Object};
 use super::{Ask, Invalid, Length, Shape, Words};
@@ -12,7 +12,7 @@ const TOKENS_DEFAULT: u32 = 16;
 const UNSERVED: &[(&str, &str)] =
     &[("echo", "the prompt is not repeated"), ("suffix", "text is only generated at the end")];
 
-pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
+pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
     let words = words(&body.need("prompt")?)?;
     super::only_one(body, "n")?;
@@ -22,11 +22,12 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
     Ok(Ask {
         model,
         words,
-        sampling: super::sampling::parse(body, defaults)?,
+        sampling: super::sampling::parse(body)?,
         length: super::length(body, &["max_tokens"], Length::Default(TOKENS_DEFAULT))?,
         ending: super::ending(body)?,
         logprobs: body.get("logprobs").map(|item| super::likeliest(&item)).transpose()?,
         stream,
+        background: false,
         shape: Shape::Completions { include_usage },
     })
 }

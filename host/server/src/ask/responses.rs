@@ -1,6 +1,5 @@
 //! Reads `POST /v1/responses`.
 
-use interlock_request::SamplingDefaults;
 use interlock_text::Message;
 use serde_json::value::RawValue;
 
@@ -11,7 +10,6 @@ use super::{Ask, Invalid, Length, Shape, Words, chat};
 const UNSERVED: &[(&str, &str)] = &[
     ("previous_response_id", "responses are not stored"),
     ("conversation", "conversations are not stored"),
-    ("background", "a response is generated while its client waits"),
     ("prompt", "prompt templates are not stored"),
     ("tools", "tool calls are not served"),
 ];
@@ -23,14 +21,20 @@ pub(crate) struct Echo {
     pub(crate) instructions: Option<String>,
     /// The client's own labels.
     pub(crate) metadata: Option<Box<RawValue>>,
-    /// How to draw tokens.
-    pub(crate) temperature: f32,
-    /// How to draw tokens.
-    pub(crate) top_p: f32,
     /// The limit that the client set.
     pub(crate) max_output_tokens: Option<i64>,
     /// How many of the likeliest tokens are told at each place.
     pub(crate) top_logprobs: u32,
+    /// Did the client not wait for it?
+    pub(crate) background: bool,
+}
+
+impl Echo {
+    /// About as much memory as the client's own words in it take.
+    pub(crate) fn bytes(&self) -> usize {
+        let instructions = self.instructions.as_ref().map_or(0, String::len);
+        instructions + self.metadata.as_ref().map_or(0, |raw| raw.get().len())
+    }
 }
 
 impl PartialEq for Echo {
@@ -38,14 +42,13 @@ impl PartialEq for Echo {
         let text = |echo: &Self| echo.metadata.as_ref().map(|raw| raw.get().to_owned());
         self.instructions == other.instructions
             && text(self) == text(other)
-            && self.temperature == other.temperature
-            && self.top_p == other.top_p
             && self.max_output_tokens == other.max_output_tokens
             && self.top_logprobs == other.top_logprobs
+            && self.background == other.background
     }
 }
 
-pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Ask, Invalid> {
+pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     let model = super::model(body)?;
     let instructions = body.get("instructions").map(|item| item.text()).transpose()?;
     let mut messages = input(&body.need("input")?)?;
@@ -60,18 +63,23 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
     if let Some(text) = body.get("text") {
         super::only_plain_text(text.object()?.get("format"))?;
     }
-    let sampling = super::sampling::parse(body, defaults)?;
+    let sampling = super::sampling::parse(body)?;
+    let stream = super::flag(body, "stream")?;
+    let background = super::flag(body, "background")?;
+    if stream && background {
+        let why = "a response in the background is not streamed";
+        return Err(Invalid::unsupported("background", why, "true"));
+    }
     let length = super::length(body, &["max_output_tokens"], Length::Context)?;
     let echo = Echo {
         instructions,
         metadata: body.get("metadata").map(|item| metadata(&item)).transpose()?,
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
         max_output_tokens: match &length {
             Length::Asked { tokens, .. } => Some(*tokens),
             Length::Default(_) | Length::Context => None,
         },
         top_logprobs: logprobs.unwrap_or(0),
+        background,
     };
     Ok(Ask {
         model,
@@ -80,7 +88,8 @@ pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<As
         length,
         ending: super::ending(body)?,
         logprobs,
-        stream: super::flag(body, "stream")?,
+        stream,
+        background,
         shape: Shape::Responses(Box::new(echo)),
     })
 }

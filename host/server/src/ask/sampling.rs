@@ -7,31 +7,63 @@ use interlock_request::{Penalties, Sampling, SamplingDefaults, TokenId};
 use super::Invalid;
 use super::json::{Item, Numbers, Object};
 
-pub(super) fn parse(body: &Object<'_>, defaults: &SamplingDefaults) -> Result<Sampling, Invalid> {
-    let number = |name: &str, allowed: Numbers, otherwise: f32| {
-        let item = body.get(name);
-        item.map_or(Ok(otherwise), |item| item.number(allowed).map(|n| n as f32))
+/// What a request says of sampling. The rest is the model's to say, and which that is may be
+/// decided later.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wished {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<u64>,
+    logit_bias: BTreeMap<TokenId, f32>,
+}
+
+impl Wished {
+    /// With what this model's makers say where the request does not.
+    pub(crate) fn or(&self, defaults: &SamplingDefaults) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            seed: self.seed,
+            penalties: Penalties {
+                repetition: self
+                    .repetition_penalty
+                    .unwrap_or(defaults.repetition_penalty)
+                    .max(f32::MIN_POSITIVE),
+                presence: self.presence_penalty.unwrap_or(0.0),
+                frequency: self.frequency_penalty.unwrap_or(0.0),
+            },
+            logit_bias: self.logit_bias.clone(),
+        }
+    }
+
+    /// The tokens that are to be likelier or less so.
+    pub(crate) fn biased(&self) -> impl Iterator<Item = TokenId> {
+        self.logit_bias.keys().copied()
+    }
+}
+
+pub(super) fn parse(body: &Object<'_>) -> Result<Wished, Invalid> {
+    let number = |name: &str, allowed: Numbers| {
+        body.get(name).map(|item| item.number(allowed).map(|n| n as f32)).transpose()
     };
-    let top_k = body
-        .get("top_k")
-        .map_or(Ok(i64::from(defaults.top_k)), |item| item.integer(-1..=i64::from(u32::MAX)))?;
-    Ok(Sampling {
-        temperature: number("temperature", Numbers::from(0.0, 2.0), defaults.temperature)?,
-        top_p: number("top_p", Numbers::from(0.0, 1.0), defaults.top_p)?,
+    let top_k = body.get("top_k").map(|item| item.integer(-1..=i64::from(u32::MAX))).transpose()?;
+    Ok(Wished {
+        temperature: number("temperature", Numbers::from(0.0, 2.0))?,
+        top_p: number("top_p", Numbers::from(0.0, 1.0))?,
         // -1 is what vLLM's clients send for off.
-        top_k: u32::try_from(top_k).unwrap_or(0),
-        min_p: number("min_p", Numbers::from(0.0, 1.0), defaults.min_p)?,
+        top_k: top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)),
+        min_p: number("min_p", Numbers::from(0.0, 1.0))?,
         seed: body.get("seed").map(|item| seed(&item)).transpose()?,
-        penalties: Penalties {
-            repetition: number(
-                "repetition_penalty",
-                Numbers::above(0.0, 2.0),
-                defaults.repetition_penalty,
-            )?
-            .max(f32::MIN_POSITIVE),
-            presence: number("presence_penalty", Numbers::from(-2.0, 2.0), 0.0)?,
-            frequency: number("frequency_penalty", Numbers::from(-2.0, 2.0), 0.0)?,
-        },
+        repetition_penalty: number("repetition_penalty", Numbers::above(0.0, 2.0))?,
+        presence_penalty: number("presence_penalty", Numbers::from(-2.0, 2.0))?,
+        frequency_penalty: number("frequency_penalty", Numbers::from(-2.0, 2.0))?,
         logit_bias: body
             .get("logit_bias")
             .map_or_else(|| Ok(BTreeMap::new()), |item| logit_bias(&item))?,

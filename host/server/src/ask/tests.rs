@@ -9,7 +9,7 @@ use super::{Ask, Ending, Least, Length, Words};
 fn complaints(endpoint: Endpoint, bodies: &[&str], expected: &Expect) {
     let told: Vec<String> = bodies
         .iter()
-        .map(|body| match Ask::parse(endpoint, body.as_bytes(), &SamplingDefaults::OPENAI) {
+        .map(|body| match Ask::parse(endpoint, body.as_bytes()) {
             Ok(_) => format!("{body}\n    accepted\n"),
             Err(invalid) => {
                 let param = invalid.param.as_deref().unwrap_or("-");
@@ -27,7 +27,7 @@ fn chat_fields(fields: &[&str], expected: &Expect) {
         .map(|field| {
             let body =
                 format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{field}}}"#);
-            match Ask::parse(Endpoint::Chat, body.as_bytes(), &SamplingDefaults::OPENAI) {
+            match Ask::parse(Endpoint::Chat, body.as_bytes()) {
                 Ok(_) => format!("{field}\n    accepted\n"),
                 Err(invalid) => {
                     let param = invalid.param.as_deref().unwrap_or("-");
@@ -40,7 +40,7 @@ fn chat_fields(fields: &[&str], expected: &Expect) {
 }
 
 fn parse(endpoint: Endpoint, body: &str) -> Ask {
-    Ask::parse(endpoint, body.as_bytes(), &SamplingDefaults::OPENAI).expect("a good request")
+    Ask::parse(endpoint, body.as_bytes()).expect("a good request")
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn responses_takes_a_text_or_messages() {
             r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_image"}]}]}"#,
             r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"x"}]}]}"#,
             r#"{"model":"m","input":"x","previous_response_id":"resp_1"}"#,
-            r#"{"model":"m","input":"x","background":true}"#,
+            r#"{"model":"m","input":"x","background":true,"stream":true}"#,
             r#"{"model":"m","input":"x","background":false,"store":true}"#,
             r#"{"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}"#,
             r#"{"model":"m","input":"x","truncation":"auto"}"#,
@@ -432,8 +432,8 @@ fn responses_takes_a_text_or_messages() {
                 accepted
             {"model":"m","input":"x","previous_response_id":"resp_1"}
                 unsupported_parameter previous_response_id: previous_response_id is not supported: responses are not stored, got "resp_1"
-            {"model":"m","input":"x","background":true}
-                unsupported_parameter background: background is not supported: a response is generated while its client waits, got true
+            {"model":"m","input":"x","background":true,"stream":true}
+                unsupported_parameter background: background is not supported: a response in the background is not streamed, got true
             {"model":"m","input":"x","background":false,"store":true}
                 accepted
             {"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}
@@ -469,22 +469,17 @@ fn responses_takes_a_text_or_messages() {
 
 #[test]
 fn a_body_that_is_not_utf8_says_where() {
-    let invalid = Ask::parse(Endpoint::Chat, b"{\"model\":\"\xff\"}", &SamplingDefaults::OPENAI)
-        .expect_err("not UTF-8");
+    let invalid = Ask::parse(Endpoint::Chat, b"{\"model\":\"\xff\"}").expect_err("not UTF-8");
     assert_eq!(invalid.message, "the body is not valid UTF-8 from byte 10 on");
 }
 
 #[test]
 fn a_deep_or_wide_body_is_refused_without_unfolding_it() {
     let deep = format!(r#"{{"model":{}}}"#, "[".repeat(100_000));
-    assert_eq!(
-        Ask::parse(Endpoint::Chat, deep.as_bytes(), &SamplingDefaults::OPENAI).unwrap_err().code,
-        "invalid_json"
-    );
+    assert_eq!(Ask::parse(Endpoint::Chat, deep.as_bytes()).unwrap_err().code, "invalid_json");
     let fields: Vec<_> = (0..2000).map(|n| format!(r#""f{n}":0"#)).collect();
     let wide = format!("{{{}}}", fields.join(","));
-    let invalid =
-        Ask::parse(Endpoint::Chat, wide.as_bytes(), &SamplingDefaults::OPENAI).unwrap_err();
+    let invalid = Ask::parse(Endpoint::Chat, wide.as_bytes()).unwrap_err();
     assert!(invalid.message.contains("at most 1024 fields"), "{}", invalid.message);
 }
 
@@ -511,7 +506,7 @@ fn what_a_request_does_not_say_of_sampling_the_model_does() {
         repetition_penalty: 1.1,
     };
     let sampling = |body: &str| {
-        Ask::parse(Endpoint::Completions, body.as_bytes(), &advice).expect("good").sampling
+        Ask::parse(Endpoint::Completions, body.as_bytes()).expect("good").sampling.or(&advice)
     };
     let silent = sampling(r#"{"model":"m","prompt":"x"}"#);
     assert_eq!((silent.temperature, silent.top_p, silent.top_k), (0.2, 0.9, 40));

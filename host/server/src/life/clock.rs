@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interlock_request::{Deadline, Deadlines};
+use interlock_request::{CancelCause, Deadline, Deadlines};
 use tokio::time::Instant;
 
 /// The deadlines of one request, counted from its admission.
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 pub(super) struct Clock {
     limits: Deadlines,
     admitted_at: Instant,
-    started: bool,
+    started_at: Option<Instant>,
     last_token_at: Option<Instant>,
     drain_ends_at: Option<Instant>,
     stopped: bool,
@@ -23,6 +23,10 @@ pub(super) enum Strike {
     Deadline(Deadline),
     /// The client left, and the time to go on without it is over.
     DrainOver,
+    /// No token came for so long.
+    Stalled(Duration),
+    /// A window of text has waited long enough for more.
+    WindowDue,
 }
 
 impl Clock {
@@ -30,7 +34,7 @@ impl Clock {
         Self {
             limits,
             admitted_at: Instant::from_std(admitted_at),
-            started: false,
+            started_at: None,
             last_token_at: None,
             drain_ends_at: None,
             stopped: false,
@@ -38,15 +42,37 @@ impl Clock {
     }
 
     pub(super) fn started(&mut self) {
-        self.started = true;
+        self.started_at = Some(Instant::now());
     }
 
     pub(super) fn token(&mut self) {
         self.last_token_at = Some(Instant::now());
     }
 
-    pub(super) fn drain(&mut self, time_max: Duration) {
-        self.drain_ends_at = Instant::now().checked_add(time_max);
+    /// Since the last token, if there was one.
+    pub(super) fn since_token(&self) -> Option<Duration> {
+        self.last_token_at.map(|at| at.elapsed())
+    }
+
+    /// From now on these.
+    pub(super) fn limit(&mut self, limits: Deadlines) {
+        self.limits = limits;
+    }
+
+    /// Has this deadline struck, by the limits as they are now?
+    pub(super) fn is_over(&self, deadline: Deadline) -> bool {
+        let due = self.limits_left().find(|(_, due)| *due == deadline);
+        due.is_some_and(|(at, _)| at <= Instant::now())
+    }
+
+    /// It goes on without a client: for so long since that left, however often that is said.
+    pub(super) fn drain(&mut self, left_at: Instant, time_max: Duration) {
+        self.drain_ends_at = left_at.checked_add(time_max);
+    }
+
+    /// Was it stopped?
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Strikes no more.
@@ -54,9 +80,14 @@ impl Clock {
         self.stopped = true;
     }
 
-    /// Returns when the next deadline strikes.
-    pub(super) async fn struck(&self) -> Strike {
-        match self.next() {
+    /// Returns when the next moment comes. A window of text may be due at one, too, and a pause may
+    /// be worth telling when it lasts so long.
+    pub(super) async fn struck(
+        &self,
+        window_due: Option<Instant>,
+        stalled_after: Option<Duration>,
+    ) -> Strike {
+        match self.next(window_due, stalled_after) {
             Some((at, strike)) => {
                 tokio::time::sleep_until(at).await;
                 strike
@@ -65,24 +96,64 @@ impl Clock {
         }
     }
 
-    fn next(&self) -> Option<(Instant, Strike)> {
-        if self.stopped {
-            return None;
+    /// Returns when time is up while a policy is asked, and why the request ends. With `told`, a
+    /// policy watches for deadlines and may put them off: none of them ends it unheard. What the
+    /// engine owes is not late while something of it waits (`flows`) to be dealt with.
+    pub(super) async fn over(&self, told: bool, flows: impl Fn() -> bool) -> CancelCause {
+        let drained = self.drain_ends_at.map(|at| (at, CancelCause::Disconnect));
+        let deadlines = self.limits_left().filter(|_| !told);
+        let deadlines = deadlines.map(|(at, deadline)| (at, CancelCause::Deadline(deadline)));
+        let mut ends: Vec<_> = deadlines.chain(drained).filter(|_| !self.stopped).collect();
+        ends.sort_by_key(|(at, _)| *at);
+        for (at, cause) in ends {
+            tokio::time::sleep_until(at).await;
+            let always =
+                matches!(cause, CancelCause::Disconnect | CancelCause::Deadline(Deadline::Total));
+            if always || !flows() {
+                return cause;
+            }
         }
+        std::future::pending().await
+    }
+
+    fn next(
+        &self,
+        window_due: Option<Instant>,
+        stalled_after: Option<Duration>,
+    ) -> Option<(Instant, Strike)> {
+        // What was held back is passed on even when the request is about to end.
+        let window = window_due.map(|at| (at, Strike::WindowDue));
+        if self.stopped {
+            return window;
+        }
+        let drained = self.drain_ends_at.map(|at| (at, Strike::DrainOver));
+        let others = [drained, self.stall(stalled_after), window].into_iter().flatten();
+        let deadlines = self.limits_left().map(|(at, deadline)| (at, Strike::Deadline(deadline)));
+        deadlines.chain(others).min_by_key(|(at, _)| *at)
+    }
+
+    /// Who waits for its turn does not stall.
+    fn stall(&self, after: Option<Duration>) -> Option<(Instant, Strike)> {
+        let since = self.last_token_at.or(self.started_at)?;
+        let after = after?;
+        Some((since.checked_add(after)?, Strike::Stalled(after)))
+    }
+
+    /// The deadlines that can still strike.
+    fn limits_left(&self) -> impl Iterator<Item = (Instant, Deadline)> {
         let Deadlines { queue, first_token, inter_token, total } = self.limits;
         let since = |from: Instant, limit: Option<Duration>, deadline: Deadline| {
             // A limit too far away to be a moment is none.
-            Some((from.checked_add(limit?)?, Strike::Deadline(deadline)))
+            Some((from.checked_add(limit?)?, deadline))
         };
-        let admitted_at = self.admitted_at;
-        let waiting = (!self.started).then(|| since(admitted_at, queue, Deadline::Queue)).flatten();
+        let (admitted_at, waits) = (self.admitted_at, self.started_at.is_none());
+        let waiting = waits.then(|| since(admitted_at, queue, Deadline::Queue)).flatten();
         let paused = match self.last_token_at {
             None => since(admitted_at, first_token, Deadline::FirstToken),
             Some(last) => since(last, inter_token, Deadline::InterToken),
         };
         let total = since(admitted_at, total, Deadline::Total);
-        let drained = self.drain_ends_at.map(|at| (at, Strike::DrainOver));
-        [waiting, paused, total, drained].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [waiting, paused, total].into_iter().flatten()
     }
 }
 
@@ -95,7 +166,7 @@ mod tests {
     }
 
     fn strikes(clock: &Clock) -> (Duration, Strike) {
-        let (at, strike) = clock.next().expect("a deadline");
+        let (at, strike) = clock.next(None, None).expect("a deadline");
         (at - clock.admitted_at, strike)
     }
 
@@ -115,12 +186,59 @@ mod tests {
         clock.drain_ends_at = clock.admitted_at.checked_add(Duration::from_millis(39));
         assert_eq!(strikes(&clock), (Duration::from_millis(39), Strike::DrainOver));
         clock.stop();
-        assert_eq!(clock.next(), None);
+        assert_eq!(clock.next(None, None), None);
     }
 
     #[test]
     fn a_limit_beyond_all_time_is_none() {
         let limits = Deadlines { queue: Some(Duration::MAX), ..Deadlines::default() };
-        assert_eq!(Clock::new(limits, std::time::Instant::now()).next(), None);
+        assert_eq!(Clock::new(limits, std::time::Instant::now()).next(None, None), None);
+    }
+
+    #[test]
+    fn who_waits_for_its_turn_does_not_stall() {
+        let mut clock = Clock::new(Deadlines::default(), std::time::Instant::now());
+        assert_eq!(clock.next(None, ms(10)), None);
+        clock.started_at = Some(clock.admitted_at);
+        let stalled = Strike::Stalled(Duration::from_millis(10));
+        let at = clock.admitted_at + Duration::from_millis(10);
+        assert_eq!(clock.next(None, ms(10)), Some((at, stalled)));
+        let window = clock.admitted_at + Duration::from_millis(5);
+        assert_eq!(clock.next(Some(window), ms(10)), Some((window, Strike::WindowDue)));
+    }
+
+    #[test]
+    fn a_deadline_that_was_put_off_is_not_over() {
+        let limits = Deadlines { total: ms(0), ..Deadlines::default() };
+        let mut clock = Clock::new(limits, std::time::Instant::now());
+        assert!(clock.is_over(Deadline::Total) && !clock.is_over(Deadline::FirstToken));
+        clock.limit(Deadlines { total: ms(60_000), ..Deadlines::default() });
+        assert!(!clock.is_over(Deadline::Total));
+    }
+
+    #[test]
+    fn how_long_it_goes_on_counts_from_when_the_client_left() {
+        let mut clock = Clock::new(Deadlines::default(), std::time::Instant::now());
+        let left_at = clock.admitted_at;
+        clock.drain(left_at, Duration::from_millis(50));
+        clock.drain(left_at, Duration::from_millis(40));
+        assert_eq!(strikes(&clock), (Duration::from_millis(40), Strike::DrainOver));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_policy_is_late_by_the_whole_but_not_by_what_the_engine_has_done() {
+        let limits = Deadlines { first_token: ms(10), total: ms(40), ..Deadlines::default() };
+        let mut clock = Clock::new(limits, Instant::now().into_std());
+        let began = Instant::now();
+        let cause = clock.over(false, || true).await;
+        assert_eq!(
+            (cause, began.elapsed() >= Duration::from_millis(40)),
+            (CancelCause::Deadline(Deadline::Total), true,)
+        );
+        let first = CancelCause::Deadline(Deadline::FirstToken);
+        assert_eq!(clock.over(false, || false).await, first);
+        // Who watches for deadlines may put them off; how long it drains is not up to anybody.
+        clock.drain(began, Duration::from_millis(90));
+        assert_eq!(clock.over(true, || false).await, CancelCause::Disconnect);
     }
 }

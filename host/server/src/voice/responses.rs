@@ -18,14 +18,15 @@
 
 mod object;
 
-use interlock_request::Finish;
+use interlock_request::{CancelCause, Finish};
 use serde::Serialize;
 
 use super::logprobs::TokenLogprob;
 use super::{Frames, Head, Voice, json};
 use crate::ask::Echo;
-use crate::failure::Complaint;
+use crate::failure::{Complaint, Failure};
 use crate::pieces::{Done, Said};
+use crate::results::State;
 use object::{Item, Part, Response, Status};
 
 pub(super) struct Responses {
@@ -163,6 +164,29 @@ impl Responses {
     }
 }
 
+/// A response as it is at the moment, at once.
+pub(super) fn shown(head: Head, echo: Echo, state: &State) -> Vec<u8> {
+    let mut voice = Responses::new(head, echo);
+    let (said, failure) = match state {
+        State::Queued => return json(&voice.response(Status::Queued)),
+        State::Running => return json(&voice.response(Status::InProgress)),
+        State::Ended(result) => match &**result {
+            (said, Ok(done)) => return voice.whole(said.clone(), done),
+            (said, Err(failure)) => (said, failure),
+        },
+    };
+    let cancelled = matches!(failure, Failure::Cancelled(CancelCause::Operator));
+    let mut response = voice.response(if cancelled { Status::Cancelled } else { Status::Failed });
+    if !said.text.is_empty() {
+        response = response.with(voice.item(Status::Incomplete, Some(said)));
+    }
+    if cancelled {
+        return json(&response);
+    }
+    let message = failure.complaint(&voice.head.request).message;
+    json(&response.failed(&message))
+}
+
 /// What can be said about the one content part.
 enum News<'a> {
     PartAdded,
@@ -174,7 +198,7 @@ enum News<'a> {
 fn status(finish: Finish) -> Status {
     match finish {
         Finish::Stop => Status::Completed,
-        Finish::Length => Status::Incomplete,
+        Finish::Length | Finish::Filtered => Status::Incomplete,
     }
 }
 
@@ -200,7 +224,7 @@ impl Voice for Responses {
         let item = self.item(status, self.said.as_ref());
         let r#type = match done.finish {
             Finish::Stop => "response.completed",
-            Finish::Length => "response.incomplete",
+            Finish::Length | Finish::Filtered => "response.incomplete",
         };
         let response = self.response(status).done(done, item);
         frames.event(r#type, &ResponseEvent { r#type, sequence_number, response });

@@ -23,7 +23,8 @@ fn head() -> Head {
     let parts =
         TextParts { tokenizer: TokenizerSource::Sim, chat_template: None, bos: None, eos: vec![] };
     let text = Arc::new(TextModel::new(parts).expect("the simulated text model"));
-    Head { request, model: ModelId::new("m"), created: 7, logprobs: false, text }
+    let model = ModelId::new("m");
+    Head { request, model, created: 7, temperature: 0.7, top_p: 1.0, logprobs: false, text }
 }
 
 fn plain(text: &str) -> Said {
@@ -51,10 +52,9 @@ fn responses() -> Shape {
     Shape::Responses(Box::new(Echo {
         instructions: None,
         metadata: None,
-        temperature: 0.7,
-        top_p: 1.0,
         max_output_tokens: None,
         top_logprobs: 0,
+        background: false,
     }))
 }
 

@@ -1,10 +1,9 @@
 //! What good requests get.
 
 use interlock_request::{Finish, Outcome, Usage};
-use interlock_server::ServerConfig;
 use interlock_sim::SimSettings;
 
-use crate::rig::{Rig, Setup, within};
+use crate::rig::{Rig, Script, Setup, within};
 
 const CHAT: &str = r#"{"model":"sim","messages":[{"role":"user","content":"hello"}],"temperature":0,"max_tokens":20"#;
 
@@ -119,9 +118,9 @@ async fn the_id_is_the_clients_own_or_ours_and_in_every_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_see_the_headers_they_may_in_the_order_in_which_they_came() {
-    let policy_headers = vec!["x-tenant".into(), "x-tag".into(), "x-unsent".into()];
-    let server = ServerConfig { policy_headers, ..ServerConfig::default() };
-    let mut rig = Rig::with(Setup { server, ..Setup::default() }).await;
+    let headers = vec!["x-tenant".into(), "x-tag".into(), "x-unsent".into()];
+    let script = Script { headers, ..Script::default() };
+    let mut rig = Rig::with(Setup::scripted(script)).await;
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
     let sent = "X-Tag: b\r\nauthorization: secret\r\nx-tag: a\r\nx-tenant: \u{e9}\r\nx-tag: ";
     let body = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
@@ -130,7 +129,7 @@ async fn policies_see_the_headers_they_may_in_the_order_in_which_they_came() {
     connection.raw(&[head.as_bytes(), sent.as_bytes(), b"\xff", rest.as_bytes()].concat()).await;
     assert_eq!(connection.answer().await.status, 200);
     let seen = [("x-tag", "b"), ("x-tag", "a"), ("x-tenant", "\u{e9}")];
-    assert_eq!(rig.facts().await.headers, seen.map(|(name, value)| (name.into(), value.into())));
+    assert_eq!(rig.facts().await.headers.0, seen.map(|(name, value)| (name.into(), value.into())));
 }
 
 #[tokio::test(flavor = "multi_thread")]

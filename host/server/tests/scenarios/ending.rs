@@ -168,12 +168,14 @@ async fn a_failed_pass_is_an_error_that_keeps_its_reason_to_itself() {
 async fn a_policys_refusal_is_told_as_the_policy_said_it() {
     let reason = Reason { code: "quota_spent".into(), detail: Some("come back later".into()) };
     let retry_after = Some(Duration::from_millis(2500));
-    let decision = Decision::Reject(Rejection { status: 429, reason, retry_after });
+    let headers = vec![("x-quota".into(), "0".into())];
+    let decision = Decision::Reject(Rejection { status: 429, reason, retry_after, headers });
     let rig = Rig::with(Setup { decision, ..Setup::default() }).await;
     let answer = rig.post("/v1/completions", STREAM).await;
     assert_eq!((answer.status, answer.code().as_str()), (429, "quota_spent"));
     assert_eq!(answer.json()["error"]["message"], "come back later");
     assert_eq!(answer.header("retry-after"), Some("3"));
+    assert_eq!(answer.header("x-quota"), Some("0"));
     assert_eq!(rig.metric(r#"http_refusals_total{reason="policy"}"#), 1.0);
     assert_eq!(rig.metric("requests_waiting"), 0.0, "its seat is free again");
 }

@@ -1,14 +1,20 @@
 //! The server over real connections, on the simulated model.
 
+mod admin;
 mod answers;
 mod crowds;
+mod deciding;
+mod detached;
 mod ending;
+mod guarding;
 mod hostile;
 mod least;
 mod leaving;
 mod likelihood;
 mod limits;
+mod models;
 mod rig;
 mod stopping;
 mod telling;
+mod watching;
 mod wire;

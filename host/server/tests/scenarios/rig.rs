@@ -2,25 +2,31 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use interlock_admission::{
-    Decision, Facts, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policy, PolicyChain,
-    PolicyFailure, PolicyMetrics, Summary,
+    Admission, Body, Caller, Candidate, Choice, Closing, Decision, Event, Facts, Identified,
+    LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy, PolicyChain,
+    PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
 };
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineMetrics, EngineThread, WaitingConfig, spawn,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, WaitingConfig,
 };
 use interlock_metrics::Registry;
-use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{Served, ServerConfig, ServerMetrics, ServerParts, listen, serve};
+use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
+use interlock_server::{
+    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, listen, serve,
+    system_time,
+};
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::wire::{Answer, Connection};
+
+type Says<T> = Result<T, interlock_admission::PolicyFailure>;
 
 /// What a scenario starts from.
 pub(crate) struct Setup {
@@ -30,8 +36,14 @@ pub(crate) struct Setup {
     pub(crate) seats: usize,
     /// Is every pass held until the test lets it go?
     pub(crate) gated: bool,
-    /// What the one policy answers.
+    /// A model beside it, on the same engine thread, called `other` and `gpt-4o-mini`.
+    pub(crate) other: Option<SimSettings>,
+    /// What the policy that tells of the end answers.
     pub(crate) decision: Decision,
+    /// What the policy before it does.
+    pub(crate) script: Script,
+    /// `[detached]`.
+    pub(crate) detached: DetachedConfig,
 }
 
 impl Default for Setup {
@@ -42,7 +54,10 @@ impl Default for Setup {
             model: SimSettings { stop: 0, ..SimSettings::default() },
             seats: 16,
             gated: false,
-            decision: Decision::Admit(PlanProposal::default()),
+            other: None,
+            decision: Decision::Admit(Admission::default()),
+            script: Script::default(),
+            detached: DetachedConfig::default(),
         }
     }
 }
@@ -50,7 +65,120 @@ impl Default for Setup {
 impl Setup {
     /// The default, with what the policy asks for.
     pub(crate) fn planning(proposal: PlanProposal) -> Self {
-        Self { decision: Decision::Admit(proposal), ..Self::default() }
+        let admission = Admission { proposal, ..Admission::default() };
+        Self { decision: Decision::Admit(admission), ..Self::default() }
+    }
+
+    /// The default, with a policy that does this.
+    pub(crate) fn scripted(script: Script) -> Self {
+        Self { script, ..Self::default() }
+    }
+}
+
+type Transforms = dyn Fn(&Facts, &Body) -> Transformed + Send + Sync;
+type Routes = dyn Fn(&Facts, &[Candidate]) -> Choice + Send + Sync;
+type Does<F> = Option<Box<F>>;
+type Part<I, O> = Does<dyn Fn(I) -> O + Send + Sync>;
+
+/// A policy of closures; it takes part where there is one.
+#[derive(Default)]
+pub(crate) struct Script {
+    pub(crate) headers: Vec<String>,
+    pub(crate) identify: Does<dyn Fn(&Caller) -> Identified + Send + Sync>,
+    pub(crate) transform: Does<Transforms>,
+    pub(crate) route: Does<Routes>,
+    pub(crate) admit: Does<dyn Fn(&Facts) -> Admission + Send + Sync>,
+    pub(crate) window: Does<dyn Fn(&Window<'_>) -> Verdict + Send + Sync>,
+    pub(crate) event: Part<Event, Reaction>,
+    /// Does it take its time, and a thread of its own?
+    pub(crate) slow: bool,
+}
+
+/// A policy waits here until the test lets it go on.
+#[derive(Clone, Default)]
+pub(crate) struct Latch(Arc<(Mutex<bool>, Condvar)>);
+
+impl Latch {
+    /// Returns once it is open, or the test has failed long ago.
+    pub(crate) fn wait(&self) {
+        let (open, opens) = &*self.0;
+        let open = open.lock().expect("no panic");
+        let waited = opens.wait_timeout_while(open, Duration::from_secs(30), |open| !*open);
+        drop(waited.expect("no panic"));
+    }
+
+    /// The same, for a test that waits for a policy.
+    pub(crate) async fn opened(&self) {
+        within(async {
+            while !*self.0.0.lock().expect("no panic") {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    pub(crate) fn open(&self) {
+        let (open, opens) = &*self.0;
+        *open.lock().expect("no panic") = true;
+        opens.notify_all();
+    }
+}
+
+impl Policy for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
+
+    fn version(&self) -> &'static str {
+        "1"
+    }
+
+    fn takes(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::Identify => self.identify.is_some(),
+            Phase::Transform => self.transform.is_some(),
+            Phase::Route => self.route.is_some(),
+            Phase::Admit => self.admit.is_some(),
+            Phase::StreamGuard => self.window.is_some(),
+            Phase::Events => self.event.is_some(),
+            Phase::Account => false,
+        }
+    }
+
+    fn headers(&self) -> &[String] {
+        &self.headers
+    }
+
+    fn slow(&self) -> bool {
+        self.slow
+    }
+
+    fn wants_content(&self) -> bool {
+        self.transform.is_some()
+    }
+
+    fn identify(&self, caller: &Caller) -> Says<Identified> {
+        Ok(self.identify.as_ref().expect("it takes part")(caller))
+    }
+
+    fn transform(&self, facts: &Facts, body: &Body) -> Says<Transformed> {
+        Ok(self.transform.as_ref().expect("it takes part")(facts, body))
+    }
+
+    fn route(&self, facts: &Facts, candidates: &[Candidate], _: &Body) -> Says<Choice> {
+        Ok(self.route.as_ref().expect("it takes part")(facts, candidates))
+    }
+
+    fn admit(&self, facts: &Facts, _: &Load, _: u32, _: &Body) -> Says<Decision> {
+        Ok(Decision::Admit(self.admit.as_ref().expect("it takes part")(facts)))
+    }
+
+    fn window(&self, _: Told<'_>, window: &Window<'_>) -> Says<Verdict> {
+        Ok(self.window.as_ref().expect("it takes part")(window))
+    }
+
+    fn event(&self, _: Told<'_>, event: &Event, _: &Progress) -> Says<Reaction> {
+        Ok(self.event.as_ref().expect("it takes part")(*event))
     }
 }
 
@@ -63,6 +191,15 @@ pub(crate) struct Rig {
     shutdown: Option<oneshot::Sender<()>>,
     server: JoinHandle<Served>,
     _engine: EngineThread,
+}
+
+/// How a request ended, as the policies were told.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) outcome: Outcome,
+    pub(crate) usage: Usage,
+    pub(crate) time_to_first_token: Option<Duration>,
+    pub(crate) total: Duration,
 }
 
 /// Decides always the same, and reports what it is told.
@@ -80,16 +217,16 @@ impl Policy for Witness {
         "1"
     }
 
-    fn takes(&self, _: Phase) -> bool {
-        true
+    fn takes(&self, phase: Phase) -> bool {
+        matches!(phase, Phase::Admit | Phase::Account)
     }
 
-    fn admit(&self, _: &Facts, _: &Load) -> Result<Decision, PolicyFailure> {
+    fn admit(&self, _: &Facts, _: &Load, _: u32, _: &Body) -> Says<Decision> {
         Ok(self.decision.clone())
     }
 
-    fn account(&self, facts: &Facts, summary: &Summary) -> Result<(), PolicyFailure> {
-        self.ended.try_send((facts.clone(), summary.clone())).expect("the test reads on");
+    fn account(&self, told: Told<'_>, summary: &Summary) -> Says<()> {
+        self.ended.try_send((told.facts.clone(), summary.clone())).expect("the test reads on");
         Ok(())
     }
 }
@@ -114,7 +251,7 @@ impl Rig {
 
     /// Serves this setup while it is still loading.
     pub(crate) async fn loading(setup: Setup) -> Self {
-        let Setup { server, model, seats, gated, decision } = setup;
+        let Setup { server, model, seats, gated, other, decision, script, detached } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         if !gated {
@@ -123,16 +260,23 @@ impl Rig {
         let device = gate.clone();
         let seats = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
         let metrics = EngineMetrics::register(&registry);
-        let (engine, thread) =
-            spawn(&EngineConfig::default(), &CacheConfig::default(), &seats, metrics, move || {
-                std::thread::sleep(model.load);
-                Ok::<_, String>(SimModel::gated(model, device))
-            })
-            .expect("a thread");
+        let (config, cache) = (EngineConfig::default(), CacheConfig::default());
+        let mut engines = Engines::default();
+        let engine = engines.add(&config, &cache, &seats, &metrics, move || {
+            std::thread::sleep(model.load);
+            Ok::<_, String>(SimModel::gated(model, device))
+        });
+        let mut models = vec![served("sim", &[], engine)];
+        if let Some(settings) = other {
+            let load = || Ok::<_, String>(SimModel::load(settings));
+            let engine = engines.add(&config, &cache, &seats, &metrics, load);
+            models.push(served("other", &["gpt-4o-mini"], engine));
+        }
+        let thread = engines.spawn().expect("a thread");
         let (ended_in, ended) = mpsc::channel(1024);
         let policy = Arc::new(Witness { decision, ended: ended_in });
         let chain = PolicyChain::new(
-            vec![Link { policy, on_failure: OnFailure::default() }],
+            vec![link(Arc::new(script)), link(policy)],
             LimitsConfig::default().ceilings(),
             PolicyMetrics::register(&registry),
         );
@@ -140,11 +284,10 @@ impl Rig {
         let address = listener.local_addr().expect("an address");
         let parts = ServerParts {
             config: server,
-            model: ModelId::new("sim"),
-            sampling: SamplingDefaults::OPENAI,
-            text: Arc::new(OnceLock::from(text())),
-            engine,
-            chain: Arc::new(chain),
+            detached,
+            models,
+            policies: Arc::new(Policies::from(chain)),
+            wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
             registry: Arc::clone(&registry),
         };
@@ -192,9 +335,11 @@ impl Rig {
     }
 
     /// How the next request to end did so.
-    pub(crate) async fn ended(&mut self) -> (String, Summary) {
+    pub(crate) async fn ended(&mut self) -> (String, Account) {
         let (facts, summary) = within(self.ended.recv()).await.expect("the policy lives");
-        (facts.request_id.to_string(), summary)
+        let Summary { closing, usage, time_to_first_token, total, .. } = summary;
+        let Closing::Ended(outcome) = closing else { panic!("it never began: {facts:?}") };
+        (facts.request_id.to_string(), Account { outcome, usage, time_to_first_token, total })
     }
 
     /// What the policies knew of the next request to end.
@@ -237,6 +382,20 @@ impl Drop for Rig {
         self.server.abort();
         // The engine's thread is joined next, and must not wait for a pass nobody lets through.
         self.gate.open();
+    }
+}
+
+fn link(policy: Arc<dyn Policy>) -> Link {
+    Link::new(policy, OnFailure::default())
+}
+
+fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
+    ServedModel {
+        id: ModelId::new(name),
+        aliases: aliases.iter().map(ToString::to_string).collect(),
+        sampling: SamplingDefaults::OPENAI,
+        text: Arc::new(OnceLock::from(text())),
+        engine,
     }
 }
 

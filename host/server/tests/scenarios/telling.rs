@@ -59,7 +59,8 @@ async fn an_end_is_one_line_that_counts_the_tokens() {
 async fn a_refusal_is_one_line_that_says_where_and_why_and_nothing_of_the_clients() {
     let (paper, _guard) = logged();
     let reason = Reason { code: "quota_spent".into(), detail: None };
-    let decision = Decision::Reject(Rejection { status: 429, reason, retry_after: None });
+    let decision =
+        Decision::Reject(Rejection { status: 429, reason, retry_after: None, headers: vec![] });
     let rig = Rig::with(Setup { decision, ..Setup::default() }).await;
     let long = format!("/{}", "x".repeat(300));
     let stories = [

@@ -59,7 +59,19 @@ impl Connection {
         headers: &[(&str, &str)],
         body: &str,
     ) {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: interlock\r\n");
+        self.send_to("interlock", method, path, headers, body).await;
+    }
+
+    /// The same, to a host of this name.
+    pub(crate) async fn send_to(
+        &mut self,
+        host: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -16,7 +16,25 @@ pub mod accounting;
 #[rustfmt::skip]
 pub mod admitting;
 #[rustfmt::skip]
+pub mod asking;
+#[rustfmt::skip]
 pub mod base;
+#[rustfmt::skip]
+pub mod guarding_streams;
+#[rustfmt::skip]
+pub mod hearing;
+#[rustfmt::skip]
+pub mod identifying;
+#[rustfmt::skip]
+pub mod measuring;
+#[rustfmt::skip]
+pub mod reading;
+#[rustfmt::skip]
+pub mod remembering;
+#[rustfmt::skip]
+pub mod routing;
+#[rustfmt::skip]
+pub mod transforming;
 
 #[cfg(test)]
 mod tests {

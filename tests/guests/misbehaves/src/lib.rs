@@ -4,10 +4,15 @@
 use std::cell::Cell;
 use std::hint::black_box;
 
-use interlock_policy_sdk::{
-    Account, Admit, Decision, DisconnectAction, DrainLimits, LoadFacts, Plan, Policy, Priority,
-    Rejection, RequestFacts, Summary, Timeouts, log, reject,
+use interlock_policy_sdk as sdk;
+use sdk::{
+    Account, Admit, Decision, DisconnectAction, Load, Plan, Policy, Priority, RequestFacts, Span,
+    Summary, Timeouts, log,
 };
+
+sdk::reasons! {
+    enum Reason { Served, Facts, Giant, Long, Odd, Later }
+}
 
 struct Misbehaves {
     calls: Cell<u32>,
@@ -26,9 +31,8 @@ impl Default for Settings {
 }
 
 impl Policy for Misbehaves {
-    const NAME: &'static str = "misbehaves";
-    const VERSION: &'static str = "9.9.9";
     type Settings = Settings;
+    type Reason = Reason;
 
     fn new(settings: Settings) -> Result<Self, String> {
         if settings.init == "refuse" {
@@ -40,43 +44,44 @@ impl Policy for Misbehaves {
 }
 
 impl Admit for Misbehaves {
-    fn admit(&self, request: &RequestFacts, load: &LoadFacts) -> Decision {
+    fn admit(&self, request: &RequestFacts, load: &Load) -> Decision {
         self.calls.set(self.calls.get() + 1);
         misbehave(&request.model);
+        let with = |plan| sdk::admit(Reason::Served).plan(plan).into();
         match request.model.as_str() {
             // How often this very instance was asked: shows whether it is a fresh one.
-            "count" => Decision::Admit(Plan {
+            "count" => with(Plan {
                 timeouts: Timeouts { total: Some(self.calls.get().into()), ..Timeouts::default() },
                 ..Plan::default()
             }),
-            "repeat the facts" => reject(418, "facts", &format!("{request:?} {load:?}")),
-            "giant detail" => reject(400, "giant", &"x".repeat(2 << 20)),
-            "long detail" => reject(400, "Long Code", &"x\n".repeat(10_000)),
-            "reject as a success" => reject(200, "", ""),
-            "zero timeouts" => Decision::Admit(Plan {
+            "repeat the facts" => {
+                sdk::reject(418, Reason::Facts).detail(format!("{request:?} {load:?}")).into()
+            }
+            "giant detail" => sdk::reject(400, Reason::Giant).detail("x".repeat(2 << 20)).into(),
+            "long detail" => sdk::reject(400, Reason::Long).detail("x\n".repeat(10_000)).into(),
+            "reject as a success" => sdk::reject(200, Reason::Odd).detail("").into(),
+            "zero timeouts" => with(Plan {
                 timeouts: Timeouts { first_token: Some(0), ..Timeouts::default() },
                 ..Plan::default()
             }),
-            "endless timeouts" => Decision::Admit(Plan {
-                priority: Some(Priority::Critical),
-                timeouts: Timeouts {
-                    queue: Some(u64::MAX),
-                    first_token: Some(u64::MAX),
-                    inter_token: Some(u64::MAX),
-                    total: Some(u64::MAX),
-                },
-                on_disconnect: Some(DisconnectAction::Drain(DrainLimits {
-                    max_time: u64::MAX,
-                    max_tokens: u32::MAX,
-                })),
-            }),
-            "retry in 500000 years" => Decision::Reject(Rejection {
-                status: 429,
-                code: "later".into(),
-                detail: None,
-                retry_after: Some(u64::MAX),
-            }),
-            _ => Decision::Admit(Plan::default()),
+            "endless timeouts" => {
+                let forever = Span { micros: u64::MAX };
+                with(Plan {
+                    priority: Some(Priority::Critical),
+                    timeouts: Timeouts {
+                        queue: Some(u64::MAX),
+                        first_token: Some(u64::MAX),
+                        inter_token: Some(u64::MAX),
+                        total: Some(u64::MAX),
+                    },
+                    on_disconnect: Some(DisconnectAction::drain(forever, u32::MAX)),
+                    ..Plan::default()
+                })
+            }
+            "retry in 500000 years" => {
+                sdk::reject(429, Reason::Later).retry_after(Span { micros: u64::MAX }).into()
+            }
+            _ => with(Plan::default()),
         }
     }
 }
@@ -119,4 +124,4 @@ fn recurse(n: u64) -> u64 {
     black_box(recurse(black_box(n + 1)) + 1)
 }
 
-interlock_policy_sdk::export!(Misbehaves: admit, account);
+sdk::export!(Misbehaves: admit, account);

@@ -13,10 +13,12 @@ use crate::pieces::Done;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
+    Queued,
     InProgress,
     Completed,
     Incomplete,
     Failed,
+    Cancelled,
 }
 
 /// As OpenAI has it, with what this host does not serve at its neutral value.
@@ -137,7 +139,7 @@ impl<'a> Response<'a> {
             object: "response",
             created_at: head.created,
             status,
-            background: false,
+            background: echo.background,
             error: None,
             incomplete_details: None,
             instructions: echo.instructions.as_deref(),
@@ -147,13 +149,14 @@ impl<'a> Response<'a> {
             output: Vec::new(),
             parallel_tool_calls: true,
             previous_response_id: None,
-            store: false,
-            temperature: echo.temperature,
+            // What runs in the background is kept for a while, whatever was asked.
+            store: echo.background,
+            temperature: head.temperature,
             text: TextSettings { format: TextFormat { r#type: "text" } },
             tool_choice: "auto",
             tools: [],
             top_logprobs: echo.top_logprobs,
-            top_p: echo.top_p,
+            top_p: head.top_p,
             truncation: "disabled",
             usage: None,
             user: None,
@@ -168,6 +171,7 @@ impl<'a> Response<'a> {
         let incomplete_details = match done.finish {
             Finish::Stop => None,
             Finish::Length => Some(IncompleteDetails { reason: "max_output_tokens" }),
+            Finish::Filtered => Some(IncompleteDetails { reason: "content_filter" }),
         };
         Self { incomplete_details, usage: Some(done.usage.into()), ..self.with(item) }
     }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use interlock_request::RequestId;
 
-use crate::convert::cut;
+use crate::answers::cut;
 use crate::limits::{LOG_BURST, LOG_LINE_BYTES_MAX, LOG_LINES_PER_SECOND};
-use crate::wit::interlock::policy::log::Level;
+use crate::wit::words::log::Level;
 
 /// One policy's access to the log, shared by its instances.
 pub(crate) struct Voice {
@@ -20,11 +20,22 @@ impl Voice {
         Self { policy: policy.to_owned(), gate: Mutex::new(Gate::new(Instant::now())) }
     }
 
-    /// Writes a line, if the rate allows it; returns it as it would stand there.
-    pub(crate) fn write(&self, level: Level, request: Option<&RequestId>, message: &str) -> String {
-        let line = self.presentable(message);
+    /// Writes a line, if anybody listens and the rate allows it. What nobody would see costs
+    /// neither a place among those that are seen nor the making of a line.
+    pub(crate) fn write(&self, level: Level, request: Option<&RequestId>, message: &str) {
+        let heard = match level {
+            Level::Trace => tracing::enabled!(tracing::Level::TRACE),
+            Level::Debug => tracing::enabled!(tracing::Level::DEBUG),
+            Level::Info => tracing::enabled!(tracing::Level::INFO),
+            Level::Warn => tracing::enabled!(tracing::Level::WARN),
+            Level::Error => tracing::enabled!(tracing::Level::ERROR),
+        };
+        if !heard {
+            return;
+        }
         let passed = self.gate.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
-        let Some(dropped) = passed else { return line };
+        let Some(dropped) = passed else { return };
+        let line = self.presentable(message);
         let request = request.map_or("", RequestId::as_str);
         // tracing fixes a level per call site, hence five of them.
         macro_rules! event {
@@ -43,7 +54,6 @@ impl Voice {
             Level::Warn => event!(warn),
             Level::Error => event!(error),
         }
-        line
     }
 
     /// A guest's text as it may stand in a log: one line, of bounded length, nothing a terminal
@@ -107,5 +117,14 @@ mod tests {
         let voice = Voice::new("p");
         assert_eq!(voice.presentable("a\nb\u{1b}[2J"), r"a\nb\u{1b}[2J");
         assert_eq!(voice.presentable(&"ß".repeat(9999)).len(), LOG_LINE_BYTES_MAX + "…".len());
+    }
+
+    #[test]
+    fn lines_that_nobody_hears_cost_no_line_that_somebody_would() {
+        let voice = Voice::new("p");
+        // Nothing listens here.
+        (0..1000).for_each(|_| voice.write(Level::Debug, None, "a line"));
+        let gate = voice.gate.lock().unwrap();
+        assert_eq!((gate.lines, gate.dropped), (f64::from(LOG_BURST), 0));
     }
 }

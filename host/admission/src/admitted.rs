@@ -1,0 +1,106 @@
+//! What comes out of the chain: a request that may run, or the reason why not.
+
+use interlock_request::{Generation, RequestId, TokenId};
+
+use crate::{Oversight, Phase, Plan, PolicyFailure, Rejection, Said};
+
+/// The rendered prompt, as token ids. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt(Vec<TokenId>);
+
+impl Prompt {
+    /// Takes the tokens; `None` when there are none, since a model cannot start from nothing.
+    pub fn new(tokens: Vec<TokenId>) -> Option<Self> {
+        (!tokens.is_empty()).then_some(Self(tokens))
+    }
+
+    /// The tokens.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.0
+    }
+
+    /// The tokens, for whoever goes on behind them.
+    pub fn into_tokens(self) -> Vec<TokenId> {
+        self.0
+    }
+}
+
+/// A request that every configured policy has passed.
+#[derive(Debug)]
+pub struct Admitted {
+    id: RequestId,
+    prompt: Prompt,
+    generation: Generation,
+    plan: Plan,
+}
+
+impl Admitted {
+    /// The plan has its say about what the engine is told: nobody else can make one of these.
+    pub(crate) fn new(
+        id: RequestId,
+        prompt: Prompt,
+        mut generation: Generation,
+        plan: Plan,
+        tokens_max: Option<u32>,
+    ) -> Self {
+        generation.priority = plan.priority;
+        if let Some(tokens_max) = tokens_max {
+            generation.tokens_max = generation.tokens_max.min(tokens_max.max(1));
+            // Fewer than its least could never be met.
+            generation.tokens_min = generation.tokens_min.min(generation.tokens_max);
+        }
+        Self { id, prompt, generation, plan }
+    }
+
+    /// Names the request.
+    pub fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// What the host must enforce, as it was decided; events may amend it later
+    /// ([`Oversight::plan`]).
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Most tokens it may generate.
+    pub fn tokens_max(&self) -> u32 {
+        self.generation.tokens_max
+    }
+
+    /// For the engine: the prompt and what to make of it. The plan's priority is in there.
+    pub fn into_work(self) -> (RequestId, Prompt, Generation) {
+        (self.id, self.prompt, self.generation)
+    }
+}
+
+/// Nobody objected.
+#[derive(Debug)]
+pub struct Consent {
+    /// For the engine.
+    pub admitted: Admitted,
+    /// For whoever drives the request: what its policies have to say from here on.
+    pub oversight: Oversight,
+    /// Headers of the answer.
+    pub headers: Vec<(String, String)>,
+    /// Everything that was said of it so far.
+    pub said: Vec<Said>,
+}
+
+/// A request that a policy turned away, or whose policy failed closed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// Who refused; the host itself when nobody knew the caller ([`Refused::HOST`]).
+    pub policy: Box<str>,
+    /// When.
+    pub phase: Phase,
+    /// What the client is told. Its headers include those of the policies before.
+    pub rejection: Rejection,
+    /// Set when the policy failed and its `on_failure` is closed. For our log only.
+    pub failure: Option<Box<PolicyFailure>>,
+}
+
+impl Refused {
+    /// In [`Refused::policy`]: no policy, but the host. No policy can be called that.
+    pub const HOST: &str = "(host)";
+}

@@ -1,0 +1,293 @@
+//! The duty to tell the policies how a request ended, and to let them forget it.
+//!
+//! # Invariants
+//!
+//! - It is fulfilled exactly once: by hand, or when it is dropped, whatever dropped it: a panic, a
+//!   future that nobody polls any more, a client that left while a policy was being asked.
+//! - Who was asked to admit the request, or failed to answer, hears how it ended, but for the one
+//!   that turned it away itself. Who is not asked hears only of what was admitted.
+//! - Every policy of the panel forgets the request, and nothing is asked after that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use interlock_request::{Outcome, RequestId, Usage};
+
+use crate::chain::{Commons, Member, Panel};
+use crate::clock;
+use crate::consult::tell;
+use crate::lane::Lane;
+use crate::tenants::Counted;
+use crate::{Facts, FailureKind, Phase, PlanProposal, PolicyFailure, Told, Watch};
+
+/// How a request ended, in the words that policies read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// How it ended.
+    pub closing: Closing,
+    /// What it used.
+    pub usage: Usage,
+    /// From admission to its first pass, if it had one.
+    pub queue_time: Option<Duration>,
+    /// From admission to the first token, if there was one.
+    pub time_to_first_token: Option<Duration>,
+    /// From admission to the end.
+    pub total: Duration,
+}
+
+/// How it ended for those who were asked about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closing {
+    /// It was admitted, and ended like this.
+    Ended(Outcome),
+    /// It never began: another policy, or the host, turned it away.
+    Rejected,
+}
+
+impl From<Outcome> for Closing {
+    fn from(outcome: Outcome) -> Self {
+        Self::Ended(outcome)
+    }
+}
+
+impl Closing {
+    /// Its label: the outcome's, or `rejected`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Ended(outcome) => outcome.as_str(),
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+impl Summary {
+    /// Had its first pass begun, or was there even a token?
+    pub fn ran(&self) -> bool {
+        self.queue_time.is_some() || self.usage.generated_tokens > 0
+    }
+
+    fn nothing_ran(closing: Closing, total: Duration) -> Self {
+        let usage = Usage::default();
+        Self { closing, usage, queue_time: None, time_to_first_token: None, total }
+    }
+}
+
+/// A member of the panel and what it said of the request.
+#[derive(Debug, Clone)]
+pub(crate) struct Party {
+    pub(crate) proposal: PlanProposal,
+    pub(crate) note: Arc<str>,
+    pub(crate) watch: Watch,
+    pub(crate) stand: Stand,
+    /// Where it hears what nobody waits for. See [`Member::looks_on`].
+    pub(crate) lane: Option<Arc<Lane>>,
+}
+
+impl Party {
+    fn new(member: &Member, commons: &Commons) -> Self {
+        // A slow one that decides has all its calls on the threads that somebody waits for, but
+        // for the windows that it only observes.
+        let pool = if member.slow { &commons.slow_beside } else { &commons.beside };
+        let lane = member.looks_on() || member.policy.takes(Phase::StreamGuard);
+        Self {
+            proposal: PlanProposal::default(),
+            note: Arc::default(),
+            watch: member.policy.watch(),
+            stand: Stand::NotAsked,
+            lane: lane.then(|| Lane::new(pool.clone())),
+        }
+    }
+}
+
+/// Whether one has forgotten a request, and what to make of what is still held for it.
+#[derive(Debug, Default)]
+pub(crate) struct Over(AtomicU8);
+
+impl Over {
+    const NOTHING_RAN: u8 = 1;
+    const RAN: u8 = 2;
+
+    fn set(&self, ran: bool) {
+        self.0.store(if ran { Self::RAN } else { Self::NOTHING_RAN }, Ordering::Release);
+    }
+
+    /// If it is over: whether it ran, as in [`crate::Policy::forget`].
+    pub(crate) fn ran(&self) -> Option<bool> {
+        match self.0.load(Ordering::Acquire) {
+            Self::NOTHING_RAN => Some(false),
+            Self::RAN => Some(true),
+            _ => None,
+        }
+    }
+}
+
+/// What a party has to do with the admission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stand {
+    NotAsked,
+    Asked,
+    Refused,
+}
+
+/// The duty of one request, from its head to its end.
+pub(crate) struct Duty {
+    pub(crate) panel: Panel,
+    /// One for each member of the panel.
+    pub(crate) parties: Vec<Party>,
+    pub(crate) serial: u64,
+    pub(crate) id: RequestId,
+    pub(crate) commons: Commons,
+    /// There from the moment that the first policy is asked to admit it.
+    pub(crate) facts: Option<Arc<Facts>>,
+    pub(crate) admitted_at: Option<Instant>,
+    pub(crate) counted: Option<Counted>,
+    /// Which members have forgotten the request. Read by calls that outlive it.
+    pub(crate) over: Arc<[Over]>,
+    fulfilled: bool,
+}
+
+impl Duty {
+    pub(crate) fn new(panel: Panel, serial: u64, id: RequestId, commons: Commons) -> Self {
+        let parties = panel.iter().map(|member| Party::new(member, &commons)).collect();
+        let over = panel.iter().map(|_| Over::default()).collect();
+        Self {
+            panel,
+            parties,
+            serial,
+            id,
+            commons,
+            facts: None,
+            admitted_at: None,
+            counted: None,
+            over,
+            fulfilled: false,
+        }
+    }
+
+    /// Tells everyone whom it concerns, in the order of the chain: those that may be told at once.
+    pub(crate) fn fulfil(&mut self, summary: &Summary) {
+        self.end(summary, summary.ran());
+    }
+
+    fn end(&mut self, summary: &Summary, ran: bool) {
+        if std::mem::replace(&mut self.fulfilled, true) {
+            return;
+        }
+        let admitted = self.admitted_at.is_some();
+        for (at, (member, party)) in self.panel.iter().zip(&self.parties).enumerate() {
+            let concerned = match party.stand {
+                Stand::NotAsked => admitted,
+                Stand::Asked => true,
+                Stand::Refused => false,
+            };
+            let accounts = concerned && member.policy.takes(Phase::Account);
+            let farewell = Farewell {
+                member: member.clone(),
+                about: self.facts.clone().filter(|_| accounts),
+                note: Arc::clone(&party.note),
+                serial: self.serial,
+                ran,
+                lane: party.lane.clone(),
+                over: Arc::clone(&self.over),
+                at,
+            };
+            if let Some(lane) = &party.lane {
+                let (farewell, summary) = (farewell.clone(), summary.clone());
+                if lane.close(move || farewell.bid(&summary)).is_none() {
+                    continue;
+                }
+            }
+            if member.slow {
+                let (alone, summary) = (farewell.clone(), summary.clone());
+                if !self.commons.accounts.run(move || farewell.bid(&summary)) {
+                    alone.give_up();
+                }
+            } else {
+                farewell.bid(summary);
+            }
+        }
+        // Only now is there room for the tenant's next one: what it held is given back.
+        self.counted = None;
+    }
+}
+
+/// The last that one policy hears of a request.
+#[derive(Clone)]
+struct Farewell {
+    member: Member,
+    about: Option<Arc<Facts>>,
+    note: Arc<str>,
+    serial: u64,
+    ran: bool,
+    lane: Option<Arc<Lane>>,
+    over: Arc<[Over]>,
+    at: usize,
+}
+
+impl Farewell {
+    fn bid(self, summary: &Summary) {
+        if let Some(facts) = &self.about {
+            let noted = self.lane.as_ref().and_then(|lane| lane.note.get());
+            let told = Told { facts, note: noted.unwrap_or(&self.note) };
+            let answer = tell(&self.member, Phase::Account, |policy| policy.account(told, summary));
+            if let Err(failure) = answer {
+                self.unaccounted(facts, &failure);
+            }
+        }
+        self.forget();
+    }
+
+    /// There is no thread to account on, and no room to wait for one.
+    fn give_up(self) {
+        if let Some(facts) = &self.about {
+            let message = "too many accounts wait for a thread".into();
+            let failure = PolicyFailure { kind: FailureKind::Instantiate, message };
+            let answer = Err::<(), _>(failure.clone());
+            self.member.meters.called(Phase::Account, Duration::ZERO, &answer);
+            self.unaccounted(facts, &failure);
+        }
+        self.forget();
+    }
+
+    fn unaccounted(&self, facts: &Facts, failure: &PolicyFailure) {
+        self.member.meters.fell_back(Phase::Account, "open");
+        tracing::warn!(
+            request = %facts.request_id, policy = %self.member.name, phase = "account",
+            %failure, "policy failed to account for a request"
+        );
+    }
+
+    fn forget(self) {
+        // After the account, which may need what is held; before it is let go, so that a call that
+        // is still under way and holds more lets that go itself when it ends.
+        self.over[self.at].set(self.ran);
+        let policy = &self.member.policy;
+        let forgotten = crate::consult::guarded(|| {
+            policy.forget(self.serial, self.ran);
+            Ok(())
+        });
+        if let Err(failure) = forgotten {
+            tracing::error!(policy = %self.member.name, %failure, "policy failed to forget");
+        }
+    }
+}
+
+impl Drop for Duty {
+    fn drop(&mut self) {
+        let (closing, total) = match self.admitted_at {
+            Some(at) => {
+                let why = "the request was dropped before it ended";
+                let total = clock::now().saturating_duration_since(at);
+                (Closing::Ended(Outcome::Failed(why.into())), total)
+            }
+            None => (Closing::Rejected, Duration::ZERO),
+        };
+        // Whether an admitted one had begun nobody knows any more.
+        let ran = self.admitted_at.is_some();
+        self.end(&Summary::nothing_ran(closing, total), ran);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What one policy hears of one request beside it: one thing after the other, on threads that
+//! nobody waits for.
+//!
+//! # Invariants
+//!
+//! - In order and one at a time; the last job comes after all others, and nothing comes after it.
+//! - One turn on a thread is one job: a lane with more to do stands in line again, so that long
+//!   streams do not keep the threads from the others.
+//! - The line has an end; what finds no room is given back to whoever brought it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::slow::{Job, SlowPool};
+
+/// Jobs that wait in one lane: the windows of an observer and the events of a request, and rarely
+/// more than one of either.
+const JOBS_MAX: usize = 32;
+
+/// One member's lane for one request.
+pub(crate) struct Lane {
+    pool: SlowPool,
+    /// What the policy noted, if it was asked to admit here.
+    pub(crate) note: OnceLock<Arc<str>>,
+    line: Mutex<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    jobs: VecDeque<Job>,
+    last: Option<Job>,
+    running: bool,
+    closed: bool,
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(pool: SlowPool) -> Arc<Self> {
+        Arc::new(Self { pool, note: OnceLock::new(), line: Mutex::default() })
+    }
+
+    /// Puts it in line. False: there is no room, or the last has come; it never runs.
+    #[must_use]
+    pub(crate) fn push(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) -> bool {
+        let mut line = self.line();
+        if line.closed || line.jobs.len() >= JOBS_MAX {
+            return false;
+        }
+        line.jobs.push_back(Box::new(job));
+        let started = std::mem::replace(&mut line.running, true);
+        drop(line);
+        if started || self.stand_in_line() {
+            return true;
+        }
+        // Nothing was before it, and nobody else can have come: a request is driven by one task.
+        let mut line = self.line();
+        line.running = false;
+        line.jobs.clear();
+        false
+    }
+
+    /// What comes after everything else, or that again when there is nothing else: then it may
+    /// run now.
+    pub(crate) fn close<J: FnOnce() + Send + 'static>(&self, last: J) -> Option<J> {
+        let mut line = self.line();
+        line.closed = true;
+        if !line.running {
+            return Some(last);
+        }
+        line.last = Some(Box::new(last));
+        None
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        // No job runs under it.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stand_in_line(self: &Arc<Self>) -> bool {
+        let lane = Arc::clone(self);
+        self.pool.run(move || lane.work())
+    }
+
+    fn work(self: &Arc<Self>) {
+        loop {
+            let mut line = self.line();
+            let Some(job) = line.jobs.pop_front().or_else(|| line.last.take()) else {
+                line.running = false;
+                return;
+            };
+            drop(line);
+            job();
+            let mut line = self.line();
+            if line.jobs.is_empty() && line.last.is_none() {
+                line.running = false;
+                return;
+            }
+            drop(line);
+            // Where there is no room to stand, it goes on here rather than lose what it has.
+            if self.stand_in_line() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn pool(threads: usize) -> SlowPool {
+        let registry = interlock_metrics::Registry::new();
+        SlowPool::new("test", threads, 64, registry.gauge("running", "Running."))
+    }
+
+    #[test]
+    fn a_lane_with_much_to_do_lets_the_others_have_their_turn() {
+        let pool = pool(1);
+        let (one, other) = (Lane::new(pool.clone()), Lane::new(pool.clone()));
+        let (go, gone) = mpsc::sync_channel::<()>(1);
+        let seen = Arc::new(Mutex::new(String::new()));
+        assert!(one.push(move || gone.recv().expect("the test lets it go")));
+        let tell = |lane: &Arc<Lane>, what| {
+            let seen = Arc::clone(&seen);
+            assert!(lane.push(move || seen.lock().unwrap().push_str(what)));
+        };
+        for what in ["a", "b", "c"] {
+            tell(&one, what);
+        }
+        for what in ["1", "2", "3"] {
+            tell(&other, what);
+        }
+        go.send(()).expect("it waits");
+        assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
+        assert_eq!(*seen.lock().unwrap(), "1a2b3c");
+    }
+
+    #[test]
+    fn the_last_comes_after_all_others_and_nothing_after_it() {
+        let pool = pool(4);
+        let lane = Lane::new(pool.clone());
+        let (go, gone) = mpsc::sync_channel::<()>(1);
+        let seen = Arc::new(Mutex::new(String::new()));
+        let tell = |what| {
+            let seen = Arc::clone(&seen);
+            move || seen.lock().unwrap().push_str(what)
+        };
+        assert!(lane.push(move || gone.recv().expect("the test lets it go")));
+        assert!(lane.push(tell("a")));
+        assert!(lane.close(tell("z")).is_none());
+        assert!(!lane.push(tell("b")));
+        go.send(()).expect("it waits");
+        assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
+        assert_eq!(*seen.lock().unwrap(), "az");
+        assert!(Lane::new(pool).close(|| ()).is_some(), "nothing is before it");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_given_back() {
+        let lane = Lane::new(pool(1));
+        let (go, gone) = mpsc::sync_channel::<()>(1);
+        let (began, begun) = mpsc::sync_channel::<()>(1);
+        assert!(lane.push(move || {
+            began.send(()).expect("the test listens");
+            let _ = gone.recv();
+        }));
+        begun.recv().expect("it begins");
+        assert!((0..JOBS_MAX).all(|_| lane.push(|| ())));
+        assert!(!lane.push(|| ()));
+        drop(go);
+    }
+}

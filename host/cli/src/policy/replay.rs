@@ -1,0 +1,69 @@
+//! `interlock policy replay`: what would another policy have said?
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use interlock_policy::{PolicyHost, PolicySource, Services};
+use interlock_rehearsal::clock::HandClock;
+use interlock_rehearsal::replay::replay;
+use interlock_state::State;
+
+use super::subject::{Circumstances, read, source};
+use crate::say;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Replay {
+    /// What the host recorded: `[policies] record = "trace.jsonl"`
+    #[arg(value_name = "TRACE.jsonl")]
+    trace: PathBuf,
+
+    /// Who is asked now: a component's file, or builtin:NAME
+    #[arg(long, value_name = "FILE|builtin:NAME", value_parser = source)]
+    policy: PolicySource,
+
+    /// Compare with what this policy said then; without it, with whoever answered first
+    #[arg(long, value_name = "NAME")]
+    instead_of: Option<String>,
+
+    #[command(flatten)]
+    circumstances: Circumstances,
+
+    /// As JSON, every request that changes
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  interlock policy replay trace.jsonl --policy new.wasm --instead-of quota
+  interlock policy replay trace.jsonl --policy new.wasm --config interlock.toml --json
+
+It is asked at the times of the trace, so limits fill and empty as they did. Bodies are not recorded:
+a policy that reads them finds null. Without --grant and --config it is granted what it needs.
+Status 0 whether or not something changes.";
+
+impl Replay {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let trace = read(&self.trace)?;
+        let mut policy = self.circumstances.policy(&self.policy)?;
+        policy.deadline = policy.deadline.max(Duration::from_secs(1));
+        policy.crash_budget = 0;
+        let clock = HandClock::default();
+        let registry = interlock_metrics::Registry::new();
+        let state = State::memory_with(Arc::new(clock.clone()));
+        let host = PolicyHost::with(Services { state, registry: &registry, cache: None })?;
+        if !self.circumstances.grants_said() {
+            policy.grants.extend(host.describe(&policy)?.missing);
+        }
+        let loaded = host.load(&policy)?;
+        let replayed = replay(&trace, self.instead_of.as_deref(), loaded.as_ref(), &clock)
+            .map_err(|why| anyhow::anyhow!("{}: {why}", self.trace.display()))?;
+        if self.json {
+            return say(&format!("{:#}\n", replayed.to_json()));
+        }
+        say(&replayed.to_string())
+    }
+}

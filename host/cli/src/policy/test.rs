@@ -1,0 +1,107 @@
+//! `interlock policy test`: facts in, decisions out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::Args;
+use interlock_policy::{PolicyConfig, PolicyHost, Services};
+use interlock_rehearsal::cases::{Cases, Specimen};
+use interlock_rehearsal::clock::HandClock;
+use interlock_state::State;
+use serde_json::{Map, Value};
+
+use super::subject::{Subject, read};
+use crate::{BadUsage, say};
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Test {
+    #[command(flatten)]
+    subject: Subject,
+
+    /// The cases: see `interlock policy new`, which writes some, and wit/README.md
+    #[arg(value_name = "CASES.toml")]
+    cases: PathBuf,
+
+    /// Only the cases whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = r#"Examples:
+  interlock policy test night-shift.wasm cases.toml
+  interlock policy test builtin:quota cases.toml --only "per minute"
+
+A case:
+  [[case]]
+  name = "a long prompt is turned away"
+  settings = { max_prompt_tokens = 100 }
+  request = { prompt_tokens = 101, tenant = "acme" }
+  expect = { decision = "reject", status = 413, detail = { contains = "100" } }
+
+One of several steps, with a state and a clock in common:
+  [[case]]
+  name = "one a minute"
+  settings = { requests_per_minute = 1 }
+  step = [{ expect = { decision = "admit" } },
+          { expect = { decision = "reject", retry_after = { max = "1m" } } },
+          { at = "61s", expect = { decision = "admit" } }]
+
+Without --grant and --config it is granted what it needs. Status 1 when a decision is another one."#;
+
+impl Test {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let text = read(&self.cases)?;
+        let file = self.cases.display();
+        let cases = Cases::parse(&text).map_err(|why| BadUsage(format!("{file}: {why}")))?;
+        let mut policy = self.subject.policy()?;
+        // A case says what a policy answers, and not when it is too slow on this machine; and one
+        // that traps is asked again.
+        policy.deadline = policy.deadline.max(std::time::Duration::from_secs(1));
+        policy.crash_budget = 0;
+        let generous = !self.subject.circumstances.grants_said();
+        let configured = policy.settings.clone();
+        let mut begin = |settings: &Map<String, Value>| {
+            let mut settled = configured.clone();
+            settled.extend(settings.clone());
+            let policy = PolicyConfig { settings: settled, ..policy.clone() };
+            begin(&policy, generous)
+        };
+        let played = cases.play(&self.only, &mut begin);
+        let played = played.map_err(|why| BadUsage(format!("{file}: {why}")))?;
+        if self.json {
+            say(&format!("{:#}\n", played.to_json()))?;
+        } else {
+            say(&format!("{} with {file}\n\n{played}", self.subject.source))?;
+        }
+        match played.passed() {
+            true => Ok(()),
+            false => bail!("{} does not decide as {file} says", self.subject.source),
+        }
+    }
+}
+
+/// A policy with a state of its own that nobody else has touched.
+fn begin(policy: &PolicyConfig, generous: bool) -> Result<Specimen, String> {
+    let clock = HandClock::default();
+    let state = State::memory_with(Arc::new(clock.clone()));
+    let registry = interlock_metrics::Registry::new();
+    let services = Services { state: state.clone(), registry: &registry, cache: None };
+    let host = PolicyHost::with(services).map_err(|why| why.to_string())?;
+    let mut policy = policy.clone();
+    let mut loaded = host.load(&policy);
+    if loaded.is_err() && generous {
+        let description = host.describe(&policy).map_err(|why| why.to_string())?;
+        if !description.missing.is_empty() {
+            policy.grants.extend(description.missing);
+            loaded = host.load(&policy);
+        }
+    }
+    let loaded = loaded.map_err(|why| why.to_string())?;
+    Ok(Specimen { policy: loaded, state: state.space(&policy.name), clock })
+}

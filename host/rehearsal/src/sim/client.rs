@@ -1,0 +1,492 @@
+//! Those who ask: they come, wait, read, and leave, some of them early.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+use crate::dice::Dice;
+use crate::workload::{Burst, Endpoint, Tenant, Workload};
+
+/// What became of a request, as its client saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has its answer, to the end.
+    Answered {
+        /// Why the model stopped, in the API's words.
+        finish: String,
+    },
+    /// It was turned away with this status and code.
+    Refused { status: u16, code: String },
+    /// It began, and then an error came.
+    Broken { code: String },
+    /// The client left by itself.
+    Left,
+    /// Neither an end nor an error came.
+    Lost,
+}
+
+/// A request, and what its client saw of it.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) id: String,
+    /// Its place among the workload's tenants.
+    pub(super) tenant: usize,
+    pub(super) streaming: bool,
+    pub(super) at: Duration,
+    pub(super) first_token: Option<Duration>,
+    /// From the first token to the last.
+    pub(super) decoding: Duration,
+    /// The longest pause between two tokens.
+    pub(super) longest_pause: Duration,
+    /// Pieces of text, each of one token unless a policy or the tokenizer held it back.
+    pub(super) pieces: u32,
+    /// As the answer says.
+    pub(super) usage: Option<(u32, u32)>,
+    pub(super) total: Duration,
+    pub(super) end: End,
+}
+
+/// Who is here, for whoever drives the engine.
+#[derive(Debug, Default)]
+pub(super) struct Awake {
+    pub(super) asked: Notify,
+    inside: AtomicUsize,
+    gone: AtomicBool,
+}
+
+impl Awake {
+    /// Have all clients gone for good?
+    pub(super) fn gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// How many requests are on their way.
+    pub(super) fn inside(&self) -> usize {
+        self.inside.load(Ordering::Relaxed)
+    }
+}
+
+/// All clients.
+pub(super) struct Clients {
+    crowd: Arc<Crowd>,
+    seed: u64,
+}
+
+/// What they share.
+struct Crowd {
+    app: Router,
+    workload: Workload,
+    began: Instant,
+    awake: Arc<Awake>,
+    asked: AtomicUsize,
+    seen: Mutex<Vec<Asked>>,
+}
+
+/// One request to come.
+struct Wish {
+    id: String,
+    tenant: usize,
+    streaming: bool,
+    body: String,
+    leaves_with: Option<u32>,
+}
+
+impl Clients {
+    pub(super) fn new(app: Router, workload: &Workload, seed: u64) -> Self {
+        let crowd = Crowd {
+            app,
+            workload: workload.clone(),
+            began: Instant::now(),
+            awake: Arc::default(),
+            asked: AtomicUsize::new(0),
+            seen: Mutex::default(),
+        };
+        Self { crowd: Arc::new(crowd), seed }
+    }
+
+    pub(super) fn awake(&self) -> Arc<Awake> {
+        Arc::clone(&self.crowd.awake)
+    }
+
+    /// Until the last has gone.
+    pub(super) async fn live(self) -> Vec<Asked> {
+        /// Longer than any limit of a host. What has no end by then will have none.
+        const PATIENCE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+        let Self { crowd, seed } = self;
+        let mut sources = JoinSet::new();
+        for (which, tenant) in crowd.workload.tenants.iter().enumerate() {
+            let dice = |what: &str| Dice::new(seed, &format!("{} {what}", tenant.name));
+            if tenant.rate > 0.0 {
+                sources.spawn(Arc::clone(&crowd).trickle(which, dice("rate")));
+            }
+            if let Some(burst) = tenant.burst {
+                sources.spawn(Arc::clone(&crowd).bursts(which, burst, dice("burst")));
+            }
+            for client in 0..tenant.clients {
+                let dice = dice(&format!("client {client}"));
+                sources.spawn(Arc::clone(&crowd).client(which, client, dice));
+            }
+        }
+        let all = async { while sources.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(PATIENCE, all).await;
+        crowd.awake.gone.store(true, Ordering::Relaxed);
+        crowd.awake.asked.notify_one();
+        let mut seen = std::mem::take(&mut *crowd.seen());
+        seen.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+        seen
+    }
+}
+
+impl Crowd {
+    fn seen(&self) -> std::sync::MutexGuard<'_, Vec<Asked>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn over(&self) -> bool {
+        let asked = self.asked.load(Ordering::Relaxed) as u64;
+        self.began.elapsed() >= self.workload.duration || asked >= self.workload.requests
+    }
+
+    /// Requests that come by chance.
+    async fn trickle(self: Arc<Self>, tenant: usize, mut dice: Dice) {
+        let rate = self.workload.tenants[tenant].rate;
+        let mut at = Duration::ZERO;
+        let mut inside = JoinSet::new();
+        for number in 0_u64.. {
+            at += Duration::from_secs_f64(dice.pause(rate));
+            tokio::time::sleep_until(self.began + at).await;
+            if self.over() {
+                break;
+            }
+            let wish = self.wish(tenant, &format!("{number}"), &mut dice);
+            inside.spawn(Arc::clone(&self).ask(wish));
+            while inside.try_join_next().is_some() {}
+        }
+        while inside.join_next().await.is_some() {}
+    }
+
+    /// Requests that come together.
+    async fn bursts(self: Arc<Self>, tenant: usize, burst: Burst, mut dice: Dice) {
+        let mut inside = JoinSet::new();
+        for round in 1_u32.. {
+            tokio::time::sleep_until(self.began + burst.every * round).await;
+            if self.over() {
+                break;
+            }
+            for number in 0..burst.size {
+                let wish = self.wish(tenant, &format!("b{round}.{number}"), &mut dice);
+                inside.spawn(Arc::clone(&self).ask(wish));
+            }
+            while inside.try_join_next().is_some() {}
+        }
+        while inside.join_next().await.is_some() {}
+    }
+
+    /// A client that asks again when it has its answer.
+    async fn client(self: Arc<Self>, tenant: usize, client: u32, mut dice: Dice) {
+        /// Who was turned away does not come back at once.
+        const PAUSE_MIN: Duration = Duration::from_secs(1);
+
+        for number in 0_u64.. {
+            if self.over() {
+                return;
+            }
+            let wish = self.wish(tenant, &format!("c{client}.{number}"), &mut dice);
+            let retry_after = Arc::clone(&self).ask(wish).await;
+            let think = self.workload.tenants[tenant].think;
+            let pause = retry_after.map_or(think, |after| after.max(think).max(PAUSE_MIN));
+            // An answer that took no time must not keep the clock from going on.
+            tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
+        }
+    }
+
+    fn wish(&self, which: usize, number: &str, dice: &mut Dice) -> Wish {
+        let tenant = &self.workload.tenants[which];
+        let prompt = tenant.prompt.draw(dice);
+        let tokens = tenant.output.draw(dice);
+        let shared = dice.chance(tenant.shared_prefix);
+        let streaming = dice.chance(tenant.streaming);
+        let leaves = tenant.leave.map(|leave| (dice.chance(leave.chance), leave.after.draw(dice)));
+        let leaves_with = leaves.and_then(|(leaves, with)| leaves.then_some(with));
+        let model = tenant.model.as_ref().unwrap_or(&self.workload.models[0].name);
+        let text = words(prompt, shared, dice);
+        let body = body(tenant, model, &text, tokens, streaming);
+        let id = format!("{}-{number}", id_of(&tenant.name));
+        Wish { id, tenant: which, streaming, body, leaves_with }
+    }
+
+    /// Asks, and reads until the end or until it leaves. Says when to come back, if it was turned
+    /// away.
+    async fn ask(self: Arc<Self>, wish: Wish) -> Option<Duration> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.awake.inside.fetch_add(1, Ordering::Relaxed);
+        self.awake.asked.notify_one();
+        let at = self.began.elapsed();
+        let mut reader = Reader::new(at, self.began);
+        // Who is told nothing token by token leaves after the time that they should have taken.
+        let patience = match wish.leaves_with {
+            Some(with) if !wish.streaming => Some(self.workload.slo.inter_token * (with + 1)),
+            _ => None,
+        };
+        let reading = self.read(&wish, &mut reader);
+        let end = match patience {
+            None => reading.await,
+            Some(patience) => tokio::time::timeout(patience, reading).await.unwrap_or(End::Left),
+        };
+        let retry_after = match &end {
+            End::Refused { .. } => Some(reader.retry_after),
+            _ => None,
+        };
+        let seen = Asked {
+            id: wish.id,
+            tenant: wish.tenant,
+            streaming: wish.streaming,
+            at,
+            first_token: reader.first_token,
+            decoding: reader.last_token.saturating_sub(reader.first_at),
+            longest_pause: reader.longest_pause,
+            pieces: reader.pieces,
+            usage: reader.usage,
+            total: self.began.elapsed() - at,
+            end,
+        };
+        self.seen().push(seen);
+        self.awake.inside.fetch_sub(1, Ordering::Relaxed);
+        retry_after
+    }
+
+    async fn read(&self, wish: &Wish, reader: &mut Reader) -> End {
+        let tenant = &self.workload.tenants[wish.tenant];
+        let path = match tenant.endpoint {
+            Endpoint::Chat => "/v1/chat/completions",
+            Endpoint::Completions => "/v1/completions",
+            Endpoint::Responses => "/v1/responses",
+        };
+        let mut request = Request::post(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("x-request-id", &wish.id);
+        for (name, value) in &tenant.headers {
+            request = request.header(name, value);
+        }
+        let Ok(request) = request.body(Body::from(wish.body.clone())) else {
+            return End::Broken { code: "a header of the workload is none".into() };
+        };
+        let answer = self.app.clone().oneshot(request).await;
+        let answer = answer.unwrap_or_else(|never| match never {});
+        let status = answer.status().as_u16();
+        let retry_after = answer.headers().get(header::RETRY_AFTER);
+        let seconds = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+        reader.retry_after = seconds.map_or(Duration::ZERO, Duration::from_secs);
+        let mut body = answer.into_body();
+        if status >= 400 || !wish.streaming {
+            let Ok(whole) = body.collect().await else {
+                return End::Broken { code: "connection".into() };
+            };
+            let value: Value = serde_json::from_slice(&whole.to_bytes()).unwrap_or_default();
+            if status >= 400 {
+                return End::Refused { status, code: code(&value["error"]) };
+            }
+            return reader.whole(&value);
+        }
+        loop {
+            if wish.leaves_with.is_some_and(|with| reader.pieces >= with) {
+                return End::Left;
+            }
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    reader.buffer.extend_from_slice(&data);
+                    reader.events(wish.leaves_with);
+                }
+                Some(Err(_)) => return End::Broken { code: "connection".into() },
+                None => return reader.end.take().unwrap_or(End::Lost),
+            }
+        }
+    }
+}
+
+/// Reads an answer.
+struct Reader {
+    at: Duration,
+    began: Instant,
+    buffer: Vec<u8>,
+    first_token: Option<Duration>,
+    first_at: Duration,
+    last_token: Duration,
+    longest_pause: Duration,
+    pieces: u32,
+    usage: Option<(u32, u32)>,
+    retry_after: Duration,
+    finish: Option<String>,
+    end: Option<End>,
+}
+
+impl Reader {
+    fn new(at: Duration, began: Instant) -> Self {
+        Self {
+            at,
+            began,
+            buffer: vec![],
+            first_token: None,
+            first_at: Duration::ZERO,
+            last_token: Duration::ZERO,
+            longest_pause: Duration::ZERO,
+            pieces: 0,
+            usage: None,
+            retry_after: Duration::ZERO,
+            finish: None,
+            end: None,
+        }
+    }
+
+    /// Takes the events that are whole. A client that leaves with a token reads none after it.
+    fn events(&mut self, leaves_with: Option<u32>) {
+        while let Some(at) = self.buffer.windows(2).position(|two| two == b"\n\n") {
+            let event: Vec<u8> = self.buffer.drain(..at + 2).collect();
+            for line in event.split(|byte| *byte == b'\n') {
+                let Some(data) = line.strip_prefix(b"data: ") else { continue };
+                self.event(data);
+            }
+            if leaves_with.is_some_and(|with| self.pieces >= with) {
+                return;
+            }
+        }
+    }
+
+    fn event(&mut self, data: &[u8]) {
+        if data == b"[DONE]" {
+            let finish = self.finish.take().unwrap_or_default();
+            self.end.get_or_insert(End::Answered { finish });
+            return;
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+        if value["error"].is_object() {
+            self.end = Some(End::Broken { code: code(&value["error"]) });
+            return;
+        }
+        let choice = &value["choices"][0];
+        let kind = value["type"].as_str().unwrap_or_default();
+        let text = choice["delta"]["content"]
+            .as_str()
+            .or_else(|| choice["text"].as_str())
+            .or_else(|| (kind == "response.output_text.delta").then(|| value["delta"].as_str())?);
+        if text.is_some_and(|text| !text.is_empty()) {
+            self.piece();
+        }
+        if let Some(finish) = choice["finish_reason"].as_str() {
+            self.finish = Some(finish.to_owned());
+        }
+        self.note_usage(&value["usage"]);
+        match kind {
+            "response.completed" | "response.incomplete" => {
+                let response = &value["response"];
+                self.note_usage(&response["usage"]);
+                let why = response["incomplete_details"]["reason"].as_str();
+                let finish = why.unwrap_or("stop").to_owned();
+                self.end = Some(End::Answered { finish });
+            }
+            "response.failed" | "response.cancelled" => {
+                let code = code(&value["response"]["error"]);
+                self.end = Some(End::Broken { code });
+            }
+            _ => {}
+        }
+    }
+
+    fn whole(&mut self, value: &Value) -> End {
+        let usage = &value["usage"];
+        self.note_usage(usage);
+        let choice = &value["choices"][0];
+        let finish = choice["finish_reason"].as_str();
+        let incomplete = value["incomplete_details"]["reason"].as_str();
+        End::Answered { finish: finish.or(incomplete).unwrap_or("stop").to_owned() }
+    }
+
+    fn note_usage(&mut self, usage: &Value) {
+        let count = |names: [&str; 2]| {
+            let found = names.iter().find_map(|name| usage[*name].as_u64());
+            found.and_then(|tokens| u32::try_from(tokens).ok())
+        };
+        let prompt = count(["prompt_tokens", "input_tokens"]);
+        let generated = count(["completion_tokens", "output_tokens"]);
+        if let (Some(prompt), Some(generated)) = (prompt, generated) {
+            self.usage = Some((prompt, generated));
+        }
+    }
+
+    fn piece(&mut self) {
+        let now = self.began.elapsed();
+        match self.first_token {
+            None => {
+                self.first_token = Some(now - self.at);
+                self.first_at = now;
+            }
+            Some(_) => {
+                self.longest_pause = self.longest_pause.max(now - self.last_token);
+            }
+        }
+        self.last_token = now;
+        self.pieces += 1;
+    }
+}
+
+fn code(error: &Value) -> String {
+    let code = error["code"].as_str().or_else(|| error["type"].as_str());
+    code.unwrap_or("unknown").to_owned()
+}
+
+/// What a request's id may be made of.
+fn id_of(name: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    name.chars().take(64).map(letter).collect()
+}
+
+/// A text of so many bytes, which are the simulated model's tokens. Half of it may be what others
+/// of the tenant say too.
+fn words(tokens: u32, shared: bool, dice: &mut Dice) -> String {
+    const LETTERS: &[u8] = b"etaoinshrdlu cmfwypvbgkqjxz ";
+    let letters = |dice: &mut Dice, count: u32| -> String {
+        let letter = |_| char::from(LETTERS[(dice.next() % LETTERS.len() as u64) as usize]);
+        (0..count).map(letter).collect()
+    };
+    let alike = if shared { tokens / 2 } else { 0 };
+    let mut text = letters(&mut Dice::new(0, "shared"), alike);
+    text += &letters(dice, tokens - alike);
+    text
+}
+
+fn body(tenant: &Tenant, model: &str, text: &str, tokens: u32, streaming: bool) -> String {
+    let mut body = match tenant.endpoint {
+        Endpoint::Chat => json!({
+            "model": model, "messages": [{"role": "user", "content": text}],
+            "max_completion_tokens": tokens, "stream": streaming,
+        }),
+        Endpoint::Completions => json!({
+            "model": model, "prompt": text, "max_tokens": tokens, "stream": streaming,
+        }),
+        Endpoint::Responses => json!({
+            "model": model, "input": text, "max_output_tokens": tokens, "stream": streaming,
+            "store": false,
+        }),
+    };
+    if streaming && tenant.endpoint != Endpoint::Responses {
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    let fields: BTreeMap<_, _> = tenant.body.iter().collect();
+    for (name, value) in fields {
+        body[name] = value.clone();
+    }
+    body.to_string()
+}

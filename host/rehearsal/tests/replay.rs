@@ -1,0 +1,109 @@
+//! A trace that was recorded with one policy, before another.
+
+use interlock_admission::{
+    Admission, Answer, Asked, Body, Code, Decision, Facts, Headers, Identity, Load, Phase, Policy,
+    Reason, Record, Rejection, Ruled, Said, Step,
+};
+use interlock_rehearsal::clock::HandClock;
+use interlock_rehearsal::replay::replay;
+use interlock_request::{Endpoint, ModelId, RequestId};
+
+/// Turns prompts away that are longer than this.
+struct AtMost(u32);
+
+impl Policy for AtMost {
+    fn name(&self) -> &str {
+        "at-most"
+    }
+
+    fn version(&self) -> &str {
+        "1"
+    }
+
+    fn takes(&self, phase: Phase) -> bool {
+        phase == Phase::Admit
+    }
+
+    fn admit(&self, facts: &Facts, _: &Load, _: u32, _: &Body) -> Answer<Decision> {
+        if facts.prompt_tokens <= self.0 {
+            return Ok(Decision::Admit(Admission::default()));
+        }
+        Ok(Decision::Reject(Rejection {
+            status: 413,
+            reason: Reason { code: Code::from("too_long"), detail: None },
+            retry_after: None,
+            headers: vec![],
+        }))
+    }
+}
+
+/// Three requests of 100, 200 and 300 tokens, as `policy` decided about them.
+fn trace(policy: &AtMost) -> String {
+    let line = |serial: u64| {
+        let facts = Facts {
+            serial,
+            request_id: RequestId::parse(&format!("r-{serial}")).expect("an id"),
+            arrived_at_micros: 1_000_000 * serial,
+            endpoint: Endpoint::Chat,
+            model: ModelId::new("m"),
+            streaming: true,
+            background: false,
+            prompt_tokens: 100 * u32::try_from(serial).expect("few"),
+            tokens_max: 10,
+            tokens_max_asked: true,
+            body_bytes: 100,
+            prefix_key: 0,
+            identity: Identity::default(),
+            headers: Headers::default(),
+        };
+        let asked = Asked::Admit { facts, load: Load::default(), tenant_in_flight: 0 };
+        let said = Said {
+            policy: "at-most".into(),
+            version: "1".into(),
+            decision: asked.ask(policy).expect("it takes part"),
+            phase: Phase::Admit,
+            fallback: None,
+            shadow: false,
+            elapsed: std::time::Duration::from_micros(5),
+        };
+        let record = Record {
+            version: Record::VERSION,
+            generation: 1,
+            steps: vec![Step { asked, said: vec![said] }],
+            verdict: Ruled::Open,
+        };
+        serde_json::to_string(&record).expect("a record is JSON")
+    };
+    (1..=3).map(|serial| line(serial) + "\n").collect()
+}
+
+#[test]
+fn the_same_policy_says_the_same() {
+    let trace = trace(&AtMost(250));
+    let replayed = replay(&trace, None, &AtMost(250), &HandClock::default()).expect("a trace");
+    assert_eq!(replayed.differences(), 0, "{replayed}");
+    assert_eq!(
+        replayed.to_string(),
+        "3 requests, 3 questions: 3 answered as before, 0 otherwise\n"
+    );
+}
+
+#[test]
+fn what_another_one_decides_otherwise_is_shown() {
+    let trace = trace(&AtMost(250));
+    let replayed = replay(&trace, Some("at-most"), &AtMost(150), &HandClock::default());
+    let replayed = replayed.expect("a trace");
+    assert_eq!(replayed.differences(), 1, "{replayed}");
+    let shown = replayed.to_string();
+    assert!(shown.contains("reject 413 (too_long)"), "{shown}");
+    assert!(shown.contains("r-2"), "{shown}");
+}
+
+#[test]
+fn a_trace_that_is_none_is_refused_with_the_line() {
+    let ask = |trace: &str, name| replay(trace, name, &AtMost(1), &HandClock::default());
+    let why = ask("\n{}\n", None).expect_err("no record").to_string();
+    assert!(why.starts_with("line 2 is no record: missing field"), "{why}");
+    let why = ask(&trace(&AtMost(1)), Some("other")).expect_err("nobody").to_string();
+    assert_eq!(why, "nobody called \"other\" was asked anything in it; it has at-most");
+}

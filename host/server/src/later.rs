@@ -1,0 +1,152 @@
+//! Asking for an answer later: `/v1/responses/{id}` in OpenAI's words, `/v1/requests/{id}` for an
+//! answer of any endpoint.
+//!
+//! Who asks must be who was answered: the policies say who that is, as for every request. Ids that
+//! are somebody else's are as unknown as those that nobody has.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use interlock_request::{CancelCause, Endpoint, RequestId};
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::ask::Shape;
+use crate::failure::{Complaint, Failure};
+use crate::host::Host;
+use crate::results::{State as Kept, Title};
+use crate::router::{Meta, cut};
+use crate::voice::{shown_response, voice};
+
+type Answer = Result<Response, Failure>;
+
+/// What stands before a request's id in a response's.
+const RESPONSE: &str = "resp_";
+
+/// A request and, once it has ended, its answer in the words of its endpoint.
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: &'a str,
+    object: &'static str,
+    endpoint: &'static str,
+    status: &'static str,
+    answer: Option<&'a RawValue>,
+    error: Option<Complaint>,
+}
+
+/// `GET /v1/responses/{id}`
+pub(crate) async fn response(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let (title, kept) = host.kept_response(&meta, &headers, &id).await?;
+    Ok(shown(&title, &kept))
+}
+
+/// `POST /v1/responses/{id}/cancel`: asking twice, or for one that has ended, changes nothing.
+pub(crate) async fn cancel_response(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let (title, kept) = host.kept_response(&meta, &headers, &id).await?;
+    if let Kept::Ended(_) = kept {
+        return Ok(shown(&title, &kept));
+    }
+    let request = title.head.request.clone();
+    host.live.cancel(&request, &title.tenant, CancelCause::Operator);
+    // It has ended for its client; the engine is on its way there.
+    let complaint = Failure::Cancelled(CancelCause::Operator);
+    let kept = Kept::Ended(Arc::new((crate::pieces::Said::default(), Err(complaint))));
+    tracing::info!(%request, "a response was cancelled by its client");
+    Ok(shown(&title, &kept))
+}
+
+/// `DELETE /v1/responses/{id}`
+pub(crate) async fn delete_response(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let (title, _) = host.kept_response(&meta, &headers, &id).await?;
+    if !host.results.remove(&title.head.request, &title.tenant) {
+        return Err(Failure::UnknownRequest(cut(&id)));
+    }
+    Ok(Json(json!({ "id": id, "object": "response", "deleted": true })).into_response())
+}
+
+/// `GET /v1/requests/{id}`
+pub(crate) async fn request(
+    State(host): State<Arc<Host>>,
+    Extension(meta): Extension<Meta>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let (title, kept) = host.kept(&meta, &headers, &id).await?;
+    let (mut answer, mut error) = (None, None);
+    let status = match &kept {
+        Kept::Queued => "queued",
+        Kept::Running => "running",
+        Kept::Ended(result) => match &**result {
+            (said, Ok(done)) => {
+                let bytes =
+                    voice(title.shape.clone(), title.head.clone()).whole(said.clone(), done);
+                answer = serde_json::from_slice::<Box<RawValue>>(&bytes).ok();
+                "completed"
+            }
+            (_, Err(failure)) => {
+                error = Some(failure.complaint(&title.head.request));
+                if matches!(failure, Failure::Cancelled(_)) { "cancelled" } else { "failed" }
+            }
+        },
+    };
+    let id = title.head.request.as_str();
+    let endpoint = title.endpoint.as_str();
+    let shown = Shown { id, object: "request", endpoint, status, answer: answer.as_deref(), error };
+    Ok(Json(shown).into_response())
+}
+
+impl Host {
+    async fn kept_response(
+        &self,
+        meta: &Meta,
+        headers: &HeaderMap,
+        id: &str,
+    ) -> Result<(Arc<Title>, Kept), Failure> {
+        let unknown = || Failure::UnknownRequest(cut(id));
+        let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
+        let (title, kept) = self.kept(meta, headers, request).await?;
+        let is_response = matches!(title.shape, Shape::Responses(_));
+        is_response.then_some((title, kept)).ok_or_else(unknown)
+    }
+
+    async fn kept(
+        &self,
+        meta: &Meta,
+        headers: &HeaderMap,
+        id: &str,
+    ) -> Result<(Arc<Title>, Kept), Failure> {
+        let visit = self.identify(meta, Endpoint::Responses, headers).await?;
+        let id = RequestId::parse(id).map_err(|_| Failure::UnknownRequest(cut(id)))?;
+        let kept = self.results.get(&id, &visit.identity.tenant);
+        kept.ok_or_else(|| Failure::UnknownRequest(id.to_string()))
+    }
+}
+
+/// A response as it is at the moment.
+pub(crate) fn shown(title: &Title, kept: &Kept) -> Response {
+    let body = shown_response(&title.shape, &title.head, kept);
+    let mut response = Response::new(body.into());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

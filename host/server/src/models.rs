@@ -1,0 +1,161 @@
+//! Which models there are, under which names, and how each of them is.
+
+use std::sync::{Arc, OnceLock};
+
+use interlock_admission::{Candidate, Facts, Load};
+use interlock_engine::{EngineExit, EngineHandle, EngineState, EngineView, ModelShape, NotStarted};
+use interlock_request::{ModelId, SamplingDefaults};
+use interlock_text::TextModel;
+
+use crate::failure::Failure;
+use crate::recent::Recent;
+
+/// A model that is served.
+pub struct ServedModel {
+    /// The name that clients use, and answers give.
+    pub id: ModelId,
+    /// Other names that clients may use.
+    pub aliases: Vec<String>,
+    /// How to sample where a request does not say.
+    pub sampling: SamplingDefaults,
+    /// Its text side; set when it is loaded. The server listens before that.
+    pub text: Arc<OnceLock<Arc<TextModel>>>,
+    /// The way to its engine.
+    pub engine: EngineHandle,
+}
+
+/// How a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ModelState {
+    /// It loads, or one that shares the engine thread does.
+    Starting,
+    /// It is served.
+    Ready,
+    /// Its engine was told to stop.
+    Stopped,
+    /// Its engine has stopped, and nobody told it to.
+    Failed,
+}
+
+impl ModelState {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A model in the host's table.
+pub(crate) struct Model {
+    served: ServedModel,
+    /// What it did lately.
+    pub(crate) recent: Arc<Recent>,
+}
+
+impl std::ops::Deref for Model {
+    type Target = ServedModel;
+
+    fn deref(&self) -> &ServedModel {
+        &self.served
+    }
+}
+
+impl Model {
+    /// As policies see it that choose among several, for this request.
+    fn candidate(&self, id: u32, facts: &Facts) -> Candidate {
+        let shape = match self.engine.state() {
+            EngineState::Ready(shape) => Some(shape),
+            EngineState::Starting | EngineState::Exited(_) => None,
+        };
+        let (first_token, inter_token) = self.recent.medians();
+        Candidate {
+            id,
+            model: self.id.clone(),
+            asked: self.is_called(facts.model.as_str()),
+            ready: self.state() == ModelState::Ready,
+            context: shape.map_or(0, |shape| shape.context),
+            load: self.load(),
+            prefix_seen: self.recent.has_prefix(facts.prefix_key),
+            first_token,
+            inter_token,
+        }
+    }
+}
+
+impl ServedModel {
+    /// How busy it is.
+    pub(crate) fn load(&self) -> Load {
+        let EngineView { waiting, waiting_max, running, running_max } = self.engine.view();
+        Load { waiting, waiting_max, running, running_max }
+    }
+
+    /// Its text side and its shape, when it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// When it is not yet, or no longer, there.
+    pub(crate) fn at_hand(&self) -> Result<(&Arc<TextModel>, ModelShape), Failure> {
+        let shape = match self.engine.state() {
+            EngineState::Ready(shape) => shape,
+            EngineState::Starting => return Err(NotStarted::Loading.into()),
+            EngineState::Exited(exit) => return Err(NotStarted::Stopped(exit).into()),
+        };
+        let text = self.text.get().ok_or(NotStarted::Loading)?;
+        Ok((text, shape))
+    }
+
+    pub(crate) fn state(&self) -> ModelState {
+        match self.engine.state() {
+            EngineState::Exited(EngineExit::Asked) => ModelState::Stopped,
+            EngineState::Exited(_) => ModelState::Failed,
+            EngineState::Ready(_) if self.text.get().is_some() => ModelState::Ready,
+            EngineState::Ready(_) | EngineState::Starting => ModelState::Starting,
+        }
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        self.id.as_str() == name || self.aliases.iter().any(|alias| alias == name)
+    }
+}
+
+/// All that are served, the default one first.
+pub(crate) struct Models(Vec<Arc<Model>>);
+
+impl Models {
+    pub(crate) fn new(models: Vec<ServedModel>) -> Self {
+        let model = |served| Arc::new(Model { served, recent: Arc::default() });
+        Self(models.into_iter().map(model).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.0.iter()
+    }
+
+    /// The model that a client means.
+    ///
+    /// # Errors
+    ///
+    /// When none is called so.
+    pub(crate) fn called(&self, name: &str) -> Result<&Arc<Model>, Failure> {
+        self.iter().find(|model| model.is_called(name)).ok_or_else(|| self.unknown(name))
+    }
+
+    /// No model is called so.
+    pub(crate) fn unknown(&self, name: &str) -> Failure {
+        let served = self.iter().map(|model| model.id.to_string()).collect();
+        Failure::UnknownModel { asked: name.to_owned(), served }
+    }
+
+    /// All of them, for policies to choose from.
+    pub(crate) fn candidates(&self, facts: &Facts) -> Vec<Candidate> {
+        (0..).zip(self.iter()).map(|(id, model)| model.candidate(id, facts)).collect()
+    }
+
+    /// The model of a candidate.
+    pub(crate) fn chosen(&self, id: u32) -> Option<&Arc<Model>> {
+        self.0.get(usize::try_from(id).ok()?)
+    }
+}

@@ -1,0 +1,52 @@
+//! Several models, each under its own names.
+
+use interlock_sim::SimSettings;
+
+use crate::rig::{Rig, Setup};
+
+async fn two() -> Rig {
+    let other = SimSettings { stop: 0, salt: 1, ..SimSettings::default() };
+    Rig::with(Setup { other: Some(other), ..Setup::default() }).await
+}
+
+fn ask(model: &str) -> String {
+    format!(r#"{{"model":"{model}","prompt":"hello","max_tokens":30,"temperature":0}}"#)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_model_answers_under_its_own_name_with_its_own_tokens() {
+    let mut rig = two().await;
+    let (sim, other) = (ask("sim"), ask("other"));
+    let (of_sim, of_other) =
+        tokio::join!(rig.post("/v1/completions", &sim), rig.post("/v1/completions", &other));
+    let (of_sim, of_other) = (of_sim.json(), of_other.json());
+    assert_eq!((&of_sim["model"], &of_other["model"]), (&"sim".into(), &"other".into()));
+    let text = |answer: &serde_json::Value| answer["choices"][0]["text"].to_string();
+    assert_ne!(text(&of_sim), text(&of_other));
+    let mut known = [rig.facts().await.model.to_string(), rig.facts().await.model.to_string()];
+    known.sort();
+    assert_eq!(known, ["other", "sim"], "policies are told which");
+    for model in ["sim", "other"] {
+        let line = format!(
+            r#"requests_total{{endpoint="completions",model="{model}",outcome="completed"}}"#
+        );
+        assert_eq!(rig.metric(&line), 1.0);
+    }
+    let alias = rig.post("/v1/completions", &ask("gpt-4o-mini")).await.json();
+    assert_eq!((text(&alias), &alias["model"]), (text(&of_other), &"other".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_models_are_listed_and_an_unknown_one_is_told_so() {
+    let rig = two().await;
+    let list = rig.get("/v1/models").await.json();
+    let ids: Vec<_> =
+        list["data"].as_array().expect("a list").iter().map(|card| &card["id"]).collect();
+    assert_eq!(ids, ["sim", "other"]);
+    assert_eq!(rig.get("/v1/models/gpt-4o-mini").await.json()["id"], "other");
+    let unknown = rig.post("/v1/completions", &ask("gpt-5")).await;
+    assert_eq!((unknown.status, unknown.code().as_str()), (404, "model_not_found"));
+    assert!(unknown.body.contains(r#"this host serves \"sim\", \"other\""#), "{}", unknown.body);
+    let ready = rig.get("/health/ready").await.json();
+    assert_eq!(ready["models"].to_string(), r#"{"other":"ready","sim":"ready"}"#);
+}

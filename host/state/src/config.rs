@@ -1,0 +1,225 @@
+//! `[state]`: where policies keep what they share, and how much of it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use interlock_request::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::space::ENTRY_BYTES;
+
+/// `[state]`: what policies remember between calls. Each policy has its own keys and its own quota.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StateConfig {
+    /// `memory`, which is this process's own and ends with it, or a Redis server (6.2 or later, or
+    /// Valkey) as `redis://[user:password@]host[:port][/database]`. Turn this to Redis when several
+    /// hosts are to share their limits, or when limits have to outlive a restart.
+    pub store: StoreUrl,
+    /// Longest time that one call may wait for Redis, 1ms to 1s; memory never waits. The default is
+    /// several times a round trip within a data centre. A policy that waited in vain hears that the
+    /// state is unavailable and decides without it; its deadline, which counts its own time alone,
+    /// does not run meanwhile. Turn this up when Redis is further away than that, and mind that
+    /// the call waits on the thread of a request.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+    /// Most keys of one policy: buckets, windows, open reservations, counted slots and values. A
+    /// limit per user takes a key per user. Turn this up when the log or the metrics say `quota`
+    /// and there are that many users.
+    pub keys_max: usize,
+    /// Most bytes of one policy, keys and values, with 128 bytes for each entry's bookkeeping.
+    /// Turn this up together with `keys_max`: the default is enough for that many short ones.
+    pub bytes_max: ByteSize,
+    /// Most bytes of one value, 1B to 64KiB, which is as much as a policy may hand over in one call.
+    /// State is for counters, flags and small records; turn this down to hold policies to that.
+    pub value_bytes_max: ByteSize,
+}
+
+/// Where the state is. Written `memory`, or as a Redis URL.
+///
+/// Wherever it is shown or written, the password is not.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum StoreUrl {
+    /// In this process.
+    #[default]
+    Memory,
+    /// In Redis, at this URL, password included.
+    Redis(String),
+}
+
+/// A text that names no store.
+#[derive(Debug, thiserror::Error)]
+#[error("a store is \"memory\" or \"redis://host[:port][/database]\", got {0:?}")]
+pub struct BadStoreUrl(String);
+
+impl Default for StateConfig {
+    fn default() -> Self {
+        Self {
+            store: StoreUrl::Memory,
+            timeout: Duration::from_millis(3),
+            keys_max: 100_000,
+            bytes_max: ByteSize(32 << 20),
+            value_bytes_max: ByteSize(64 << 10),
+        }
+    }
+}
+
+impl StateConfig {
+    const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+    const TIMEOUT_MAX: Duration = Duration::from_secs(1);
+    const KEYS_MAX: usize = 10_000_000;
+    const BYTES_MAX: ByteSize = ByteSize(16 << 30);
+    const VALUE_BYTES_MAX: ByteSize = ByteSize(64 << 10);
+
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut must = |holds: bool, key: &str, relation: String, value: &dyn fmt::Display| {
+            if !holds {
+                problems.push(format!("state.{key} must {relation}, got {value}"));
+            }
+        };
+        must(
+            (Self::TIMEOUT_MIN..=Self::TIMEOUT_MAX).contains(&self.timeout),
+            "timeout",
+            format!("be {:?} to {:?}", Self::TIMEOUT_MIN, Self::TIMEOUT_MAX),
+            &format!("{:?}", self.timeout),
+        );
+        must(
+            (1..=Self::KEYS_MAX).contains(&self.keys_max),
+            "keys_max",
+            format!("be 1 to {}", Self::KEYS_MAX),
+            &self.keys_max,
+        );
+        let values = (ByteSize(1), Self::VALUE_BYTES_MAX);
+        must(
+            (values.0..=values.1).contains(&self.value_bytes_max),
+            "value_bytes_max",
+            format!("be {} to {}", values.0, values.1),
+            &self.value_bytes_max,
+        );
+        let least = ByteSize(self.value_bytes_max.0.saturating_add(ENTRY_BYTES));
+        must(
+            (least..=Self::BYTES_MAX).contains(&self.bytes_max),
+            "bytes_max",
+            format!("be {least} (one value of state.value_bytes_max) to {}", Self::BYTES_MAX),
+            &self.bytes_max,
+        );
+        problems
+    }
+}
+
+impl StoreUrl {
+    /// The URL with anything between `:` and `@` hidden: it goes into logs.
+    fn shown(url: &str) -> String {
+        let start = url.find("://").map_or(0, |at| at + 3);
+        let Some(at) = url[start..].rfind('@') else { return url.to_owned() };
+        let login = &url[start..start + at];
+        let user = login.split(':').next().unwrap_or_default();
+        let password = if login.contains(':') { ":***" } else { "" };
+        format!("{}{user}{password}{}", &url[..start], &url[start + at..])
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = BadStoreUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadStoreUrl> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        if crate::redis::is_url(text) {
+            Ok(Self::Redis(text.to_owned()))
+        } else {
+            Err(BadStoreUrl(Self::shown(text)))
+        }
+    }
+}
+
+impl TryFrom<String> for StoreUrl {
+    type Error = BadStoreUrl;
+
+    fn try_from(text: String) -> Result<Self, BadStoreUrl> {
+        text.parse()
+    }
+}
+
+impl From<StoreUrl> for String {
+    fn from(store: StoreUrl) -> Self {
+        store.to_string()
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Redis(url) => f.write_str(&Self::shown(url)),
+        }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_store_is_memory_or_a_redis_url() {
+        assert_eq!("memory".parse::<StoreUrl>().unwrap(), StoreUrl::Memory);
+        for url in ["redis://cache", "redis://cache:6380/2", "redis+unix:///run/redis.sock"] {
+            assert_eq!(url.parse::<StoreUrl>().unwrap(), StoreUrl::Redis(url.into()));
+        }
+        for bad in ["", "cache:6379", "http://cache", "rediss://cache", "redis:cache", "redis://"] {
+            assert!(bad.parse::<StoreUrl>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let store: StoreUrl = "redis://host:p@ss:w0rd@cache:6379/1".parse().unwrap();
+        assert_eq!(store.to_string(), "redis://host:***@cache:6379/1");
+        assert_eq!(format!("{store:?}"), store.to_string());
+        assert_eq!(serde_json::to_string(&store).unwrap(), format!("\"{store}\""));
+        let bad = "http://me:secret@cache".parse::<StoreUrl>().unwrap_err();
+        assert!(!bad.to_string().contains("secret"), "{bad}");
+    }
+
+    #[test]
+    fn the_defaults_have_no_problems_and_are_what_an_empty_table_means() {
+        assert_eq!(StateConfig::default().problems(), [""; 0]);
+        let empty: StateConfig = serde_json::from_str("{}").unwrap();
+        assert_eq!(empty, StateConfig::default());
+        let typo = serde_json::from_str::<StateConfig>(r#"{"timout": "3ms"}"#);
+        assert!(typo.unwrap_err().to_string().contains("unknown field `timout`"));
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_key_relation_and_value() {
+        let bad = StateConfig {
+            store: StoreUrl::Memory,
+            timeout: Duration::from_secs(2),
+            keys_max: 0,
+            bytes_max: ByteSize(4),
+            value_bytes_max: ByteSize(2 << 20),
+        };
+        expect![[r#"
+            state.timeout must be 1ms to 1s, got 2s
+            state.keys_max must be 1 to 10000000, got 0
+            state.value_bytes_max must be 1B to 64KiB, got 2MiB
+            state.bytes_max must be 2097280B (one value of state.value_bytes_max) to 16GiB, got 4B"#]]
+        .assert_eq(&bad.problems().join("\n"));
+    }
+}

@@ -1,0 +1,150 @@
+//! What policies remember from one call to the next, outside of any WASM instance.
+//!
+//! A [`State`] is opened once; each policy gets its own [`Space`] of it, where it takes from token
+//! buckets, reserves from budgets and settles later, counts concurrent requests, and keeps small
+//! values. In the memory of this process, or in Redis for hosts that share their limits: the same
+//! rules, and one suite of tests for both.
+//!
+//! ```text
+//! Space::take ──► checked ──► Shelf ──┬─► memory: a mutex per shard, no I/O
+//!               numbers, sizes        └─► redis: one Lua script, one round trip
+//! ```
+//!
+//! # Invariants
+//!
+//! - An operation happens whole or not at all, whoever else asks at the same time, on this host or
+//!   on another one with the same Redis.
+//! - A policy sees what itself has written and nothing else: names and reservations are looked up
+//!   under the policy's name, so a number that one policy hands to another is worth nothing there.
+//! - What one policy can fill is bounded in keys and bytes. What has ended is swept before anything
+//!   is refused, and nothing that still counts is dropped to make room.
+//! - Nothing is kept for longer than [`LIFE_MAX`] after it was last written.
+//! - Memory answers in microseconds. Redis answers within `state.timeout`, or the fault is
+//!   [`StateFault::Unavailable`]; then it is left alone until it answers again, and until then each
+//!   call fails at once.
+//!
+//! # Not here
+//!
+//! No wasmtime, no request and no tokio: calls are synchronous and made inline. Which reservations
+//! belong to which request is the caller's bookkeeping, since the caller is who knows when a request
+//! ends; what it has to [`Space::abandon`] then are numbers. Hosts that each have their own Redis,
+//! and a Redis that loses what it was told (a failover to a replica that is behind), are limits of
+//! Redis that nothing here repairs.
+
+mod clock;
+mod config;
+mod memory;
+mod metrics;
+mod redis;
+mod space;
+
+use std::sync::Arc;
+
+pub use clock::StateClock;
+pub use config::{BadStoreUrl, StateConfig, StoreUrl};
+pub use metrics::StateMetrics;
+pub use space::{Bucket, Entered, NEVER, Reservation, Reserved, Space, StateFault, Taken, Window};
+
+use clock::Monotonic;
+use space::Quota;
+
+use std::time::Duration;
+
+/// The longest that anything is kept after it was last written: a month, and so the longest window
+/// and the longest time that a bucket may take to fill.
+pub const LIFE_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+/// How long a reservation is remembered after it was made or last extended. One that is settled
+/// later than this changes nothing: what was reserved stays charged.
+pub const RESERVATION_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The state of all policies of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    store: Arc<dyn Store>,
+    quota: Quota,
+    metrics: Option<StateMetrics>,
+}
+
+/// Why the state could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StateFailed {
+    /// Nobody answers there, or not as Redis does. Found at the start and not at the first
+    /// request, since at the start it is most often a typing error.
+    #[error("state.store {store} cannot be used: {why}")]
+    Unusable {
+        /// Where, without the password.
+        store: String,
+        /// What the client says.
+        why: String,
+    },
+}
+
+/// Where spaces come from.
+trait Store: Send + Sync {
+    /// The shelf of a policy; the same one for the same name.
+    fn shelf(&self, policy: &str) -> Arc<dyn space::Shelf>;
+}
+
+impl State {
+    /// Opens what the configuration names.
+    ///
+    /// # Errors
+    ///
+    /// When it names a Redis that does not answer.
+    pub fn open(config: &StateConfig) -> Result<Self, StateFailed> {
+        Self::open_with(config, Arc::new(Monotonic::new()))
+    }
+
+    /// The same, with another clock. Redis has its own clock, which no host can replace.
+    ///
+    /// # Errors
+    ///
+    /// As [`State::open`].
+    pub fn open_with(
+        config: &StateConfig,
+        clock: Arc<dyn StateClock>,
+    ) -> Result<Self, StateFailed> {
+        let quota = Quota::of(config);
+        let store: Arc<dyn Store> = match &config.store {
+            StoreUrl::Memory => Arc::new(memory::Memory::new(clock, quota)),
+            StoreUrl::Redis(url) => {
+                let opened = redis::Redis::open(url, config.timeout, quota);
+                Arc::new(opened.map_err(|error| StateFailed::Unusable {
+                    store: config.store.to_string(),
+                    why: error.to_string(),
+                })?)
+            }
+        };
+        Ok(Self { store, quota, metrics: None })
+    }
+
+    /// State in the memory of this process, within the default quota.
+    pub fn memory() -> Self {
+        Self::memory_with(Arc::new(Monotonic::new()))
+    }
+
+    /// The same on another clock: the simulator's runs as fast as it likes.
+    pub fn memory_with(clock: Arc<dyn StateClock>) -> Self {
+        let quota = Quota::of(&StateConfig::default());
+        Self { store: Arc::new(memory::Memory::new(clock, quota)), quota, metrics: None }
+    }
+
+    /// Counts what the spaces are asked, from now on.
+    #[must_use]
+    pub fn with_metrics(self, metrics: StateMetrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
+    }
+
+    /// A policy's own namespace, with its own quota of keys and bytes. Asked twice, it is the same.
+    pub fn space(&self, policy: &str) -> Space {
+        let counts = self.metrics.as_ref().map(|metrics| Arc::new(metrics.counts(policy)));
+        Space::new(self.store.shelf(policy), self.quota, counts)
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("quota", &self.quota).finish_non_exhaustive()
+    }
+}

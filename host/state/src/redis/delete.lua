@@ -1,0 +1,1 @@
+return { forget('v:' .. ARGV[4]) and 'ok' or 'unknown' }

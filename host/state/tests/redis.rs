@@ -1,0 +1,349 @@
+//! What holds of Redis alone: hosts that share it, and a server that dies, stalls and comes back.
+
+mod rig;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use interlock_state::{
+    Bucket, Entered, Reserved, Space, State, StateConfig, StateFault, StoreUrl, Taken, Window,
+};
+use rig::RedisServer;
+
+const STILL: Bucket = Bucket { capacity: 400.0, refill_per_second: 0.001 };
+const HOUR: Window = Window { limit: 400.0, per: Duration::from_secs(3600) };
+
+/// What a loaded machine may add to a time that is promised.
+const SLACK: Duration = Duration::from_millis(250);
+
+/// No call touches the network: a thousand of them fit here with room to spare.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+fn unavailable<T: std::fmt::Debug>(answer: Result<T, StateFault>) -> String {
+    match answer {
+        Err(StateFault::Unavailable(why)) => why,
+        other => panic!("redis is not there, but {other:?}"),
+    }
+}
+
+/// Until redis is back: the only thing here that is waited for and not promised by when.
+#[track_caller]
+fn recovers(space: &Space) {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(20) {
+        if space.get("k").is_ok() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("redis is back, and not found in 20 s");
+}
+
+#[test]
+fn hosts_that_share_a_redis_share_their_limits() {
+    let server = RedisServer::start();
+    let hosts = [server.open(), server.open()];
+    let granted = thread::scope(|threads| {
+        let all: Vec<_> = (0..8)
+            .map(|at| {
+                let space = hosts[at % 2].space("p");
+                threads.spawn(move || {
+                    let (mut tokens, mut charged, mut slots) = (0, 0, 0);
+                    for _ in 0..100 {
+                        let took = space.take("k", STILL, 1.0).unwrap();
+                        tokens += u32::from(matches!(took, Taken::Ok { .. }));
+                        let reserved = space.reserve("k", HOUR, 1.0).unwrap();
+                        charged += u32::from(matches!(reserved, Reserved::Ok(_)));
+                        let slot = space.enter("k", 40, Duration::from_secs(60)).unwrap();
+                        slots += u32::from(matches!(slot, Entered::Ok { .. }));
+                    }
+                    (tokens, charged, slots)
+                })
+            })
+            .collect();
+        let sums = all.into_iter().map(|thread| thread.join().unwrap());
+        sums.fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+    });
+    assert_eq!(granted, (400, 400, 40));
+}
+
+#[test]
+fn what_one_host_reserved_another_may_settle_for_the_same_policy_alone() {
+    let server = RedisServer::start();
+    let (one, other) = (server.open(), server.open());
+    let Reserved::Ok(reservation) = one.space("p").reserve("k", HOUR, 400.0).unwrap() else {
+        panic!("there is room");
+    };
+    assert!(!other.space("q").settle(reservation.id, 0.0).unwrap());
+    assert!(other.space("p").settle(reservation.id, 100.0).unwrap());
+    let again = one.space("p").reserve("k", HOUR, 300.0).unwrap();
+    assert!(matches!(again, Reserved::Ok(_)), "{again:?}");
+}
+
+#[test]
+fn a_redis_that_is_killed_fails_calls_at_once_and_is_found_again_when_it_is_back() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    space.set("k", b"1", None).unwrap();
+    server.kill();
+    let started = Instant::now();
+    unavailable(space.get("k"));
+    assert!(started.elapsed() < server.config().timeout + SLACK);
+    let started = Instant::now();
+    for _ in 0..1000 {
+        unavailable(space.take("k", STILL, 1.0));
+        unavailable(space.settle(1, 1.0));
+    }
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    server.restart();
+    recovers(&space);
+    // It has forgotten the scripts with everything else, and is told again.
+    assert!(matches!(space.take("k", STILL, 400.0).unwrap(), Taken::Ok { .. }));
+}
+
+/// One slow script of somebody else's, or a fork: every call that waits meanwhile is too late, and
+/// nothing is wrong with the server.
+#[test]
+fn one_late_answer_is_a_fault_of_that_call_alone() {
+    let server = RedisServer::start();
+    let timeout = Duration::from_millis(300);
+    let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
+    let space = state.space("p");
+    let mut raw = server.raw();
+    let pause = redis::cmd("DEBUG").arg(&["SLEEP", "0.45"]).get_packed_command();
+    raw.send_packed_command(&pause).unwrap();
+    // On its way before ours, on another connection.
+    thread::sleep(Duration::from_millis(20));
+    let why = unavailable(space.take("k", STILL, 1.0));
+    assert!(why.contains("did not answer within 300ms"), "{why}");
+    assert!(matches!(space.take("k", STILL, 1.0).unwrap(), Taken::Ok { .. }));
+    // As many late ones as there are connections, and more than would do in a row: each is
+    // replaced, and an answer in between begins the count anew.
+    for _ in 0..4 {
+        raw.recv_response().unwrap();
+        raw.send_packed_command(&pause).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        unavailable(space.get("k"));
+        space.get("k").unwrap();
+    }
+}
+
+#[test]
+fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing() {
+    let server = RedisServer::start();
+    let timeout = Duration::from_millis(50);
+    let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
+    let space = state.space("p");
+    server.signal("STOP");
+    for _ in 0..3 {
+        let started = Instant::now();
+        let why = unavailable(space.take("k", STILL, 1.0));
+        assert!(why.contains("50ms"), "{why}");
+        assert!((timeout..timeout + SLACK).contains(&started.elapsed()), "{:?}", started.elapsed());
+    }
+    let started = Instant::now();
+    for _ in 0..1000 {
+        unavailable(space.take("k", STILL, 1.0));
+    }
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    server.signal("CONT");
+    recovers(&space);
+    // The answer that came too late was read by nobody.
+    assert_eq!(space.get("k").unwrap(), None);
+    assert_eq!(space.increment("n", 5, None).unwrap(), 5);
+}
+
+#[test]
+fn calls_in_flight_when_redis_stalls_all_end_in_time() {
+    let server = RedisServer::start();
+    let timeout = Duration::from_millis(100);
+    let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
+    server.signal("STOP");
+    // More callers than there are connections: those who wait for one are told as well.
+    thread::scope(|threads| {
+        for _ in 0..40 {
+            let space = state.space("p");
+            threads.spawn(move || {
+                let started = Instant::now();
+                unavailable(space.take("k", STILL, 1.0));
+                assert!(started.elapsed() < timeout + SLACK, "{:?}", started.elapsed());
+            });
+        }
+    });
+}
+
+#[test]
+fn connections_that_the_server_closed_are_made_anew() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    space.set("k", b"1", None).unwrap();
+    let closed: u32 = redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+        .query(&mut server.raw())
+        .unwrap();
+    assert!(closed > 0);
+    unavailable(space.get("k"));
+    recovers(&space);
+    assert_eq!(space.get("k").unwrap(), Some(b"1".into()));
+}
+
+#[test]
+fn what_the_server_refuses_is_a_fault_of_that_call_alone() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    let configure = |key: &str, value: &str| {
+        let set = redis::cmd("CONFIG").arg(&["SET", key, value]).query::<()>(&mut server.raw());
+        set.unwrap();
+    };
+    configure("maxmemory", "1");
+    let why = unavailable(space.set("k", b"1", None));
+    assert!(why.contains("OOM"), "{why}");
+    assert_eq!(space.get("k").unwrap(), None, "reading goes on");
+    configure("maxmemory", "0");
+    space.set("k", b"1", None).unwrap();
+}
+
+/// BUSY is a code that the client does not know by name, as are MISCONF and, from a script on newer
+/// servers, OOM.
+#[test]
+fn a_refusal_in_words_that_the_client_does_not_know_costs_no_connection() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    let (mut busy, mut other) = (server.raw(), server.raw());
+    let limit = ["SET", "lua-time-limit", "1"];
+    redis::cmd("CONFIG").arg(&limit).query::<()>(&mut other).unwrap();
+    let endless = redis::cmd("EVAL").arg("while true do end").arg(0).get_packed_command();
+    busy.send_packed_command(&endless).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    let why = unavailable(space.get("k"));
+    assert!(why.contains("BUSY"), "{why}");
+    redis::cmd("SCRIPT").arg("KILL").query::<()>(&mut other).unwrap();
+    // The end of the script, which is a little later.
+    busy.recv_response().unwrap();
+    assert_eq!(space.get("k").unwrap(), None);
+}
+
+#[test]
+fn scripts_that_the_server_forgot_are_told_again() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    redis::cmd("SCRIPT").arg("FLUSH").query::<()>(&mut server.raw()).unwrap();
+    assert!(matches!(space.take("k", STILL, 1.0).unwrap(), Taken::Ok { .. }));
+}
+
+#[test]
+fn everything_has_an_expiry_and_is_written_under_the_policys_prefix() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    space.take("k", STILL, 1.0).unwrap();
+    space.reserve("k", HOUR, 1.0).unwrap();
+    let Reserved::Ok(open) = space.reserve("k", HOUR, 1.0).unwrap() else { panic!("room") };
+    space.extend(open.id, 1.0).unwrap();
+    space.settle(open.id, 1.0).unwrap();
+    space.enter("k", 3, Duration::from_secs(60)).unwrap();
+    space.set("set", b"1", None).unwrap();
+    space.set("set", b"2", None).unwrap();
+    space.increment("counter", 1, None).unwrap();
+    space.increment("counter", 1, None).unwrap();
+    space.compare_and_set("set", Some(b"2"), b"3", None).unwrap();
+    let mut raw = server.raw();
+    let mut keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut raw).unwrap();
+    keys.sort();
+    assert_eq!(keys.len(), 8, "{keys:?}");
+    for key in keys {
+        assert!(key.starts_with("interlock:{p}:"), "{key}");
+        let life: i64 = redis::cmd("PTTL").arg(&key).query(&mut raw).unwrap();
+        let month = 31 * 24 * 3600 * 1000 + 1; // Ends are rounded up to milliseconds.
+        assert!((1..=month).contains(&life), "{key} lives for {life} ms");
+    }
+}
+
+/// The account is what quotas are checked against: where it drifts, a policy is refused for ever
+/// or never.
+#[test]
+fn the_account_is_empty_when_all_has_ended() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    let short = Duration::from_millis(50);
+    let window = Window { limit: 10.0, per: short };
+    for key in ["a", "b", "c"] {
+        let bucket = Bucket { capacity: 1.0, refill_per_second: 20.0 };
+        space.take(key, bucket, 1.0).unwrap();
+        let Reserved::Ok(open) = space.reserve(key, window, 1.0).unwrap() else { panic!("room") };
+        space.extend(open.id, 1.0).unwrap();
+        space.settle(open.id, 5.0).unwrap();
+        let Entered::Ok { slot, .. } = space.enter(key, 2, short).unwrap() else { panic!("slot") };
+        space.enter(key, 2, short).unwrap();
+        space.leave(key, slot).unwrap();
+        space.set(key, b"long", Some(short)).unwrap();
+        space.set(key, b"1", Some(short)).unwrap();
+        space.increment(key, 1000, None).unwrap();
+    }
+    thread::sleep(short * 2);
+    // Each new entry sweeps two that have ended; what is deleted is gone at once.
+    for at in 0..20 {
+        space.set(&at.to_string(), b"", None).unwrap();
+    }
+    for at in 0..20 {
+        assert!(space.delete(&at.to_string()).unwrap());
+    }
+    let mut raw = server.raw();
+    let left: Vec<(String, i64)> =
+        redis::cmd("HGETALL").arg("interlock:{p}:sizes").query(&mut raw).unwrap();
+    assert_eq!(left, [(String::new(), 0)]);
+    let ends: u64 = redis::cmd("ZCARD").arg("interlock:{p}:ends").query(&mut raw).unwrap();
+    assert_eq!(ends, 0);
+}
+
+/// Somebody set the server's clock back: what was written then is in the future now. Nobody is to
+/// be refused until that future comes, nor is anything forgiven.
+#[test]
+fn a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives() {
+    let server = RedisServer::start();
+    let space = server.open().space("p");
+    let mut raw = server.raw();
+    let (seconds, _): (u64, u64) = redis::cmd("TIME").query(&mut raw).unwrap();
+    let future = (seconds + 86_400) * 1_000_000;
+    let mut write = |key: &str, value: String| {
+        redis::cmd("SET").arg(&[key, &value, "EX", "100000"]).query::<()>(&mut raw).unwrap();
+    };
+    write("interlock:{p}:b:k", format!("0 {future}"));
+    write("interlock:{p}:w:k", format!("{future} {} 399", future + 1_000_000));
+    let bucket = Bucket { capacity: 10.0, refill_per_second: 100.0 };
+    assert!(matches!(space.take("k", bucket, 5.0).unwrap(), Taken::Denied { .. }));
+    thread::sleep(Duration::from_millis(60));
+    assert!(matches!(space.take("k", bucket, 5.0).unwrap(), Taken::Ok { .. }));
+    let denied = space.reserve("k", HOUR, 2.0).unwrap();
+    let Reserved::Denied { available_in } = denied else { panic!("forgiven: {denied:?}") };
+    assert!(available_in <= HOUR.per, "{available_in:?}");
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_found_at_the_start() {
+    let server = RedisServer::start();
+    server.kill();
+    let error = State::open(&server.config()).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("state.store {} cannot be used", server.url())), "{error}");
+
+    let secret = format!("redis://me:secret@{}", server.url().trim_start_matches("redis://"));
+    let store = StoreUrl::Redis(secret);
+    let error = State::open(&StateConfig { store, ..server.config() }).unwrap_err().to_string();
+    assert!(!error.contains("secret"), "{error}");
+}
+
+#[test]
+fn a_wrong_password_is_found_at_the_start() {
+    let server = RedisServer::start();
+    let set =
+        redis::cmd("CONFIG").arg(&["SET", "requirepass", "right"]).query::<()>(&mut server.raw());
+    set.unwrap();
+    let with = |login: &str| {
+        let url = server.url().replace("redis://", &format!("redis://{login}"));
+        State::open(&StateConfig { store: StoreUrl::Redis(url), ..server.config() })
+    };
+    assert!(with(":right@").is_ok());
+    for wrong in [":wrong@", ""] {
+        let error = with(wrong).unwrap_err().to_string();
+        assert!(!error.contains("wrong"), "{error}");
+    }
+}

@@ -1,0 +1,42 @@
+//! A request past the policies, for tests that are about what comes after them.
+
+use std::sync::Arc;
+
+use interlock_admission::{
+    Body, Consent, Facts, Headers, Identity, Load, PolicyChain, Prompt, at_once,
+};
+use interlock_request::{Endpoint, Generation, ModelId, RequestId};
+
+/// What the policies of `chain` make of a request. Its serial tells it from others.
+///
+/// # Errors
+///
+/// When one of them refuses.
+pub fn admit(
+    chain: &Arc<PolicyChain>,
+    serial: u64,
+    id: &str,
+    prompt: Vec<u32>,
+    generation: Generation,
+) -> Result<Consent, interlock_admission::Refused> {
+    let facts = Facts {
+        serial,
+        request_id: RequestId::parse(id).expect("a request id"),
+        arrived_at_micros: 0,
+        endpoint: Endpoint::Chat,
+        model: ModelId::new("sim"),
+        streaming: true,
+        background: false,
+        prompt_tokens: u32::try_from(prompt.len()).expect("a prompt of a test"),
+        tokens_max: generation.tokens_max,
+        tokens_max_asked: true,
+        body_bytes: 0,
+        prefix_key: 0,
+        identity: Identity::default(),
+        headers: Headers::default(),
+    };
+    let hearing = chain.hear(serial, facts.request_id.clone());
+    let prompt = Prompt::new(prompt).expect("a prompt");
+    let body = Arc::new(Body::new(vec![]));
+    at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))
+}
