@@ -286,7 +286,8 @@ def test_a_changed_file_is_taken_over_and_a_broken_one_is_not(configured, tmp_pa
     new = tmp_path / "new.wasm"
     new.write_bytes(b"broken")
     new.replace(file)
-    logged(host, "a policy's file changed", "policy.wasm")
+    logged(host, "a policy's file changed and cannot be taken", "policy.wasm", "not WebAssembly")
+    assert host.metric('policy_swaps_total{result="failed"}') > 0
     assert generation(host) == now and ask(host).status_code == 200
     shutil.copy(GUESTS / "guard.wasm", new)
     new.replace(file)
