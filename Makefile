@@ -71,7 +71,7 @@ check-docs: setup ## the documentation, where a broken link is an error
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
 
 .PHONY: test-clients
-test-clients: setup model ## the server, as public client libraries see it
+test-clients: setup model redis ## the server, as public client libraries see it
 	tests/clients/run.sh
 
 .PHONY: check-macos

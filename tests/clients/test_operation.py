@@ -198,9 +198,15 @@ def test_config_show_tells_where_each_value_came_from(tmp_path):
     environment = {"INTERLOCK__WAITING__REQUESTS_MAX": "9", "PATH": "/usr/bin"}
     shown = run("config", "show", "--config", str(config), env=environment)
     assert shown.returncode == 0, shown.stderr
-    by_key = {line.split("=")[0].strip(): line for line in shown.stdout.splitlines() if "=" in line}
-    assert "127.0.0.1:1111" in by_key["bind"] and str(config) in by_key["bind"]
-    assert "9" in by_key["requests_max"] and "INTERLOCK__WAITING__REQUESTS_MAX" in by_key["requests_max"]
+    by_key, section = {}, ""
+    for line in shown.stdout.splitlines():
+        if line.strip().startswith("["):
+            section = line.strip().strip("[]")
+        elif "=" in line:
+            by_key[f"{section}.{line.split('=')[0].strip()}"] = line
+    bind, waiting = by_key["server.bind"], by_key["waiting.requests_max"]
+    assert "127.0.0.1:1111" in bind and str(config) in bind
+    assert "9" in waiting and "INTERLOCK__WAITING__REQUESTS_MAX" in waiting
 
 
 def test_inspecting_a_simulated_model_says_what_it_simulates():

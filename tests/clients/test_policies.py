@@ -8,6 +8,7 @@ import concurrent.futures
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -285,7 +286,8 @@ def test_a_changed_file_is_taken_over_and_a_broken_one_is_not(configured, tmp_pa
     new = tmp_path / "new.wasm"
     new.write_bytes(b"broken")
     new.replace(file)
-    logged(host, "a policy's file changed", "policy.wasm")
+    logged(host, "a policy's file changed and cannot be taken", "policy.wasm", "not WebAssembly")
+    assert host.metric('policy_swaps_total{result="failed"}') > 0
     assert generation(host) == now and ask(host).status_code == 200
     shutil.copy(GUESTS / "guard.wasm", new)
     new.replace(file)
@@ -337,6 +339,51 @@ def test_what_was_recorded_is_decided_again(configured, tmp_path):
         capture_output=True, text=True, timeout=PATIENCE,
     )
     assert "prompt_too_long" in replayed.stdout, replayed
+
+
+def test_two_hosts_share_their_limits_in_redis(configured, serve, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    redis = subprocess.Popen(
+        [ROOT / "target/redis/redis-server", "--port", str(port), "--save", ""],
+        cwd=tmp_path, stdout=subprocess.DEVNULL,
+    )
+    try:
+        text = model("fine", first=True) + f"""
+[state]
+store = "redis://127.0.0.1:{port}"
+# A test of what is decided, not of how fast a busy machine decides it.
+timeout = "500ms"
+[[policy]]
+name = "quota-by-tenant"
+source = "{GUESTS / "quota-by-tenant.wasm"}"
+grants = ["state", "headers:x-tenant"]
+[policy.settings]
+requests_per_minute = 2
+"""
+        wait_for(port)
+        first = configured(text)
+        second = serve(None, "--config", str(first.config))
+        blue, green = ({"headers": {"x-tenant": tenant}} for tenant in ("blue", "green"))
+        assert ask(first, **blue).status_code == 200
+        assert ask(second, **blue).status_code == 200
+        for host in (first, second):
+            assert ask(host, **blue).status_code == 429
+        assert ask(second, **green).status_code == 200
+    finally:
+        redis.kill()
+        redis.wait(PATIENCE)
+
+
+def wait_for(port):
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            assert time.monotonic() < until, "Redis does not listen"
+            time.sleep(0.02)
 
 
 def test_an_old_release_keeps_deciding(configured):

@@ -1,7 +1,8 @@
 //! What policies cost: `cargo run --release -p interlock-policy --example figures`.
 //!
 //! Each line: wall time at the 50th, 99th and 99.9th of a hundred calls, and the thread's CPU time
-//! per call on average, which is what is left when a busy machine is subtracted. Guests are built
+//! per call on average, which is what is left when a busy machine is subtracted. At the end stand
+//! the machine and its load. Guests are built
 //! by `make guests`.
 
 #![allow(clippy::print_stdout, reason = "printing figures is all it does")]
@@ -43,6 +44,9 @@ fn main() {
     idle();
     swaps(&host, &registry);
     let _ = std::fs::remove_dir_all(cached);
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("{cores} cores, load average {}", load.trim());
 }
 
 fn calls(plain: &WasmPolicy, host: &PolicyHost) {
@@ -52,6 +56,9 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
     let _ = std::fs::remove_file(empty);
     let caller = caller();
     report("empty call", CALLS, || drop(nothing.identify(&caller)));
+    // Without a reading of the clock for each, which is a twentieth of it.
+    let (_, took) = timed(|| (0..CALLS).for_each(|_| drop(nothing.identify(&caller))));
+    println!("empty call, on average      {:?}", took / u32::try_from(CALLS).unwrap_or(1));
     report("identify", CALLS, || drop(plain.identify(&caller)));
     let body = Body::new(br#"{"messages":[]}"#.to_vec());
     let (bare, full) = (facts(0), facts(6));

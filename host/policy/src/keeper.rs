@@ -309,10 +309,18 @@ impl Keeper {
             book.entries.iter().find(|entry| entry.config.name == name).cloned()
         };
         let Some(entry) = found else { return };
-        let Ok(bytes) = Bytes::read(&entry.config.source) else {
-            // Likely half of it; the other half will change the stamp once more.
-            tracing::warn!(policy = name, from = %entry.config.source, "a policy's file changed, and cannot be read");
-            return;
+        let bytes = match Bytes::read(&entry.config.source) {
+            Ok(bytes) => bytes,
+            Err(why) => {
+                // If it is half of it, the other half will change the stamp once more.
+                let from = &entry.config.source;
+                tracing::warn!(
+                    policy = name, %from, %why,
+                    "a policy's file changed and cannot be taken: the one that was there stays"
+                );
+                self.policies.swap_failed();
+                return;
+            }
         };
         let digest = bytes.digest.clone();
         let tried = {
@@ -320,7 +328,12 @@ impl Keeper {
             let refusal = book.refused.get(name).filter(|refusal| refusal.digest == digest);
             refusal.map_or(0, |refusal| refusal.tries)
         };
-        if digest == entry.compiled.digest || tried >= TRIES {
+        if digest == entry.compiled.digest {
+            let from = &entry.config.source;
+            tracing::info!(policy = name, %from, %digest, "a policy's file is the one in place");
+            return;
+        }
+        if tried >= TRIES {
             return;
         }
         tracing::info!(policy = name, from = %entry.config.source, %digest, "a policy's file changed");

@@ -258,6 +258,15 @@ impl Cases {
             let wrong = wrong.map_err(|why| BadCases(format!("case {:?}: {why}", case.name)))?;
             played.cases.push(CasePlayed { name: case.name.clone(), wrong });
         }
+        // Nothing played is nothing tested.
+        if played.cases.is_empty() {
+            let named = self.cases.iter().map(|case| format!("{:?}", case.name));
+            let named: Vec<_> = named.collect();
+            return Err(BadCases(format!(
+                "no case's name contains {only:?}; there are {}",
+                if named.is_empty() { "none".to_owned() } else { named.join(", ") }
+            )));
+        }
         Ok(played)
     }
 

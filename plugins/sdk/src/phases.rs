@@ -103,7 +103,8 @@ pub trait Events: Policy {
     message = "`{Self}` is exported for `account`, but does not implement `Account`"
 )]
 pub trait Account: Policy {
-    /// A request has ended; called once for each that this policy admitted.
+    /// A request has ended; called once for each that this policy was asked to admit and did not
+    /// itself reject, whatever became of it.
     fn account(&self, request: &RequestFacts, summary: &Summary);
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy::{PolicyConfig, PolicyHost, Services};
+use interlock_policy::{PolicyConfig, PolicyHost, Services, default_cache};
 use interlock_rehearsal::cases::{Cases, Specimen};
 use interlock_rehearsal::clock::HandClock;
 use interlock_state::State;
@@ -91,7 +91,7 @@ fn begin(policy: &PolicyConfig, generous: bool) -> Result<Specimen, String> {
     let clock = HandClock::default();
     let state = State::memory_with(Arc::new(clock.clone()));
     let registry = interlock_metrics::Registry::new();
-    let services = Services { state: state.clone(), registry: &registry, cache: None };
+    let services = Services { state: state.clone(), registry: &registry, cache: default_cache() };
     let host = PolicyHost::with(services).map_err(|why| why.to_string())?;
     let mut policy = policy.clone();
     let mut loaded = host.load(&policy);

@@ -167,7 +167,8 @@ pub fn settle(reservation: u64, actual: f64) -> Result<bool, Fault> {
     })
 }
 
-/// Counts one in among at most `limit` at the same time, until [`leave`] or the lease's end.
+/// Counts one in among at most `limit` at the same time, until [`leave`] or the end of the lease, in
+/// microseconds: longer than a request may take (the operator's `limits.total_max`, 1 h by default).
 ///
 /// # Errors
 ///
@@ -215,7 +216,7 @@ pub fn get(key: &str) -> Result<Option<Vec<u8>>, Fault> {
     with_store(|store, now| Ok(store.value(key, now)))
 }
 
-/// Writes a value; for this long, or until it is deleted.
+/// Writes a value; for this long, or for 31 days, which is the longest.
 ///
 /// # Errors
 ///
