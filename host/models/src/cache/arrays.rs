@@ -7,11 +7,15 @@
 //!               (head, page) makes [rows, kv_heads, length, head_dim], which the kernels take as is
 //! ```
 //!
-//! Rows of one token (decoding) are computed together by a kernel that reads their pages where they
-//! lie ([`super::kernel`]). Where it does not work, MLX's attention computes those of about the same
-//! length together: lengths are rounded up to powers of two of pages, so that a row's attention
-//! costs at most twice what its own length calls for, and so that there are few shapes. A row of several tokens (a prompt's chunk)
-//! is computed alone, under a causal mask.
+//! Rows of one token (decoding), and short pieces of prompts, are computed together by a kernel that
+//! reads their pages where they lie ([`super::kernel`]): each token of a piece is a query of its own.
+//! Where it does not work, MLX's attention computes rows of one token and about the same length
+//! together: lengths are rounded up to powers of two of pages, so that a row's attention costs at
+//! most twice what its own length calls for, and so that there are few shapes.
+//!
+//! A long piece of a prompt is computed alone by MLX's attention, under a mask, in one of few shapes
+//! too: on CUDA cuDNN plans each new shape, which takes tens of milliseconds, and pieces of prompts
+//! have a new one in every pass.
 //!
 //! # Invariants
 //!
@@ -34,6 +38,11 @@ use crate::families::Dimensions;
 use crate::rope::Rope;
 
 pub(super) const PAGE: i32 = PAGE_TOKENS.cast_signed();
+
+/// A piece of a prompt is followed by our kernel while its tokens times the length behind them are
+/// no more than this: the kernel reads keys and values again for each token, MLX's attention once
+/// for many, but behind a copy and in shapes that have to be planned.
+const FOLLOWED_MAX: usize = 1 << 16;
 
 pub(crate) struct ArrayPages {
     layers: Vec<Option<Pool>>,
@@ -82,20 +91,36 @@ enum Part {
         /// `[rows, 1, 1, length]`.
         mask: Array,
     },
-    /// One token each, by our kernel.
+    /// Single tokens, by our kernel.
     Followed { tokens: Option<Array>, rows: kernel::Rows },
     /// Several tokens of one sequence.
-    Prompt { start: i32, count: i32, gather: Array, length: i32 },
+    Prompt(Prompt),
+}
+
+/// A piece of a prompt that MLX's attention computes.
+struct Prompt {
+    start: i32,
+    count: i32,
+    /// Queries with those that fill the shape up.
+    queries: i32,
+    /// Positions with those that fill the shape up.
+    length: i32,
+    /// `[kv_heads * length / PAGE]`.
+    gather: Array,
+    /// What is added to the scores, `[1, 1, queries, length]`: 0, or minus infinity where a query
+    /// must not look.
+    mask: Array,
 }
 
 impl ArrayPages {
+    /// Pages for sequences, and one more for the rows that fill a table up.
     pub(crate) fn new(
         dimensions: &Dimensions,
         pages: i32,
         dtype: Dtype,
     ) -> Result<Self, Exception> {
         let Dimensions { layers, kv_heads, head_dim, heads: query_heads, .. } = *dimensions;
-        let heads = Heads { kv_heads, head_dim, pages };
+        let heads = Heads { kv_heads, head_dim, pages: pages + 1 };
         let kernel = Attention::find(heads, |kernel| heads.differ(kernel, query_heads, dtype));
         let layers = (0..layers).map(|_| None).collect();
         let mut made = Self { layers, heads, dtype, plan: None, kernel };
@@ -135,8 +160,14 @@ impl ArrayPages {
         }
     }
 
-    pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
-        self.plan = Some(self.heads.plan(spans, self.kernel.is_ok()));
+    pub(crate) fn begin(&mut self, spans: &[Span<'_>]) -> Result<(), Exception> {
+        self.plan = Some(self.heads.plan(spans, self.kernel.is_ok(), self.dtype)?);
+        Ok(())
+    }
+
+    /// A page that no sequence has.
+    pub(crate) fn spare(&self) -> PageId {
+        PageId(self.heads.pages.unsigned_abs() - 1)
     }
 
     /// What must be computed before a pass has ended.
@@ -241,28 +272,64 @@ impl Part {
                 )? // [rows, heads, 1, head_dim]
                 .reshape(&[*rows, query_heads, head_dim])
             }
-            Self::Prompt { start, count, gather, length } => {
-                let queries = queries
-                    .try_index((*start..start + count, .., .., ..))?
-                    .reshape(&[1, *count, query_heads, head_dim])?
-                    .transpose_axes(&[0, 2, 1, 3])?;
-                let (keys, values) = (
-                    heads.gather(&pool.keys, gather, 1, gather.dim(0) / heads.kv_heads * PAGE)?,
-                    heads.gather(&pool.values, gather, 1, gather.dim(0) / heads.kv_heads * PAGE)?,
-                );
-                fast::scaled_dot_product_attention(
-                    queries,
-                    keys.try_index((.., .., ..*length, ..))?,
-                    values.try_index((.., .., ..*length, ..))?,
-                    scale,
-                    // Aligned with the last key: right in the middle of a prompt too.
-                    ScaledDotProductAttentionMask::Causal,
-                    None,
-                )? // [1, heads, count, head_dim]
-                .transpose_axes(&[0, 2, 1, 3])?
-                .reshape(&[*count, query_heads, head_dim])
-            }
+            Self::Prompt(prompt) => prompt.attend(queries, pool, heads, scale),
         }
+    }
+}
+
+impl Prompt {
+    /// Shapes beyond this are whole multiples of it: rounding up further would cost more than the
+    /// plans that it saves.
+    const QUERIES_STEP: usize = 256;
+
+    /// How many queries are computed in place of so many.
+    fn queries(count: usize) -> usize {
+        if count <= Self::QUERIES_STEP {
+            count.next_power_of_two().max(PAGE as usize)
+        } else {
+            count.next_multiple_of(Self::QUERIES_STEP)
+        }
+    }
+
+    /// How many pages are looked at in place of so many: four sizes from one power of two to the
+    /// next.
+    fn pages(count: usize) -> usize {
+        count.next_multiple_of((count.next_power_of_two() / 8).max(8))
+    }
+
+    /// See [`Part::attend`].
+    fn attend(
+        &self,
+        queries: &Array,
+        pool: &Pool,
+        heads: Heads,
+        scale: f32,
+    ) -> Result<Array, Exception> {
+        let Self { start, count, length, gather, mask, .. } = self;
+        let (query_heads, head_dim) = (queries.dim(1), heads.head_dim);
+        let own = queries.try_index((*start..start + count, .., .., ..))?.reshape(&[
+            1,
+            *count,
+            query_heads,
+            head_dim,
+        ])?;
+        let missing = self.queries - count;
+        let all = if missing == 0 {
+            own
+        } else {
+            let none = ops::zeros_dtype(&[1, missing, query_heads, head_dim], own.dtype())?;
+            ops::concatenate(&[own, none], 1)?
+        };
+        fast::scaled_dot_product_attention(
+            all.transpose_axes(&[0, 2, 1, 3])?,
+            heads.gather(&pool.keys, gather, 1, *length)?,
+            heads.gather(&pool.values, gather, 1, *length)?,
+            scale,
+            mask,
+            None,
+        )? // [1, heads, queries, head_dim]
+        .transpose_axes(&[0, 2, 1, 3])?
+        .try_index((0, ..*count, .., ..)) // [count, heads, head_dim]
     }
 }
 
@@ -280,11 +347,13 @@ impl Heads {
             .reshape(&[rows, self.kv_heads, length, self.head_dim])
     }
 
-    fn plan(self, spans: &[Span<'_>], follow: bool) -> Plan {
+    /// Where these rows read and write. `follow`: our kernel works here.
+    fn plan(self, spans: &[Span<'_>], follow: bool, dtype: Dtype) -> Result<Plan, Exception> {
         let mut positions = Vec::new();
         let mut slots = Vec::new();
         let mut cleared = Vec::new();
         let mut decoding: BTreeMap<usize, Vec<&Span<'_>>> = BTreeMap::new();
+        let mut followed = Vec::new();
         let mut parts = Vec::new();
         let mut order = Vec::new();
         for span in spans {
@@ -299,24 +368,19 @@ impl Heads {
                     self.slots(span, position, &mut cleared);
                 }
             }
-            let pages = end.div_ceil(PAGE as usize);
-            if span.count == 1 {
-                decoding.entry(pages.next_power_of_two()).or_default().push(span);
+            if follow && (span.count == 1 || span.count * end <= FOLLOWED_MAX) {
+                followed.push(span);
+            } else if span.count == 1 {
+                let pages = end.div_ceil(PAGE as usize).next_power_of_two();
+                decoding.entry(pages).or_default().push(span);
             } else {
                 order.extend(span.start..span.start + span.count);
-                parts.push(Part::Prompt {
-                    start: span.start as i32,
-                    count: span.count as i32,
-                    gather: numbers(&self.pages_of(span, pages)),
-                    length: end as i32,
-                });
+                parts.push(Part::Prompt(self.prompt(span, dtype)?));
             }
         }
-        if follow && !decoding.is_empty() {
-            let mut rows: Vec<_> = std::mem::take(&mut decoding).into_values().flatten().collect();
-            rows.sort_unstable_by_key(|span| span.start);
-            order.extend(rows.iter().map(|span| span.start));
-            parts.push(self.followed(&rows, rows.len() == spans.len()));
+        if !followed.is_empty() {
+            order.extend(followed.iter().flat_map(|span| span.start..span.start + span.count));
+            parts.push(self.followed(&followed, followed.len() == spans.len()));
         }
         for (pages, rows) in decoding {
             order.extend(rows.iter().map(|span| span.start));
@@ -326,13 +390,36 @@ impl Heads {
         for (now, &then) in order.iter().enumerate() {
             back[then] = now as i32;
         }
-        Plan {
+        Ok(Plan {
             positions: numbers(&positions),
             slots: numbers(&slots),
             cleared: (!cleared.is_empty()).then(|| numbers(&cleared)),
             parts,
             order: (!back.is_sorted()).then(|| numbers(&back)),
-        }
+        })
+    }
+
+    fn prompt(self, span: &Span<'_>, dtype: Dtype) -> Result<Prompt, Exception> {
+        let end = span.from + span.count;
+        let queries = Prompt::queries(span.count) as i32;
+        let pages = Prompt::pages(end.div_ceil(PAGE as usize));
+        let length = pages as i32 * PAGE;
+        // Queries that only fill up look where the last one does: at something, or they would be
+        // divided by nothing.
+        let sees: Vec<i32> =
+            (0..queries).map(|at| (span.from as i32 + at).min(end as i32 - 1)).collect();
+        let sees = Array::from_slice(&sees, &[1, 1, queries, 1]);
+        let positions: Vec<i32> = (0..length).collect();
+        let hidden = Array::from_slice(&positions, &[1, 1, 1, length]).gt(sees)?;
+        let mask = ops::select(hidden, Array::from_f32(f32::NEG_INFINITY), Array::from_f32(0.0))?;
+        Ok(Prompt {
+            start: span.start as i32,
+            count: span.count as i32,
+            queries,
+            length,
+            gather: numbers(&self.pages_of(span, pages)),
+            mask: mask.as_dtype(dtype)?,
+        })
     }
 
     fn decoding(self, pages: usize, rows: &[&Span<'_>], all: bool) -> Part {
@@ -351,26 +438,27 @@ impl Heads {
         }
     }
 
-    fn followed(self, rows: &[&Span<'_>], all: bool) -> Part {
-        let lists: Vec<_> = rows
-            .iter()
-            .map(|span| {
-                let length = span.from + 1;
-                let pages = (0..length.div_ceil(PAGE as usize)).map(|at| span.page(at) as i32);
-                (length, pages.collect())
-            })
-            .collect();
-        let tokens: Vec<i32> = rows.iter().map(|span| span.start as i32).collect();
+    fn followed(self, spans: &[&Span<'_>], all: bool) -> Part {
+        let mut rows = Vec::new();
+        let mut tokens = Vec::new();
+        for span in spans {
+            for at in 0..span.count {
+                rows.push((span.from + at + 1, span.pages));
+                tokens.push((span.start + at) as i32);
+            }
+        }
         Part::Followed {
             tokens: (!all).then(|| numbers(&tokens)),
-            rows: kernel::Rows::new(&lists, self.pages),
+            rows: kernel::Rows::new(&rows, self.pages),
         }
     }
 
     /// The largest difference between what the kernel computes and what MLX's own operations do, for
-    /// short rows and long ones, rows that end with a page and rows that do not.
+    /// short rows and long ones, rows that end with a page and rows that do not, and a piece of a
+    /// prompt.
     fn differ(self, kernel: &Attention, query_heads: i32, dtype: Dtype) -> Result<f32, Exception> {
-        const LENGTHS: [usize; 5] = [256, 1, 33, 32, 700];
+        /// Positions before a row's tokens, and how many tokens.
+        const ROWS: [(usize, usize); 6] = [(255, 1), (0, 1), (32, 1), (70, 45), (31, 1), (699, 1)];
         let scale = (self.head_dim as f32).powf(-0.5);
         let heads = Self { pages: 64, ..self };
         let key = random::key(7)?;
@@ -380,19 +468,23 @@ impl Heads {
         };
         let size = [heads.kv_heads * heads.pages * PAGE, heads.head_dim];
         let pool = Pool { keys: noise(&size, 1)?, values: noise(&size, 2)? };
-        let rows = LENGTHS.len() as i32;
-        let queries = noise(&[rows, query_heads, 1, heads.head_dim], 3)?;
+        let total: usize = ROWS.iter().map(|(_, count)| count).sum();
+        let queries = noise(&[total as i32, query_heads, 1, heads.head_dim], 3)?;
         let mut pages = (0..heads.pages as u32).rev().map(PageId);
-        let pages: Vec<Vec<_>> = LENGTHS
+        let pages: Vec<Vec<_>> = ROWS
             .iter()
-            .map(|length| pages.by_ref().take(length.div_ceil(PAGE as usize)).collect())
+            .map(|(from, count)| {
+                pages.by_ref().take((from + count).div_ceil(PAGE as usize)).collect()
+            })
             .collect();
-        let spans = LENGTHS.iter().zip(&pages).enumerate();
-        let spans: Vec<_> = spans
-            .map(|(start, (length, pages))| Span { start, count: 1, from: length - 1, pages })
-            .collect();
+        let mut start = 0;
+        let mut spans = Vec::new();
+        for ((from, count), pages) in ROWS.into_iter().zip(&pages) {
+            spans.push(Span { start, count, from, pages });
+            start += count;
+        }
         let mixed = |follow: bool| -> Result<Array, Exception> {
-            let plan = heads.plan(&spans, follow);
+            let plan = heads.plan(&spans, follow, dtype)?;
             let parts: Vec<_> = plan
                 .parts
                 .iter()

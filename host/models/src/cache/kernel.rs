@@ -10,6 +10,7 @@
 //! tries it when the model is loaded, against MLX's own operations; where it does not compile or
 //! not agree, it is not used, and the log says so.
 
+use interlock_engine::PageId;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
@@ -154,15 +155,17 @@ pub(super) struct Rows {
 
 impl Rows {
     /// Of rows that have so many positions, in these pages.
-    pub(super) fn new(rows: &[(usize, Vec<i32>)], pool_pages: i32) -> Self {
-        let row_pages = rows.iter().map(|(_, pages)| pages.len()).max().unwrap_or(1);
+    pub(super) fn new(rows: &[(usize, &[PageId])], pool_pages: i32) -> Self {
+        let entered = |length: usize| length.div_ceil(PAGE as usize);
+        let row_pages = rows.iter().map(|(length, _)| entered(*length)).max().unwrap_or(1);
         let mut table = Vec::with_capacity(rows.len() * row_pages);
         let (mut lengths, mut piece_row, mut piece_begin) = (vec![], vec![], vec![]);
         let mut first_piece = vec![0];
-        for (row, (length, pages)) in rows.iter().enumerate() {
-            table.extend(pages.iter().chain(std::iter::repeat(&0)).take(row_pages));
-            lengths.push(*length as i32);
-            for begin in (0..*length as i32).step_by(PIECE as usize) {
+        for (row, &(length, pages)) in rows.iter().enumerate() {
+            let pages = pages[..entered(length)].iter().map(|page| page.0.cast_signed());
+            table.extend(pages.chain(std::iter::repeat(0)).take(row_pages));
+            lengths.push(length as i32);
+            for begin in (0..length as i32).step_by(PIECE as usize) {
                 piece_row.push(row as i32);
                 piece_begin.push(begin);
             }

@@ -87,12 +87,12 @@ pub(crate) enum Pages {
 
 impl<'a> Batch<'a> {
     /// The rows' tokens lie one after another in the order of `spans`.
-    pub(crate) fn new(spans: Vec<Span<'a>>, pages: &'a mut Pages) -> Self {
+    pub(crate) fn new(spans: Vec<Span<'a>>, pages: &'a mut Pages) -> Result<Self, Exception> {
         match pages {
             Pages::Host(pages) => pages.begin(),
-            Pages::Arrays(pages) => pages.begin(&spans),
+            Pages::Arrays(pages) => pages.begin(&spans)?,
         }
-        Self { spans, pages }
+        Ok(Self { spans, pages })
     }
 
     /// Turns queries and keys by their positions, writes keys and values into the rows' pages, and
@@ -233,7 +233,9 @@ mod tests {
         let keys = if heads == 2 { keys } else { noise(1, start * 16) };
         let (queries, keys, values) = (tensor(queries), tensor(keys), tensor(values));
         let projected = Projected { queries: &queries, keys: &keys, values: &values };
-        match Batch::new(spans, pages).attend(0, projected, &rope(), 0.25) {
+        let mixed = Batch::new(spans, pages)
+            .and_then(|mut batch| batch.attend(0, projected, &rope(), 0.25));
+        match mixed {
             Ok(Tensor::Host(mixed)) => mixed.numbers,
             Ok(Tensor::Device(mixed)) => mixed.to_vec_exact().unwrap_or_default(),
             Err(_) => Vec::new(),

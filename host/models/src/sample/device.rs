@@ -19,17 +19,21 @@ use mlx_rs::{Array, Dtype, ops, transforms};
 use super::adjust::Terms;
 use super::{Filter, Sampler, Way, printable};
 
-/// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type.
-pub(crate) fn draw_on_device(
+/// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type; `beside` is
+/// computed by the same evaluation.
+pub(crate) fn draw_on_device<'a>(
     samplers: &[&Sampler],
     logits: &Array,
+    beside: impl IntoIterator<Item = &'a Array>,
 ) -> Result<Vec<Drawn>, Exception> {
     if samplers.is_empty() {
         return Ok(Vec::new());
     }
     let tokens = choose(samplers, &adjust(samplers, logits)?)?; // [rows]
     let logprobs = Likelihoods::of(samplers, logits, &tokens)?;
-    transforms::eval(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]))?;
+    let mut wanted: Vec<&Array> = beside.into_iter().collect();
+    wanted.extend(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]));
+    transforms::eval(wanted)?;
 
     let tokens = read::<u32>(&tokens)?;
     let logprobs = match logprobs {
