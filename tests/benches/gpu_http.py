@@ -100,12 +100,14 @@ def main():
     speeds, prompt = bare(options.decode, folder, options.out)
     print(f"a prompt of 90 tokens alone takes {prompt * 1000:.1f} ms")
     print(f"{'clients':>7} {'bare':>8} {'HTTP':>8} {'without prompts':>16} {'share':>6}")
-    for batch in json.loads(report.read_text())["batches"]:
-        if batch["target"] == "interlock":
-            clients, wall = batch["concurrency"], batch["wall_seconds"]["mean"]
-            tokens = 128 * clients
-            rest = tokens / (wall - clients * prompt)
+    for cell in json.loads(report.read_text())["cells"]:
+        if cell["target"] == "interlock":
+            clients = cell["concurrency"]
+            tokens = sum(batch["tokens"] for batch in cell["batches"])
+            wall = sum(batch["wall_s"] for batch in cell["batches"])
+            computing = wall - clients * len(cell["batches"]) * prompt
             bare_speed = speeds.get(clients, float("nan"))
+            rest = tokens / computing
             print(f"{clients:>7} {bare_speed:>8.0f} {tokens / wall:>8.0f} {rest:>16.0f} {rest / bare_speed:>6.2f}")
 
 
