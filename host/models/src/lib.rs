@@ -141,8 +141,10 @@ pub fn load(
 /// used, which took 65 s before the first token on an H200. Better that the host is
 /// not ready yet than that the first client waits.
 fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
-    /// Long enough for the kernels that products of many rows use.
-    const PROMPT: [TokenId; 64] = [0; 64];
+    /// Long enough for the kernels that products of many rows use, and that attention of a long
+    /// piece of a prompt does.
+    const PROMPT: [TokenId; 512] = [0; 512];
+    const SHORT: usize = 64;
     let shape = model.shape();
     let length = (shape.context as usize).min(PROMPT.len());
     let pages: Vec<PageId> = (0..shape.pages).map(PageId).collect();
@@ -159,7 +161,7 @@ fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
         let opening =
             Opening { prompt: &PROMPT, generated: &[], generation: &generation, fresh_seed: 0 };
         let mut sequence = model.open(&opening)?;
-        for (from, tokens) in [(0, length), (length - 1, 1)] {
+        for (from, tokens) in [(0, length), (0, length.min(SHORT)), (length - 1, 1)] {
             model.pass(&mut [Row {
                 sequence: &mut sequence,
                 tokens: &PROMPT[..tokens],

@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use interlock_engine::{Forward, ModelShape, Opening, PassFailed, Row};
 use interlock_request::{Drawn, TokenId};
 use mlx_rs::error::Exception;
-use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, transforms};
 
 use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
@@ -156,8 +155,7 @@ impl Model {
         })
     }
 
-    /// The table's hidden states, `[1, total, hidden]`, `total` being at least the rows' tokens:
-    /// see [`filled_up`].
+    /// The table's hidden states, `[1, total, hidden]`.
     fn hidden(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Tensor, Exception> {
         let mut tokens: Vec<TokenId> = Vec::new();
         let mut spans = Vec::with_capacity(rows.len());
@@ -169,16 +167,6 @@ impl Model {
                 pages: row.pages,
             });
             tokens.extend(row.tokens);
-        }
-        let spare = match &self.pages {
-            Pages::Host(_) => None,
-            Pages::Arrays(pages) => Some([pages.spare()]),
-        };
-        if let Some(spare) = &spare {
-            for start in tokens.len()..filled_up(tokens.len()) {
-                spans.push(Span { start, count: 1, from: 0, pages: spare });
-                tokens.push(0);
-            }
         }
         let mut batch = Batch::new(spans, &mut self.pages)?;
         self.family.hidden(&tokens, &mut batch)
@@ -217,23 +205,14 @@ impl Model {
                 Ok(draw_on_host(&samplers, &logits.host()?.numbers))
             }
             Pages::Arrays(pages) => {
-                let drawing = ends.len() as i32;
-                ends.resize(filled_up(ends.len()), ends[0]);
                 let logits = self.family.logits(&hidden.rows(&ends)?)?;
                 let logits = logits.device()?.as_dtype(Dtype::Float32)?;
                 let logits = logits.reshape(&[ends.len() as i32, -1])?;
                 // The pages are settled by the same evaluation: each one is a wait for the device.
-                draw_on_device(&samplers, &logits.try_index(..drawing)?, pages.arrays())
+                draw_on_device(&samplers, &logits, pages.arrays())
             }
         }
     }
-}
-
-/// How many rows a GPU is given in place of so many. From two to seven a product takes longer than
-/// with eight on an H200 (cuBLAS; a step of 5.8 to 7.6 ms against 5.6), one alone has a kernel of
-/// its own. Metal has kernels for few rows.
-fn filled_up(rows: usize) -> usize {
-    if cfg!(not(target_os = "macos")) && (2..8).contains(&rows) { 8 } else { rows }
 }
 
 impl Forward for Model {

@@ -63,6 +63,21 @@ pub(super) struct Heads {
     pub(super) kv_heads: i32,
     pub(super) head_dim: i32,
     pub(super) pages: i32,
+    pub(super) shapes: Shapes,
+}
+
+/// In which shapes MLX's attention is given long pieces of prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shapes {
+    /// As long as they are, under MLX's own causal mask.
+    Exact,
+    /// In few, filled up, under a mask that is an array.
+    Few,
+}
+
+impl Shapes {
+    /// On CUDA cuDNN plans each new shape, 60 to 100 ms on an H200. Metal's kernels take any.
+    const HERE: Self = if cfg!(target_os = "macos") { Self::Exact } else { Self::Few };
 }
 
 /// Where a pass reads and writes, the same in all layers.
@@ -105,22 +120,21 @@ struct Prompt {
     queries: i32,
     /// Positions with those that fill the shape up.
     length: i32,
-    /// `[kv_heads * length / PAGE]`.
+    /// `[kv_heads * pages]`: those in which `length` positions lie.
     gather: Array,
     /// What is added to the scores, `[1, 1, queries, length]`: 0, or minus infinity where a query
-    /// must not look.
-    mask: Array,
+    /// must not look. None: it is causal, the last query sees all.
+    mask: Option<Array>,
 }
 
 impl ArrayPages {
-    /// Pages for sequences, and one more for the rows that fill a table up.
     pub(crate) fn new(
         dimensions: &Dimensions,
         pages: i32,
         dtype: Dtype,
     ) -> Result<Self, Exception> {
         let Dimensions { layers, kv_heads, head_dim, heads: query_heads, .. } = *dimensions;
-        let heads = Heads { kv_heads, head_dim, pages: pages + 1 };
+        let heads = Heads { kv_heads, head_dim, pages, shapes: Shapes::HERE };
         let kernel = Attention::find(heads, |kernel| heads.differ(kernel, query_heads, dtype));
         let layers = (0..layers).map(|_| None).collect();
         let mut made = Self { layers, heads, dtype, plan: None, kernel };
@@ -141,7 +155,7 @@ impl ArrayPages {
         self.plan = None;
         // The old go first: there may be no room for both.
         self.layers.iter_mut().for_each(|pool| *pool = None);
-        let Heads { kv_heads, head_dim, pages } = self.heads;
+        let Heads { kv_heads, head_dim, pages, .. } = self.heads;
         for pool in &mut self.layers {
             let empty = || ops::zeros_dtype(&[kv_heads * pages * PAGE, head_dim], self.dtype);
             let made = Pool { keys: empty()?, values: empty()? };
@@ -149,6 +163,13 @@ impl ArrayPages {
             *pool = Some(made);
         }
         Ok(())
+    }
+
+    /// As on another platform.
+    #[cfg(test)]
+    pub(super) fn with_shapes(mut self, shapes: Shapes) -> Self {
+        self.heads.shapes = shapes;
+        self
     }
 
     /// As if others had left this everywhere.
@@ -163,11 +184,6 @@ impl ArrayPages {
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) -> Result<(), Exception> {
         self.plan = Some(self.heads.plan(spans, self.kernel.is_ok(), self.dtype)?);
         Ok(())
-    }
-
-    /// A page that no sequence has.
-    pub(crate) fn spare(&self) -> PageId {
-        PageId(self.heads.pages.unsigned_abs() - 1)
     }
 
     /// What must be computed before a pass has ended.
@@ -320,10 +336,18 @@ impl Prompt {
             let none = ops::zeros_dtype(&[1, missing, query_heads, head_dim], own.dtype())?;
             ops::concatenate(&[own, none], 1)?
         };
+        let seen = |pool: &Array| {
+            let entered = gather.dim(0) / heads.kv_heads * PAGE;
+            heads.gather(pool, gather, 1, entered)?.try_index((.., .., ..*length, ..))
+        };
+        let mask = match mask {
+            Some(mask) => mask.into(),
+            None => ScaledDotProductAttentionMask::Causal,
+        };
         fast::scaled_dot_product_attention(
             all.transpose_axes(&[0, 2, 1, 3])?,
-            heads.gather(&pool.keys, gather, 1, *length)?,
-            heads.gather(&pool.values, gather, 1, *length)?,
+            seen(&pool.keys)?,
+            seen(&pool.values)?,
             scale,
             mask,
             None,
@@ -400,25 +424,33 @@ impl Heads {
     }
 
     fn prompt(self, span: &Span<'_>, dtype: Dtype) -> Result<Prompt, Exception> {
-        let end = span.from + span.count;
-        let queries = Prompt::queries(span.count) as i32;
-        let pages = Prompt::pages(end.div_ceil(PAGE as usize));
-        let length = pages as i32 * PAGE;
-        // Queries that only fill up look where the last one does: at something, or they would be
-        // divided by nothing.
-        let sees: Vec<i32> =
-            (0..queries).map(|at| (span.from as i32 + at).min(end as i32 - 1)).collect();
-        let sees = Array::from_slice(&sees, &[1, 1, queries, 1]);
-        let positions: Vec<i32> = (0..length).collect();
-        let hidden = Array::from_slice(&positions, &[1, 1, 1, length]).gt(sees)?;
-        let mask = ops::select(hidden, Array::from_f32(f32::NEG_INFINITY), Array::from_f32(0.0))?;
+        let (count, end) = (span.count as i32, span.from as i32 + span.count as i32);
+        let entered = end.unsigned_abs().div_ceil(PAGE_TOKENS) as usize;
+        let (queries, pages, length) = match self.shapes {
+            Shapes::Exact => (count, entered, end),
+            Shapes::Few => {
+                let pages = Prompt::pages(entered);
+                (Prompt::queries(span.count) as i32, pages, pages as i32 * PAGE)
+            }
+        };
+        let mask = || {
+            // Queries that only fill up see what the last one does: of nothing at all they would
+            // make NaN.
+            let sees: Vec<i32> =
+                (0..queries).map(|at| (span.from as i32 + at).min(end - 1)).collect();
+            let sees = Array::from_slice(&sees, &[1, 1, queries, 1]);
+            let positions: Vec<i32> = (0..length).collect();
+            let hidden = Array::from_slice(&positions, &[1, 1, 1, length]).gt(sees)?;
+            let (none, all) = (Array::from_f32(f32::NEG_INFINITY), Array::from_f32(0.0));
+            ops::select(hidden, none, all)?.as_dtype(dtype)
+        };
         Ok(Prompt {
             start: span.start as i32,
-            count: span.count as i32,
+            count,
             queries,
             length,
             gather: numbers(&self.pages_of(span, pages)),
-            mask: mask.as_dtype(dtype)?,
+            mask: if self.shapes == Shapes::Few { Some(mask()?) } else { None },
         })
     }
 
@@ -523,4 +555,27 @@ impl Heads {
 
 pub(super) fn numbers(numbers: &[i32]) -> Array {
     Array::from_slice(numbers, &[numbers.len() as i32])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A server meets pieces of every length; cuDNN would plan each.
+    #[test]
+    fn pieces_of_every_length_have_few_shapes_that_are_little_larger() {
+        let queries: BTreeSet<_> = (2..=2048).map(Prompt::queries).collect();
+        assert_eq!(queries.len(), 11, "{queries:?}");
+        let pages: BTreeSet<_> = (1..=1024).map(Prompt::pages).collect();
+        assert_eq!(pages.len(), 24, "{pages:?}");
+        for count in 1..=4096 {
+            assert!(Prompt::queries(count) >= count && Prompt::pages(count) >= count);
+            if count > 32 {
+                assert!(Prompt::queries(count) < 2 * count, "{count} queries");
+                assert!(4 * Prompt::pages(count) <= 5 * count + 4, "{count} pages");
+            }
+        }
+    }
 }
