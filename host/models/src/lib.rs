@@ -85,6 +85,15 @@ pub struct LoadOptions {
     pub threads: Option<NonZeroUsize>,
 }
 
+/// What MLX must find in the environment, unless it was put there: for `main` to set, before there
+/// are threads.
+///
+/// MLX on CUDA keeps plans by shape (cuDNN's attention, graphs, convolutions) and counts those that
+/// it made anew, ever. Beyond twice as many as it keeps, it takes the process for a bad loop and
+/// fails every pass with a new shape from then on: "Cache thrashing is happening". A server meets new
+/// lengths as long as it lives. What it should cost is the plan made anew.
+pub const ENVIRONMENT: [(&str, &str); 1] = [("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")];
+
 /// How far loading is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
