@@ -77,6 +77,15 @@ impl Model {
         }
     }
 
+    /// For measuring: how long a piece of a prompt our GPU kernel takes over from MLX's attention,
+    /// in groups of threads for each key head. 0 is none.
+    #[doc(hidden)]
+    pub fn follow(&mut self, pieces_max: usize) {
+        if let Pages::Arrays(pages) = &mut self.pages {
+            pages.follow(pieces_max);
+        }
+    }
+
     /// One pass, and the logits after each token of each row, instead of tokens drawn. For
     /// comparing with another implementation; nothing that serves needs them all.
     ///
@@ -203,8 +212,10 @@ impl Model {
             Tensor::Host(logits) => Ok(draw_on_host(&samplers, &logits.numbers)),
             Tensor::Device(logits) => {
                 let logits = logits.as_dtype(Dtype::Float32)?.reshape(&[ends.len() as i32, -1])?;
-                self.settle(Some(&logits))?;
-                draw_on_device(&samplers, &logits)
+                match &self.pages {
+                    Pages::Host(_) => draw_on_device(&samplers, &logits, []),
+                    Pages::Arrays(pages) => draw_on_device(&samplers, &logits, pages.arrays()),
+                }
             }
         }
     }
