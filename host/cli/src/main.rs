@@ -59,6 +59,12 @@ Examples:
   interlock policy new night-shift                  a policy of your own";
 
 fn main() -> ExitCode {
+    for (key, value) in interlock_models::ENVIRONMENT {
+        if std::env::var_os(key).is_none() {
+            // SAFETY: this is the first thing the process does, so no other thread reads it.
+            unsafe { std::env::set_var(key, value) };
+        }
+    }
     let ended = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Bench(bench) => bench.run(),

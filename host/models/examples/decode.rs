@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:<16}{} of {} tokens", "pages", shape.pages, shape.page_tokens);
 
     println!("\nprompt   tokens/s   cpu ms each");
-    for length in [32, 90, 128, 192, 256, 384, 512, 1500] {
+    for length in [32, 90, 256, 512, 1500] {
         let mut best = Best::default();
         for _ in 0..RUNS {
             let mut request = Request::new(&mut loaded.model, length, 0)?;
@@ -62,29 +62,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let checksum = checksum.fold(0_u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token));
         println!("{rows:>4} {after:>6} {best}   {checksum:08x}");
     }
-
-    // Pieces of many lengths, as they come in a server: what a shape costs that was not seen before
-    // shows in the slowest.
-    println!("\nmixed: rows that decode and a piece of a prompt; ms of a pass, by piece");
-    for rows in [1, 4, 8, 32] {
-        let mut requests = (0..rows)
-            .map(|number| Request::new(&mut loaded.model, 90, number))
-            .collect::<Result<Vec<_>, _>>()?;
-        for request in &mut requests {
-            request.prefill(&mut loaded.model)?;
-        }
-        let alone = Instant::now();
-        decode(&mut loaded.model, &mut requests)?;
-        print!("{rows:>4}  alone {:.1}", alone.elapsed().as_secs_f64() * 1000.0);
-        for length in [8, 17, 23, 31, 45, 61, 77, 90, 91, 150, 300, 301, 1000] {
-            let mut joining = Request::new(&mut loaded.model, length, rows)?;
-            joining.pages.iter_mut().for_each(|page| page.0 += shape.pages / 2);
-            let mixed = Instant::now();
-            pass(&mut loaded.model, &mut requests, Some(&mut joining))?;
-            print!("  {length}: {:.1}", mixed.elapsed().as_secs_f64() * 1000.0);
-        }
-        println!();
-    }
     Ok(())
 }
 
@@ -109,7 +86,7 @@ impl Request {
             logprobs: None,
             priority: Priority::Standard,
         };
-        let needed = (length + (RUNS + 2) * DECODED).div_ceil(shape.page_tokens as usize);
+        let needed = (length + (RUNS + 1) * DECODED).div_ceil(shape.page_tokens as usize);
         let first = (number * needed) as u32;
         let opening =
             Opening { prompt: &tokens, generated: &[], generation: &generation, fresh_seed: 0 };
@@ -130,15 +107,6 @@ impl Request {
 }
 
 fn decode(model: &mut Model, requests: &mut [Request]) -> Result<(), PassFailed> {
-    pass(model, requests, None)
-}
-
-/// One pass: the next token of each request, and the whole prompt of the one that joins.
-fn pass(
-    model: &mut Model,
-    requests: &mut [Request],
-    joining: Option<&mut Request>,
-) -> Result<(), PassFailed> {
     let mut rows: Vec<_> = requests
         .iter_mut()
         .map(|Request { sequence, tokens, pages }| Row {
@@ -149,13 +117,6 @@ fn pass(
             draw: true,
         })
         .collect();
-    rows.extend(joining.map(|Request { sequence, tokens, pages }| Row {
-        sequence,
-        tokens: &tokens[..],
-        from: 0,
-        pages,
-        draw: true,
-    }));
     let drawn = model.pass(&mut rows)?;
     for (request, drawn) in requests.iter_mut().zip(drawn) {
         request.tokens.extend(drawn.map(|drawn| drawn.token));

@@ -85,6 +85,15 @@ pub struct LoadOptions {
     pub threads: Option<NonZeroUsize>,
 }
 
+/// What MLX must find in the environment, unless it was put there: for `main` to set, before there
+/// are threads.
+///
+/// MLX on CUDA keeps plans by shape (cuDNN's attention, graphs, convolutions) and counts those that
+/// it made anew, ever. Beyond twice as many as it keeps, it takes the process for a bad loop and
+/// fails every pass with a new shape from then on: "Cache thrashing is happening". A server meets new
+/// lengths as long as it lives. What it should cost is the plan made anew.
+pub const ENVIRONMENT: [(&str, &str); 1] = [("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")];
+
 /// How far loading is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
@@ -137,17 +146,26 @@ pub fn load(
     load_with(path, options, progress, precision())
 }
 
-/// The passes that a request is made of, once. A GPU compiles its kernels when they are first
-/// used, which took 65 s before the first token on an H200. Better that the host is
-/// not ready yet than that the first client waits.
+/// The passes that requests are made of, once: prompts alone, long and short, decoding, and both in
+/// one. A GPU compiles its kernels when they are first used, which took 65 s before the first token
+/// on an H200. Better that the host is not ready yet than that the first client waits.
 fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
-    /// Long enough for the kernels that products of many rows use, and that attention of a long
-    /// piece of a prompt does.
-    const PROMPT: [TokenId; 512] = [0; 512];
+    /// Long enough for the kernels that products of many rows use, and for MLX's own attention.
+    const LONG: [TokenId; 768] = [0; 768];
     const SHORT: usize = 64;
+    fn row<'a>(
+        sequence: &'a mut Sequence,
+        pages: &'a [PageId],
+        from: usize,
+        tokens: usize,
+    ) -> Row<'a, Sequence> {
+        Row { sequence, tokens: &LONG[..tokens], from: from as u32, pages, draw: true }
+    }
     let shape = model.shape();
-    let length = (shape.context as usize).min(PROMPT.len());
     let pages: Vec<PageId> = (0..shape.pages).map(PageId).collect();
+    let (some, others) = pages.split_at(pages.len() / 2);
+    let holds = |pages: &[PageId]| pages.len() * shape.page_tokens as usize;
+    let length = SHORT.min(shape.context as usize).min(holds(&pages));
     let hot = Sampling { temperature: 1.0, top_p: 0.9, top_k: 40, ..Sampling::greedy() };
     for sampling in [Sampling::greedy(), hot] {
         let generation = Generation {
@@ -159,16 +177,22 @@ fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
             priority: Priority::Standard,
         };
         let opening =
-            Opening { prompt: &PROMPT, generated: &[], generation: &generation, fresh_seed: 0 };
-        let mut sequence = model.open(&opening)?;
-        for (from, tokens) in [(0, length), (0, length.min(SHORT)), (length - 1, 1)] {
-            model.pass(&mut [Row {
-                sequence: &mut sequence,
-                tokens: &PROMPT[..tokens],
-                from: from as u32,
-                pages: &pages,
-                draw: true,
-            }])?;
+            Opening { prompt: &LONG, generated: &[], generation: &generation, fresh_seed: 0 };
+        let [mut one, mut other] = [model.open(&opening)?, model.open(&opening)?];
+        model.pass(&mut [row(&mut one, &pages, 0, length)])?;
+        model.pass(&mut [row(&mut one, &pages, length - 1, 1)])?;
+        if holds(some) < length {
+            continue;
+        }
+        model
+            .pass(&mut [row(&mut one, some, length - 1, 1), row(&mut other, others, 0, length)])?;
+        if LONG.len() <= holds(others).min(shape.context as usize) {
+            let long = LONG.len();
+            model.pass(&mut [row(&mut other, others, 0, long)])?;
+            model.pass(&mut [
+                row(&mut one, some, length - 1, 1),
+                row(&mut other, others, 0, long),
+            ])?;
         }
     }
     Ok(())

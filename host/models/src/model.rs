@@ -77,6 +77,15 @@ impl Model {
         }
     }
 
+    /// For measuring: how long a piece of a prompt our GPU kernel takes over from MLX's attention,
+    /// in groups of threads for each key head. 0 is none.
+    #[doc(hidden)]
+    pub fn follow(&mut self, pieces_max: usize) {
+        if let Pages::Arrays(pages) = &mut self.pages {
+            pages.follow(pieces_max);
+        }
+    }
+
     /// One pass, and the logits after each token of each row, instead of tokens drawn. For
     /// comparing with another implementation; nothing that serves needs them all.
     ///
@@ -168,7 +177,7 @@ impl Model {
             });
             tokens.extend(row.tokens);
         }
-        let mut batch = Batch::new(spans, &mut self.pages)?;
+        let mut batch = Batch::new(spans, &mut self.pages);
         self.family.hidden(&tokens, &mut batch)
     }
 
@@ -199,17 +208,14 @@ impl Model {
             self.settle(None)?;
             return Ok(Vec::new());
         }
-        match &self.pages {
-            Pages::Host(_) => {
-                let logits = self.family.logits(&hidden.rows(&ends)?)?;
-                Ok(draw_on_host(&samplers, &logits.host()?.numbers))
-            }
-            Pages::Arrays(pages) => {
-                let logits = self.family.logits(&hidden.rows(&ends)?)?;
-                let logits = logits.device()?.as_dtype(Dtype::Float32)?;
-                let logits = logits.reshape(&[ends.len() as i32, -1])?;
-                // The pages are settled by the same evaluation: each one is a wait for the device.
-                draw_on_device(&samplers, &logits, pages.arrays())
+        match self.family.logits(&hidden.rows(&ends)?)? {
+            Tensor::Host(logits) => Ok(draw_on_host(&samplers, &logits.numbers)),
+            Tensor::Device(logits) => {
+                let logits = logits.as_dtype(Dtype::Float32)?.reshape(&[ends.len() as i32, -1])?;
+                match &self.pages {
+                    Pages::Host(_) => draw_on_device(&samplers, &logits, []),
+                    Pages::Arrays(pages) => draw_on_device(&samplers, &logits, pages.arrays()),
+                }
             }
         }
     }

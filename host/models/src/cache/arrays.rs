@@ -7,24 +7,28 @@
 //!               (head, page) makes [rows, kv_heads, length, head_dim], which the kernels take as is
 //! ```
 //!
-//! Rows of one token (decoding), and short pieces of prompts, are computed together by a kernel that
-//! reads their pages where they lie ([`super::kernel`]): each token of a piece is a query of its own.
-//! Where it does not work, MLX's attention computes rows of one token and about the same length
-//! together: lengths are rounded up to powers of two of pages, so that a row's attention costs at
-//! most twice what its own length calls for, and so that there are few shapes.
+//! Rows of one token (decoding) are computed together by a kernel that reads their pages where they
+//! lie ([`super::kernel`]), and so are the tokens of a short piece of a prompt, each as a row of its
+//! own: keys and values are written before anyone reads, so each sees those before it. A pass of
+//! streams and short pieces is then the same graph as one of streams alone, and MLX finds it again;
+//! a call for each prompt is a dozen more operations in each layer, and another graph.
 //!
-//! A long piece of a prompt is computed alone by MLX's attention, under a mask, in one of few shapes
-//! too: on CUDA cuDNN plans each new shape, which takes tens of milliseconds, and pieces of prompts
-//! have a new one in every pass.
+//! Where the kernel does not work, MLX's attention computes rows of about the same length together:
+//! lengths are rounded up to powers of two of pages, so that a row's attention costs at most twice
+//! what its own length calls for, and so that there are few shapes. A longer piece of a prompt is
+//! computed alone, under a causal mask, as if it began and ended at multiples of [`WINDOW`]: on
+//! CUDA MLX has cuDNN plan each pair of lengths anew, which takes longer than computing it, and
+//! keeps 256 plans.
 //!
 //! # Invariants
 //!
 //! - Between passes each pool is evaluated and held once, so that the next pass writes in place.
-//! - A masked position weighs nothing, but zero times NaN is NaN. So whoever enters a page clears
-//!   the rest of it, and a table is filled up with the row's own pages: one request's overflow
-//!   never meets another's numbers.
+//! - A masked position weighs nothing, but zero times NaN is NaN. So whoever is computed under a
+//!   mask clears the rest of its last page, and a table is filled up with the row's own pages: one
+//!   request's overflow never meets another's numbers. The kernel reads no further than a row goes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use interlock_engine::PageId;
 use mlx_rs::error::Exception;
@@ -32,25 +36,30 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::ops::indexing::{TryIndexOp, scatter_single};
 use mlx_rs::{Array, Dtype, ops, random, transforms};
 
-use super::kernel::{self, Attention};
+use super::kernel::{self, Attention, Follower};
 use super::{PAGE_TOKENS, Projected, Span};
 use crate::families::Dimensions;
 use crate::rope::Rope;
 
 pub(super) const PAGE: i32 = PAGE_TOKENS.cast_signed();
 
-/// A piece of a prompt is followed by our kernel while its tokens times the length behind them are
-/// no more than this: the kernel reads keys and values again for each token, MLX's attention once
-/// for many, but behind a copy and in shapes that have to be planned.
-const FOLLOWED_MAX: usize = 1 << 16;
+/// A piece of a prompt under MLX's attention is padded to begin and end at multiples of this.
+const WINDOW: usize = 256;
+
+/// The kernel computes a piece of a prompt that makes it at most so much work, in groups of threads
+/// for each key head. It reads keys anew for each query, which MLX's attention does not, so beyond
+/// some hundred tokens it loses what it saves. 1,024 are 512 tokens from the start of a prompt, or
+/// 64 behind 2,000.
+const FOLLOWED_PIECES_MAX: usize = 1024;
 
 pub(crate) struct ArrayPages {
     layers: Vec<Option<Pool>>,
     heads: Heads,
     dtype: Dtype,
     plan: Option<Plan>,
-    /// Decoding rows by a kernel of our own, where it works.
+    /// Single tokens by a kernel of our own, where it works.
     kernel: Result<Attention, String>,
+    followed_pieces_max: usize,
 }
 
 struct Pool {
@@ -63,21 +72,6 @@ pub(super) struct Heads {
     pub(super) kv_heads: i32,
     pub(super) head_dim: i32,
     pub(super) pages: i32,
-    pub(super) shapes: Shapes,
-}
-
-/// In which shapes MLX's attention is given long pieces of prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shapes {
-    /// As long as they are, under MLX's own causal mask.
-    Exact,
-    /// In few, filled up, under a mask that is an array.
-    Few,
-}
-
-impl Shapes {
-    /// On CUDA cuDNN plans each new shape, 60 to 100 ms on an H200. Metal's kernels take any.
-    const HERE: Self = if cfg!(target_os = "macos") { Self::Exact } else { Self::Few };
 }
 
 /// Where a pass reads and writes, the same in all layers.
@@ -106,25 +100,17 @@ enum Part {
         /// `[rows, 1, 1, length]`.
         mask: Array,
     },
-    /// Single tokens, by our kernel.
+    /// One token each, by our kernel.
     Followed { tokens: Option<Array>, rows: kernel::Rows },
     /// Several tokens of one sequence.
-    Prompt(Prompt),
-}
-
-/// A piece of a prompt that MLX's attention computes.
-struct Prompt {
-    start: i32,
-    count: i32,
-    /// Queries with those that fill the shape up.
-    queries: i32,
-    /// Positions with those that fill the shape up.
-    length: i32,
-    /// `[kv_heads * pages]`: those in which `length` positions lie.
-    gather: Array,
-    /// What is added to the scores, `[1, 1, queries, length]`: 0, or minus infinity where a query
-    /// must not look. None: it is causal, the last query sees all.
-    mask: Option<Array>,
+    Prompt {
+        /// Of the padded piece's tokens, their places in the table; of those that only fill it up,
+        /// the first's.
+        tokens: Array,
+        /// Which of them are the piece.
+        piece: Range<i32>,
+        gather: Array,
+    },
 }
 
 impl ArrayPages {
@@ -134,10 +120,11 @@ impl ArrayPages {
         dtype: Dtype,
     ) -> Result<Self, Exception> {
         let Dimensions { layers, kv_heads, head_dim, heads: query_heads, .. } = *dimensions;
-        let heads = Heads { kv_heads, head_dim, pages, shapes: Shapes::HERE };
+        let heads = Heads { kv_heads, head_dim, pages };
         let kernel = Attention::find(heads, |kernel| heads.differ(kernel, query_heads, dtype));
         let layers = (0..layers).map(|_| None).collect();
-        let mut made = Self { layers, heads, dtype, plan: None, kernel };
+        let followed_pieces_max = FOLLOWED_PIECES_MAX;
+        let mut made = Self { layers, heads, dtype, plan: None, kernel, followed_pieces_max };
         made.clear()?;
         Ok(made)
     }
@@ -155,7 +142,7 @@ impl ArrayPages {
         self.plan = None;
         // The old go first: there may be no room for both.
         self.layers.iter_mut().for_each(|pool| *pool = None);
-        let Heads { kv_heads, head_dim, pages, .. } = self.heads;
+        let Heads { kv_heads, head_dim, pages } = self.heads;
         for pool in &mut self.layers {
             let empty = || ops::zeros_dtype(&[kv_heads * pages * PAGE, head_dim], self.dtype);
             let made = Pool { keys: empty()?, values: empty()? };
@@ -163,13 +150,6 @@ impl ArrayPages {
             *pool = Some(made);
         }
         Ok(())
-    }
-
-    /// As on another platform.
-    #[cfg(test)]
-    pub(super) fn with_shapes(mut self, shapes: Shapes) -> Self {
-        self.heads.shapes = shapes;
-        self
     }
 
     /// As if others had left this everywhere.
@@ -181,9 +161,14 @@ impl ArrayPages {
         }
     }
 
-    pub(crate) fn begin(&mut self, spans: &[Span<'_>]) -> Result<(), Exception> {
-        self.plan = Some(self.heads.plan(spans, self.kernel.is_ok(), self.dtype)?);
-        Ok(())
+    pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
+        let follow = self.kernel.is_ok().then_some(self.followed_pieces_max);
+        self.plan = Some(self.heads.plan(spans, follow));
+    }
+
+    /// For measuring: how much work the kernel takes over from MLX's attention.
+    pub(crate) fn follow(&mut self, pieces_max: usize) {
+        self.followed_pieces_max = pieces_max;
     }
 
     /// What must be computed before a pass has ended.
@@ -288,72 +273,27 @@ impl Part {
                 )? // [rows, heads, 1, head_dim]
                 .reshape(&[*rows, query_heads, head_dim])
             }
-            Self::Prompt(prompt) => prompt.attend(queries, pool, heads, scale),
+            Self::Prompt { tokens, piece, gather } => {
+                let (padded, length) = (tokens.dim(0), gather.dim(0) / heads.kv_heads * PAGE);
+                let queries = queries
+                    .take_axis(tokens, 0)?
+                    .reshape(&[1, padded, query_heads, head_dim])?
+                    .transpose_axes(&[0, 2, 1, 3])?;
+                fast::scaled_dot_product_attention(
+                    queries,
+                    heads.gather(&pool.keys, gather, 1, length)?,
+                    heads.gather(&pool.values, gather, 1, length)?,
+                    scale,
+                    // Aligned with the last key: right in the middle of a prompt too, and whatever
+                    // fills up the end, since queries and keys have equally much of it.
+                    ScaledDotProductAttentionMask::Causal,
+                    None,
+                )? // [1, heads, padded, head_dim]
+                .transpose_axes(&[0, 2, 1, 3])?
+                .reshape(&[padded, query_heads, head_dim])?
+                .try_index((piece.clone(), .., ..))
+            }
         }
-    }
-}
-
-impl Prompt {
-    /// Shapes beyond this are whole multiples of it: rounding up further would cost more than the
-    /// plans that it saves.
-    const QUERIES_STEP: usize = 256;
-
-    /// How many queries are computed in place of so many.
-    fn queries(count: usize) -> usize {
-        if count <= Self::QUERIES_STEP {
-            count.next_power_of_two().max(PAGE as usize)
-        } else {
-            count.next_multiple_of(Self::QUERIES_STEP)
-        }
-    }
-
-    /// How many pages are looked at in place of so many: four sizes from one power of two to the
-    /// next.
-    fn pages(count: usize) -> usize {
-        count.next_multiple_of((count.next_power_of_two() / 8).max(8))
-    }
-
-    /// See [`Part::attend`].
-    fn attend(
-        &self,
-        queries: &Array,
-        pool: &Pool,
-        heads: Heads,
-        scale: f32,
-    ) -> Result<Array, Exception> {
-        let Self { start, count, length, gather, mask, .. } = self;
-        let (query_heads, head_dim) = (queries.dim(1), heads.head_dim);
-        let own = queries.try_index((*start..start + count, .., .., ..))?.reshape(&[
-            1,
-            *count,
-            query_heads,
-            head_dim,
-        ])?;
-        let missing = self.queries - count;
-        let all = if missing == 0 {
-            own
-        } else {
-            let none = ops::zeros_dtype(&[1, missing, query_heads, head_dim], own.dtype())?;
-            ops::concatenate(&[own, none], 1)?
-        };
-        let seen = |pool: &Array| {
-            let entered = gather.dim(0) / heads.kv_heads * PAGE;
-            heads.gather(pool, gather, 1, entered)?.try_index((.., .., ..*length, ..))
-        };
-        let mask = match mask {
-            Some(mask) => mask.into(),
-            None => ScaledDotProductAttentionMask::Causal,
-        };
-        fast::scaled_dot_product_attention(
-            all.transpose_axes(&[0, 2, 1, 3])?,
-            seen(&pool.keys)?,
-            seen(&pool.values)?,
-            scale,
-            mask,
-            None,
-        )? // [1, heads, queries, head_dim]
-        .transpose_axes(&[0, 2, 1, 3])?
-        .try_index((0, ..*count, .., ..)) // [count, heads, head_dim]
     }
 }
 
@@ -371,8 +311,9 @@ impl Heads {
             .reshape(&[rows, self.kv_heads, length, self.head_dim])
     }
 
-    /// Where these rows read and write. `follow`: our kernel works here.
-    fn plan(self, spans: &[Span<'_>], follow: bool, dtype: Dtype) -> Result<Plan, Exception> {
+    /// `follow`: the kernel computes single tokens, and pieces of prompts that are at most so much
+    /// work for it.
+    fn plan(self, spans: &[Span<'_>], follow: Option<usize>) -> Plan {
         let mut positions = Vec::new();
         let mut slots = Vec::new();
         let mut cleared = Vec::new();
@@ -386,72 +327,64 @@ impl Heads {
                 positions.push(position as i32);
                 self.slots(span, position, &mut slots);
             }
-            // If its last page is new to it: what was there before is someone else's.
-            if span.from <= (end - 1) / PAGE as usize * PAGE as usize {
+            if follow.is_some_and(|most| span.count == 1 || followed_pieces(span) <= most) {
+                followed.push(span);
+                continue;
+            }
+            // Who decodes did so when it entered its page. A piece of a prompt does so each time: what
+            // came before it may have been the kernel's, which has no need to.
+            let enters = span.from <= (end - 1) / PAGE as usize * PAGE as usize;
+            if span.count > 1 || enters {
                 for position in end..end.next_multiple_of(PAGE as usize) {
                     self.slots(span, position, &mut cleared);
                 }
             }
-            if follow && (span.count == 1 || span.count * end <= FOLLOWED_MAX) {
-                followed.push(span);
-            } else if span.count == 1 {
-                let pages = end.div_ceil(PAGE as usize).next_power_of_two();
-                decoding.entry(pages).or_default().push(span);
+            if span.count == 1 {
+                let pages = end.div_ceil(PAGE as usize);
+                decoding.entry(pages.next_power_of_two()).or_default().push(span);
             } else {
                 order.extend(span.start..span.start + span.count);
-                parts.push(Part::Prompt(self.prompt(span, dtype)?));
+                parts.push(self.prompt(span));
             }
         }
+        let total = positions.len();
         if !followed.is_empty() {
             order.extend(followed.iter().flat_map(|span| span.start..span.start + span.count));
-            parts.push(self.followed(&followed, followed.len() == spans.len()));
+            parts.push(self.followed(&followed, total));
         }
         for (pages, rows) in decoding {
             order.extend(rows.iter().map(|span| span.start));
-            parts.push(self.decoding(pages, &rows, rows.len() == spans.len()));
+            parts.push(self.decoding(pages, &rows, rows.len() == total));
         }
         let mut back = vec![0; order.len()];
         for (now, &then) in order.iter().enumerate() {
             back[then] = now as i32;
         }
-        Ok(Plan {
+        Plan {
             positions: numbers(&positions),
             slots: numbers(&slots),
             cleared: (!cleared.is_empty()).then(|| numbers(&cleared)),
             parts,
             order: (!back.is_sorted()).then(|| numbers(&back)),
-        })
+        }
     }
 
-    fn prompt(self, span: &Span<'_>, dtype: Dtype) -> Result<Prompt, Exception> {
-        let (count, end) = (span.count as i32, span.from as i32 + span.count as i32);
-        let entered = end.unsigned_abs().div_ceil(PAGE_TOKENS) as usize;
-        let (queries, pages, length) = match self.shapes {
-            Shapes::Exact => (count, entered, end),
-            Shapes::Few => {
-                let pages = Prompt::pages(entered);
-                (Prompt::queries(span.count) as i32, pages, pages as i32 * PAGE)
-            }
+    /// A piece of a prompt, padded at both ends to multiples of [`WINDOW`].
+    fn prompt(self, span: &Span<'_>) -> Part {
+        let end = span.from + span.count;
+        let begin = span.from / WINDOW * WINDOW;
+        let padded = begin..end.next_multiple_of(WINDOW);
+        let pages = padded.end / PAGE as usize;
+        let place = |position: usize| match position.checked_sub(span.from) {
+            Some(at) if at < span.count => span.start + at,
+            _ => span.start,
         };
-        let mask = || {
-            // Queries that only fill up see what the last one does: of nothing at all they would
-            // make NaN.
-            let sees: Vec<i32> =
-                (0..queries).map(|at| (span.from as i32 + at).min(end - 1)).collect();
-            let sees = Array::from_slice(&sees, &[1, 1, queries, 1]);
-            let positions: Vec<i32> = (0..length).collect();
-            let hidden = Array::from_slice(&positions, &[1, 1, 1, length]).gt(sees)?;
-            let (none, all) = (Array::from_f32(f32::NEG_INFINITY), Array::from_f32(0.0));
-            ops::select(hidden, none, all)?.as_dtype(dtype)
-        };
-        Ok(Prompt {
-            start: span.start as i32,
-            count,
-            queries,
-            length,
+        let tokens: Vec<i32> = padded.map(|position| place(position) as i32).collect();
+        Part::Prompt {
+            tokens: numbers(&tokens),
+            piece: (span.from - begin) as i32..(end - begin) as i32,
             gather: numbers(&self.pages_of(span, pages)),
-            mask: if self.shapes == Shapes::Few { Some(mask()?) } else { None },
-        })
+        }
     }
 
     fn decoding(self, pages: usize, rows: &[&Span<'_>], all: bool) -> Part {
@@ -470,18 +403,22 @@ impl Heads {
         }
     }
 
-    fn followed(self, spans: &[&Span<'_>], all: bool) -> Part {
-        let mut rows = Vec::new();
+    fn followed(self, spans: &[&Span<'_>], total: usize) -> Part {
+        let mut followers = Vec::new();
         let mut tokens = Vec::new();
+        let mut lists = Vec::new();
         for span in spans {
+            let list = lists.len();
             for at in 0..span.count {
-                rows.push((span.from + at + 1, span.pages));
+                followers.push(Follower { length: span.from + at + 1, list });
                 tokens.push((span.start + at) as i32);
             }
+            let pages = (span.from + span.count).div_ceil(PAGE as usize);
+            lists.push((0..pages).map(|at| span.page(at) as i32).collect());
         }
         Part::Followed {
-            tokens: (!all).then(|| numbers(&tokens)),
-            rows: kernel::Rows::new(&rows, self.pages),
+            tokens: (tokens.len() < total).then(|| numbers(&tokens)),
+            rows: kernel::Rows::new(&followers, &lists, self.pages),
         }
     }
 
@@ -489,8 +426,8 @@ impl Heads {
     /// short rows and long ones, rows that end with a page and rows that do not, and a piece of a
     /// prompt.
     fn differ(self, kernel: &Attention, query_heads: i32, dtype: Dtype) -> Result<f32, Exception> {
-        /// Positions before a row's tokens, and how many tokens.
-        const ROWS: [(usize, usize); 6] = [(255, 1), (0, 1), (32, 1), (70, 45), (31, 1), (699, 1)];
+        /// Where each row begins, and its tokens.
+        const ROWS: [(usize, usize); 6] = [(255, 1), (0, 1), (32, 1), (31, 1), (699, 1), (100, 40)];
         let scale = (self.head_dim as f32).powf(-0.5);
         let heads = Self { pages: 64, ..self };
         let key = random::key(7)?;
@@ -500,8 +437,6 @@ impl Heads {
         };
         let size = [heads.kv_heads * heads.pages * PAGE, heads.head_dim];
         let pool = Pool { keys: noise(&size, 1)?, values: noise(&size, 2)? };
-        let total: usize = ROWS.iter().map(|(_, count)| count).sum();
-        let queries = noise(&[total as i32, query_heads, 1, heads.head_dim], 3)?;
         let mut pages = (0..heads.pages as u32).rev().map(PageId);
         let pages: Vec<Vec<_>> = ROWS
             .iter()
@@ -509,14 +444,15 @@ impl Heads {
                 pages.by_ref().take((from + count).div_ceil(PAGE as usize)).collect()
             })
             .collect();
-        let mut start = 0;
-        let mut spans = Vec::new();
-        for ((from, count), pages) in ROWS.into_iter().zip(&pages) {
-            spans.push(Span { start, count, from, pages });
-            start += count;
+        let mut total = 0;
+        let mut spans = Vec::with_capacity(ROWS.len());
+        for (&(from, count), pages) in ROWS.iter().zip(&pages) {
+            spans.push(Span { start: total, count, from, pages });
+            total += count;
         }
-        let mixed = |follow: bool| -> Result<Array, Exception> {
-            let plan = heads.plan(&spans, follow, dtype)?;
+        let queries = noise(&[total as i32, query_heads, 1, heads.head_dim], 3)?;
+        let mixed = |follow: Option<usize>| -> Result<Array, Exception> {
+            let plan = heads.plan(&spans, follow);
             let parts: Vec<_> = plan
                 .parts
                 .iter()
@@ -528,7 +464,8 @@ impl Heads {
                 Some(order) => mixed.take_axis(order, 0),
             }
         };
-        let apart = mixed(true)?.subtract(mixed(false)?)?.as_dtype(Dtype::Float32)?.abs()?;
+        let apart =
+            mixed(Some(usize::MAX))?.subtract(mixed(None)?)?.as_dtype(Dtype::Float32)?.abs()?;
         ops::max(&apart, false)?
             .try_item_exact()
             .map_err(|error| Exception::custom(error.to_string()))
@@ -553,29 +490,73 @@ impl Heads {
     }
 }
 
+/// The work that a span's tokens would be for the kernel.
+fn followed_pieces(span: &Span<'_>) -> usize {
+    // The first and the last say enough, and a span may have a hundred thousand tokens.
+    let (first, last) = (span.from + 1, span.from + span.count);
+    span.count * (kernel::pieces(first) + kernel::pieces(last)) / 2
+}
+
 pub(super) fn numbers(numbers: &[i32]) -> Array {
     Array::from_slice(numbers, &[numbers.len() as i32])
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
-    /// A server meets pieces of every length; cuDNN would plan each.
+    const HEADS: Heads = Heads { kv_heads: 2, head_dim: 16, pages: 100 };
+
+    fn pages(count: u32) -> Vec<PageId> {
+        (0..count).map(PageId).collect()
+    }
+
+    /// Rows of `(from, count)`, one behind the other.
+    fn plan(rows: &[(usize, usize)], follow: Option<usize>) -> Plan {
+        let pages = pages(100);
+        let mut total = 0;
+        let spans: Vec<_> = rows
+            .iter()
+            .map(|&(from, count)| {
+                total += count;
+                Span { start: total - count, count, from, pages: &pages }
+            })
+            .collect();
+        HEADS.plan(&spans, follow)
+    }
+
     #[test]
-    fn pieces_of_every_length_have_few_shapes_that_are_little_larger() {
-        let queries: BTreeSet<_> = (2..=2048).map(Prompt::queries).collect();
-        assert_eq!(queries.len(), 11, "{queries:?}");
-        let pages: BTreeSet<_> = (1..=1024).map(Prompt::pages).collect();
-        assert_eq!(pages.len(), 24, "{pages:?}");
-        for count in 1..=4096 {
-            assert!(Prompt::queries(count) >= count && Prompt::pages(count) >= count);
-            if count > 32 {
-                assert!(Prompt::queries(count) < 2 * count, "{count} queries");
-                assert!(4 * Prompt::pages(count) <= 5 * count + 4, "{count} pages");
-            }
+    fn streams_and_short_pieces_of_prompts_are_one_call_of_the_kernel() {
+        let streams = [(70, 1), (31, 1), (32, 1)];
+        let mixed = [(70, 1), (0, 90), (31, 1), (64, 20), (32, 1)];
+        for rows in [&streams[..], &mixed[..]] {
+            let plan = plan(rows, Some(FOLLOWED_PIECES_MAX));
+            assert!(matches!(&plan.parts[..], [Part::Followed { tokens: None, .. }]));
+            assert!(plan.order.is_none() && plan.cleared.is_none(), "nothing else in each layer");
         }
+        let long = plan(&[(70, 1), (0, 2000), (64, 20)], Some(FOLLOWED_PIECES_MAX));
+        assert!(matches!(&long.parts[..], [Part::Prompt { .. }, Part::Followed { .. }]));
+    }
+
+    #[test]
+    fn pieces_of_like_length_are_computed_in_the_same_shape() {
+        let shape = |from: usize, count: usize| {
+            let plan = plan(&[(from, count)], None);
+            let [Part::Prompt { tokens, piece, gather }] = &plan.parts[..] else {
+                panic!("one piece of a prompt is one part");
+            };
+            assert_eq!((piece.len(), piece.start as usize), (count, from % WINDOW));
+            (tokens.dim(0), gather.dim(0))
+        };
+        assert_eq!(shape(0, 513), shape(0, 700));
+        assert_eq!(shape(300, 500), shape(511, 513));
+        assert_eq!(shape(0, 512), (512, 2 * 512 / PAGE), "what fits is not padded");
+    }
+
+    #[test]
+    fn a_piece_of_a_prompt_leaves_nothing_of_others_behind_it_in_its_page() {
+        // It enters no page, and its own page was entered by a pass that had no need to clear it.
+        let plan = plan(&[(33, 3)], None);
+        assert_eq!(plan.cleared.map(|slots| slots.dim(0)), Some(2 * (64 - 36)));
     }
 }

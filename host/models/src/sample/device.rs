@@ -19,21 +19,23 @@ use mlx_rs::{Array, Dtype, ops, transforms};
 use super::adjust::Terms;
 use super::{Filter, Sampler, Way, printable};
 
-/// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type; `beside` is
-/// computed by the same evaluation.
+/// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type.
+///
+/// `besides` is what else the pass leaves behind: computed in the same evaluation, so that a pass
+/// waits for the device once.
 pub(crate) fn draw_on_device<'a>(
     samplers: &[&Sampler],
     logits: &Array,
-    beside: impl IntoIterator<Item = &'a Array>,
+    besides: impl IntoIterator<Item = &'a Array>,
 ) -> Result<Vec<Drawn>, Exception> {
     if samplers.is_empty() {
         return Ok(Vec::new());
     }
     let tokens = choose(samplers, &adjust(samplers, logits)?)?; // [rows]
     let logprobs = Likelihoods::of(samplers, logits, &tokens)?;
-    let mut wanted: Vec<&Array> = beside.into_iter().collect();
-    wanted.extend(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]));
-    transforms::eval(wanted)?;
+    let mut together: Vec<&Array> = besides.into_iter().collect();
+    together.extend(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]));
+    transforms::eval(together)?;
 
     let tokens = read::<u32>(&tokens)?;
     let logprobs = match logprobs {
