@@ -1,9 +1,8 @@
 //! Measures what a prompt beside streams costs on a GPU, and what of it is shapes met for the first
-//! time: `cargo run --release -p interlock-models --example mixed -- MODEL [pieces_max]...`.
+//! time: `cargo run --release -p interlock-models --example mixed -- MODEL`.
 //!
-//! For each bound on what our kernel takes over from MLX's attention (0: nothing but decoding, as
-//! it once was), milliseconds of a pass: median, smallest and largest of several. In `same` each
-//! pass has the same shapes; in `new` each prompt is one token longer than the one before it.
+//! Milliseconds of a pass: median, smallest and largest of several. In `same` each pass has the
+//! same shapes; in `new` each prompt is one token longer than the one before it.
 
 #![expect(clippy::print_stdout, reason = "an example that prints its result")]
 
@@ -32,24 +31,14 @@ const CASES: [(usize, usize, usize); 12] = [
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or("usage: mixed MODEL [pieces_max]...")?;
-    let mut bounds = arguments.map(|bound| bound.parse()).collect::<Result<Vec<usize>, _>>()?;
-    if bounds.is_empty() {
-        bounds = vec![0, 256, 1024, 4096];
-    }
+    let path = std::env::args().nth(1).ok_or("usage: mixed MODEL")?;
     let mut model = load(path.as_ref(), &LoadOptions::default(), &mut |_| {})?.model;
     println!("attention       {}", model.attention());
-    println!(
-        "\npieces_max  streams  newcomers  prompt   same: ms (min, max)        new: ms (min, max)"
-    );
-    for bound in bounds {
-        model.follow(bound);
-        for (streams, newcomers, prompt) in CASES {
-            let same = measure(&mut model, streams, newcomers, |_| prompt)?;
-            let new = measure(&mut model, streams, newcomers, |pass| prompt + pass)?;
-            println!("{bound:>10} {streams:>8} {newcomers:>10} {prompt:>7}   {same}   {new}");
-        }
+    println!("\nstreams  newcomers  prompt   same: ms (min, max)        new: ms (min, max)");
+    for (streams, newcomers, prompt) in CASES {
+        let same = measure(&mut model, streams, newcomers, |_| prompt)?;
+        let new = measure(&mut model, streams, newcomers, |pass| prompt + pass)?;
+        println!("{streams:>7} {newcomers:>10} {prompt:>7}   {same}   {new}");
     }
     Ok(())
 }

@@ -77,15 +77,6 @@ impl Model {
         }
     }
 
-    /// For measuring: how long a piece of a prompt our GPU kernel takes over from MLX's attention,
-    /// in groups of threads for each key head. 0 is none.
-    #[doc(hidden)]
-    pub fn follow(&mut self, pieces_max: usize) {
-        if let Pages::Arrays(pages) = &mut self.pages {
-            pages.follow(pieces_max);
-        }
-    }
-
     /// One pass, and the logits after each token of each row, instead of tokens drawn. For
     /// comparing with another implementation; nothing that serves needs them all.
     ///

@@ -59,7 +59,6 @@ pub(crate) struct ArrayPages {
     plan: Option<Plan>,
     /// Single tokens by a kernel of our own, where it works.
     kernel: Result<Attention, String>,
-    followed_pieces_max: usize,
 }
 
 struct Pool {
@@ -123,8 +122,7 @@ impl ArrayPages {
         let heads = Heads { kv_heads, head_dim, pages };
         let kernel = Attention::find(heads, |kernel| heads.differ(kernel, query_heads, dtype));
         let layers = (0..layers).map(|_| None).collect();
-        let followed_pieces_max = FOLLOWED_PIECES_MAX;
-        let mut made = Self { layers, heads, dtype, plan: None, kernel, followed_pieces_max };
+        let mut made = Self { layers, heads, dtype, plan: None, kernel };
         made.clear()?;
         Ok(made)
     }
@@ -162,13 +160,8 @@ impl ArrayPages {
     }
 
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
-        let follow = self.kernel.is_ok().then_some(self.followed_pieces_max);
+        let follow = self.kernel.is_ok().then_some(FOLLOWED_PIECES_MAX);
         self.plan = Some(self.heads.plan(spans, follow));
-    }
-
-    /// For measuring: how much work the kernel takes over from MLX's attention.
-    pub(crate) fn follow(&mut self, pieces_max: usize) {
-        self.followed_pieces_max = pieces_max;
     }
 
     /// What must be computed before a pass has ended.
