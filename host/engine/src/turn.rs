@@ -8,6 +8,7 @@ use interlock_scheduler::{Newcomer, Place, Room, first, overdrawn, place, rows};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
+use crate::company::{Company, Member};
 use crate::handle::Submission;
 use crate::metrics::{CacheShare, EngineMetrics};
 use crate::pace::Pace;
@@ -33,6 +34,7 @@ pub struct Engine<F: Forward> {
     running_max: u32,
     displace: bool,
     pace: Pace,
+    company: Member,
     cache: CacheShare,
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
@@ -80,11 +82,12 @@ impl<F: Forward> Engine<F> {
         cache: &CacheConfig,
         metrics: EngineMetrics,
         clock: Box<dyn Clock>,
+        company: &Company,
     ) -> Self {
         let shape = forward.shape();
-        let (running_max, displace, pace) = match config.mode {
-            Mode::Simple => (1, false, Pace::alone(config)),
-            Mode::Batched => (config.running_max.get(), true, Pace::shared(config)),
+        let (running_max, displace) = match config.mode {
+            Mode::Simple => (1, false),
+            Mode::Batched => (config.running_max.get(), true),
         };
         Self {
             cache: metrics.cache(shape.pages),
@@ -96,7 +99,8 @@ impl<F: Forward> Engine<F> {
             arrived: 0,
             running_max,
             displace,
-            pace,
+            pace: Pace::new(config),
+            company: company.join(),
             metrics,
             clock,
             seeds: std::hash::RandomState::new(),
@@ -257,7 +261,8 @@ impl<F: Forward> Engine<F> {
     /// next turn, in which [`Engine::make_room`] sees what it lacks.
     fn plan(&mut self) -> Vec<Planned> {
         let steps: Vec<_> = self.running.iter().map(Running::as_step).collect();
-        let mut table = rows(&steps, &self.pace.budget());
+        self.say_who_flows();
+        let mut table = rows(&steps, &self.pace.budget(&self.company));
         table.retain(|row| self.running[row.index].make_room(row.tokens));
         table.sort_unstable_by_key(|row| row.index);
         table
@@ -301,11 +306,19 @@ impl<F: Forward> Engine<F> {
         }
         match result {
             Ok(drawn) => {
-                self.pace.passed(decoding, prompt_tokens, took);
+                let lent = self.pace.passed(decoding, prompt_tokens, took);
+                self.company.settle(&self.pace, lent);
                 self.hand_out(table, drawn);
+                self.say_who_flows();
             }
             Err(failed) => self.failed(table, &failed),
         }
+    }
+
+    /// So that another model's prompt does not hold up a stream that is about to begin.
+    fn say_who_flows(&self) {
+        let flows = self.running.iter().any(|running| running.as_step().flows);
+        self.company.flows(flows, self.pace.decode());
     }
 
     fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {
