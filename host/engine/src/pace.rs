@@ -92,6 +92,11 @@ impl Pace {
     /// prompt would wait until there are none.
     const SHARE_MIN: f64 = 0.25;
 
+    /// How far beyond what was seen an estimate is trusted. The first passes of all are over prompts
+    /// alone, and take what they take for other reasons too.
+    const FURTHER_ALONE: f64 = 2.0;
+    const FURTHER_BESIDE: f64 = 4.0;
+
     /// Every so many passes one only decodes, or a flood of prompts would hide what that takes.
     const MIXED_MAX: u32 = 16;
 
@@ -163,7 +168,9 @@ impl Pace {
     fn of(&self, account: Account, round: Option<f64>) -> Budget {
         let alone = match self.alone.cost().or_else(|| self.beside.cost()) {
             None => Self::CHUNK_FIRST,
-            Some(cost) => cost.tokens(Self::ALONE_SECONDS).max(Self::piece(&cost)),
+            Some(cost) => {
+                cost.tokens(Self::ALONE_SECONDS, Self::FURTHER_ALONE).max(Self::piece(&cost))
+            }
         };
         let (beside, piece) = match (self.beside(), round) {
             (Some(cost), Some(round)) => {
@@ -201,12 +208,12 @@ impl Pace {
         if may < least.min(most) {
             return 0.0;
         }
-        cost.tokens(may).max(piece)
+        cost.tokens(may, Self::FURTHER_BESIDE).max(piece)
     }
 
     /// The least piece: it costs as much for its tokens as for being a pass.
     fn piece(cost: &Cost) -> f64 {
-        cost.tokens(2.0 * cost.fixed).max(Self::CHUNK_MIN)
+        cost.tokens(2.0 * cost.fixed, Self::FURTHER_ALONE).max(Self::CHUNK_MIN)
     }
 
     /// Where the account stands after a pass.
@@ -306,15 +313,15 @@ impl Cost {
         if self.token > 0.0 { self.fixed + self.token * tokens } else { self.fixed }
     }
 
-    /// How many tokens take so long: never more than twice as many as were seen, unless they take
-    /// no longer even if nothing is fixed.
-    fn tokens(&self, seconds: f64) -> f64 {
+    /// How many tokens take so long: never more than `further` times as many as were seen, unless
+    /// they take no longer even if nothing is fixed.
+    fn tokens(&self, seconds: f64, further: f64) -> f64 {
         let over = |seconds: f64, token: f64| match (seconds > 0.0, token > 0.0) {
             (false, _) => 0.0,
             (true, true) => seconds / token,
             (true, false) => f64::INFINITY,
         };
-        let sure = over(seconds, self.at_most).max(2.0 * self.most);
+        let sure = over(seconds, self.at_most).max(further * self.most);
         over(seconds - self.fixed, self.token).min(sure)
     }
 }

@@ -12,7 +12,7 @@ use crate::company::{Company, Member};
 use crate::handle::Submission;
 use crate::metrics::{CacheShare, EngineMetrics};
 use crate::pace::Pace;
-use crate::pages::{Lease, PageAudit, Pages};
+use crate::pages::{Lease, PageAudit, Pages, Prospect};
 use crate::passes::PassKind;
 use crate::stages::{Running, Waiting};
 use crate::{CacheConfig, Clock, EngineConfig, Forward, Mode, PassFailed};
@@ -200,9 +200,13 @@ impl<F: Forward> Engine<F> {
                 self.refuse_too_large(next);
                 continue;
             }
+            if !self.might_start(next) {
+                return;
+            }
             // Leased before it is asked who would give way for it: what it shares with those does
             // not come free with them, and must not be counted twice.
-            let lease = self.pages.lease(waiting.history());
+            let waiting = &mut self.waiting[next];
+            let lease = waiting.lease(&self.pages);
             let needs = lease.lacks(waiting.history().len());
             let newcomer = Newcomer { rank: waiting.rank(), needs };
             let ranks = self.running.iter().map(Running::rank);
@@ -213,6 +217,20 @@ impl<F: Forward> Engine<F> {
             self.preempt(leaving);
             self.start_one(waiting, lease);
         }
+    }
+
+    /// Is there room for it, or somebody who might have to give way? Asked in every turn of one that
+    /// waits, so nothing is leased for the answer, nor looked up again that is known.
+    fn might_start(&mut self, index: usize) -> bool {
+        let waiting = &mut self.waiting[index];
+        let Prospect { lacks: needs, available } = waiting.look(&self.pages);
+        let newcomer = Newcomer { rank: waiting.rank(), needs };
+        let ranks = self.running.iter().map(Running::rank);
+        if self.displace && ranks.clone().any(|rank| newcomer.rank.outranks(&rank)) {
+            return true;
+        }
+        let room = Room { pages_free: available, displace: false, ..self.room() };
+        place(&room, ranks, |_| 0, &newcomer) != Place::Later
     }
 
     /// Before anyone gives way for it, and before it holds up those behind it.
