@@ -148,7 +148,9 @@ impl Pace {
 
     /// What prompts cost beside streams: until that has been seen, what they cost alone.
     fn beside(&self) -> Option<Cost> {
-        self.beside.cost().or_else(|| self.alone.cost())
+        let cost = self.beside.cost().or_else(|| self.alone.cost())?;
+        // That so many tokens can be computed at a time was seen in either case.
+        Some(Cost { most: cost.most.max(self.alone.most), ..cost })
     }
 
     fn decoded(&mut self, took: f64) {
