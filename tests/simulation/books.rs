@@ -6,7 +6,8 @@
 //! - who was asked to stop before a turn began gets no part in it;
 //! - requests start in the order of rank, and whoever gives way for them is the last in rank;
 //! - a pass computes each request once, every stream that flows, prompts in the order of rank
-//!   within the chunk, and a suspect alone;
+//!   within the chunk, and a suspect alone; only streams that flow make a prompt wait, and not for
+//!   ever;
 //! - a pass that fails ends only the request whose fault it was;
 //! - requests end exactly when their tokens say so, and their usage is what was computed;
 //! - what the engine says of itself adds up.
@@ -35,8 +36,14 @@ pub(crate) struct Books {
     entries: Vec<Entry>,
     arrived: u64,
     closed: bool,
+    /// Passes in a row that computed no prompt because of streams.
+    held_up: usize,
     pub counts: Counts,
 }
+
+/// Passes after which a prompt has been held up by streams for long enough: what a prompt's least
+/// piece takes is here no more than so many streams' passes lend.
+const HELD_UP_MAX: usize = 2000;
 
 /// How often things happened, so that a test can tell that it saw what it is about.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -144,6 +151,7 @@ impl Books {
             chunk: config.prefill_chunk.get() as usize,
             arrived: 0,
             closed: false,
+            held_up: 0,
             counts: Counts::default(),
         }
     }
@@ -359,7 +367,19 @@ impl Books {
 
     /// Who lacks one token is in the pass, and prompts are in the order of rank: all but the last
     /// of them whole, within the chunk.
-    fn shared(&self, rows: &[RowOf]) {
+    fn shared(&mut self, rows: &[RowOf]) {
+        let streams =
+            |row: &RowOf| self.left(row.who) == Some(1) && self.entries[row.who].drawn > 0;
+        let held_up = rows.iter().any(streams)
+            && rows.iter().all(|row| self.left(row.who) == Some(1))
+            && rows.len() < self.entries.iter().filter(|entry| entry.runs()).count();
+        self.held_up = if held_up { self.held_up + 1 } else { 0 };
+        assert!(self.held_up <= HELD_UP_MAX, "prompts wait for {} passes", self.held_up);
+        self.counts.happened("held_up", usize::from(held_up));
+        self.in_order(rows);
+    }
+
+    fn in_order(&self, rows: &[RowOf]) {
         let rank = |who: usize| self.entries[who].rank();
         let is_prompt = |row: &&RowOf| self.left(row.who) != Some(1);
         let prompts: Vec<_> = rows.iter().filter(is_prompt).collect();
@@ -370,7 +390,8 @@ impl Books {
         for out in (0..self.entries.len()).filter(is_out) {
             assert_ne!(self.left(out), Some(1), "{out} was left out, and lacks but one token");
             let before = prompts.iter().all(|row| rank(row.who) < rank(out));
-            assert!(before && !prompts.is_empty(), "{out} was left out of {prompts:?}");
+            let waits = self.held_up > 0 || !prompts.is_empty();
+            assert!(before && waits, "{out} was left out of {prompts:?}");
         }
         let last = prompts.iter().map(|row| rank(row.who)).max();
         for part in prompts.iter().filter(|row| !row.draw) {

@@ -15,6 +15,7 @@
 //! server and its driver, whose deadlines are enforced here by [`outside`].
 
 mod books;
+mod company;
 mod device;
 mod outside;
 mod scenario;
@@ -86,6 +87,12 @@ fn a_pass_that_fails_ends_only_whom_it_must() {
 fn storms_leave_nothing_behind() {
     let least = [("left", 2000), ("cancelled", 2000), ("in_flight", 1000), ("displaced", 50)];
     run(Theme::Storm, &least);
+}
+
+#[test]
+fn what_passes_cost_changes_who_waits_and_nothing_else() {
+    let least = [("completed", 3000), ("cancelled", 500), ("held_up", 1000), ("prefix_hits", 1000)];
+    run(Theme::Costs, &least);
 }
 
 #[test]

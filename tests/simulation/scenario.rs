@@ -20,13 +20,15 @@ pub(crate) enum Theme {
     Failures,
     /// Everyone at once, and most leave.
     Storm,
+    /// Passes that cost mostly for being one, as on a GPU.
+    Costs,
 }
 
 impl Theme {
-    pub(crate) const COUNT: u64 = 4;
+    pub(crate) const COUNT: u64 = 5;
 
     pub(crate) fn of(seed: u64) -> Self {
-        [Self::General, Self::SmallCache, Self::Failures, Self::Storm]
+        [Self::General, Self::SmallCache, Self::Failures, Self::Storm, Self::Costs]
             [(seed % Self::COUNT) as usize]
     }
 }
@@ -137,8 +139,14 @@ impl Scenario {
         };
         let still = one_in(rng, 16);
         let mut time = |max| if still { Duration::ZERO } else { ms(rng.u64(0..max)) };
+        let (pass, mixed) = match theme {
+            Theme::Costs => (time(30), time(60)),
+            _ => Default::default(),
+        };
         let sim = SimSettings {
-            prefill: time(3) / 4,
+            pass,
+            mixed,
+            prefill: time(3) / if theme == Theme::Costs { 40 } else { 4 },
             decode: time(20),
             row: time(3) / 2,
             page: number(page),
@@ -170,10 +178,11 @@ impl Scenario {
                 mode,
                 running_max: number(match theme {
                     Theme::SmallCache | Theme::Failures => of(rng, &[2, 3, 5, 64, 64]),
-                    Theme::General | Theme::Storm => of(rng, &[1, 2, 3, 5, 64]),
+                    Theme::General | Theme::Storm | Theme::Costs => of(rng, &[1, 2, 3, 5, 64]),
                 }),
                 prefill_chunk: number(of(rng, &[1, 4, 16, 64, 256])),
                 decode_stretch_max: number(of(rng, &[1, 2, 3, 10])),
+                decode_pause_max: ms([0, 20, 200][(seed / Theme::COUNT % 3) as usize]),
             },
             cache: CacheConfig { prefix: !one_in(rng, 4), ..CacheConfig::default() },
             seats: of(rng, &[1, 4, 100, 100, 100, 100]),

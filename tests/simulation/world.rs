@@ -30,8 +30,8 @@ use crate::scenario::{Request, Scenario};
 /// and leaves them so.
 pub(crate) struct Lab {
     registry: Registry,
-    engine: EngineMetrics,
-    policies: PolicyMetrics,
+    pub engine: EngineMetrics,
+    pub policies: PolicyMetrics,
 }
 
 /// A turn, for whoever must find out what went wrong.

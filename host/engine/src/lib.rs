@@ -24,6 +24,7 @@
 
 mod bell;
 mod clock;
+mod company;
 mod config;
 mod control;
 mod events;
@@ -38,6 +39,7 @@ mod thread;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
+pub use company::Company;
 pub use config::{CacheConfig, EngineConfig, Mode, WaitingConfig};
 pub use control::Control;
 pub use events::{Ended, Event, Events};
@@ -45,5 +47,7 @@ pub use forward::{Forward, ModelShape, Opening, PageId, PassFailed, Row};
 pub use handle::{EngineHandle, EngineView, NotStarted, Running, Seat};
 pub use metrics::EngineMetrics;
 pub use pages::PageAudit;
-pub use thread::{Door, EngineExit, EngineState, EngineThread, Engines, by_hand, spawn};
+pub use thread::{
+    Door, EngineExit, EngineState, EngineThread, Engines, by_hand, by_hand_beside, spawn,
+};
 pub use turn::{Audit, Engine, Turn};

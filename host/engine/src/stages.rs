@@ -18,7 +18,7 @@ use crate::control::Asked;
 use crate::events::Preempted;
 use crate::handle::{Place, Submission};
 use crate::metrics::{Begun, EngineMetrics};
-use crate::pages::Lease;
+use crate::pages::{Found, Lease, Pages, Prospect};
 use crate::{Control, Ended, Event, Opening, PassFailed, Row};
 
 /// A request's way to its submitter. Consumed by its end, so there is only one.
@@ -116,6 +116,7 @@ impl Request {
 pub(crate) struct Waiting {
     request: Request,
     since: Since,
+    found: Found,
 }
 
 /// What a waiting request holds.
@@ -144,7 +145,7 @@ impl Waiting {
             overtaken: 0,
             suspect: false,
         };
-        Self { request, since: Since::Arrival(place) }
+        Self { request, since: Since::Arrival(place), found: Found::default() }
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -168,6 +169,16 @@ impl Waiting {
         self.request.opening()
     }
 
+    /// What it would find in the cache.
+    pub(crate) fn look(&mut self, pages: &Pages) -> Prospect {
+        pages.look(&self.request.tokens, &mut self.found)
+    }
+
+    /// Takes what it finds.
+    pub(crate) fn lease(&mut self, pages: &Pages) -> Lease {
+        pages.lease(&self.request.tokens, &mut self.found)
+    }
+
     pub(crate) fn asked(&self) -> Option<Outcome> {
         self.request.asked()
     }
@@ -177,7 +188,7 @@ impl Waiting {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let Self { request, since } = self;
+        let Self { request, since, .. } = self;
         let stage = match since {
             Since::Arrival(_) => Stage::Waiting,
             Since::Preemption(_) => request.stage(),
@@ -196,7 +207,7 @@ impl Waiting {
 
     /// Gives up its place in the waiting room for pages and a sequence.
     pub(crate) fn start<S>(self, sequence: S, lease: Lease, metrics: &EngineMetrics) -> Running<S> {
-        let Self { mut request, since } = self;
+        let Self { mut request, since, .. } = self;
         let computed = lease.cached_tokens();
         let running = match since {
             Since::Arrival(place) => {
@@ -316,7 +327,7 @@ impl<S> Running<S> {
         if request.ticket.preempted.to_be_told() {
             request.ticket.tell(Event::Preempted);
         }
-        Waiting { request, since: Since::Preemption(running) }
+        Waiting { request, since: Since::Preemption(running), found: Found::default() }
     }
 
     /// Its next `tokens` tokens are in the cache, and a token may have come of it. `None`: with

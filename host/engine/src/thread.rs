@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::bell::Bell;
+use crate::company::Company;
 use crate::handle::Submission;
 use crate::{
     CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode,
@@ -114,8 +115,11 @@ pub struct Engines {
 /// An engine to come. Everything of it that may be sent to its thread.
 struct ToLoad {
     state: watch::Sender<EngineState>,
-    load: Box<dyn FnOnce() -> Result<Loaded, String> + Send>,
+    load: Box<Load>,
 }
+
+/// Makes the model, on the thread, and an engine among the others there.
+type Load = dyn FnOnce(&Company) -> Result<Loaded, String> + Send;
 
 /// An engine that can take its turn.
 struct Loaded {
@@ -166,11 +170,11 @@ impl Engines {
         let Ends { handle, inbox, submissions, state } =
             ends(config, waiting, &metrics, &self.bell);
         let (config, cache) = (config.clone(), cache.clone());
-        let load = move || {
+        let load = move |company: &Company| {
             let model = load().map_err(|error| error.to_string())?;
             let shape = model.shape();
             let clock = Box::new(SystemClock::start());
-            let engine = Engine::new(model, submissions, &config, &cache, metrics, clock);
+            let engine = Engine::new(model, submissions, &config, &cache, metrics, clock, company);
             Ok(Loaded { shape, engine: Box::new(engine) })
         };
         self.inboxes.push(inbox);
@@ -201,10 +205,11 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
     // The models and all that they hold are inside this closure: a panic drops them here, on the
     // thread that made them, and nothing of them is looked at afterwards.
     let ended = catch_unwind(AssertUnwindSafe(|| {
+        let company = Company::default();
         let mut engines = Vec::with_capacity(loads.len());
         let mut shapes = Vec::with_capacity(loads.len());
         for (which, load) in loads.into_iter().enumerate() {
-            let Loaded { shape, engine } = load().map_err(|why| (which, why))?;
+            let Loaded { shape, engine } = load(&company).map_err(|why| (which, why))?;
             shapes.push(shape);
             engines.push(engine);
         }
@@ -232,8 +237,9 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
 
 /// Turns until all inboxes are closed and whoever was left is cancelled.
 ///
-/// One turn each, so one pass each: no model's streams wait for more than one pass of every other.
-/// Nobody is asked how long a pass takes; a large model gets more of the time than a small one.
+/// One turn each, so one pass each: no model's streams wait for more than one pass of every other,
+/// and what of that is prompts is on one account with their own ([`Company`]). Nobody is asked how
+/// long a pass takes that decodes; a large model gets more of the time than a small one.
 fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
     loop {
         engines.retain_mut(|engine| engine.turn() != Turn::Closed);
@@ -256,12 +262,25 @@ pub fn by_hand<F: Forward>(
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
 ) -> (EngineHandle, Door, Engine<F>) {
+    by_hand_beside(&Company::default(), model, config, cache, waiting, metrics, clock)
+}
+
+/// As [`by_hand`], on a thread with others: whoever takes their turns takes one of each in turn.
+pub fn by_hand_beside<F: Forward>(
+    company: &Company,
+    model: F,
+    config: &EngineConfig,
+    cache: &CacheConfig,
+    waiting: &WaitingConfig,
+    metrics: EngineMetrics,
+    clock: Box<dyn Clock>,
+) -> (EngineHandle, Door, Engine<F>) {
     let metrics = metrics.of_one_engine();
     // Nobody sleeps: the caller takes the turns.
     let Ends { handle, inbox, submissions, state } =
         ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
-    let engine = Engine::new(model, submissions, config, cache, metrics, clock);
+    let engine = Engine::new(model, submissions, config, cache, metrics, clock, company);
     (handle, Door { _inbox: inbox, _state: state }, engine)
 }
 

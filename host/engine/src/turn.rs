@@ -8,10 +8,11 @@ use interlock_scheduler::{Newcomer, Place, Room, first, overdrawn, place, rows};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
+use crate::company::{Company, Member};
 use crate::handle::Submission;
 use crate::metrics::{CacheShare, EngineMetrics};
 use crate::pace::Pace;
-use crate::pages::{Lease, PageAudit, Pages};
+use crate::pages::{Lease, PageAudit, Pages, Prospect};
 use crate::passes::PassKind;
 use crate::stages::{Running, Waiting};
 use crate::{CacheConfig, Clock, EngineConfig, Forward, Mode, PassFailed};
@@ -33,6 +34,7 @@ pub struct Engine<F: Forward> {
     running_max: u32,
     displace: bool,
     pace: Pace,
+    company: Member,
     cache: CacheShare,
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
@@ -80,11 +82,12 @@ impl<F: Forward> Engine<F> {
         cache: &CacheConfig,
         metrics: EngineMetrics,
         clock: Box<dyn Clock>,
+        company: &Company,
     ) -> Self {
         let shape = forward.shape();
-        let (running_max, displace, pace) = match config.mode {
-            Mode::Simple => (1, false, Pace::alone(config)),
-            Mode::Batched => (config.running_max.get(), true, Pace::shared(config)),
+        let (running_max, displace) = match config.mode {
+            Mode::Simple => (1, false),
+            Mode::Batched => (config.running_max.get(), true),
         };
         Self {
             cache: metrics.cache(shape.pages),
@@ -96,7 +99,8 @@ impl<F: Forward> Engine<F> {
             arrived: 0,
             running_max,
             displace,
-            pace,
+            pace: Pace::new(config),
+            company: company.join(),
             metrics,
             clock,
             seeds: std::hash::RandomState::new(),
@@ -196,9 +200,13 @@ impl<F: Forward> Engine<F> {
                 self.refuse_too_large(next);
                 continue;
             }
+            if !self.might_start(next) {
+                return;
+            }
             // Leased before it is asked who would give way for it: what it shares with those does
             // not come free with them, and must not be counted twice.
-            let lease = self.pages.lease(waiting.history());
+            let waiting = &mut self.waiting[next];
+            let lease = waiting.lease(&self.pages);
             let needs = lease.lacks(waiting.history().len());
             let newcomer = Newcomer { rank: waiting.rank(), needs };
             let ranks = self.running.iter().map(Running::rank);
@@ -209,6 +217,20 @@ impl<F: Forward> Engine<F> {
             self.preempt(leaving);
             self.start_one(waiting, lease);
         }
+    }
+
+    /// Is there room for it, or somebody who might have to give way? Asked in every turn of one that
+    /// waits, so nothing is leased for the answer, nor looked up again that is known.
+    fn might_start(&mut self, index: usize) -> bool {
+        let waiting = &mut self.waiting[index];
+        let Prospect { lacks: needs, available } = waiting.look(&self.pages);
+        let newcomer = Newcomer { rank: waiting.rank(), needs };
+        let ranks = self.running.iter().map(Running::rank);
+        if self.displace && ranks.clone().any(|rank| newcomer.rank.outranks(&rank)) {
+            return true;
+        }
+        let room = Room { pages_free: available, displace: false, ..self.room() };
+        place(&room, ranks, |_| 0, &newcomer) != Place::Later
     }
 
     /// Before anyone gives way for it, and before it holds up those behind it.
@@ -257,7 +279,8 @@ impl<F: Forward> Engine<F> {
     /// next turn, in which [`Engine::make_room`] sees what it lacks.
     fn plan(&mut self) -> Vec<Planned> {
         let steps: Vec<_> = self.running.iter().map(Running::as_step).collect();
-        let mut table = rows(&steps, &self.pace.budget());
+        self.say_who_flows();
+        let mut table = rows(&steps, &self.pace.budget(&self.company));
         table.retain(|row| self.running[row.index].make_room(row.tokens));
         table.sort_unstable_by_key(|row| row.index);
         table
@@ -301,11 +324,19 @@ impl<F: Forward> Engine<F> {
         }
         match result {
             Ok(drawn) => {
-                self.pace.passed(decoding, prompt_tokens, took);
+                let lent = self.pace.passed(decoding, prompt_tokens, took);
+                self.company.settle(&self.pace, lent);
                 self.hand_out(table, drawn);
+                self.say_who_flows();
             }
             Err(failed) => self.failed(table, &failed),
         }
+    }
+
+    /// So that another model's prompt does not hold up a stream that is about to begin.
+    fn say_who_flows(&self) {
+        let flows = self.running.iter().any(|running| running.as_step().flows);
+        self.company.flows(flows, self.pace.decode());
     }
 
     fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {

@@ -22,8 +22,13 @@ pub struct Step {
 pub struct Budget {
     /// When nobody's stream waits for the pass.
     pub alone: NonZeroU32,
-    /// Beside streams that flow: what keeps the pass within its stated stretch.
-    pub beside: NonZeroU32,
+    /// Beside streams that flow; none while these have been held up for long enough.
+    pub beside: u32,
+    /// A prompt is not cut into pieces of fewer tokens, unless it is the rest of it: what a piece
+    /// costs for being one would outweigh what it computes.
+    pub piece: NonZeroU32,
+    /// Do streams of another model flow, which wait for the same device?
+    pub others_flow: bool,
 }
 
 /// A row of the pass: this many tokens of the request with this index.
@@ -38,16 +43,18 @@ pub struct Row {
 /// The table of the next pass; empty when nobody runs.
 ///
 /// Who has one token left is in it, whatever that costs: it is cheap, and it is what somebody
-/// waits for. Prompts share what is left of the budget in the order of rank; the first in rank
-/// always advances, so that streams cannot hold a prompt up for ever.
+/// waits for. Prompts share the budget in the order of rank, as many whole as go into it, so that
+/// they share what the pass costs for having prompts at all.
 pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
-    let flows = running.iter().any(|step| step.flows);
-    let budget = if flows { budget.beside } else { budget.alone };
+    let flows = budget.others_flow || running.iter().any(|step| step.flows);
+    let most = if flows { budget.beside } else { budget.alone.get() };
     let suspect = running.iter().enumerate().filter(|(_, step)| step.suspect);
     if let Some((index, step)) = suspect.min_by_key(|(_, step)| step.rank) {
-        return vec![Row { index, tokens: step.left.min(budget) }];
+        // Nobody else runs before it has: it does not wait for the budget.
+        let most = NonZeroU32::new(most).unwrap_or(budget.piece);
+        return vec![Row { index, tokens: step.left.min(most) }];
     }
-    let mut left = budget.get();
+    let mut left = most;
     let (mut table, mut prompts) = (vec![], vec![]);
     for (index, step) in running.iter().enumerate() {
         if step.left == NonZeroU32::MIN {
@@ -59,6 +66,10 @@ pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
     prompts.sort_unstable();
     for (_, index) in prompts {
         let Some(tokens) = NonZeroU32::new(running[index].left.get().min(left)) else { break };
+        let crumb = tokens < running[index].left.min(budget.piece);
+        if crumb && left < most {
+            break;
+        }
         left -= tokens.get();
         table.push(Row { index, tokens });
     }
@@ -86,8 +97,49 @@ mod tests {
     }
 
     fn table(running: &[Step]) -> Vec<(usize, u32)> {
-        let budget = Budget { alone: number(100), beside: number(10) };
-        rows(running, &budget).into_iter().map(|row| (row.index, row.tokens.get())).collect()
+        within(running, &BUDGET)
+    }
+
+    const BUDGET: Budget = Budget {
+        alone: NonZeroU32::new(100).unwrap(),
+        beside: 10,
+        piece: NonZeroU32::MIN,
+        others_flow: false,
+    };
+
+    fn within(running: &[Step], budget: &Budget) -> Vec<(usize, u32)> {
+        rows(running, budget).into_iter().map(|row| (row.index, row.tokens.get())).collect()
+    }
+
+    #[test]
+    fn a_prompt_waits_while_streams_have_been_held_up_for_long_enough() {
+        let none = Budget { beside: 0, ..BUDGET };
+        assert_eq!(within(&[decoding(1), prefilling(Standard, 2, 50)], &none), [(0, 1)]);
+        assert_eq!(within(&[prefilling(Standard, 2, 50)], &none), [(0, 50)], "nobody streams");
+        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(within(&[decoding(1), suspect], &none), [(1, 1)], "nobody else runs before it");
+    }
+
+    #[test]
+    fn a_stream_of_another_model_is_one_too() {
+        let running = [prefilling(Standard, 1, 50)];
+        assert_eq!(within(&running, &Budget { others_flow: true, ..BUDGET }), [(0, 10)]);
+        assert_eq!(within(&running, &Budget { others_flow: true, beside: 0, ..BUDGET }), []);
+    }
+
+    #[test]
+    fn a_prompt_is_not_cut_into_crumbs() {
+        let budget = Budget { piece: number(5), ..BUDGET };
+        let two = |first, second| {
+            let running =
+                [decoding(1), prefilling(Standard, 2, first), prefilling(Standard, 3, second)];
+            within(&running, &budget).split_off(1)
+        };
+        assert_eq!(two(6, 50), [(1, 6)], "four tokens would cost more than they are worth");
+        assert_eq!(two(5, 50), [(1, 5), (2, 5)]);
+        assert_eq!(two(6, 3), [(1, 6), (2, 3)], "a whole one is no crumb");
+        let small = Budget { beside: 3, ..budget };
+        assert_eq!(within(&[decoding(1), prefilling(Standard, 2, 9)], &small), [(0, 1), (1, 3)]);
     }
 
     #[test]

@@ -74,12 +74,7 @@ impl SimModel {
         let prompts: usize =
             rows.iter().zip(&seen).filter(|(_, s)| s.kind == RowKind::Prefill).map(tokens).sum();
         let decoding = seen.iter().filter(|seen| seen.kind == RowKind::Decode).count();
-        let mut time = self.settings.prefill * u32::try_from(prompts).unwrap_or(u32::MAX);
-        if decoding > 0 {
-            let rows = self.settings.row * u32::try_from(decoding).unwrap_or(u32::MAX);
-            time += self.settings.decode + rows;
-        }
-        self.device.pass(&seen, time)?;
+        self.device.pass(&seen, self.settings.time(decoding, prompts))?;
         if self.settings.panic_at.is_some_and(|n| n.get() == self.passes) {
             panic!("the simulated model was told to panic at pass {}", self.passes);
         }

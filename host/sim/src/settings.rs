@@ -10,6 +10,10 @@ use std::time::Duration;
 pub struct SimSettings {
     /// `load=DURATION`: how long loading takes.
     pub load: Duration,
+    /// `pass=DURATION`: time for each pass, whatever it computes.
+    pub pass: Duration,
+    /// `mixed=DURATION`: time for each pass that computes prompts and next tokens both, in addition.
+    pub mixed: Duration,
     /// `prefill=DURATION`: time for each token of a prompt.
     pub prefill: Duration,
     /// `decode=DURATION`: time for each pass that draws a next token, however many rows it has.
@@ -36,6 +40,8 @@ impl Default for SimSettings {
     fn default() -> Self {
         Self {
             load: Duration::ZERO,
+            pass: Duration::ZERO,
+            mixed: Duration::ZERO,
             prefill: Duration::ZERO,
             decode: Duration::ZERO,
             row: Duration::ZERO,
@@ -50,6 +56,23 @@ impl Default for SimSettings {
     }
 }
 
+impl SimSettings {
+    /// What a pass takes over so many next tokens and so many tokens of prompts.
+    pub fn time(&self, decoding: usize, prompts: usize) -> Duration {
+        let times = |time: Duration, count: usize| {
+            time.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+        };
+        let mut time = self.pass + times(self.prefill, prompts);
+        if decoding > 0 {
+            time += self.decode + times(self.row, decoding);
+        }
+        if decoding > 0 && prompts > 0 {
+            time += self.mixed;
+        }
+        time
+    }
+}
+
 /// Settings that are not settings of the simulated model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSettings {
@@ -58,8 +81,8 @@ pub enum BadSettings {
     Form(String),
     /// No such key.
     #[error(
-        "the simulated model has no setting {0:?}; it has load, prefill, decode, row, context, \
-         cache, page, stop, salt, fail-every and panic-at"
+        "the simulated model has no setting {0:?}; it has load, pass, mixed, prefill, decode, row, \
+         context, cache, page, stop, salt, fail-every and panic-at"
     )]
     Key(String),
     /// Not a value of that key.
@@ -84,6 +107,8 @@ impl FromStr for SimSettings {
                 setting.split_once('=').ok_or_else(|| BadSettings::Form(setting.to_owned()))?;
             match key {
                 "load" => settings.load = duration(key, value)?,
+                "pass" => settings.pass = duration(key, value)?,
+                "mixed" => settings.mixed = duration(key, value)?,
                 "prefill" => settings.prefill = duration(key, value)?,
                 "decode" => settings.decode = duration(key, value)?,
                 "row" => settings.row = duration(key, value)?,
@@ -133,6 +158,11 @@ impl fmt::Display for SimSettings {
             self.page,
             self.stop
         )?;
+        for (key, time) in [("pass", self.pass), ("mixed", self.mixed)] {
+            if !time.is_zero() {
+                write!(f, ",{key}={}", humantime::format_duration(time))?;
+            }
+        }
         if self.salt != 0 {
             write!(f, ",salt={}", self.salt)?;
         }
@@ -158,10 +188,21 @@ mod tests {
             "stop=0,panic-at=7",
             "row=1us,cache=64,page=4",
             "salt=7",
+            "pass=10ms,mixed=5ms,prefill=100us",
         ] {
             let settings: SimSettings = text.parse().expect(text);
             assert_eq!(settings.to_string().parse(), Ok(settings), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_pass_costs_what_it_says() {
+        let settings: SimSettings =
+            "pass=10ms,mixed=5ms,decode=3ms,row=1ms,prefill=100us".parse().unwrap();
+        let micros = |decoding, prompts| settings.time(decoding, prompts).as_micros();
+        assert_eq!(micros(0, 20), 12_000);
+        assert_eq!(micros(4, 0), 17_000);
+        assert_eq!(micros(4, 20), 24_000);
     }
 
     #[test]
