@@ -204,6 +204,7 @@ pub(crate) fn caller() -> Caller {
         credential: String::new(),
         address: "127.0.0.1".into(),
         headers: Headers::default(),
+        looks_up: false,
     }
 }
 

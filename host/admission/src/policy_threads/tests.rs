@@ -266,9 +266,10 @@ fn everywhere(name: &'static str, seen: &mpsc::Sender<(Phase, ThreadId)>) -> Fak
 /// Brings a request with a body of so many bytes before all phases.
 async fn through(chain: &Arc<PolicyChain>, bytes: usize) {
     let body = Arc::new(Body::new(format!("{{\"text\":\"{}\"}}", "a".repeat(bytes)).into_bytes()));
-    let mut hearing = chain.hear(SERIAL, id());
+    let serial = bytes as u64;
+    let mut hearing = chain.hear(serial, id());
     hearing.identify(&caller()).await.expect("known");
-    let mut facts = facts();
+    let mut facts = crate::Facts { serial, ..facts() };
     hearing.transform(&mut facts, &body).await.expect("kept");
     let none: [Candidate; 0] = [];
     hearing.route(&facts, &none, &body).await.expect("nobody objects");
