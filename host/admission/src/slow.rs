@@ -131,10 +131,8 @@ impl Shared {
                 if queue.unfinished() == 0 {
                     self.rest.notify_all();
                 }
-                let (woken, waited) = self
-                    .came
-                    .wait_timeout(queue, IDLE_MAX)
-                    .unwrap_or_else(PoisonError::into_inner);
+                let (woken, waited) =
+                    self.came.wait_timeout(queue, IDLE_MAX).unwrap_or_else(PoisonError::into_inner);
                 queue = woken;
                 rested = waited.timed_out();
                 queue.idle -= 1;

@@ -8,20 +8,20 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use interlock_admission::{
-    Answer, Body, CallTime, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind, Identified, Load,
-    Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told, Transformed,
-    Verdict, Watch, Window,
+    Answer, Body, CallTime, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind,
+    Identified, Load, Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told,
+    Transformed, Verdict, Watch, Window,
 };
 use wasmtime::Store;
 
 use crate::answers::Codes;
+use crate::clock::thread_cpu_time;
 use crate::describe::Description;
 use crate::fit::{Fit, Version};
 use crate::grants::{Grant, missing};
 use crate::host::{Compiled, Shared};
 use crate::instance::{Guests, Instance, OldPhases, Phases, Stillborn};
 use crate::lend::{self, LentFacts};
-use crate::clock::thread_cpu_time;
 use crate::limits::{
     CALLS_MAX, IN_LINE_INIT_TIME_MAX, IN_LINE_TIME_MAX, INIT_TIME_MAX, SLOW_CALLS_MAX,
 };

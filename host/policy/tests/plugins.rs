@@ -134,7 +134,9 @@ fn quota_charges_whoever_asks_before_the_body_and_nobody_who_looks_something_up(
     let case = quota(r#"{"requests_per_minute": 1}"#);
     let identify = |looks_up| {
         let known = interlock_admission::Caller { credential: KEY.into(), ..caller("x") };
-        case.policy.identify(&interlock_admission::Caller { looks_up, ..known }).expect("it decides")
+        case.policy
+            .identify(&interlock_admission::Caller { looks_up, ..known })
+            .expect("it decides")
     };
     let look = || assert!(matches!(identify(true), Identified::Known(..)));
     look();

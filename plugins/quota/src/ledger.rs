@@ -157,11 +157,7 @@ fn enter(asked: &Asked<'_>, limits: &Limits, held: &mut Held) -> Result<(), Refu
 }
 
 /// Charges one request, if they are limited.
-pub(crate) fn take_request(
-    tenant: &str,
-    limits: &Limits,
-    left: &mut Left,
-) -> Result<(), Refused> {
+pub(crate) fn take_request(tenant: &str, limits: &Limits, left: &mut Left) -> Result<(), Refused> {
     let Some(limit) = limits.requests_per_minute else { return Ok(()) };
     let key = format!("requests {tenant}");
     match state::take(&key, Bucket::per_minute(limit), 1.0).map_err(unavailable)? {

@@ -152,7 +152,8 @@ fn who_was_identified_by_another_policy_or_for_another_request_is_charged_at_adm
     admit(&quota, &identified(&request(&host), known)).expect("this one was charged");
 
     // A second one behind the first is asked to admit only, and has its own limits.
-    let second: Quota = host.begin(json!({"limits": {"requests_per_minute": 1}})).expect("settings");
+    let second: Quota =
+        host.begin(json!({"limits": {"requests_per_minute": 1}})).expect("settings");
     host.pass(Span::from_secs(60));
     let request = identified(&request(&host), identify(&host, &quota).expect("a new minute"));
     admit(&second, &request).expect("its only one");

@@ -76,7 +76,8 @@ impl Hearing {
                 shadows.look_on(matter, &member, &lane, own(), check);
                 continue;
             }
-            let matter = Matter { large: body.is_large(), ..matter(&self.duty, place, phase, about) };
+            let matter =
+                Matter { large: body.is_large(), ..matter(&self.duty, place, phase, about) };
             let (heard, said) = matter
                 .consult(
                     &member,

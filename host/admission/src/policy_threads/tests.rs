@@ -6,9 +6,7 @@ use interlock_metrics::Registry;
 use interlock_request::{Finish, Outcome, Usage};
 
 use super::*;
-use crate::testing::{
-    Fake, SERIAL, body, caller, facts, generation, id, let_in, prompt, summary,
-};
+use crate::testing::{Fake, SERIAL, body, caller, facts, generation, id, let_in, prompt, summary};
 use crate::{
     Admission, Body, Candidate, Choice, Code, Commons, Consent, Event, EventSet, FailureAction,
     FailureKind, Guarding, Identified, Identity, LimitsConfig, Link, Load, OnFailure, Phase,
@@ -276,8 +274,7 @@ async fn through(chain: &Arc<PolicyChain>, bytes: usize) {
     let consent = hearing.admit(facts, &Load::default(), prompt(), generation(), &body).await;
     let mut oversight = consent.expect("it admits").oversight;
     let usage = Usage { generated_tokens: 1, ..Usage::default() };
-    let progress =
-        Progress { at_micros: 0, elapsed: Duration::ZERO, since_token: None, usage };
+    let progress = Progress { at_micros: 0, elapsed: Duration::ZERO, since_token: None, usage };
     oversight.event(Event::FirstToken, progress).await;
     if let Some(mut guards) = oversight.guards() {
         assert_eq!(guards.push("a ", usage, Instant::now()).await.text, "a ");

@@ -6,9 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use interlock_admission::{
-    Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts, Identified,
-    LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy, PolicyChain,
-    PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
+    Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts,
+    Identified, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy,
+    PolicyChain, PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
 };
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, WaitingConfig,

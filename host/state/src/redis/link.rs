@@ -477,7 +477,8 @@ mod tests {
         let link = Link::open(&agreeable(), Duration::from_secs(1), vec![]).expect("it answers");
         assert_eq!(ping(&link).as_deref(), Ok("OK"));
         for _ in 0..2 * connections() {
-            let panics = || link.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
+            let panics =
+                || link.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
             assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
         }
         let patience = Instant::now() + Duration::from_secs(60);
