@@ -247,6 +247,7 @@ fn caller() -> Caller {
         credential: String::new(),
         address: String::new(),
         headers: Headers::default(),
+        looks_up: false,
     }
 }
 

@@ -14,6 +14,7 @@
 //! - A policy that does not load changes nothing: the one that was there stays.
 //! - A request stays with the chain that it began with; a policy that was replaced lives until the
 //!   last such request is gone and it is too old to be rolled back to.
+//! - Whoever looks after policies goes on whatever a round comes to, a panic included.
 //! - One change at a time. Whoever only looks never waits for one.
 //! - A policy is on probation for its minute, whatever else is swapped meanwhile; and only a policy
 //!   that is in place is taken back.
@@ -21,6 +22,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -677,11 +679,19 @@ fn look_after(
     while !stop.load(std::sync::atomic::Ordering::SeqCst) {
         thread::park_timeout(pause);
         let Some(keeper) = keeper.upgrade() else { return };
-        keeper.judge();
+        go_on(|| keeper.judge());
         if every.is_some_and(|every| looked.elapsed() >= every) {
-            keeper.look_at_files();
+            go_on(|| keeper.look_at_files());
             looked = Instant::now();
         }
+    }
+}
+
+/// A panic, over one strange component, must not end the looking after all others.
+fn go_on(look: impl FnOnce()) {
+    // What it had changed until then is whole: a swap is the last step.
+    if catch_unwind(AssertUnwindSafe(look)).is_err() {
+        tracing::error!("looking after the policies panicked; it is tried again");
     }
 }
 
@@ -719,6 +729,14 @@ mod tests {
     fn guest(name: &str) -> PolicySource {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guests");
         PolicySource::File(folder.join(format!("{name}.wasm")))
+    }
+
+    #[test]
+    fn a_look_that_panics_is_not_the_last() {
+        go_on(|| std::panic::resume_unwind(Box::new("oh")));
+        let mut looked = false;
+        go_on(|| looked = true);
+        assert!(looked);
     }
 
     /// The keeper saw that a policy had failed, and waited for the operator, who was replacing it.

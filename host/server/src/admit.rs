@@ -81,6 +81,29 @@ impl Host {
         endpoint: Endpoint,
         headers: &HeaderMap,
     ) -> Result<Visit, Failure> {
+        self.identify_for(meta, endpoint, headers, false).await
+    }
+
+    /// The same of someone who asks for an answer that is made, or cancels: for no new work.
+    ///
+    /// # Errors
+    ///
+    /// When a policy refuses.
+    pub(crate) async fn identify_to_look_up(
+        &self,
+        meta: &Meta,
+        headers: &HeaderMap,
+    ) -> Result<Visit, Failure> {
+        self.identify_for(meta, Endpoint::Responses, headers, true).await
+    }
+
+    async fn identify_for(
+        &self,
+        meta: &Meta,
+        endpoint: Endpoint,
+        headers: &HeaderMap,
+        looks_up: bool,
+    ) -> Result<Visit, Failure> {
         let chain = self.policies.current();
         let Meta { id, at_micros, address } = meta;
         let serial = self.serial();
@@ -103,6 +126,7 @@ impl Host {
                 credential: credential(headers),
                 address: address.map_or_else(String::new, |address| address.to_string()),
                 headers: visit.headers.clone(),
+                looks_up,
             };
             visit.identity = visit.hearing.identify(&caller).await?;
         }

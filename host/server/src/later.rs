@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use interlock_request::{CancelCause, Endpoint, RequestId};
+use interlock_request::{CancelCause, RequestId};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -134,7 +134,7 @@ impl Host {
         headers: &HeaderMap,
         id: &str,
     ) -> Result<(Arc<Title>, Kept), Failure> {
-        let visit = self.identify(meta, Endpoint::Responses, headers).await?;
+        let visit = self.identify_to_look_up(meta, headers).await?;
         let id = RequestId::parse(id).map_err(|_| Failure::UnknownRequest(cut(id)))?;
         let kept = self.results.get(&id, &visit.identity.tenant);
         kept.ok_or_else(|| Failure::UnknownRequest(id.to_string()))

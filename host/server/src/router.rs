@@ -240,7 +240,7 @@ async fn cancel(
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Answer {
-    let visit = host.identify(&meta, Endpoint::Responses, &headers).await?;
+    let visit = host.identify_to_look_up(&meta, &headers).await?;
     let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
     let known = RequestId::parse(&id).ok().map(|id| {
         let requests = host.live.cancel(&id, &visit.identity.tenant, CancelCause::Operator);

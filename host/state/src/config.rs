@@ -21,8 +21,8 @@ pub struct StateConfig {
     /// Longest time that one call may wait for Redis, 1ms to 1s; memory never waits. The default is
     /// several times a round trip within a data centre. A policy that waited in vain hears that the
     /// state is unavailable and decides without it; its deadline, which counts its own time alone,
-    /// does not run meanwhile. Turn this up when Redis is further away than that, and mind that
-    /// the call waits on the thread of a request.
+    /// does not run meanwhile. Turn this up when Redis is further away than that. A policy with
+    /// state in Redis is called on threads of its own, so nobody else waits for its calls.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub timeout: Duration,

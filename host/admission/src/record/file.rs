@@ -2,11 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use interlock_metrics::IntCounter;
+use serde::Serialize;
+use serde::ser::Error as _;
 
 use super::{Record, RecordSink};
 use crate::PolicyMetrics;
@@ -80,7 +83,7 @@ impl Writer {
         while let Ok(first) = waiting.recv() {
             // Whatever is there goes in one write; then it can be read.
             let batch = std::iter::once(first).chain(waiting.try_iter());
-            let written = batch.map(|record| line(&mut file, &record)).filter(Result::is_err);
+            let written = batch.map(|record| line(&mut file, record)).filter(Result::is_err);
             let lost = written.count();
             let result = file.flush();
             if lost > 0 || result.is_err() {
@@ -97,7 +100,34 @@ impl Writer {
     }
 }
 
-fn line(file: &mut impl Write, record: &Record) -> io::Result<()> {
-    serde_json::to_writer(&mut *file, record)?;
+/// One that cannot be written, for whatever reason, is lost alone.
+fn line(file: &mut impl Write, record: impl Serialize) -> io::Result<()> {
+    let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_vec(&record)))
+        .unwrap_or_else(|_| Err(serde_json::Error::custom("writing it as JSON panicked")))?;
+    file.write_all(&text)?;
     file.write_all(b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serializer;
+
+    use super::*;
+
+    struct Panics;
+
+    impl Serialize for Panics {
+        fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            std::panic::resume_unwind(Box::new("oh"))
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_lost_alone_and_whole() {
+        let mut file = Vec::new();
+        line(&mut file, 1).expect("there is room");
+        line(&mut file, Panics).expect_err("it is none");
+        line(&mut file, 2).expect("there is room");
+        assert_eq!(String::from_utf8(file).as_deref(), Ok("1\n2\n"));
+    }
 }

@@ -6,9 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use interlock_admission::{
-    Admission, Body, Caller, Candidate, Choice, Closing, Decision, Event, Facts, Identified,
-    LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy, PolicyChain,
-    PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
+    Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts,
+    Identified, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy,
+    PolicyChain, PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
 };
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, WaitingConfig,
@@ -149,8 +149,8 @@ impl Policy for Script {
         &self.headers
     }
 
-    fn slow(&self) -> bool {
-        self.slow
+    fn call_time(&self) -> CallTime {
+        if self.slow { CallTime::Waits } else { CallTime::AtOnce }
     }
 
     fn wants_content(&self) -> bool {
