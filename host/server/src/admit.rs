@@ -82,7 +82,7 @@ impl Host {
         headers: &HeaderMap,
     ) -> Result<Visit, Failure> {
         let chain = self.policies.current();
-        let Meta { id, at_micros, address } = meta;
+        let Meta { id, at_micros, address, .. } = meta;
         let serial = self.serial();
         let mut visit = Visit {
             id: id.clone(),
