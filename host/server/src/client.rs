@@ -79,7 +79,7 @@ impl Client {
         state.stage
     }
 
-    fn enter(&self, stage: Stage) {
+    pub(crate) fn enter(&self, stage: Stage) {
         let watch = {
             let mut state = self.state();
             state.stage = stage;

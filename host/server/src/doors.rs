@@ -138,10 +138,13 @@ impl Doors {
     /// Who of the reserve makes way next.
     fn next_out(&self) -> Option<Arc<Guest>> {
         let guests: Vec<_> = self.guests.iter().filter_map(Weak::upgrade).collect();
-        let of = |address| guests.iter().filter(|guest| guest.address == address).count();
+        let mut of = HashMap::new();
+        for guest in &guests {
+            *of.entry(guest.address).or_insert(0) += 1;
+        }
         // The last of equals is the first of the list turned round: the oldest.
         let waiting = guests.iter().rev().filter(|guest| guest.waits());
-        waiting.max_by_key(|guest| of(guest.address)).cloned()
+        waiting.max_by_key(|guest| of[&guest.address]).cloned()
     }
 }
 

@@ -343,3 +343,106 @@ impl<R: Receive, W: AsyncWrite + Unpin> AsyncWrite for Socket<R, W> {
         Pin::new(&mut self.writing).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+    use super::*;
+
+    const RULES: WatchRules = WatchRules { pipelined_max: 1000, half_close: HalfClose::Left };
+
+    async fn tcp() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (client.expect("connects"), server.expect("accepts").0)
+    }
+
+    async fn left<R: Receive>(watch: &mut Watch<R>) -> Departure {
+        let left = poll_fn(|cx| watch.poll_left(cx));
+        tokio::time::timeout(Duration::from_secs(20), left).await.expect("it leaves")
+    }
+
+    /// What was sent before the end is still there for who reads, here through a layer of its own
+    /// as TLS would be.
+    async fn is_read_on<R: Receive, W: Unpin>(socket: Socket<R, W>, sent: &[u8]) {
+        let mut read = vec![];
+        BufReader::with_capacity(7, socket).read_to_end(&mut read).await.expect("it ends well");
+        assert_eq!(read, sent);
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_socket_is_seen_to_its_end_and_read_from_its_beginning() {
+        let sent = b"the next request, which nobody has read yet";
+
+        let (mut client, server) = tcp().await;
+        let (socket, mut watch) = watched(server.into_split(), RULES);
+        let generation = watch.client().generation();
+        client.write_all(sent).await.expect("sends");
+        drop(client);
+        generation.admitted();
+        assert_eq!(left(&mut watch).await, Departure::Closed);
+        is_read_on(socket, sent).await;
+
+        let (mut client, server) = UnixStream::pair().expect("a pair");
+        let (socket, mut watch) = watched(server.into_split(), RULES);
+        let generation = watch.client().generation();
+        client.write_all(sent).await.expect("sends");
+        drop(client);
+        generation.admitted();
+        assert_eq!(left(&mut watch).await, Departure::Closed);
+        is_read_on(socket, sent).await;
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_leaving_whatever_is_done_and_whatever_is_unread() {
+        for half_close in [HalfClose::Left, HalfClose::Wait] {
+            for stage in [Stage::Answering, Stage::Preparing, Stage::Generating] {
+                let (mut client, server) = tcp().await;
+                let rules = WatchRules { half_close, ..RULES };
+                let (_socket, mut watch) = watched(server.into_split(), rules);
+                watch.client().enter(stage);
+                client.write_all(&[b' '; 3000]).await.expect("sends");
+                client.set_zero_linger().expect("a socket option");
+                drop(client);
+                assert_eq!(left(&mut watch).await, Departure::Reset, "{half_close:?} {stage:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_be_a_requests_own_body_waits_for_its_reader_and_is_whole() {
+        let body = vec![b'x'; 100_000];
+        let (mut client, server) = tcp().await;
+        let (mut socket, mut watch) = watched(server.into_split(), RULES);
+        let generation = watch.client().generation();
+        let sending = {
+            let body = body.clone();
+            tokio::spawn(async move {
+                client.write_all(&body).await.expect("sends");
+                client
+            })
+        };
+        // Both are polled in one task, the watch first, as a connection does it.
+        let mut read = vec![0; body.len()];
+        tokio::select! {
+            biased;
+            departure = poll_fn(|cx| watch.poll_left(cx)) => panic!("it has not left: {departure:?}"),
+            whole = socket.read_exact(&mut read) => whole.expect("it is all there"),
+        };
+        assert_eq!(read, body);
+        assert_eq!(watch.shared.ahead().discarded, 0);
+        // From here on it would be pipelined, of which so much is kept.
+        let mut client = sending.await.expect("no panic");
+        assert!(!generation.admitted());
+        client.write_all(&body).await.expect("sends");
+        drop(client);
+        assert_eq!(left(&mut watch).await, Departure::Closed);
+        assert!(watch.has_cut());
+        is_read_on(socket, &body[..1000]).await;
+    }
+}
