@@ -10,6 +10,7 @@
 
 mod bench;
 mod config;
+mod descriptors;
 mod log;
 mod models;
 mod policies;

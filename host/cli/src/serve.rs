@@ -21,14 +21,14 @@ use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{PolicyAdmin, ServedModel, ServerMetrics, ServerParts, system_time};
+use interlock_server::{AdminParts, ServedModel, ServerMetrics, ServerParts, system_time};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::policies::Desk;
 use crate::settings::Settings;
-use crate::{log, models, policies, say};
+use crate::{descriptors, log, models, policies, say};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -48,8 +48,9 @@ SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second on
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let config = self.settings.load()?.config;
+        let mut config = self.settings.load()?.config;
         log::start(&config.log)?;
+        descriptors::provide(&mut config)?;
         let sources = sources(&config)?;
         let registry = Arc::new(Registry::new());
         let keeper = policies::load(&config, &registry)?;
@@ -90,6 +91,7 @@ async fn serve(
         "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
     ))?;
 
+    let metrics = ServerMetrics::register(&registry);
     let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
     if let Some(bind) = config.admin.bind {
         let listener = interlock_server::listen(bind)
@@ -100,8 +102,13 @@ async fn serve(
             // Dropped when serving has ended.
             let _ = admin_over.await;
         };
-        let admin = Arc::new(Desk(Arc::clone(&keeper))) as Arc<dyn PolicyAdmin>;
-        tokio::spawn(interlock_server::serve_admin(listener, config.admin, admin, over));
+        let parts = AdminParts {
+            config: config.admin,
+            server: config.server.clone(),
+            metrics: metrics.clone(),
+            admin: Arc::new(Desk(Arc::clone(&keeper))),
+        };
+        tokio::spawn(interlock_server::serve_admin(listener, parts, over));
     }
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
@@ -123,7 +130,7 @@ async fn serve(
         detached: config.detached,
         policies: Arc::clone(keeper.policies()),
         wall: Arc::new(system_time),
-        metrics: ServerMetrics::register(&registry),
+        metrics,
         registry,
     };
     let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use interlock_admission::Admitted;
+use interlock_request::CancelCause;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::bell::Bell;
@@ -141,7 +142,18 @@ impl Seat {
     /// Hands the request over. If the engine has stopped meanwhile, its events end at once
     /// without an [`crate::Event::Ended`].
     pub fn submit(self, admitted: Admitted) -> Running {
+        self.hand_over(admitted, Control::new())
+    }
+
+    /// Hands over a request that is cancelled already: it ends like any other, and no pass computes
+    /// for it.
+    pub fn submit_cancelled(self, admitted: Admitted, cause: CancelCause) -> Running {
         let control = Control::new();
+        control.cancel(cause);
+        self.hand_over(admitted, control)
+    }
+
+    fn hand_over(self, admitted: Admitted, control: Control) -> Running {
         let (out, receiver) = mpsc::channel(events_max(&admitted));
         let preempted = Preempted::default();
         let events = Events::new(receiver, control.clone(), preempted.clone());

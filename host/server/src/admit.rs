@@ -105,7 +105,7 @@ impl Host {
         looks_up: bool,
     ) -> Result<Visit, Failure> {
         let chain = self.policies.current();
-        let Meta { id, at_micros, address } = meta;
+        let Meta { id, at_micros, address, .. } = meta;
         let serial = self.serial();
         let mut visit = Visit {
             id: id.clone(),

@@ -33,6 +33,7 @@ use interlock_request::{CancelCause, Deadline, RequestId};
 use serde::Serialize;
 
 use crate::ask::Invalid;
+use crate::doors::Over;
 use crate::router::cut;
 
 /// Why a request got no answer, or not the whole of it.
@@ -70,10 +71,7 @@ pub(crate) enum Failure {
     /// No request of this id is in flight.
     UnknownRequest(String),
     /// More connections than configured.
-    Connections {
-        /// How many there may be.
-        limit: usize,
-    },
+    Connections(Over),
     /// The host is stopping and takes nothing new.
     Draining,
     /// The engine would not take it.
@@ -193,7 +191,7 @@ impl Failure {
             }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotStarted(NotStarted::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Connections { .. } | Self::Draining | Self::NotStarted(_) => {
+            Self::Connections(_) | Self::Draining | Self::NotStarted(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Refused(refused) => StatusCode::from_u16(refused.rejection.status)
@@ -216,7 +214,7 @@ impl Failure {
     pub(crate) fn retry(&self) -> Retry {
         match self {
             Self::NotStarted(NotStarted::Full { .. } | NotStarted::Loading)
-            | Self::Connections { .. }
+            | Self::Connections(_)
             | Self::Detached { .. }
             | Self::Draining
             | Self::Cancelled(CancelCause::Shutdown | CancelCause::Deadline(Deadline::Queue)) => {
@@ -244,7 +242,7 @@ impl Failure {
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
             Self::UnknownRequest(_) => "request_not_found",
-            Self::Connections { .. } => "too_many_connections",
+            Self::Connections(_) => "too_many_connections",
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
             Self::NotStarted(NotStarted::Loading) => "model_loading",
@@ -348,8 +346,11 @@ impl Failure {
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
             Self::UnknownRequest(id) => format!("no request {id:?} is in flight"),
-            Self::Connections { limit } => {
+            Self::Connections(Over::Connections(limit)) => {
                 format!("{limit} connections are open, which is the limit")
+            }
+            Self::Connections(Over::Address(limit)) => {
+                format!("{limit} connections of one address are open, which is the limit")
             }
             Self::Draining => "the host is shutting down and takes no new requests".into(),
             Self::NotStarted(NotStarted::Stopped(_)) => {
@@ -462,7 +463,7 @@ mod tests {
             Failure::UnknownUrl { path: String::new() },
             Failure::Method,
             Failure::UnknownRequest(String::new()),
-            Failure::Connections { limit: 1 },
+            Failure::Connections(Over::Address(1)),
             Failure::Draining,
             NotStarted::Full { waiting: 1, limit: 1 }.into(),
             NotStarted::Loading.into(),

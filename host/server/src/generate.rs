@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::header::HeaderName;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use interlock_request::Endpoint;
+use interlock_request::{CancelCause, DisconnectAction, Endpoint};
 
 use crate::admit::Entry;
 use crate::ask::{Ask, Shape};
@@ -23,8 +23,8 @@ use crate::{later, results};
 
 /// Answers one generating request.
 ///
-/// When its client leaves, hyper drops this future or the body it returned, and with them the
-/// inlet: that is how the driver learns of it, at once.
+/// When its client leaves, its connection drops this future or the body it returned, and with them
+/// the inlet: that is how the driver learns of it, at once.
 ///
 /// # Errors
 ///
@@ -45,6 +45,7 @@ pub(crate) async fn generate(
         return Err(Failure::Draining);
     }
     let owner = claim.owner();
+    let generation = meta.client.generation();
     let prepared = tokio::select! {
         biased;
         cause = claim.asked() => Err(cause),
@@ -83,12 +84,17 @@ pub(crate) async fn generate(
         Some(place) => {
             let title = Arc::clone(&submission.title);
             let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
-            submission.submit(&host, Reader::Nobody(keeping, place));
+            submission.submit(&host, Reader::Nobody(keeping, place), false);
             later::shown(&title, &results::State::Queued)
         }
         None => {
-            let (outlet, inlet) = pieces();
-            submission.submit(&host, Reader::Client(outlet));
+            let has_left = generation.admitted();
+            let (outlet, inlet) = pieces(Some(generation));
+            submission.submit(&host, Reader::Client(outlet), has_left);
+            if has_left {
+                // The connection drops this next, and what would be answered is for nobody.
+                return std::future::pending().await;
+            }
             answer(shape, head, stream, inlet).await?
         }
     };
@@ -143,8 +149,9 @@ struct Submission {
 }
 
 impl Submission {
-    /// Hands it to the engine and starts its driver.
-    fn submit(self, host: &Host, reader: Reader) {
+    /// Hands it to the engine and starts its driver. If its client has left already, the engine
+    /// has it only where somebody may want it to go on.
+    fn submit(self, host: &Host, reader: Reader, has_left: bool) {
         let Self { title, streaming, stops, claim, entry } = self;
         let Entry {
             seat, admitted, oversight, model, text, prompt_tokens, tokens_min, before, ..
@@ -157,10 +164,17 @@ impl Submission {
             streaming,
             prompt_tokens,
         };
+        let given_up = has_left
+            && oversight.plan().on_disconnect == DisconnectAction::Cancel
+            && !oversight.watch().events.disconnected;
         let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
         let text = Text::new(text.detokenizer(), stops, tokens_min);
         let later = (Arc::clone(&host.results), title);
-        let (running, wall) = (seat.submit(admitted), Arc::clone(&host.wall));
+        let running = match given_up {
+            true => seat.submit_cancelled(admitted, CancelCause::Disconnect),
+            false => seat.submit(admitted),
+        };
+        let wall = Arc::clone(&host.wall);
         let life = Life::new(running, claim, ledger, text, reader, later, wall);
         // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all.
         tokio::spawn(life.run(before));

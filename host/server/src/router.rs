@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -17,6 +18,8 @@ use interlock_request::{CancelCause, Endpoint, RequestId};
 use serde_json::json;
 
 use crate::body;
+use crate::client::Client;
+use crate::doors::Over;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
@@ -32,6 +35,7 @@ pub(crate) struct Meta {
     pub(crate) at_micros: u64,
     /// The other side's address.
     pub(crate) address: Option<IpAddr>,
+    pub(crate) client: Client,
 }
 
 /// Who is on the other side of a connection.
@@ -40,7 +44,12 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// This connection is one too many: only what watches the host is answered.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Crowded;
+pub(crate) struct Crowded(pub(crate) Over);
+
+/// Does who asks for this only look at the host?
+pub(crate) fn watches(path: &str) -> bool {
+    path.starts_with("/health/") || path == "/metrics"
+}
 
 pub(crate) fn router(host: Arc<Host>) -> Router {
     Router::new()
@@ -62,6 +71,9 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .with_state(host)
 }
 
+/// Longest time for the body of a request that is refused because there are too many connections.
+const CROWDED_BODY_MAX: Duration = Duration::from_secs(1);
+
 /// Around every request: names it, looks at its head, and gives errors their shape.
 async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
     let at_micros = micros((host.wall)());
@@ -73,14 +85,17 @@ async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) 
         Err(failure) => (None, Err(failure)),
     };
     let id = id.unwrap_or_else(RequestId::generate);
-    let crowded = request.extensions().get::<Crowded>().is_some();
-    let checked = checked.and_then(|()| room_for(&line, crowded, &host));
+    let crowded = request.extensions().get::<Crowded>().map(|crowded| crowded.0);
+    let checked = checked.and_then(|()| room_for(&line, crowded));
     let address = request.extensions().get::<Peer>().map(|peer| peer.0);
-    request.extensions_mut().insert(Meta { id: id.clone(), at_micros, address });
+    let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+    request.extensions_mut().insert(Meta { id: id.clone(), at_micros, address, client });
     let mut response = match checked {
         Ok(()) => next.run(request).await,
         Err(failure) => {
-            body::discard(request.body_mut(), &host.config).await;
+            let most = if crowded.is_some() { CROWDED_BODY_MAX } else { Duration::MAX };
+            let discarding = body::discard(request.body_mut(), &host.config);
+            let _in_time = tokio::time::timeout(most, discarding).await;
             failure.into_response()
         }
     };
@@ -101,7 +116,7 @@ struct Line {
 impl Line {
     /// Does it only look at the host?
     fn watches(&self) -> bool {
-        self.uri.path().starts_with("/health/") || self.uri.path() == "/metrics"
+        watches(self.uri.path())
     }
 }
 
@@ -124,11 +139,11 @@ fn head_within(request: &Request, host: &Host) -> Result<(), Failure> {
     over("bytes", uri + bytes, host.config.header_max.in_memory())
 }
 
-fn room_for(line: &Line, crowded: bool, host: &Host) -> Result<(), Failure> {
-    if crowded && !line.watches() {
-        return Err(Failure::Connections { limit: host.config.connections_max.get() });
+fn room_for(line: &Line, crowded: Option<Over>) -> Result<(), Failure> {
+    match crowded {
+        Some(over) if !line.watches() => Err(Failure::Connections(over)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 impl IntoResponse for Failure {
