@@ -163,7 +163,7 @@ impl Host {
         let model = Arc::clone(self.route(&mut hearing, &facts, &body).await?);
         let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
-        let tokens = self.tokenize(&text, &ask.words).await?;
+        let tokens = self.tokenize(&text, &ask.words, shape).await?;
         let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
         let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
         let tokens_min = match &ask.ending.least {
@@ -233,11 +233,23 @@ impl Host {
         chosen.ok_or_else(|| self.models.unknown(facts.model.as_str()))
     }
 
-    async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
-        let tokens = self.labour(words.text_bytes(), || tokens(text, words)).await;
+    async fn tokenize(
+        &self,
+        text: &TextModel,
+        words: &Words,
+        shape: ModelShape,
+    ) -> Result<Vec<TokenId>, Failure> {
+        let tokens = self.labour(words.text_bytes(), || tokens(text, words, shape)).await;
         tokens.map_err(|why| {
             tracing::debug!(%why, "a prompt was not rendered");
-            Invalid::not_rendered(words.param(), &why.to_string()).into()
+            let invalid = match why {
+                RenderError::TooLong { tokens_min, .. } => {
+                    let tokens = format!("at least {tokens_min}");
+                    Invalid::context_length(words.param(), &tokens, shape.context)
+                }
+                why => Invalid::not_rendered(words.param(), &why.to_string()),
+            };
+            invalid.into()
         })
     }
 }
@@ -320,10 +332,12 @@ fn trace(said: &[Said]) -> String {
     trace
 }
 
-fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> {
+fn tokens(text: &TextModel, words: &Words, shape: ModelShape) -> Result<Vec<TokenId>, RenderError> {
+    // One token of the context is for the answer.
+    let tokens_max = shape.context.saturating_sub(1) as usize;
     match words {
-        Words::Chat { messages, .. } => text.render_chat(messages),
-        Words::Text(prompt) => text.encode(prompt),
+        Words::Chat { messages, .. } => text.render_chat(messages, tokens_max),
+        Words::Text(prompt) => text.encode(prompt, tokens_max),
         Words::Tokens { ids, .. } => Ok(ids.clone()),
     }
 }
@@ -332,8 +346,8 @@ fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> 
 fn fits(words: &Words, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
     let context = shape.context;
     let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
-    let prompt_tokens =
-        prompt_tokens.ok_or_else(|| Invalid::context_length(words.param(), tokens, context))?;
+    let prompt_tokens = prompt_tokens
+        .ok_or_else(|| Invalid::context_length(words.param(), &tokens.to_string(), context))?;
     if let Words::Tokens { path, ids } = words
         && let Some(at) = ids.iter().position(|&id| id >= shape.vocabulary)
     {

@@ -30,7 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
-use crate::{RenderError, TextError, python};
+use crate::{RenderError, RenderLimit, TextError, python};
 
 /// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
 pub(crate) const FUEL: u64 = 2_000_000;
@@ -136,7 +136,7 @@ fn failure(error: Error) -> RenderError {
             return RenderError::Refused(message.clone());
         }
         if current.downcast_ref().is_some_and(|e: &Error| e.kind() == ErrorKind::OutOfFuel) {
-            return RenderError::TooCostly { limit: FUEL };
+            return RenderError::TooCostly(RenderLimit::Steps(FUEL));
         }
         cause = current.source();
     }

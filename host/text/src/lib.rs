@@ -42,6 +42,8 @@ mod tiny;
 pub use chat::Message;
 pub use detokenizer::Detokenizer;
 pub use gguf::{GgufError, GgufTokenizer};
-pub use model::{RenderError, TextError, TextModel, TextParts, TokenizerSource};
+pub use model::{
+    RenderError, RenderLimit, STACK_BYTES, TextError, TextModel, TextParts, TokenizerSource,
+};
 pub use pieces::DecoderError;
 pub use stop::{StopMatcher, Stopped};

@@ -73,18 +73,46 @@ pub enum RenderError {
     /// The template called `raise_exception`; its words are for the client.
     #[error("{0}")]
     Refused(String),
-    /// The template did not come to an end within its budget. Fewer or shorter messages may.
-    #[error("rendering the chat takes more than {limit} steps")]
-    TooCostly {
-        /// The budget, in steps of one instruction or 64 bytes.
-        limit: u64,
+    /// The prompt has more tokens than the caller takes. How many is not known: counting ended
+    /// as soon as that was certain.
+    #[error("the prompt has at least {tokens_min} tokens, more than {tokens_max}")]
+    TooLong {
+        /// It has at least so many, and may have many more.
+        tokens_min: usize,
+        /// The caller's limit.
+        tokens_max: usize,
     },
+    /// The template did not come to an end within its limits. Fewer or shorter messages may.
+    #[error("the model's chat template needs more than {0} for this chat")]
+    TooCostly(RenderLimit),
     /// The template failed: on these messages, or on any. The text is for our log as well.
     #[error("the model's chat template failed: {0}")]
     Template(String),
     /// The tokenizer failed on this text.
     #[error("the model's tokenizer failed: {0}")]
     Tokenizer(String),
+}
+
+/// A limit of rendering that a template met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RenderLimit {
+    /// Of instructions, items looked at, and bytes moved.
+    #[error("{0} steps")]
+    Steps(u64),
+    /// Of lists in lists, or calls in calls.
+    #[error("{0} levels of nesting")]
+    Depth(usize),
+}
+
+impl RenderError {
+    /// Whether the model's files are to blame rather than the request: another request may meet
+    /// the same, and whoever runs the host should know.
+    pub fn is_the_models_fault(&self) -> bool {
+        match self {
+            Self::NoTemplate | Self::Refused(_) | Self::TooLong { .. } => false,
+            Self::TooCostly(_) | Self::Template(_) | Self::Tokenizer(_) => true,
+        }
+    }
 }
 
 /// The text side of one model. Cheap to share: put it behind an `Arc`.
@@ -167,17 +195,25 @@ impl TextModel {
     /// Renders the chat template, with the prompt for the model's answer at its end, and
     /// tokenizes what comes out. The template writes bos itself; none is added.
     ///
+    /// Call it on a thread with [`STACK_BYTES`] of stack, where computing is allowed.
+    ///
     /// # Errors
     ///
-    /// When there is no template, it refuses these messages, fails or takes too long.
-    pub fn render_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, RenderError> {
-        match &self.encoder {
-            Encoder::Sim => Ok(sim::render(messages)),
-            Encoder::Real { template: None, .. } => Err(RenderError::NoTemplate),
+    /// When there is no template, it refuses these messages, fails or meets a limit, or the
+    /// prompt has more than `tokens_max` tokens.
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        tokens_max: usize,
+    ) -> Result<Vec<TokenId>, RenderError> {
+        let ids = match &self.encoder {
+            Encoder::Sim => sim::render(messages),
+            Encoder::Real { template: None, .. } => return Err(RenderError::NoTemplate),
             Encoder::Real { template: Some(template), tokenizer, .. } => {
-                ids(tokenizer, &template.render(messages)?, false)
+                ids(tokenizer, &template.render(messages)?, false)?
             }
-        }
+        };
+        at_most(tokens_max, ids)
     }
 
     /// Tokenizes a plain prompt, with the special tokens that the model's tokenizer puts
@@ -185,15 +221,24 @@ impl TextModel {
     ///
     /// # Errors
     ///
-    /// When the tokenizer fails on this text, which takes some ten megabytes of spaces.
-    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, RenderError> {
-        match &self.encoder {
-            Encoder::Sim => Ok(sim::encode(text)),
+    /// When it has more than `tokens_max` tokens, or the tokenizer fails on this text, which
+    /// takes some ten megabytes of spaces.
+    pub fn encode(&self, text: &str, tokens_max: usize) -> Result<Vec<TokenId>, RenderError> {
+        let ids = match &self.encoder {
+            Encoder::Sim => sim::encode(text),
             Encoder::Real { tokenizer, prefix, suffix, .. } => {
                 let ids = ids(tokenizer, text, true)?;
-                Ok(prefix.iter().copied().chain(ids).chain(*suffix).collect())
+                prefix.iter().copied().chain(ids).chain(*suffix).collect()
             }
-        }
+        };
+        at_most(tokens_max, ids)
+    }
+
+    /// The most memory that [`Self::encode`] or [`Self::render_chat`] takes for a moment, beside
+    /// what it is given.
+    pub fn working_bytes(&self, text_bytes: usize, tokens_max: usize) -> usize {
+        let _ = tokens_max;
+        text_bytes.saturating_mul(400)
     }
 
     /// Starts turning one sequence's tokens into text.
@@ -226,6 +271,18 @@ impl TextModel {
 
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.pieces
+    }
+}
+
+/// The stack that [`TextModel::render_chat`] and [`TextModel::encode`] may need: templates nest.
+pub const STACK_BYTES: usize = 8 * 1024 * 1024;
+
+fn at_most(tokens_max: usize, ids: Vec<TokenId>) -> Result<Vec<TokenId>, RenderError> {
+    match ids.len() {
+        tokens_min if tokens_min > tokens_max => {
+            Err(RenderError::TooLong { tokens_min, tokens_max })
+        }
+        _ => Ok(ids),
     }
 }
 

@@ -133,7 +133,7 @@ fn a_template_that_fails_says_where() {
 #[test]
 fn a_hostile_template_comes_to_an_end() {
     let long = [message("user", &"a".repeat(1 << 20))];
-    let costly = Err(RenderError::TooCostly { limit: FUEL });
+    let costly = Err(RenderError::TooCostly(RenderLimit::Steps(FUEL)));
     let forever = |body: &str| {
         format!(
             "{{% for i in range(99999) %}}{{% for j in range(99999) %}}{body}{{% endfor %}}{{% endfor %}}"
