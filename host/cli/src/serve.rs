@@ -21,7 +21,9 @@ use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{PolicyAdmin, ServedModel, ServerMetrics, ServerParts, system_time};
+use interlock_server::{
+    PolicyAdmin, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool, system_time,
+};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
@@ -117,11 +119,14 @@ async fn serve(
         }
     });
 
+    let work = WorkPool::start(&config.work, WorkMetrics::register(&registry))
+        .context("cannot start the threads that read requests")?;
     let parts = ServerParts {
         config: config.server,
         models,
         detached: config.detached,
         policies: Arc::clone(keeper.policies()),
+        work,
         wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
         registry,
