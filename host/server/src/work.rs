@@ -275,10 +275,12 @@ impl WorkPool {
         }
     }
 
-    /// Looks for work that has not ended in time, as if it were so much later.
-    #[cfg(test)]
-    fn look(&self, later: Duration) {
-        self.threads.as_ref().expect("there are threads").0.look_later(later);
+    /// Gives up what has not ended in time, as if it were so much later: for tests, which depend on
+    /// no clock. Otherwise a thread of the pool's looks when it is time.
+    pub fn look(&self, later: Duration) {
+        if let Some(pool) = &self.threads {
+            pool.0.look_later(later);
+        }
     }
 }
 
@@ -335,8 +337,8 @@ impl<T: Send + 'static> Drop for Large<T> {
 
 /// Work in the line, whatever it makes.
 trait Task: Send + Sync {
-    /// Does it, on this thread, and answers.
-    fn run(&self);
+    /// Does it, on this thread; what is returned answers.
+    fn run(&self) -> Box<dyn FnOnce() + '_>;
 
     /// Answers without having done it. Who has an answer gets no other.
     fn refuse(&self, why: NotDone);
@@ -358,13 +360,13 @@ impl<T, F> Work<T, F> {
 }
 
 impl<T: Send, F: FnOnce() -> T + Send> Task for Work<T, F> {
-    fn run(&self) {
-        let Some(work) = lock(&self.work).take() else { return };
+    fn run(&self) -> Box<dyn FnOnce() + '_> {
+        let Some(work) = lock(&self.work).take() else { return Box::new(|| {}) };
         let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
         if done.is_err() {
             tracing::error!("work for a request panicked");
         }
-        self.answer(done);
+        Box::new(|| self.answer(done))
     }
 
     fn refuse(&self, why: NotDone) {

@@ -157,7 +157,7 @@ impl Threads {
         self.watch.notify_all();
     }
 
-    #[cfg(test)]
+    /// Looks as if it were so much later.
     pub(super) fn look_later(self: &Arc<Self>, later: Duration) {
         let mut state = self.state();
         self.look(&mut state, Instant::now() + later);
@@ -185,10 +185,11 @@ impl Threads {
     fn serve(self: Arc<Self>) {
         loop {
             let Some((number, task)) = self.next() else { return };
-            task.run();
-            // Whatever it worked on is let go of before anybody else has its turn.
-            drop(task);
-            if self.came_back(number) {
+            let answer = task.run();
+            // Whoever has its answer finds that it runs no more.
+            let given_up = self.came_back(number);
+            answer();
+            if given_up {
                 return;
             }
         }

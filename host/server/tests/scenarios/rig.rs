@@ -419,7 +419,7 @@ fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
     }
 }
 
-fn text() -> Arc<TextModel> {
+pub(crate) fn text() -> Arc<TextModel> {
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
