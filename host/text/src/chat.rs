@@ -83,7 +83,14 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.into(), eos: eos.into() })
     }
 
-    pub(crate) fn render(&self, messages: &[Message]) -> Result<String, RenderError> {
+    /// `bytes_max`: of the text that comes out, and of what goes in.
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        tokens_max: usize,
+        bytes_max: usize,
+    ) -> Result<String, RenderError> {
+        small_enough(messages, tokens_max, bytes_max)?;
         let template = self.environment.get_template(NAME).map_err(failure)?;
         let rendered = template.render(context! {
             messages => messages.iter().map(value).collect::<Vec<_>>(),
@@ -94,6 +101,27 @@ impl ChatTemplate {
             documents => (),
         });
         rendered.map_err(failure)
+    }
+}
+
+/// Refuses by size: each message is at least a token, whatever a template makes of it, and no
+/// token is longer than the longest.
+fn small_enough(
+    messages: &[Message],
+    tokens_max: usize,
+    bytes_max: usize,
+) -> Result<(), RenderError> {
+    let too_long = |tokens_min| Err(RenderError::TooLong { tokens_min, tokens_max });
+    if messages.len() > tokens_max {
+        return too_long(messages.len());
+    }
+    let bytes = |message: &Message| {
+        let Message { role, content, name } = message;
+        role.len() + content.len() + name.as_ref().map_or(0, String::len)
+    };
+    match messages.iter().map(bytes).sum::<usize>() {
+        bytes if bytes > bytes_max => too_long(tokens_max.saturating_add(1)),
+        _ => Ok(()),
     }
 }
 

@@ -28,6 +28,7 @@
 //! and written as text by whoever knows the client's protocol. No limit on a text's length:
 //! whoever reads the bytes bounds them. One clock, and it only tells templates the date.
 
+mod bounded;
 mod chat;
 mod detokenizer;
 mod gguf;

@@ -1,12 +1,12 @@
 //! One model's text side: its tokenizer, its chat template, its special tokens.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use interlock_request::TokenId;
 use tokenizers::Tokenizer;
 
+use crate::bounded::Bounded;
 use crate::chat::ChatTemplate;
 use crate::detokenizer::Text;
 use crate::gguf::{self, Built};
@@ -126,7 +126,7 @@ enum Encoder {
     /// What `tokenizer.json` or GGUF describe, with what we add around a plain prompt. The
     /// former's own post-processor adds its special tokens; the latter has none.
     Real {
-        tokenizer: Box<Tokenizer>,
+        tokenizer: Bounded,
         prefix: Option<TokenId>,
         suffix: Option<TokenId>,
         template: Option<Box<ChatTemplate>>,
@@ -172,7 +172,7 @@ impl TextModel {
         let encoder = Encoder::Real {
             prefix: bos.filter(|_| add_bos),
             suffix: first_eos.filter(|_| add_eos),
-            tokenizer: Box::new(tokenizer),
+            tokenizer: Bounded::new(Box::new(tokenizer)),
             template,
         };
         Ok(Self { encoder, pieces, eos })
@@ -206,14 +206,15 @@ impl TextModel {
         messages: &[Message],
         tokens_max: usize,
     ) -> Result<Vec<TokenId>, RenderError> {
-        let ids = match &self.encoder {
-            Encoder::Sim => sim::render(messages),
-            Encoder::Real { template: None, .. } => return Err(RenderError::NoTemplate),
+        match &self.encoder {
+            Encoder::Sim => sim::render(messages, tokens_max),
+            Encoder::Real { template: None, .. } => Err(RenderError::NoTemplate),
             Encoder::Real { template: Some(template), tokenizer, .. } => {
-                ids(tokenizer, &template.render(messages)?, false)?
+                let bytes_max = tokenizer.bytes_max(tokens_max);
+                let text = template.render(messages, tokens_max, bytes_max)?;
+                tokenizer.encode(&text, false, tokens_max)
             }
-        };
-        at_most(tokens_max, ids)
+        }
     }
 
     /// Tokenizes a plain prompt, with the special tokens that the model's tokenizer puts
@@ -224,21 +225,35 @@ impl TextModel {
     /// When it has more than `tokens_max` tokens, or the tokenizer fails on this text, which
     /// takes some ten megabytes of spaces.
     pub fn encode(&self, text: &str, tokens_max: usize) -> Result<Vec<TokenId>, RenderError> {
-        let ids = match &self.encoder {
-            Encoder::Sim => sim::encode(text),
+        match &self.encoder {
+            Encoder::Sim => sim::encode(text, tokens_max),
             Encoder::Real { tokenizer, prefix, suffix, .. } => {
-                let ids = ids(tokenizer, text, true)?;
-                prefix.iter().copied().chain(ids).chain(*suffix).collect()
+                let around = usize::from(prefix.is_some()) + usize::from(suffix.is_some());
+                let room = tokens_max.saturating_sub(around);
+                let ids = tokenizer.encode(text, true, room).map_err(|error| match error {
+                    RenderError::TooLong { tokens_min, .. } => {
+                        RenderError::TooLong { tokens_min: tokens_min + around, tokens_max }
+                    }
+                    error => error,
+                })?;
+                let ids: Vec<_> = prefix.iter().copied().chain(ids).chain(*suffix).collect();
+                match ids.len() {
+                    tokens_min if tokens_min > tokens_max => {
+                        Err(RenderError::TooLong { tokens_min, tokens_max })
+                    }
+                    _ => Ok(ids),
+                }
             }
-        };
-        at_most(tokens_max, ids)
+        }
     }
 
-    /// The most memory that [`Self::encode`] or [`Self::render_chat`] takes for a moment, beside
-    /// what it is given.
+    /// The most memory that [`Self::encode`] takes for a moment, beside what it is given and
+    /// what it returns. [`Self::render_chat`] takes as much, and more for the template.
     pub fn working_bytes(&self, text_bytes: usize, tokens_max: usize) -> usize {
-        let _ = tokens_max;
-        text_bytes.saturating_mul(400)
+        match &self.encoder {
+            Encoder::Sim => 0,
+            Encoder::Real { tokenizer, .. } => tokenizer.working_bytes(text_bytes, tokens_max),
+        }
     }
 
     /// Starts turning one sequence's tokens into text.
@@ -263,7 +278,7 @@ impl TextModel {
         match (self.pieces.bytes(id), &self.encoder) {
             ([], Encoder::Sim) => sim::name(id).into(),
             ([], Encoder::Real { tokenizer, .. }) => {
-                tokenizer.id_to_token(id).unwrap_or_default().into_bytes()
+                tokenizer.tokenizer().id_to_token(id).unwrap_or_default().into_bytes()
             }
             (bytes, _) => bytes.to_vec(),
         }
@@ -276,34 +291,6 @@ impl TextModel {
 
 /// The stack that [`TextModel::render_chat`] and [`TextModel::encode`] may need: templates nest.
 pub const STACK_BYTES: usize = 8 * 1024 * 1024;
-
-fn at_most(tokens_max: usize, ids: Vec<TokenId>) -> Result<Vec<TokenId>, RenderError> {
-    match ids.len() {
-        tokens_min if tokens_min > tokens_max => {
-            Err(RenderError::TooLong { tokens_min, tokens_max })
-        }
-        _ => Ok(ids),
-    }
-}
-
-fn ids(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<TokenId>, RenderError> {
-    let encoding = caught(|| tokenizer.encode_fast(text, special))?
-        .map_err(|error| RenderError::Tokenizer(error.to_string()))?;
-    Ok(encoding.get_ids().to_vec())
-}
-
-/// Makes a panic of the tokenizer an error of this prompt.
-///
-/// The onig crate panics when one match takes more than ten million steps ("retry-limit-in-match
-/// over"): ten million spaces do it to Llama's expression. The tokenizer is only read, and
-/// splits words before it takes any lock, so what is left behind is whole.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, RenderError> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref().copied());
-        RenderError::Tokenizer(text.unwrap_or("it panicked").to_owned())
-    })
-}
 
 // A tokenizer's own is megabytes long.
 impl fmt::Debug for TextModel {

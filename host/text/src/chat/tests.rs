@@ -7,7 +7,11 @@ fn message(role: &str, content: &str) -> Message {
 }
 
 fn render(template: &str, messages: &[Message]) -> Result<String, RenderError> {
-    ChatTemplate::new(template, "<s>".into(), "</s>".into()).unwrap().render(messages)
+    ChatTemplate::new(template, "<s>".into(), "</s>".into()).unwrap().render(
+        messages,
+        usize::MAX,
+        usize::MAX,
+    )
 }
 
 fn check(template: &str, messages: &[Message], expected: Expect) {
