@@ -314,11 +314,15 @@ impl Host {
             Words::Text(_) => Some(Part::Tokenizer),
             Words::Tokens { .. } => None,
         };
-        if part.is_some() {
-            lease.grow(text.working_bytes(bytes, room_for_prompt(shape))).await?;
+        let class = Class::of(bytes, parts);
+        // What a small one takes for a moment it takes on one of a few threads. And what a long one
+        // takes at most it hardly ever does: no reason to refuse it.
+        if part.is_some() && class > Class::Small {
+            let most = text.working_bytes(bytes, room_for_prompt(shape));
+            lease.grow_for_a_while(most).await?;
         }
         let owner = part.map(|part| (model.clone(), part));
-        let job = Job { owner, ..visit.job(Class::of(bytes, parts)) };
+        let job = Job { owner, ..visit.job(class) };
         let text = Arc::clone(text);
         let tokens = self.work.run(job, move || tokens(&text, words.into_inner(), shape));
         Ok(tokens.await??)

@@ -21,9 +21,6 @@ use tokio::sync::oneshot;
 
 use super::NotDone;
 
-/// A request that holds no more than this is small.
-const SMALL_BYTES: usize = 512 << 10;
-
 /// The memory and who holds it.
 pub(super) struct Memory {
     books: Mutex<Books>,
@@ -36,6 +33,8 @@ struct Books {
     general: usize,
     /// That part of it which is only for small requests.
     for_small: usize,
+    /// A request that holds no more than this is small.
+    small_max: usize,
     /// For one at a time.
     reserve: usize,
     waiting_max: usize,
@@ -75,6 +74,7 @@ impl Memory {
             books: Mutex::new(Books {
                 general,
                 for_small: general / 8,
+                small_max: general / 32,
                 reserve: bytes - general,
                 waiting_max,
                 held: 0,
@@ -134,6 +134,16 @@ impl Lease {
         Ok(())
     }
 
+    /// The same for what is only known to be at most so much: never more than one request may hold.
+    ///
+    /// # Errors
+    ///
+    /// When too many wait for room.
+    pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), NotDone> {
+        let room = self.memory.books().reserve - self.total;
+        self.grow(bytes_max.min(room)).await
+    }
+
     /// How much it holds.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
@@ -167,7 +177,7 @@ impl Books {
             });
         }
         // Where somebody waits for what this one could take, it waits as well.
-        let small = total + bytes <= SMALL_BYTES;
+        let small = total + bytes <= self.small_max;
         let goes_first = small || self.waiting().next().is_none();
         if self.borrows(number) || (goes_first && self.fits(small, bytes)) {
             self.give(number, bytes);
@@ -209,7 +219,7 @@ impl Books {
         loop {
             let next = self.waiting().map(|(number, holder)| {
                 let bytes = holder.waits.as_ref().map_or(0, |(bytes, _)| *bytes);
-                let small = holder.held + bytes <= SMALL_BYTES;
+                let small = holder.held + bytes <= self.small_max;
                 let theirs = self.by_tenant.get(&holder.tenant).copied().unwrap_or(0);
                 ((!small, theirs, *number), bytes)
             });
@@ -286,7 +296,8 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// 16 MiB: 8 for all, one of which is for small requests, and 8 for one at a time.
+    /// 16 MiB: 8 for all, one of which is for small requests, of up to 256 KiB each, and 8 for one
+    /// at a time.
     fn memory() -> Arc<Memory> {
         let gauge = || IntGauge::new("g", "a gauge").expect("a gauge");
         Memory::new(16 * MIB, 3, gauge(), gauge())
@@ -298,6 +309,10 @@ mod tests {
             Poll::Ready(grown) => Some(grown),
             Poll::Pending => None,
         }
+    }
+
+    fn now_for_a_while(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
+        poll(&mut Box::pin(lease.grow_for_a_while(bytes)))
     }
 
     fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
@@ -337,7 +352,8 @@ mod tests {
         assert_eq!(now(&mut lease, 5 * MIB), Some(Ok(())));
         let (bytes, limit) = (9 * MIB, 8 * MIB);
         assert_eq!(now(&mut lease, 4 * MIB), Some(Err(NotDone::TooMuch { bytes, limit })));
-        assert_eq!(lease.bytes(), 5 * MIB);
+        assert_eq!(now_for_a_while(&mut lease, 99 * MIB), Some(Ok(())));
+        assert_eq!(lease.bytes(), 8 * MIB);
     }
 
     #[test]
@@ -365,7 +381,7 @@ mod tests {
         let mut waits = Box::pin(large[2].grow(MIB));
         assert_eq!(poll(&mut waits), None);
         let mut small = memory.lease("b");
-        assert_eq!(now(&mut small, SMALL_BYTES), Some(Ok(())));
+        assert_eq!(now(&mut small, MIB / 4), Some(Ok(())));
         assert_eq!(poll(&mut waits), None);
     }
 

@@ -19,7 +19,7 @@ use interlock_admission::{
     Identified, Identity, LimitsConfig, Policies, PolicyMetrics, Reason, Rejection,
 };
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineMetrics, EngineState, Engines, WaitingConfig,
+    CacheConfig, EngineConfig, EngineMetrics, EngineState, EngineThread, Engines, WaitingConfig,
 };
 use interlock_metrics::Registry;
 use interlock_request::{ByteSize, ModelId, SamplingDefaults};
@@ -317,8 +317,18 @@ async fn a_template_that_is_stuck_too_often_has_its_chats_refused_by_name_and_no
     assert_eq!(rig.post("/v1/chat/completions", chat).await.status, 200);
 }
 
-/// The simulated model on a device that no pass comes back from, behind routes without sockets.
-fn stalled(limits: &LimitsConfig) -> (axum::Router, Gate, interlock_engine::EngineThread) {
+/// A device from which no pass comes back. When it is dropped, its thread must not wait for one.
+struct Stalled(Gate, Option<EngineThread>);
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        self.0.open();
+        drop(self.1.take());
+    }
+}
+
+/// The simulated model on such a device, behind routes without sockets.
+fn stalled(limits: &LimitsConfig) -> (axum::Router, Stalled) {
     let registry = Arc::new(Registry::new());
     let gate = Gate::closed();
     let device = gate.clone();
@@ -352,7 +362,7 @@ fn stalled(limits: &LimitsConfig) -> (axum::Router, Gate, interlock_engine::Engi
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),
     };
-    (app(parts), gate, thread)
+    (app(parts), Stalled(gate, Some(thread)))
 }
 
 /// A body that takes its time, and then comes at once.
@@ -380,16 +390,19 @@ fn slow(time: Duration) -> Request<Body> {
 // In virtual time, so that it says exactly when.
 #[tokio::test(start_paused = true)]
 async fn deadlines_count_from_the_head_and_not_from_when_the_body_was_there() {
-    let queue_max = Duration::from_millis(300);
-    let (app, gate, _engine) = stalled(&LimitsConfig { queue_max, ..LimitsConfig::default() });
+    let first_token_max = Duration::from_millis(300);
+    let (app, _stalled) = stalled(&LimitsConfig { first_token_max, ..LimitsConfig::default() });
     // Admitted in between, and not admitted at all.
     for body_takes in [200, 299, 400, 5_000] {
         let began = Instant::now();
         let answer = app.clone().oneshot(slow(Duration::from_millis(body_takes))).await;
         let answer = answer.expect("routes do not fail");
-        assert_eq!((answer.status().as_u16(), began.elapsed()), (504, queue_max), "{body_takes}");
+        assert_eq!(
+            (answer.status().as_u16(), began.elapsed()),
+            (504, first_token_max),
+            "{body_takes}"
+        );
         let body = answer.into_body().collect().await.expect("it is there").to_bytes();
-        assert!(String::from_utf8_lossy(&body).contains("deadline_queue"), "{body:?}");
+        assert!(String::from_utf8_lossy(&body).contains("deadline_first_token"), "{body:?}");
     }
-    gate.open();
 }
