@@ -8,7 +8,7 @@ use interlock_admission::PolicyMetrics;
 use interlock_engine::EngineMetrics;
 use interlock_metrics::Registry;
 use interlock_policy::{PolicyHost, Services};
-use interlock_server::ServerMetrics;
+use interlock_server::{ServerMetrics, WorkMetrics};
 use interlock_state::{State, StateConfig, StateMetrics};
 
 #[test]
@@ -17,6 +17,7 @@ fn the_inventory_lists_every_family_as_it_is_declared() {
     EngineMetrics::register(&registry);
     PolicyMetrics::register(&registry);
     ServerMetrics::register(&registry);
+    WorkMetrics::register(&registry);
     StateMetrics::register(&registry);
     let state = State::open(&StateConfig::default()).expect("in memory");
     // Those of the host of policies are its own, and come with it.

@@ -7,7 +7,8 @@ use interlock_admission::{LimitsConfig, Policies};
 use interlock_engine::Mode;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, serve,
+    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig, WorkMetrics,
+    WorkPool, serve,
 };
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,6 +81,8 @@ impl Served {
                 LimitsConfig::default().ceilings(),
                 rig.policies.clone(),
             )),
+            work: WorkPool::start(&WorkConfig::default(), WorkMetrics::register(&rig.registry))
+                .expect("there are threads"),
             wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),

@@ -185,6 +185,11 @@ impl Body {
         Ok(())
     }
 
+    /// Did a policy change it?
+    pub fn is_changed(&self) -> bool {
+        matches!(self.lock().content, Content::Parsed { changed: true, .. })
+    }
+
     /// The body as policies left it; `None` when none of them changed it.
     pub fn changed(&self) -> Option<Vec<u8>> {
         match &self.lock().content {

@@ -244,6 +244,11 @@ impl PolicyChain {
         self.links.iter().flat_map(Link::policies).any(|policy| policy.wants_content())
     }
 
+    /// The most that any of them may grant.
+    pub fn ceilings(&self) -> &Ceilings {
+        &self.ceilings
+    }
+
     /// Names, in lower case, of the headers that some policy is shown.
     pub fn headers_seen(&self) -> &BTreeSet<String> {
         &self.headers_seen

@@ -17,6 +17,7 @@ mod policies;
 mod policy;
 mod serve;
 mod settings;
+mod stop;
 
 use std::io::Write;
 use std::process::ExitCode;

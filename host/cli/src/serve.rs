@@ -21,13 +21,16 @@ use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{AdminParts, ServedModel, ServerMetrics, ServerParts, system_time};
+use interlock_server::{
+    AdminParts, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool, system_time,
+};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::policies::Desk;
 use crate::settings::Settings;
+use crate::stop::{Stop, leave};
 use crate::{descriptors, log, models, policies, say};
 
 #[derive(Debug, Args)]
@@ -55,7 +58,10 @@ impl Serve {
         let registry = Arc::new(Registry::new());
         let keeper = policies::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, sources, keeper, registry))
+        let served = runtime.block_on(serve(config, sources, keeper, registry));
+        // What still runs there (a policy that is being compiled, say) is not waited for.
+        runtime.shutdown_background();
+        served
     }
 }
 
@@ -65,7 +71,7 @@ async fn serve(
     keeper: Arc<Keeper>,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
-    let stop = Stop::listen()?;
+    let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))?;
     let bind = config.server.bind;
     let listener = interlock_server::listen(bind).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => anyhow::anyhow!(
@@ -124,11 +130,14 @@ async fn serve(
         }
     });
 
+    let work = WorkPool::start(&config.work, WorkMetrics::register(&registry))
+        .context("cannot start the threads that read requests")?;
     let parts = ServerParts {
         config: config.server,
         models,
         detached: config.detached,
         policies: Arc::clone(keeper.policies()),
+        work,
         wall: Arc::new(system_time),
         metrics,
         registry,
@@ -173,6 +182,10 @@ const PASS_USUAL: Duration = Duration::from_secs(1);
 /// device, or its driver, is stuck.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
+/// Longest time that the end takes beside `server.drain_max`: cancelled requests, farewells, accounts
+/// and a pass, each with a bound of its own, and as much again. Who is told to stop does so.
+const END_MAX: Duration = Duration::from_secs(300);
+
 /// Stops the engine; whether its thread ended in time. It waits for the pass in flight.
 async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
     #[expect(clippy::disallowed_methods, reason = "waits for another thread, touches no MLX")]
@@ -182,15 +195,6 @@ async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
     }
     tracing::info!(?most, "waiting for the pass in the device");
     tokio::time::timeout(most.saturating_sub(usual), stopped).await.is_ok()
-}
-
-/// Ends the process while the engine's thread is at work.
-///
-/// Not by `exit`, which takes the C++ libraries' globals apart: under the feet of the thread that
-/// uses them, or after waiting for the very device that is stuck.
-fn leave(status: i32) -> ! {
-    // SAFETY: ends the process and returns to nobody. What we print is not held in buffers.
-    unsafe { libc::_exit(status) }
 }
 
 /// What an engine will run, once its files are here.
@@ -352,27 +356,7 @@ fn text_parts(source: TextSource) -> TextParts {
     TextParts { tokenizer, chat_template: source.chat_template, bos: source.bos, eos: source.eos }
 }
 
-/// The ways in which the process is told to stop.
-struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
 impl Stop {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn told(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
     /// Ends at the first signal, or when the engines end by themselves: they do so together, there
     /// is nothing to serve without them, and whoever supervises the process can only mend that when
     /// it exits.
@@ -388,11 +372,6 @@ impl Stop {
         tokio::select! {
             () = self.told() => {
                 tracing::info!("told to stop; a second signal stops at once");
-                tokio::spawn(async move {
-                    self.told().await;
-                    tracing::warn!("told twice; stopping at once");
-                    leave(1);
-                });
             }
             () = failed => {}
         }

@@ -305,6 +305,12 @@ per_minute = 60
         detach_time_max = "1h"               # default
         detach_tokens_max = 65536            # default
 
+        [work]
+        # threads =                          # not set
+        requests_max = 256                   # default
+        memory_max = "512MiB"                # default
+        time_max = "10s"                     # default
+
         [detached]
         requests_max = 64                    # default
         results_max = 1024                   # default

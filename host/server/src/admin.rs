@@ -221,8 +221,8 @@ async fn replace(
 ) -> Response {
     let Some(kind) = Kind::of(&headers) else { return unsupported() };
     let limits = ServerConfig { body_max: desk.config.component_max, ..desk.server.clone() };
-    let bytes = match body::read(&mut body, &limits).await {
-        Ok(bytes) => bytes,
+    let bytes = match body::read(&mut body, &limits, None).await {
+        Ok(arrived) => arrived.bytes,
         Err(problem) => {
             let why = format!("the body could not be read: {problem:?}");
             return complain(StatusCode::PAYLOAD_TOO_LARGE, "bad_body", &why);

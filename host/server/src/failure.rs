@@ -9,11 +9,14 @@
 //! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
+//! | would take too much memory | 413 | `prompt_too_costly` |
 //! | a policy gave no decision | what its `on_failure` says | `policy_failed` |
 //! | too many go on without a client | 429 | `too_many_detached` |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
+//! | the model's template or tokenizer did not end | 500 | `prompt_timeout` |
 //! | a policy made nonsense of the request | 500 | `policy_failed` |
 //! | loading, draining, stopped, too many connections | 503 | `model_loading`, `shutting_down`, ... |
+//! | too many wait to be read; too many did not end | 503 | `work_queue_full`, `prompt_stuck` |
 //! | a deadline struck | 504 | `deadline_queue`, `deadline_first_token`, ... |
 //!
 //! Cancelling by an operator is 409 because the request lost against another one; there is no
@@ -35,6 +38,7 @@ use serde::Serialize;
 use crate::ask::Invalid;
 use crate::doors::Over;
 use crate::router::cut;
+use crate::work::{NotDone, Part, STUCK_MAX};
 
 /// Why a request got no answer, or not the whole of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +91,8 @@ pub(crate) enum Failure {
         /// How many those are.
         limit: usize,
     },
+    /// The pool did not do what had to be done for it.
+    Work(NotDone),
     /// Someone cancelled it.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
@@ -150,7 +156,7 @@ pub(crate) enum Retry {
 
 impl Failure {
     /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
-    pub(crate) const REASONS: [&str; 26] = [
+    pub(crate) const REASONS: [&str; 30] = [
         "invalid_request",
         "invalid_request_id",
         "body_too_large",
@@ -176,6 +182,10 @@ impl Failure {
         "policy_spoiled",
         "policy_ended",
         "too_many_detached",
+        "work_queue_full",
+        "prompt_too_costly",
+        "prompt_timeout",
+        "prompt_stuck",
         "internal_error",
     ];
 
@@ -207,6 +217,14 @@ impl Failure {
                 CancelCause::Operator | CancelCause::Disconnect | CancelCause::Policy,
             ) => StatusCode::CONFLICT,
             Self::Detached { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Work(NotDone::Full { .. } | NotDone::Stuck { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Work(NotDone::TooMuch { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Work(NotDone::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Work(NotDone::Endless { .. } | NotDone::Panicked) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::Failed | Self::Spoiled(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -217,13 +235,17 @@ impl Failure {
             | Self::Connections(_)
             | Self::Detached { .. }
             | Self::Draining
+            | Self::Work(NotDone::Full { .. } | NotDone::Stuck { .. })
             | Self::Cancelled(CancelCause::Shutdown | CancelCause::Deadline(Deadline::Queue)) => {
                 Retry::Later
             }
             Self::Refused(refused) => {
                 refused.rejection.retry_after.map_or(Retry::Unsaid, Retry::After)
             }
-            Self::Cancelled(_) | Self::Intervened(_) | Self::Spoiled(_) => Retry::Never,
+            Self::Cancelled(_)
+            | Self::Intervened(_)
+            | Self::Spoiled(_)
+            | Self::Work(NotDone::Endless { .. }) => Retry::Never,
             _ => Retry::Unsaid,
         }
     }
@@ -257,7 +279,14 @@ impl Failure {
             Self::Intervened(_) | Self::Cancelled(CancelCause::Policy) => "policy_ended",
             Self::Spoiled(_) => "policy_spoiled",
             Self::Detached { .. } => "too_many_detached",
-            Self::Failed => "internal_error",
+            Self::Work(NotDone::Full { .. }) => "work_queue_full",
+            Self::Work(NotDone::TooMuch { .. }) => "prompt_too_costly",
+            Self::Work(NotDone::Endless { .. }) => "prompt_timeout",
+            Self::Work(NotDone::Stuck { .. }) => "prompt_stuck",
+            Self::Work(NotDone::Late(deadline)) => {
+                Self::Cancelled(CancelCause::Deadline(*deadline)).reason()
+            }
+            Self::Failed | Self::Work(NotDone::Panicked) => "internal_error",
         }
     }
 
@@ -397,7 +426,30 @@ impl Failure {
             Self::Cancelled(CancelCause::Policy) => {
                 format!("request {id} was ended by a policy")
             }
-            Self::Failed => {
+            Self::Work(NotDone::Full { limit }) => {
+                format!("{limit} requests already wait to be read, which is the limit")
+            }
+            Self::Work(NotDone::TooMuch { bytes, limit }) => format!(
+                "reading this request would take some {bytes} bytes of memory, the limit is {limit}"
+            ),
+            Self::Work(NotDone::Late(deadline)) => {
+                Self::Cancelled(CancelCause::Deadline(*deadline)).message(id)
+            }
+            Self::Work(NotDone::Endless { owner: (model, part), limit }) => format!(
+                "the {} of the model {model} did not come to an end within {limit:?}",
+                part.spoken()
+            ),
+            Self::Work(NotDone::Stuck { owner: (model, part) }) => {
+                let (part, others) = match part {
+                    Part::ChatTemplate => (part.spoken(), "; /v1/completions works"),
+                    Part::Tokenizer => (part.spoken(), ""),
+                };
+                format!(
+                    "the {part} of the model {model} has not come to an end for {STUCK_MAX} \
+                     requests, so no more are taken until one of them has{others}"
+                )
+            }
+            Self::Failed | Self::Work(NotDone::Panicked) => {
                 format!("request {id} failed inside the host; its log has the reason")
             }
         }
@@ -422,6 +474,16 @@ impl From<Refused> for Failure {
     }
 }
 
+impl From<NotDone> for Failure {
+    fn from(why: NotDone) -> Self {
+        match why {
+            NotDone::Late(deadline) => Self::Cancelled(CancelCause::Deadline(deadline)),
+            NotDone::Panicked => Self::Failed,
+            why => Self::Work(why),
+        }
+    }
+}
+
 impl From<BodyProblem> for Failure {
     fn from(problem: BodyProblem) -> Self {
         Self::Body(problem)
@@ -434,6 +496,7 @@ mod tests {
 
     use interlock_admission::{Code, Phase, Reason, Rejection};
     use interlock_engine::EngineExit;
+    use interlock_request::ModelId;
 
     use super::*;
 
@@ -452,6 +515,7 @@ mod tests {
         };
         let deadlines =
             [Deadline::Queue, Deadline::FirstToken, Deadline::InterToken, Deadline::Total];
+        let owner = (ModelId::new("m"), Part::ChatTemplate);
         let mut failures = vec![
             Failure::Invalid(Invalid::missing("model")),
             Failure::BadRequestId(String::new()),
@@ -476,6 +540,11 @@ mod tests {
                 failed: None,
             })),
             Failure::Detached { limit: 1 },
+            NotDone::Full { limit: 1 }.into(),
+            NotDone::TooMuch { bytes: 2, limit: 1 }.into(),
+            NotDone::Endless { owner: owner.clone(), limit: Duration::ZERO }.into(),
+            NotDone::Stuck { owner }.into(),
+            NotDone::Panicked.into(),
             Failure::Failed,
         ];
         let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];

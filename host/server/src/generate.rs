@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::header::HeaderName;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use interlock_request::{CancelCause, DisconnectAction, Endpoint};
+use interlock_request::{CancelCause, Deadline, DisconnectAction, Endpoint};
 
 use crate::admit::Entry;
 use crate::ask::{Ask, Shape};
@@ -19,6 +19,7 @@ use crate::live::{Claim, Owner};
 use crate::pieces::{Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
+use crate::work::{Class, Job, WorkPool};
 use crate::{later, results};
 
 /// Answers one generating request.
@@ -50,6 +51,7 @@ pub(crate) async fn generate(
         biased;
         cause = claim.asked() => Err(cause),
         prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
+        deadline = late(&host, &meta) => Err(CancelCause::Deadline(deadline)),
     };
     let (ask, mut entry) = match prepared {
         Ok(prepared) => prepared,
@@ -85,7 +87,7 @@ pub(crate) async fn generate(
             let title = Arc::clone(&submission.title);
             let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
             submission.submit(&host, Reader::Nobody(keeping, place), false);
-            later::shown(&title, &results::State::Queued)
+            later::shown(&host.work, &title, &results::State::Queued).await?
         }
         None => {
             let has_left = generation.admitted();
@@ -95,7 +97,7 @@ pub(crate) async fn generate(
                 // The connection drops this next, and what would be answered is for nobody.
                 return std::future::pending().await;
             }
-            answer(shape, head, stream, inlet).await?
+            answer(&host.work, shape, head, stream, inlet).await?
         }
     };
     policies_say(&said, response.headers_mut());
@@ -110,6 +112,15 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
             headers.entry(name).or_insert(value);
         }
     }
+}
+
+/// Returns when the time of a request that was not admitted is up, with the deadline that struck.
+async fn late(host: &Host, meta: &Meta) -> Deadline {
+    let Some((at, deadline)) = host.due(meta.arrived_at) else {
+        return std::future::pending().await;
+    };
+    tokio::time::sleep_until(at).await;
+    deadline
 }
 
 /// Everything up to the policies' consent.
@@ -130,13 +141,14 @@ async fn prepare(
         }
     };
     owner.is(&visit.identity.tenant);
-    let bytes = body::read(body, &host.config).await?;
+    let mut lease = host.work.lease(visit.whose());
+    let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
     if host.draining() {
         return Err(Failure::Draining);
     }
-    let understood = host.understand(&mut visit, bytes).await?;
-    host.admit(visit, understood).await
+    let understood = host.understand(&mut visit, arrived, &mut lease).await?;
+    host.admit(visit, understood, &mut lease).await
 }
 
 /// An admitted request, before the engine has it.
@@ -154,10 +166,20 @@ impl Submission {
     fn submit(self, host: &Host, reader: Reader, has_left: bool) {
         let Self { title, streaming, stops, claim, entry } = self;
         let Entry {
-            seat, admitted, oversight, model, text, prompt_tokens, tokens_min, before, ..
+            seat,
+            arrived_at,
+            admitted,
+            oversight,
+            model,
+            text,
+            prompt_tokens,
+            tokens_min,
+            before,
+            ..
         } = entry;
         let about = Title {
             id: title.head.request.clone(),
+            arrived_at,
             endpoint: title.endpoint,
             model: model.id.clone(),
             recent: Arc::clone(&model.recent),
@@ -181,14 +203,22 @@ impl Submission {
     }
 }
 
-async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<Response, Failure> {
+async fn answer(
+    work: &WorkPool,
+    shape: Shape,
+    head: Head,
+    stream: bool,
+    inlet: Inlet,
+) -> Result<Response, Failure> {
     let request = head.request.clone();
     let mut voice = voice(shape, head);
     let (content_type, body) = if stream {
         ("text/event-stream; charset=utf-8", Body::new(Stream::new(request, voice, inlet)))
     } else {
         let (said, done) = inlet.whole().await?;
-        ("application/json", Body::from(voice.whole(said, &done)))
+        let bytes = said.bytes();
+        let whole = written(work, bytes, move || voice.whole(said, &done)).await?;
+        ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -199,4 +229,21 @@ async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
     Ok(response)
+}
+
+/// Writes out an answer of so many bytes: a long one where that holds up nobody.
+pub(crate) async fn written(
+    work: &WorkPool,
+    bytes: usize,
+    write: impl FnOnce() -> Vec<u8> + Send + 'static,
+) -> Result<Vec<u8>, Failure> {
+    /// Some tens of microseconds.
+    const AT_ONCE_BYTES: usize = 16 << 10;
+
+    if bytes <= AT_ONCE_BYTES {
+        return Ok(write());
+    }
+    // It has been generated, and is not refused now.
+    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), "") };
+    Ok(work.run(job, write).await?)
 }

@@ -14,6 +14,7 @@
 //! - An admitted request is owned by one driver, which ends it once: one log line, one count,
 //!   one account, and an end for its client, whatever happens to either of them.
 //! - A cause becomes a status in `failure` and nowhere else.
+//! - Nothing that takes long for what a client sent is done on the runtime's threads: see [`work`].
 //! - Body, head, connections, and how slowly each may come or go are bounded by [`ServerConfig`].
 //!
 //! # Noticing that a client left
@@ -59,6 +60,7 @@ mod router;
 mod serve;
 mod socket;
 mod voice;
+mod work;
 
 pub use admin::{AdminParts, NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
 pub use config::{AdminConfig, DetachedConfig, HalfClose, ServerConfig};
@@ -67,3 +69,4 @@ pub use listener::descriptors;
 pub use metrics::ServerMetrics;
 pub use models::ServedModel;
 pub use serve::{Served, app, listen, serve};
+pub use work::{Class, Job, NotDone, Owner, Part, STUCK_MAX, WorkConfig, WorkMetrics, WorkPool};

@@ -134,7 +134,7 @@ impl Life {
             events,
             control,
             claim,
-            clock: Clock::new(plan.deadlines, oversight.admitted_at()),
+            clock: Clock::new(plan.deadlines, ledger.arrived_at()),
             out: Outflow::new(oversight.guards(), client, keeping, keeps),
             ledger,
             text,

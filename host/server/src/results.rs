@@ -73,6 +73,16 @@ pub(crate) enum State {
     Ended(Arc<(Said, Result<Done, Failure>)>),
 }
 
+impl State {
+    /// About as much memory as what was said takes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Queued | Self::Running => 0,
+            Self::Ended(result) => result.0.bytes(),
+        }
+    }
+}
+
 /// The duty to say what became of a request whose result is to be kept. Dropping it says that it
 /// failed.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use axum::{Json, Router};
 use interlock_metrics::Registry;
 use interlock_request::{CancelCause, Endpoint, RequestId};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::body;
 use crate::client::Client;
@@ -33,6 +34,8 @@ pub(crate) struct Meta {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
+    /// The same moment, for deadlines.
+    pub(crate) arrived_at: Instant,
     /// The other side's address.
     pub(crate) address: Option<IpAddr>,
     pub(crate) client: Client,
@@ -76,7 +79,7 @@ const CROWDED_BODY_MAX: Duration = Duration::from_secs(1);
 
 /// Around every request: names it, looks at its head, and gives errors their shape.
 async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
-    let at_micros = micros((host.wall)());
+    let (at_micros, arrived_at) = (micros((host.wall)()), Instant::now());
     let line = Line { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
         Ok(id) => (id, head_within(&request, &host)),
@@ -89,7 +92,8 @@ async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) 
     let checked = checked.and_then(|()| room_for(&line, crowded));
     let address = request.extensions().get::<Peer>().map(|peer| peer.0);
     let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
-    request.extensions_mut().insert(Meta { id: id.clone(), at_micros, address, client });
+    let meta = Meta { id: id.clone(), at_micros, arrived_at, address, client };
+    request.extensions_mut().insert(meta);
     let mut response = match checked {
         Ok(()) => next.run(request).await,
         Err(failure) => {

@@ -30,7 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
-use crate::{RenderError, TextError, python};
+use crate::{RenderError, RenderLimit, TextError, python};
 
 /// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
 pub(crate) const FUEL: u64 = 2_000_000;
@@ -83,7 +83,14 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.into(), eos: eos.into() })
     }
 
-    pub(crate) fn render(&self, messages: &[Message]) -> Result<String, RenderError> {
+    /// `bytes_max`: of the text that comes out, and of what goes in.
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        tokens_max: usize,
+        bytes_max: usize,
+    ) -> Result<String, RenderError> {
+        small_enough(messages, tokens_max, bytes_max)?;
         let template = self.environment.get_template(NAME).map_err(failure)?;
         let rendered = template.render(context! {
             messages => messages.iter().map(value).collect::<Vec<_>>(),
@@ -94,6 +101,27 @@ impl ChatTemplate {
             documents => (),
         });
         rendered.map_err(failure)
+    }
+}
+
+/// Refuses by size: each message is at least a token, whatever a template makes of it, and no
+/// token is longer than the longest.
+fn small_enough(
+    messages: &[Message],
+    tokens_max: usize,
+    bytes_max: usize,
+) -> Result<(), RenderError> {
+    let too_long = |tokens_min| Err(RenderError::TooLong { tokens_min, tokens_max });
+    if messages.len() > tokens_max {
+        return too_long(messages.len());
+    }
+    let bytes = |message: &Message| {
+        let Message { role, content, name } = message;
+        role.len() + content.len() + name.as_ref().map_or(0, String::len)
+    };
+    match messages.iter().map(bytes).sum::<usize>() {
+        bytes if bytes > bytes_max => too_long(tokens_max.saturating_add(1)),
+        _ => Ok(()),
     }
 }
 
@@ -136,7 +164,7 @@ fn failure(error: Error) -> RenderError {
             return RenderError::Refused(message.clone());
         }
         if current.downcast_ref().is_some_and(|e: &Error| e.kind() == ErrorKind::OutOfFuel) {
-            return RenderError::TooCostly { limit: FUEL };
+            return RenderError::TooCostly(RenderLimit::Steps(FUEL));
         }
         cause = current.source();
     }

@@ -28,6 +28,7 @@
 //! and written as text by whoever knows the client's protocol. No limit on a text's length:
 //! whoever reads the bytes bounds them. One clock, and it only tells templates the date.
 
+mod bounded;
 mod chat;
 mod detokenizer;
 mod gguf;
@@ -42,6 +43,8 @@ mod tiny;
 pub use chat::Message;
 pub use detokenizer::Detokenizer;
 pub use gguf::{GgufError, GgufTokenizer};
-pub use model::{RenderError, TextError, TextModel, TextParts, TokenizerSource};
+pub use model::{
+    RenderError, RenderLimit, STACK_BYTES, TextError, TextModel, TextParts, TokenizerSource,
+};
 pub use pieces::DecoderError;
 pub use stop::{StopMatcher, Stopped};

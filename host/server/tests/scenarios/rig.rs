@@ -16,8 +16,8 @@ use interlock_engine::{
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, listen, serve,
-    system_time,
+    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
+    WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -44,6 +44,10 @@ pub(crate) struct Setup {
     pub(crate) script: Script,
     /// `[detached]`.
     pub(crate) detached: DetachedConfig,
+    /// `[work]`.
+    pub(crate) work: WorkConfig,
+    /// `[limits]`.
+    pub(crate) limits: LimitsConfig,
 }
 
 impl Default for Setup {
@@ -58,6 +62,8 @@ impl Default for Setup {
             decision: Decision::Admit(Admission::default()),
             script: Script::default(),
             detached: DetachedConfig::default(),
+            work: WorkConfig::default(),
+            limits: LimitsConfig::default(),
         }
     }
 }
@@ -185,6 +191,8 @@ impl Policy for Script {
 /// A running server.
 pub(crate) struct Rig {
     pub(crate) gate: Gate,
+    /// Where requests are read, to fill it.
+    pub(crate) work: WorkPool,
     address: SocketAddr,
     registry: Arc<Registry>,
     ended: mpsc::Receiver<(Facts, Summary)>,
@@ -251,7 +259,8 @@ impl Rig {
 
     /// Serves this setup while it is still loading.
     pub(crate) async fn loading(setup: Setup) -> Self {
-        let Setup { server, model, seats, gated, other, decision, script, detached } = setup;
+        let Setup { server, model, seats, gated, other, decision, script, detached, work, limits } =
+            setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         if !gated {
@@ -277,12 +286,14 @@ impl Rig {
         let policy = Arc::new(Witness { decision, ended: ended_in });
         let chain = PolicyChain::new(
             vec![link(Arc::new(script)), link(policy)],
-            LimitsConfig::default().ceilings(),
+            limits.ceilings(),
             PolicyMetrics::register(&registry),
         );
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
+        let work = WorkPool::start(&work, WorkMetrics::register(&registry)).expect("threads");
         let parts = ServerParts {
+            work: work.clone(),
             config: server,
             detached,
             models,
@@ -298,7 +309,16 @@ impl Rig {
                 std::future::pending::<()>().await;
             }
         }));
-        Self { gate, address, registry, ended, shutdown: Some(shutdown), server, _engine: thread }
+        Self {
+            gate,
+            work,
+            address,
+            registry,
+            ended,
+            shutdown: Some(shutdown),
+            server,
+            _engine: thread,
+        }
     }
 
     /// Where it listens.
@@ -399,7 +419,7 @@ fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
     }
 }
 
-fn text() -> Arc<TextModel> {
+pub(crate) fn text() -> Arc<TextModel> {
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,

@@ -7,7 +7,11 @@ fn message(role: &str, content: &str) -> Message {
 }
 
 fn render(template: &str, messages: &[Message]) -> Result<String, RenderError> {
-    ChatTemplate::new(template, "<s>".into(), "</s>".into()).unwrap().render(messages)
+    ChatTemplate::new(template, "<s>".into(), "</s>".into()).unwrap().render(
+        messages,
+        usize::MAX,
+        usize::MAX,
+    )
 }
 
 fn check(template: &str, messages: &[Message], expected: Expect) {
@@ -133,7 +137,7 @@ fn a_template_that_fails_says_where() {
 #[test]
 fn a_hostile_template_comes_to_an_end() {
     let long = [message("user", &"a".repeat(1 << 20))];
-    let costly = Err(RenderError::TooCostly { limit: FUEL });
+    let costly = Err(RenderError::TooCostly(RenderLimit::Steps(FUEL)));
     let forever = |body: &str| {
         format!(
             "{{% for i in range(99999) %}}{{% for j in range(99999) %}}{body}{{% endfor %}}{{% endfor %}}"
