@@ -4,7 +4,7 @@
 whose pass costs as much as 100 tokens of a prompt, and whose prompts beside streams cost as much
 again, and asks it with 8 and with 32 clients: streams, each as soon as the one before has ended,
 no two prompts alike. What the model needs is computed from the same costs: each prompt in a pass
-of its own, and the tokens in passes that are full. Then one more client comes while the others
+of its own, or only what its tokens cost, and the tokens in passes that are full. Then one more client comes while the others
 stream, again and again: its first token is due after two passes and its own prompt.
 """
 
@@ -33,7 +33,7 @@ def main():
     )
     print(model)
     print(
-        f"{'clients':>7} {'rounds':>6} {'took s':>7} {'needs s':>8} {'of it':>6} {'tokens/s':>9}   "
+        f"{'clients':>7} {'rounds':>6} {'took s':>7} {'needs s':>8} {'of it':>6} {'at least':>8} {'of it':>6} {'tokens/s':>9}   "
         "newcomer's first token, ms: median, largest, due"
     )
     for clients in (int(count) for count in options.clients.split(",")):
@@ -62,10 +62,8 @@ def row(host, costs, clients, rounds):
     took = time.perf_counter() - began
     prompts = [answer.prompt_tokens for answer in answers]
     passes = TOKENS - 1  # the first token is its prompt's
-    needs = (
-        sum(costs["pass"] + costs["prefill"] * tokens for tokens in prompts)
-        + rounds * passes * costs["pass"]
-    ) / 1000
+    least = (costs["prefill"] * sum(prompts) + rounds * passes * costs["pass"]) / 1000
+    needs = least + len(prompts) * costs["pass"] / 1000
     streams = threading.Thread(target=host.all, args=(clients, 1), kwargs={"tokens": 40 * 16})
     streams.start()
     time.sleep(1.0)
@@ -78,7 +76,7 @@ def row(host, costs, clients, rounds):
     waits = sorted(1000 * wait for wait, _ in firsts)
     due = max(3 * costs["pass"] + costs["prefill"] * tokens for _, tokens in firsts)
     print(
-        f"{clients:>7} {rounds:>6} {took:>7.2f} {needs:>8.2f} {needs / took:>6.2f} "
+        f"{clients:>7} {rounds:>6} {took:>7.2f} {needs:>8.2f} {needs / took:>6.2f} {least:>8.2f} {least / took:>6.2f} "
         f"{len(answers) * TOKENS / took:>9.0f}   "
         f"{waits[len(waits) // 2]:.0f}, {waits[-1]:.0f}, {due:.0f}   (prompts of {min(prompts)} to {max(prompts)} tokens)",
         flush=True,
