@@ -273,12 +273,15 @@ per_minute = 60
         [server]
         bind = "0.0.0.0:9000"                # interlock.toml:3
         connections_max = 1024               # default
+        # connections_per_address_max =      # not set
         body_max = "4MiB"                    # default
         body_timeout = "30s"                 # default
         header_max = "16KiB"                 # default
         headers_max = 64                     # default
         header_timeout = "30s"               # default
         write_timeout = "1m"                 # default
+        half_close = "left"                  # default
+        pipelined_max = "256KiB"             # default
         retry_after = "1s"                   # default
         policy_trace = false                 # default
         drain_max = "30s"                    # default
@@ -286,6 +289,7 @@ per_minute = 60
         [admin]
         # bind =                             # not set
         # token =                            # not set
+        connections_max = 256                # default
         component_max = "64MiB"              # default
 
         [log]
