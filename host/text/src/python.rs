@@ -6,21 +6,43 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use crate::metered::weigh;
+
 /// Bytes that one step of fuel pays for, as in minijinja.
 const BYTES_PER_FUEL: u64 = 64;
 
-/// Python's methods of strings, lists and dicts, paid by the length of what they look at.
+/// Python's methods of strings, lists and dicts, paid by what they look at and by what they make,
+/// before they make it.
 pub(crate) fn method(
     state: &mut State,
     value: &Value,
     name: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    let texts = std::iter::once(value).chain(args).filter_map(Value::as_str);
-    let bytes: usize = texts.map(str::len).sum();
-    let items = value.len().unwrap_or(0);
-    state.consume_fuel((bytes as u64 / BYTES_PER_FUEL).saturating_add(items as u64))?;
+    match (value.kind(), name) {
+        (ValueKind::Map, "get" | "items" | "keys" | "values") => {
+            state.consume_fuel(value.len().unwrap_or(0) as u64)?;
+        }
+        _ => weigh(state, value, 1)?,
+    }
+    args.iter().try_for_each(|arg| weigh(state, arg, 1))?;
+    state.consume_fuel(grows_by(value, name, args) / BYTES_PER_FUEL)?;
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Bytes that a method of a string may add to its arguments.
+fn grows_by(value: &Value, name: &str, args: &[Value]) -> u64 {
+    let (Some(text), first) = (value.as_str(), args.first()) else { return 0 };
+    let times = match (name, first) {
+        ("join", Some(items)) => items.len().or_else(|| items.as_str().map(str::len)),
+        ("replace", Some(from)) => from.as_str().map(|from| text.matches(from).count()),
+        _ => None,
+    };
+    let each = match name {
+        "join" => text.len(),
+        _ => args.get(1).and_then(Value::as_str).map_or(0, str::len),
+    };
+    (times.unwrap_or(0) as u64).saturating_mul(each as u64)
 }
 
 /// `json.dumps(value, ensure_ascii=False)`, with Python's separators.
