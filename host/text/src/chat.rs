@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::machinery::{self, CompiledTemplate, Token};
+use minijinja::machinery::{self, Token};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 
@@ -129,11 +129,9 @@ impl ChatTemplate {
             documents => (),
         };
         let template = self.compiled.get_template(NAME).map_err(failure)?;
-        let CompiledTemplate { instructions, blocks, .. } =
-            machinery::get_compiled_template(&template);
-        let program = metered::metered(instructions);
-        let blocks: BTreeMap<_, _> =
-            blocks.iter().map(|(name, block)| (*name, metered::metered(block))).collect();
+        let compiled = machinery::get_compiled_template(&template);
+        let program = metered::metered(&compiled.instructions);
+        let blocks = BTreeMap::new();
         let mut text = String::new();
         let mut out = machinery::make_string_output(&mut text);
         machinery::eval(&self.environment, &program, root, &blocks, &mut out, AutoEscape::None)
@@ -154,6 +152,14 @@ fn compile(source: String) -> Result<Environment<'static>, TextError> {
     environment
         .add_template_owned(NAME, source)
         .map_err(|error| TextError::Template(error.to_string()))?;
+    let template = environment.get_template(NAME);
+    let template = template.map_err(|error| TextError::Template(error.to_string()))?;
+    if !machinery::get_compiled_template(&template).blocks.is_empty() {
+        // They may call each other and themselves, at a small part of the nesting that it is.
+        let error = "it has a {% block %}, and there is no template that it could extend";
+        return Err(TextError::Template(error.to_owned()));
+    }
+    drop(template);
     Ok(environment)
 }
 

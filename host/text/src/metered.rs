@@ -54,8 +54,11 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
     environment.add_filter(INDEXED, indexed);
     environment.add_filter(SET, set);
     environment.add_function("namespace", namespace);
-    // It prints everything that there is, and no template needs it.
+    // Jinja has none of these: one prints everything that there is, the others are lazy in ways
+    // of their own.
     environment.remove_global("debug");
+    environment.remove_filter("chain");
+    environment.remove_filter("zip");
     environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
         weigh(state, value, 0)?;
         minijinja::escape_formatter(out, state, value)
@@ -63,9 +66,9 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
 }
 
 /// Filters that hand on what is in a value without looking at it.
-const SHALLOW: [&str; 14] = [
-    "attr", "batch", "chain", "count", "d", "default", "first", "items", "last", "length", "list",
-    "reverse", "slice", "zip",
+const SHALLOW: [&str; 12] = [
+    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list",
+    "reverse", "slice",
 ];
 /// Filters that compare each item with some others.
 const SORTING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];

@@ -290,7 +290,7 @@ impl TextModel {
 }
 
 /// The stack that [`TextModel::render_chat`] and [`TextModel::encode`] may need: templates nest.
-pub const STACK_BYTES: usize = 4 * 1024 * 1024;
+pub const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 // A tokenizer's own is megabytes long.
 impl fmt::Debug for TextModel {

@@ -33,16 +33,38 @@ pub(crate) fn method(
 /// Bytes that a method of a string may add to its arguments.
 fn grows_by(value: &Value, name: &str, args: &[Value]) -> u64 {
     let (Some(text), first) = (value.as_str(), args.first()) else { return 0 };
-    let times = match (name, first) {
-        ("join", Some(items)) => items.len().or_else(|| items.as_str().map(str::len)),
-        ("replace", Some(from)) => from.as_str().map(|from| text.matches(from).count()),
-        _ => None,
+    let product = |times: Option<usize>, each: &str| {
+        (times.unwrap_or(0) as u64).saturating_mul(each.len() as u64)
     };
-    let each = match name {
-        "join" => text.len(),
-        _ => args.get(1).and_then(Value::as_str).map_or(0, str::len),
-    };
-    (times.unwrap_or(0) as u64).saturating_mul(each as u64)
+    match (name, first) {
+        ("join", Some(items)) => {
+            product(items.len().or_else(|| items.as_str().map(str::len)), text)
+        }
+        ("replace", Some(from)) => {
+            let times = from.as_str().map(|from| text.matches(from).count());
+            product(times, args.get(1).and_then(Value::as_str).unwrap_or_default())
+        }
+        ("format", _) => widths(text, args),
+        _ => 0,
+    }
+}
+
+/// The sum of what may be a width: every number in a format, and where a field stands in a
+/// field, every number among its arguments.
+fn widths(format: &str, args: &[Value]) -> u64 {
+    let written = format
+        .split(|letter: char| !letter.is_ascii_digit())
+        .filter(|digits| !digits.is_empty())
+        .map(|digits| digits.parse().unwrap_or(u64::MAX));
+    let nests = format.split('}').any(|part| part.matches('{').count() > 1);
+    let given = args.iter().flat_map(|arg| match arg.kind() {
+        ValueKind::Map => {
+            arg.try_iter().into_iter().flatten().filter_map(|k| arg.get_item(&k).ok()).collect()
+        }
+        _ => vec![arg.clone()],
+    });
+    let given = given.filter(|_| nests).filter_map(|arg| u64::try_from(arg).ok());
+    written.chain(given).fold(0, u64::saturating_add)
 }
 
 /// `json.dumps(value, ensure_ascii=False)`, with Python's separators.
