@@ -42,6 +42,11 @@ pub enum EngineExit {
     /// none, so that an operator need not find out which are missing.
     #[error("another model could not be loaded")]
     OtherLoadFailed,
+    /// The device, or its memory, has failed for good: caches were lost and cannot be made anew.
+    /// Whoever waited or ran was told so. The process should end on purpose, so that another can
+    /// start afresh.
+    #[error("the device has failed: {0}")]
+    DeviceFailed(String),
     /// It panicked: a bug. The process should end on purpose and say so.
     #[error("its thread panicked: {0}")]
     Panicked(String),
@@ -166,11 +171,13 @@ impl Engines {
         let Ends { handle, inbox, submissions, state } =
             ends(config, waiting, &metrics, &self.bell);
         let (config, cache) = (config.clone(), cache.clone());
+        let its_state = state.clone();
         let load = move || {
             let model = load().map_err(|error| error.to_string())?;
             let shape = model.shape();
             let clock = Box::new(SystemClock::start());
-            let engine = Engine::new(model, submissions, &config, &cache, metrics, clock);
+            let engine =
+                Engine::new(model, submissions, &config, &cache, metrics, clock, its_state);
             Ok(Loaded { shape, engine: Box::new(engine) })
         };
         self.inboxes.push(inbox);
@@ -224,6 +231,10 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
         exit => tracing::error!(%exit, "engine stopped"),
     }
     for (which, state) in states.iter().enumerate() {
+        if matches!(*state.borrow(), EngineState::Exited(_)) {
+            // It has ended before the others, and has said why.
+            continue;
+        }
         let others = culprit.is_some_and(|culprit| culprit != which);
         let exit = if others { EngineExit::OtherLoadFailed } else { exit.clone() };
         state.send_replace(EngineState::Exited(exit));
@@ -233,7 +244,8 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
 /// Turns until all inboxes are closed and whoever was left is cancelled.
 ///
 /// One turn each, so one pass each: no model's streams wait for more than one pass of every other.
-/// Nobody is asked how long a pass takes; a large model gets more of the time than a small one.
+/// Nobody is asked how long a pass takes; a large model gets more of the time than a small one. One
+/// whose device has failed is gone, and the others go on: what they hold may still be computed.
 fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
     loop {
         engines.retain_mut(|engine| engine.turn() != Turn::Closed);
@@ -261,7 +273,7 @@ pub fn by_hand<F: Forward>(
     let Ends { handle, inbox, submissions, state } =
         ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
-    let engine = Engine::new(model, submissions, config, cache, metrics, clock);
+    let engine = Engine::new(model, submissions, config, cache, metrics, clock, state.clone());
     (handle, Door { _inbox: inbox, _state: state }, engine)
 }
 

@@ -26,6 +26,15 @@ pub struct Budget {
     pub beside: NonZeroU32,
 }
 
+/// The largest pass that the device has memory for, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most rows.
+    pub rows: NonZeroU32,
+    /// Most tokens, those of streams included.
+    pub tokens: NonZeroU32,
+}
+
 /// A row of the pass: this many tokens of the request with this index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
@@ -40,22 +49,27 @@ pub struct Row {
 /// Who has one token left is in it, whatever that costs: it is cheap, and it is what somebody
 /// waits for. Prompts share what is left of the budget in the order of rank; the first in rank
 /// always advances, so that streams cannot hold a prompt up for ever.
-pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
+///
+/// What is beyond the bounds is left out, the last in rank first, and of the others every stream and
+/// the first prompt have room for a token at least.
+pub fn rows(running: &[Step], budget: &Budget, bounds: &Bounds) -> Vec<Row> {
     let flows = running.iter().any(|step| step.flows);
     let budget = if flows { budget.beside } else { budget.alone };
     let suspect = running.iter().enumerate().filter(|(_, step)| step.suspect);
     if let Some((index, step)) = suspect.min_by_key(|(_, step)| step.rank) {
-        return vec![Row { index, tokens: step.left.min(budget) }];
+        return vec![Row { index, tokens: step.left.min(budget).min(bounds.tokens) }];
     }
-    let mut left = budget.get();
     let (mut table, mut prompts) = (vec![], vec![]);
-    for (index, step) in running.iter().enumerate() {
+    for index in within(running, bounds) {
+        let step = &running[index];
         if step.left == NonZeroU32::MIN {
             table.push(Row { index, tokens: NonZeroU32::MIN });
         } else {
             prompts.push((step.rank, index));
         }
     }
+    let streams = u32::try_from(table.len()).unwrap_or(u32::MAX);
+    let mut left = budget.get().min(bounds.tokens.get().saturating_sub(streams));
     prompts.sort_unstable();
     for (_, index) in prompts {
         let Some(tokens) = NonZeroU32::new(running[index].left.get().min(left)) else { break };
@@ -63,6 +77,18 @@ pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
         table.push(Row { index, tokens });
     }
     table
+}
+
+/// Those that have room in a pass, by index: the first in rank, if it is not all.
+fn within(running: &[Step], bounds: &Bounds) -> Vec<usize> {
+    let most = usize::try_from(bounds.rows.min(bounds.tokens).get()).unwrap_or(usize::MAX);
+    let mut within: Vec<_> = (0..running.len()).collect();
+    if running.len() > most {
+        within.sort_unstable_by_key(|&index| running[index].rank);
+        within.truncate(most);
+        within.sort_unstable();
+    }
+    within
 }
 
 #[cfg(test)]
@@ -86,8 +112,14 @@ mod tests {
     }
 
     fn table(running: &[Step]) -> Vec<(usize, u32)> {
+        bounded(running, 1000, 1000)
+    }
+
+    fn bounded(running: &[Step], rows: u32, tokens: u32) -> Vec<(usize, u32)> {
         let budget = Budget { alone: number(100), beside: number(10) };
-        rows(running, &budget).into_iter().map(|row| (row.index, row.tokens.get())).collect()
+        let bounds = Bounds { rows: number(rows), tokens: number(tokens) };
+        let table = super::rows(running, &budget, &bounds);
+        table.into_iter().map(|row| (row.index, row.tokens.get())).collect()
     }
 
     #[test]
@@ -121,6 +153,27 @@ mod tests {
         assert_eq!(table(&[decoding(1), suspect, decoding(2)]), [(1, 1)]);
         let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
         assert_eq!(table(&[decoding(1), suspect]), [(1, 10)], "a stream waits for it");
+    }
+
+    #[test]
+    fn a_pass_has_no_more_rows_and_tokens_than_there_is_memory_for() {
+        let running =
+            [decoding(4), prefilling(Standard, 2, 50), decoding(3), prefilling(Interactive, 5, 50)];
+        assert_eq!(bounded(&running, 4, 6), [(0, 1), (2, 1), (3, 4)]);
+        assert_eq!(bounded(&running, 3, 1000), [(2, 1), (3, 10)], "the last in rank is left out");
+        assert_eq!(bounded(&running, 1000, 2), [(3, 2)], "as are those without a token");
+        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(bounded(&[decoding(1), suspect], 9, 3), [(1, 3)]);
+    }
+
+    #[test]
+    fn the_first_in_rank_advances_however_small_a_pass_must_be() {
+        let prompt_first = [decoding(2), prefilling(Standard, 1, 50)];
+        assert_eq!(bounded(&prompt_first, 1, 1), [(1, 1)]);
+        assert_eq!(bounded(&prompt_first, 9, 1), [(1, 1)]);
+        let stream_first = [decoding(1), prefilling(Standard, 2, 50)];
+        assert_eq!(bounded(&stream_first, 9, 1), [(0, 1)]);
+        assert_eq!(bounded(&stream_first, 9, 2), [(0, 1), (1, 1)]);
     }
 
     #[test]
