@@ -1,6 +1,6 @@
 //! A world, made of one number: who comes when, wants what, leaves how, and what goes wrong.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -18,15 +18,17 @@ pub(crate) enum Theme {
     SmallCache,
     /// Passes that fail.
     Failures,
+    /// Passes that are too large, for a while or for good, and a device that may be lost.
+    Memory,
     /// Everyone at once, and most leave.
     Storm,
 }
 
 impl Theme {
-    pub(crate) const COUNT: u64 = 4;
+    pub(crate) const COUNT: u64 = 5;
 
     pub(crate) fn of(seed: u64) -> Self {
-        [Self::General, Self::SmallCache, Self::Failures, Self::Storm]
+        [Self::General, Self::SmallCache, Self::Failures, Self::Storm, Self::Memory]
             [(seed % Self::COUNT) as usize]
     }
 }
@@ -137,7 +139,7 @@ impl Scenario {
         };
         let still = one_in(rng, 16);
         let mut time = |max| if still { Duration::ZERO } else { ms(rng.u64(0..max)) };
-        let sim = SimSettings {
+        let mut sim = SimSettings {
             prefill: time(3) / 4,
             decode: time(20),
             row: time(3) / 2,
@@ -149,12 +151,17 @@ impl Scenario {
         };
         let count = match theme {
             Theme::Storm => rng.usize(12..40),
+            Theme::Memory => rng.usize(6..24),
             _ => rng.usize(2..12),
         };
         let faults = match theme {
             Theme::Failures => Faults::of(rng, count),
+            Theme::Memory if one_in(rng, 4) => Faults::of(rng, count),
             _ => Faults::default(),
         };
+        if theme == Theme::Memory {
+            memory(rng, &mut sim);
+        }
         let spread = of(rng, &[0, 20, 100, 400]);
         let prefixes: Vec<Vec<TokenId>> =
             (0..3).map(|_| (0..rng.usize(0..40)).map(|_| rng.u32(0..8)).collect()).collect();
@@ -170,6 +177,7 @@ impl Scenario {
                 mode,
                 running_max: number(match theme {
                     Theme::SmallCache | Theme::Failures => of(rng, &[2, 3, 5, 64, 64]),
+                    Theme::Memory => of(rng, &[3, 5, 16, 64, 64]),
                     Theme::General | Theme::Storm => of(rng, &[1, 2, 3, 5, 64]),
                 }),
                 prefill_chunk: number(of(rng, &[1, 4, 16, 64, 256])),
@@ -183,6 +191,20 @@ impl Scenario {
             closes_at: one_in(rng, 8).then(|| ms(rng.u64(0..spread + 100))),
         }
     }
+}
+
+/// So much fits, from when and until when; and does the device come through it?
+fn memory(rng: &mut Rng, sim: &mut SimSettings) {
+    if !one_in(rng, 4) {
+        sim.fail_above_rows = Some(of(rng, &[0, 1, 2, 3, 5, 8]));
+    }
+    if !one_in(rng, 3) {
+        sim.fail_above_tokens = Some(of(rng, &[0, 1, 2, 7, 20, 60]));
+    }
+    sim.fail_from = of(rng, &[0, 0, 10, 50]);
+    sim.fail_until = of(rng, &[None, None, Some(20), Some(100)]);
+    sim.fail_loses_caches = rng.bool();
+    sim.device_lost_at = one_in(rng, 12).then(|| of(rng, &[1, 10, 60])).and_then(NonZeroU64::new);
 }
 
 impl Faults {

@@ -15,24 +15,31 @@ pub(crate) struct Retries {
     left: u32,
     /// All that there were, for the error.
     taken: u32,
-    /// How many of its tokens had been computed when the last one was taken or given back.
-    tokens: usize,
+    /// The most of its tokens that its passes have brought into the cache.
+    reached: usize,
+    /// Of those, the ones that have earned a retry, or the chance of one.
+    counted: usize,
 }
 
 impl Retries {
     pub(crate) fn new() -> Self {
-        Self { left: RETRIES_MAX, taken: 0, tokens: 0 }
+        Self { left: RETRIES_MAX, taken: 0, reached: 0, counted: 0 }
     }
 
-    /// A pass over it has failed, and not through its own fault. `tokens`: how many of its tokens
-    /// have ever been computed.
+    /// A pass has brought so many of its tokens into the cache. Those that were there before count
+    /// no second time.
+    pub(crate) fn reached(&mut self, tokens: usize) {
+        self.reached = self.reached.max(tokens);
+    }
+
+    /// A pass over it has failed, and not through its own fault.
     ///
     /// # Errors
     ///
     /// How many times it was tried again in all, when it may not be once more.
-    pub(crate) fn take(&mut self, tokens: usize) -> Result<(), u32> {
-        let earned = tokens.saturating_sub(self.tokens) / TOKENS_PER_RETRY;
-        self.tokens += earned * TOKENS_PER_RETRY;
+    pub(crate) fn take(&mut self) -> Result<(), u32> {
+        let earned = (self.reached - self.counted) / TOKENS_PER_RETRY;
+        self.counted += earned * TOKENS_PER_RETRY;
         let earned = u32::try_from(earned).unwrap_or(u32::MAX);
         self.left = self.left.saturating_add(earned).min(RETRIES_MAX);
         self.left = self.left.checked_sub(1).ok_or(self.taken)?;
@@ -47,14 +54,16 @@ mod tests {
 
     /// Retries in a row while it stands at so many tokens.
     fn taken(retries: &mut Retries, tokens: usize) -> u32 {
-        (0..).find(|_| retries.take(tokens).is_err()).expect("it ends")
+        retries.reached(tokens);
+        (0..).find(|_| retries.take().is_err()).expect("it ends")
     }
 
     #[test]
     fn who_makes_no_progress_has_so_many_and_no_more() {
         let mut retries = Retries::new();
         assert_eq!(taken(&mut retries, 0), RETRIES_MAX);
-        assert_eq!(retries.take(TOKENS_PER_RETRY - 1), Err(RETRIES_MAX));
+        assert_eq!(taken(&mut retries, TOKENS_PER_RETRY - 1), 0);
+        assert_eq!(retries.take(), Err(RETRIES_MAX), "in all");
     }
 
     #[test]
@@ -62,7 +71,8 @@ mod tests {
         let mut retries = Retries::new();
         taken(&mut retries, 0);
         assert_eq!(taken(&mut retries, 3 * TOKENS_PER_RETRY + 5), 3);
-        // What was not enough for one is not lost.
+        // What was not enough for one is not lost; what is computed again earns nothing.
+        assert_eq!(taken(&mut retries, TOKENS_PER_RETRY), 0);
         assert_eq!(taken(&mut retries, 4 * TOKENS_PER_RETRY), 1);
         assert_eq!(taken(&mut retries, 1000 * TOKENS_PER_RETRY), RETRIES_MAX);
     }
@@ -70,7 +80,10 @@ mod tests {
     #[test]
     fn one_failure_in_so_many_tokens_ends_nobody() {
         let mut retries = Retries::new();
-        let all_well = (1..10_000).all(|n| retries.take(n * TOKENS_PER_RETRY).is_ok());
-        assert!(all_well);
+        let well = |n| {
+            retries.reached(n * TOKENS_PER_RETRY);
+            retries.take().is_ok()
+        };
+        assert!((1..10_000).all(well));
     }
 }

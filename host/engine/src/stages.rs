@@ -209,7 +209,7 @@ impl Waiting {
 
     /// It could not start this time. How often it was tried before, if that was often enough.
     pub(crate) fn try_again(&mut self) -> Result<(), u32> {
-        self.request.retries.take(self.request.served)
+        self.request.retries.take()
     }
 
     /// Gives up its place in the waiting room for pages and a sequence.
@@ -336,7 +336,7 @@ impl<S> Running<S> {
     /// The pass over it failed, and not through its own fault. How often it was tried again before,
     /// if that was often enough.
     pub(crate) fn try_again(&mut self) -> Result<(), u32> {
-        self.request.retries.take(self.request.served)
+        self.request.retries.take()
     }
 
     /// Do its next `tokens` tokens bring it further than it ever was? Not if they are computed again
@@ -367,6 +367,7 @@ impl<S> Running<S> {
     ) -> Option<Self> {
         self.computed += tokens.get() as usize;
         self.request.served = self.request.served.max(self.computed);
+        self.request.retries.reached(self.computed);
         self.lease.computed(&self.request.tokens[..self.computed]);
         self.request.standing = match self.request.standing {
             Standing::Suspect | Standing::Acquitted if alone => Standing::Acquitted,

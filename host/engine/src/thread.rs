@@ -52,6 +52,19 @@ pub enum EngineExit {
     Panicked(String),
 }
 
+impl EngineExit {
+    /// Its name, without what is only for our log.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::LoadFailed(_) => "load_failed",
+            Self::OtherLoadFailed => "other_load_failed",
+            Self::DeviceFailed(_) => "device_failed",
+            Self::Panicked(_) => "panicked",
+        }
+    }
+}
+
 /// Owns the engine thread. Dropping it stops its engines, cancels what runs there after the pass
 /// in flight, and waits for the thread.
 #[derive(Debug)]
@@ -230,7 +243,10 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
         EngineExit::Asked => tracing::info!("engine stopped"),
         exit => tracing::error!(%exit, "engine stopped"),
     }
-    for (which, state) in states.iter().enumerate() {
+    // Who is to blame says so first: whoever sees that one has ended finds out why.
+    let (blamed, others): (Vec<_>, Vec<_>) =
+        states.iter().enumerate().partition(|(which, _)| culprit == Some(*which));
+    for (which, state) in blamed.into_iter().chain(others) {
         if matches!(*state.borrow(), EngineState::Exited(_)) {
             // It has ended before the others, and has said why.
             continue;

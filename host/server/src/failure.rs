@@ -12,6 +12,8 @@
 //! | a policy gave no decision | what its `on_failure` says | `policy_failed` |
 //! | too many go on without a client | 429 | `too_many_detached` |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
+//! | the device's memory did not suffice for it | 503 | `out_of_memory` |
+//! | the device has failed, and the host ends | 503 | `device_failed` |
 //! | a policy made nonsense of the request | 500 | `policy_failed` |
 //! | loading, draining, stopped, too many connections | 503 | `model_loading`, `shutting_down`, ... |
 //! | a deadline struck | 504 | `deadline_queue`, `deadline_first_token`, ... |
@@ -28,8 +30,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use interlock_admission::{PolicyFailure, Reason, Refused};
-use interlock_engine::NotStarted;
-use interlock_request::{CancelCause, Deadline, RequestId};
+use interlock_engine::{EngineExit, NotStarted};
+use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 use serde::Serialize;
 
 use crate::ask::Invalid;
@@ -92,7 +94,7 @@ pub(crate) enum Failure {
     /// Someone cancelled it.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
-    Failed,
+    Failed(FaultKind),
 }
 
 /// A policy ended a request that it had admitted.
@@ -151,8 +153,11 @@ pub(crate) enum Retry {
 }
 
 impl Failure {
+    /// Something inside failed.
+    pub(crate) const INTERNAL: Self = Self::Failed(FaultKind::Internal);
+
     /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
-    pub(crate) const REASONS: [&str; 26] = [
+    pub(crate) const REASONS: [&str; 28] = [
         "invalid_request",
         "invalid_request_id",
         "body_too_large",
@@ -179,6 +184,8 @@ impl Failure {
         "policy_ended",
         "too_many_detached",
         "internal_error",
+        "out_of_memory",
+        "device_failed",
     ];
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -209,13 +216,24 @@ impl Failure {
                 CancelCause::Operator | CancelCause::Disconnect | CancelCause::Policy,
             ) => StatusCode::CONFLICT,
             Self::Detached { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Failed | Self::Spoiled(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Failed(FaultKind::Internal) | Self::Spoiled(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            // Elsewhere, or when memory has come free or the host is back, it can be served.
+            Self::Failed(FaultKind::OutOfMemory | FaultKind::DeviceFailed) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
     pub(crate) fn retry(&self) -> Retry {
         match self {
-            Self::NotStarted(NotStarted::Full { .. } | NotStarted::Loading)
+            Self::NotStarted(
+                NotStarted::Full { .. }
+                | NotStarted::Loading
+                | NotStarted::Stopped(EngineExit::DeviceFailed(_)),
+            )
+            | Self::Failed(FaultKind::OutOfMemory | FaultKind::DeviceFailed)
             | Self::Connections { .. }
             | Self::Detached { .. }
             | Self::Draining
@@ -248,6 +266,9 @@ impl Failure {
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
             Self::NotStarted(NotStarted::Loading) => "model_loading",
+            Self::NotStarted(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                FaultKind::DeviceFailed.as_str()
+            }
             Self::NotStarted(NotStarted::Stopped(_)) => "engine_stopped",
             Self::Refused(_) => "policy",
             Self::Cancelled(CancelCause::Deadline(Deadline::Queue)) => "deadline_queue",
@@ -259,7 +280,7 @@ impl Failure {
             Self::Intervened(_) | Self::Cancelled(CancelCause::Policy) => "policy_ended",
             Self::Spoiled(_) => "policy_spoiled",
             Self::Detached { .. } => "too_many_detached",
-            Self::Failed => "internal_error",
+            Self::Failed(kind) => kind.as_str(),
         }
     }
 
@@ -352,6 +373,9 @@ impl Failure {
                 format!("{limit} connections are open, which is the limit")
             }
             Self::Draining => "the host is shutting down and takes no new requests".into(),
+            Self::NotStarted(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                "the device that computes has failed; this host is ending".into()
+            }
             Self::NotStarted(NotStarted::Stopped(_)) => {
                 "the engine has stopped; this host cannot serve any more".into()
             }
@@ -396,9 +420,16 @@ impl Failure {
             Self::Cancelled(CancelCause::Policy) => {
                 format!("request {id} was ended by a policy")
             }
-            Self::Failed => {
+            Self::Failed(FaultKind::Internal) => {
                 format!("request {id} failed inside the host; its log has the reason")
             }
+            Self::Failed(FaultKind::OutOfMemory) => format!(
+                "request {id} ended because the memory of the device that computes did not suffice \
+                 for it; the host's log has the reason"
+            ),
+            Self::Failed(FaultKind::DeviceFailed) => format!(
+                "request {id} ended because the device that computes has failed; this host is ending"
+            ),
         }
     }
 }
@@ -475,8 +506,8 @@ mod tests {
                 failed: None,
             })),
             Failure::Detached { limit: 1 },
-            Failure::Failed,
         ];
+        failures.extend(FaultKind::ALL.map(Failure::Failed));
         let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];
         failures.extend(causes.map(Failure::Cancelled));
         failures.extend(deadlines.map(|which| Failure::Cancelled(CancelCause::Deadline(which))));

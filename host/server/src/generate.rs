@@ -39,10 +39,10 @@ pub(crate) async fn generate(
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
     let mut claim = host.live.claim(&meta.id);
-    if host.draining() {
+    if let Some(why) = host.closed() {
         drop(claim);
         body::discard(&mut body, &host.config).await;
-        return Err(Failure::Draining);
+        return Err(why);
     }
     let owner = claim.owner();
     let prepared = tokio::select! {
@@ -126,8 +126,8 @@ async fn prepare(
     owner.is(&visit.identity.tenant);
     let bytes = body::read(body, &host.config).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
-    if host.draining() {
-        return Err(Failure::Draining);
+    if let Some(why) = host.closed() {
+        return Err(why);
     }
     let understood = host.understand(&mut visit, bytes).await?;
     host.admit(visit, understood).await
