@@ -24,10 +24,13 @@ use interlock_engine::{
 use interlock_request::{CancelCause, Fault, FaultKind, Finish, Outcome, Priority, Usage};
 use interlock_scheduler::OVERTAKEN_MAX;
 
-use crate::device::{RowOf, Seen};
+use crate::device::{OVERSIZED, RowOf, Seen};
 use crate::outside::{Client, Fate, Outside};
 use crate::scenario::Request;
 use crate::world::TurnOf;
+
+/// Good passes before more is tried than is known to fit.
+const PATIENCE: usize = 32;
 
 /// The engine's books, kept by somebody else.
 pub(crate) struct Books {
@@ -39,6 +42,11 @@ pub(crate) struct Books {
     /// How large a pass might be in the last turn, and in this one.
     size: Size,
     failures: usize,
+    /// Was it being tried, in the turn before, whether more fits?
+    trying: bool,
+    /// Failures that took nobody's retry, and retries that were given back.
+    tries: usize,
+    restored: usize,
     /// Did a pass fail, and nobody knows why, with one in it that had run well alone?
     acquitted_failed: bool,
     entries: Vec<Entry>,
@@ -191,6 +199,9 @@ impl Books {
             chunk: config.prefill_chunk.get() as usize,
             size: Size { rows: 0, tokens: 0 },
             failures: 0,
+            trying: false,
+            tries: 0,
+            restored: 0,
             acquitted_failed: false,
             arrived: 0,
             closed: false,
@@ -258,8 +269,8 @@ impl Books {
         }
         let pass = seen.iter().position(|seen| matches!(seen, Seen::Pass { .. }));
         let (before, after) = seen.split_at(pass.unwrap_or(seen.len()));
-        let was = self.size;
         self.starts(before);
+        let was = self.size;
         match (turn, after) {
             (Turn::Ran, [Seen::Pass { rows, failed }, closed @ ..]) => {
                 self.planned(rows);
@@ -278,6 +289,7 @@ impl Books {
         }
         self.heard(heard, outside);
         self.adds_up(turn, was, audit, view);
+        self.trying = audit.trying;
     }
 
     /// How large a pass may be follows from how large this one was.
@@ -331,21 +343,42 @@ impl Books {
             match *seen {
                 Seen::Closed { who } if self.entries[who].at == Place::Gone => {}
                 Seen::Closed { who } => victims.push(who),
-                Seen::Opened { who, .. } | Seen::Refused { who } => {
+                Seen::Opened { who, .. } | Seen::Refused { who } | Seen::Oversized { who } => {
                     self.give_way(&mut victims, started.then_some(who));
                     self.is_first(who);
                     started = true;
-                    if matches!(seen, Seen::Opened { .. }) {
-                        self.start(who);
-                    } else {
-                        self.entries[who].at = Place::Gone;
-                        self.entries[who].reason = Some("unwelcome".into());
+                    match seen {
+                        Seen::Opened { .. } => self.start(who),
+                        Seen::Oversized { .. } => self.oversized(who),
+                        _ => {
+                            self.entries[who].at = Place::Gone;
+                            self.entries[who].reason = Some("unwelcome".into());
+                        }
                     }
                 }
                 Seen::Pass { .. } => unreachable!("what comes before a pass"),
             }
         }
         self.give_way(&mut victims, None);
+    }
+
+    /// There was no memory for it: it waits for one of those who run to end, if there are any, and
+    /// not for ever.
+    fn oversized(&mut self, who: usize) {
+        let running = self.entries.iter().filter(|entry| entry.runs()).count();
+        let entry = &mut self.entries[who];
+        let why = if running == 0 {
+            OVERSIZED.to_owned()
+        } else if entry.try_again() {
+            self.size.rows = self.size.rows.min(running);
+            self.counts.happened("postponed", 1);
+            return;
+        } else {
+            self.counts.happened("tried_enough", 1);
+            format!("tried again {} times, and failed again: {OVERSIZED}", entry.retries)
+        };
+        entry.at = Place::Gone;
+        entry.reason = Some(Fault { kind: FaultKind::OutOfMemory, why });
     }
 
     /// These gave back their pages: the last in rank of those that run. If it is known that they
@@ -535,6 +568,8 @@ impl Books {
         let suspects = culprit.is_none() && !too_large;
         let acquitted = |row: &RowOf| self.entries[row.who].standing == Standing::Acquitted;
         self.acquitted_failed = suspects && rows.iter().any(acquitted);
+        let free =
+            too_large && self.trying || matches!(failed.kind, PassFault::Row(row) if row < count);
         let kind = if too_large { FaultKind::OutOfMemory } else { FaultKind::Internal };
         for (nth, row) in rows.iter().enumerate() {
             let entry = &mut self.entries[row.who];
@@ -544,7 +579,7 @@ impl Books {
                 } else {
                     failed.why.clone()
                 })
-            } else if entry.try_again() {
+            } else if free || entry.try_again() {
                 None
             } else {
                 self.counts.happened("tried_enough", 1);
@@ -562,6 +597,14 @@ impl Books {
                 }
                 None => {}
             }
+        }
+        if culprit.is_some() {
+            for entry in &mut self.entries {
+                self.restored += entry.retries - entry.earned;
+                entry.earned = entry.retries;
+            }
+        } else if free {
+            self.tries += 1;
         }
         if failed.caches == Caches::Emptied {
             self.counts.happened("caches_lost", 1);
@@ -684,18 +727,17 @@ impl Books {
         }
     }
 
-    /// Every pass that fails takes a retry of a request, or ends one, or finds all of its requests
-    /// cancelled. So there are no more than these, whatever fails and for how long.
+    /// Every pass that fails takes a retry of a request, or ends one, or was a try, of which there is
+    /// one in so many good passes. So there are no more than these, whatever fails and for how long.
     fn failures_are_few(&self) {
         let of_one = |entry: &Entry| match entry.at {
             Place::Nowhere => 0,
             _ => RETRIES_MAX as usize + entry.reached / TOKENS_PER_RETRY + 1,
         };
         let most: usize = self.entries.iter().map(of_one).sum();
+        let most = most + self.restored + self.tries;
         assert!(self.failures <= most, "{} passes failed, not {most}", self.failures);
-        for (who, entry) in self.entries.iter().enumerate() {
-            let most = RETRIES_MAX as usize + entry.reached / TOKENS_PER_RETRY;
-            assert!(entry.retries <= most, "{who} was tried again: {entry:?}");
-        }
+        let tries_max = self.counts.of("turns") / PATIENCE;
+        assert!(self.tries <= tries_max, "{} tries, not {tries_max}", self.tries);
     }
 }

@@ -37,6 +37,8 @@ pub(crate) enum Seen {
     Opened { who: usize, generated: usize },
     /// It would not take this one.
     Refused { who: usize },
+    /// It had no memory for this one.
+    Oversized { who: usize },
     /// What it kept for a request is gone.
     Closed { who: usize },
     /// It computed these rows, or failed to.
@@ -48,7 +50,10 @@ impl Seen {
     pub(crate) fn rows(&self) -> Option<&[RowOf]> {
         match self {
             Self::Pass { rows, .. } => Some(rows),
-            Self::Opened { .. } | Self::Refused { .. } | Self::Closed { .. } => None,
+            Self::Opened { .. }
+            | Self::Refused { .. }
+            | Self::Oversized { .. }
+            | Self::Closed { .. } => None,
         }
     }
 }
@@ -63,6 +68,9 @@ pub(crate) struct RowOf {
     /// What came of it.
     pub drawn: Option<TokenId>,
 }
+
+/// Why an oversized request is not opened.
+pub(crate) const OVERSIZED: &str = "no memory for one more";
 
 pub(crate) type Log = Rc<RefCell<Vec<Seen>>>;
 
@@ -157,6 +165,10 @@ impl Forward for Watched {
         if self.requests[who].unwelcome {
             self.log.borrow_mut().push(Seen::Refused { who });
             return Err(PassFailed::new("unwelcome"));
+        }
+        if self.requests[who].oversized {
+            self.log.borrow_mut().push(Seen::Oversized { who });
+            return Err(PassFailed::new(OVERSIZED).too_large());
         }
         let inner = self.model.open(opening)?;
         self.opened.borrow_mut().push(who);

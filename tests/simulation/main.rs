@@ -85,15 +85,16 @@ fn a_pass_that_fails_ends_only_whom_it_must() {
 #[test]
 fn a_pass_that_is_too_large_gets_smaller_and_nobody_is_tried_for_ever() {
     let least = [
-        ("too_large", 3000),
-        ("shrunk", 3000),
-        ("grown", 1000),
+        ("too_large", 2000),
+        ("shrunk", 1000),
+        ("grown", 800),
         ("caches_lost", 1000),
-        ("tried_enough", 10),
+        ("suspects", 300),
+        ("postponed", 100),
         ("device_failed", 30),
-        ("refused", 30),
-        ("preempted", 1000),
-        ("completed", 5000),
+        ("refused", 200),
+        ("preempted", 800),
+        ("completed", 4000),
     ];
     run(Theme::Memory, &least);
 }

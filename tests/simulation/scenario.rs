@@ -59,6 +59,8 @@ pub(crate) struct Request {
     pub asks: Vec<Ask>,
     /// Does the model refuse to take it?
     pub unwelcome: bool,
+    /// Has the model no memory for what it keeps of it?
+    pub oversized: bool,
 }
 
 /// What the policy says of a request.
@@ -264,6 +266,7 @@ impl Request {
             verdict: Verdict::of(rng),
             asks: if fits { asks } else { vec![] },
             unwelcome: one_in(rng, 40),
+            oversized: theme == Theme::Memory && one_in(rng, 40),
         }
     }
 }

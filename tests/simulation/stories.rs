@@ -63,6 +63,7 @@ fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> Requ
         verdict: of(Priority::Standard),
         asks: vec![],
         unwelcome: false,
+        oversized: false,
     }
 }
 

@@ -63,6 +63,12 @@ impl Fit {
         self.rows.now.min(self.tokens.now)
     }
 
+    /// Is it being tried whether more fits than is known to? If not, that is nobody's retry: it was
+    /// our idea, and comes only so often.
+    pub(crate) fn is_trying(&self) -> bool {
+        self.rows.trying || self.tokens.trying
+    }
+
     /// Is there a bound that the configuration does not know of?
     pub(crate) fn is_bound(&self) -> bool {
         self.rows.is_bound() || self.tokens.is_bound()
@@ -100,6 +106,7 @@ impl Fit {
         if in_tokens {
             self.tokens.too_large(tokens, by_tokens);
         }
+        (self.rows.trying, self.tokens.trying) = (false, false);
         true
     }
 }
@@ -188,7 +195,6 @@ impl Limit {
             self.known = self.known.min(half.max(went_well));
             self.proven = self.proven.min(self.known);
         }
-        self.trying = false;
     }
 
     fn no_more_than(&mut self, most: u32) {

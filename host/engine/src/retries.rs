@@ -32,6 +32,11 @@ impl Retries {
         self.reached = self.reached.max(tokens);
     }
 
+    /// It has become known whose fault it was, and it was not its own.
+    pub(crate) fn restore(&mut self) {
+        self.left = RETRIES_MAX;
+    }
+
     /// A pass over it has failed, and not through its own fault.
     ///
     /// # Errors

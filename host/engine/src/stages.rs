@@ -207,6 +207,11 @@ impl Waiting {
         self.end(Outcome::Failed(fault), metrics);
     }
 
+    /// Another was to blame for what failed.
+    pub(crate) fn restore_retries(&mut self) {
+        self.request.retries.restore();
+    }
+
     /// It could not start this time. How often it was tried before, if that was often enough.
     pub(crate) fn try_again(&mut self) -> Result<(), u32> {
         self.request.retries.take()
@@ -331,6 +336,11 @@ impl<S> Running<S> {
     /// Did it run well alone, and not with others since?
     pub(crate) fn is_acquitted(&self) -> bool {
         self.request.standing == Standing::Acquitted
+    }
+
+    /// Another was to blame for what failed.
+    pub(crate) fn restore_retries(&mut self) {
+        self.request.retries.restore();
     }
 
     /// The pass over it failed, and not through its own fault. How often it was tried again before,

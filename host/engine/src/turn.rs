@@ -70,8 +70,10 @@ pub struct Audit {
     pub running: usize,
     /// How many pages are what.
     pub pages: PageAudit,
-    /// How large a pass may be, as far as is known.
+    /// How large a pass may be, as far as is known; none if as large as is configured.
     pub bounds: Option<Bounds>,
+    /// Is it being tried whether more fits?
+    pub trying: bool,
 }
 
 /// One row of a planned pass.
@@ -108,6 +110,16 @@ impl Failures {
         self.failed += 1;
         self.failed.is_power_of_two()
     }
+}
+
+/// How the rows of a pass that failed are tried again.
+struct Again {
+    /// All but this one.
+    culprit: Option<usize>,
+    /// Each alone.
+    suspects: bool,
+    /// Without taking a retry of anyone's.
+    free: bool,
 }
 
 impl<F: Forward> Engine<F> {
@@ -186,6 +198,7 @@ impl<F: Forward> Engine<F> {
             running: self.running.len(),
             pages: self.pages.audit(),
             bounds: self.fit.is_bound().then(|| self.fit.bounds()),
+            trying: self.fit.is_trying(),
         }
     }
 
@@ -297,13 +310,22 @@ impl<F: Forward> Engine<F> {
             return self.close(failed);
         }
         let beside = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-        let again = failed.kind == PassFault::TooLarge && beside > 0;
-        if again && waiting.try_again().is_ok() {
-            self.fit.no_more_than(beside);
-            tracing::warn!(error = %failed, running = beside, "no memory for one more request");
-            self.waiting.push(waiting);
+        let ends = if failed.kind != PassFault::TooLarge || beside == 0 {
+            Some(failed.to_string())
         } else {
-            waiting.refuse(fault(failed.kind, failed.why.clone()), &self.metrics);
+            let again = waiting.try_again();
+            again
+                .err()
+                .map(|times| format!("tried again {times} times, and failed again: {failed}"))
+        };
+        match ends {
+            Some(why) => waiting.refuse(fault(failed.kind, why), &self.metrics),
+            None => {
+                self.fit.no_more_than(beside);
+                self.fit_share.is(self.fit.bounds());
+                tracing::warn!(error = %failed, running = beside, "no memory for one request more");
+                self.waiting.push(waiting);
+            }
         }
         if failed.caches == Caches::Emptied {
             self.lose_caches();
@@ -427,6 +449,12 @@ impl<F: Forward> Engine<F> {
         }
         let tell = self.failures.failed();
         let alone = table.len() == 1;
+        // Whose fault it was ends, and a try was ours: neither takes a retry of anyone's.
+        let free = match failed.kind {
+            PassFault::TooLarge => self.fit.is_trying(),
+            PassFault::Row(row) => row < table.len(),
+            PassFault::Broken => false,
+        };
         let culprit = match failed.kind {
             PassFault::TooLarge if self.shrink(table, failed) => None,
             PassFault::TooLarge => Some(0),
@@ -439,7 +467,12 @@ impl<F: Forward> Engine<F> {
             // Alone they ran well, together they fail: it is their company.
             self.shrink(table, failed);
         }
-        let retried = self.try_again(table, failed, culprit, suspects);
+        let again = Again { culprit, suspects, free };
+        let retried = self.try_again(table, failed, &again);
+        if culprit.is_some() {
+            self.running.iter_mut().for_each(Running::restore_retries);
+            self.waiting.iter_mut().for_each(Waiting::restore_retries);
+        }
         if tell && retried > 0 && failed.kind != PassFault::TooLarge {
             let failures = self.failures.failed;
             let kind = failed.kind.as_str();
@@ -471,13 +504,7 @@ impl<F: Forward> Engine<F> {
 
     /// The rows of a pass that failed are tried again, but for the culprit's, and for those that were
     /// tried often enough. How many are.
-    fn try_again(
-        &mut self,
-        table: &[Planned],
-        failed: &PassFailed,
-        culprit: Option<usize>,
-        suspects: bool,
-    ) -> usize {
+    fn try_again(&mut self, table: &[Planned], failed: &PassFailed, how: &Again) -> usize {
         let mut rows = table.iter().enumerate().peekable();
         let mut retried = 0;
         let metrics = &self.metrics;
@@ -485,15 +512,18 @@ impl<F: Forward> Engine<F> {
             let Some((row, _)) = rows.next_if(|(_, row)| row.index == index) else {
                 return Some(running);
             };
-            let Err(why) = (match running.try_again() {
-                _ if culprit == Some(row) => Err(its_fault(failed)),
-                Err(times) => {
-                    Err(format!("tried again {times} times, and its pass failed again: {failed}"))
-                }
-                Ok(()) => Ok(()),
-            }) else {
+            let ends = if how.culprit == Some(row) {
+                Some(its_fault(failed))
+            } else if how.free {
+                None
+            } else {
+                running.try_again().err().map(|times| {
+                    format!("tried again {times} times, and its pass failed again: {failed}")
+                })
+            };
+            let Some(why) = ends else {
                 retried += 1;
-                if suspects {
+                if how.suspects {
                     running.suspect();
                 }
                 return Some(running);
