@@ -77,6 +77,7 @@ pub(crate) type Log = Rc<RefCell<Vec<Seen>>>;
 /// The simulated model, watched.
 pub(crate) struct Watched {
     model: SimModel,
+    miscounts: Option<usize>,
     requests: Rc<[Request]>,
     /// Who is who, in the order in which the simulated model opened them.
     opened: Rc<RefCell<Vec<usize>>>,
@@ -116,6 +117,7 @@ impl Watched {
         outside: &Rc<OnceCell<Rc<RefCell<Outside>>>>,
     ) -> (Self, Log) {
         let (opened, log) = (Rc::default(), Log::default());
+        let miscounts = faults.miscounts;
         let device = Flaky {
             clock: clock.clone(),
             rng,
@@ -124,7 +126,7 @@ impl Watched {
             outside: Rc::clone(outside),
         };
         let model = SimModel::on(settings, Box::new(device));
-        (Self { model, requests, opened, log: Rc::clone(&log) }, log)
+        (Self { model, miscounts, requests, opened, log: Rc::clone(&log) }, log)
     }
 
     /// A position that a row writes belongs to that row alone.
@@ -198,13 +200,24 @@ impl Forward for Watched {
                 draw: row.draw,
             })
             .collect();
-        let result = self.model.pass(&mut inner);
-        if let Ok(drawn) = &result {
+        let mut result = self.model.pass(&mut inner);
+        let wanted = inner.len();
+        let failed = match &mut result {
+            Ok(drawn) if self.miscounts.is_some_and(|most| wanted > most) => {
+                drawn.pop();
+                let got = drawn.len();
+                Some(PassFailed::new(format!("a pass of {wanted} rows gave {got} results")))
+            }
+            Ok(_) => None,
+            Err(failed) => Some(failed.clone()),
+        };
+        if failed.is_none()
+            && let Ok(drawn) = &result
+        {
             for (row, drawn) in told.iter_mut().zip(drawn) {
                 row.drawn = drawn.as_ref().map(|drawn| drawn.token);
             }
         }
-        let failed = result.as_ref().err().cloned();
         self.log.borrow_mut().push(Seen::Pass { rows: told, failed });
         result
     }
@@ -219,12 +232,13 @@ impl Device for Flaky {
         let opened = self.opened.borrow();
         let poisoned = |row: &RowSeen| self.faults.poisoned.contains(&opened[row.request]);
         let poison = rows.iter().position(poisoned);
-        let fails = poison.is_some() || one_in(&mut self.rng, self.faults.one_in);
+        let crowded = self.faults.together.is_some_and(|most| rows.len() > most);
+        let fails = crowded || poison.is_some() || one_in(&mut self.rng, self.faults.one_in);
         if !fails {
             return Ok(());
         }
         let mut failed = PassFailed::new("the seed said so");
-        if one_in(&mut self.rng, self.faults.naming) {
+        if !crowded && one_in(&mut self.rng, self.faults.naming) {
             let row = poison.unwrap_or_else(|| self.rng.usize(0..rows.len()));
             let wrongly = self.rng.u32(0..100) < self.faults.naming_wrongly;
             failed = failed.of_row(if wrongly { rows.len() + row } else { row });

@@ -109,6 +109,10 @@ pub(crate) struct Faults {
     pub naming_wrongly: u32,
     /// One in so many loses the caches; 0 is none.
     pub losing: u32,
+    /// A pass of more rows fails, and does not say that it was too large.
+    pub together: Option<usize>,
+    /// A pass of more rows has a result too few.
+    pub miscounts: Option<usize>,
 }
 
 /// One in `n`.
@@ -217,6 +221,8 @@ impl Faults {
             naming: of(rng, &[0, 0, 2, 4]),
             naming_wrongly: of(rng, &[0, 0, 20]),
             losing: of(rng, &[0, 2, 4]),
+            together: of(rng, &[None, None, None, Some(1), Some(3)]),
+            miscounts: of(rng, &[None, None, None, None, Some(0), Some(2)]),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
-use interlock_request::{CancelCause, RequestId, Stage};
+use interlock_request::{CancelCause, FaultKind, RequestId, Stage};
 use interlock_scheduler::Bounds;
 
 use crate::passes::{PassKind, Passes};
@@ -25,6 +25,7 @@ pub struct EngineMetrics {
     tokens: IntCounterVec,
     retries: IntCounter,
     failures: IntCounterVec,
+    failed_requests: IntCounterVec,
     rows_max: IntGauge,
     tokens_max: IntGauge,
     preemptions: IntCounter,
@@ -85,6 +86,11 @@ impl EngineMetrics {
                 "Passes that failed: through one row's fault, as too large, or nobody knows why.",
                 &["kind"],
             ),
+            failed_requests: registry.counters(
+                "engine_failed_requests_total",
+                "Requests that the engine ended as failed, by what their client was told.",
+                &["code"],
+            ),
             rows_max: registry.gauge(
                 "engine_pass_rows_max",
                 "Most rows that a pass may have, over all models; less than is configured after passes that were too large.",
@@ -124,6 +130,9 @@ impl EngineMetrics {
         for kind in [PassFault::Row(0), PassFault::TooLarge, PassFault::Broken] {
             metrics.failures.with_label_values(&[kind.as_str()]);
         }
+        for kind in FaultKind::ALL {
+            metrics.failed_requests.with_label_values(&[kind.as_str()]);
+        }
         for kind in ["prompt", "next"] {
             metrics.tokens.with_label_values(&[kind]);
         }
@@ -143,6 +152,10 @@ impl EngineMetrics {
 
     pub(crate) fn pass_failed(&self, kind: PassFault) {
         self.failures.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    pub(crate) fn request_failed(&self, kind: FaultKind) {
+        self.failed_requests.with_label_values(&[kind.as_str()]).inc();
     }
 
     pub(crate) fn preempted(&self, id: &RequestId) {

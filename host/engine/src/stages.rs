@@ -40,8 +40,10 @@ impl Ticket {
 
     fn end(self, natural: Outcome, usage: Usage, stage: Stage, metrics: &EngineMetrics) {
         let outcome = self.control.close(natural);
-        if let Outcome::Cancelled(cause) = outcome {
-            metrics.cancelled(cause, stage);
+        match &outcome {
+            Outcome::Completed(_) => {}
+            Outcome::Cancelled(cause) => metrics.cancelled(*cause, stage),
+            Outcome::Failed(fault) => metrics.request_failed(fault.kind),
         }
         self.tell(Event::Ended(Ended { outcome, usage }));
     }
