@@ -9,8 +9,8 @@
 //!   within the chunk, and a suspect alone;
 //! - a pass that fails ends only the request whose fault it was, and whoever was tried again often
 //!   enough; one that was too large makes the next smaller, and one that ends the caches ends all;
-//! - a pass is never larger than was learnt, and that grows by an eighth at most, after a pass that
-//!   was as large as it might be;
+//! - a pass is never larger than was learnt, and that grows twofold at most, after a pass that was
+//!   as large as it might be; a try that fails changes nothing;
 //! - requests end exactly when their tokens say so, and their usage is what was computed;
 //! - what the engine says of itself adds up.
 
@@ -42,8 +42,8 @@ pub(crate) struct Books {
     /// How large a pass might be in the last turn, and in this one.
     size: Size,
     failures: usize,
-    /// Was it being tried, in the turn before, whether more fits?
-    trying: bool,
+    /// What was known to fit, after the turn before.
+    safe: Size,
     /// Failures that took nobody's retry, and retries that were given back.
     tries: usize,
     restored: usize,
@@ -199,7 +199,7 @@ impl Books {
             chunk: config.prefill_chunk.get() as usize,
             size: Size { rows: 0, tokens: 0 },
             failures: 0,
-            trying: false,
+            safe: Size { rows: usize::MAX, tokens: usize::MAX },
             tries: 0,
             restored: 0,
             acquitted_failed: false,
@@ -289,7 +289,10 @@ impl Books {
         }
         self.heard(heard, outside);
         self.adds_up(turn, was, audit, view);
-        self.trying = audit.trying;
+        self.safe = audit.safe.map_or(self.largest(), |safe| Size {
+            rows: safe.rows.get() as usize,
+            tokens: safe.tokens.get() as usize,
+        });
     }
 
     /// How large a pass may be follows from how large this one was.
@@ -303,6 +306,15 @@ impl Books {
         });
         self.size = now;
         if self.was_too_large(rows, failed) {
+            if self.was_tried(size) {
+                self.counts.happened("tried", 1);
+                let back =
+                    |size: usize, safe: usize, was: usize| if size > safe { safe } else { was };
+                let rows = back(size.rows, self.safe.rows, was.rows);
+                let tokens = back(size.tokens, self.safe.tokens, was.tokens);
+                assert_eq!(now, Size { rows, tokens }, "after {size:?} was tried in vain");
+                return;
+            }
             self.counts.happened("shrunk", 1);
             let least = |half: usize| half.max(1);
             let rows_max = if size.rows > 1 { least(size.rows / 2) } else { was.rows };
@@ -313,7 +325,8 @@ impl Books {
             return;
         }
         let grew = |was: usize, now: usize, size: usize| {
-            let step = was + (was / 8).max(1);
+            // Twofold to what is known to fit, by an eighth beyond.
+            let step = 2 * was;
             let may = failed.is_none() && size >= was;
             assert!(now == was || may && now > was && now <= step, "{was}, {now}: {size}");
             now > was
@@ -321,6 +334,11 @@ impl Books {
         let rows = grew(was.rows, now.rows, size.rows);
         let tokens = grew(was.tokens, now.tokens, size.tokens);
         self.counts.happened("grown", usize::from(rows || tokens));
+    }
+
+    /// Was it larger than what was known to fit?
+    fn was_tried(&self, size: Size) -> bool {
+        size.rows > self.safe.rows || size.tokens > self.safe.tokens
     }
 
     /// Is this pass one after which less is tried? [`Books::failed`] has seen it.
@@ -371,6 +389,7 @@ impl Books {
             OVERSIZED.to_owned()
         } else if entry.try_again() {
             self.size.rows = self.size.rows.min(running);
+            self.safe.rows = self.safe.rows.min(running);
             self.counts.happened("postponed", 1);
             return;
         } else {
@@ -568,8 +587,8 @@ impl Books {
         let suspects = culprit.is_none() && !too_large;
         let acquitted = |row: &RowOf| self.entries[row.who].standing == Standing::Acquitted;
         self.acquitted_failed = suspects && rows.iter().any(acquitted);
-        let free =
-            too_large && self.trying || matches!(failed.kind, PassFault::Row(row) if row < count);
+        let tried = too_large && culprit.is_none() && self.was_tried(Size::of(rows));
+        let free = tried || matches!(failed.kind, PassFault::Row(row) if row < count);
         let kind = if too_large { FaultKind::OutOfMemory } else { FaultKind::Internal };
         for (nth, row) in rows.iter().enumerate() {
             let entry = &mut self.entries[row.who];

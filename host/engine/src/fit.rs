@@ -4,22 +4,28 @@
 //! takes all caches with it. So a pass that was too large halves what the next may hold, rows and
 //! tokens, each as far as there is something to halve. From there it grows back:
 //!
-//! - quickly, by an eighth (at least one) with each good pass, to what is *known* to fit: the most
-//!   that went well before it failed, or the half;
-//! - slowly beyond it: by an eighth after [`Limit::PATIENCE`] good passes, after twice as many each
-//!   time that it turned out too much, up to [`Limit::PATIENCE_MAX`].
+//! - at once, twofold with each good pass, to what is *known* to fit: the most that went well before
+//!   it failed, or the half;
+//! - slowly beyond it: by an eighth (at least one) after [`Limit::PATIENCE`] good passes. That is a
+//!   *try*. If it fails, all is as before it, and the next try comes after twice as many good
+//!   passes, up to [`Limit::PATIENCE_MAX`].
 //!
-//! So for memory that suffices for 8 rows it settles at 8, and tries 9 ever more rarely: 13 failures
-//! in 20,000 passes.
+//! So for memory that suffices for 8 rows it settles at 8, and tries 9 ever more rarely: some dozen
+//! failures in 20,000 passes.
+//!
+//! Which of the two was too much, rows or tokens, a failure does not say. One of them is to blame:
+//! that in which the pass was larger than any that went well. If both were, it is the tokens of a
+//! pass that has many for each row, and the rows of any other. What is not to blame grows back at
+//! once; if that was wrong, the next failure says so.
 //!
 //! # Invariants
 //!
-//! - Only a pass counts as good that was as large as it might be, and in which every row came
-//!   further than it ever was. So between two growths everyone in the pass has made progress,
-//!   whatever a failure took from it, and failing and growing cannot go round in circles.
-//! - A dimension in which the pass was no larger than many that went well is halved too, but not
-//!   blamed: it grows back quickly.
-//! - One row of one token that is too large says nothing of the others: they grow back quickly.
+//! - What is known to fit becomes less with each failure that is no failed try, and more only by a
+//!   try that went well. For a try only passes count that were as large as they might be, and in
+//!   which every row came further than it ever was. So between two tries everyone in the pass has
+//!   made progress, whatever a failure took from it, and failing and growing cannot go round in
+//!   circles.
+//! - One row of one token that is too large says nothing of the others: they grow back at once.
 //!
 //! # Not here
 //!
@@ -47,6 +53,9 @@ pub(crate) struct Fit {
 }
 
 impl Fit {
+    /// Tokens for each row of a pass that is mostly prompts.
+    const MANY_TOKENS: u32 = 8;
+
     /// As large as the configuration lets passes be, until one is too large. `running_max`: most
     /// rows, in this mode.
     pub(crate) fn new(config: &EngineConfig, running_max: u32) -> Self {
@@ -61,12 +70,6 @@ impl Fit {
     /// Most requests that may run at once: each has a row in each pass, of a token at least.
     pub(crate) fn running_max(&self) -> u32 {
         self.rows.now.min(self.tokens.now)
-    }
-
-    /// Is it being tried whether more fits than is known to? If not, that is nobody's retry: it was
-    /// our idea, and comes only so often.
-    pub(crate) fn is_trying(&self) -> bool {
-        self.rows.trying || self.tokens.trying
     }
 
     /// Is there a bound that the configuration does not know of?
@@ -85,30 +88,59 @@ impl Fit {
         self.rows.no_more_than(running.max(1));
     }
 
-    /// A pass of this size was too large. Can the next be smaller?
-    pub(crate) fn too_large(&mut self, size: Size) -> bool {
+    /// What fits, also if more is being tried.
+    pub(crate) fn safe(&self) -> Bounds {
+        let number = |limit: &Limit| NonZeroU32::new(limit.safe()).unwrap_or(NonZeroU32::MIN);
+        Bounds { rows: number(&self.rows), tokens: number(&self.tokens) }
+    }
+
+    /// A pass of this size was too large.
+    pub(crate) fn too_large(&mut self, size: Size) -> Fell {
         let Size { rows, tokens } = size;
         if rows <= 1 && tokens <= 1 {
             self.rows.known = self.rows.most;
             self.tokens.known = self.tokens.most;
-            return false;
+            return Fell::Least;
+        }
+        let tries = [(&mut self.rows, rows), (&mut self.tokens, tokens)];
+        let mut back = false;
+        for (limit, size) in tries.into_iter().filter(|(limit, size)| *size > limit.safe()) {
+            limit.step_back();
+            back = true;
+        }
+        if back {
+            return Fell::Back;
         }
         // Who only decodes has no token too many but that of a row too many.
         let (in_rows, in_tokens) = (rows > 1, tokens > rows);
-        let new = (rows > self.rows.proven, tokens > self.tokens.proven);
-        let (by_rows, by_tokens) = match (in_rows, in_tokens) {
-            (true, true) if new.0 != new.1 => new,
-            both => both,
+        let (by_rows, by_tokens) = match (rows > self.rows.proven, tokens > self.tokens.proven) {
+            _ if !in_rows || !in_tokens => (in_rows, in_tokens),
+            (true, true) => {
+                let by_tokens = tokens / rows >= Self::MANY_TOKENS;
+                (!by_tokens, by_tokens)
+            }
+            (false, false) => (true, true),
+            new => new,
         };
         if in_rows {
-            self.rows.too_large(rows, by_rows);
+            self.rows.halve(rows, by_rows);
         }
         if in_tokens {
-            self.tokens.too_large(tokens, by_tokens);
+            self.tokens.halve(tokens, by_tokens);
         }
-        (self.rows.trying, self.tokens.trying) = (false, false);
-        true
+        Fell::Half
     }
+}
+
+/// What comes of a pass that was too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fell {
+    /// The next may be half as large.
+    Half,
+    /// More was tried than was known to fit. That was our idea, and comes only so often.
+    Back,
+    /// The next cannot be smaller.
+    Least,
 }
 
 /// The limit in one dimension.
@@ -117,7 +149,7 @@ struct Limit {
     /// By the configuration.
     most: u32,
     now: u32,
-    /// What it grows back to quickly.
+    /// What it grows back to at once.
     known: u32,
     /// The most that went well since it was last to blame.
     proven: u32,
@@ -125,8 +157,8 @@ struct Limit {
     calm: u32,
     /// Good passes that it takes to try more.
     patience: u32,
-    /// Is it being tried whether more than was known fits?
-    trying: bool,
+    /// What was known, while it is being tried whether more fits.
+    before: Option<u32>,
 }
 
 impl Limit {
@@ -145,52 +177,66 @@ impl Limit {
             proven: 0,
             calm: 0,
             patience: Self::PATIENCE,
-            trying: false,
+            before: None,
         }
     }
 
     fn is_bound(&self) -> bool {
-        self.now < self.most
+        self.safe() < self.most
     }
 
     fn number(&self) -> NonZeroU32 {
         NonZeroU32::new(self.now).unwrap_or(NonZeroU32::MIN)
     }
 
-    fn larger(&self) -> u32 {
-        self.now.saturating_add((self.now / 8).max(1)).min(self.most)
+    fn safe(&self) -> u32 {
+        self.before.unwrap_or(self.now)
     }
 
     fn passed(&mut self, size: u32, fresh: bool) {
         self.proven = self.proven.max(size);
-        if !self.is_bound() || size < self.now || !fresh {
+        if !self.is_bound() || size < self.now {
             return;
         }
-        if self.trying {
-            self.trying = false;
+        if self.now < self.known {
+            self.now = self.now.saturating_mul(2).min(self.known);
+            return;
+        }
+        if !fresh {
+            return;
+        }
+        if self.before.take().is_some() {
             self.patience = (self.patience / 2).max(Self::PATIENCE);
         }
-        if self.now < self.known {
-            self.now = self.larger().min(self.known);
+        if !self.is_bound() {
             return;
         }
         self.calm += 1;
         if self.calm >= self.patience {
             self.calm = 0;
-            self.trying = true;
-            self.now = self.larger();
+            self.before = Some(self.now);
+            self.now = self.now.saturating_add((self.now / 8).max(1)).min(self.most);
             self.known = self.now;
         }
     }
 
-    fn too_large(&mut self, size: u32, to_blame: bool) {
+    /// More was tried than fits.
+    fn step_back(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.patience = (self.patience * 2).min(Self::PATIENCE_MAX);
+            self.now = before;
+            self.known = before;
+            self.proven = self.proven.min(before);
+        }
+        self.calm = 0;
+    }
+
+    fn halve(&mut self, size: u32, to_blame: bool) {
         let half = (size / 2).max(1);
         self.calm = 0;
+        self.known = self.known.min(self.before.take().unwrap_or(self.known));
         self.now = self.now.min(half);
         if to_blame {
-            if self.trying {
-                self.patience = (self.patience * 2).min(Self::PATIENCE_MAX);
-            }
             let went_well = if self.proven < size { self.proven } else { 0 };
             self.known = self.known.min(half.max(went_well));
             self.proven = self.proven.min(self.known);
@@ -198,11 +244,10 @@ impl Limit {
     }
 
     fn no_more_than(&mut self, most: u32) {
-        if self.trying {
-            self.patience = (self.patience * 2).min(Self::PATIENCE_MAX);
+        if self.safe() < most {
+            return;
         }
-        self.trying = false;
-        self.calm = 0;
+        self.step_back();
         self.now = self.now.min(most);
         self.known = self.known.min(most);
     }
@@ -226,7 +271,7 @@ mod tests {
             let now = fit.running_max();
             let size = Size { rows: now, tokens: now };
             if now > most(pass) {
-                assert!(fit.too_large(size));
+                assert_ne!(fit.too_large(size), Fell::Least);
                 failed += 1;
             } else {
                 fit.passed(size, true);
@@ -239,10 +284,10 @@ mod tests {
     #[test]
     fn a_pass_that_was_too_large_is_halved_in_rows_and_tokens() {
         let mut fit = fit();
-        assert!(fit.too_large(Size { rows: 12, tokens: 500 }));
+        assert_eq!(fit.too_large(Size { rows: 12, tokens: 500 }), Fell::Half);
         let bounds = fit.bounds();
         assert_eq!((bounds.rows.get(), bounds.tokens.get()), (6, 250));
-        assert!(fit.too_large(Size { rows: 1, tokens: 100 }));
+        assert_eq!(fit.too_large(Size { rows: 1, tokens: 100 }), Fell::Half);
         assert_eq!(fit.bounds().rows.get(), 6, "one row is no row too many");
         assert_eq!(fit.bounds().tokens.get(), 50);
     }
@@ -250,7 +295,7 @@ mod tests {
     #[test]
     fn one_row_of_one_token_cannot_be_smaller() {
         let mut fit = fit();
-        assert!(!fit.too_large(Size { rows: 1, tokens: 1 }));
+        assert_eq!(fit.too_large(Size { rows: 1, tokens: 1 }), Fell::Least);
         assert!(!fit.is_bound());
     }
 
@@ -284,6 +329,49 @@ mod tests {
         assert!(!fit.is_bound(), "{fit:?}");
     }
 
+    /// A newcomer's prompt makes the pass in which a ninth row is tried larger in tokens, too.
+    #[test]
+    fn a_try_that_fails_costs_nothing_but_the_try() {
+        let mut fit = fit();
+        decodes(&mut fit, |_| 8, 100);
+        let size = Size { rows: 8, tokens: 8 };
+        while fit.running_max() == 8 {
+            fit.passed(size, true);
+        }
+        let tokens = fit.bounds().tokens;
+        assert_eq!((fit.bounds().rows.get(), fit.safe().rows.get()), (9, 8));
+        assert_eq!(fit.too_large(Size { rows: 9, tokens: 500 }), Fell::Back);
+        assert_eq!(fit.running_max(), 8);
+        assert_eq!(fit.bounds().tokens, tokens);
+        // Memory that has become less shows while more is tried.
+        while fit.running_max() == 8 {
+            fit.passed(size, true);
+        }
+        assert_eq!(fit.too_large(size), Fell::Half);
+        assert_eq!(fit.running_max(), 4);
+    }
+
+    #[test]
+    fn of_two_that_may_be_to_blame_the_wrong_one_is_found_out_by_the_next_failure() {
+        // Rows are few, and to blame.
+        let mut fit = fit();
+        let fails = |size: &Size| size.rows > 8;
+        let mut size = Size { rows: MOST, tokens: 2048 };
+        let mut failed = 0;
+        for _ in 0..100 {
+            if fails(&size) {
+                fit.too_large(size);
+                failed += 1;
+            } else {
+                fit.passed(size, true);
+            }
+            let Bounds { rows, tokens } = fit.bounds();
+            size = Size { rows: rows.get(), tokens: tokens.get() };
+        }
+        assert_eq!((failed, size.rows), (4 + 1, 8), "and one try of nine");
+        assert!(size.tokens >= 256, "{size:?}");
+    }
+
     #[test]
     fn passes_that_only_compute_again_what_was_lost_do_not_let_it_grow() {
         let mut fit = fit();
@@ -301,10 +389,10 @@ mod tests {
         fit.passed(Size { rows: 9, tokens: 9 }, true);
         fit.too_large(Size { rows: 9, tokens: 2056 });
         assert_eq!(fit.bounds().rows.get(), 4, "halved all the same");
-        for rows in 4..9 {
-            fit.passed(Size { rows, tokens: rows }, true);
+        for rows in [4, 8] {
+            fit.passed(Size { rows, tokens: rows }, false);
         }
-        assert_eq!(fit.bounds().rows.get(), 9, "and at once as it was");
+        assert_eq!(fit.bounds().rows.get(), 16, "and at once more than it was");
         assert_eq!(fit.bounds().tokens.get(), 1028);
     }
 
@@ -312,11 +400,11 @@ mod tests {
     fn who_does_not_even_fit_alone_is_not_held_against_the_others() {
         let mut fit = fit();
         let (mut rows, mut tokens) = (MOST, 2048);
-        while fit.too_large(Size { rows, tokens }) {
+        while fit.too_large(Size { rows, tokens }) != Fell::Least {
             (rows, tokens) = ((rows / 2).max(1), (tokens / 2).max(1));
         }
         assert_eq!(fit.running_max(), 1);
-        let (failed, _) = decodes(&mut fit, |_| MOST, 40);
+        let (failed, _) = decodes(&mut fit, |_| MOST, 7);
         assert_eq!((failed, fit.bounds().rows.get()), (0, MOST));
     }
 }

@@ -8,7 +8,7 @@ use interlock_scheduler::{Bounds, Newcomer, Place, Room, crowded, first, overdra
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 
-use crate::fit::{Fit, Size};
+use crate::fit::{Fell, Fit, Size};
 use crate::handle::Submission;
 use crate::metrics::{CacheShare, EngineMetrics, FitShare};
 use crate::pace::Pace;
@@ -72,8 +72,8 @@ pub struct Audit {
     pub pages: PageAudit,
     /// How large a pass may be, as far as is known; none if as large as is configured.
     pub bounds: Option<Bounds>,
-    /// Is it being tried whether more fits?
-    pub trying: bool,
+    /// The same, without what is only being tried.
+    pub safe: Option<Bounds>,
 }
 
 /// One row of a planned pass.
@@ -118,7 +118,7 @@ struct Again {
     culprit: Option<usize>,
     /// Each alone.
     suspects: bool,
-    /// Without taking a retry of anyone's.
+    /// Without taking a retry of anyone's: whose fault it was ends, or it was a try of ours.
     free: bool,
 }
 
@@ -198,7 +198,7 @@ impl<F: Forward> Engine<F> {
             running: self.running.len(),
             pages: self.pages.audit(),
             bounds: self.fit.is_bound().then(|| self.fit.bounds()),
-            trying: self.fit.is_trying(),
+            safe: self.fit.is_bound().then(|| self.fit.safe()),
         }
     }
 
@@ -449,18 +449,15 @@ impl<F: Forward> Engine<F> {
         }
         let tell = self.failures.failed();
         let alone = table.len() == 1;
-        // Whose fault it was ends, and a try was ours: neither takes a retry of anyone's.
-        let free = match failed.kind {
-            PassFault::TooLarge => self.fit.is_trying(),
-            PassFault::Row(row) => row < table.len(),
-            PassFault::Broken => false,
-        };
-        let culprit = match failed.kind {
-            PassFault::TooLarge if self.shrink(table, failed) => None,
-            PassFault::TooLarge => Some(0),
-            PassFault::Row(row) if row < table.len() => Some(row),
+        let (culprit, free) = match failed.kind {
+            PassFault::TooLarge => match self.shrink(table, failed) {
+                Fell::Half => (None, false),
+                Fell::Back => (None, true),
+                Fell::Least => (Some(0), false),
+            },
+            PassFault::Row(row) if row < table.len() => (Some(row), true),
             // A row that there is not is nobody's; and who ran alone failed alone, whatever was said.
-            PassFault::Row(_) | PassFault::Broken => alone.then_some(0),
+            PassFault::Row(_) | PassFault::Broken => (alone.then_some(0), false),
         };
         let suspects = culprit.is_none() && failed.kind != PassFault::TooLarge;
         if suspects && table.iter().any(|row| self.running[row.index].is_acquitted()) {
@@ -488,18 +485,21 @@ impl<F: Forward> Engine<F> {
         }
     }
 
-    /// The next pass is smaller. `false` if it cannot be.
-    fn shrink(&mut self, table: &[Planned], failed: &PassFailed) -> bool {
+    /// The next pass is smaller, if it can be.
+    fn shrink(&mut self, table: &[Planned], failed: &PassFailed) -> Fell {
         let size = size(table);
-        let smaller = self.fit.too_large(size);
+        let fell = self.fit.too_large(size);
         let Bounds { rows, tokens } = self.fit.bounds();
         self.fit_share.is(self.fit.bounds());
-        if smaller {
-            let Size { rows: had_rows, tokens: had_tokens } = size;
-            tracing::warn!(error = %failed, had_rows, had_tokens, rows, tokens,
-                "a pass was too large for the device; the next may have so many rows and tokens");
+        let Size { rows: had_rows, tokens: had_tokens } = size;
+        match fell {
+            Fell::Half => tracing::warn!(error = %failed, had_rows, had_tokens, rows, tokens,
+                "a pass was too large for the device; the next may have so many rows and tokens"),
+            Fell::Back => tracing::info!(error = %failed, had_rows, had_tokens, rows, tokens,
+                "more rows or tokens than were known to fit were tried, and do not fit"),
+            Fell::Least => {}
         }
-        smaller
+        fell
     }
 
     /// The rows of a pass that failed are tried again, but for the culprit's, and for those that were
