@@ -294,7 +294,6 @@ fn memory_for_eight_streams_serves_eight_at_a_time() {
         // The last streams end alone, after others; up to then eight rows are in nearly every pass.
         let tokens = 32 * 1500;
         assert!(tokens * 10 > passes * 8 * 9, "{tokens} tokens in {passes} passes");
-        eprintln!("DBG {losing} {tokens} {passes} {failures}");
     }
 }
 
