@@ -1,15 +1,17 @@
 //! Worlds made by hand, for what is promised with a number. The books watch these too.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use fastrand::Rng;
-use interlock_engine::{CacheConfig, EngineConfig};
-use interlock_request::{Deadlines, Finish, Generation, Outcome, Priority, Sampling, TokenId};
+use interlock_engine::{CacheConfig, EngineConfig, PassFault, RETRIES_MAX};
+use interlock_request::{
+    Deadlines, Fault, FaultKind, Finish, Generation, Outcome, Priority, Sampling, TokenId,
+};
 use interlock_scheduler::OVERTAKEN_MAX;
 use interlock_sim::SimSettings;
 
-use crate::device::Seen;
+use crate::device::{RowOf, Seen};
 use crate::scenario::{Ask, Faults, How, Request, Scenario, Verdict, When};
 use crate::world::{Lab, Ran};
 
@@ -63,6 +65,7 @@ fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> Requ
         verdict: of(Priority::Standard),
         asks: vec![],
         unwelcome: false,
+        oversized: false,
     }
 }
 
@@ -388,8 +391,7 @@ fn one_whose_every_pass_fails_fails_alone() {
         let failed = Outcome::Failed("the seed said so".into());
         assert_eq!(ran.ended(who).outcome, if who == 3 { failed } else { COMPLETED }, "{who}");
     }
-    let failures = |seen: &&Seen| matches!(seen, Seen::Pass { failed: Some(_), .. });
-    assert_eq!(ran.seen().filter(failures).count(), 2, "once with the others, once alone");
+    assert_eq!(failures(&ran), 2, "once with the others, once alone");
 }
 
 #[test]
@@ -406,4 +408,190 @@ fn the_youngest_gives_way_when_pages_run_out_and_ends_as_it_would_have() {
     assert_eq!((lives(0), lives(1)), (1, 1));
     assert!(lives(2) > 1, "it gave way");
     assert_eq!(ran.ended(2).outcome, COMPLETED);
+}
+
+fn failures(ran: &Ran) -> usize {
+    ran.seen().filter(|seen| matches!(seen, Seen::Pass { failed: Some(_), .. })).count()
+}
+
+fn rows(ran: &Ran) -> Vec<usize> {
+    ran.seen().filter_map(Seen::rows).map(<[RowOf]>::len).collect()
+}
+
+fn out_of_memory(ran: &Ran, who: usize) -> bool {
+    let outcome = &ran.ended(who).outcome;
+    matches!(outcome, Outcome::Failed(Fault { kind: FaultKind::OutOfMemory, .. }))
+}
+
+/// The loop that nothing bounded: nine and more are admitted where memory suffices for eight, and
+/// each pass that fails takes the caches of all.
+#[test]
+fn memory_for_eight_streams_serves_eight_at_a_time() {
+    for losing in [true, false] {
+        let requests = (0..32).map(|n| request(n * 10 * MS, n, 40, 1500)).collect();
+        let mut scenario = world(requests);
+        scenario.sim.fail_above_rows = Some(8);
+        scenario.sim.fail_loses_caches = losing;
+        let ran = Lab::new().world(&scenario);
+        for who in 0..32 {
+            assert_eq!(ran.ended(who).outcome, COMPLETED, "{who}");
+        }
+        let (passes, failures) = (rows(&ran).len(), failures(&ran));
+        // Halvings at first, then ever fewer tries of nine.
+        assert!(failures <= 12, "{failures} of {passes} passes failed");
+        // The last streams end alone, after others; up to then eight rows are in nearly every pass.
+        let tokens = 32 * 1500;
+        assert!(tokens * 10 > passes * 8 * 9, "{tokens} tokens in {passes} passes");
+    }
+}
+
+/// CUDA is known to tell of memory that was short as an illegal access: nobody can know what it
+/// means, but that each fails in company alone and none by itself.
+#[test]
+fn a_failure_of_an_unknown_kind_that_no_one_has_alone_makes_the_company_smaller() {
+    let requests = (0..16).map(|n| request(Duration::ZERO, n, 20, 200)).collect();
+    let mut scenario = world(requests);
+    scenario.faults = Faults { together: Some(5), losing: 1, ..Faults::default() };
+    let ran = Lab::new().world(&scenario);
+    for who in 0..16 {
+        assert_eq!(ran.ended(who).outcome, COMPLETED, "{who}");
+    }
+    let (passes, failures) = (rows(&ran).len(), failures(&ran));
+    assert!(failures <= 16, "{failures} of {passes} passes failed");
+    assert!(passes < 2 * 16 * 200 / 5, "{passes} passes");
+}
+
+#[test]
+fn a_model_that_gives_too_few_results_is_asked_for_fewer() {
+    let requests = (0..8).map(|n| request(Duration::ZERO, n, 20, 100)).collect();
+    let mut scenario = world(requests);
+    scenario.faults = Faults { miscounts: Some(2), ..Faults::default() };
+    let ran = Lab::new().world(&scenario);
+    for who in 0..8 {
+        assert_eq!(ran.ended(who).outcome, COMPLETED, "{who}");
+    }
+    assert!(failures(&ran) <= 12, "{} passes failed", failures(&ran));
+}
+
+#[test]
+fn a_prompt_for_whose_tokens_there_is_no_memory_is_computed_in_smaller_pieces() {
+    let mut requests: Vec<_> = (0..4).map(|n| request(Duration::ZERO, n, 10, 300)).collect();
+    requests.push(request(1000 * MS, 9, 2000, 10));
+    let mut scenario = world(requests);
+    scenario.engine.decode_stretch_max = number(1000);
+    scenario.sim.fail_above_tokens = Some(100);
+    scenario.sim.fail_loses_caches = true;
+    let ran = Lab::new().world(&scenario);
+    for who in 0..5 {
+        assert_eq!(ran.ended(who).outcome, COMPLETED, "{who}");
+    }
+    assert!(failures(&ran) <= 12, "{} passes failed", failures(&ran));
+    let most = ran.seen().filter_map(|seen| match seen {
+        Seen::Pass { rows, failed: None } => Some(rows.iter().map(|row| row.tokens).sum::<usize>()),
+        _ => None,
+    });
+    let most = most.max().expect("a pass");
+    assert!((50..=100).contains(&most), "{most} tokens at most, with memory for 100");
+}
+
+/// Four rows fit for the first hundred passes, then as many as are configured.
+#[test]
+fn memory_that_comes_back_is_used_again() {
+    let requests = (0..16).map(|n| request(Duration::ZERO, n, 20, 800)).collect();
+    let mut scenario = world(requests);
+    scenario.engine.running_max = number(16);
+    scenario.sim.fail_above_rows = Some(4);
+    scenario.sim.fail_until = Some(100);
+    let ran = Lab::new().world(&scenario);
+    let rows = rows(&ran);
+    assert!(rows[10..100].iter().all(|&rows| rows <= 5), "{:?}", &rows[..100]);
+    let again = rows[100..].iter().position(|&rows| rows == 16).expect("sixteen rows again");
+    assert!(again < 1000, "after {again} passes");
+    assert!(failures(&ran) <= 6, "{} passes failed", failures(&ran));
+}
+
+#[test]
+fn when_not_even_one_token_fits_everyone_is_told_and_nobody_is_tried_for_long() {
+    let requests = (0..20).map(|n| request(n * 10 * MS, n, 50, 10)).collect();
+    let mut scenario = world(requests);
+    scenario.sim.fail_above_tokens = Some(0);
+    let ran = Lab::new().world(&scenario);
+    for who in 0..20 {
+        assert!(out_of_memory(&ran, who), "{:?}", ran.ended(who));
+    }
+    // Halvings of the first pass, and one pass for each.
+    assert!(failures(&ran) <= 20 + RETRIES_MAX as usize, "{} passes failed", failures(&ran));
+}
+
+/// What one request alone is too large for is not held against the others for long.
+#[test]
+fn memory_that_is_gone_for_good_ends_only_those_who_are_there() {
+    let requests = (0..20).map(|n| request(n * 10 * MS, n, 50, 100)).collect();
+    let mut scenario = world(requests);
+    scenario.sim.fail_above_rows = Some(0);
+    scenario.sim.fail_from = 20;
+    scenario.sim.fail_until = Some(30);
+    let ran = Lab::new().world(&scenario);
+    let failed = (0..20).filter(|&who| out_of_memory(&ran, who)).count();
+    assert!((1..10).contains(&failed), "{failed} of 20 ended");
+    assert_eq!(failures(&ran), 10, "all ten passes that there was no memory for");
+    let rows = rows(&ran);
+    let again = rows[30..].iter().position(|&rows| rows >= 10).expect("ten rows again");
+    assert!(again < 300, "after {again} passes");
+}
+
+#[test]
+fn the_faults_of_others_take_no_retries_of_who_is_innocent() {
+    let mut requests = vec![request(Duration::ZERO, 0, 20, 200)];
+    let poisoned = 3 * RETRIES_MAX;
+    requests.extend((0..poisoned).map(|n| request(n * 25 * MS, 1 + n, 20, 10)));
+    for naming in [0, 1] {
+        let mut scenario = world(requests.clone());
+        let poisoned = (1..=poisoned as usize).collect();
+        scenario.faults = Faults { poisoned, naming, ..Faults::default() };
+        let ran = Lab::new().world(&scenario);
+        assert_eq!(ran.ended(0).outcome, COMPLETED);
+        assert!(failures(&ran) >= 3 * RETRIES_MAX as usize);
+    }
+}
+
+/// A more urgent request takes the places of others one by one, and cannot begin in any.
+#[test]
+fn one_that_cannot_begin_is_tried_so_often_and_then_told_why() {
+    let mut requests: Vec<_> = (0..40).map(|n| request(Duration::ZERO, n, 10, 60)).collect();
+    let mut urgent = request(300 * MS, 99, 10, 10);
+    urgent.verdict = of(Priority::Critical);
+    urgent.oversized = true;
+    requests.push(urgent);
+    let mut scenario = world(requests);
+    scenario.engine.running_max = number(40);
+    let ran = Lab::new().world(&scenario);
+    let why = format!("tried again {RETRIES_MAX} times, and failed again: no memory for one more");
+    let told = Outcome::Failed(Fault { kind: FaultKind::OutOfMemory, why });
+    assert_eq!(ran.ended(40).outcome, told);
+    for who in 0..40 {
+        assert_eq!(ran.ended(who).outcome, COMPLETED, "{who}");
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_ends_everyone_at_once_and_takes_nobody_any_more() {
+    let mut requests: Vec<_> = (0..12).map(|n| request(n / 6 * MS, n, 20, 50)).collect();
+    requests.push(request(60_000 * MS, 13, 20, 50));
+    let mut scenario = world(requests);
+    scenario.engine.running_max = number(4);
+    scenario.sim.device_lost_at = NonZeroU64::new(20);
+    let ran = Lab::new().world(&scenario);
+    for who in 0..12 {
+        let Outcome::Failed(fault) = &ran.ended(who).outcome else { panic!("{who} goes on") };
+        assert_eq!(fault.kind, FaultKind::DeviceFailed);
+        assert!(fault.why.starts_with("the device has failed: "), "{fault}");
+    }
+    assert_eq!(ran.counts.of("refused"), 1, "who came later");
+    assert_eq!(rows(&ran).len(), 20, "no pass after that");
+    let last = ran.seen().filter_map(|seen| match seen {
+        Seen::Pass { failed, .. } => failed.as_ref(),
+        _ => None,
+    });
+    assert!(last.map(|failed| failed.kind).eq([PassFault::Broken]));
 }

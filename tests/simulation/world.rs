@@ -288,10 +288,11 @@ fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
     let written = "a string takes what is written";
     writeln!(text, "{world:?}").expect(written);
     for (who, request) in requests.iter().enumerate() {
-        let Request { at, prompt, generation, verdict, asks, unwelcome } = request;
+        let Request { at, prompt, generation, verdict, asks, unwelcome, oversized } = request;
         writeln!(
             text,
-            "{who}: at {at:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome}",
+            "{who}: at {at:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome} \
+             oversized {oversized}",
             prompt.len(),
             generation.tokens_max
         )

@@ -6,7 +6,9 @@
 //! # Exit status
 //!
 //! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
-//! configuration is wrong.
+//! configuration is wrong, 3 when the device that computes has failed for good: its caches were lost
+//! and could not be made anew. Whoever supervises the process starts it again after 3, and need not
+//! after 2.
 
 mod bench;
 mod config;
@@ -80,10 +82,15 @@ fn main() -> ExitCode {
             // stderr may be gone; there is nobody left to tell.
             let _ = writeln!(std::io::stderr(), "interlock: {error:#}");
             let usage = error.is::<interlock_config::Problems>() || error.is::<BadUsage>();
-            ExitCode::from(if usage { 2 } else { 1 })
+            let stopped = error.downcast_ref::<serve::EngineStopped>();
+            let status = stopped.map_or(1, serve::EngineStopped::status);
+            ExitCode::from(if usage { 2 } else { status })
         }
     }
 }
+
+/// The exit status when the device has failed.
+const DEVICE_FAILED: u8 = 3;
 
 /// Something that the caller wrote, and neither clap nor the configuration could see was wrong.
 #[derive(Debug)]

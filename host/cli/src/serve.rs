@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use interlock_catalog::ModelRef;
 use interlock_config::Config;
@@ -31,7 +31,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::policies::Desk;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
-use crate::{descriptors, log, models, policies, say};
+use crate::{descriptors, log, models, note, policies, say};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -47,7 +47,10 @@ Examples:
   interlock serve --config interlock.toml --set waiting.requests_max=64
   interlock serve --model sim:decode=20ms            a model that only takes its time
 
-SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.";
+SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
+
+It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
+configuration is wrong, and 3 when the device that computes has failed: start it again.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
@@ -153,24 +156,49 @@ async fn serve(
     reloader.abort();
 
     // Before the thread is told to stop: from then on they end because they were asked to.
-    for (model, engine) in &engines {
-        match engine.state() {
-            // Where another one is to blame, that one is told of.
-            EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => {}
-            EngineState::Exited(exit) => bail!("the engine of {model} stopped: {exit}"),
-            EngineState::Starting | EngineState::Ready(_) => {}
-        }
-    }
+    let stopped = engines.iter().find_map(|(model, engine)| match engine.state() {
+        // Where another one is to blame, that one is told of.
+        EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
+        EngineState::Exited(exit) => Some(EngineStopped { model: model.clone(), exit }),
+        EngineState::Starting | EngineState::Ready(_) => None,
+    });
     // Loading cannot be interrupted, and what it has read so far nobody will miss.
-    if engines.iter().any(|(_, engine)| engine.state() == EngineState::Starting) {
+    let starting = |(_, engine): &(ModelId, EngineHandle)| engine.state() == EngineState::Starting;
+    if stopped.is_none() && engines.iter().any(starting) {
         tracing::info!("a model is still loading; leaving without it");
         leave(0)
     }
     if !ended(thread, PASS_USUAL, PASS_MAX).await {
         tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
-        leave(1)
+        // The other models' passes are in the device that has failed: they need not end.
+        leave(stopped.map_or(1, |stopped| {
+            note(&stopped.to_string());
+            stopped.status().into()
+        }))
     }
-    Ok(())
+    stopped.map_or(Ok(()), |stopped| Err(stopped.into()))
+}
+
+/// An engine has ended, and nobody told it to.
+#[derive(Debug)]
+pub(crate) struct EngineStopped {
+    model: ModelId,
+    exit: EngineExit,
+}
+
+impl std::fmt::Display for EngineStopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the engine of {} stopped: {}", self.model, self.exit)
+    }
+}
+
+impl std::error::Error for EngineStopped {}
+
+impl EngineStopped {
+    /// What the process ends with.
+    pub(crate) fn status(&self) -> u8 {
+        if matches!(self.exit, EngineExit::DeviceFailed(_)) { crate::DEVICE_FAILED } else { 1 }
+    }
 }
 
 /// Longest wait for policies that account elsewhere. Their service answers in milliseconds or is
@@ -357,17 +385,20 @@ fn text_parts(source: TextSource) -> TextParts {
 }
 
 impl Stop {
-    /// Ends at the first signal, or when the engines end by themselves: they do so together, there
-    /// is nothing to serve without them, and whoever supervises the process can only mend that when
-    /// it exits.
+    /// Ends at the first signal, or when an engine ends by itself: a host serves all of its models or
+    /// none, and whoever supervises the process can only mend that when it exits.
     async fn or_failure_of(mut self, engines: &[(ModelId, EngineHandle)]) {
-        let failed = async {
-            for (_, engine) in engines {
-                let mut engine = engine.clone();
+        let mut exits = tokio::task::JoinSet::new();
+        for (_, engine) in engines {
+            let mut engine = engine.clone();
+            exits.spawn(async move {
                 while !matches!(engine.state(), EngineState::Exited(_)) {
                     engine.state_changed().await;
                 }
-            }
+            });
+        }
+        let failed = async {
+            exits.join_next().await;
         };
         tokio::select! {
             () = self.told() => {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
-use interlock_request::{CancelCause, RequestId, Stage};
+use interlock_request::{CancelCause, FaultKind, RequestId, Stage};
+use interlock_scheduler::Bounds;
 
-use crate::PassFailed;
 use crate::passes::{PassKind, Passes};
+use crate::{PassFailed, PassFault};
 
 /// Passes, cancellations, and who waits and runs. Labels are closed sets.
 #[derive(Debug, Clone)]
@@ -23,6 +24,10 @@ pub struct EngineMetrics {
     rows: Histogram,
     tokens: IntCounterVec,
     retries: IntCounter,
+    failures: IntCounterVec,
+    failed_requests: IntCounterVec,
+    rows_max: IntGauge,
+    tokens_max: IntGauge,
     preemptions: IntCounter,
     cache_pages: IntGauge,
     cache_pages_used: IntGauge,
@@ -76,6 +81,24 @@ impl EngineMetrics {
                 "engine_pass_retries_total",
                 "Requests whose pass failed through no known fault of theirs, and which tried again.",
             ),
+            failures: registry.counters(
+                "engine_pass_failures_total",
+                "Passes that failed: through one row's fault, as too large, or nobody knows why.",
+                &["kind"],
+            ),
+            failed_requests: registry.counters(
+                "engine_failed_requests_total",
+                "Requests that the engine ended as failed, by what their client was told.",
+                &["code"],
+            ),
+            rows_max: registry.gauge(
+                "engine_pass_rows_max",
+                "Most rows that a pass may have, over all models; less than is configured after passes that were too large.",
+            ),
+            tokens_max: registry.gauge(
+                "engine_pass_tokens_max",
+                "Most tokens that a pass may have, over all models; less than is configured after passes that were too large.",
+            ),
             preemptions: registry.counter(
                 "preemptions_total",
                 "Requests that gave their cache to a more urgent one and computed it again later.",
@@ -104,6 +127,12 @@ impl EngineMetrics {
         for kind in PassKind::ALL {
             metrics.passes.seconds.with_label_values(&[kind.as_str()]);
         }
+        for kind in [PassFault::Row(0), PassFault::TooLarge, PassFault::Broken] {
+            metrics.failures.with_label_values(&[kind.as_str()]);
+        }
+        for kind in FaultKind::ALL {
+            metrics.failed_requests.with_label_values(&[kind.as_str()]);
+        }
         for kind in ["prompt", "next"] {
             metrics.tokens.with_label_values(&[kind]);
         }
@@ -119,6 +148,14 @@ impl EngineMetrics {
 
     pub(crate) fn retried(&self, requests: usize) {
         self.retries.inc_by(requests as u64);
+    }
+
+    pub(crate) fn pass_failed(&self, kind: PassFault) {
+        self.failures.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    pub(crate) fn request_failed(&self, kind: FaultKind) {
+        self.failed_requests.with_label_values(&[kind.as_str()]).inc();
     }
 
     pub(crate) fn preempted(&self, id: &RequestId) {
@@ -148,6 +185,14 @@ impl EngineMetrics {
         there_are.is(pages.into());
         let used = Share { gauge: self.cache_pages_used.clone(), amount: 0 };
         CacheShare { there_are, used }
+    }
+
+    /// This engine's part of how large passes may be.
+    pub(crate) fn fit(&self, bounds: Bounds) -> FitShare {
+        let share = |gauge: &IntGauge| Share { gauge: gauge.clone(), amount: 0 };
+        let mut fit = FitShare { rows: share(&self.rows_max), tokens: share(&self.tokens_max) };
+        fit.is(bounds);
+        fit
     }
 
     pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {
@@ -187,6 +232,20 @@ impl CacheShare {
     /// So many of them are used by nobody.
     pub(crate) fn available(&mut self, pages: u32) {
         self.used.is(self.there_are.amount - i64::from(pages));
+    }
+}
+
+/// One engine's part of how large passes may be.
+#[derive(Debug)]
+pub(crate) struct FitShare {
+    rows: Share,
+    tokens: Share,
+}
+
+impl FitShare {
+    pub(crate) fn is(&mut self, bounds: Bounds) {
+        self.rows.is(bounds.rows.get().into());
+        self.tokens.is(bounds.tokens.get().into());
     }
 }
 

@@ -43,9 +43,27 @@ pub enum EngineExit {
     /// none, so that an operator need not find out which are missing.
     #[error("another model could not be loaded")]
     OtherLoadFailed,
+    /// The device, or its memory, has failed for good: caches were lost and cannot be made anew.
+    /// Whoever waited or ran was told so. The process should end on purpose, so that another can
+    /// start afresh.
+    #[error("the device has failed: {0}")]
+    DeviceFailed(String),
     /// It panicked: a bug. The process should end on purpose and say so.
     #[error("its thread panicked: {0}")]
     Panicked(String),
+}
+
+impl EngineExit {
+    /// Its name, without what is only for our log.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::LoadFailed(_) => "load_failed",
+            Self::OtherLoadFailed => "other_load_failed",
+            Self::DeviceFailed(_) => "device_failed",
+            Self::Panicked(_) => "panicked",
+        }
+    }
 }
 
 /// Owns the engine thread. Dropping it stops its engines, cancels what runs there after the pass
@@ -170,11 +188,13 @@ impl Engines {
         let Ends { handle, inbox, submissions, state } =
             ends(config, waiting, &metrics, &self.bell);
         let (config, cache) = (config.clone(), cache.clone());
+        let its_state = state.clone();
         let load = move |company: &Company| {
             let model = load().map_err(|error| error.to_string())?;
             let shape = model.shape();
             let clock = Box::new(SystemClock::start());
-            let engine = Engine::new(model, submissions, &config, &cache, metrics, clock, company);
+            let ends = (submissions, its_state);
+            let engine = Engine::new(model, ends, &config, &cache, metrics, clock, company);
             Ok(Loaded { shape, engine: Box::new(engine) })
         };
         self.inboxes.push(inbox);
@@ -228,7 +248,14 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
         EngineExit::Asked => tracing::info!("engine stopped"),
         exit => tracing::error!(%exit, "engine stopped"),
     }
-    for (which, state) in states.iter().enumerate() {
+    // Who is to blame says so first: whoever sees that one has ended finds out why.
+    let (blamed, others): (Vec<_>, Vec<_>) =
+        states.iter().enumerate().partition(|(which, _)| culprit == Some(*which));
+    for (which, state) in blamed.into_iter().chain(others) {
+        if matches!(*state.borrow(), EngineState::Exited(_)) {
+            // It has ended before the others, and has said why.
+            continue;
+        }
         let others = culprit.is_some_and(|culprit| culprit != which);
         let exit = if others { EngineExit::OtherLoadFailed } else { exit.clone() };
         state.send_replace(EngineState::Exited(exit));
@@ -239,7 +266,8 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
 ///
 /// One turn each, so one pass each: no model's streams wait for more than one pass of every other,
 /// and what of that is prompts is on one account with their own ([`Company`]). Nobody is asked how
-/// long a pass takes that decodes; a large model gets more of the time than a small one.
+/// long a pass takes that decodes; a large model gets more of the time than a small one. One whose
+/// device has failed is gone, and the others go on: what they hold may still be computed.
 fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
     loop {
         engines.retain_mut(|engine| engine.turn() != Turn::Closed);
@@ -280,7 +308,8 @@ pub fn by_hand_beside<F: Forward>(
     let Ends { handle, inbox, submissions, state } =
         ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
-    let engine = Engine::new(model, submissions, config, cache, metrics, clock, company);
+    let ends = (submissions, state.clone());
+    let engine = Engine::new(model, ends, config, cache, metrics, clock, company);
     (handle, Door { _inbox: inbox, _state: state }, engine)
 }
 

@@ -31,6 +31,7 @@ mod custom;
 mod description;
 mod error;
 mod experts;
+mod failed;
 mod families;
 mod linear;
 mod model;

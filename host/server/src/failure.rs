@@ -14,6 +14,8 @@
 //! | too many go on without a client | 429 | `too_many_detached` |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
 //! | the model's template or tokenizer did not end | 500 | `prompt_timeout` |
+//! | the device's memory did not suffice for it | 503 | `out_of_memory` |
+//! | the device has failed, and the host ends | 503 | `device_failed` |
 //! | a policy made nonsense of the request | 500 | `policy_failed` |
 //! | loading, draining, stopped, too many connections | 503 | `model_loading`, `shutting_down`, ... |
 //! | too many wait to be read; too many did not end | 503 | `work_queue_full`, `prompt_stuck` |
@@ -31,8 +33,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use interlock_admission::{PolicyFailure, Reason, Refused};
-use interlock_engine::NotStarted;
-use interlock_request::{CancelCause, Deadline, RequestId};
+use interlock_engine::{EngineExit, NotStarted};
+use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 use serde::Serialize;
 
 use crate::ask::Invalid;
@@ -96,7 +98,7 @@ pub(crate) enum Failure {
     /// Someone cancelled it.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
-    Failed,
+    Failed(FaultKind),
 }
 
 /// A policy ended a request that it had admitted.
@@ -155,8 +157,11 @@ pub(crate) enum Retry {
 }
 
 impl Failure {
+    /// Something inside failed.
+    pub(crate) const INTERNAL: Self = Self::Failed(FaultKind::Internal);
+
     /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
-    pub(crate) const REASONS: [&str; 30] = [
+    pub(crate) const REASONS: [&str; 32] = [
         "invalid_request",
         "invalid_request_id",
         "body_too_large",
@@ -187,6 +192,8 @@ impl Failure {
         "prompt_timeout",
         "prompt_stuck",
         "internal_error",
+        "out_of_memory",
+        "device_failed",
     ];
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -225,13 +232,24 @@ impl Failure {
             Self::Work(NotDone::Endless { .. } | NotDone::Panicked) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Failed | Self::Spoiled(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Failed(FaultKind::Internal) | Self::Spoiled(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            // Elsewhere, or when memory has come free or the host is back, it can be served.
+            Self::Failed(FaultKind::OutOfMemory | FaultKind::DeviceFailed) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
     pub(crate) fn retry(&self) -> Retry {
         match self {
-            Self::NotStarted(NotStarted::Full { .. } | NotStarted::Loading)
+            Self::NotStarted(
+                NotStarted::Full { .. }
+                | NotStarted::Loading
+                | NotStarted::Stopped(EngineExit::DeviceFailed(_)),
+            )
+            | Self::Failed(FaultKind::OutOfMemory | FaultKind::DeviceFailed)
             | Self::Connections(_)
             | Self::Detached { .. }
             | Self::Draining
@@ -268,6 +286,9 @@ impl Failure {
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
             Self::NotStarted(NotStarted::Loading) => "model_loading",
+            Self::NotStarted(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                FaultKind::DeviceFailed.as_str()
+            }
             Self::NotStarted(NotStarted::Stopped(_)) => "engine_stopped",
             Self::Refused(_) => "policy",
             Self::Cancelled(CancelCause::Deadline(Deadline::Queue)) => "deadline_queue",
@@ -286,7 +307,8 @@ impl Failure {
             Self::Work(NotDone::Late(deadline)) => {
                 Self::Cancelled(CancelCause::Deadline(*deadline)).reason()
             }
-            Self::Failed | Self::Work(NotDone::Panicked) => "internal_error",
+            Self::Work(NotDone::Panicked) => FaultKind::Internal.as_str(),
+            Self::Failed(kind) => kind.as_str(),
         }
     }
 
@@ -382,6 +404,9 @@ impl Failure {
                 format!("{limit} connections of one address are open, which is the limit")
             }
             Self::Draining => "the host is shutting down and takes no new requests".into(),
+            Self::NotStarted(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                "the device that computes has failed; this host is ending".into()
+            }
             Self::NotStarted(NotStarted::Stopped(_)) => {
                 "the engine has stopped; this host cannot serve any more".into()
             }
@@ -449,9 +474,16 @@ impl Failure {
                      requests, so no more are taken until one of them has{others}"
                 )
             }
-            Self::Failed | Self::Work(NotDone::Panicked) => {
+            Self::Failed(FaultKind::Internal) | Self::Work(NotDone::Panicked) => {
                 format!("request {id} failed inside the host; its log has the reason")
             }
+            Self::Failed(FaultKind::OutOfMemory) => format!(
+                "request {id} ended because the memory of the device that computes did not suffice \
+                 for it; the host's log has the reason"
+            ),
+            Self::Failed(FaultKind::DeviceFailed) => format!(
+                "request {id} ended because the device that computes has failed; this host is ending"
+            ),
         }
     }
 }
@@ -478,7 +510,7 @@ impl From<NotDone> for Failure {
     fn from(why: NotDone) -> Self {
         match why {
             NotDone::Late(deadline) => Self::Cancelled(CancelCause::Deadline(deadline)),
-            NotDone::Panicked => Self::Failed,
+            NotDone::Panicked => Self::INTERNAL,
             why => Self::Work(why),
         }
     }
@@ -545,8 +577,8 @@ mod tests {
             NotDone::Endless { owner: owner.clone(), limit: Duration::ZERO }.into(),
             NotDone::Stuck { owner }.into(),
             NotDone::Panicked.into(),
-            Failure::Failed,
         ];
+        failures.extend(FaultKind::ALL.map(Failure::Failed));
         let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];
         failures.extend(causes.map(Failure::Cancelled));
         failures.extend(deadlines.map(|which| Failure::Cancelled(CancelCause::Deadline(which))));

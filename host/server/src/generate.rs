@@ -40,10 +40,10 @@ pub(crate) async fn generate(
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
     let mut claim = host.live.claim(&meta.id);
-    if host.draining() {
+    if let Some(why) = host.closed() {
         drop(claim);
         body::discard(&mut body, &host.config).await;
-        return Err(Failure::Draining);
+        return Err(why);
     }
     let owner = claim.owner();
     let generation = meta.client.generation();
@@ -144,8 +144,8 @@ async fn prepare(
     let mut lease = host.work.lease(visit.whose());
     let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
-    if host.draining() {
-        return Err(Failure::Draining);
+    if let Some(why) = host.closed() {
+        return Err(why);
     }
     let understood = host.understand(&mut visit, arrived, &mut lease).await?;
     host.admit(visit, understood, &mut lease).await

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use interlock_admission::Policies;
+use interlock_engine::NotStarted;
 use interlock_metrics::Registry;
 use interlock_request::CancelCause;
 
+use crate::failure::Failure;
 use crate::live::Live;
 use crate::models::{ModelState, Models};
 use crate::results::Results;
@@ -111,6 +113,15 @@ impl Host {
             () if any(ModelState::Starting) => Readiness::Starting,
             () => Readiness::Ready,
         }
+    }
+
+    /// Why no new request is taken, if none is.
+    pub(crate) fn closed(&self) -> Option<Failure> {
+        if !self.draining() {
+            return None;
+        }
+        let why = self.models.failed().map(|exit| NotStarted::Stopped(exit).into());
+        Some(why.unwrap_or(Failure::Draining))
     }
 
     /// A number that no other request of this process has.

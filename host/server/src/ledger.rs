@@ -159,7 +159,7 @@ impl Ledger {
     fn log(&self, outcome: &Outcome, summary: &Summary) {
         let Summary { usage, queue_time, time_to_first_token, total, .. } = summary;
         let error = match outcome {
-            Outcome::Failed(error) => Some(error.as_str()),
+            Outcome::Failed(fault) => Some(fault.why.as_str()),
             Outcome::Completed(_) | Outcome::Cancelled(_) => None,
         };
         tracing::info!(
@@ -195,7 +195,7 @@ fn why(outcome: &Outcome) -> Option<&'static str> {
         Outcome::Completed(Finish::Length) => Some("length"),
         Outcome::Completed(Finish::Filtered) => Some("content_filter"),
         Outcome::Cancelled(cause) => Some(CancelCause::as_str(*cause)),
-        Outcome::Failed(_) => None,
+        Outcome::Failed(fault) => Some(fault.kind.as_str()),
     }
 }
 

@@ -413,7 +413,7 @@ impl Life {
         out.end(match outcome {
             Outcome::Completed(finish) => Ok(Done { finish, usage }),
             Outcome::Cancelled(cause) => Err(Failure::Cancelled(cause)),
-            Outcome::Failed(_) => Err(Failure::Failed),
+            Outcome::Failed(fault) => Err(Failure::Failed(fault.kind)),
         });
     }
 

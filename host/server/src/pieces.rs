@@ -157,7 +157,7 @@ impl Inlet {
             let (kept, how) = match std::task::ready!(std::pin::Pin::new(end).poll(cx)) {
                 Ok(End { kept, how }) => (kept, how),
                 // The driver panicked. Its ledger has said so.
-                Err(_) => (Said::default(), Err(Failure::Failed)),
+                Err(_) => (Said::default(), Err(Failure::INTERNAL)),
             };
             self.end = Ending::Known(Some(how));
             self.generation = None;
@@ -246,7 +246,7 @@ mod tests {
         let (mut outlet, inlet) = pieces(None);
         outlet.push(word(0));
         drop(outlet);
-        assert_eq!(inlet.whole().await, Err(Failure::Failed));
+        assert_eq!(inlet.whole().await, Err(Failure::INTERNAL));
     }
 
     #[tokio::test]

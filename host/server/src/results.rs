@@ -224,7 +224,7 @@ impl Keeping {
 
 impl Drop for Keeping {
     fn drop(&mut self) {
-        self.write(Said::default(), Err(Failure::Failed));
+        self.write(Said::default(), Err(Failure::INTERNAL));
     }
 }
 
@@ -351,7 +351,7 @@ mod tests {
         let results = Results::new(DetachedConfig::default());
         drop(results.keep(title("a", ""), State::Queued));
         let Some((_, State::Ended(result))) = results.get(&id("a"), "") else { panic!("ended") };
-        assert_eq!(result.1, Err(Failure::Failed));
+        assert_eq!(result.1, Err(Failure::INTERNAL));
     }
 
     #[test]

@@ -289,13 +289,17 @@ async fn ready(State(host): State<Arc<Host>>) -> Response {
     };
     let models: BTreeMap<_, _> =
         host.models.iter().map(|model| (model.id.as_str(), model.state().as_str())).collect();
-    (status, Json(json!({ "status": readiness.as_str(), "models": models }))).into_response()
+    let mut told = json!({ "status": readiness.as_str(), "models": models });
+    if let Some(exit) = host.models.failed() {
+        told["reason"] = exit.as_str().into();
+    }
+    (status, Json(told)).into_response()
 }
 
 async fn metrics(State(host): State<Arc<Host>>) -> Answer {
     let text = host.registry.expose().map_err(|error| {
         tracing::error!(%error, "metrics could not be encoded");
-        Failure::Failed
+        Failure::INTERNAL
     })?;
     Ok(([(header::CONTENT_TYPE, Registry::CONTENT_TYPE)], text).into_response())
 }

@@ -32,6 +32,18 @@ pub struct SimSettings {
     pub salt: u64,
     /// `fail-every=N`: every N-th pass fails.
     pub fail_every: Option<NonZeroU64>,
+    /// `fail-above-rows=N`: a pass of more rows fails, for want of memory.
+    pub fail_above_rows: Option<u32>,
+    /// `fail-above-tokens=N`: a pass of more tokens fails, for want of memory.
+    pub fail_above_tokens: Option<u32>,
+    /// `fail-from=N`: it is so from the N-th pass on, and
+    pub fail_from: u64,
+    /// `fail-until=N`: before the N-th; for ever if that is not said.
+    pub fail_until: Option<u64>,
+    /// `fail-loses=caches`: whenever a pass fails, what the caches held is lost, as on a GPU.
+    pub fail_loses_caches: bool,
+    /// `device-lost-at=N`: the N-th pass fails, its caches are gone, and there are no others.
+    pub device_lost_at: Option<NonZeroU64>,
     /// `panic-at=N`: the N-th pass panics, and with it the engine thread.
     pub panic_at: Option<NonZeroU64>,
 }
@@ -51,6 +63,12 @@ impl Default for SimSettings {
             stop: 256,
             salt: 0,
             fail_every: None,
+            fail_above_rows: None,
+            fail_above_tokens: None,
+            fail_from: 0,
+            fail_until: None,
+            fail_loses_caches: false,
+            device_lost_at: None,
             panic_at: None,
         }
     }
@@ -82,7 +100,8 @@ pub enum BadSettings {
     /// No such key.
     #[error(
         "the simulated model has no setting {0:?}; it has load, pass, mixed, prefill, decode, row, \
-         context, cache, page, stop, salt, fail-every and panic-at"
+         context, cache, page, stop, salt, fail-every, fail-above-rows, fail-above-tokens, fail-from, \
+         fail-until, fail-loses, device-lost-at and panic-at"
     )]
     Key(String),
     /// Not a value of that key.
@@ -118,11 +137,34 @@ impl FromStr for SimSettings {
                 "stop" => settings.stop = parse(key, value, "a number of tokens")?,
                 "salt" => settings.salt = parse(key, value, "a whole number")?,
                 "fail-every" => settings.fail_every = Some(parse(key, value, PASSES)?),
+                "fail-above-rows" => {
+                    settings.fail_above_rows = Some(parse(key, value, "a number of rows")?);
+                }
+                "fail-above-tokens" => {
+                    settings.fail_above_tokens = Some(parse(key, value, "a number of tokens")?);
+                }
+                "fail-from" => settings.fail_from = parse(key, value, PASSES)?,
+                "fail-until" => settings.fail_until = Some(parse(key, value, PASSES)?),
+                "fail-loses" => {
+                    settings.fail_loses_caches = parse::<Loses>(key, value, "caches")?.0
+                }
+                "device-lost-at" => settings.device_lost_at = Some(parse(key, value, PASSES)?),
                 "panic-at" => settings.panic_at = Some(parse(key, value, PASSES)?),
                 _ => return Err(BadSettings::Key(key.to_owned())),
             }
         }
         Ok(settings)
+    }
+}
+
+/// What stands after `fail-loses=`.
+struct Loses(bool);
+
+impl FromStr for Loses {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == "caches" { Ok(Self(true)) } else { Err(()) }
     }
 }
 
@@ -169,6 +211,24 @@ impl fmt::Display for SimSettings {
         if let Some(n) = self.fail_every {
             write!(f, ",fail-every={n}")?;
         }
+        if let Some(n) = self.fail_above_rows {
+            write!(f, ",fail-above-rows={n}")?;
+        }
+        if let Some(n) = self.fail_above_tokens {
+            write!(f, ",fail-above-tokens={n}")?;
+        }
+        if self.fail_from > 0 {
+            write!(f, ",fail-from={}", self.fail_from)?;
+        }
+        if let Some(n) = self.fail_until {
+            write!(f, ",fail-until={n}")?;
+        }
+        if self.fail_loses_caches {
+            write!(f, ",fail-loses=caches")?;
+        }
+        if let Some(n) = self.device_lost_at {
+            write!(f, ",device-lost-at={n}")?;
+        }
         if let Some(n) = self.panic_at {
             write!(f, ",panic-at={n}")?;
         }
@@ -189,6 +249,8 @@ mod tests {
             "row=1us,cache=64,page=4",
             "salt=7",
             "pass=10ms,mixed=5ms,prefill=100us",
+            "fail-above-rows=3,fail-above-tokens=0,fail-from=2,fail-until=9,fail-loses=caches",
+            "device-lost-at=4",
         ] {
             let settings: SimSettings = text.parse().expect(text);
             assert_eq!(settings.to_string().parse(), Ok(settings), "{text:?}");
@@ -218,5 +280,6 @@ mod tests {
             "a setting of the simulated model is key=value, got \"decode\""
         );
         assert!(error("panic-at=0").contains("at least 1, got \"0\""));
+        assert!(error("fail-loses=all").ends_with("must be caches, got \"all\""));
     }
 }
