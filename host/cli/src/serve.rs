@@ -17,6 +17,7 @@ use interlock_config::Config;
 use interlock_engine::{
     EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
 };
+use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::Keeper;
@@ -28,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::policies::Desk;
 use crate::settings::Settings;
-use crate::{log, models, policies, say};
+use crate::{log, models, policies};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -49,12 +50,15 @@ SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second on
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = self.settings.load()?.config;
-        log::start(&config.log)?;
-        let sources = sources(&config)?;
         let registry = Arc::new(Registry::new());
+        log::start(&config.log, Some(&LogMetrics::register(&registry)))?;
+        let sources = sources(&config)?;
         let keeper = policies::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, sources, keeper, registry))
+        let ended = runtime.block_on(serve(config, sources, keeper, registry));
+        // What blocks in there may do so for ever, on a disk that does not answer.
+        runtime.shutdown_background();
+        ended
     }
 }
 
@@ -86,7 +90,8 @@ async fn serve(
     let what = if models.len() == 1 { "model" } else { "models" };
     let chain = keeper.policies().current();
     let policies = listed(chain.names().collect());
-    say(&format!(
+    tracing::info!(%address, "listening");
+    let _stdout = announce(&format!(
         "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
     ))?;
 
@@ -157,6 +162,23 @@ async fn serve(
     Ok(())
 }
 
+/// Says on stdout that there is a host now. Whoever reads that is not waited for, and that nobody
+/// can is no reason not to serve.
+fn announce(line: &str) -> anyhow::Result<LineWriter> {
+    let out = Output::same_as(&std::io::stdout())?;
+    let stdout = LineWriter::start("interlock-out", out, line.len(), NotAnnounced)?;
+    stdout.push(line.as_bytes());
+    Ok(stdout)
+}
+
+struct NotAnnounced;
+
+impl Losses for NotAnnounced {
+    fn began(&self, why: &str) {
+        tracing::warn!(why, "stdout does not say that this host listens: it takes nothing");
+    }
+}
+
 /// Longest wait for policies that account elsewhere. Their service answers in milliseconds or is
 /// gone; whoever stops the host waits as well.
 const ACCOUNTS_MAX: Duration = Duration::from_secs(5);
@@ -182,7 +204,8 @@ async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
 /// Not by `exit`, which takes the C++ libraries' globals apart: under the feet of the thread that
 /// uses them, or after waiting for the very device that is stuck.
 fn leave(status: i32) -> ! {
-    // SAFETY: ends the process and returns to nobody. What we print is not held in buffers.
+    log::flush();
+    // SAFETY: ends the process and returns to nobody. What was to be said has been, or nobody reads it.
     unsafe { libc::_exit(status) }
 }
 
