@@ -93,10 +93,10 @@ toolchain: need-cargo
 guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
 	@plugins/toolchain/build.sh --locked $(GUEST_WORKSPACES)
 
-# The tests of what policies share run against a real one.
+# The tests of what policies share run against real ones.
 .PHONY: redis
-redis: need-python ## a Redis server for the tests, as target/redis/redis-server
-	@host/state/redis-setup.sh
+redis: need-python ## the oldest and newest Redis for the tests, under target/redis
+	@PYTHON=$(PYTHON) host/state/redis-setup.sh
 
 # Not part of `setup`: building and serving need no JavaScript and no Python.
 .PHONY: guests-languages

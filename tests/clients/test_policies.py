@@ -345,7 +345,7 @@ def test_two_hosts_share_their_limits_in_redis(configured, serve, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     redis = subprocess.Popen(
-        [ROOT / "target/redis/redis-server", "--port", str(port), "--save", ""],
+        [ROOT / "target/redis/valkey-9.1", "--port", str(port), "--save", ""],
         cwd=tmp_path, stdout=subprocess.DEVNULL,
     )
     try:
