@@ -5,7 +5,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # Where cargo puts the main workspace's build; MLX and the guests stay under target/.
-BUILD = $(or $(CARGO_TARGET_DIR),target)
+BUILD = $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
+
+# With a target set, cargo puts the build elsewhere again, and the policies' are for another one.
+unexport CARGO_BUILD_TARGET
 
 CARGO ?= cargo
 PYTHON ?= python3

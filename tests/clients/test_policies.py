@@ -300,9 +300,12 @@ def test_sighup_reads_the_files_again(configured, tmp_path):
     text = hello(file).split("[policy.settings]")[0].replace('"100ms"', '"0s"')
     host = configured(model("fine", first=True) + text)
     now = generation(host)
+    # Another host looks at the same file, and shows when there was time to see the change.
+    looking = configured(model("fine", first=True) + hello(file).split("[policy.settings]")[0])
+    seen = generation(looking)
     shutil.copy(GUESTS / "guard.wasm", tmp_path / "new.wasm")
     (tmp_path / "new.wasm").replace(file)
-    time.sleep(0.5)
+    looking.wait(lambda: generation(looking) > seen, "swapped")
     assert generation(host) == now, "nobody has said so"
     host.process.send_signal(signal.SIGHUP)
     host.wait(lambda: generation(host) > now, "swapped")
