@@ -6,6 +6,7 @@ use std::path::Path;
 
 use interlock_admission::PolicyMetrics;
 use interlock_engine::EngineMetrics;
+use interlock_log::LogMetrics;
 use interlock_metrics::Registry;
 use interlock_policy::{PolicyHost, Services};
 use interlock_server::{ServerMetrics, WorkMetrics};
@@ -15,6 +16,7 @@ use interlock_state::{State, StateConfig, StateMetrics};
 fn the_inventory_lists_every_family_as_it_is_declared() {
     let registry = Registry::new();
     EngineMetrics::register(&registry);
+    LogMetrics::register(&registry);
     PolicyMetrics::register(&registry);
     ServerMetrics::register(&registry);
     WorkMetrics::register(&registry);

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 
 from conftest import BINARY, PATIENCE, ROOT
 
@@ -40,7 +39,7 @@ def test_it_says_where_it_listens_and_what_it_serves(serve):
 
 
 def test_readiness_tells_loading_from_ready(serve):
-    host = serve("sim:load=1s", ready=False)
+    host = serve("sim:load=3s", ready=False)
     early = host.http.get("/health/ready")
     assert (early.status_code, early.json()["status"]) == (503, "starting")
     assert host.http.get("/health/live").status_code == 200
@@ -226,10 +225,8 @@ def test_a_bad_policy_file_stops_the_boot_with_its_name_and_reason(tmp_path):
 
 
 def test_sigterm_while_the_model_loads_does_not_wait_for_it(serve):
-    host = serve("sim:load=20s", ready=False)
-    told = time.monotonic()
+    host = serve("sim:load=1h", ready=False)
     assert host.stop() == 0
-    assert time.monotonic() - told < 5
     host._reader.join(PATIENCE)
     assert any("still loading" in line for line in host.log), host.log
 

@@ -137,7 +137,7 @@ impl PolicyMetrics {
             ),
             records_dropped: registry.counter(
                 "policy_records_dropped_total",
-                "Recorded requests that were lost because the writer was behind.",
+                "Recorded requests that were lost because their file took no more, or not in time.",
             ),
         }
     }

@@ -17,6 +17,7 @@ use interlock_config::Config;
 use interlock_engine::{
     EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
 };
+use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_policy::Keeper;
@@ -31,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::policies::Desk;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
-use crate::{descriptors, log, models, note, policies, say};
+use crate::{descriptors, log, models, note, policies};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -55,14 +56,15 @@ configuration is wrong, and 3 when the device that computes has failed: start it
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let mut config = self.settings.load()?.config;
-        log::start(&config.log)?;
+        let registry = Arc::new(Registry::new());
+        log::start(&config.log, Some(&LogMetrics::register(&registry)))?;
         descriptors::provide(&mut config)?;
         let sources = sources(&config)?;
-        let registry = Arc::new(Registry::new());
         let keeper = policies::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let served = runtime.block_on(serve(config, sources, keeper, registry));
-        // What still runs there (a policy that is being compiled, say) is not waited for.
+        // What still runs there (a policy that is being compiled, say), or blocks there for ever on a
+        // disk that does not answer, is not waited for.
         runtime.shutdown_background();
         served
     }
@@ -96,7 +98,8 @@ async fn serve(
     let what = if models.len() == 1 { "model" } else { "models" };
     let chain = keeper.policies().current();
     let policies = listed(chain.names().collect());
-    say(&format!(
+    tracing::info!(%address, "listening");
+    let _stdout = announce(&format!(
         "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
     ))?;
 
@@ -198,6 +201,23 @@ impl EngineStopped {
     /// What the process ends with.
     pub(crate) fn status(&self) -> u8 {
         if matches!(self.exit, EngineExit::DeviceFailed(_)) { crate::DEVICE_FAILED } else { 1 }
+    }
+}
+
+/// Says on stdout that there is a host now. Whoever reads that is not waited for, and that nobody
+/// can is no reason not to serve.
+fn announce(line: &str) -> anyhow::Result<LineWriter> {
+    let out = Output::same_as(&std::io::stdout())?;
+    let stdout = LineWriter::start("interlock-out", out, line.len(), NotAnnounced)?;
+    stdout.push(line.as_bytes());
+    Ok(stdout)
+}
+
+struct NotAnnounced;
+
+impl Losses for NotAnnounced {
+    fn began(&self, why: &str) {
+        tracing::warn!(why, "stdout does not say that this host listens: it takes nothing");
     }
 }
 

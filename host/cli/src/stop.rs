@@ -12,6 +12,8 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::log;
+
 /// Hears SIGTERM and SIGINT.
 pub(crate) struct Stop(watch::Receiver<bool>);
 
@@ -75,7 +77,8 @@ impl Signals {
 /// Not by `exit`, which takes the C++ libraries' globals apart: under the feet of the thread that
 /// uses them, or after waiting for the very device that is stuck.
 pub(crate) fn leave(status: i32) -> ! {
-    // SAFETY: ends the process and returns to nobody. What we print is not held in buffers.
+    log::flush();
+    // SAFETY: ends the process and returns to nobody. What was to be said has been, or nobody reads it.
     unsafe { libc::_exit(status) }
 }
 

@@ -295,6 +295,7 @@ per_minute = 60
         [log]
         filter = "info"                      # default
         format = "json"                      # env INTERLOCK__LOG__FORMAT
+        buffer_max = "4MiB"                  # default
 
         [waiting]
         requests_max = 256                   # default

@@ -116,3 +116,45 @@ async fn a_long_prompt_is_tokenized_and_counted_like_any_other() {
     let answer = rig.post("/v1/completions", &body).await.json();
     assert_eq!(answer["usage"]["prompt_tokens"], 80_001);
 }
+
+/// What the last byte of a request costs: how often others were answered from when it was sent until
+/// its answer came. On a worker that computes there is no other answer but what was on its way.
+async fn answers_meanwhile(rig: &Rig, body: &str) -> usize {
+    let mut connection = rig.connect().await;
+    let length = body.len();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+    let (most, last) = body.split_at(length - 1);
+    connection.raw(format!("{head}content-length: {length}\r\n\r\n{most}").as_bytes()).await;
+    // What was sent has been read when the only worker has had time for others again.
+    for _ in 0..20 {
+        assert_eq!(rig.get("/health/live").await.status, 200);
+    }
+    connection.raw(last.as_bytes()).await;
+    let answer = connection.answer();
+    tokio::pin!(answer);
+    let mut others = 0;
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => {
+                assert_eq!(answer.status, 400, "{answer:?}");
+                return others;
+            }
+            other = rig.get("/health/live") => {
+                assert_eq!(other.status, 200);
+                others += 1;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_body_of_two_million_token_ids_holds_up_nobody() {
+    // Room for all of them, so that nothing but reading the last one tells that it is wrong.
+    let model = SimSettings { context: 4_000_000, ..SimSettings::default() };
+    let rig = Rig::with(Setup { model, ..Setup::default() }).await;
+    let ids = "1,".repeat(1_950_000);
+    let wrong = format!(r#"{{"model":"sim","prompt":[{ids}-1]}}"#);
+    let others = answers_meanwhile(&rig, &wrong).await;
+    assert!(others >= 5, "the only worker answered {others} others meanwhile");
+}

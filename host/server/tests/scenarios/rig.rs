@@ -32,6 +32,8 @@ type Says<T> = Result<T, interlock_admission::PolicyFailure>;
 pub(crate) struct Setup {
     pub(crate) server: ServerConfig,
     pub(crate) model: SimSettings,
+    /// Loading is done once this is open.
+    pub(crate) loads: Latch,
     /// Requests that may wait.
     pub(crate) seats: usize,
     /// Is every pass held until the test lets it go?
@@ -56,6 +58,7 @@ impl Default for Setup {
             server: ServerConfig::default(),
             // Never ends by itself, so that a test knows the length of every answer.
             model: SimSettings { stop: 0, ..SimSettings::default() },
+            loads: Latch::ajar(),
             seats: 16,
             gated: false,
             other: None,
@@ -105,6 +108,13 @@ pub(crate) struct Script {
 pub(crate) struct Latch(Arc<(Mutex<bool>, Condvar)>);
 
 impl Latch {
+    /// One that holds up nobody.
+    pub(crate) fn ajar() -> Self {
+        let latch = Self::default();
+        latch.open();
+        latch
+    }
+
     /// Returns once it is open, or the test has failed long ago.
     pub(crate) fn wait(&self) {
         let (open, opens) = &*self.0;
@@ -259,8 +269,19 @@ impl Rig {
 
     /// Serves this setup while it is still loading.
     pub(crate) async fn loading(setup: Setup) -> Self {
-        let Setup { server, model, seats, gated, other, decision, script, detached, work, limits } =
-            setup;
+        let Setup {
+            server,
+            model,
+            loads,
+            seats,
+            gated,
+            other,
+            decision,
+            script,
+            detached,
+            work,
+            limits,
+        } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         if !gated {
@@ -272,7 +293,7 @@ impl Rig {
         let (config, cache) = (EngineConfig::default(), CacheConfig::default());
         let mut engines = Engines::default();
         let engine = engines.add(&config, &cache, &seats, &metrics, move || {
-            std::thread::sleep(model.load);
+            loads.wait();
             Ok::<_, String>(SimModel::gated(model, device))
         });
         let mut models = vec![served("sim", &[], engine)];
@@ -431,7 +452,7 @@ pub(crate) fn text() -> Arc<TextModel> {
 
 /// Waits for something that must happen; a test that is stuck fails instead of hanging.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
     let waited = tokio::time::timeout(PATIENCE, future).await;
     waited.unwrap_or_else(|_| panic!("this did not happen within {PATIENCE:?}"))
 }

@@ -6,7 +6,7 @@ use interlock_request::{CancelCause, FaultKind, Finish, Outcome};
 use interlock_server::{Served, ServerConfig};
 use interlock_sim::SimSettings;
 
-use crate::rig::{Rig, Setup, within};
+use crate::rig::{Latch, Rig, Setup, within};
 
 const STREAM: &str = r#"{"model":"sim","prompt":"hello","max_tokens":40,"stream":true}"#;
 
@@ -21,15 +21,15 @@ async fn becomes(rig: &Rig, readiness: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_says_starting_until_the_model_is_there() {
-    let load = Duration::from_millis(300);
-    let model = SimSettings { load, stop: 0, ..SimSettings::default() };
-    let rig = Rig::loading(Setup { model, ..Setup::default() }).await;
+    let (loads, model) = (Latch::default(), SimSettings { stop: 0, ..SimSettings::default() });
+    let rig = Rig::loading(Setup { model, loads: loads.clone(), ..Setup::default() }).await;
     let early = rig.get("/health/ready").await;
     assert_eq!((early.status, early.json()["status"].as_str()), (503, Some("starting")));
     assert_eq!(rig.get("/health/live").await.status, 200);
     let refused = rig.post("/v1/completions", STREAM).await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "model_loading"));
     assert_eq!(refused.header("retry-after"), Some("1"));
+    loads.open();
     becomes(&rig, "ready").await;
     assert_eq!(rig.post("/v1/completions", STREAM).await.status, 200);
 }

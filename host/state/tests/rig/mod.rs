@@ -1,4 +1,5 @@
-//! The two stores, made alike: a state whose time can be made to pass, and a Redis of one's own.
+//! The stores, made alike: a state whose time can be made to pass, and a server of one's own, of the
+//! oldest and of the newest version that we promise to work with.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -46,8 +47,8 @@ impl World {
         Self { config: StateConfig::default(), store }
     }
 
-    pub(crate) fn redis() -> Self {
-        let server = RedisServer::start();
+    pub(crate) fn redis(version: Version) -> Self {
+        let server = RedisServer::start(version);
         Self { config: server.config(), store: StoreOf::Redis(server) }
     }
 
@@ -68,15 +69,37 @@ impl World {
     }
 }
 
-/// A Redis server of this test's own, killed with it.
+/// Servers that `redis-setup.sh` fetched.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Version {
+    /// Redis 6.2, the oldest.
+    Redis62,
+    /// Valkey 9.1, the newest.
+    Valkey91,
+}
+
+impl Version {
+    fn program(self) -> PathBuf {
+        let name = match self {
+            Self::Redis62 => "redis-6.2",
+            Self::Valkey91 => "valkey-9.1",
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/redis").join(name);
+        assert!(path.exists(), "there is no target/redis/{name}: run `make redis`");
+        path
+    }
+}
+
+/// A server of this test's own, killed with it.
 pub(crate) struct RedisServer {
+    version: Version,
     child: Mutex<Child>,
     port: u16,
     dir: PathBuf,
 }
 
 impl RedisServer {
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(version: Version) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("interlock-{}-{count}", std::process::id()));
@@ -86,8 +109,8 @@ impl RedisServer {
             let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
             let port = free.local_addr().expect("a port").port();
             drop(free);
-            if let Some(child) = spawn(port, &dir) {
-                return Self { child: Mutex::new(child), port, dir };
+            if let Some(child) = spawn(version, port, &dir) {
+                return Self { version, child: Mutex::new(child), port, dir };
             }
         }
         panic!("redis-server did not start on any of 5 ports");
@@ -114,6 +137,13 @@ impl RedisServer {
         redis::Client::open(self.url()).unwrap().get_connection().expect("redis answers")
     }
 
+    /// Has the server do something, which it must not refuse.
+    #[track_caller]
+    pub(crate) fn told<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let answer = redis::cmd(command[0]).arg(&command[1..]).query(&mut self.raw());
+        answer.unwrap_or_else(|refused| panic!("{command:?}: {refused}"))
+    }
+
     pub(crate) fn kill(&self) {
         let mut child = self.child.lock().unwrap();
         child.kill().expect("redis can be killed");
@@ -122,7 +152,8 @@ impl RedisServer {
 
     /// After [`RedisServer::kill`], on the same port.
     pub(crate) fn restart(&self) {
-        *self.child.lock().unwrap() = spawn(self.port, &self.dir).expect("redis starts again");
+        *self.child.lock().unwrap() =
+            spawn(self.version, self.port, &self.dir).expect("redis starts again");
     }
 
     /// `STOP`: there, and silent. `CONT`: as if nothing had been.
@@ -143,13 +174,8 @@ impl Drop for RedisServer {
 }
 
 /// A server that answers, or none if it gave up.
-fn spawn(port: u16, dir: &Path) -> Option<Child> {
-    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/redis/redis-server");
-    assert!(
-        server.exists(),
-        "there is no target/redis/redis-server, which these tests need: run `make redis`"
-    );
-    let mut child = Command::new(server)
+fn spawn(version: Version, port: u16, dir: &Path) -> Option<Child> {
+    let mut child = Command::new(version.program())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
         .args(["--appendonly", "no", "--dir"])
         .arg(dir)
