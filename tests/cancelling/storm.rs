@@ -165,7 +165,7 @@ async fn two_hundred_that_leave_something_in_their_sockets_leave_nothing_behind(
     // Who closed only its sending half is still there.
     let halves = within(leaving.join_all()).await;
     assert!(halves.iter().flatten().count() > CLIENTS / 4);
-    settled(&served, || 0).await;
+    settled(&served, || 0, 0).await;
     let left = r#"requests_total{endpoint="completions",model="sim",outcome="disconnected"}"#;
     assert_eq!(served.rig.metric(left), CLIENTS as f64);
     assert_eq!(served.rig.engine.view().waiting, 0, "all seats are back");

@@ -12,11 +12,11 @@
 //! # Invariants
 //!
 //! - The tokens are those that the tokenizers crate makes of the whole text, whatever the text:
-//!    property tests compare. A tokenizer with a step that is not known here, or that gives
-//!    other tokens for a probe when it is loaded, is left to that crate ([`Way::Whole`]).
+//!   property tests compare. A tokenizer with a step that is not known here, or that gives
+//!   other tokens for a probe when it is loaded, is left to that crate ([`Way::Whole`]).
 //! - A text that is refused has more tokens than the limit. The exceptions are tokenizers that
-//!    turn a long text into few tokens, by dropping what they do not know or by making one token
-//!    of it: their texts are refused by size as well, from [`Bounded::bytes_max`] on.
+//!   turn a long text into few tokens, by dropping what they do not know or by making one token
+//!   of it: their texts are refused by size as well, from [`Bounded::bytes_max`] on.
 
 mod added;
 mod fewest;
@@ -138,7 +138,11 @@ impl Bounded {
             let mut ids = Ids { ids: Vec::new(), max: tokens_max };
             match &self.way {
                 Way::Walk(walk) => {
-                    let bytes_max = self.bytes_max(tokens_max).saturating_mul(SHRINKS_MAX);
+                    let bytes_max = self.bytes_max(tokens_max).saturating_mul(walk.shrinks());
+                    // Before anything is looked at, unless much of it may be cut away.
+                    if text.len() > bytes_max && !walk.added.strips() {
+                        return Err(ids.too_long_by_size(text.len(), bytes_max));
+                    }
                     walk.encode(self.tokenizer.get_model(), text, bytes_max, &mut ids)?;
                 }
                 Way::Whole => self.encode_whole(text, &mut ids)?,
@@ -198,6 +202,14 @@ impl Walk {
         // What is cut off around an added token is not in its spelling.
         let pairs = (!added_normalized.strips()).then(|| pairs(tokenizer, &words)).flatten();
         Some(Self { added, normalizing, added_normalized, words, pairs })
+    }
+
+    /// How many times shorter its tokens' spellings may be than the text.
+    fn shrinks(&self) -> usize {
+        match self.pairs.is_some() && !self.normalizing.shrinks() {
+            true => 1,
+            false => SHRINKS_MAX,
+        }
     }
 
     fn encode(

@@ -248,7 +248,8 @@ impl TextModel {
     }
 
     /// The most memory that [`Self::encode`] takes for a moment, beside what it is given and
-    /// what it returns. [`Self::render_chat`] takes as much, and more for the template.
+    /// what it returns. [`Self::render_chat`] takes as much, and for the template at most
+    /// [`RENDER_BYTES_MAX`].
     pub fn working_bytes(&self, text_bytes: usize, tokens_max: usize) -> usize {
         match &self.encoder {
             Encoder::Sim => 0,
@@ -288,6 +289,9 @@ impl TextModel {
         &self.pieces
     }
 }
+
+/// The most memory that a template may make use of: the messages of an honest one, a few times.
+pub const RENDER_BYTES_MAX: usize = 64 * crate::chat::FUEL as usize;
 
 /// The stack that [`TextModel::render_chat`] and [`TextModel::encode`] may need: templates nest.
 pub const STACK_BYTES: usize = 8 * 1024 * 1024;

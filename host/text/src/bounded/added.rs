@@ -58,6 +58,9 @@ impl AddedTokens {
         part: &mut dyn FnMut(Range<usize>, Option<TokenId>) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         let mut done = 0;
+        if self.tokens.is_empty() {
+            return if text.is_empty() { Ok(()) } else { part(0..text.len(), None) };
+        }
         for found in self.search.find_iter(text) {
             let (id, token) = &self.tokens[found.pattern().as_usize()];
             let (mut start, mut end) = (found.start(), found.end());

@@ -65,6 +65,16 @@ impl Normalizing {
         Some(())
     }
 
+    /// Whether a text may become shorter.
+    pub(super) fn shrinks(&self) -> bool {
+        let shrinks = |step: &Step| match step {
+            Step::Nfc => true,
+            Step::Prepend(_) => false,
+            Step::Replace(letter, content) => content.len() < letter.len_utf8(),
+        };
+        self.steps.iter().any(shrinks)
+    }
+
     /// Normalizes a text, and shows it to `fits` as it grows.
     pub(super) fn normalize<'t>(
         &self,

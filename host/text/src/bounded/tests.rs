@@ -243,6 +243,8 @@ fn walked() -> Vec<(&'static str, Tokenizer)> {
         ("not all bytes", tokenizer(tiny_bpe(), Value::Null, Value::Null, usual_added())),
         ("t5", tokenizer(unigram(), Value::Null, metaspace("always", true), usual_added())),
     ];
+    let steps = sequence(&[split(r"[ab]+", "Isolated", false), metaspace("first", true)]);
+    kinds.push(("metaspace behind words", sentence(Value::Null, steps, usual_added())));
     for scheme in ["always", "first", "never"] {
         for whole in [true, false] {
             kinds.push((
