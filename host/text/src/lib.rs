@@ -32,6 +32,7 @@ mod bounded;
 mod chat;
 mod detokenizer;
 mod gguf;
+mod metered;
 mod model;
 mod pieces;
 mod python;
