@@ -122,7 +122,7 @@ async fn a_long_prompt_is_tokenized_and_counted_like_any_other() {
 async fn answers_meanwhile(rig: &Rig, body: &str) -> usize {
     let mut connection = rig.connect().await;
     let length = body.len();
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
     let (most, last) = body.split_at(length - 1);
     connection.raw(format!("{head}content-length: {length}\r\n\r\n{most}").as_bytes()).await;
     // What was sent has been read when the only worker has had time for others again.
