@@ -104,7 +104,7 @@ impl Fit {
         }
         let tries = [(&mut self.rows, rows), (&mut self.tokens, tokens)];
         let mut back = false;
-        for (limit, size) in tries.into_iter().filter(|(limit, size)| *size > limit.safe()) {
+        for (limit, _) in tries.into_iter().filter(|(limit, size)| *size > limit.safe()) {
             limit.step_back();
             back = true;
         }
