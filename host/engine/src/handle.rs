@@ -161,14 +161,17 @@ impl Seat {
         let events = Events::new(receiver, control.clone(), preempted.clone());
         let running = Running { events, control: control.clone() };
         let submission = Submission { admitted, place: self.place, out, control, preempted };
-        let refused = match self.inbox.upgrade().map(|inbox| inbox.try_send(submission)) {
-            Some(Ok(())) | None => None,
-            // The receiver is gone, and dropping the submission tells the events so.
-            Some(Err(mpsc::error::TrySendError::Closed(submission))) => Some(submission),
-            Some(Err(mpsc::error::TrySendError::Full(_))) => {
-                unreachable!("the inbox has as many places as there are seats")
+        let mut refused = None;
+        if let Some(inbox) = self.inbox.upgrade() {
+            match inbox.try_send(submission) {
+                Ok(()) => {}
+                // The receiver is gone, and dropping the submission tells the events so.
+                Err(mpsc::error::TrySendError::Closed(submission)) => refused = Some(submission),
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    unreachable!("the inbox has as many places as there are seats")
+                }
             }
-        };
+        }
         if let Some(Submission { out, control, place, .. }) = refused
             && let EngineState::Exited(exit @ EngineExit::DeviceFailed(_)) = &*self.state.borrow()
         {
