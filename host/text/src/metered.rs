@@ -347,11 +347,12 @@ fn compares(arguments: &Value) -> u64 {
 fn made(state: &State, value: &Value) -> Result<Value, Error> {
     let value = match value.kind() {
         ValueKind::Iterable => {
+            let count = value.len();
             // Before the first is made: the length may be a product of two.
-            state.consume_fuel(value.len().unwrap_or(0) as u64 / 2)?;
+            state.consume_fuel(count.unwrap_or(0) as u64 / 2)?;
             let mut items = Vec::new();
             for item in value.try_iter()? {
-                state.consume_fuel(1)?;
+                state.consume_fuel(u64::from(count.is_none_or(|count| items.len() >= count)))?;
                 items.push(item);
             }
             Value::from(items)
