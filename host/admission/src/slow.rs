@@ -256,7 +256,7 @@ mod tests {
     fn no_more_run_at_once_than_there_are_threads() {
         let (pool, running) = pool();
         let go = occupied(&pool);
-        let (begun, begins) = mpsc::channel();
+        let (begun, begins) = mpsc::sync_channel(64);
         assert!(pool.run(move || begun.send(()).expect("the test listens")));
         assert_eq!(running.get(), 1 + THREADS as i64);
         assert!(begins.try_recv().is_err(), "it runs beside as many as may");
@@ -291,7 +291,7 @@ mod tests {
             assert_eq!(pool.drain(far()), 0);
         }
         assert_eq!(running.get(), 0);
-        let (done, is_done) = mpsc::channel();
+        let (done, is_done) = mpsc::sync_channel(64);
         assert!(pool.run(move || done.send(1).expect("the test listens")));
         assert_eq!(is_done.recv(), Ok(1));
     }
@@ -310,7 +310,7 @@ mod tests {
             let ended: Result<(), _> = catch_unwind(AssertUnwindSafe(place));
             assert!(ended.is_err());
         }
-        let (done, is_done) = mpsc::channel();
+        let (done, is_done) = mpsc::sync_channel(64);
         assert!(pool.run(move || done.send(1).expect("the test listens")));
         assert_eq!(is_done.recv(), Ok(1));
     }

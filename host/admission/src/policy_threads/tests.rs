@@ -215,7 +215,7 @@ async fn one_that_was_left_alone_accounts_after_its_answer_and_with_its_note() {
 const EVERY: WindowSize = WindowSize { tokens: 1, delay_max: Duration::from_secs(60) };
 
 /// A policy that takes part in everything and tells on which thread.
-fn everywhere(name: &'static str, seen: &mpsc::Sender<(Phase, ThreadId)>) -> Fake {
+fn everywhere(name: &'static str, seen: &mpsc::SyncSender<(Phase, ThreadId)>) -> Fake {
     let tell = |phase| {
         let seen = seen.clone();
         move || seen.send((phase, thread::current().id())).expect("the test listens")
@@ -302,7 +302,7 @@ const ASKED: [Phase; 6] = [
 #[tokio::test]
 async fn a_slow_policy_is_called_on_no_thread_that_serves_in_any_phase() {
     let (commons, _) = commons();
-    let (sees, seen) = mpsc::channel();
+    let (sees, seen) = mpsc::sync_channel(64);
     let chain = chain_of(vec![Fake { slow: true, ..everywhere("a", &sees) }.link()], &commons);
     through(&chain, 0).await;
     assert_eq!(here_and_there(&seen), (vec![], ASKED.to_vec()));
@@ -317,7 +317,7 @@ async fn a_slow_policy_is_called_on_no_thread_that_serves_in_any_phase() {
 #[tokio::test]
 async fn one_that_decides_at_once_reads_large_bodies_on_other_threads() {
     let (commons, _) = commons();
-    let (sees, seen) = mpsc::channel();
+    let (sees, seen) = mpsc::sync_channel(64);
     let chain = chain_of(vec![everywhere("a", &sees).link()], &commons);
     through(&chain, 0).await;
     assert_eq!(here_and_there(&seen), (ASKED.to_vec(), vec![]));
