@@ -146,7 +146,7 @@ impl FromStr for SimSettings {
                 "fail-from" => settings.fail_from = parse(key, value, PASSES)?,
                 "fail-until" => settings.fail_until = Some(parse(key, value, PASSES)?),
                 "fail-loses" => {
-                    settings.fail_loses_caches = parse::<Loses>(key, value, "caches")?.0
+                    settings.fail_loses_caches = parse::<Loses>(key, value, "caches")?.0;
                 }
                 "device-lost-at" => settings.device_lost_at = Some(parse(key, value, PASSES)?),
                 "panic-at" => settings.panic_at = Some(parse(key, value, PASSES)?),
