@@ -504,7 +504,7 @@ impl<F: Forward> Engine<F> {
             let failures = self.failures.failed;
             let kind = failed.kind.as_str();
             tracing::error!(error = %failed, kind, requests = retried, failures,
-                "pass failed; its requests are tried again without whom it failed for");
+                "pass failed; trying again without whom it failed for");
         }
         if failed.caches == Caches::Emptied {
             if tell {
