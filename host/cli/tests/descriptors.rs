@@ -112,6 +112,44 @@ fn what_idles_at_the_operators_port_takes_nothing_from_clients() {
     drop(idle);
 }
 
+// Elsewhere nobody can take descriptors from a running process.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_descriptors_clients_are_turned_away_and_not_kept_waiting() {
+    let host = Host::with("-S -n 1000");
+    let id = libc::pid_t::try_from(host.process.id()).expect("a process id");
+    let limit = |limit: Option<libc::rlim_t>| {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let nothing = std::ptr::null::<libc::rlimit>();
+        // SAFETY: it writes one `rlimit`, which is ours.
+        let got = unsafe { libc::prlimit(id, libc::RLIMIT_NOFILE, nothing, &raw mut before) };
+        assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+        let after = libc::rlimit { rlim_cur: limit.unwrap_or(before.rlim_max), ..before };
+        // SAFETY: it reads one `rlimit`, which is ours.
+        let set = unsafe {
+            libc::prlimit(id, libc::RLIMIT_NOFILE, &raw const after, std::ptr::null_mut())
+        };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    };
+    // A new one gets the lowest number that is free, and none from the limit on.
+    let idle = host.idle(100, host.clients);
+    let taken =
+        |number: &libc::rlim_t| std::path::Path::new(&format!("/proc/{id}/fd/{number}")).exists();
+    limit((0..).find(|number| !taken(number)));
+    // What is given back meanwhile goes to the first of these.
+    let connect = |_| TcpStream::connect(host.clients).expect("the system takes it");
+    let mut more: Vec<_> = (0..20).map(connect).collect();
+    let last = more.last_mut().expect("twenty");
+    last.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
+    match last.read(&mut [0]) {
+        Ok(read) => assert_eq!(read, 0, "nobody asked for anything"),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}"),
+    }
+    limit(None);
+    drop((idle, more));
+    assert_eq!(host.asks("GET", "/health/live", ""), "HTTP/1.1 200 OK");
+}
+
 #[test]
 fn a_limit_for_no_connection_at_all_is_an_error_that_says_both_numbers() {
     let interlock = env!("CARGO_BIN_EXE_interlock");
