@@ -46,7 +46,7 @@ const STILL: Bucket = Bucket { capacity: 400.0, refill_per_second: 0.001 };
 const HOUR: Window = Window { limit: 400.0, per: Duration::from_secs(3600) };
 
 /// What a loaded machine may add to a time that is promised: less than waiting once more would.
-const SLACK: Duration = Duration::from_millis(900);
+const SLACK: Duration = Duration::from_millis(2500);
 
 /// Nothing here takes long, unless it hangs.
 const LONG: Duration = Duration::from_secs(60);
@@ -131,7 +131,7 @@ fn a_redis_that_is_killed_fails_calls_at_once_and_is_found_again_when_it_is_back
 /// One slow script of somebody else's, or a fork: every call that waits meanwhile is too late, and
 /// nothing is wrong with the server.
 fn one_late_answer_is_a_fault_of_that_call_alone(server: RedisServer) {
-    let timeout = Duration::from_secs(1);
+    let timeout = Duration::from_secs(3);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     let space = state.space("p");
     // Until told otherwise the server answers nobody who wants to write. It has said so when this
@@ -143,21 +143,21 @@ fn one_late_answer_is_a_fault_of_that_call_alone(server: RedisServer) {
     for _ in 0..4 {
         pause();
         let why = unavailable(space.take("k", STILL, 1.0));
-        assert!(why.contains("did not answer within 1s"), "{why}");
+        assert!(why.contains("did not answer within 3s"), "{why}");
         go_on();
         assert!(matches!(space.take("k", STILL, 1.0).unwrap(), Taken::Ok { .. }));
     }
 }
 
 fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing(server: RedisServer) {
-    let timeout = Duration::from_secs(1);
+    let timeout = Duration::from_secs(3);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     let space = state.space("p");
     server.signal("STOP");
     for _ in 0..3 {
         let started = Instant::now();
         let why = unavailable(space.take("k", STILL, 1.0));
-        assert!(why.ends_with(" 1s"), "{why}");
+        assert!(why.ends_with(" 3s"), "{why}");
         assert!((timeout..timeout + SLACK).contains(&started.elapsed()), "{:?}", started.elapsed());
     }
     let started = Instant::now();
@@ -174,7 +174,7 @@ fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing(server: Redis
 }
 
 fn calls_in_flight_when_redis_stalls_all_end_in_time(server: RedisServer) {
-    let timeout = Duration::from_secs(1);
+    let timeout = Duration::from_secs(3);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     server.signal("STOP");
     // More callers than there are connections: those who wait for one are told as well.

@@ -124,7 +124,7 @@ impl RedisServer {
     pub(crate) fn config(&self) -> StateConfig {
         StateConfig {
             store: StoreUrl::Redis(self.url()),
-            timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(60),
             ..StateConfig::default()
         }
     }
@@ -185,7 +185,7 @@ fn spawn(version: Version, port: u16, dir: &Path) -> Option<Child> {
         .expect("redis-server runs");
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(20) {
+    while started.elapsed() < Duration::from_secs(60) {
         if child.try_wait().expect("redis can be asked").is_some() {
             return None;
         }
@@ -196,5 +196,5 @@ fn spawn(version: Version, port: u16, dir: &Path) -> Option<Child> {
     }
     let _ = child.kill();
     let _ = child.wait();
-    panic!("redis-server did not answer within 20 s");
+    panic!("redis-server did not answer within 60 s");
 }
