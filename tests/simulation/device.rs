@@ -206,7 +206,8 @@ impl Forward for Watched {
             Ok(drawn) if self.miscounts.is_some_and(|most| wanted > most) => {
                 drawn.pop();
                 let got = drawn.len();
-                Some(PassFailed::new(format!("a pass of {wanted} rows gave {got} results")))
+                let why = format!("a pass of {wanted} rows gave {got} results");
+                Some(PassFailed::new(why).losing_caches())
             }
             Ok(_) => None,
             Err(failed) => Some(failed.clone()),

@@ -406,8 +406,12 @@ impl<F: Forward> Engine<F> {
         let in_flight = self.metrics.passes.begin(kind, &*self.clock);
         let result = self.forward.pass(&mut batch).and_then(|drawn| {
             let (got, wanted) = (drawn.len(), batch.len());
-            let wrong = || PassFailed::new(format!("a pass of {wanted} rows gave {got} results"));
-            if got == wanted { Ok(drawn) } else { Err(wrong()) }
+            if got == wanted {
+                return Ok(drawn);
+            }
+            // It takes its sequences to have drawn what nobody gets: they are opened anew.
+            let why = format!("a pass of {wanted} rows gave {got} results");
+            Err(PassFailed::new(why).losing_caches())
         });
         drop(batch);
         let took = in_flight.end();
