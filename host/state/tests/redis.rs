@@ -45,7 +45,7 @@ stories![
 const STILL: Bucket = Bucket { capacity: 400.0, refill_per_second: 0.001 };
 const HOUR: Window = Window { limit: 400.0, per: Duration::from_secs(3600) };
 
-/// What a loaded machine may add to a time that is promised: less than waiting once more would.
+/// What a loaded machine may add to a time that is promised: less than many calls that wait in turn.
 const SLACK: Duration = Duration::from_millis(2500);
 
 /// Nothing here takes long, unless it hangs.
@@ -150,15 +150,16 @@ fn one_late_answer_is_a_fault_of_that_call_alone(server: RedisServer) {
 }
 
 fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing(server: RedisServer) {
-    let timeout = Duration::from_secs(3);
+    let timeout = Duration::from_millis(500);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     let space = state.space("p");
     server.signal("STOP");
-    for _ in 0..3 {
+    for nth in 0..3 {
         let started = Instant::now();
         let why = unavailable(space.take("k", STILL, 1.0));
-        assert!(why.ends_with(" 3s"), "{why}");
-        assert!((timeout..timeout + SLACK).contains(&started.elapsed()), "{:?}", started.elapsed());
+        assert!(started.elapsed() < timeout + SLACK, "{:?}", started.elapsed());
+        // Later ones may be told what who connects anew has found meanwhile.
+        assert!(nth > 0 || why == "redis did not answer within 500ms", "{why}");
     }
     let started = Instant::now();
     for _ in 0..1000 {
@@ -174,7 +175,7 @@ fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing(server: Redis
 }
 
 fn calls_in_flight_when_redis_stalls_all_end_in_time(server: RedisServer) {
-    let timeout = Duration::from_secs(3);
+    let timeout = Duration::from_secs(1);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     server.signal("STOP");
     // More callers than there are connections: those who wait for one are told as well.

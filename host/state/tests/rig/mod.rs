@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 use interlock_state::{State, StateClock, StateConfig, StoreUrl};
 
+/// Nothing here takes long, unless it hangs.
+const LONG: Duration = Duration::from_secs(60);
+
 /// A state, and a way to let time pass for it.
 pub(crate) struct World {
     pub(crate) config: StateConfig,
@@ -150,10 +153,15 @@ impl RedisServer {
         child.wait().expect("redis ends");
     }
 
-    /// After [`RedisServer::kill`], on the same port.
+    /// After [`RedisServer::kill`], on the same port. Somebody may have it for a moment: a port that
+    /// is free is given to whoever asks for one.
     pub(crate) fn restart(&self) {
-        *self.child.lock().unwrap() =
-            spawn(self.version, self.port, &self.dir).expect("redis starts again");
+        let started = Instant::now();
+        let child = std::iter::from_fn(|| Some(spawn(self.version, self.port, &self.dir)))
+            .take_while(|_| started.elapsed() < LONG)
+            .flatten()
+            .next();
+        *self.child.lock().unwrap() = child.expect("redis starts again");
     }
 
     /// `STOP`: there, and silent. `CONT`: as if nothing had been.
@@ -185,16 +193,25 @@ fn spawn(version: Version, port: u16, dir: &Path) -> Option<Child> {
         .expect("redis-server runs");
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(60) {
+    while started.elapsed() < LONG {
         if child.try_wait().expect("redis can be asked").is_some() {
             return None;
         }
-        if client.get_connection().is_ok() {
+        // Whoever answers there may be another test's, who was faster; then ours gives up soon.
+        if process_of(&client) == Some(child.id()) {
             return Some(child);
         }
         thread::sleep(Duration::from_millis(5));
     }
     let _ = child.kill();
     let _ = child.wait();
-    panic!("redis-server did not answer within 60 s");
+    panic!("redis-server did not answer within {LONG:?}");
+}
+
+/// The process that answers, if one does.
+fn process_of(client: &redis::Client) -> Option<u32> {
+    let mut connection = client.get_connection_with_timeout(Duration::from_secs(1)).ok()?;
+    connection.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut connection).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse().ok())
 }
