@@ -14,7 +14,7 @@
 //! - An admitted request is owned by one driver, which ends it once: one log line, one count,
 //!   one account, and an end for its client, whatever happens to either of them.
 //! - A cause becomes a status in `failure` and nowhere else.
-//! - Nothing that takes long for what a client sent is done on the runtime's threads: see [`work`].
+//! - Nothing that takes long for what a client sent is done on the runtime's threads: see `work.rs`.
 //! - Body, head, connections, and how slowly each may come or go are bounded by [`ServerConfig`].
 //!
 //! # Noticing that a client left

@@ -9,10 +9,10 @@
 //!   cut, the pieces concatenated are equal. Property tests hold both to it.
 //! - A prompt has a limit of tokens, and what it costs goes by the limit: one that is too long is
 //!   refused as soon as that is certain, mostly by its size or its pairs of bytes alone
-//!   ([`bounded`]). The longest word that may still fit is one of `limit` times the longest token,
+//!   (`bounded.rs`). The longest word that may still fit is one of `limit` times the longest token,
 //!   which takes `n log n` to merge; [`TextModel::working_bytes`] says what is held meanwhile.
 //! - Rendering a chat has limits of steps, size and depth, whatever the template and the messages
-//!   are ([`chat`]). Half a second is still too long for a thread that others wait for: call it
+//!   are (`chat.rs`). Half a second is still too long for a thread that others wait for: call it
 //!   where computing is allowed.
 //!
 //! # Special tokens in a message are special tokens
