@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use interlock_catalog::ModelRef;
+use interlock_catalog::{self as catalog, ModelRef};
 use interlock_config::Config;
 use interlock_engine::{
     EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
 };
 use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
+use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer, Unknown};
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
@@ -262,21 +262,27 @@ enum SourceKind {
 fn sources(config: &Config) -> anyhow::Result<Vec<Source>> {
     let Config { model, extra_model, .. } = config;
     let neighbours = u32::try_from(extra_model.len()).unwrap_or(u32::MAX);
-    let find = |id, aliases: &[String], reference: &ModelRef, context_max: Option<NonZeroU32>| {
-        let options = LoadOptions {
-            context_max: context_max.map(NonZeroU32::get),
-            // One team of threads computes for all.
-            threads: model.threads,
-            cache_max: config.cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
-            neighbours,
+    let find =
+        |id, aliases: &[String], reference: &ModelRef, context_max: Option<NonZeroU32>, unknown| {
+            let options = LoadOptions {
+                context_max: context_max.map(NonZeroU32::get),
+                // One team of threads computes for all.
+                threads: model.threads,
+                cache_max: config.cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
+                neighbours,
+                unknown: match unknown {
+                    catalog::Unknown::Refuse => Unknown::Refuse,
+                    catalog::Unknown::Warn => Unknown::Warn,
+                },
+            };
+            let kind = SourceKind::find(reference, options)?;
+            Ok(Source { id, aliases: aliases.to_vec(), reference: reference.clone(), kind })
         };
-        let kind = SourceKind::find(reference, options)?;
-        Ok(Source { id, aliases: aliases.to_vec(), reference: reference.clone(), kind })
-    };
-    let first = find(model.model_id(), &model.aliases, &model.reference, model.context_max);
-    let extra = extra_model
-        .iter()
-        .map(|extra| find(extra.model_id(), &extra.aliases, &extra.reference, extra.context_max));
+    let first =
+        find(model.model_id(), &model.aliases, &model.reference, model.context_max, model.unknown);
+    let extra = extra_model.iter().map(|extra| {
+        find(extra.model_id(), &extra.aliases, &extra.reference, extra.context_max, extra.unknown)
+    });
     std::iter::once(first).chain(extra).collect()
 }
 
@@ -303,7 +309,7 @@ impl SourceKind {
         }
         let path = models::at_hand(reference)?;
         // Reads headers only: what cannot be a model is found out before the port is open.
-        let description = interlock_models::inspect(&path)?;
+        let description = interlock_models::inspect(&path, options.unknown)?;
         tracing::info!(
             model = %reference,
             path = %path.display(),
@@ -311,6 +317,13 @@ impl SourceKind {
             quantization = description.quantization,
             "found the model"
         );
+        if let Some(ignored) = &description.ignored {
+            tracing::warn!(
+                model = %reference,
+                ignored,
+                "computed without what is not known of the model's files; model.unknown says so"
+            );
+        }
         Ok(Self::Files { path, options })
     }
 }
@@ -365,6 +378,9 @@ impl Source {
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
                     tracing::info!(model = %name, ?elapsed, arithmetic, attention, "loaded the model");
+                    if let Some(cut) = &loaded.context_cut {
+                        tracing::warn!(model = %name, "{cut}");
+                    }
                     Ok::<_, String>(loaded.model)
                 })
             }

@@ -269,6 +269,7 @@ per_minute = 60
         aliases = []                         # default
         # context_max =                      # not set
         # threads =                          # not set
+        unknown = "refuse"                   # default
 
         [server]
         bind = "0.0.0.0:9000"                # interlock.toml:3
@@ -518,6 +519,10 @@ context_max = 0
           extra_model.name must be unlike all other names of models, got "sim" twice (interlock.toml:6)
           extra_model[1].reference must be set, got nothing (interlock.toml:10)
           extra_model[2].context_max must be a whole number from 1 to 4294967295, got 0 (interlock.toml:15)"#]]);
+    let file = "model.unknown = \"hope\"";
+    Story::of(file, &[], &[]).says(expect![[r#"
+        the configuration has a problem:
+          model.unknown must be "refuse" or "warn", got "hope" (interlock.toml:1)"#]]);
     let good = "
 [[extra_model]]
 reference = \"sim\"

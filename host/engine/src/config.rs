@@ -104,7 +104,10 @@ impl EngineConfig {
 pub struct CacheConfig {
     /// Most memory for keys and values. Turn this up when `interlock_preemptions_total` grows,
     /// down when the machine has other work; unset, a quarter of the memory that is free at start.
-    /// Several models share it, each its equal part.
+    /// Several models share it, each its equal part. A model whose part holds fewer than 4096 tokens
+    /// (or its context, if that is less) is refused; one whose part holds less than its context is
+    /// served with as much as it holds, and the log says so. Pages stay taken when their requests are
+    /// gone: `interlock_cache_pages_idle` of them keep prefixes for the next.
     pub memory_max: Option<ByteSize>,
     /// Shall requests that begin with the same tokens (a system prompt, a conversation that goes
     /// on) share what was computed for them? What is kept for that is given up first when pages

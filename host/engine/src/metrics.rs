@@ -31,6 +31,7 @@ pub struct EngineMetrics {
     preemptions: IntCounter,
     cache_pages: IntGauge,
     cache_pages_used: IntGauge,
+    cache_pages_idle: IntGauge,
     cancellations: IntCounterVec,
     cancelled_pass_failures: IntCounter,
     cancelled_pass_completions: IntCounter,
@@ -106,6 +107,10 @@ impl EngineMetrics {
             cache_pages: registry.gauge("cache_pages", "Pages of cache that there are."),
             cache_pages_used: registry
                 .gauge("cache_pages_used", "Pages of cache that running requests hold."),
+            cache_pages_idle: registry.gauge(
+                "cache_pages_idle",
+                "Pages of cache that no request holds, kept for those that begin alike; memory all the same.",
+            ),
             cancellations: registry.counters(
                 "cancellations_total",
                 "Requests cancelled, by who asked and how far they were.",
@@ -184,7 +189,8 @@ impl EngineMetrics {
         let mut there_are = Share { gauge: self.cache_pages.clone(), amount: 0 };
         there_are.is(pages.into());
         let used = Share { gauge: self.cache_pages_used.clone(), amount: 0 };
-        CacheShare { there_are, used }
+        let idle = Share { gauge: self.cache_pages_idle.clone(), amount: 0 };
+        CacheShare { there_are, used, idle }
     }
 
     /// This engine's part of how large passes may be.
@@ -221,17 +227,20 @@ impl EngineMetrics {
     }
 }
 
-/// One engine's part of the pages that there are, and of those that are used.
+/// One engine's part of the pages that there are, of those that are used, and of those that keep
+/// what nobody uses now.
 #[derive(Debug)]
 pub(crate) struct CacheShare {
     there_are: Share,
     used: Share,
+    idle: Share,
 }
 
 impl CacheShare {
-    /// So many of them are used by nobody.
-    pub(crate) fn available(&mut self, pages: u32) {
+    /// So many of them are used by nobody, and so many of those keep something.
+    pub(crate) fn available(&mut self, pages: u32, idle: u32) {
         self.used.is(self.there_are.amount - i64::from(pages));
+        self.idle.is(idle.into());
     }
 }
 

@@ -188,6 +188,11 @@ impl Pages {
         audit
     }
 
+    /// Pages that nobody leases and the index knows.
+    pub(crate) fn idle(&self) -> u32 {
+        count(self.0.borrow().idle.len())
+    }
+
     /// As [`Pages::audit`], without looking at each page.
     pub(crate) fn available(&self) -> u32 {
         let pool = self.0.borrow();

@@ -186,7 +186,7 @@ impl<F: Forward> Engine<F> {
         if turn == Turn::Ran {
             self.pass(&table);
         }
-        self.cache.available(self.pages.available());
+        self.cache.available(self.pages.available(), self.pages.idle());
         turn
     }
 
