@@ -331,6 +331,22 @@ fn a_newcomers_first_token_comes_after_two_passes_and_its_prompt() {
     }
 }
 
+/// What was found in the prefix cache but for its last token is in every pass, and is no prompt that
+/// holds streams up.
+#[test]
+fn a_flood_of_single_tokens_keeps_no_prompt_waiting() {
+    let mut requests = vec![request(Duration::ZERO, 0, 90, 400)];
+    requests.extend((1..400).map(|n| request(10 * MS * n, n, 1, 1)));
+    requests.push(request(1500 * MS, 180, 90, 2));
+    let scenario = fixed_costs(requests);
+    let long = |request: &Request| request.prompt.len() == 90 && request.at > Duration::ZERO;
+    let who = scenario.requests.iter().position(long).expect("it is one of them");
+    let ran = Lab::new().world(&scenario);
+    let waited = ran.tokens_at(who)[0] - 1500 * MS;
+    let own = scenario.sim.time(0, 90);
+    assert!(waited <= 3 * scenario.sim.time(2, 1) + own, "{waited:?}");
+}
+
 #[test]
 fn newcomers_who_come_together_join_in_one_pass() {
     let mut requests: Vec<_> = (0..8).map(|n| request(Duration::ZERO, n, 90, 200)).collect();

@@ -98,6 +98,7 @@ impl Fit {
     pub(crate) fn too_large(&mut self, size: Size) -> Fell {
         let Size { rows, tokens } = size;
         if rows <= 1 && tokens <= 1 {
+            // It is this one that is too large, and nothing follows for others.
             self.rows.known = self.rows.most;
             self.tokens.known = self.tokens.most;
             return Fell::Least;
@@ -244,10 +245,14 @@ impl Limit {
     }
 
     fn no_more_than(&mut self, most: u32) {
-        if self.safe() < most {
+        if self.now <= most {
             return;
         }
-        self.step_back();
+        // A part of what is being tried may have worked.
+        if self.safe() >= most {
+            self.step_back();
+        }
+        self.calm = 0;
         self.now = self.now.min(most);
         self.known = self.known.min(most);
     }

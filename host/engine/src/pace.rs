@@ -121,7 +121,7 @@ impl Pace {
         self.decode
     }
 
-    /// A pass of `decoding` rows and `prompt_tokens` tokens has taken this long.
+    /// A pass of `decoding` rows of a single token and `prompt_tokens` tokens has taken this long.
     pub(crate) fn passed(&mut self, decoding: usize, prompt_tokens: u32, took: Duration) -> Lent {
         let took = took.as_secs_f64();
         if prompt_tokens == 0 {
@@ -134,7 +134,7 @@ impl Pace {
             let expected = self.alone.cost().map(|cost| cost.of(tokens));
             return Lent { decoding: None, prompts: self.alone.saw(tokens, took, expected) };
         }
-        // Single tokens that end a prompt ask nobody, so this can be before any pass has only decoded.
+        // A stream's first pass may have a prompt beside it.
         let Some(decode) = self.decode else { return Lent::default() };
         self.mixed += 1;
         if took < decode {
@@ -144,6 +144,11 @@ impl Pace {
         let expected = self.beside().map(|cost| cost.of(tokens));
         let prompts = self.beside.saw(tokens, (took - decode).max(0.0), expected);
         Lent { decoding: Some(decode), prompts }
+    }
+
+    /// None of its own streams flow: nothing of theirs is hidden by prompts beside them.
+    pub(crate) fn nobody_flows(&mut self) {
+        self.mixed = 0;
     }
 
     /// What prompts cost beside streams: until that has been seen, what they cost alone.
@@ -200,14 +205,15 @@ impl Pace {
 
     /// Tokens that a pass may compute beside streams; 0 if they have lent enough for now.
     fn may(&self, account: Account, cost: &Cost, piece: f64, share: f64) -> f64 {
-        /// What is lost in adding up seconds.
+        /// What is lost in adding up seconds, and in a share that has fallen since it was saved.
         const ROUNDING: f64 = 1e-9;
+        const FALLEN: f64 = 0.99;
         let most = share.max(self.pause_max);
         let may = (account.saved + share).min(most) + ROUNDING;
         let least = cost.of(piece);
         // The least piece may be more than streams can ever save. Then it is due when they have
         // saved all they can.
-        if may < least.min(most) {
+        if may < least.min(most * FALLEN) {
             return 0.0;
         }
         cost.tokens(may, Self::FURTHER_BESIDE).max(piece)
@@ -387,6 +393,20 @@ mod tests {
             }
             (pieces, took / had)
         }
+    }
+
+    /// Where another model's streams flow on, no pass of this one's need ever only decode.
+    #[test]
+    fn a_flood_that_ends_with_its_streams_leaves_no_prompt_waiting() {
+        let mut pace = pace();
+        pace.passed(4, 0, 20 * MS);
+        for _ in 0..Pace::MIXED_MAX {
+            pace.passed(4, 40, 60 * MS);
+        }
+        let others = Some(0.02);
+        assert_eq!(pace.of(pace.fresh(), others).beside, 0, "a pass that only decodes is due");
+        pace.nobody_flows();
+        assert!(pace.of(pace.fresh(), others).beside > 0);
     }
 
     #[test]

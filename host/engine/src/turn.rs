@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 
 use interlock_request::{CancelCause, Drawn, Fault, FaultKind, Outcome};
 use interlock_scheduler::{Bounds, Newcomer, Place, Room, crowded, first, overdrawn, place, rows};
@@ -406,11 +407,16 @@ impl<F: Forward> Engine<F> {
         let in_flight = self.metrics.passes.begin(kind, &*self.clock);
         let result = self.forward.pass(&mut batch).and_then(|drawn| {
             let (got, wanted) = (drawn.len(), batch.len());
-            if got == wanted {
+            let why = if got != wanted {
+                format!("a pass of {wanted} rows gave {got} results")
+            } else if let Some(row) =
+                batch.iter().zip(&drawn).position(|(row, drawn)| row.draw != drawn.is_some())
+            {
+                format!("a pass drew for row {row} what it was not to draw, or drew nothing")
+            } else {
                 return Ok(drawn);
-            }
+            };
             // It takes its sequences to have drawn what nobody gets: they are opened anew.
-            let why = format!("a pass of {wanted} rows gave {got} results");
             Err(PassFailed::new(why).losing_caches())
         });
         drop(batch);
@@ -424,7 +430,12 @@ impl<F: Forward> Engine<F> {
         }
         match result {
             Ok(drawn) => {
-                let lent = self.pace.passed(decoding, prompt_tokens, took);
+                // The last token of a prompt costs what a stream's next one does, and asks nobody.
+                let single =
+                    |row: &&Planned| self.running[row.index].as_step().left == NonZeroU32::MIN;
+                let singles = table.iter().filter(single).count();
+                let rest = tokens - u32::try_from(singles).unwrap_or(u32::MAX).min(tokens);
+                let lent = self.pace.passed(singles, rest, took);
                 self.company.settle(&self.pace, lent);
                 self.fits(table);
                 self.hand_out(table, drawn);
@@ -435,8 +446,11 @@ impl<F: Forward> Engine<F> {
     }
 
     /// So that another model's prompt does not hold up a stream that is about to begin.
-    fn say_who_flows(&self) {
+    fn say_who_flows(&mut self) {
         let flows = self.running.iter().any(|running| running.as_step().flows);
+        if !flows {
+            self.pace.nobody_flows();
+        }
         self.company.flows(flows, self.pace.decode());
     }
 
@@ -483,7 +497,7 @@ impl<F: Forward> Engine<F> {
         }
         let tell = self.failures.failed();
         let alone = table.len() == 1;
-        let (culprit, free) = match failed.kind {
+        let (culprit, mut free) = match failed.kind {
             PassFault::TooLarge => match self.shrink(table, failed) {
                 Fell::Half => (None, false),
                 Fell::Back => (None, true),
@@ -496,7 +510,7 @@ impl<F: Forward> Engine<F> {
         let suspects = culprit.is_none() && failed.kind != PassFault::TooLarge;
         if suspects && table.iter().any(|row| self.running[row.index].is_acquitted()) {
             // Alone they ran well, together they fail: it is their company.
-            self.shrink(table, failed);
+            free = self.shrink(table, failed) == Fell::Back;
         }
         let again = Again { culprit, suspects, free };
         let retried = self.try_again(table, failed, &again);

@@ -249,13 +249,17 @@ impl<W: Write> Writer<W> {
     }
 
     fn write(&mut self, batch: &[u8]) {
+        // A mark alone says what is missing by itself.
+        if batch.is_empty() {
+            return;
+        }
         if self.unsaid > 0 && !self.say() {
             return self.fail(lines(batch));
         }
         if let Err((error, rest)) = self.put(batch) {
             self.why = error.to_string();
             self.fail(lines(&batch[batch.len() - rest..]));
-        } else if !batch.is_empty() {
+        } else {
             self.recovered();
         }
     }

@@ -1,6 +1,7 @@
 //! From a request's head to its admission: who it is, what it asks, which model, tokens, checks, a
 //! seat, and at each step the policies.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::ask::{Ask, Invalid, Least, Length, Words};
 use crate::body::Arrived;
+use crate::doors::client;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::models::Model;
@@ -41,8 +43,8 @@ pub(crate) struct Visit {
     arrived_at: Instant,
     /// When its time is up if it is not admitted before, and by which deadline.
     due: Option<(Instant, Deadline)>,
-    /// The other side's address, where nobody says whose it is.
-    address: String,
+    /// The other side's address or network, where nobody says whose it is.
+    client: String,
     serial: u64,
     headers: Headers,
     /// Does its client want to know what was decided, and may it?
@@ -121,7 +123,7 @@ impl Host {
         let chain = self.policies.current();
         let Meta { id, at_micros, arrived_at, address, .. } = meta;
         let serial = self.serial();
-        let address = address.map_or_else(String::new, |address| address.to_string());
+        let shown = |address: IpAddr| address.to_string();
         let mut visit = Visit {
             id: id.clone(),
             endpoint,
@@ -129,7 +131,8 @@ impl Host {
             identity: Identity::default(),
             arrived_at: *arrived_at,
             due: self.due(*arrived_at),
-            address,
+            // As connections are counted: whoever has a network of addresses is one all the same.
+            client: address.map(client).map_or_else(String::new, shown),
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),
@@ -142,7 +145,7 @@ impl Host {
                 arrived_at_micros: *at_micros,
                 endpoint,
                 credential: credential(headers),
-                address: visit.address.clone(),
+                address: address.map_or_else(String::new, shown),
                 headers: visit.headers.clone(),
                 looks_up,
             };
@@ -168,7 +171,11 @@ impl Host {
         // Kept for nobody, unless somebody may look at it.
         let seen = if chain.wants_content() { bytes.clone() } else { Bytes::new() };
         lease.grow(read_bytes(size, values, !seen.is_empty())).await?;
-        let parse = move || Ask::parse(endpoint, &bytes);
+        let hold = lease.hold();
+        let parse = move || {
+            let _until_it_is_done = hold;
+            Ask::parse(endpoint, &bytes)
+        };
         let ask = if size <= AT_ONCE_BYTES {
             parse()
         } else {
@@ -181,7 +188,11 @@ impl Host {
             // Otherwise the first policy that looks would parse it, on the runtime's thread.
             // Whoever asks for something in a body that is none is told so.
             let parsed = Arc::clone(&body);
-            let parse = move || drop(parsed.parse());
+            let hold = lease.hold();
+            let parse = move || {
+                let _until_it_is_done = hold;
+                drop(parsed.parse());
+            };
             if size <= AT_ONCE_BYTES {
                 parse();
             } else {
@@ -193,7 +204,9 @@ impl Host {
                 let size_max = size.saturating_mul(2) + Body::WRITTEN_BYTES_MAX;
                 lease.grow(size_max.saturating_mul(2)).await?;
                 let changed = Arc::clone(&body);
+                let hold = lease.hold();
                 let parse_again = move || {
+                    let _until_it_is_done = hold;
                     let changed = changed.changed().unwrap_or_default();
                     Ask::parse(endpoint, &changed).map(|ask| (ask, changed.len()))
                 };
@@ -348,7 +361,12 @@ impl Host {
         let owner = part.map(|part| (model.clone(), part));
         let job = Job { owner, ..visit.job(class) };
         let text = Arc::clone(text);
-        let tokens = self.work.run(job, move || tokens(&text, words.into_inner(), shape));
+        // What has begun goes on when its client has left, and takes its memory all the same.
+        let hold = lease.hold();
+        let tokens = self.work.run(job, move || {
+            let _until_it_is_done = hold;
+            tokens(&text, words.into_inner(), shape)
+        });
         Ok(tokens.await??)
     }
 }
@@ -371,7 +389,7 @@ fn read_bytes(bytes: usize, values: usize, parsed_for_policies: bool) -> usize {
 impl Visit {
     /// With whose work this one's takes turns.
     pub(crate) fn whose(&self) -> &str {
-        if self.identity.tenant.is_empty() { &self.address } else { &self.identity.tenant }
+        if self.identity.tenant.is_empty() { &self.client } else { &self.identity.tenant }
     }
 
     fn job(&self, class: Class) -> Job<'_> {

@@ -29,10 +29,15 @@ pub(crate) struct Arrived {
 pub(crate) async fn read(
     body: &mut Body,
     config: &ServerConfig,
-    lease: Option<&mut Lease>,
+    mut lease: Option<&mut Lease>,
 ) -> Result<Arrived, Failure> {
-    let whole = within(body, config.body_max.in_memory(), config.body_timeout, lease).await;
+    let limit = config.body_max.in_memory();
+    let whole = within(body, limit, config.body_timeout, lease.as_deref_mut()).await;
     if let Err(Failure::Body(BodyProblem::TooLarge { .. }) | Failure::Work(_)) = whole {
+        // What has arrived is gone, and the rest is kept by nobody.
+        if let Some(lease) = lease {
+            lease.let_go();
+        }
         discard(body, config).await;
     }
     whole
@@ -55,11 +60,14 @@ async fn within(
     time_max: Duration,
     mut lease: Option<&mut Lease>,
 ) -> Result<Arrived, Failure> {
+    const AT_FIRST: usize = 64 << 10;
+
     let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if said > limit {
         return Err(BodyProblem::TooLarge { limit }.into());
     }
-    let (mut whole, mut values) = (Vec::with_capacity(said), 0);
+    // What it says of its length takes no memory before it is there.
+    let (mut whole, mut values) = (Vec::with_capacity(said.min(AT_FIRST)), 0);
     let mut time_left = time_max;
     loop {
         // Only the time that its client takes: it cannot help it when there is no memory.

@@ -127,7 +127,8 @@ impl Doors {
             // It is being answered by now.
             return;
         }
-        let _room = self.reserve.acquire().await;
+        // Whoever idles by then is next: nobody tells.
+        let _ = tokio::time::timeout(HEAD_IN, self.reserve.acquire()).await;
     }
 
     /// Tells somebody in the reserve to make way at once, if anybody is to.
@@ -187,11 +188,11 @@ pub(crate) struct OfAddress {
 impl OfAddress {
     fn enter(all: &Arc<Addresses>, address: IpAddr, most: usize) -> Option<Self> {
         let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        (*count < most).then(|| {
-            *count += 1;
-            Self { address, all: Arc::clone(all) }
-        })
+        if counts.get(&address).is_some_and(|count| *count >= most) || most == 0 {
+            return None;
+        }
+        *counts.entry(address).or_default() += 1;
+        Some(Self { address, all: Arc::clone(all) })
     }
 }
 
@@ -208,7 +209,7 @@ impl Drop for OfAddress {
 }
 
 /// Who counts as one client: an address, or of IPv6 the network of 64 bits that everybody has.
-fn client(address: IpAddr) -> IpAddr {
+pub(crate) fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();

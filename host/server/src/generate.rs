@@ -91,13 +91,14 @@ pub(crate) async fn generate(
         }
         None => {
             let has_left = generation.admitted();
+            let title = Arc::clone(&submission.title);
             let (outlet, inlet) = pieces(Some(generation));
             submission.submit(&host, Reader::Client(outlet), has_left);
             if has_left {
                 // The connection drops this next, and what would be answered is for nobody.
                 return std::future::pending().await;
             }
-            answer(&host.work, shape, head, stream, inlet).await?
+            answer((&host.work, &title.tenant), shape, head, stream, inlet).await?
         }
     };
     policies_say(&said, response.headers_mut());
@@ -204,7 +205,7 @@ impl Submission {
 }
 
 async fn answer(
-    work: &WorkPool,
+    (work, tenant): (&WorkPool, &str),
     shape: Shape,
     head: Head,
     stream: bool,
@@ -217,7 +218,7 @@ async fn answer(
     } else {
         let (said, done) = inlet.whole().await?;
         let bytes = said.bytes();
-        let whole = written(work, bytes, move || voice.whole(said, &done)).await?;
+        let whole = written(work, tenant, bytes, move || voice.whole(said, &done)).await?;
         ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);
@@ -231,9 +232,10 @@ async fn answer(
     Ok(response)
 }
 
-/// Writes out an answer of so many bytes: a long one where that holds up nobody.
+/// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
 pub(crate) async fn written(
     work: &WorkPool,
+    tenant: &str,
     bytes: usize,
     write: impl FnOnce() -> Vec<u8> + Send + 'static,
 ) -> Result<Vec<u8>, Failure> {
@@ -244,6 +246,6 @@ pub(crate) async fn written(
         return Ok(write());
     }
     // It has been generated, and is not refused now.
-    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), "") };
+    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), tenant) };
     Ok(work.run(job, write).await?)
 }

@@ -100,9 +100,11 @@ pub(crate) async fn request(
         Kept::Ended(result) => match &**result {
             (said, Ok(done)) => {
                 let (title, said, done) = (Arc::clone(&title), said.clone(), *done);
+                let tenant = title.tenant.clone();
                 let write =
                     move || voice(title.shape.clone(), title.head.clone()).whole(said, &done);
-                answer = Some(written(&host.work, result.0.bytes(), write).await?);
+                let whole = written(&host.work, &tenant, result.0.bytes(), write);
+                answer = Some(whole.await?);
                 "completed"
             }
             (_, Err(failure)) => {
@@ -149,10 +151,10 @@ impl Host {
 
 /// A response as it is at the moment.
 pub(crate) async fn shown(work: &WorkPool, title: &Arc<Title>, kept: &Kept) -> Answer {
-    let bytes = title.shape.bytes() + kept.bytes();
+    let (bytes, tenant) = (title.shape.bytes() + kept.bytes(), title.tenant.clone());
     let (title, kept) = (Arc::clone(title), kept.clone());
     let write = move || shown_response(&title.shape, &title.head, &kept);
-    let mut response = Response::new(written(work, bytes, write).await?.into());
+    let mut response = Response::new(written(work, &tenant, bytes, write).await?.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

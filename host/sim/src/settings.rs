@@ -80,12 +80,12 @@ impl SimSettings {
         let times = |time: Duration, count: usize| {
             time.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
         };
-        let mut time = self.pass + times(self.prefill, prompts);
+        let mut time = self.pass.saturating_add(times(self.prefill, prompts));
         if decoding > 0 {
-            time += self.decode + times(self.row, decoding);
+            time = time.saturating_add(self.decode).saturating_add(times(self.row, decoding));
         }
         if decoding > 0 && prompts > 0 {
-            time += self.mixed;
+            time = time.saturating_add(self.mixed);
         }
         time
     }

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - It never holds more than its limit, but for what must be done all the same.
+//! - It never holds more than its limit, but for what must be done all the same, and that is done.
 //! - Whoever finds it full takes the place of a tenant that has more waiting than itself; a tenant
 //!   that fills the line alone is refused alone.
 //! - Small work goes first, yet nothing starves: what was passed over [`PASSED_MAX`] times is next.
@@ -23,6 +23,7 @@ pub(super) struct Line<T> {
     lots: [Lot<T>; Class::ALL.len()],
     limit: usize,
     waiting: usize,
+    /// What waits and may be displaced.
     by_tenant: BTreeMap<String, usize>,
     joined: u64,
 }
@@ -30,8 +31,15 @@ pub(super) struct Line<T> {
 /// What waits in one class.
 struct Lot<T> {
     /// Tenants in turn, each with its own work in the order in which it came.
-    tenants: VecDeque<(String, VecDeque<(u64, T)>)>,
+    tenants: VecDeque<(String, VecDeque<Entry<T>>)>,
     passed_over: u32,
+}
+
+struct Entry<T> {
+    number: u64,
+    /// Nobody takes its place.
+    must: bool,
+    one: T,
 }
 
 /// A place in the line.
@@ -88,12 +96,15 @@ impl<T> Line<T> {
         self.joined += 1;
         let place = Place { class, tenant: tenant.to_owned(), number: self.joined };
         let tenants = &mut self.lots[class as usize].tenants;
+        let entry = Entry { number: place.number, must, one };
         match tenants.iter_mut().find(|(name, _)| name == tenant) {
-            Some((_, queue)) => queue.push_back((place.number, one)),
-            None => tenants.push_back((place.tenant.clone(), [(place.number, one)].into())),
+            Some((_, queue)) => queue.push_back(entry),
+            None => tenants.push_back((place.tenant.clone(), [entry].into())),
         }
         self.waiting += 1;
-        *self.by_tenant.entry(place.tenant.clone()).or_default() += 1;
+        if !must {
+            *self.by_tenant.entry(place.tenant.clone()).or_default() += 1;
+        }
         match displaced {
             Some((class, other)) => Joined::Displaced(place, class, other),
             None => Joined::Waits(place),
@@ -116,8 +127,9 @@ impl<T> Line<T> {
         let lot = &mut self.lots[class as usize];
         lot.passed_over = 0;
         let (tenant, mut queue) = lot.tenants.pop_front()?;
-        let (_, one) = queue.pop_front().expect("a tenant without work is not in turn");
-        self.left(&tenant);
+        let Entry { must, one, .. } =
+            queue.pop_front().expect("a tenant without work is not in turn");
+        self.left(&tenant, must);
         if !queue.is_empty() {
             self.lots[class as usize].tenants.push_back((tenant, queue));
         }
@@ -130,12 +142,12 @@ impl<T> Line<T> {
         let lot = &mut self.lots[*class as usize];
         let turn = lot.tenants.iter().position(|(name, _)| name == tenant)?;
         let queue = &mut lot.tenants[turn].1;
-        let at = queue.iter().position(|(other, _)| other == number)?;
-        let (_, one) = queue.remove(at)?;
+        let at = queue.iter().position(|entry| entry.number == *number)?;
+        let Entry { must, one, .. } = queue.remove(at)?;
         if queue.is_empty() {
             lot.tenants.remove(turn);
         }
-        self.left(tenant);
+        self.left(tenant, must);
         Some(one)
     }
 
@@ -150,7 +162,8 @@ impl<T> Line<T> {
         let most = most.clone();
         for class in Class::ALL.into_iter().rev() {
             let theirs = self.lots[class as usize].tenants.iter().find(|(name, _)| *name == most);
-            if let Some(&(number, _)) = theirs.and_then(|(_, queue)| queue.back()) {
+            let last = theirs.and_then(|(_, queue)| queue.iter().rfind(|entry| !entry.must));
+            if let Some(&Entry { number, .. }) = last {
                 let place = Place { class, tenant: most, number };
                 return self.leave(&place).map(|one| (class, one));
             }
@@ -158,8 +171,11 @@ impl<T> Line<T> {
         None
     }
 
-    fn left(&mut self, tenant: &str) {
+    fn left(&mut self, tenant: &str, must: bool) {
         self.waiting -= 1;
+        if must {
+            return;
+        }
         if let Some(waiting) = self.by_tenant.get_mut(tenant) {
             *waiting -= 1;
             if *waiting == 0 {
@@ -197,6 +213,18 @@ mod tests {
         }
         join(&mut line, Small, "b2");
         assert_eq!(order(&mut line, true), "a3 b2 a2 a1 b1");
+    }
+
+    #[test]
+    fn what_must_be_done_stays_whoever_comes() {
+        let mut line = Line::new(2);
+        for one in ["a1", "a2", "a3"] {
+            assert!(matches!(line.join(Large, "a", true, one), Joined::Waits(_)));
+        }
+        assert!(matches!(line.join(Small, "b", false, "b1"), Joined::Full("b1")));
+        assert_eq!(order(&mut line, true), "a1 a2 a3");
+        join(&mut line, Small, "b1");
+        assert_eq!(order(&mut line, true), "b1", "nothing is counted that is gone");
     }
 
     #[test]

@@ -7,11 +7,12 @@
 //!
 //! - What is held is never more than the limit.
 //! - Nobody waits for ever: half of the memory is for all, and when that is gone, the other half
-//!   is for one request at a time, the oldest that waits. One request never takes more than a half,
-//!   so that one comes to its end and lets go of everything.
+//!   is for one request at a time, of whose tenant holds the least. One request never takes more
+//!   than a half, so that one comes to its end and lets go of everything.
 //! - A part of it is only for small requests, so that large ones never keep them out.
 //! - Of those that wait, the next is whose tenant holds the least.
-//! - A request that goes away, wherever it is, lets go of all that it holds.
+//! - A request that goes away, wherever it is, lets go of all that it holds, once what it set going
+//!   has ended too.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,11 +55,20 @@ struct Holder {
     waits: Option<(usize, oneshot::Sender<Result<(), NotDone>>)>,
 }
 
-/// What one request holds. Dropping it gives all back.
+/// What one request holds. Dropping it gives all back, unless work that it set going still holds it.
 pub(crate) struct Lease {
+    hold: Hold,
+    total: usize,
+}
+
+/// Keeps what a request holds in the books while work for it is under way: that goes on when the
+/// request has gone.
+#[derive(Clone)]
+pub(crate) struct Hold(Arc<Holding>);
+
+struct Holding {
     memory: Arc<Memory>,
     number: u64,
-    total: usize,
 }
 
 impl Memory {
@@ -69,12 +79,15 @@ impl Memory {
         held: IntGauge,
         waiting: IntGauge,
     ) -> Arc<Self> {
+        /// Bodies of chats that people write. Larger ones arrive slowly as well.
+        const SMALL_MAX: usize = 256 << 10;
+
         let general = bytes / 2;
         Arc::new(Self {
             books: Mutex::new(Books {
                 general,
                 for_small: general / 8,
-                small_max: general / 32,
+                small_max: (general / 32).min(SMALL_MAX),
                 reserve: bytes - general,
                 waiting_max,
                 held: 0,
@@ -95,7 +108,7 @@ impl Memory {
         let number = books.numbers;
         let holder = Holder { tenant: tenant.to_owned(), held: 0, waits: None };
         books.holders.insert(number, holder);
-        Lease { memory: Arc::clone(self), number, total: 0 }
+        Lease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -121,9 +134,10 @@ impl Lease {
             return Ok(());
         }
         let told = {
-            let mut books = self.memory.books();
-            let told = books.ask(self.number, self.total, bytes)?;
-            self.memory.tell(&books);
+            let Holding { memory, number } = &*self.hold.0;
+            let mut books = memory.books();
+            let told = books.ask(*number, self.total, bytes)?;
+            memory.tell(&books);
             told
         };
         if let Some(told) = told {
@@ -140,8 +154,23 @@ impl Lease {
     ///
     /// When too many wait for room.
     pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), NotDone> {
-        let room = self.memory.books().reserve - self.total;
+        let room = self.hold.0.memory.books().reserve - self.total;
         self.grow(bytes_max.min(room)).await
+    }
+
+    /// For work that is set going.
+    pub(crate) fn hold(&self) -> Hold {
+        self.hold.clone()
+    }
+
+    /// Gives all back that it holds so far.
+    pub(crate) fn let_go(&mut self) {
+        let Holding { memory, number } = &*self.hold.0;
+        let mut books = memory.books();
+        books.let_go_but_stay(*number);
+        memory.tell(&books);
+        drop(books);
+        self.total = 0;
     }
 
     /// How much it holds.
@@ -151,7 +180,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for Holding {
     fn drop(&mut self) {
         let mut books = self.memory.books();
         books.let_go(self.number);
@@ -214,7 +243,8 @@ impl Books {
         *self.by_tenant.entry(holder.tenant.clone()).or_default() += bytes;
     }
 
-    /// Tells all that wait for what there is; the oldest takes the reserve when there is nothing.
+    /// Tells all that wait for what there is; when there is nothing, the reserve goes to the one whose
+    /// tenant holds the least, or has not: whoever holds much and stalls does not get that as well.
     fn hand_out(&mut self) {
         loop {
             let next = self.waiting().map(|(number, holder)| {
@@ -224,14 +254,17 @@ impl Books {
                 ((!small, theirs, *number), bytes)
             });
             let Some(((large, _, number), bytes)) = next.min() else { return };
-            let oldest = self.waiting().next().map(|(number, _)| *number);
             if self.fits(!large, bytes) {
                 self.wake(number, bytes);
-            } else if let Some(oldest) = oldest.filter(|_| self.borrowed.is_none()) {
-                self.borrowed = Some((oldest, 0));
-                let waits = self.holders[&oldest].waits.as_ref();
-                let bytes = waits.map_or(0, |(bytes, _)| *bytes);
-                self.wake(oldest, bytes);
+            } else if self.borrowed.is_none() {
+                let theirs =
+                    |holder: &Holder| self.by_tenant.get(&holder.tenant).copied().unwrap_or(0);
+                let least =
+                    self.waiting().min_by_key(|(number, holder)| (theirs(holder), **number));
+                let Some((&least, holder)) = least else { return };
+                let bytes = holder.waits.as_ref().map_or(0, |(bytes, _)| *bytes);
+                self.borrowed = Some((least, 0));
+                self.wake(least, bytes);
             } else {
                 return;
             }
@@ -268,6 +301,13 @@ impl Books {
             let _ = tell.send(Err(NotDone::Full { limit }));
         }
         true
+    }
+
+    fn let_go_but_stay(&mut self, number: u64) {
+        let Some(holder) = self.holders.get(&number) else { return };
+        let stays = Holder { tenant: holder.tenant.clone(), held: 0, waits: None };
+        self.let_go(number);
+        self.holders.insert(number, stays);
     }
 
     fn let_go(&mut self, number: u64) {
@@ -320,6 +360,50 @@ mod tests {
             Poll::Ready(ready) => Some(ready),
             Poll::Pending => None,
         }
+    }
+
+    #[test]
+    fn what_is_under_way_holds_its_memory_when_its_request_has_gone() {
+        let memory = memory();
+        let mut lease = memory.lease("a");
+        assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
+        let under_way = lease.hold();
+        drop(lease);
+        assert_eq!(memory.held.get(), 7 * MIB as i64);
+        drop(under_way);
+        assert_eq!(memory.held.get(), 0);
+    }
+
+    #[test]
+    fn a_request_that_is_refused_lets_go_at_once() {
+        let memory = memory();
+        let mut lease = memory.lease("a");
+        assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
+        lease.let_go();
+        assert_eq!((memory.held.get(), lease.bytes()), (0, 0));
+        assert_eq!(now(&mut lease, 8 * MIB), Some(Ok(())));
+        drop(lease);
+        assert_eq!(memory.held.get(), 0);
+    }
+
+    #[test]
+    fn who_holds_much_and_stalls_does_not_get_the_reserve_as_well() {
+        let memory = memory();
+        let mut stalled: Vec<Lease> = (0..8).map(|_| memory.lease("a")).collect();
+        for lease in &mut stalled[..7] {
+            assert_eq!(now(lease, MIB), Some(Ok(())));
+        }
+        let [.., more] = &mut stalled[..] else { unreachable!("eight") };
+        let mut holder = memory.lease("b");
+        let mut reserve = memory.lease("c");
+        assert_eq!(now(&mut reserve, 2 * MIB), Some(Ok(())), "the reserve is somebody's");
+        let mut first = Box::pin(more.grow(2 * MIB));
+        assert_eq!(poll(&mut first), None);
+        let mut second = Box::pin(holder.grow(2 * MIB));
+        assert_eq!(poll(&mut second), None);
+        drop(reserve);
+        assert_eq!(poll(&mut second), Some(Ok(())), "it came later, and holds nothing");
+        assert_eq!(poll(&mut first), None);
     }
 
     #[test]
