@@ -270,10 +270,14 @@ def test_of_what_is_here_or_simulated_there_is_nothing_to_pull(tmp_path):
     assert "nothing to fetch" in simulated.stderr
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
-    for here in [gguf, tmp_path]:
+    folder = ROOT / "tests/golden/data/llama-f32"
+    for here in [gguf, folder]:
         pulled = run("models", "pull", str(here))
         assert (pulled.returncode, pulled.stdout) == (0, f"{here}\n")
         assert "nothing to fetch" in pulled.stderr
+    no_model = run("models", "pull", str(tmp_path))
+    assert (no_model.returncode, no_model.stdout) == (1, "")
+    assert str(tmp_path) in no_model.stderr
     missing = tmp_path / "missing.gguf"
     refused = run("models", "pull", str(missing))
     assert (refused.returncode, refused.stdout) == (1, "")
