@@ -18,7 +18,7 @@ pub struct EngineConfig {
     /// Most requests that run at once in `batched` mode; the others wait. Turn this up on a large
     /// GPU, where more rows cost little more time; down when each stream should be faster.
     pub running_max: NonZeroU32,
-    /// Most prompt tokens that one pass computes; fewer where so many would take more than about a
+    /// Most prompt tokens that one pass computes, beside the last ones of prompts; fewer where so many would take more than about a
     /// second, since a cancelled prompt stops between passes. Turn this down when memory is short
     /// or cancelling must act sooner still, up when long prompts should compute faster on a large
     /// GPU.

@@ -18,9 +18,12 @@
 //!
 //! - Over its life a stream is held up by no more than `decode_stretch_max - 1` times what its
 //!   passes take, and once `decode_pause_max` or one pass's share, whichever is more; and, where
-//!   that is still less, by one piece as below.
+//!   that is still less, by one piece as below. On top come passes before it is known what decoding
+//!   takes, passes that fail, and those in which a suspect runs alone.
 //! - A prompt is not cut into pieces that cost less for their tokens than for being a pass: a piece
-//!   has at least [`Pace::CHUNK_MIN`] tokens, and as many as cost what is fixed; or it is the rest.
+//!   has at least [`Pace::CHUNK_MIN`] tokens, and as many as cost what is fixed; or it is the rest,
+//!   or all that `prefill_chunk` and the device's memory allow.
+//! - The last token of a prompt is no prompt here: it costs what a stream's next one does.
 //!
 //! # Not here
 //!

@@ -33,7 +33,7 @@ pub struct ServerConfig {
     pub connections_per_address_max: Option<NonZeroUsize>,
     /// Most bytes of a request's body (413 over it). Turn this up when prompts longer than this
     /// fit the model's context.
-    // Times `connections_max`, it is the most memory that strangers can make us hold.
+    // What all of them hold together, `work.memory_max` bounds.
     pub body_max: ByteSize,
     /// Longest time for a request's body to arrive (408 after it). Turn this up when clients
     /// send long prompts over slow links.
@@ -69,8 +69,8 @@ pub struct ServerConfig {
     /// this is thrown away, and the connection is closed after the requests before that. Turn this
     /// up when clients send long requests ahead.
     pub pipelined_max: ByteSize,
-    /// What `Retry-After` says when the waiting room is full or the model is loading, in whole
-    /// seconds. Turn this up when clients come back too soon.
+    /// What `Retry-After` says, in whole seconds, where asking again later may work: the host is full,
+    /// loading or ending, or its device lacks memory. Turn this up when clients come back too soon.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
