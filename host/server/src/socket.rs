@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -45,8 +46,12 @@ pub(crate) trait Receive: Send + Sync + 'static {
     /// Ready when there may be something to read.
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Reads what is there; 0 bytes: nothing follows.
+    /// Reads what is there; 0 bytes: nothing follows. What has come since the runtime last looked at
+    /// its sockets may not be there yet.
     fn try_read(&self, into: &mut [u8]) -> io::Result<usize>;
+
+    /// The same by asking the system, which has all that has come.
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize>;
 
     /// Returns when the connection has failed, in either direction, whatever is unread.
     fn failed(&self) -> impl Future<Output = ()> + Send;
@@ -61,6 +66,11 @@ macro_rules! receive {
 
             fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
                 self.as_ref().try_read(into)
+            }
+
+            fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
+                let (read, _) = recv(self.as_ref(), into, RecvFlags::DONTWAIT)?;
+                Ok(read)
             }
 
             async fn failed(&self) {
@@ -214,7 +224,11 @@ impl<R: Receive> Shared<R> {
                 return Poll::Pending;
             }
             match ready!(self.receiving.poll_ready(cx)) {
-                Ok(()) => self.read(&mut ahead, most),
+                Ok(()) => {
+                    let mut bytes = [0; READ];
+                    let read = self.receiving.try_read(&mut bytes[..most]);
+                    self.keep(&mut ahead, &bytes, read)
+                }
                 Err(error) => {
                     ahead.end = Some(End::Failed(error.kind()));
                     true
@@ -225,10 +239,9 @@ impl<R: Receive> Shared<R> {
         Poll::Pending
     }
 
-    /// Reads so much at most; false when nothing is there.
-    fn read(&self, ahead: &mut Ahead, most: usize) -> bool {
-        let mut bytes = [0; READ];
-        match self.receiving.try_read(&mut bytes[..most]) {
+    /// Keeps what was read; false when nothing is there.
+    fn keep(&self, ahead: &mut Ahead, bytes: &[u8], read: io::Result<usize>) -> bool {
+        match read {
             Ok(0) => ahead.end = Some(End::Closed),
             Ok(read) => ahead.put(&bytes[..read], self.rules.pipelined_max),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -246,7 +259,13 @@ impl<R: Receive> Look for Shared<R> {
         let mut ahead = self.ahead();
         // The rest, if there is more, is read by the watch.
         for _ in 0..READS_MAX {
-            if ahead.departure().is_some() || !self.read(&mut ahead, READ) {
+            if ahead.departure().is_some() {
+                break;
+            }
+            let mut bytes = [0; READ];
+            // Not by the runtime's readiness: its driver may not have run since the end came.
+            let read = self.receiving.read_now(&mut bytes);
+            if !self.keep(&mut ahead, &bytes, read) {
                 break;
             }
         }
@@ -396,6 +415,24 @@ mod tests {
         generation.admitted();
         assert_eq!(left(&mut watch).await, Departure::Closed);
         is_read_on(socket, sent).await;
+    }
+
+    /// Nothing is awaited in between, so the runtime has not looked at its sockets.
+    #[tokio::test]
+    async fn an_end_that_the_runtime_has_not_heard_of_is_seen_all_the_same() {
+        let (client, server) = tcp().await;
+        let mut client = client.into_std().expect("a socket");
+        let (socket, watch) = watched(server.into_split(), RULES);
+        let generation = watch.client().generation();
+        assert!(!generation.admitted(), "it is there");
+        std::io::Write::write_all(&mut client, b"behind").expect("sends");
+        client.shutdown(std::net::Shutdown::Write).expect("closes");
+        let begun = tokio::time::Instant::now();
+        while !generation.admitted() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "its end is not seen");
+            std::thread::yield_now();
+        }
+        is_read_on(socket, b"behind").await;
     }
 
     #[tokio::test]
