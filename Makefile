@@ -5,7 +5,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # Where cargo puts the main workspace's build; MLX and the guests stay under target/.
-BUILD = $(or $(CARGO_TARGET_DIR),target)
+BUILD = $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
+
+# With a target set, cargo puts the build elsewhere again, and the policies' are for another one.
+unexport CARGO_BUILD_TARGET
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -93,10 +96,10 @@ toolchain: need-cargo
 guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
 	@plugins/toolchain/build.sh --locked $(GUEST_WORKSPACES)
 
-# The tests of what policies share run against a real one.
+# The tests of what policies share run against real ones.
 .PHONY: redis
-redis: need-python ## a Redis server for the tests, as target/redis/redis-server
-	@host/state/redis-setup.sh
+redis: need-python ## the oldest and newest Redis for the tests, under target/redis
+	@PYTHON=$(PYTHON) host/state/redis-setup.sh
 
 # Not part of `setup`: building and serving need no JavaScript and no Python.
 .PHONY: guests-languages

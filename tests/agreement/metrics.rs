@@ -6,17 +6,20 @@ use std::path::Path;
 
 use interlock_admission::PolicyMetrics;
 use interlock_engine::EngineMetrics;
+use interlock_log::LogMetrics;
 use interlock_metrics::Registry;
 use interlock_policy::{PolicyHost, Services};
-use interlock_server::ServerMetrics;
+use interlock_server::{ServerMetrics, WorkMetrics};
 use interlock_state::{State, StateConfig, StateMetrics};
 
 #[test]
 fn the_inventory_lists_every_family_as_it_is_declared() {
     let registry = Registry::new();
     EngineMetrics::register(&registry);
+    LogMetrics::register(&registry);
     PolicyMetrics::register(&registry);
     ServerMetrics::register(&registry);
+    WorkMetrics::register(&registry);
     StateMetrics::register(&registry);
     let state = State::open(&StateConfig::default()).expect("in memory");
     // Those of the host of policies are its own, and come with it.

@@ -29,12 +29,13 @@ class NotStarted(Exception):
 class Peer:
     """A running server. `ready` is the time from its start to the first 200 of its health."""
 
-    def __init__(self, name, command, port, health, model, logs, preload=None, env=None):
+    def __init__(self, name, command, port, health, model, logs, preload=None, env=None, gpu=False):
         self.name, self.url, self.model = name, f"http://127.0.0.1:{port}", model
         env = os.environ | (env or {}) | ({"LD_PRELOAD": preload} if preload else {})
         # vllm-mlx queues instead of refusing only if it is told to.
-        env |= {"VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait", "MLX_DISABLE_COMPILE": "1"}
-        env |= {"HF_HUB_OFFLINE": "1"}
+        env |= {"VLLM_MLX_SIMPLE_ENGINE_LOCK_ADMISSION": "wait", "HF_HUB_OFFLINE": "1"}
+        # On a CPU it runs a compiler for every new shape.
+        env |= {} if gpu else {"MLX_DISABLE_COMPILE": "1"}
         if preload:
             env = {"OPENBLAS_CORETYPE": openblas_core()} | env
         self.log = logs / f"{name}.log"

@@ -247,6 +247,22 @@ async fn a_prompt_is_computed_in_chunks_and_its_usage_is_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pages_that_keep_a_prefix_are_counted_when_their_request_is_gone() {
+    let rig = Rig::start(Mode::Batched, 1).await;
+    rig.gate.open();
+    // Two pages of 16 are full, the third goes back empty.
+    let (_, ended) = to_the_end(&mut rig.submit("kept", 40, 3)).await;
+    ended.expect("ends");
+    let counted = || (rig.metric("cache_pages_used"), rig.metric("cache_pages_idle"));
+    within(async {
+        while counted() != (0.0, 2.0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_finished_text_completes_the_request_before_its_next_pass() {
     for mode in [Mode::Simple, Mode::Batched] {
         let mut staged = stage("stop-string", moments(mode)[1], 1).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use interlock_engine::Mode;
 use interlock_sim::SimSettings;
-use interlock_tests::{Rig, Served, within};
+use interlock_tests::{Leaving, Rig, Served, within};
 use tokio::task::JoinSet;
 
 const REQUESTS: usize = 1000;
@@ -81,21 +81,15 @@ const HELD: [&str; 5] = [
     "engine_passes_in_flight",
 ];
 
-async fn settled(served: &Served, tasks: impl Fn() -> usize) -> usize {
+/// Returns when nothing is held, and no more tasks live than before.
+async fn settled(served: &Served, tasks: impl Fn() -> usize, before: usize) {
     within(async {
-        while HELD.iter().any(|gauge| served.rig.metric(gauge) != 0.0) {
+        // A task that has told its end has still to be taken down.
+        while HELD.iter().any(|gauge| served.rig.metric(gauge) != 0.0) || tasks() > before {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // A task that has told its end has still to be taken down.
-        let mut last = tasks();
-        loop {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            if std::mem::replace(&mut last, tasks()) == last {
-                return last;
-            }
-        }
     })
-    .await
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,12 +103,14 @@ async fn a_storm_of_clients_that_leave_leaves_nothing_behind() {
     let served: &'static Served = Box::leak(Box::new(Served::of(rig).await));
     served.rig.gate.open();
     let mut rng = fastrand::Rng::with_seed(7);
+    // Nobody has connected yet.
+    let before = tasks();
     storm(served, AT_ONCE, &mut rng).await;
-    let before = settled(served, tasks).await;
+    settled(served, tasks, before).await;
     let admitted_before = ended(served);
 
     let whole = storm(served, REQUESTS, &mut rng).await;
-    assert_eq!(settled(served, tasks).await, before, "no task is left");
+    settled(served, tasks, before).await;
     assert!(whole > REQUESTS / 10, "some stayed: {whole}");
     let left = r#"requests_total{endpoint="completions",model="sim",outcome="disconnected"}"#;
     assert!(served.rig.metric(left) > 100.0, "many left in time to be noticed");
@@ -124,6 +120,55 @@ async fn a_storm_of_clients_that_leave_leaves_nothing_behind() {
     assert_eq!(served.rig.metric("engine_passes_in_flight_max"), 1.0);
     assert_eq!(served.rig.engine.view().waiting, 0, "all seats are back");
     assert!(served.rig.engine.seat().is_ok());
+}
+
+/// Clients whose end lies behind something else, in whatever stage their requests are.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_that_leave_something_in_their_sockets_leave_nothing_behind() {
+    const CLIENTS: usize = 200;
+    // Nobody waits long enough to see one of these end by itself.
+    const NEVER: u32 = 900_000;
+
+    let next = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}";
+    let megabyte = format!("{next}{}", "x".repeat(1 << 20));
+    let behind = ["", "\r\n", next, "GET /met", &megabyte];
+    let decode = Duration::from_millis(1);
+    let settings = SimSettings { decode, stop: 0, context: 1_000_000, ..SimSettings::default() };
+    let rig = Rig::start_with(Mode::Batched, CLIENTS, settings).await;
+    let served = Served::of(rig).await;
+    let mut calls = vec![];
+    for number in 0..CLIENTS {
+        let stream = number % 2 == 0;
+        let body = format!(
+            r#"{{"model":"sim","prompt":"{number}","max_tokens":{NEVER},"stream":{stream}}}"#
+        );
+        let id = format!("behind-{number}");
+        calls.push(served.post("/v1/completions", &id, &body).await);
+    }
+    served.rig.gate.open();
+    within(async {
+        let held = || HELD[..2].iter().map(|gauge| served.rig.metric(gauge)).sum::<f64>();
+        while held() < CLIENTS as f64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(served.rig.metric("requests_waiting") > 0.0, "some wait");
+    let mut leaving = JoinSet::new();
+    for (number, mut call) in calls.into_iter().enumerate() {
+        let (by, bytes) = (Leaving::ALL[number % 3], behind[number % behind.len()].to_owned());
+        leaving.spawn(async move {
+            call.send(bytes.as_bytes()).await;
+            call.leave_by(by).await
+        });
+    }
+    // Who closed only its sending half is still there.
+    let halves = within(leaving.join_all()).await;
+    assert!(halves.iter().flatten().count() > CLIENTS / 4);
+    settled(&served, || 0, 0).await;
+    let left = r#"requests_total{endpoint="completions",model="sim",outcome="disconnected"}"#;
+    assert_eq!(served.rig.metric(left), CLIENTS as f64);
+    assert_eq!(served.rig.engine.view().waiting, 0, "all seats are back");
 }
 
 /// Requests that have ended, however.

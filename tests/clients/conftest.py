@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("INTERLOCK_BIN", ROOT / "target/debug/interlock"))
 PATIENCE = float(os.environ.get("PATIENCE", "60"))  # seconds that anything here may take before the test fails
 
+# What a machine or a person has set for other programs is not for the host under test, nor for its
+# clients: settings, keys, proxies, logins, colours.
+for name in list(os.environ):
+    theirs = name.startswith(("INTERLOCK_", "OPENAI_", "RUST_")) and name != "INTERLOCK_CACHE"
+    if theirs or name.lower().endswith("_proxy") or name in ("CLICOLOR_FORCE", "NO_COLOR"):
+        del os.environ[name]
+os.environ["NETRC"] = os.devnull
+
 LISTENING = re.compile(
     r"interlock listening on (http://[\d.]+:\d+), models? (.+), policies: (.+)"
 )
@@ -27,14 +35,13 @@ class Host:
     def __init__(self, model, *flags, env=None):
         named = ["--model", model] if model else []  # or else the configuration names it
         command = [BINARY, "serve", *named, "--bind", "127.0.0.1:0", *flags]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("INTERLOCK_")}
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=environment | (env or {}),
+            env=os.environ | (env or {}),
         )
         self.log = []
         self._reader = threading.Thread(target=self._read_log, daemon=True)

@@ -5,6 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=tests/clients
 python=${PYTHON:-python3}
+# Python and pytest as they come, whatever is set for somebody's other programs; cargo's target too,
+# or the binary would lie elsewhere.
+unset PYTHONPATH PYTHONHOME PYTEST_ADDOPTS PYTEST_PLUGINS CARGO_BUILD_TARGET
+export PYTHONUTF8=1 PYTHONNOUSERSITE=1
 
 # A virtual environment, made anew when its requirements change.
 venv=$here/.venv
@@ -30,5 +34,8 @@ if ! command -v promtool >/dev/null; then
   fi
 fi
 
-[ -n "${INTERLOCK_BIN:-}" ] || cargo build --locked -p interlock-cli
+if [ -z "${INTERLOCK_BIN:-}" ]; then
+  cargo build --locked -p interlock-cli
+  export INTERLOCK_BIN=$(realpath "${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-target}}")/debug/interlock
+fi
 exec $venv/bin/pytest -q $here "$@"

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 
 from conftest import BINARY, PATIENCE, ROOT
 
@@ -40,7 +39,7 @@ def test_it_says_where_it_listens_and_what_it_serves(serve):
 
 
 def test_readiness_tells_loading_from_ready(serve):
-    host = serve("sim:load=1s", ready=False)
+    host = serve("sim:load=3s", ready=False)
     early = host.http.get("/health/ready")
     assert (early.status_code, early.json()["status"]) == (503, "starting")
     assert host.http.get("/health/live").status_code == 200
@@ -226,10 +225,8 @@ def test_a_bad_policy_file_stops_the_boot_with_its_name_and_reason(tmp_path):
 
 
 def test_sigterm_while_the_model_loads_does_not_wait_for_it(serve):
-    host = serve("sim:load=20s", ready=False)
-    told = time.monotonic()
+    host = serve("sim:load=1h", ready=False)
     assert host.stop() == 0
-    assert time.monotonic() - told < 5
     host._reader.join(PATIENCE)
     assert any("still loading" in line for line in host.log), host.log
 
@@ -273,10 +270,14 @@ def test_of_what_is_here_or_simulated_there_is_nothing_to_pull(tmp_path):
     assert "nothing to fetch" in simulated.stderr
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
-    for here in [gguf, tmp_path]:
+    folder = ROOT / "tests/golden/data/llama-f32"
+    for here in [gguf, folder]:
         pulled = run("models", "pull", str(here))
         assert (pulled.returncode, pulled.stdout) == (0, f"{here}\n")
         assert "nothing to fetch" in pulled.stderr
+    no_model = run("models", "pull", str(tmp_path))
+    assert (no_model.returncode, no_model.stdout) == (1, "")
+    assert str(tmp_path) in no_model.stderr
     missing = tmp_path / "missing.gguf"
     refused = run("models", "pull", str(missing))
     assert (refused.returncode, refused.stdout) == (1, "")

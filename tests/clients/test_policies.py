@@ -300,9 +300,12 @@ def test_sighup_reads_the_files_again(configured, tmp_path):
     text = hello(file).split("[policy.settings]")[0].replace('"100ms"', '"0s"')
     host = configured(model("fine", first=True) + text)
     now = generation(host)
+    # Another host looks at the same file, and shows when there was time to see the change.
+    looking = configured(model("fine", first=True) + hello(file).split("[policy.settings]")[0])
+    seen = generation(looking)
     shutil.copy(GUESTS / "guard.wasm", tmp_path / "new.wasm")
     (tmp_path / "new.wasm").replace(file)
-    time.sleep(0.5)
+    looking.wait(lambda: generation(looking) > seen, "swapped")
     assert generation(host) == now, "nobody has said so"
     host.process.send_signal(signal.SIGHUP)
     host.wait(lambda: generation(host) > now, "swapped")
@@ -340,12 +343,41 @@ def test_what_was_recorded_is_decided_again(configured, tmp_path):
     assert "prompt_too_long" in replayed.stdout, replayed
 
 
+def test_one_request_too_many_is_refused_before_its_body_is_there(configured):
+    """It used to be read, parsed and tokenized first, and then refused for what it was."""
+    host = configured(
+        model("fine", first=True)
+        + """
+[[policy]]
+name = "quota"
+source = "builtin:quota"
+grants = ["state", "metrics"]
+[policy.settings]
+anonymous = "everyone"
+limits = { requests_per_minute = 1 }
+"""
+    )
+    # Also one that comes to nothing is a request.
+    assert host.http.post("/v1/completions", content=b"{").status_code == 400
+    url = host.http.base_url
+    with socket.create_connection((url.host, url.port), PATIENCE) as connection:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
+        connection.sendall(head.encode())
+        connection.settimeout(PATIENCE)
+        answer = connection.recv(65536).decode().lower()
+    assert answer.startswith("http/1.1 429 "), answer
+    assert "retry-after: " in answer and "x-ratelimit-remaining-requests: 0" in answer, answer
+    # Neither of these asks for work.
+    assert host.http.get("/v1/responses/resp_1").status_code == 404
+    assert host.http.post("/v1/requests/r-1/cancel").status_code == 404
+
+
 def test_two_hosts_share_their_limits_in_redis(configured, serve, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     redis = subprocess.Popen(
-        [ROOT / "target/redis/redis-server", "--port", str(port), "--save", ""],
+        [ROOT / "target/redis/valkey-9.1", "--port", str(port), "--save", ""],
         cwd=tmp_path, stdout=subprocess.DEVNULL,
     )
     try:

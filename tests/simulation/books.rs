@@ -6,8 +6,12 @@
 //! - who was asked to stop before a turn began gets no part in it;
 //! - requests start in the order of rank, and whoever gives way for them is the last in rank;
 //! - a pass computes each request once, every stream that flows, prompts in the order of rank
-//!   within the chunk, and a suspect alone;
-//! - a pass that fails ends only the request whose fault it was;
+//!   within the chunk, and a suspect alone; only streams that flow make a prompt wait, and not for
+//!   ever;
+//! - a pass that fails ends only the request whose fault it was, and whoever was tried again often
+//!   enough; one that was too large makes the next smaller, and one that ends the caches ends all;
+//! - a pass is never larger than was learnt, and that grows twofold at most, after a pass that was
+//!   as large as it might be; a try that fails changes nothing;
 //! - requests end exactly when their tokens say so, and their usage is what was computed;
 //! - what the engine says of itself adds up.
 
@@ -15,15 +19,19 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use interlock_engine::{
-    Audit, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, Turn,
+    Audit, Caches, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, PassFault,
+    RETRIES_MAX, TOKENS_PER_RETRY, Turn,
 };
-use interlock_request::{CancelCause, Finish, Outcome, Priority, Usage};
+use interlock_request::{CancelCause, Fault, FaultKind, Finish, Outcome, Priority, Usage};
 use interlock_scheduler::OVERTAKEN_MAX;
 
-use crate::device::{RowOf, Seen};
+use crate::device::{OVERSIZED, RowOf, Seen};
 use crate::outside::{Client, Fate, Outside};
 use crate::scenario::Request;
 use crate::world::TurnOf;
+
+/// Good passes before more is tried than is known to fit.
+const PATIENCE: usize = 32;
 
 /// The engine's books, kept by somebody else.
 pub(crate) struct Books {
@@ -32,10 +40,39 @@ pub(crate) struct Books {
     running_max: usize,
     displace: bool,
     chunk: usize,
+    /// How large a pass might be in the last turn, and in this one.
+    size: Size,
+    failures: usize,
+    /// What was known to fit, after the turn before.
+    safe: Size,
+    /// Failures that took nobody's retry, and retries that were given back.
+    tries: usize,
+    restored: usize,
+    /// Did a pass fail, and nobody knows why, with one in it that had run well alone?
+    acquitted_failed: bool,
     entries: Vec<Entry>,
     arrived: u64,
     closed: bool,
+    /// Passes in a row that computed no prompt because of streams.
+    held_up: usize,
     pub counts: Counts,
+}
+
+/// Passes after which a prompt has been held up by streams for long enough: what a prompt's least
+/// piece takes is here no more than so many streams' passes lend.
+const HELD_UP_MAX: usize = 2000;
+
+/// How large a pass is, or may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size {
+    rows: usize,
+    tokens: usize,
+}
+
+impl Size {
+    fn of(rows: &[RowOf]) -> Self {
+        Self { rows: rows.len(), tokens: rows.iter().map(|row| row.tokens).sum() }
+    }
 }
 
 /// How often things happened, so that a test can tell that it saw what it is about.
@@ -66,7 +103,14 @@ struct Entry {
     overtaken: u32,
     /// How many had arrived when it became overdue, or last gave way.
     overdue_at: u64,
-    suspect: bool,
+    standing: Standing,
+    /// Retries that were taken, and that it has earned back.
+    retries: usize,
+    earned: usize,
+    /// Of its tokens, how many its passes have brought into the cache, and how many of those have
+    /// earned what they could.
+    reached: usize,
+    counted: usize,
     /// Was it asked to stop before this turn began?
     asked: bool,
     started: bool,
@@ -81,11 +125,19 @@ struct Entry {
     /// Was that ever so when it gave way?
     unseen: bool,
     /// Why it may end as failed.
-    reason: Option<String>,
+    reason: Option<Fault>,
     /// Did it give way in this turn?
     gave_way: bool,
     /// The natural end that its tokens have come to.
     ended: Option<Outcome>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Standing {
+    #[default]
+    Clear,
+    Suspect,
+    Acquitted,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -115,6 +167,16 @@ impl Entry {
         matches!(self.at, Place::Running { .. })
     }
 
+    /// Its pass failed through no fault of its own. May it be tried again?
+    fn try_again(&mut self) -> bool {
+        let earned = (self.reached - self.counted) / TOKENS_PER_RETRY;
+        self.counted += earned * TOKENS_PER_RETRY;
+        self.earned += earned.min(self.retries - self.earned);
+        let again = self.retries - self.earned < RETRIES_MAX as usize;
+        self.retries += usize::from(again);
+        again
+    }
+
     /// It was told that this is what it used.
     fn used(&self, usage: Usage, prompt: usize) {
         assert_eq!(usage.generated_tokens as usize, self.drawn, "{self:?}");
@@ -142,10 +204,28 @@ impl Books {
             running_max: if batched { config.running_max.get() as usize } else { 1 },
             displace: batched,
             chunk: config.prefill_chunk.get() as usize,
+            size: Size { rows: 0, tokens: 0 },
+            failures: 0,
+            safe: Size { rows: usize::MAX, tokens: usize::MAX },
+            tries: 0,
+            restored: 0,
+            acquitted_failed: false,
             arrived: 0,
             closed: false,
+            held_up: 0,
             counts: Counts::default(),
         }
+        .unbound()
+    }
+
+    fn unbound(mut self) -> Self {
+        self.size = self.largest();
+        self
+    }
+
+    /// As large as the configuration lets a pass be.
+    fn largest(&self) -> Size {
+        Size { rows: self.running_max, tokens: self.running_max + self.chunk }
     }
 
     /// Before a turn: what has been submitted, and what was asked.
@@ -198,6 +278,7 @@ impl Books {
         let pass = seen.iter().position(|seen| matches!(seen, Seen::Pass { .. }));
         let (before, after) = seen.split_at(pass.unwrap_or(seen.len()));
         self.starts(before);
+        let was = self.size;
         match (turn, after) {
             (Turn::Ran, [Seen::Pass { rows, failed }, closed @ ..]) => {
                 self.planned(rows);
@@ -205,16 +286,80 @@ impl Books {
                     None => self.succeeded(rows),
                     Some(failed) => self.failed(rows, failed),
                 }
+                self.learnt(rows, failed.as_ref(), audit);
                 self.closed_after(closed);
                 if closed.is_empty() {
-                    self.nobody_waits_for_nothing(audit);
+                    self.nobody_waits_for_nothing(was, audit);
                 }
             }
             (Turn::Idle | Turn::Closed, []) => {}
             _ => panic!("{turn:?}, and in the device: {after:?}"),
         }
         self.heard(heard, outside);
-        self.adds_up(turn, audit, view);
+        self.adds_up(turn, was, audit, view);
+        self.safe = audit.safe.map_or(self.largest(), |safe| Size {
+            rows: safe.rows.get() as usize,
+            tokens: safe.tokens.get() as usize,
+        });
+    }
+
+    /// How large a pass may be follows from how large this one was.
+    fn learnt(&mut self, rows: &[RowOf], failed: Option<&PassFailed>, audit: Audit) {
+        let (size, was) = (Size::of(rows), self.size);
+        let within = size.rows <= was.rows && size.tokens <= was.tokens;
+        assert!(within, "{size:?}, and a pass may be {was:?}");
+        let now = audit.bounds.map_or(self.largest(), |bounds| Size {
+            rows: bounds.rows.get() as usize,
+            tokens: bounds.tokens.get() as usize,
+        });
+        self.size = now;
+        if self.was_too_large(rows, failed) {
+            if self.was_tried(size) {
+                self.counts.happened("tried", 1);
+                let back =
+                    |size: usize, safe: usize, was: usize| if size > safe { safe } else { was };
+                let rows = back(size.rows, self.safe.rows, was.rows);
+                let tokens = back(size.tokens, self.safe.tokens, was.tokens);
+                assert_eq!(now, Size { rows, tokens }, "after {size:?} was tried in vain");
+                return;
+            }
+            self.counts.happened("shrunk", 1);
+            let least = |half: usize| half.max(1);
+            let rows_max = if size.rows > 1 { least(size.rows / 2) } else { was.rows };
+            let more = size.tokens > size.rows;
+            let tokens_max = if more { least(size.tokens / 2) } else { was.tokens };
+            let halved = Size { rows: rows_max, tokens: tokens_max };
+            assert_eq!(now, halved, "after a pass of {size:?} that was too large, {was:?} before");
+            return;
+        }
+        let grew = |was: usize, now: usize, size: usize| {
+            // Twofold to what is known to fit, by an eighth beyond.
+            let step = 2 * was;
+            let may = failed.is_none() && size >= was;
+            assert!(now == was || may && now > was && now <= step, "{was}, {now}: {size}");
+            now > was
+        };
+        let rows = grew(was.rows, now.rows, size.rows);
+        let tokens = grew(was.tokens, now.tokens, size.tokens);
+        self.counts.happened("grown", usize::from(rows || tokens));
+    }
+
+    /// Was it larger than what was known to fit?
+    fn was_tried(&self, size: Size) -> bool {
+        size.rows > self.safe.rows || size.tokens > self.safe.tokens
+    }
+
+    /// Is this pass one after which less is tried? [`Books::failed`] has seen it.
+    fn was_too_large(&self, rows: &[RowOf], failed: Option<&PassFailed>) -> bool {
+        let Some(failed) = failed.filter(|failed| failed.caches != Caches::Gone) else {
+            return false;
+        };
+        let Size { rows: count, tokens } = Size::of(rows);
+        match failed.kind {
+            PassFault::TooLarge => count > 1 || tokens > 1,
+            PassFault::Row(row) if row < count => false,
+            PassFault::Row(_) | PassFault::Broken => count > 1 && self.acquitted_failed,
+        }
     }
 
     fn starts(&mut self, seen: &[Seen]) {
@@ -224,21 +369,43 @@ impl Books {
             match *seen {
                 Seen::Closed { who } if self.entries[who].at == Place::Gone => {}
                 Seen::Closed { who } => victims.push(who),
-                Seen::Opened { who, .. } | Seen::Refused { who } => {
+                Seen::Opened { who, .. } | Seen::Refused { who } | Seen::Oversized { who } => {
                     self.give_way(&mut victims, started.then_some(who));
                     self.is_first(who);
                     started = true;
-                    if matches!(seen, Seen::Opened { .. }) {
-                        self.start(who);
-                    } else {
-                        self.entries[who].at = Place::Gone;
-                        self.entries[who].reason = Some("unwelcome".into());
+                    match seen {
+                        Seen::Opened { .. } => self.start(who),
+                        Seen::Oversized { .. } => self.oversized(who),
+                        _ => {
+                            self.entries[who].at = Place::Gone;
+                            self.entries[who].reason = Some("unwelcome".into());
+                        }
                     }
                 }
                 Seen::Pass { .. } => unreachable!("what comes before a pass"),
             }
         }
         self.give_way(&mut victims, None);
+    }
+
+    /// There was no memory for it: it waits for one of those who run to end, if there are any, and
+    /// not for ever.
+    fn oversized(&mut self, who: usize) {
+        let running = self.entries.iter().filter(|entry| entry.runs()).count();
+        let entry = &mut self.entries[who];
+        let why = if running == 0 {
+            OVERSIZED.to_owned()
+        } else if entry.try_again() {
+            self.size.rows = self.size.rows.min(running);
+            self.safe.rows = self.safe.rows.min(running);
+            self.counts.happened("postponed", 1);
+            return;
+        } else {
+            self.counts.happened("tried_enough", 1);
+            format!("tried again {} times, and failed again: {OVERSIZED}", entry.retries)
+        };
+        entry.at = Place::Gone;
+        entry.reason = Some(Fault { kind: FaultKind::OutOfMemory, why });
     }
 
     /// These gave back their pages: the last in rank of those that run. If it is known that they
@@ -352,14 +519,29 @@ impl Books {
     }
 
     fn first_suspect(&self) -> Option<usize> {
-        let suspects =
-            self.entries.iter().enumerate().filter(|(_, entry)| entry.runs() && entry.suspect);
+        let suspects = self
+            .entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.runs() && entry.standing == Standing::Suspect);
         suspects.min_by_key(|(_, entry)| entry.rank()).map(|(who, _)| who)
     }
 
     /// Who lacks one token is in the pass, and prompts are in the order of rank: all but the last
     /// of them whole, within the chunk.
-    fn shared(&self, rows: &[RowOf]) {
+    fn shared(&mut self, rows: &[RowOf]) {
+        let streams =
+            |row: &RowOf| self.left(row.who) == Some(1) && self.entries[row.who].drawn > 0;
+        let held_up = rows.iter().any(streams)
+            && rows.iter().all(|row| self.left(row.who) == Some(1))
+            && rows.len() < self.entries.iter().filter(|entry| entry.runs()).count();
+        self.held_up = if held_up { self.held_up + 1 } else { 0 };
+        assert!(self.held_up <= HELD_UP_MAX, "prompts wait for {} passes", self.held_up);
+        self.counts.happened("held_up", usize::from(held_up));
+        self.in_order(rows);
+    }
+
+    fn in_order(&self, rows: &[RowOf]) {
         let rank = |who: usize| self.entries[who].rank();
         let is_prompt = |row: &&RowOf| self.left(row.who) != Some(1);
         let prompts: Vec<_> = rows.iter().filter(is_prompt).collect();
@@ -370,7 +552,8 @@ impl Books {
         for out in (0..self.entries.len()).filter(is_out) {
             assert_ne!(self.left(out), Some(1), "{out} was left out, and lacks but one token");
             let before = prompts.iter().all(|row| rank(row.who) < rank(out));
-            assert!(before && !prompts.is_empty(), "{out} was left out of {prompts:?}");
+            let waits = self.held_up > 0 || !prompts.is_empty();
+            assert!(before && waits, "{out} was left out of {prompts:?}");
         }
         let last = prompts.iter().map(|row| rank(row.who)).max();
         for part in prompts.iter().filter(|row| !row.draw) {
@@ -379,11 +562,16 @@ impl Books {
     }
 
     fn succeeded(&mut self, rows: &[RowOf]) {
+        let alone = rows.len() == 1;
         for row in rows {
             let entry = &mut self.entries[row.who];
             let request = &self.requests[row.who];
-            entry.suspect = false;
+            entry.standing = match entry.standing {
+                Standing::Suspect | Standing::Acquitted if alone => Standing::Acquitted,
+                _ => Standing::Clear,
+            };
             let until = row.from + row.tokens;
+            entry.reached = entry.reached.max(until);
             entry.served = entry.served.max(until);
             entry.at = Place::Running { computed: Some(until), drew: row.draw };
             let Some(token) = row.drawn else { continue };
@@ -405,26 +593,78 @@ impl Books {
     }
 
     fn failed(&mut self, rows: &[RowOf], failed: &PassFailed) {
-        let named = failed.row.and_then(|row| rows.get(row));
-        let culprit = named.or(if rows.len() == 1 { rows.first() } else { None });
-        match culprit {
-            Some(row) => {
-                let entry = &mut self.entries[row.who];
-                entry.ended = Some(Outcome::Failed(failed.why.clone()));
-                entry.at = Place::Gone;
-            }
-            None => {
-                for row in rows {
-                    self.entries[row.who].suspect = true;
+        self.failures += 1;
+        self.counts.happened(failed.kind.as_str(), 1);
+        if failed.caches == Caches::Gone {
+            return self.device_failed(failed);
+        }
+        let Size { rows: count, tokens } = Size::of(rows);
+        let too_large = failed.kind == PassFault::TooLarge;
+        let culprit = match failed.kind {
+            PassFault::TooLarge => (count == 1 && tokens == 1).then_some(0),
+            PassFault::Row(row) if row < count => Some(row),
+            PassFault::Row(_) | PassFault::Broken => (count == 1).then_some(0),
+        };
+        let suspects = culprit.is_none() && !too_large;
+        let acquitted = |row: &RowOf| self.entries[row.who].standing == Standing::Acquitted;
+        self.acquitted_failed = suspects && rows.iter().any(acquitted);
+        let tried = too_large && culprit.is_none() && self.was_tried(Size::of(rows));
+        let free = tried || matches!(failed.kind, PassFault::Row(row) if row < count);
+        let kind = if too_large { FaultKind::OutOfMemory } else { FaultKind::Internal };
+        for (nth, row) in rows.iter().enumerate() {
+            let entry = &mut self.entries[row.who];
+            let why = if culprit == Some(nth) {
+                Some(if too_large {
+                    format!("one token of it alone was too much for the device's memory: {failed}")
+                } else {
+                    failed.why.clone()
+                })
+            } else if free || entry.try_again() {
+                None
+            } else {
+                self.counts.happened("tried_enough", 1);
+                let times = entry.retries;
+                Some(format!("tried again {times} times, and its pass failed again: {failed}"))
+            };
+            match why {
+                Some(why) => {
+                    entry.ended = Some(Outcome::Failed(Fault { kind, why }));
+                    entry.at = Place::Gone;
                 }
-                self.counts.happened("suspects", rows.len());
+                None if suspects => {
+                    entry.standing = Standing::Suspect;
+                    self.counts.happened("suspects", 1);
+                }
+                None => {}
             }
         }
-        if failed.caches_lost {
+        if culprit.is_some() {
+            for entry in &mut self.entries {
+                self.restored += entry.retries - entry.earned;
+                entry.earned = entry.retries;
+            }
+        } else if free {
+            self.tries += 1;
+        }
+        if failed.caches == Caches::Emptied {
             self.counts.happened("caches_lost", 1);
             for entry in self.entries.iter_mut().filter(|entry| entry.runs()) {
                 entry.at = Place::Waiting;
                 entry.gave_way = true;
+            }
+        }
+    }
+
+    /// Everyone ends who is there, and who comes later is refused.
+    fn device_failed(&mut self, failed: &PassFailed) {
+        self.counts.happened("device_failed", 1);
+        let why = format!("the device has failed: {failed}");
+        for entry in &mut self.entries {
+            let there = matches!(entry.at, Place::Inbox | Place::Waiting | Place::Running { .. });
+            if there {
+                let fault = Fault { kind: FaultKind::DeviceFailed, why: why.clone() };
+                entry.ended = Some(Outcome::Failed(fault));
+                entry.at = Place::Gone;
             }
         }
     }
@@ -447,9 +687,9 @@ impl Books {
             let length = self.requests[*who].prompt.len() + entry.drawn;
             if entry.at == Place::Waiting && length > capacity {
                 entry.at = Place::Gone;
-                self.counts.happened("too_large", 1);
+                self.counts.happened("too_long", 1);
                 let Outcome::Failed(why) = &ended.outcome else { panic!("{ended:?}") };
-                assert!(why.contains("do not fit"), "{why}");
+                assert!(why.why.contains("do not fit"), "{why}");
                 entry.reason = Some(why.clone());
             }
             assert_eq!(entry.at, Place::Gone, "{who} was told of its end: {ended:?}");
@@ -478,13 +718,13 @@ impl Books {
     }
 
     /// What the engine says of itself.
-    fn adds_up(&self, turn: Turn, audit: Audit, view: EngineView) {
+    fn adds_up(&self, turn: Turn, was: Size, audit: Audit, view: EngineView) {
         let count =
             |wanted: fn(&Entry) -> bool| self.entries.iter().filter(|&entry| wanted(entry)).count();
         let running = count(Entry::runs);
         let waiting = count(|entry| entry.at == Place::Waiting);
         assert_eq!((audit.waiting, audit.running), (waiting, running), "who waits and runs");
-        assert!(running <= self.running_max, "{running} run");
+        assert!(running <= was.rows.min(was.tokens), "{running} run, and a pass may be {was:?}");
         let pages = audit.pages;
         assert_eq!(pages.leased + pages.idle + pages.free, self.shape.pages, "{pages:?}");
         assert_eq!(running == 0, pages.leased == 0, "{running} run, with {pages:?}");
@@ -499,19 +739,20 @@ impl Books {
 
     /// Whoever is next has no room: with what is free after a pass that freed nothing, it could not
     /// have started before it.
-    fn nobody_waits_for_nothing(&self, audit: Audit) {
+    fn nobody_waits_for_nothing(&self, was: Size, audit: Audit) {
         let waiting = self.entries.iter().enumerate();
         let waiting = waiting.filter(|(_, entry)| entry.at == Place::Waiting && !entry.asked);
         let Some((who, next)) = waiting.min_by_key(|(_, entry)| entry.rank()) else { return };
         let tokens = self.requests[who].prompt.len() + next.drawn;
         let pages = tokens.div_ceil(self.shape.page_tokens as usize) + audit.running;
         let free = audit.pages.available() as usize;
-        let room = audit.running < self.running_max && pages <= free;
+        let room = audit.running < was.rows.min(was.tokens) && pages <= free;
         assert!(!room, "{who} waits, and there is room: {next:?} {audit:?}");
     }
 
     /// When nobody is left.
     pub(crate) fn at_the_end(&mut self, outside: &Outside) {
+        self.failures_are_few();
         for (who, (entry, client)) in self.entries.iter().zip(&outside.clients).enumerate() {
             let over = matches!(entry.at, Place::Nowhere | Place::Gone);
             assert!(over, "{who} is left: {entry:?}");
@@ -520,8 +761,23 @@ impl Books {
                 Fate::Submitted => assert!(client.ended.is_some(), "{who} never ended"),
                 Fate::Left => self.counts.happened("left", 1),
                 Fate::Full => self.counts.happened("full", 1),
+                Fate::Refused => self.counts.happened("refused", 1),
                 Fate::Rejected | Fate::TooLate => {}
             }
         }
+    }
+
+    /// Every pass that fails takes a retry of a request, or ends one, or was a try, of which there is
+    /// one in so many good passes. So there are no more than these, whatever fails and for how long.
+    fn failures_are_few(&self) {
+        let of_one = |entry: &Entry| match entry.at {
+            Place::Nowhere => 0,
+            _ => RETRIES_MAX as usize + entry.reached / TOKENS_PER_RETRY + 1,
+        };
+        let most: usize = self.entries.iter().map(of_one).sum();
+        let most = most + self.restored + self.tries;
+        assert!(self.failures <= most, "{} passes failed, not {most}", self.failures);
+        let tries_max = self.counts.of("turns") / PATIENCE;
+        assert!(self.tries <= tries_max, "{} tries, not {tries_max}", self.tries);
     }
 }

@@ -37,6 +37,8 @@ pub(crate) enum Seen {
     Opened { who: usize, generated: usize },
     /// It would not take this one.
     Refused { who: usize },
+    /// It had no memory for this one.
+    Oversized { who: usize },
     /// What it kept for a request is gone.
     Closed { who: usize },
     /// It computed these rows, or failed to.
@@ -48,7 +50,10 @@ impl Seen {
     pub(crate) fn rows(&self) -> Option<&[RowOf]> {
         match self {
             Self::Pass { rows, .. } => Some(rows),
-            Self::Opened { .. } | Self::Refused { .. } | Self::Closed { .. } => None,
+            Self::Opened { .. }
+            | Self::Refused { .. }
+            | Self::Oversized { .. }
+            | Self::Closed { .. } => None,
         }
     }
 }
@@ -64,11 +69,15 @@ pub(crate) struct RowOf {
     pub drawn: Option<TokenId>,
 }
 
+/// Why an oversized request is not opened.
+pub(crate) const OVERSIZED: &str = "no memory for one more";
+
 pub(crate) type Log = Rc<RefCell<Vec<Seen>>>;
 
 /// The simulated model, watched.
 pub(crate) struct Watched {
     model: SimModel,
+    miscounts: Option<usize>,
     requests: Rc<[Request]>,
     /// Who is who, in the order in which the simulated model opened them.
     opened: Rc<RefCell<Vec<usize>>>,
@@ -108,6 +117,7 @@ impl Watched {
         outside: &Rc<OnceCell<Rc<RefCell<Outside>>>>,
     ) -> (Self, Log) {
         let (opened, log) = (Rc::default(), Log::default());
+        let miscounts = faults.miscounts;
         let device = Flaky {
             clock: clock.clone(),
             rng,
@@ -116,7 +126,7 @@ impl Watched {
             outside: Rc::clone(outside),
         };
         let model = SimModel::on(settings, Box::new(device));
-        (Self { model, requests, opened, log: Rc::clone(&log) }, log)
+        (Self { model, miscounts, requests, opened, log: Rc::clone(&log) }, log)
     }
 
     /// A position that a row writes belongs to that row alone.
@@ -158,6 +168,10 @@ impl Forward for Watched {
             self.log.borrow_mut().push(Seen::Refused { who });
             return Err(PassFailed::new("unwelcome"));
         }
+        if self.requests[who].oversized {
+            self.log.borrow_mut().push(Seen::Oversized { who });
+            return Err(PassFailed::new(OVERSIZED).too_large());
+        }
         let inner = self.model.open(opening)?;
         self.opened.borrow_mut().push(who);
         self.log.borrow_mut().push(Seen::Opened { who, generated: opening.generated.len() });
@@ -186,13 +200,25 @@ impl Forward for Watched {
                 draw: row.draw,
             })
             .collect();
-        let result = self.model.pass(&mut inner);
-        if let Ok(drawn) = &result {
+        let mut result = self.model.pass(&mut inner);
+        let wanted = inner.len();
+        let failed = match &mut result {
+            Ok(drawn) if self.miscounts.is_some_and(|most| wanted > most) => {
+                drawn.pop();
+                let got = drawn.len();
+                let why = format!("a pass of {wanted} rows gave {got} results");
+                Some(PassFailed::new(why).losing_caches())
+            }
+            Ok(_) => None,
+            Err(failed) => Some(failed.clone()),
+        };
+        if failed.is_none()
+            && let Ok(drawn) = &result
+        {
             for (row, drawn) in told.iter_mut().zip(drawn) {
                 row.drawn = drawn.as_ref().map(|drawn| drawn.token);
             }
         }
-        let failed = result.as_ref().err().cloned();
         self.log.borrow_mut().push(Seen::Pass { rows: told, failed });
         result
     }
@@ -207,12 +233,13 @@ impl Device for Flaky {
         let opened = self.opened.borrow();
         let poisoned = |row: &RowSeen| self.faults.poisoned.contains(&opened[row.request]);
         let poison = rows.iter().position(poisoned);
-        let fails = poison.is_some() || one_in(&mut self.rng, self.faults.one_in);
+        let crowded = self.faults.together.is_some_and(|most| rows.len() > most);
+        let fails = crowded || poison.is_some() || one_in(&mut self.rng, self.faults.one_in);
         if !fails {
             return Ok(());
         }
         let mut failed = PassFailed::new("the seed said so");
-        if one_in(&mut self.rng, self.faults.naming) {
+        if !crowded && one_in(&mut self.rng, self.faults.naming) {
             let row = poison.unwrap_or_else(|| self.rng.usize(0..rows.len()));
             let wrongly = self.rng.u32(0..100) < self.faults.naming_wrongly;
             failed = failed.of_row(if wrongly { rows.len() + row } else { row });

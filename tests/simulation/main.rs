@@ -15,6 +15,7 @@
 //! server and its driver, whose deadlines are enforced here by [`outside`].
 
 mod books;
+mod company;
 mod device;
 mod outside;
 mod scenario;
@@ -65,27 +66,51 @@ fn whatever_happens_the_books_agree() {
         ("in_flight", 150),
         ("full", 200),
         ("prefix_hits", 1000),
-        ("too_large", 1),
+        ("too_long", 1),
     ];
     run(Theme::General, &least);
 }
 
 #[test]
 fn whoever_gives_way_for_want_of_cache_goes_on_as_if_nothing_had_been() {
-    let least = [("preempted", 300), ("displaced", 10), ("prefix_hits", 1000), ("too_large", 30)];
+    let least = [("preempted", 300), ("displaced", 10), ("prefix_hits", 1000), ("too_long", 30)];
     run(Theme::SmallCache, &least);
 }
 
 #[test]
 fn a_pass_that_fails_ends_only_whom_it_must() {
-    let least = [("suspects", 1000), ("caches_lost", 300), ("failed", 500), ("completed", 2000)];
+    let least = [("suspects", 1000), ("caches_lost", 300), ("failed", 500), ("completed", 1500)];
     run(Theme::Failures, &least);
+}
+
+#[test]
+fn a_pass_that_is_too_large_gets_smaller_and_nobody_is_tried_for_ever() {
+    let least = [
+        ("too_large", 2000),
+        ("shrunk", 1000),
+        ("grown", 500),
+        ("tried", 100),
+        ("caches_lost", 1000),
+        ("suspects", 300),
+        ("postponed", 100),
+        ("device_failed", 30),
+        ("refused", 200),
+        ("preempted", 800),
+        ("completed", 4000),
+    ];
+    run(Theme::Memory, &least);
 }
 
 #[test]
 fn storms_leave_nothing_behind() {
     let least = [("left", 2000), ("cancelled", 2000), ("in_flight", 1000), ("displaced", 50)];
     run(Theme::Storm, &least);
+}
+
+#[test]
+fn what_passes_cost_changes_who_waits_and_nothing_else() {
+    let least = [("completed", 3000), ("cancelled", 500), ("held_up", 1000), ("prefix_hits", 1000)];
+    run(Theme::Costs, &least);
 }
 
 #[test]

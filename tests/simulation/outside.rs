@@ -12,7 +12,9 @@ use interlock_admission::{
     FailureKind, LimitsConfig, Link, Load, OnFailure, Oversight, Phase, PlanProposal, Policy,
     PolicyChain, PolicyFailure, PolicyMetrics, Reason, Rejection, Summary, Told,
 };
-use interlock_engine::{Clock, Control, Door, Ended, EngineHandle, Event, NotStarted, Running};
+use interlock_engine::{
+    Clock, Control, Door, Ended, EngineExit, EngineHandle, Event, NotStarted, Running,
+};
 use interlock_request::{
     CancelCause, Deadline, Deadlines, Drawn, Finish, Outcome, Priority, RequestId, Usage,
 };
@@ -65,6 +67,8 @@ pub(crate) enum Fate {
     Full,
     /// The policy said no.
     Rejected,
+    /// The device had failed.
+    Refused,
     /// The engine had stopped.
     TooLate,
     /// The engine has it, or had.
@@ -225,6 +229,10 @@ impl Outside {
             Err(NotStarted::Full { waiting, limit }) => {
                 assert_eq!(waiting, limit, "the room was not full");
                 client.fate = Fate::Full;
+                return;
+            }
+            Err(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                client.fate = Fate::Refused;
                 return;
             }
             Err(other) => panic!("{other}"),

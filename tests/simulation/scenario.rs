@@ -1,6 +1,6 @@
 //! A world, made of one number: who comes when, wants what, leaves how, and what goes wrong.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -18,15 +18,19 @@ pub(crate) enum Theme {
     SmallCache,
     /// Passes that fail.
     Failures,
+    /// Passes that are too large, for a while or for good, and a device that may be lost.
+    Memory,
     /// Everyone at once, and most leave.
     Storm,
+    /// Passes that cost mostly for being one, as on a GPU.
+    Costs,
 }
 
 impl Theme {
-    pub(crate) const COUNT: u64 = 4;
+    pub(crate) const COUNT: u64 = 6;
 
     pub(crate) fn of(seed: u64) -> Self {
-        [Self::General, Self::SmallCache, Self::Failures, Self::Storm]
+        [Self::General, Self::SmallCache, Self::Failures, Self::Storm, Self::Costs, Self::Memory]
             [(seed % Self::COUNT) as usize]
     }
 }
@@ -57,6 +61,8 @@ pub(crate) struct Request {
     pub asks: Vec<Ask>,
     /// Does the model refuse to take it?
     pub unwelcome: bool,
+    /// Has the model no memory for what it keeps of it?
+    pub oversized: bool,
 }
 
 /// What the policy says of a request.
@@ -105,6 +111,10 @@ pub(crate) struct Faults {
     pub naming_wrongly: u32,
     /// One in so many loses the caches; 0 is none.
     pub losing: u32,
+    /// A pass of more rows fails, and does not say that it was too large.
+    pub together: Option<usize>,
+    /// A pass of more rows has a result too few.
+    pub miscounts: Option<usize>,
 }
 
 /// One in `n`.
@@ -137,8 +147,14 @@ impl Scenario {
         };
         let still = one_in(rng, 16);
         let mut time = |max| if still { Duration::ZERO } else { ms(rng.u64(0..max)) };
-        let sim = SimSettings {
-            prefill: time(3) / 4,
+        let (pass, mixed) = match theme {
+            Theme::Costs => (time(30), time(60)),
+            _ => Default::default(),
+        };
+        let mut sim = SimSettings {
+            pass,
+            mixed,
+            prefill: time(3) / if theme == Theme::Costs { 40 } else { 4 },
             decode: time(20),
             row: time(3) / 2,
             page: number(page),
@@ -149,12 +165,17 @@ impl Scenario {
         };
         let count = match theme {
             Theme::Storm => rng.usize(12..40),
+            Theme::Memory => rng.usize(6..24),
             _ => rng.usize(2..12),
         };
         let faults = match theme {
             Theme::Failures => Faults::of(rng, count),
+            Theme::Memory if one_in(rng, 4) => Faults::of(rng, count),
             _ => Faults::default(),
         };
+        if theme == Theme::Memory {
+            memory(rng, &mut sim);
+        }
         let spread = of(rng, &[0, 20, 100, 400]);
         let prefixes: Vec<Vec<TokenId>> =
             (0..3).map(|_| (0..rng.usize(0..40)).map(|_| rng.u32(0..8)).collect()).collect();
@@ -170,10 +191,12 @@ impl Scenario {
                 mode,
                 running_max: number(match theme {
                     Theme::SmallCache | Theme::Failures => of(rng, &[2, 3, 5, 64, 64]),
-                    Theme::General | Theme::Storm => of(rng, &[1, 2, 3, 5, 64]),
+                    Theme::Memory => of(rng, &[3, 5, 16, 64, 64]),
+                    Theme::General | Theme::Storm | Theme::Costs => of(rng, &[1, 2, 3, 5, 64]),
                 }),
                 prefill_chunk: number(of(rng, &[1, 4, 16, 64, 256])),
                 decode_stretch_max: number(of(rng, &[1, 2, 3, 10])),
+                decode_pause_max: ms([0, 20, 200][(seed / Theme::COUNT % 3) as usize]),
             },
             cache: CacheConfig { prefix: !one_in(rng, 4), ..CacheConfig::default() },
             seats: of(rng, &[1, 4, 100, 100, 100, 100]),
@@ -185,6 +208,20 @@ impl Scenario {
     }
 }
 
+/// So much fits, from when and until when; and does the device come through it?
+fn memory(rng: &mut Rng, sim: &mut SimSettings) {
+    if !one_in(rng, 4) {
+        sim.fail_above_rows = Some(of(rng, &[0, 1, 2, 3, 5, 8]));
+    }
+    if !one_in(rng, 3) {
+        sim.fail_above_tokens = Some(of(rng, &[0, 1, 2, 7, 20, 60]));
+    }
+    sim.fail_from = of(rng, &[0, 0, 10, 50]);
+    sim.fail_until = of(rng, &[None, None, Some(20), Some(100)]);
+    sim.fail_loses_caches = rng.bool();
+    sim.device_lost_at = one_in(rng, 12).then(|| of(rng, &[1, 10, 60])).and_then(NonZeroU64::new);
+}
+
 impl Faults {
     fn of(rng: &mut Rng, count: usize) -> Self {
         Self {
@@ -193,6 +230,8 @@ impl Faults {
             naming: of(rng, &[0, 0, 2, 4]),
             naming_wrongly: of(rng, &[0, 0, 20]),
             losing: of(rng, &[0, 2, 4]),
+            together: of(rng, &[None, None, None, Some(1), Some(3)]),
+            miscounts: of(rng, &[None, None, None, None, Some(0), Some(2)]),
         }
     }
 }
@@ -242,6 +281,7 @@ impl Request {
             verdict: Verdict::of(rng),
             asks: if fits { asks } else { vec![] },
             unwelcome: one_in(rng, 40),
+            oversized: theme == Theme::Memory && one_in(rng, 40),
         }
     }
 }

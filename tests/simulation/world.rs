@@ -30,8 +30,8 @@ use crate::scenario::{Request, Scenario};
 /// and leaves them so.
 pub(crate) struct Lab {
     registry: Registry,
-    engine: EngineMetrics,
-    policies: PolicyMetrics,
+    pub engine: EngineMetrics,
+    pub policies: PolicyMetrics,
 }
 
 /// A turn, for whoever must find out what went wrong.
@@ -288,10 +288,11 @@ fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
     let written = "a string takes what is written";
     writeln!(text, "{world:?}").expect(written);
     for (who, request) in requests.iter().enumerate() {
-        let Request { at, prompt, generation, verdict, asks, unwelcome } = request;
+        let Request { at, prompt, generation, verdict, asks, unwelcome, oversized } = request;
         writeln!(
             text,
-            "{who}: at {at:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome}",
+            "{who}: at {at:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome} \
+             oversized {oversized}",
             prompt.len(),
             generation.tokens_max
         )

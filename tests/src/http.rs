@@ -7,7 +7,8 @@ use interlock_admission::{LimitsConfig, Policies};
 use interlock_engine::Mode;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, serve,
+    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig, WorkMetrics,
+    WorkPool, serve,
 };
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +28,22 @@ pub struct Served {
 /// A request on its way over a connection of its own.
 pub struct Call(TcpStream);
 
+/// How a client leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// It closes its socket.
+    Closes,
+    /// It resets the connection.
+    Resets,
+    /// It closes its sending half, and reads on.
+    HalfCloses,
+}
+
+impl Leaving {
+    /// All ways to leave.
+    pub const ALL: [Self; 3] = [Self::Closes, Self::Resets, Self::HalfCloses];
+}
+
 impl Served {
     /// Serves a rig with room for `seats` waiting requests.
     pub async fn start(mode: Mode, seats: usize) -> Self {
@@ -35,6 +52,11 @@ impl Served {
 
     /// Serves this rig.
     pub async fn of(rig: Rig) -> Self {
+        Self::with(rig, ServerConfig::default()).await
+    }
+
+    /// Serves this rig under these limits.
+    pub async fn with(rig: Rig, config: ServerConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let text = TextModel::new(TextParts {
@@ -45,7 +67,7 @@ impl Served {
         })
         .expect("the simulated text model");
         let parts = ServerParts {
-            config: ServerConfig::default(),
+            config,
             detached: DetachedConfig::default(),
             models: vec![ServedModel {
                 id: ModelId::new("sim"),
@@ -59,6 +81,8 @@ impl Served {
                 LimitsConfig::default().ceilings(),
                 rig.policies.clone(),
             )),
+            work: WorkPool::start(&WorkConfig::default(), WorkMetrics::register(&rig.registry))
+                .expect("there are threads"),
             wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),
@@ -96,14 +120,40 @@ impl Call {
         String::from_utf8(answer).expect("UTF-8")
     }
 
+    /// Whatever is still said to who has left: nothing, or less than an answer.
+    pub async fn answer_if_any(mut self) -> String {
+        let mut answer = Vec::new();
+        // It may be cut off in the middle.
+        let _ended = within(self.0.read_to_end(&mut answer)).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     /// Reads so many bytes of the answer, or all of it if that is less.
     pub async fn read(&mut self, bytes: usize) {
         let mut head = (&mut self.0).take(bytes as u64);
         within(head.read_to_end(&mut Vec::new())).await.expect("reads");
     }
 
+    /// Sends more.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        within(self.0.write_all(bytes)).await.expect("sends");
+    }
+
     /// The client leaves: the connection really closes.
     pub fn leave(self) {
         drop(self);
+    }
+
+    /// The client leaves in this way; what is left of it.
+    pub async fn leave_by(mut self, leaving: Leaving) -> Option<Self> {
+        match leaving {
+            Leaving::Closes => return None,
+            Leaving::Resets => {
+                self.0.set_zero_linger().expect("a socket option");
+                return None;
+            }
+            Leaving::HalfCloses => within(self.0.shutdown()).await.expect("closes"),
+        }
+        Some(self)
     }
 }

@@ -20,7 +20,11 @@ use serde_json::Value;
 /// sees. What a policy may see of it is the caller's business. Cheap to clone: every clone is the
 /// same body.
 #[derive(Clone)]
-pub struct Body(Arc<Mutex<State>>);
+pub struct Body {
+    state: Arc<Mutex<State>>,
+    /// Bytes that it came with.
+    bytes: usize,
+}
 
 #[derive(Clone)]
 struct State {
@@ -70,6 +74,10 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
+    /// The largest body that policies read on the threads that serve everyone: parsing or copying
+    /// one takes some tens of microseconds.
+    pub const IN_LINE_BYTES_MAX: usize = 16 << 10;
+
     /// Bytes that policies may write into a body, besides as many as it had.
     pub const WRITTEN_BYTES_MAX: usize = 256 << 10;
 
@@ -79,8 +87,14 @@ impl Body {
     /// A body as it came. Nothing is copied until somebody asks for it.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        let room = bytes.len() + Self::WRITTEN_BYTES_MAX;
-        Self(Arc::new(Mutex::new(State { content: Content::Raw(bytes), room })))
+        let (len, room) = (bytes.len(), bytes.len() + Self::WRITTEN_BYTES_MAX);
+        let state = State { content: Content::Raw(bytes), room };
+        Self { state: Arc::new(Mutex::new(state)), bytes: len }
+    }
+
+    /// May it take long to read?
+    pub(crate) fn is_large(&self) -> bool {
+        self.bytes > Self::IN_LINE_BYTES_MAX
     }
 
     /// Parses it, unless somebody has. Whoever asks first would do so anyway; this way its time
@@ -171,6 +185,11 @@ impl Body {
         Ok(())
     }
 
+    /// Did a policy change it?
+    pub fn is_changed(&self) -> bool {
+        matches!(self.lock().content, Content::Parsed { changed: true, .. })
+    }
+
     /// The body as policies left it; `None` when none of them changed it.
     pub fn changed(&self) -> Option<Vec<u8>> {
         match &self.lock().content {
@@ -183,7 +202,7 @@ impl Body {
     /// one of the two changes, not before.
     pub(crate) fn copy(&self) -> Self {
         let state = self.lock().clone();
-        Self(Arc::new(Mutex::new(state)))
+        Self { state: Arc::new(Mutex::new(state)), bytes: self.bytes }
     }
 
     /// Becomes what `other` is.
@@ -194,7 +213,7 @@ impl Body {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held but an allocation, and then the value is whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

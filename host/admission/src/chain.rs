@@ -9,6 +9,8 @@ use interlock_request::RequestId;
 
 use crate::last_good::LastGood;
 use crate::metrics::Meters;
+use crate::policy::CallTime;
+use crate::policy_threads::{BESIDE_MAX, PolicyThreads, ThreadsByPolicy};
 use crate::slow::SlowPool;
 use crate::tenants::Tenants;
 use crate::{Ceilings, Hearing, OnFailure, Phase, Policy, PolicyMetrics, PolicyMode, RecordSink};
@@ -52,21 +54,6 @@ impl fmt::Debug for Link {
     }
 }
 
-/// Calls of slow policies that run at once. Each mostly waits for another machine; sixteen keep a
-/// few policies of a busy host going, and what is slower than that should not be asked about
-/// every request.
-const SLOW_THREADS: usize = 16;
-/// Accounts of slow policies that are made at once, on threads of their own: nobody waits for them,
-/// so they must not take the threads from what somebody waits for.
-pub(crate) const ACCOUNT_THREADS: usize = 4;
-/// Accounts that wait for a thread. One is made for each request that ends, so this many wait only
-/// when the other machine is slow or gone; what comes beyond is dropped,
-/// logged and counted.
-pub(crate) const ACCOUNTS_MAX: usize = 1024;
-/// Requests that slow policies look on at at once, for which nobody waits either.
-const SLOW_BESIDE_THREADS: usize = 4;
-/// Requests that wait to be looked at; what comes beyond is not seen, and counted.
-const BESIDE_MAX: usize = 4096;
 /// Streams that are looked at at once. A look takes microseconds and must not take the cores from
 /// what the client waits for.
 const BESIDE_THREADS: usize = 2;
@@ -77,28 +64,20 @@ pub struct Commons {
     pub(crate) metrics: PolicyMetrics,
     pub(crate) tenants: Tenants,
     pub(crate) last_good: LastGood,
-    /// For policies that ask others.
-    pub(crate) slow: SlowPool,
-    /// For their accounts.
-    pub(crate) accounts: SlowPool,
-    /// For policies that observe a stream.
+    /// For policies that observe a stream and take no time for it.
     pub(crate) beside: SlowPool,
-    /// For slow policies that only look on, at streams or in shadow.
-    pub(crate) slow_beside: SlowPool,
+    /// For those whose calls may take long.
+    threads: ThreadsByPolicy,
     pub(crate) records: Option<Arc<dyn RecordSink>>,
 }
 
 impl Commons {
     /// For one host.
     pub fn new(metrics: PolicyMetrics) -> Self {
-        let pool = SlowPool::new;
-        let (slow, beside) = (&metrics.slow_running, &metrics.beside_running);
+        let beside = metrics.beside_running.clone();
         Self {
-            // No more come than there are threads.
-            slow: pool("slow-policy", SLOW_THREADS, SLOW_THREADS, slow.clone()),
-            accounts: pool("slow-account", ACCOUNT_THREADS, ACCOUNTS_MAX, slow.clone()),
-            beside: pool("observing-policy", BESIDE_THREADS, BESIDE_MAX, beside.clone()),
-            slow_beside: pool("slow-observing", SLOW_BESIDE_THREADS, BESIDE_MAX, beside.clone()),
+            beside: SlowPool::new("observing-policy", BESIDE_THREADS, BESIDE_MAX, beside),
+            threads: ThreadsByPolicy::new(),
             ..Self::in_line(metrics)
         }
     }
@@ -116,10 +95,8 @@ impl Commons {
             metrics,
             tenants: Tenants::default(),
             last_good: LastGood::default(),
-            slow: SlowPool::in_line(),
-            accounts: SlowPool::in_line(),
             beside: SlowPool::in_line(),
-            slow_beside: SlowPool::in_line(),
+            threads: ThreadsByPolicy::in_line(),
             records: None,
         }
     }
@@ -127,13 +104,7 @@ impl Commons {
     /// Waits, at most this long, until policies have heard of the end of every request that has
     /// ended; how many calls are not over. For a host that stops. Blocks.
     pub fn drain(&self, most: Duration) -> usize {
-        let until = Instant::now() + most;
-        // In the order in which one gives to the next: a call that was abandoned lets go of what
-        // it held, and an account waits for what was to be seen before.
-        [&self.slow, &self.beside, &self.slow_beside, &self.accounts]
-            .map(|pool| pool.drain(until))
-            .iter()
-            .sum()
+        self.threads.drain(&self.beside, Instant::now() + most)
     }
 }
 
@@ -152,14 +123,21 @@ pub(crate) struct Member {
     pub(crate) on_failure: OnFailure,
     pub(crate) weight: f32,
     pub(crate) shadow: bool,
-    pub(crate) slow: bool,
+    call_time: CallTime,
+    /// There if a call may take long: always, or with a large body.
+    pub(crate) threads: Option<Arc<PolicyThreads>>,
     pub(crate) meters: Arc<Meters>,
 }
 
 impl Member {
+    /// May every call take long?
+    pub(crate) fn slow(&self) -> bool {
+        self.call_time != CallTime::AtOnce
+    }
+
     /// Nothing waits for what it says: it is in shadow, and it would take long.
     pub(crate) fn looks_on(&self) -> bool {
-        self.shadow && self.slow
+        self.shadow && self.slow()
     }
 }
 
@@ -217,7 +195,9 @@ impl PolicyChain {
             on_failure: link.on_failure,
             weight: link.weight,
             shadow,
-            slow: policy.slow(),
+            call_time: policy.call_time(),
+            threads: (policy.call_time() != CallTime::AtOnce || policy.wants_content())
+                .then(|| commons.threads.of(policy, &commons.metrics)),
             meters: Arc::new(commons.metrics.of(policy.as_ref(), link.soft_deadline)),
         };
         let places: Vec<Place> = links
@@ -262,6 +242,11 @@ impl PolicyChain {
     /// Could a policy want to read a body? If not, an empty one will do.
     pub fn wants_content(&self) -> bool {
         self.links.iter().flat_map(Link::policies).any(|policy| policy.wants_content())
+    }
+
+    /// The most that any of them may grant.
+    pub fn ceilings(&self) -> &Ceilings {
+        &self.ceilings
     }
 
     /// Names, in lower case, of the headers that some policy is shown.

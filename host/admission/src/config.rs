@@ -17,12 +17,12 @@ use crate::{Ceilings, Phase};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Longest time from admission to a request's first pass. Turn this up when clients would
-    /// rather wait than retry.
+    /// Longest time from a request's head to its first pass: for its body to arrive, to be read,
+    /// rendered and tokenized, and to wait. Turn this up when clients would rather wait than retry.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub queue_max: Duration,
-    /// Longest time from admission to the first token. Turn this up for very long prompts on
+    /// Longest time from a request's head to the first token. Turn this up for very long prompts on
     /// slow machines.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -31,7 +31,7 @@ pub struct LimitsConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub inter_token_max: Duration,
-    /// Longest time from admission to the end. Turn this up when long outputs are cut off.
+    /// Longest time from a request's head to the end. Turn this up when long outputs are cut off.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub total_max: Duration,

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - A policy that decides at once is called in line, and the future is ready at once.
+//! - A policy that decides at once is called in line, and the future is ready at once. Every other
+//!   call is made on threads of the policy's own, one after the other for each request.
 //! - A panic in a policy is that policy's failure, of kind `trap`, and nobody else's.
 //! - What happens in place of an answer is the operator's `on_failure`, never a default here.
 
@@ -13,20 +14,21 @@ use std::time::{Duration, Instant};
 use interlock_request::RequestId;
 
 use crate::chain::{Commons, Member};
-use crate::duty::Over;
-use crate::lane::Lane;
+use crate::lane::{Lane, Unasked};
 use crate::last_good::Key;
+use crate::policy_threads::{CALLS_WAITING_MAX, PATIENCE};
 use crate::said::Phased;
-use crate::slow::{PATIENCE, Unasked};
+use crate::slow::drop_payload;
 use crate::{Answer, FailureAction, FailureKind, Phase, Policy, PolicyFailure, Said};
 
 /// About what a policy is asked.
 #[derive(Clone, Copy)]
 pub(crate) struct Matter<'a> {
     pub(crate) commons: &'a Commons,
-    pub(crate) serial: u64,
-    /// Whether this member of the panel has forgotten the request.
-    pub(crate) over: (&'a Arc<[Over]>, usize),
+    /// Where it is asked, when that may take long.
+    pub(crate) calls: Option<&'a Arc<Lane>>,
+    /// What it may read is large.
+    pub(crate) large: bool,
     pub(crate) id: &'a RequestId,
     pub(crate) phase: Phase,
     /// In `stream_guard`: does the client wait for the answer?
@@ -62,10 +64,10 @@ impl Matter<'_> {
         S: FnOnce(&dyn Policy) -> Answer<T> + Send + 'static,
     {
         let asked_at = Instant::now();
-        let answer = if member.slow {
-            self.ask_slowly(member, own()).await
-        } else {
-            guarded(|| fast(member.policy.as_ref()))
+        let away = member.slow() || self.large && member.policy.wants_content();
+        let answer = match self.calls.filter(|_| away) {
+            Some(calls) => self.ask_slowly(member, calls, own()).await,
+            None => guarded(|| fast(member.policy.as_ref())),
         };
         let elapsed = asked_at.elapsed();
         self.weigh(member, checked(answer, check), elapsed)
@@ -80,14 +82,13 @@ impl Matter<'_> {
         ask: impl FnOnce(&dyn Policy) -> Answer<T> + Send + 'static,
         then: impl FnOnce(T) + Send + 'static,
     ) {
-        let Matter { commons, serial, over, id, phase, gates, about: _ } = self;
+        let Matter { commons, calls: _, large, id, phase, gates, about: _ } = self;
         let (commons, id, looking) = (commons.clone(), id.clone(), member.clone());
-        let (over, at) = (Arc::clone(over.0), over.1);
         let asked = lane.push(move || {
             let matter = Matter {
                 commons: &commons,
-                serial,
-                over: (&over, at),
+                calls: None,
+                large,
                 id: &id,
                 phase,
                 gates,
@@ -102,7 +103,7 @@ impl Matter<'_> {
         });
         if !asked {
             let message = "too much waits for a thread beside the requests".into();
-            let failure = PolicyFailure { kind: FailureKind::Instantiate, message };
+            let failure = PolicyFailure { kind: FailureKind::Busy, message };
             self.weigh::<T>(member, Err(failure), Duration::ZERO);
         }
     }
@@ -193,27 +194,28 @@ impl Matter<'_> {
     async fn ask_slowly<T: Send + 'static>(
         self,
         member: &Member,
+        calls: &Arc<Lane>,
         ask: impl FnOnce(&dyn Policy) -> Answer<T> + Send + 'static,
     ) -> Answer<T> {
-        let policy = Arc::clone(&member.policy);
-        let again = Arc::clone(&member.policy);
-        let serial = self.serial;
-        let job = move || guarded(|| ask(policy.as_ref()));
-        let (over, at) = (Arc::clone(self.over.0), self.over.1);
-        // If the request is gone, it was forgotten while this call still held something for it.
-        let abandoned = move || {
-            if let Some(ran) = over[at].ran() {
-                again.forget(serial, ran);
-            }
+        let Some(threads) = &member.threads else {
+            return guarded(|| ask(member.policy.as_ref()));
         };
-        self.commons.slow.ask(job, abandoned).await.unwrap_or_else(|unasked| {
-            let message = match unasked {
-                Unasked::Busy => {
-                    format!("every thread for slow policies was busy for {PATIENCE:?}")
-                }
-                Unasked::Gone => "its thread gave no answer".into(),
-            };
-            Err(PolicyFailure { kind: FailureKind::Instantiate, message })
+        let policy = Arc::clone(&member.policy);
+        let job = move || guarded(|| ask(policy.as_ref()));
+        calls.ask(threads, job).await.unwrap_or_else(|unasked| {
+            Err(match unasked {
+                Unasked::Busy => PolicyFailure {
+                    kind: FailureKind::Busy,
+                    message: format!(
+                        "none of its threads was free within {PATIENCE:?}, or {CALLS_WAITING_MAX} \
+                         requests waited for one already"
+                    ),
+                },
+                Unasked::Gone => PolicyFailure {
+                    kind: FailureKind::Trap,
+                    message: "the host panicked when it called it".into(),
+                },
+            })
         })
     }
 }
@@ -239,6 +241,7 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> Answer<T>) -> Answer<T> {
             .map(|text| (*text).to_owned())
             .or_else(|| panic.downcast_ref::<String>().cloned());
         let message = format!("it panicked: {}", text.as_deref().unwrap_or("(no message)"));
+        drop_payload(panic);
         Err(PolicyFailure { kind: FailureKind::Trap, message })
     })
 }

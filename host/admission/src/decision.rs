@@ -350,19 +350,22 @@ pub enum FailureKind {
     BadOutput,
     /// No instance could be made for the call.
     Instantiate,
+    /// No thread was free for the call in time, or too many wait for one.
+    Busy,
     /// It failed so often that it is not asked for a while.
     Quarantined,
 }
 
 impl FailureKind {
     /// All of them, for metrics that must be there before the first of each.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
         Self::HostCalls,
         Self::BadOutput,
         Self::Instantiate,
+        Self::Busy,
         Self::Quarantined,
     ];
 
@@ -375,6 +378,7 @@ impl FailureKind {
             Self::HostCalls => "host_calls",
             Self::BadOutput => "bad_output",
             Self::Instantiate => "instantiate",
+            Self::Busy => "busy",
             Self::Quarantined => "quarantined",
         }
     }

@@ -6,10 +6,10 @@
 //!   future that nobody polls any more, a client that left while a policy was being asked.
 //! - Who was asked to admit the request, or failed to answer, hears how it ended, but for the one
 //!   that turned it away itself. Who is not asked hears only of what was admitted.
-//! - Every policy of the panel forgets the request, and nothing is asked after that.
+//! - Every policy of the panel forgets the request, after everything that it was asked of it, also
+//!   what nobody waits for any more, and nothing is asked after that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use interlock_request::{Outcome, RequestId, Usage};
@@ -80,44 +80,28 @@ pub(crate) struct Party {
     pub(crate) note: Arc<str>,
     pub(crate) watch: Watch,
     pub(crate) stand: Stand,
+    /// Where it is asked what the request waits for, when that may take long.
+    pub(crate) calls: Option<Arc<Lane>>,
     /// Where it hears what nobody waits for. See [`Member::looks_on`].
     pub(crate) lane: Option<Arc<Lane>>,
 }
 
 impl Party {
     fn new(member: &Member, commons: &Commons) -> Self {
+        let threads = member.threads.as_deref();
+        let calls = threads.filter(|_| !member.looks_on()).map(|threads| &threads.calls);
         // A slow one that decides has all its calls on the threads that somebody waits for, but
         // for the windows that it only observes.
-        let pool = if member.slow { &commons.slow_beside } else { &commons.beside };
+        let beside = threads.filter(|_| member.slow());
+        let pool = beside.map_or(&commons.beside, |threads| &threads.beside);
         let lane = member.looks_on() || member.policy.takes(Phase::StreamGuard);
         Self {
             proposal: PlanProposal::default(),
             note: Arc::default(),
             watch: member.policy.watch(),
             stand: Stand::NotAsked,
+            calls: calls.map(|pool| Lane::new(pool.clone())),
             lane: lane.then(|| Lane::new(pool.clone())),
-        }
-    }
-}
-
-/// Whether one has forgotten a request, and what to make of what is still held for it.
-#[derive(Debug, Default)]
-pub(crate) struct Over(AtomicU8);
-
-impl Over {
-    const NOTHING_RAN: u8 = 1;
-    const RAN: u8 = 2;
-
-    fn set(&self, ran: bool) {
-        self.0.store(if ran { Self::RAN } else { Self::NOTHING_RAN }, Ordering::Release);
-    }
-
-    /// If it is over: whether it ran, as in [`crate::Policy::forget`].
-    pub(crate) fn ran(&self) -> Option<bool> {
-        match self.0.load(Ordering::Acquire) {
-            Self::NOTHING_RAN => Some(false),
-            Self::RAN => Some(true),
-            _ => None,
         }
     }
 }
@@ -142,15 +126,12 @@ pub(crate) struct Duty {
     pub(crate) facts: Option<Arc<Facts>>,
     pub(crate) admitted_at: Option<Instant>,
     pub(crate) counted: Option<Counted>,
-    /// Which members have forgotten the request. Read by calls that outlive it.
-    pub(crate) over: Arc<[Over]>,
     fulfilled: bool,
 }
 
 impl Duty {
     pub(crate) fn new(panel: Panel, serial: u64, id: RequestId, commons: Commons) -> Self {
         let parties = panel.iter().map(|member| Party::new(member, &commons)).collect();
-        let over = panel.iter().map(|_| Over::default()).collect();
         Self {
             panel,
             parties,
@@ -160,7 +141,6 @@ impl Duty {
             facts: None,
             admitted_at: None,
             counted: None,
-            over,
             fulfilled: false,
         }
     }
@@ -175,7 +155,7 @@ impl Duty {
             return;
         }
         let admitted = self.admitted_at.is_some();
-        for (at, (member, party)) in self.panel.iter().zip(&self.parties).enumerate() {
+        for (member, party) in self.panel.iter().zip(&self.parties) {
             let concerned = match party.stand {
                 Stand::NotAsked => admitted,
                 Stand::Asked => true,
@@ -188,24 +168,10 @@ impl Duty {
                 note: Arc::clone(&party.note),
                 serial: self.serial,
                 ran,
+                calls: party.calls.clone(),
                 lane: party.lane.clone(),
-                over: Arc::clone(&self.over),
-                at,
             };
-            if let Some(lane) = &party.lane {
-                let (farewell, summary) = (farewell.clone(), summary.clone());
-                if lane.close(move || farewell.bid(&summary)).is_none() {
-                    continue;
-                }
-            }
-            if member.slow {
-                let (alone, summary) = (farewell.clone(), summary.clone());
-                if !self.commons.accounts.run(move || farewell.bid(&summary)) {
-                    alone.give_up();
-                }
-            } else {
-                farewell.bid(summary);
-            }
+            farewell.bid_last(summary);
         }
         // Only now is there room for the tenant's next one: what it held is given back.
         self.counted = None;
@@ -220,16 +186,39 @@ struct Farewell {
     note: Arc<str>,
     serial: u64,
     ran: bool,
+    calls: Option<Arc<Lane>>,
     lane: Option<Arc<Lane>>,
-    over: Arc<[Over]>,
-    at: usize,
 }
 
 impl Farewell {
+    /// Bids it behind everything else that the policy is asked of the request.
+    fn bid_last(self, summary: &Summary) {
+        let lanes = [self.calls.clone(), self.lane.clone()];
+        if lanes.iter().all(Option::is_none) {
+            return self.bid(summary);
+        }
+        self.bid_behind(lanes.into_iter().flatten().collect(), summary.clone());
+    }
+
+    fn bid_behind(self, mut lanes: Vec<Arc<Lane>>, summary: Summary) {
+        let Some(lane) = lanes.pop() else { return self.bid_away(summary) };
+        let rest = lane.close(move || self.bid_behind(lanes, summary));
+        rest.into_iter().for_each(|rest| rest());
+    }
+
+    /// Nothing is before it. Where it may take long, nobody waits for it.
+    fn bid_away(self, summary: Summary) {
+        let threads = self.member.threads.clone().filter(|_| self.member.slow());
+        let Some(threads) = threads else { return self.bid(&summary) };
+        let alone = self.clone();
+        if !threads.accounts.run(move || self.bid(&summary)) {
+            alone.give_up();
+        }
+    }
+
     fn bid(self, summary: &Summary) {
         if let Some(facts) = &self.about {
-            let noted = self.lane.as_ref().and_then(|lane| lane.note.get());
-            let told = Told { facts, note: noted.unwrap_or(&self.note) };
+            let told = Told { facts, note: self.note() };
             let answer = tell(&self.member, Phase::Account, |policy| policy.account(told, summary));
             if let Err(failure) = answer {
                 self.unaccounted(facts, &failure);
@@ -238,15 +227,24 @@ impl Farewell {
         self.forget();
     }
 
+    /// What it noted, also when nobody waited for its answer any more.
+    fn note(&self) -> &str {
+        let lanes = [&self.calls, &self.lane].into_iter().flatten();
+        lanes.filter_map(|lane| lane.note.get()).next().unwrap_or(&self.note)
+    }
+
     /// There is no thread to account on, and no room to wait for one.
-    fn give_up(self) {
+    fn give_up(mut self) {
         if let Some(facts) = &self.about {
             let message = "too many accounts wait for a thread".into();
-            let failure = PolicyFailure { kind: FailureKind::Instantiate, message };
+            let failure = PolicyFailure { kind: FailureKind::Busy, message };
             let answer = Err::<(), _>(failure.clone());
             self.member.meters.called(Phase::Account, Duration::ZERO, &answer);
             self.unaccounted(facts, &failure);
         }
+        // Here, where many are served, nothing may be asked of another machine: what was reserved is
+        // not given back, as if it had run.
+        self.ran = true;
         self.forget();
     }
 
@@ -259,9 +257,6 @@ impl Farewell {
     }
 
     fn forget(self) {
-        // After the account, which may need what is held; before it is let go, so that a call that
-        // is still under way and holds more lets that go itself when it ends.
-        self.over[self.at].set(self.ran);
         let policy = &self.member.policy;
         let forgotten = crate::consult::guarded(|| {
             policy.forget(self.serial, self.ran);

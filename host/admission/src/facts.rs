@@ -57,6 +57,10 @@ pub struct Caller {
     pub address: String,
     /// As in [`Facts::headers`].
     pub headers: Headers,
+    /// Does it only look something up, or cancel it? Such a call asks for no work, and takes nothing
+    /// from the buckets of a policy's state.
+    #[serde(default)]
+    pub looks_up: bool,
 }
 
 /// Who asks, as an `identify` said. The default is nobody in particular.

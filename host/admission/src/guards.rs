@@ -28,7 +28,8 @@ use interlock_request::Usage;
 
 use crate::chain::{Commons, Member};
 use crate::consult::{Heard, Matter};
-use crate::duty::{Duty, Over};
+use crate::duty::Duty;
+use crate::lane::Lane;
 use crate::metrics::WindowFate;
 use crate::{Code, Facts, Guarding, Phase, Policy, Reason, Told, Verdict};
 use observer::{Kept, Observer};
@@ -70,8 +71,6 @@ pub struct Guards {
     observers: Vec<Observer>,
     facts: Arc<Facts>,
     commons: Commons,
-    serial: u64,
-    over: Arc<[Over]>,
     /// What passed all gates and was not taken yet.
     out: String,
     /// Nothing comes after `out` and what is still behind the gate that said so.
@@ -81,8 +80,8 @@ pub struct Guards {
 }
 
 struct Gate {
-    /// Its place in the panel.
-    at: usize,
+    /// Where it is asked, when that may take long.
+    calls: Option<Arc<Lane>>,
     member: Member,
     note: Arc<str>,
     sieve: Sieve,
@@ -110,7 +109,8 @@ impl Guards {
             match party.watch.guarding {
                 Guarding::Off => {}
                 Guarding::Gate(size) if !member.shadow => {
-                    gates.push(Gate { at, member, note, sieve: Sieve::new(size), finished: false });
+                    let (calls, sieve) = (party.calls.clone(), Sieve::new(size));
+                    gates.push(Gate { calls, member, note, sieve, finished: false });
                 }
                 Guarding::Gate(size) | Guarding::Observe(size) => {
                     let facts = Arc::clone(facts);
@@ -124,8 +124,6 @@ impl Guards {
             observers,
             facts: Arc::clone(facts),
             commons: duty.commons.clone(),
-            serial: duty.serial,
-            over: Arc::clone(&duty.over),
             out: String::new(),
             end: None,
             done: false,
@@ -254,12 +252,12 @@ impl Guards {
 
     /// What a gate says of its window; an end when it gave no verdict and is closed.
     async fn verdict(&self, at: usize, usage: Usage, finished: bool) -> Result<Verdict, GuardEnd> {
-        let Gate { at: place, member, note, sieve, .. } = &self.gates[at];
+        let Gate { calls, member, note, sieve, .. } = &self.gates[at];
         let facts = &self.facts;
         let matter = Matter {
             commons: &self.commons,
-            serial: self.serial,
-            over: (&self.over, *place),
+            calls: calls.as_ref(),
+            large: false,
             id: &facts.request_id,
             phase: Phase::StreamGuard,
             gates: true,

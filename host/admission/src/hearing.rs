@@ -142,8 +142,8 @@ fn matter<'a>(
 ) -> Matter<'a> {
     Matter {
         commons: &duty.commons,
-        serial: duty.serial,
-        over: (&duty.over, at),
+        calls: duty.parties[at].calls.as_ref(),
+        large: false,
         id: &duty.id,
         phase,
         gates: false,

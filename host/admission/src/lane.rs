@@ -1,18 +1,22 @@
-//! What one policy hears of one request beside it: one thing after the other, on threads that
-//! nobody waits for.
+//! What one policy is asked and told of one request on other threads: one thing after the other.
 //!
 //! # Invariants
 //!
-//! - In order and one at a time; the last job comes after all others, and nothing comes after it.
+//! - In order and one at a time, also behind a call that nobody waits for any more; the last job
+//!   comes after all others, and nothing comes after it.
 //! - One turn on a thread is one job: a lane with more to do stands in line again, so that long
 //!   streams do not keep the threads from the others.
 //! - The line has an end; what finds no room is given back to whoever brought it.
+//! - A job that panics passes the turn on like any other.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::slow::{Job, SlowPool};
+use tokio::sync::oneshot;
+
+use crate::policy_threads::PolicyThreads;
+use crate::slow::{Job, SlowPool, survive};
 
 /// Jobs that wait in one lane: the windows of an observer and the events of a request, and rarely
 /// more than one of either.
@@ -21,7 +25,7 @@ const JOBS_MAX: usize = 32;
 /// One member's lane for one request.
 pub(crate) struct Lane {
     pool: SlowPool,
-    /// What the policy noted, if it was asked to admit here.
+    /// What the policy noted, if it was asked to admit here: also when nobody waited for its answer.
     pub(crate) note: OnceLock<Arc<str>>,
     line: Mutex<Line>,
 }
@@ -32,6 +36,15 @@ struct Line {
     last: Option<Job>,
     running: bool,
     closed: bool,
+}
+
+/// Why nothing came of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unasked {
+    /// No thread was free in time, or too many wait for one.
+    Busy,
+    /// The job panicked.
+    Gone,
 }
 
 impl fmt::Debug for Lane {
@@ -65,6 +78,28 @@ impl Lane {
         false
     }
 
+    /// Runs it in its turn, on a thread of the policy's own, and waits for what comes of it. Once the
+    /// turn was given it runs to its end, whether or not anybody waits.
+    pub(crate) async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        threads: &PolicyThreads,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unasked> {
+        let permit = threads.permit().await.ok_or(Unasked::Busy)?;
+        let (answer, answered) = oneshot::channel();
+        let taken = self.push(move || {
+            let result = job();
+            // First, so that whoever has its answer finds the thread free.
+            drop(permit);
+            // Nobody waits any more: what had to be kept of it the job has kept.
+            let _ = answer.send(result);
+        });
+        if !taken {
+            return Err(Unasked::Busy);
+        }
+        answered.await.map_err(|_| Unasked::Gone)
+    }
+
     /// What comes after everything else, or that again when there is nothing else: then it may
     /// run now.
     pub(crate) fn close<J: FnOnce() + Send + 'static>(&self, last: J) -> Option<J> {
@@ -95,7 +130,7 @@ impl Lane {
                 return;
             };
             drop(line);
-            job();
+            survive("the queue of a request", job);
             let mut line = self.line();
             if line.jobs.is_empty() && line.last.is_none() {
                 line.running = false;
@@ -162,6 +197,39 @@ mod tests {
         assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
         assert_eq!(*seen.lock().unwrap(), "az");
         assert!(Lane::new(pool).close(|| ()).is_some(), "nothing is before it");
+    }
+
+    /// It used to keep the turn for good: what came later waited for ever, and so did the account.
+    #[test]
+    fn a_job_that_panics_passes_the_turn_on() {
+        let pool = pool(1);
+        let lane = Lane::new(pool.clone());
+        let seen = Arc::new(Mutex::new(String::new()));
+        let tell = |what| {
+            let seen = Arc::clone(&seen);
+            move || seen.lock().unwrap().push_str(what)
+        };
+        let (go, gone) = mpsc::sync_channel::<()>(1);
+        assert!(lane.push(move || {
+            let _ = gone.recv();
+            std::panic::resume_unwind(Box::new("oh"))
+        }));
+        assert!(lane.push(tell("a")));
+        drop(go);
+        assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
+        assert_eq!(*seen.lock().unwrap(), "a");
+        assert!(lane.push(tell("b")));
+        assert!(lane.push(|| std::panic::resume_unwind(Box::new("oh"))));
+        let rest = lane.close(tell("z"));
+        assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
+        rest.into_iter().for_each(|last| last());
+        assert_eq!(*seen.lock().unwrap(), "abz");
+        // Also where everything runs in line.
+        let lane = Lane::new(SlowPool::in_line());
+        assert!(lane.push(|| std::panic::resume_unwind(Box::new("oh"))));
+        assert!(lane.push(tell("!")));
+        assert_eq!(*seen.lock().unwrap(), "abz!");
+        assert!(lane.close(|| ()).is_some(), "nothing is before it");
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod metrics;
 mod oversight;
 mod plan;
 mod policy;
+mod policy_threads;
 mod record;
 mod said;
 mod slow;
@@ -71,7 +72,7 @@ pub use hearing::Hearing;
 pub use metrics::PolicyMetrics;
 pub use oversight::{Cancelled, Oversight, Reacted};
 pub use plan::{Ceilings, Plan, PlanProposal};
-pub use policy::{Answer, Policy, Told};
+pub use policy::{Answer, CallTime, Policy, Told};
 pub use record::{Asked, Record, RecordFile, RecordSink, Ruled, Step};
 pub use said::{Answered, Said};
 pub use watch::{

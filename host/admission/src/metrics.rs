@@ -28,7 +28,8 @@ pub struct PolicyMetrics {
     windows: IntCounterVec,
     generation: IntGaugeVec,
     swaps: IntCounterVec,
-    pub(crate) slow_running: IntGauge,
+    pub(crate) slow_running: IntGaugeVec,
+    pub(crate) slow_waiting: IntGaugeVec,
     pub(crate) beside_running: IntGauge,
     pub(crate) records_dropped: IntCounter,
 }
@@ -119,9 +120,16 @@ impl PolicyMetrics {
                 &["policy"],
             ),
             swaps,
-            slow_running: registry.gauge(
+            slow_running: registry.gauges(
                 "policy_slow_calls_running",
-                "Calls of policies that ask others which run or wait for a thread.",
+                "Calls of policies that compute for long or wait for others, on threads of their \
+                 own: those that run, and accounts that wait for a thread.",
+                &["policy"],
+            ),
+            slow_waiting: registry.gauges(
+                "policy_slow_calls_waiting",
+                "Requests that wait for one of the threads of such a policy.",
+                &["policy"],
             ),
             beside_running: registry.gauge(
                 "policy_observing_calls_running",
@@ -129,7 +137,7 @@ impl PolicyMetrics {
             ),
             records_dropped: registry.counter(
                 "policy_records_dropped_total",
-                "Recorded requests that were lost because the writer was behind.",
+                "Recorded requests that were lost because their file took no more, or not in time.",
             ),
         }
     }

@@ -221,8 +221,8 @@ impl Oversight {
     fn matter(&self, at: usize) -> Matter<'_> {
         Matter {
             commons: &self.duty.commons,
-            serial: self.duty.serial,
-            over: (&self.duty.over, at),
+            calls: self.duty.parties[at].calls.as_ref(),
+            large: false,
             id: &self.duty.id,
             phase: Phase::Events,
             gates: false,

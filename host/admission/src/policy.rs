@@ -17,10 +17,24 @@ pub struct Told<'a> {
     pub note: &'a str,
 }
 
+/// How long calls of a policy may take, and so which threads they are made on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallTime {
+    /// Microseconds, and by no means more than some milliseconds: it is called where it is asked, on
+    /// the threads that serve everyone. (But for a large body that it may read:
+    /// [`Body::IN_LINE_BYTES_MAX`].)
+    AtOnce,
+    /// Longer, with a core: on threads of its own, as many as there are cores.
+    Computes,
+    /// Longer, since it waits for others: on threads of its own, more than there are cores.
+    Waits,
+}
+
 /// Something that decides. WebAssembly components implement it in `interlock-policy`; tests use
 /// closures over plain structs.
 ///
-/// Every call is synchronous and on the caller's thread. What the chain does with an answer, and
+/// Every call is synchronous and on the caller's thread, which is the policy's own unless
+/// [`Policy::call_time`] says that it takes no time. What the chain does with an answer, and
 /// with none, is in [`crate::PolicyChain`]. A method of a phase that the policy does not take
 /// part in is not called.
 pub trait Policy: Send + Sync {
@@ -33,10 +47,9 @@ pub trait Policy: Send + Sync {
     /// Does it take part in this phase?
     fn takes(&self, phase: Phase) -> bool;
 
-    /// May a call block for longer than microseconds, because it asks others? Then the chain calls
-    /// it on a thread of its own.
-    fn slow(&self) -> bool {
-        false
+    /// How long a call may take, by what bounds it and not by what it took so far.
+    fn call_time(&self) -> CallTime {
+        CallTime::AtOnce
     }
 
     /// May it read or change bodies? If no policy of a chain does, the host keeps them to itself.

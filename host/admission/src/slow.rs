@@ -1,28 +1,26 @@
-//! Threads for policies that ask others and may take a while.
+//! Threads for what must not run on those that serve: calls of policies that compute for long or
+//! wait for others, and what is called beside requests.
 //!
 //! # Invariants
 //!
-//! - At most as many calls run at once as there are threads; a call that somebody waits for stands
-//!   in line before its job is made, so giving up costs nothing, and for [`PATIENCE`] at most.
+//! - At most as many jobs run at once as there are threads.
 //! - A job that was handed over runs to its end, whether or not anyone still waits for it: a
 //!   call into WebAssembly is never cancelled in the middle.
-//! - The line of jobs has an end; who gives a job hears when there is no room for it.
-//! - A job that panics costs no thread.
+//! - The line of jobs has an end; who gives a job hears when there is no room for it. No job ever
+//!   runs on the thread of whoever gives it.
+//! - A job that panics costs no thread, and no thread that ends keeps its place.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-
 use interlock_metrics::IntGauge;
 
-/// Longest wait for a thread. All are busy for this long only when the machine that policies ask
-/// is slow or gone; then it is for the operator's `on_failure` to say what happens, and not for
-/// the line to grow.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// A thread that had nothing to do for so long ends; the next job that finds none begins another.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
@@ -30,20 +28,8 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub(crate) struct SlowPool(Option<Arc<Threads>>);
 
-/// Why nothing came of a question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unasked {
-    /// No thread was free in time.
-    Busy,
-    /// The job panicked.
-    Gone,
-}
-
 /// The last handle lets the threads go.
-struct Threads {
-    waits: Arc<Semaphore>,
-    shared: Arc<Shared>,
-}
+struct Threads(Arc<Shared>);
 
 struct Shared {
     name: &'static str,
@@ -58,10 +44,32 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<CountedJob>,
     threads: usize,
     idle: usize,
     over: bool,
+}
+
+/// A job, counted in the gauge until it is done or dropped.
+struct CountedJob {
+    job: Job,
+    _counted: Counted,
+}
+
+/// One more in a gauge, for as long as it lives.
+pub(crate) struct Counted(IntGauge);
+
+impl Counted {
+    pub(crate) fn in_gauge(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Queue {
@@ -73,8 +81,29 @@ impl Queue {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.lock().over = true;
-        self.shared.came.notify_all();
+        self.0.lock().over = true;
+        self.0.came.notify_all();
+    }
+}
+
+/// A thread's place among those of its pool. It is given up however the thread ends.
+struct Worker<'a>(&'a Shared);
+
+impl Worker<'_> {
+    /// Under the lock under which it found nothing to do: a job that comes later finds it gone.
+    fn leave(self, queue: &mut Queue) {
+        queue.threads -= 1;
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.lock();
+        queue.threads -= 1;
+        if queue.unfinished() == 0 {
+            self.0.rest.notify_all();
+        }
     }
 }
 
@@ -85,33 +114,46 @@ impl Shared {
     }
 
     fn work(&self) {
+        let worker = Worker(self);
+        let mut rested = false;
         let mut queue = self.lock();
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some(CountedJob { job, _counted }) = queue.jobs.pop_front() {
                 drop(queue);
-                self.do_it(job);
+                survive(self.name, job);
+                drop(_counted);
+                rested = false;
                 queue = self.lock();
-            } else if queue.over {
-                queue.threads -= 1;
-                return;
+            } else if queue.over || rested {
+                return worker.leave(&mut queue);
             } else {
                 queue.idle += 1;
                 if queue.unfinished() == 0 {
                     self.rest.notify_all();
                 }
-                queue = self.came.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                let (woken, waited) =
+                    self.came.wait_timeout(queue, IDLE_MAX).unwrap_or_else(PoisonError::into_inner);
+                queue = woken;
+                rested = waited.timed_out();
                 queue.idle -= 1;
             }
         }
     }
+}
 
-    fn do_it(&self, job: Job) {
-        // Policies' own panics are caught before; this is one of ours, and the thread is still
-        // counted on.
-        if catch_unwind(AssertUnwindSafe(job)).is_err() {
-            tracing::error!(threads = self.name, "a job panicked");
-        }
-        self.running.dec();
+/// Does it, and goes on when it panics. Policies' own panics are caught before; this is one of the
+/// host's, and whoever does the next job is still counted on.
+pub(crate) fn survive(whose: &str, job: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
+        drop_payload(panic);
+        tracing::error!(whose, "a job panicked");
+    }
+}
+
+/// What a panic brought along is whatever it was raised with, and may panic once more.
+pub(crate) fn drop_payload(panic: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(again);
     }
 }
 
@@ -124,9 +166,8 @@ impl SlowPool {
         running: IntGauge,
     ) -> Self {
         let (queue, came, rest) = (Mutex::default(), Condvar::new(), Condvar::new());
-        let shared = Arc::new(Shared { name, threads_max, jobs_max, queue, came, rest, running });
-        let waits = Arc::new(Semaphore::new(threads_max));
-        Self(Some(Arc::new(Threads { waits, shared })))
+        let shared = Shared { name, threads_max, jobs_max, queue, came, rest, running };
+        Self(Some(Arc::new(Threads(Arc::new(shared)))))
     }
 
     /// Without threads at all: everything runs where it is asked for.
@@ -134,61 +175,34 @@ impl SlowPool {
         Self(None)
     }
 
-    /// Runs it there and waits for what comes of it. When nobody waits any more, `abandoned` is
-    /// called on the thread instead.
-    pub(crate) async fn ask<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> T + Send + 'static,
-        abandoned: impl FnOnce() + Send + 'static,
-    ) -> Result<T, Unasked> {
-        let Some(threads) = &self.0 else { return Ok(job()) };
-        let permit = threads.permit().await.ok_or(Unasked::Busy)?;
-        let (answer, answered) = oneshot::channel();
-        let taken = self.run(move || {
-            let result = job();
-            drop(permit);
-            if answer.send(result).is_err() {
-                abandoned();
-            }
-        });
-        if !taken {
-            return Err(Unasked::Busy);
-        }
-        answered.await.map_err(|_| Unasked::Gone)
-    }
-
     /// Runs it there when a thread is free. Nobody waits for it. False: there was no room, and it
     /// never runs.
     #[must_use]
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        let Some(threads) = &self.0 else {
+        let Some(Threads(shared)) = self.0.as_deref() else {
             job();
             return true;
         };
-        let shared = &threads.shared;
         let mut queue = shared.lock();
         if queue.jobs.len() >= shared.jobs_max {
             return false;
         }
-        queue.jobs.push_back(Box::new(job));
-        shared.running.inc();
-        if queue.idle < queue.jobs.len() && queue.threads < shared.threads_max {
+        if queue.idle <= queue.jobs.len() && queue.threads < shared.threads_max {
             let worker = Arc::clone(shared);
             let thread = thread::Builder::new().name(shared.name.into());
             match thread.spawn(move || worker.work()) {
                 Ok(_) => queue.threads += 1,
+                // Not here instead: whoever brings it may be serving everyone.
                 Err(error) if queue.threads == 0 => {
-                    // Better late than never: an account must not be lost.
-                    tracing::error!(%error, "no thread for policies; one is called in line");
-                    if let Some(job) = queue.jobs.pop_back() {
-                        drop(queue);
-                        shared.do_it(job);
-                    }
-                    return true;
+                    drop(queue);
+                    tracing::error!(%error, threads = shared.name, "no thread for a policy");
+                    return false;
                 }
                 Err(_) => {}
             }
         }
+        let counted = Counted::in_gauge(&shared.running);
+        queue.jobs.push_back(CountedJob { job: Box::new(job), _counted: counted });
         drop(queue);
         shared.came.notify_one();
         true
@@ -196,24 +210,11 @@ impl SlowPool {
 
     /// Waits until all is done, but not beyond this; how many jobs are not. Blocks.
     pub(crate) fn drain(&self, until: Instant) -> usize {
-        let Some(threads) = &self.0 else { return 0 };
-        let shared = &threads.shared;
+        let Some(Threads(shared)) = self.0.as_deref() else { return 0 };
         let left = until.saturating_duration_since(Instant::now());
         let busy = |queue: &mut Queue| queue.unfinished() > 0;
         let waited = shared.rest.wait_timeout_while(shared.lock(), left, busy);
         waited.unwrap_or_else(PoisonError::into_inner).0.unfinished()
-    }
-}
-
-impl Threads {
-    /// A place in which nobody else can be; `None` when there is none for so long.
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        // At once if it can be had, which takes no timer.
-        if let Ok(permit) = Arc::clone(&self.waits).try_acquire_owned() {
-            return Some(permit);
-        }
-        let waits = Arc::clone(&self.waits).acquire_owned();
-        tokio::time::timeout(PATIENCE, waits).await.ok()?.ok()
     }
 }
 
@@ -225,59 +226,13 @@ mod tests {
 
     const THREADS: usize = 4;
 
-    fn pool() -> SlowPool {
-        let registry = interlock_metrics::Registry::new();
-        SlowPool::new("test", THREADS, 2 * THREADS, registry.gauge("running", "Running."))
+    fn pool() -> (SlowPool, IntGauge) {
+        let running = interlock_metrics::Registry::new().gauge("running", "Running.");
+        (SlowPool::new("test", THREADS, 2 * THREADS, running.clone()), running)
     }
 
-    #[tokio::test]
-    async fn what_was_handed_over_runs_to_its_end_though_nobody_waits() {
-        let pool = pool();
-        let (go, gone) = mpsc::sync_channel::<()>(1);
-        let (done, is_done) = mpsc::sync_channel(2);
-        let told = done.clone();
-        let ask = pool.ask(
-            move || {
-                gone.recv().expect("the test lets it go");
-                done.send("done").expect("the test listens");
-            },
-            move || told.send("abandoned").expect("the test listens"),
-        );
-        let waited = tokio::time::timeout(std::time::Duration::from_millis(20), ask).await;
-        assert!(waited.is_err());
-        go.send(()).expect("it waits");
-        assert_eq!(is_done.recv(), Ok("done"));
-        assert_eq!(is_done.recv(), Ok("abandoned"));
-    }
-
-    #[tokio::test]
-    async fn no_more_run_at_once_than_there_are_threads() {
-        let pool = pool();
-        let (most, now) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
-        let asks: Vec<_> = (0..4 * THREADS)
-            .map(|_| {
-                let (pool, most, now) = (pool.clone(), Arc::clone(&most), Arc::clone(&now));
-                tokio::spawn(async move {
-                    let job = move || {
-                        let running = {
-                            let mut now = now.lock().unwrap();
-                            *now += 1;
-                            *now
-                        };
-                        let mut most = most.lock().unwrap();
-                        *most = running.max(*most);
-                        drop(most);
-                        thread::yield_now();
-                        *now.lock().unwrap() -= 1;
-                    };
-                    pool.ask(job, || ()).await
-                })
-            })
-            .collect();
-        for ask in asks {
-            assert_eq!(ask.await.expect("no panic"), Ok(()));
-        }
-        assert!(*most.lock().unwrap() <= THREADS);
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(60)
     }
 
     /// Takes every thread until the sender is dropped.
@@ -286,33 +241,34 @@ mod tests {
         let gone = Arc::new(Mutex::new(gone));
         let (began, begun) = mpsc::sync_channel(THREADS);
         for _ in 0..THREADS {
-            let (pool, gone, began) = (pool.clone(), Arc::clone(&gone), began.clone());
-            let wait = move || {
+            let (gone, began) = (Arc::clone(&gone), began.clone());
+            assert!(pool.run(move || {
                 began.send(()).expect("the test listens");
+                // Each in turn holds the receiver, and the rest wait for that.
                 let _ = gone.lock().unwrap().recv();
-            };
-            tokio::spawn(async move { pool.ask(wait, || ()).await });
+            }));
         }
-        // Each in turn holds the receiver, and the rest wait for that.
-        drop(began);
-        tokio::task::block_in_place(|| begun.iter().take(THREADS).for_each(drop));
+        begun.iter().take(THREADS).for_each(drop);
         go
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn who_gets_no_thread_in_time_is_told_so_and_the_next_one_is_served() {
-        let pool = pool();
+    #[test]
+    fn no_more_run_at_once_than_there_are_threads() {
+        let (pool, running) = pool();
         let go = occupied(&pool);
-        let asked_at = Instant::now();
-        assert_eq!(pool.ask(|| (), || ()).await, Err(Unasked::Busy));
-        assert!(asked_at.elapsed() >= PATIENCE);
+        let (begun, begins) = mpsc::sync_channel(64);
+        assert!(pool.run(move || begun.send(()).expect("the test listens")));
+        assert_eq!(running.get(), 1 + THREADS as i64);
+        assert!(begins.try_recv().is_err(), "it runs beside as many as may");
         drop(go);
-        assert_eq!(pool.ask(|| (), || ()).await, Ok(()));
+        begins.recv().expect("it runs when there is a thread");
+        assert_eq!(pool.drain(far()), 0);
+        assert_eq!(running.get(), 0);
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn the_line_has_an_end_and_can_be_waited_for() {
-        let pool = pool();
+    #[test]
+    fn the_line_has_an_end_and_can_be_waited_for() {
+        let (pool, _) = pool();
         let go = occupied(&pool);
         let done = Arc::new(Mutex::new(0));
         let count = || {
@@ -321,21 +277,41 @@ mod tests {
         };
         assert!((0..2 * THREADS).all(|_| count()));
         assert!(!count(), "there is no room");
-        let unfinished = pool.drain(Instant::now() + Duration::from_millis(10));
-        assert_eq!(unfinished, 3 * THREADS);
+        assert_eq!(pool.drain(Instant::now()), 3 * THREADS);
         drop(go);
-        assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
+        assert_eq!(pool.drain(far()), 0);
         assert_eq!(*done.lock().unwrap(), 2 * THREADS);
     }
 
-    #[tokio::test]
-    async fn a_job_that_panics_costs_no_thread() {
-        let pool = pool();
+    #[test]
+    fn a_job_that_panics_costs_no_thread_and_is_counted_no_longer() {
+        let (pool, running) = pool();
         for _ in 0..2 * THREADS {
-            let oh = || std::panic::resume_unwind(Box::new("oh"));
-            assert_eq!(pool.ask(oh, || ()).await, Err::<(), _>(Unasked::Gone));
+            assert!(pool.run(|| std::panic::resume_unwind(Box::new("oh"))));
+            assert_eq!(pool.drain(far()), 0);
         }
-        assert_eq!(pool.ask(|| 1, || ()).await, Ok(1));
-        assert_eq!(pool.drain(Instant::now() + Duration::from_secs(60)), 0);
+        assert_eq!(running.get(), 0);
+        let (done, is_done) = mpsc::sync_channel(64);
+        assert!(pool.run(move || done.send(1).expect("the test listens")));
+        assert_eq!(is_done.recv(), Ok(1));
+    }
+
+    /// Not even a panic outside of any job, which nobody knows of: the place is free for another.
+    #[test]
+    fn a_thread_that_ends_gives_up_its_place() {
+        let (pool, _) = pool();
+        let Some(Threads(shared)) = pool.0.as_deref() else { panic!("it has threads") };
+        shared.lock().threads = THREADS;
+        for _ in 0..THREADS {
+            let place = || {
+                let _worker = Worker(shared);
+                std::panic::resume_unwind(Box::new("oh"))
+            };
+            let ended: Result<(), _> = catch_unwind(AssertUnwindSafe(place));
+            assert!(ended.is_err());
+        }
+        let (done, is_done) = mpsc::sync_channel(64);
+        assert!(pool.run(move || done.send(1).expect("the test listens")));
+        assert_eq!(is_done.recv(), Ok(1));
     }
 }

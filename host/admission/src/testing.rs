@@ -106,8 +106,8 @@ impl Policy for Fake {
             Phase::Account => true,
         }
     }
-    fn slow(&self) -> bool {
-        self.slow
+    fn call_time(&self) -> crate::CallTime {
+        if self.slow { crate::CallTime::Waits } else { crate::CallTime::AtOnce }
     }
     fn wants_content(&self) -> bool {
         self.transform.is_some()
@@ -204,6 +204,7 @@ pub(crate) fn caller() -> Caller {
         credential: String::new(),
         address: "127.0.0.1".into(),
         headers: Headers::default(),
+        looks_up: false,
     }
 }
 

@@ -277,7 +277,7 @@ mod tests {
         fn program(&self, name: &str, install: &str) -> PathBuf {
             let path = self.0.join(name);
             let script = format!(
-                "#!/bin/sh\necho \"$@\" >> {}\nfor last; do [ \"$before\" = --target ] && \
+                "#!/bin/sh\necho \"$@\" >> '{}'\nfor last; do [ \"$before\" = --target ] && \
                  dir=$last; before=$last; done\n[ -n \"$dir\" ] || exit 0\nmkdir -p \
                  \"$dir/hello\"\n{install}\n",
                 self.0.join("calls").display()

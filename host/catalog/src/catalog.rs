@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use interlock_model_files::recognize;
+
 use crate::built_in::{Installers, PackageFailure};
 use crate::hub::{self, Hub, HubFailure};
 use crate::{BUILT_IN, HubRepo, ModelRef, Progress};
@@ -19,7 +21,7 @@ pub struct Catalog {
 /// A model that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// A `.gguf` file, or a folder with `config.json` and `.safetensors` files.
+    /// A GGUF file, or a folder with `config.json` and `.safetensors` files.
     pub path: PathBuf,
 }
 
@@ -59,15 +61,16 @@ pub enum NotHere {
         place: PathBuf,
     },
     /// The user's own folder or file is not where the reference says.
-    #[error("there is no {kind} {}{hint}", path.display())]
+    #[error("there is no file or folder {}{hint}", path.display())]
     NoSuchPath {
-        /// Folder or file.
-        kind: &'static str,
         /// Where we looked.
         path: PathBuf,
         /// What may have been meant.
         hint: String,
     },
+    /// What lies there is no model, or not the whole of one.
+    #[error("{0}")]
+    NotAModel(String),
     /// It has no files.
     #[error("{0} is simulated; it has no files")]
     Simulated(ModelRef),
@@ -136,19 +139,17 @@ impl Catalog {
                 }
                 folder
             }
-            ModelRef::Folder(path) if path.is_dir() => path.clone(),
-            ModelRef::Folder(path) => {
+            ModelRef::Path(path) if path.exists() => {
+                recognize(path).map_err(|refused| NotHere::NotAModel(refused.to_string()))?;
+                path.clone()
+            }
+            ModelRef::Path(path) => {
                 // `org/name` without `hf:` is the most common slip of all.
                 let text = path.to_string_lossy();
                 let hint = format!("hf:{text}").parse::<ModelRef>().ok();
                 let hint =
                     hint.map_or_else(String::new, |meant| format!("; for the hub write {meant}"));
-                return Err(NotHere::NoSuchPath { kind: "folder", path: path.clone(), hint });
-            }
-            ModelRef::GgufFile(path) if path.is_file() => path.clone(),
-            ModelRef::GgufFile(path) => {
-                let hint = String::new();
-                return Err(NotHere::NoSuchPath { kind: "file", path: path.clone(), hint });
+                return Err(NotHere::NoSuchPath { path: path.clone(), hint });
             }
             ModelRef::Sim { .. } => return Err(NotHere::Simulated(reference.clone())),
         };
@@ -167,7 +168,7 @@ impl Catalog {
         let path = match reference {
             ModelRef::Alias(built_in) => built_in.pull(&self.cache, &self.installers, progress)?,
             ModelRef::HuggingFace(repo) => self.hub.pull(repo, progress)?,
-            ModelRef::Folder(_) | ModelRef::GgufFile(_) | ModelRef::Sim { .. } => {
+            ModelRef::Path(_) | ModelRef::Sim { .. } => {
                 return Ok(self.locate(reference)?);
             }
         };

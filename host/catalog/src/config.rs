@@ -13,7 +13,7 @@ use crate::ModelRef;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// The model: a built-in name, a folder, a `.gguf` file, `hf:org/name[@revision]` or `sim:...`.
+    /// The model: a built-in name, a folder, a GGUF file, `hf:org/name[@revision]` or `sim:...`.
     /// The default is small enough for any laptop, so that the first try works. What is not on
     /// this machine yet is pulled at start.
     pub reference: ModelRef,
@@ -32,6 +32,22 @@ pub struct ModelConfig {
     /// the machine has other work; unset, one for each physical core.
     #[schemars(example = 4)]
     pub threads: Option<NonZeroUsize>,
+    /// What to do with a model whose files have keys or tensors of which this version knows nothing:
+    /// `refuse` it, naming them, or `warn` and compute without them. Turn this to `warn` when you
+    /// know that the model means the same without. What is known to change what is computed is
+    /// refused in any case.
+    pub unknown: Unknown,
+}
+
+/// What to do with a model of whose files not all is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Unknown {
+    /// Not serve it.
+    #[default]
+    Refuse,
+    /// Serve it without what is not known, and say so in the log.
+    Warn,
 }
 
 /// `[[extra_model]]`: one more model that is served beside that of `[model]`.
@@ -59,6 +75,10 @@ pub struct ExtraModelConfig {
     #[serde(default)]
     #[schemars(example = 8192)]
     pub context_max: Option<NonZeroU32>,
+    /// What to do with a model whose files have keys or tensors of which this version knows nothing,
+    /// as in `[model]`: `refuse` or `warn`.
+    #[serde(default)]
+    pub unknown: Unknown,
 }
 
 impl ModelConfig {
@@ -107,6 +127,7 @@ mod tests {
             name: name.map(str::to_owned),
             aliases: aliases.iter().map(ToString::to_string).collect(),
             context_max: None,
+            unknown: Unknown::Refuse,
         }
     }
 

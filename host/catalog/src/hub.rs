@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use interlock_model_files::{BadWeights, NotAModel, Weights, recognize, weights_named_in};
 
 use crate::{HubRepo, Progress, verify};
 
@@ -108,7 +109,7 @@ pub enum HubFailure {
         /// The model.
         repo: HubRepo,
         /// What is not there.
-        missing: &'static str,
+        missing: String,
         /// What else the user could do.
         hint: &'static str,
     },
@@ -141,8 +142,6 @@ const SMALL_FILES: [&str; 6] = [
     "chat_template.jinja",
     "special_tokens_map.json",
 ];
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
 
 impl Hub {
     /// How often a cut connection is taken up again before the pull gives up.
@@ -223,21 +222,23 @@ impl Hub {
         for name in SMALL_FILES.iter().filter(|name| names.contains(*name)) {
             pull.file(name)?;
         }
-        // Repositories often carry their weights twice or more, in other formats or under
-        // `original/`; what the index names, else the one file, is what every loader takes.
-        let weights: BTreeSet<String> = if names.contains(INDEX) {
-            let index = pull.file(INDEX)?;
-            weights_in(&index).map_err(|source| HubFailure::Disk { path: index, source })?
-        } else if names.contains(SINGLE) {
-            BTreeSet::from([SINGLE.to_owned()])
-        } else {
-            let top =
-                names.iter().filter(|name| name.ends_with(".safetensors") && !name.contains('/'));
-            top.map(|name| (*name).to_owned()).collect()
+        let weights = match Weights::among(names.iter().copied()) {
+            Ok(Weights::Index(name)) => {
+                let index = pull.file(&name)?;
+                let named = weights_named_in(&index);
+                named.map_err(|bad| HubFailure::Disk {
+                    path: index,
+                    source: io::Error::other(bad),
+                })?
+            }
+            Ok(Weights::Files(files)) => files,
+            Err(BadWeights::None) => return Err(no_model(repo, ".safetensors file", &names)),
+            Err(BadWeights::Lacks(missing)) => return Err(no_model(repo, missing, &names)),
+            Err(BadWeights::Several(what)) => {
+                let missing = format!("one model: {what}");
+                return Err(no_model(repo, missing, &names));
+            }
         };
-        if weights.is_empty() {
-            return Err(no_model(repo, ".safetensors file", &names));
-        }
         for name in &weights {
             pull.file(name)?;
         }
@@ -386,42 +387,23 @@ fn nothing_behind(error: &ApiError) -> bool {
     }
 }
 
-fn no_model(repo: &HubRepo, missing: &'static str, names: &BTreeSet<&str>) -> HubFailure {
+fn no_model(repo: &HubRepo, missing: impl Into<String>, names: &BTreeSet<&str>) -> HubFailure {
     let gguf = names.iter().any(|name| name.ends_with(".gguf"));
     let hint = if gguf { "; it has .gguf files: download one and name its path" } else { "" };
-    HubFailure::NoModel { repo: repo.clone(), missing, hint }
+    HubFailure::NoModel { repo: repo.clone(), missing: missing.into(), hint }
 }
 
-/// What a model's folder still lacks: the name of a file, or `None` when it is whole.
+/// What a model's folder still lacks, or `None` when it is whole.
 pub(crate) fn missing_in(folder: &Path) -> Option<String> {
-    let absent = |name: &str| !folder.join(name).exists();
-    if absent("config.json") {
-        return Some("config.json".into());
-    }
-    if !absent(INDEX) {
-        return match weights_in(&folder.join(INDEX)) {
-            Ok(weights) => weights.into_iter().find(|name| absent(name)),
-            Err(_) => Some(INDEX.into()),
-        };
-    }
-    let mut files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    // `exists` follows the link: one whose blob was cleaned away is no file.
-    let found = files.any(|file| {
-        file.path().extension().is_some_and(|kind| kind == "safetensors") && file.path().exists()
-    });
-    (!found).then(|| SINGLE.into())
-}
-
-/// The files that an index names.
-fn weights_in(index: &Path) -> io::Result<BTreeSet<String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let index: Index = serde_json::from_slice(&std::fs::read(index)?)?;
-    let names: BTreeSet<String> = index.weight_map.into_values().collect();
-    match names.iter().find(|name| name.contains("..") || name.starts_with('/')) {
-        Some(name) => Err(io::Error::other(format!("names {name:?}, outside the repository"))),
-        None => Ok(names),
+    match recognize(folder) {
+        Ok(_) => None,
+        Err(NotAModel::Incomplete { missing, .. }) => Some(missing),
+        Err(NotAModel::Neither { .. }) => Some("config.json".into()),
+        Err(NotAModel::Index { path, .. } | NotAModel::Read { path, .. }) => {
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            Some(name.to_string_lossy().into_owned())
+        }
+        // It is all there, and `models` says what is wrong with it.
+        Err(NotAModel::Ambiguous { .. }) => None,
     }
 }

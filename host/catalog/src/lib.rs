@@ -13,7 +13,8 @@
 //!
 //! # Not here
 //!
-//! Nothing looks into a model's files beyond what tells whether they are complete; `models` does.
+//! Nothing looks into a model's files beyond what tells whether they are there; `models` does. What
+//! a file is, `model-files` decides.
 //! No index of our own: built-in models come through the user's pip, everything else through the
 //! Hugging Face hub or whatever `HF_ENDPOINT` names in its place.
 
@@ -27,7 +28,7 @@ mod verify;
 
 pub use built_in::{BUILT_IN, BuiltIn, PackageFailure};
 pub use catalog::{Catalog, Entry, Located, NotHere, NotPulled};
-pub use config::{ExtraModelConfig, ModelConfig, problems};
+pub use config::{ExtraModelConfig, ModelConfig, Unknown, problems};
 pub use hub::{Hub, HubFailure};
 pub use progress::Progress;
 pub use reference::{BadModelRef, HubRepo, ModelRef};

@@ -1,7 +1,7 @@
 //! What a user writes to name a model.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use interlock_request::ModelId;
@@ -17,10 +17,9 @@ use crate::{BUILT_IN, BuiltIn};
 pub enum ModelRef {
     /// `smollm2-135m-instruct`: one that we know how to get.
     Alias(&'static BuiltIn),
-    /// `./qwen3`, `/models/qwen3`: a folder with `config.json` and `.safetensors` files.
-    Folder(PathBuf),
-    /// `qwen3.gguf`: one file that holds everything.
-    GgufFile(PathBuf),
+    /// `./qwen3`, `/models/qwen3`, `qwen3.gguf`: a folder with `config.json` and `.safetensors`
+    /// files, or a GGUF file. Which of them it is, what lies there says, and not the name.
+    Path(PathBuf),
     /// `hf:org/name[@revision]`: a repository on the Hugging Face hub.
     HuggingFace(HubRepo),
     /// `sim` or `sim:key=value,...`: no model at all, only its behaviour.
@@ -76,16 +75,15 @@ impl ModelRef {
     pub fn model_id(&self) -> ModelId {
         match self {
             Self::Alias(built_in) => ModelId::new(built_in.alias),
-            Self::Folder(path) => {
+            Self::Path(path) => {
                 // `.` and `..` have no name of their own until they are resolved.
                 let named = path.file_name().map(PathBuf::from);
                 let named = named.or_else(|| path.canonicalize().ok());
-                let name = named.as_deref().and_then(|path| path.file_name());
+                let name = match &named {
+                    Some(path) if is_called_gguf(path) => path.file_stem(),
+                    path => path.as_deref().and_then(Path::file_name),
+                };
                 ModelId::new(name.map_or("model".into(), |name| name.to_string_lossy()))
-            }
-            Self::GgufFile(path) => {
-                let stem = path.file_stem().unwrap_or(path.as_os_str());
-                ModelId::new(stem.to_string_lossy())
             }
             Self::HuggingFace(repo) => ModelId::new(&repo.name),
             Self::Sim { name, .. } => ModelId::new(name),
@@ -118,15 +116,15 @@ impl FromStr for ModelRef {
         if let Some(built_in) = BUILT_IN.iter().find(|built_in| built_in.alias == text) {
             return Ok(Self::Alias(built_in));
         }
-        if text.to_ascii_lowercase().ends_with(".gguf") {
-            return Ok(Self::GgufFile(expand_home(text)));
+        if is_called_gguf(Path::new(text)) {
+            return Ok(Self::Path(expand_home(text)));
         }
         if text.contains('/') || text.contains('\\') || matches!(text, "." | ".." | "~") {
             return match text.split_once(':') {
                 Some((scheme, rest)) if rest.starts_with("//") => {
                     Err(BadModelRef::Scheme(format!("{scheme}:")))
                 }
-                _ => Ok(Self::Folder(expand_home(text))),
+                _ => Ok(Self::Path(expand_home(text))),
             };
         }
         if let Some((scheme, _)) = text.split_once(':') {
@@ -134,6 +132,11 @@ impl FromStr for ModelRef {
         }
         Err(BadModelRef::UnknownAlias { given: text.to_owned(), nearest: nearest_alias(text) })
     }
+}
+
+/// Whether a path is called as GGUF files are: nobody calls a repository or a built-in model so.
+fn is_called_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"))
 }
 
 /// Takes the name out of the settings: it is ours, the others are the model's.
@@ -182,7 +185,7 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Alias(built_in) => f.write_str(built_in.alias),
-            Self::Folder(path) | Self::GgufFile(path) => path.display().fmt(f),
+            Self::Path(path) => path.display().fmt(f),
             Self::HuggingFace(repo) => write!(f, "hf:{repo}"),
             Self::Sim { name, settings } => {
                 let name = if name == "sim" { String::new() } else { format!("name={name}") };
@@ -232,6 +235,8 @@ mod tests {
             ("/models/Qwen3-0.6B/", "Qwen3-0.6B"),
             ("org/name", "name"),
             ("here.gguf", "here"),
+            ("HERE.GGUF", "HERE"),
+            ("./blobs/sha256-0a1b", "sha256-0a1b"),
             ("/models/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1"),
             ("hf:Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
             ("hf:Qwen/Qwen3-0.6B@refs/pr/7", "Qwen/Qwen3-0.6B"),

@@ -226,7 +226,7 @@ fn org_slash_name_without_hf_is_told_how_to_write_it() {
     assert!(matches!(error, NotHere::NoSuchPath { .. }));
     assert_eq!(
         error.to_string(),
-        "there is no folder no-such-org/name; for the hub write hf:no-such-org/name"
+        "there is no file or folder no-such-org/name; for the hub write hf:no-such-org/name"
     );
 }
 

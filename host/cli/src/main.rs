@@ -6,16 +6,20 @@
 //! # Exit status
 //!
 //! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
-//! configuration is wrong.
+//! configuration is wrong, 3 when the device that computes has failed for good: its caches were lost
+//! and could not be made anew. Whoever supervises the process starts it again after 3, and need not
+//! after 2.
 
 mod bench;
 mod config;
+mod descriptors;
 mod log;
 mod models;
 mod policies;
 mod policy;
 mod serve;
 mod settings;
+mod stop;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -59,7 +63,27 @@ Examples:
   interlock policy new night-shift                  a policy of your own";
 
 fn main() -> ExitCode {
-    let ended = match Cli::parse().command {
+    for (key, value) in interlock_models::ENVIRONMENT {
+        if std::env::var_os(key).is_none() {
+            // SAFETY: this is the first thing the process does, so no other thread reads it.
+            unsafe { std::env::set_var(key, value) };
+        }
+    }
+    // A file that may not grow any more is a full disk, which those who write say, and no reason to
+    // end. What we start inherits that and sees an error as well.
+    // SAFETY: sets a disposition before there are other threads; no handler is involved.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let code = run();
+    log::flush();
+    code
+}
+
+fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let ended = match cli.command {
         Command::Serve(serve) => serve.run(),
         Command::Bench(bench) => bench.run(),
         Command::Config(command) => command.run(),
@@ -69,12 +93,27 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // stderr may be gone; there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "interlock: {error:#}");
+            note(&format!("{error:#}"));
             let usage = error.is::<interlock_config::Problems>() || error.is::<BadUsage>();
-            ExitCode::from(if usage { 2 } else { 1 })
+            let stopped = error.downcast_ref::<serve::EngineStopped>();
+            let status = stopped.map_or(1, serve::EngineStopped::status);
+            ExitCode::from(if usage { 2 } else { status })
         }
     }
+}
+
+/// The exit status when the device has failed.
+const DEVICE_FAILED: u8 = 3;
+/// What clap has to say: help, the version, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let text = error.render();
+        log::tell(&if log::is_coloured() { text.ansi().to_string() } else { text.to_string() });
+    } else {
+        // A reader that has had enough is not a failure.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Something that the caller wrote, and neither clap nor the configuration could see was wrong.
@@ -89,7 +128,8 @@ impl std::fmt::Display for BadUsage {
 
 impl std::error::Error for BadUsage {}
 
-/// Writes to stdout. A reader that has had enough (`| head`) is not a failure.
+/// Writes to stdout, and waits for who reads it. A reader that has had enough (`| head`) is not a
+/// failure.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -102,8 +142,7 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 /// Writes a remark to stderr, where it is not in the way of what a script reads.
 fn note(text: &str) {
-    // stderr may be gone; then nobody wants to know.
-    let _ = writeln!(std::io::stderr(), "interlock: {text}");
+    log::tell(&format!("interlock: {text}\n"));
 }
 
 #[cfg(test)]

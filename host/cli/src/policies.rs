@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use interlock_admission::{Commons, PolicyMetrics, RecordFile};
 use interlock_config::Config;
 use interlock_metrics::Registry;
@@ -27,7 +27,8 @@ pub(crate) fn load(config: &Config, registry: &Registry) -> anyhow::Result<Arc<K
     let metrics = PolicyMetrics::register(registry);
     let commons = match &config.policies.record {
         Some(path) => {
-            let sink = RecordFile::open(path, &metrics)?;
+            let sink = RecordFile::open(path, &metrics)
+                .with_context(|| format!("cannot write to policies.record {}", path.display()))?;
             Commons::new(metrics).recording(Arc::new(sink))
         }
         None => Commons::new(metrics),

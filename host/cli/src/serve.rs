@@ -10,25 +10,29 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
-use interlock_catalog::ModelRef;
+use interlock_catalog::{self as catalog, ModelRef};
 use interlock_config::Config;
 use interlock_engine::{
     EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
 };
+use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
+use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer, Unknown};
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{PolicyAdmin, ServedModel, ServerMetrics, ServerParts, system_time};
+use interlock_server::{
+    AdminParts, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool, system_time,
+};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::policies::Desk;
 use crate::settings::Settings;
-use crate::{log, models, policies, say};
+use crate::stop::{Stop, leave};
+use crate::{descriptors, log, models, note, policies};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -44,17 +48,25 @@ Examples:
   interlock serve --config interlock.toml --set waiting.requests_max=64
   interlock serve --model sim:decode=20ms            a model that only takes its time
 
-SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.";
+SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
+
+It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
+configuration is wrong, and 3 when the device that computes has failed: start it again.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let config = self.settings.load()?.config;
-        log::start(&config.log)?;
-        let sources = sources(&config)?;
+        let mut config = self.settings.load()?.config;
         let registry = Arc::new(Registry::new());
+        log::start(&config.log, Some(&LogMetrics::register(&registry)))?;
+        descriptors::provide(&mut config)?;
+        let sources = sources(&config)?;
         let keeper = policies::load(&config, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, sources, keeper, registry))
+        let served = runtime.block_on(serve(config, sources, keeper, registry));
+        // What still runs there (a policy that is being compiled, say), or blocks there for ever on a
+        // disk that does not answer, is not waited for.
+        runtime.shutdown_background();
+        served
     }
 }
 
@@ -64,7 +76,7 @@ async fn serve(
     keeper: Arc<Keeper>,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
-    let stop = Stop::listen()?;
+    let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))?;
     let bind = config.server.bind;
     let listener = interlock_server::listen(bind).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => anyhow::anyhow!(
@@ -86,10 +98,12 @@ async fn serve(
     let what = if models.len() == 1 { "model" } else { "models" };
     let chain = keeper.policies().current();
     let policies = listed(chain.names().collect());
-    say(&format!(
+    tracing::info!(%address, "listening");
+    let _stdout = announce(&format!(
         "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
     ))?;
 
+    let metrics = ServerMetrics::register(&registry);
     let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
     if let Some(bind) = config.admin.bind {
         let listener = interlock_server::listen(bind)
@@ -100,8 +114,13 @@ async fn serve(
             // Dropped when serving has ended.
             let _ = admin_over.await;
         };
-        let admin = Arc::new(Desk(Arc::clone(&keeper))) as Arc<dyn PolicyAdmin>;
-        tokio::spawn(interlock_server::serve_admin(listener, config.admin, admin, over));
+        let parts = AdminParts {
+            config: config.admin,
+            server: config.server.clone(),
+            metrics: metrics.clone(),
+            admin: Arc::new(Desk(Arc::clone(&keeper))),
+        };
+        tokio::spawn(interlock_server::serve_admin(listener, parts, over));
     }
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
@@ -117,13 +136,16 @@ async fn serve(
         }
     });
 
+    let work = WorkPool::start(&config.work, WorkMetrics::register(&registry))
+        .context("cannot start the threads that read requests")?;
     let parts = ServerParts {
         config: config.server,
         models,
         detached: config.detached,
         policies: Arc::clone(keeper.policies()),
+        work,
         wall: Arc::new(system_time),
-        metrics: ServerMetrics::register(&registry),
+        metrics,
         registry,
     };
     let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;
@@ -137,24 +159,66 @@ async fn serve(
     reloader.abort();
 
     // Before the thread is told to stop: from then on they end because they were asked to.
-    for (model, engine) in &engines {
-        match engine.state() {
-            // Where another one is to blame, that one is told of.
-            EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => {}
-            EngineState::Exited(exit) => bail!("the engine of {model} stopped: {exit}"),
-            EngineState::Starting | EngineState::Ready(_) => {}
-        }
-    }
+    let stopped = engines.iter().find_map(|(model, engine)| match engine.state() {
+        // Where another one is to blame, that one is told of.
+        EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
+        EngineState::Exited(exit) => Some(EngineStopped { model: model.clone(), exit }),
+        EngineState::Starting | EngineState::Ready(_) => None,
+    });
     // Loading cannot be interrupted, and what it has read so far nobody will miss.
-    if engines.iter().any(|(_, engine)| engine.state() == EngineState::Starting) {
+    let starting = |(_, engine): &(ModelId, EngineHandle)| engine.state() == EngineState::Starting;
+    if stopped.is_none() && engines.iter().any(starting) {
         tracing::info!("a model is still loading; leaving without it");
         leave(0)
     }
     if !ended(thread, PASS_USUAL, PASS_MAX).await {
         tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
-        leave(1)
+        // The other models' passes are in the device that has failed: they need not end.
+        leave(stopped.map_or(1, |stopped| {
+            note(&stopped.to_string());
+            stopped.status().into()
+        }))
     }
-    Ok(())
+    stopped.map_or(Ok(()), |stopped| Err(stopped.into()))
+}
+
+/// An engine has ended, and nobody told it to.
+#[derive(Debug)]
+pub(crate) struct EngineStopped {
+    model: ModelId,
+    exit: EngineExit,
+}
+
+impl std::fmt::Display for EngineStopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the engine of {} stopped: {}", self.model, self.exit)
+    }
+}
+
+impl std::error::Error for EngineStopped {}
+
+impl EngineStopped {
+    /// What the process ends with.
+    pub(crate) fn status(&self) -> u8 {
+        if matches!(self.exit, EngineExit::DeviceFailed(_)) { crate::DEVICE_FAILED } else { 1 }
+    }
+}
+
+/// Says on stdout that there is a host now. Whoever reads that is not waited for, and that nobody
+/// can is no reason not to serve.
+fn announce(line: &str) -> anyhow::Result<LineWriter> {
+    let out = Output::same_as(&std::io::stdout())?;
+    let stdout = LineWriter::start("interlock-out", out, line.len(), NotAnnounced)?;
+    stdout.push(line.as_bytes());
+    Ok(stdout)
+}
+
+struct NotAnnounced;
+
+impl Losses for NotAnnounced {
+    fn began(&self, why: &str) {
+        tracing::warn!(why, "stdout does not say that this host listens: it takes nothing");
+    }
 }
 
 /// Longest wait for policies that account elsewhere. Their service answers in milliseconds or is
@@ -166,6 +230,10 @@ const PASS_USUAL: Duration = Duration::from_secs(1);
 /// device, or its driver, is stuck.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
+/// Longest time that the end takes beside `server.drain_max`: cancelled requests, farewells, accounts
+/// and a pass, each with a bound of its own, and as much again. Who is told to stop does so.
+const END_MAX: Duration = Duration::from_secs(300);
+
 /// Stops the engine; whether its thread ended in time. It waits for the pass in flight.
 async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
     #[expect(clippy::disallowed_methods, reason = "waits for another thread, touches no MLX")]
@@ -175,15 +243,6 @@ async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
     }
     tracing::info!(?most, "waiting for the pass in the device");
     tokio::time::timeout(most.saturating_sub(usual), stopped).await.is_ok()
-}
-
-/// Ends the process while the engine's thread is at work.
-///
-/// Not by `exit`, which takes the C++ libraries' globals apart: under the feet of the thread that
-/// uses them, or after waiting for the very device that is stuck.
-fn leave(status: i32) -> ! {
-    // SAFETY: ends the process and returns to nobody. What we print is not held in buffers.
-    unsafe { libc::_exit(status) }
 }
 
 /// What an engine will run, once its files are here.
@@ -203,21 +262,27 @@ enum SourceKind {
 fn sources(config: &Config) -> anyhow::Result<Vec<Source>> {
     let Config { model, extra_model, .. } = config;
     let neighbours = u32::try_from(extra_model.len()).unwrap_or(u32::MAX);
-    let find = |id, aliases: &[String], reference: &ModelRef, context_max: Option<NonZeroU32>| {
-        let options = LoadOptions {
-            context_max: context_max.map(NonZeroU32::get),
-            // One team of threads computes for all.
-            threads: model.threads,
-            cache_max: config.cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
-            neighbours,
+    let find =
+        |id, aliases: &[String], reference: &ModelRef, context_max: Option<NonZeroU32>, unknown| {
+            let options = LoadOptions {
+                context_max: context_max.map(NonZeroU32::get),
+                // One team of threads computes for all.
+                threads: model.threads,
+                cache_max: config.cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
+                neighbours,
+                unknown: match unknown {
+                    catalog::Unknown::Refuse => Unknown::Refuse,
+                    catalog::Unknown::Warn => Unknown::Warn,
+                },
+            };
+            let kind = SourceKind::find(reference, options)?;
+            Ok(Source { id, aliases: aliases.to_vec(), reference: reference.clone(), kind })
         };
-        let kind = SourceKind::find(reference, options)?;
-        Ok(Source { id, aliases: aliases.to_vec(), reference: reference.clone(), kind })
-    };
-    let first = find(model.model_id(), &model.aliases, &model.reference, model.context_max);
-    let extra = extra_model
-        .iter()
-        .map(|extra| find(extra.model_id(), &extra.aliases, &extra.reference, extra.context_max));
+    let first =
+        find(model.model_id(), &model.aliases, &model.reference, model.context_max, model.unknown);
+    let extra = extra_model.iter().map(|extra| {
+        find(extra.model_id(), &extra.aliases, &extra.reference, extra.context_max, extra.unknown)
+    });
     std::iter::once(first).chain(extra).collect()
 }
 
@@ -244,7 +309,7 @@ impl SourceKind {
         }
         let path = models::at_hand(reference)?;
         // Reads headers only: what cannot be a model is found out before the port is open.
-        let description = interlock_models::inspect(&path)?;
+        let description = interlock_models::inspect(&path, options.unknown)?;
         tracing::info!(
             model = %reference,
             path = %path.display(),
@@ -252,6 +317,13 @@ impl SourceKind {
             quantization = description.quantization,
             "found the model"
         );
+        if let Some(ignored) = &description.ignored {
+            tracing::warn!(
+                model = %reference,
+                ignored,
+                "computed without what is not known of the model's files; model.unknown says so"
+            );
+        }
         Ok(Self::Files { path, options })
     }
 }
@@ -306,6 +378,9 @@ impl Source {
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
                     tracing::info!(model = %name, ?elapsed, arithmetic, attention, "loaded the model");
+                    if let Some(cut) = &loaded.context_cut {
+                        tracing::warn!(model = %name, "{cut}");
+                    }
                     Ok::<_, String>(loaded.model)
                 })
             }
@@ -345,47 +420,25 @@ fn text_parts(source: TextSource) -> TextParts {
     TextParts { tokenizer, chat_template: source.chat_template, bos: source.bos, eos: source.eos }
 }
 
-/// The ways in which the process is told to stop.
-struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
 impl Stop {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn told(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// Ends at the first signal, or when the engines end by themselves: they do so together, there
-    /// is nothing to serve without them, and whoever supervises the process can only mend that when
-    /// it exits.
+    /// Ends at the first signal, or when an engine ends by itself: a host serves all of its models or
+    /// none, and whoever supervises the process can only mend that when it exits.
     async fn or_failure_of(mut self, engines: &[(ModelId, EngineHandle)]) {
-        let failed = async {
-            for (_, engine) in engines {
-                let mut engine = engine.clone();
+        let mut exits = tokio::task::JoinSet::new();
+        for (_, engine) in engines {
+            let mut engine = engine.clone();
+            exits.spawn(async move {
                 while !matches!(engine.state(), EngineState::Exited(_)) {
                     engine.state_changed().await;
                 }
-            }
+            });
+        }
+        let failed = async {
+            exits.join_next().await;
         };
         tokio::select! {
             () = self.told() => {
                 tracing::info!("told to stop; a second signal stops at once");
-                tokio::spawn(async move {
-                    self.told().await;
-                    tracing::warn!("told twice; stopping at once");
-                    leave(1);
-                });
             }
             () = failed => {}
         }

@@ -16,7 +16,18 @@ impl Desk {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        Command::new(program)
+        let mut command = Command::new(program);
+        // An author's settings for other builds are not ours, nor is a host that runs here.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            let build =
+                ["RUSTFLAGS", "RUSTDOCFLAGS", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS"];
+            let ours = name.starts_with("INTERLOCK_") || name.starts_with("CARGO_BUILD_");
+            if ours || build.contains(&&*name) {
+                command.env_remove(&*name);
+            }
+        }
+        command
             .args(arguments)
             .current_dir(&self.0)
             .env("INTERLOCK", env!("CARGO_BIN_EXE_interlock"))

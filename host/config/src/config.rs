@@ -4,7 +4,7 @@ use interlock_admission::{LimitsConfig, PoliciesConfig};
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
-use interlock_server::{AdminConfig, DetachedConfig, ServerConfig};
+use interlock_server::{AdminConfig, DetachedConfig, ServerConfig, WorkConfig};
 use interlock_state::StateConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ pub struct Config {
     pub log: LogConfig,
     pub waiting: WaitingConfig,
     pub limits: LimitsConfig,
+    pub work: WorkConfig,
     pub detached: DetachedConfig,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
@@ -42,6 +43,7 @@ impl Default for Config {
             log: LogConfig::default(),
             waiting: WaitingConfig::default(),
             limits: LimitsConfig::default(),
+            work: WorkConfig::default(),
             detached: DetachedConfig::default(),
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
@@ -61,6 +63,7 @@ impl Config {
         problems.extend(self.log.problems());
         problems.extend(self.waiting.problems());
         problems.extend(self.limits.problems());
+        problems.extend(self.work.problems());
         problems.extend(self.detached.problems());
         problems.extend(self.engine.problems());
         problems.extend(self.cache.problems());
@@ -79,6 +82,13 @@ impl Config {
             problems.push(format!(
                 "waiting.requests_max must be at most server.connections_max ({connections}), got \
                  {requests}"
+            ));
+        }
+        // One request may hold half of the memory; a usual body takes three times its size.
+        let (memory, body) = (self.work.memory_max, self.server.body_max);
+        if memory.0 < body.0.saturating_mul(8) {
+            problems.push(format!(
+                "work.memory_max must be at least 8 times server.body_max ({body}), got {memory}"
             ));
         }
         problems

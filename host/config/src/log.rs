@@ -1,5 +1,6 @@
 //! The settings that say what is logged. `cli` sets the log up with them.
 
+use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,11 @@ pub struct LogConfig {
     pub filter: String,
     /// `text` for people, `json` for a log collector: one object per line, same fields.
     pub format: LogFormat,
+    /// Lines that wait for whoever reads stderr, 64KiB to 1GiB of them. The host never waits: what
+    /// does not fit is dropped and counted, and the log says how many lines are missing where they
+    /// are. Turn this up when `interlock_log_lines_dropped_total` grows and the reader is only slow
+    /// at times.
+    pub buffer_max: ByteSize,
 }
 
 /// How a line of the log is written.
@@ -27,7 +33,7 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        Self { filter: "info".into(), format: LogFormat::Text, buffer_max: ByteSize(4 << 20) }
     }
 }
 
@@ -40,14 +46,19 @@ impl LogConfig {
             let (target, level) = directive.split_once('=').unwrap_or(("any", directive));
             target.is_empty() || !Self::LEVELS.contains(&level)
         });
-        bad.map(|directive| {
+        let bad = bad.map(|directive| {
             format!(
                 "log.filter must be made of LEVEL or TARGET=LEVEL with a level of {}, got \
                  {directive:?}",
                 Self::LEVELS.join(", ")
             )
-        })
-        .collect()
+        });
+        let mut problems: Vec<String> = bad.collect();
+        let bytes = self.buffer_max;
+        if !(64 << 10..=1 << 30).contains(&bytes.0) {
+            problems.push(format!("log.buffer_max must be 64KiB to 1GiB, got {bytes}"));
+        }
+        problems
     }
 }
 
@@ -64,5 +75,14 @@ mod tests {
         for filter in ["", "verbose", "info,", "=info", "interlock_engine", "a=b"] {
             assert_eq!(problems(filter).len(), 1, "{filter:?} was taken");
         }
+    }
+
+    #[test]
+    fn a_buffer_for_no_line_or_for_all_of_the_memory_is_a_problem() {
+        let problems =
+            |bytes| LogConfig { buffer_max: ByteSize(bytes), ..LogConfig::default() }.problems();
+        assert_eq!(problems(64 << 10), Vec::<String>::new());
+        assert_eq!(problems(1000), ["log.buffer_max must be 64KiB to 1GiB, got 1000B"]);
+        assert_eq!(problems(2 << 30).len(), 1);
     }
 }

@@ -269,16 +269,20 @@ per_minute = 60
         aliases = []                         # default
         # context_max =                      # not set
         # threads =                          # not set
+        unknown = "refuse"                   # default
 
         [server]
         bind = "0.0.0.0:9000"                # interlock.toml:3
         connections_max = 1024               # default
+        # connections_per_address_max =      # not set
         body_max = "4MiB"                    # default
         body_timeout = "30s"                 # default
         header_max = "16KiB"                 # default
         headers_max = 64                     # default
         header_timeout = "30s"               # default
         write_timeout = "1m"                 # default
+        half_close = "left"                  # default
+        pipelined_max = "256KiB"             # default
         retry_after = "1s"                   # default
         policy_trace = false                 # default
         drain_max = "30s"                    # default
@@ -286,11 +290,13 @@ per_minute = 60
         [admin]
         # bind =                             # not set
         # token =                            # not set
+        connections_max = 256                # default
         component_max = "64MiB"              # default
 
         [log]
         filter = "info"                      # default
         format = "json"                      # env INTERLOCK__LOG__FORMAT
+        buffer_max = "4MiB"                  # default
 
         [waiting]
         requests_max = 256                   # default
@@ -305,6 +311,12 @@ per_minute = 60
         detach_time_max = "1h"               # default
         detach_tokens_max = 65536            # default
 
+        [work]
+        # threads =                          # not set
+        requests_max = 256                   # default
+        memory_max = "512MiB"                # default
+        time_max = "10s"                     # default
+
         [detached]
         requests_max = 64                    # default
         results_max = 1024                   # default
@@ -316,6 +328,7 @@ per_minute = 60
         running_max = 64                     # default
         prefill_chunk = 512                  # --set engine.prefill_chunk
         decode_stretch_max = 5               # default
+        decode_pause_max = "200ms"           # default
 
         [cache]
         # memory_max =                       # not set
@@ -506,6 +519,10 @@ context_max = 0
           extra_model.name must be unlike all other names of models, got "sim" twice (interlock.toml:6)
           extra_model[1].reference must be set, got nothing (interlock.toml:10)
           extra_model[2].context_max must be a whole number from 1 to 4294967295, got 0 (interlock.toml:15)"#]]);
+    let file = "model.unknown = \"hope\"";
+    Story::of(file, &[], &[]).says(expect![[r#"
+        the configuration has a problem:
+          model.unknown must be "refuse" or "warn", got "hope" (interlock.toml:1)"#]]);
     let good = "
 [[extra_model]]
 reference = \"sim\"

@@ -1,6 +1,7 @@
 //! The settings that the engine reads.
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
 
 use interlock_request::ByteSize;
 use schemars::JsonSchema;
@@ -17,15 +18,25 @@ pub struct EngineConfig {
     /// Most requests that run at once in `batched` mode; the others wait. Turn this up on a large
     /// GPU, where more rows cost little more time; down when each stream should be faster.
     pub running_max: NonZeroU32,
-    /// Most prompt tokens that one pass computes; fewer where so many would take more than about a
+    /// Most prompt tokens that one pass computes, beside the last ones of prompts; fewer where so many would take more than about a
     /// second, since a cancelled prompt stops between passes. Turn this down when memory is short
     /// or cancelling must act sooner still, up when long prompts should compute faster on a large
     /// GPU.
     pub prefill_chunk: NonZeroU32,
-    /// How many times as long as usual a pass may take because it also computes prompts, while
-    /// streams wait for their next token. Turn this down when streams must flow evenly, up when
-    /// first tokens must come sooner.
+    /// How many times as long as alone a stream may take, over its life, because prompts are computed
+    /// beside it. What a stream is not held up by now, it may be held up by later, at most
+    /// `decode_pause_max` at a time; so a single prompt goes in one piece, and a flood of them does
+    /// not slow streams beyond this. At 1 they lend a quarter of their time, or prompts would never
+    /// end. Turn this down when streams must be fast whoever comes, up when first tokens must come
+    /// sooner.
     pub decode_stretch_max: NonZeroU32,
+    /// Longest pause between two tokens of a stream, beyond what a pass takes, that a prompt beside it
+    /// may cause at once. A pass's share of `decode_stretch_max` is never held back, nor a prompt cut
+    /// into pieces that cost more than they compute, where either is more. Turn this up when prompts
+    /// are long and first tokens must come sooner, down when streams must flow evenly.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub decode_pause_max: Duration,
 }
 
 /// How requests share the model.
@@ -46,6 +57,7 @@ impl Default for EngineConfig {
             running_max: number(64),
             prefill_chunk: number(2048),
             decode_stretch_max: number(5),
+            decode_pause_max: Duration::from_millis(200),
         }
     }
 }
@@ -58,11 +70,19 @@ impl EngineConfig {
             ("prefill_chunk", self.prefill_chunk, Self::PREFILL_CHUNK_MAX),
             ("decode_stretch_max", self.decode_stretch_max, Self::DECODE_STRETCH_MAX_MAX),
         ];
-        bounds
+        let mut problems: Vec<_> = bounds
             .iter()
             .filter(|(_, value, most)| value.get() > *most)
             .map(|(key, value, most)| format!("engine.{key} must be at most {most}, got {value}"))
-            .collect()
+            .collect();
+        if self.decode_pause_max > Self::DECODE_PAUSE_MAX_MAX {
+            problems.push(format!(
+                "engine.decode_pause_max must be at most {}, got {}",
+                humantime::format_duration(Self::DECODE_PAUSE_MAX_MAX),
+                humantime::format_duration(self.decode_pause_max)
+            ));
+        }
+        problems
     }
 
     /// More rows than this are more than any device computes at once.
@@ -71,6 +91,8 @@ impl EngineConfig {
     pub const PREFILL_CHUNK_MAX: u32 = 8192;
     /// Streams that are held up for longer than this do not flow.
     pub const DECODE_STRETCH_MAX_MAX: u32 = 1000;
+    /// A stream that pauses for longer than this does not flow.
+    pub const DECODE_PAUSE_MAX_MAX: Duration = Duration::from_secs(60);
 }
 
 /// `[cache]`: where the keys and values of running requests lie.
@@ -82,7 +104,10 @@ impl EngineConfig {
 pub struct CacheConfig {
     /// Most memory for keys and values. Turn this up when `interlock_preemptions_total` grows,
     /// down when the machine has other work; unset, a quarter of the memory that is free at start.
-    /// Several models share it, each its equal part.
+    /// Several models share it, each its equal part. A model whose part holds fewer than 4096 tokens
+    /// (or its context, if that is less) is refused; one whose part holds less than its context is
+    /// served with as much as it holds, and the log says so. Pages stay taken when their requests are
+    /// gone: `interlock_cache_pages_idle` of them keep prefixes for the next.
     pub memory_max: Option<ByteSize>,
     /// Shall requests that begin with the same tokens (a system prompt, a conversation that goes
     /// on) share what was computed for them? What is kept for that is given up first when pages

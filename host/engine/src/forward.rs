@@ -22,7 +22,9 @@ pub trait Forward {
     ///
     /// # Errors
     ///
-    /// When a parameter is beyond the model (a biased token outside the vocabulary, say).
+    /// When a parameter is beyond the model (a biased token outside the vocabulary, say): the
+    /// request ends. When there is no memory for one more ([`PassFault::TooLarge`]): it waits until
+    /// another has ended.
     fn open(&mut self, opening: &Opening<'_>) -> Result<Self::Sequence, PassFailed>;
 
     /// One pass over a table of rows, each sequence in it at most once. It returns when its
@@ -34,7 +36,7 @@ pub trait Forward {
     ///
     /// When the device fails, or a row is not one the model can compute. Nothing that a later pass
     /// could see has changed then: sequences, and pages up to each row's `from`, are what they
-    /// were, unless [`PassFailed::caches_lost`].
+    /// were, but for what [`PassFailed::caches`] says of the pages.
     fn pass(
         &mut self,
         rows: &mut [Row<'_, Self::Sequence>],
@@ -86,31 +88,75 @@ pub struct ModelShape {
     pub pages: u32,
 }
 
-/// A pass that did not produce its results.
+/// A pass that did not produce its results, or a request that could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub struct PassFailed {
     /// For our log.
     pub why: String,
-    /// The row whose fault it was, if that is known.
-    pub row: Option<usize>,
-    /// What the pages held is lost, for all requests.
-    pub caches_lost: bool,
+    /// Whose fault it was, as far as is known.
+    pub kind: PassFault,
+    /// What became of the pages.
+    pub caches: Caches,
+}
+
+/// Whose fault a pass that failed was, which decides what is tried next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassFault {
+    /// That of this row of the table, and no other's. Its request ends, the others go on.
+    Row(usize),
+    /// Nobody's: the device had not enough memory, or time, for so many rows or tokens at once.
+    /// Fewer are computed at a time.
+    TooLarge,
+    /// Nobody knows. Each request of the pass runs alone once, and who fails alone ends.
+    Broken,
+}
+
+/// What became of the pages in a pass that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caches {
+    /// They hold what they held, up to each row's `from`.
+    Kept,
+    /// They are there, and hold nothing any more, for all requests.
+    Emptied,
+    /// They are gone and cannot be made anew: no pass can succeed any more, and the engine closes.
+    Gone,
+}
+
+impl PassFault {
+    /// Its label in `interlock_engine_pass_failures_total{kind}`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Row(_) => "row",
+            Self::TooLarge => "too_large",
+            Self::Broken => "broken",
+        }
+    }
 }
 
 impl PassFailed {
     /// Nobody's fault, as far as is known, and nothing is lost.
     pub fn new(why: impl Into<String>) -> Self {
-        Self { why: why.into(), row: None, caches_lost: false }
+        Self { why: why.into(), kind: PassFault::Broken, caches: Caches::Kept }
     }
 
     /// This row's fault.
     pub fn of_row(self, row: usize) -> Self {
-        Self { row: Some(row), ..self }
+        Self { kind: PassFault::Row(row), ..self }
     }
 
-    /// The caches went with it.
+    /// There was not enough memory for so much.
+    pub fn too_large(self) -> Self {
+        Self { kind: PassFault::TooLarge, ..self }
+    }
+
+    /// What the caches held went with it.
     pub fn losing_caches(self) -> Self {
-        Self { caches_lost: true, ..self }
+        Self { caches: Caches::Emptied, ..self }
+    }
+
+    /// The caches went with it, and there are no others to be had.
+    pub fn beyond_repair(self) -> Self {
+        Self { caches: Caches::Gone, ..self }
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use interlock_admission::Admitted;
+use interlock_request::{CancelCause, Fault, FaultKind, Outcome, Usage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::bell::Bell;
 use crate::events::Preempted;
 use crate::metrics::{Counted, EngineMetrics};
-use crate::{Control, EngineExit, EngineState, Events};
+use crate::{Control, Ended, EngineExit, EngineState, Event, Events};
 
 /// A way to ask the engine for work. Cheap to clone, safe to send, owns nothing: the engine stops
 /// when its [`crate::EngineThread`] says so, however many handles are around.
@@ -62,6 +63,7 @@ pub struct Seat {
     inbox: mpsc::WeakSender<Submission>,
     bell: Bell,
     place: Place,
+    state: watch::Receiver<EngineState>,
 }
 
 /// What a waiting request holds until its first pass.
@@ -108,7 +110,8 @@ impl EngineHandle {
         })?;
         let counted = Counted::new(&self.metrics.waiting);
         let place = Place { _permit: permit, _counted: counted };
-        Ok(Seat { inbox: self.inbox.clone(), bell: self.bell.clone(), place })
+        let (inbox, bell, state) = (self.inbox.clone(), self.bell.clone(), self.state.clone());
+        Ok(Seat { inbox, bell, place, state })
     }
 
     /// What the engine is at this moment.
@@ -138,23 +141,45 @@ impl EngineHandle {
 }
 
 impl Seat {
-    /// Hands the request over. If the engine has stopped meanwhile, its events end at once
-    /// without an [`crate::Event::Ended`].
+    /// Hands the request over. If the engine has stopped meanwhile, its events end at once: without
+    /// an [`crate::Event::Ended`], unless its device has failed.
     pub fn submit(self, admitted: Admitted) -> Running {
+        self.hand_over(admitted, Control::new())
+    }
+
+    /// Hands over a request that is cancelled already: it ends like any other, and no pass computes
+    /// for it.
+    pub fn submit_cancelled(self, admitted: Admitted, cause: CancelCause) -> Running {
         let control = Control::new();
+        control.cancel(cause);
+        self.hand_over(admitted, control)
+    }
+
+    fn hand_over(self, admitted: Admitted, control: Control) -> Running {
         let (out, receiver) = mpsc::channel(events_max(&admitted));
         let preempted = Preempted::default();
         let events = Events::new(receiver, control.clone(), preempted.clone());
         let running = Running { events, control: control.clone() };
         let submission = Submission { admitted, place: self.place, out, control, preempted };
+        let mut refused = None;
         if let Some(inbox) = self.inbox.upgrade() {
             match inbox.try_send(submission) {
-                // Closed: the receiver is gone, and dropping the submission tells the events so.
-                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+                Ok(()) => {}
+                // The receiver is gone, and dropping the submission tells the events so.
+                Err(mpsc::error::TrySendError::Closed(submission)) => refused = Some(submission),
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     unreachable!("the inbox has as many places as there are seats")
                 }
             }
+        }
+        if let Some(Submission { out, control, place, .. }) = refused
+            && let EngineState::Exited(exit @ EngineExit::DeviceFailed(_)) = &*self.state.borrow()
+        {
+            let fault = Fault { kind: FaultKind::DeviceFailed, why: exit.to_string() };
+            let outcome = control.close(Outcome::Failed(fault));
+            drop(place);
+            // There is room: nothing was told yet.
+            let _ = out.try_send(Event::Ended(Ended { outcome, usage: Usage::default() }));
         }
         // Rung when our sender is gone again: the engine may just have been told to stop, and must
         // not find the inbox still open and fall asleep.

@@ -12,6 +12,8 @@
 //!   in flight has ended. Cancelling acts between passes.
 //! - Cancelling needs no room: it is a flag, never a message that must fit in a queue.
 //! - Every submitted request ends with one [`Event::Ended`], unless the thread itself is gone.
+//! - A pass that fails is tried again only so often: each failure ends a request, or takes one of
+//!   the few retries that its requests have ([`RETRIES_MAX`]).
 //! - Joining, leaving, cancelling and preempting are edits of a table: they touch no other
 //!   request's row, pages, keys or values.
 //! - The inbox always has room for whoever holds a [`Seat`], and a request's event channel for
@@ -24,26 +26,33 @@
 
 mod bell;
 mod clock;
+mod company;
 mod config;
 mod control;
 mod events;
+mod fit;
 mod forward;
 mod handle;
 mod metrics;
 mod pace;
 mod pages;
 mod passes;
+mod retries;
 mod stages;
 mod thread;
 mod turn;
 
 pub use clock::{Clock, SystemClock};
+pub use company::Company;
 pub use config::{CacheConfig, EngineConfig, Mode, WaitingConfig};
 pub use control::Control;
 pub use events::{Ended, Event, Events};
-pub use forward::{Forward, ModelShape, Opening, PageId, PassFailed, Row};
+pub use forward::{Caches, Forward, ModelShape, Opening, PageId, PassFailed, PassFault, Row};
 pub use handle::{EngineHandle, EngineView, NotStarted, Running, Seat};
 pub use metrics::EngineMetrics;
 pub use pages::PageAudit;
-pub use thread::{Door, EngineExit, EngineState, EngineThread, Engines, by_hand, spawn};
+pub use retries::{RETRIES_MAX, TOKENS_PER_RETRY};
+pub use thread::{
+    Door, EngineExit, EngineState, EngineThread, Engines, by_hand, by_hand_beside, spawn,
+};
 pub use turn::{Audit, Engine, Turn};

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
-use interlock_request::{CancelCause, RequestId, Stage};
+use interlock_request::{CancelCause, FaultKind, RequestId, Stage};
+use interlock_scheduler::Bounds;
 
-use crate::PassFailed;
 use crate::passes::{PassKind, Passes};
+use crate::{PassFailed, PassFault};
 
 /// Passes, cancellations, and who waits and runs. Labels are closed sets.
 #[derive(Debug, Clone)]
@@ -23,9 +24,14 @@ pub struct EngineMetrics {
     rows: Histogram,
     tokens: IntCounterVec,
     retries: IntCounter,
+    failures: IntCounterVec,
+    failed_requests: IntCounterVec,
+    rows_max: IntGauge,
+    tokens_max: IntGauge,
     preemptions: IntCounter,
     cache_pages: IntGauge,
     cache_pages_used: IntGauge,
+    cache_pages_idle: IntGauge,
     cancellations: IntCounterVec,
     cancelled_pass_failures: IntCounter,
     cancelled_pass_completions: IntCounter,
@@ -76,6 +82,24 @@ impl EngineMetrics {
                 "engine_pass_retries_total",
                 "Requests whose pass failed through no known fault of theirs, and which tried again.",
             ),
+            failures: registry.counters(
+                "engine_pass_failures_total",
+                "Passes that failed: through one row's fault, as too large, or nobody knows why.",
+                &["kind"],
+            ),
+            failed_requests: registry.counters(
+                "engine_failed_requests_total",
+                "Requests that the engine ended as failed, by what their client was told.",
+                &["code"],
+            ),
+            rows_max: registry.gauge(
+                "engine_pass_rows_max",
+                "Most rows that a pass may have, over all models; less than is configured after passes that were too large.",
+            ),
+            tokens_max: registry.gauge(
+                "engine_pass_tokens_max",
+                "Most tokens that a pass may have, over all models; less than is configured after passes that were too large.",
+            ),
             preemptions: registry.counter(
                 "preemptions_total",
                 "Requests that gave their cache to a more urgent one and computed it again later.",
@@ -83,6 +107,10 @@ impl EngineMetrics {
             cache_pages: registry.gauge("cache_pages", "Pages of cache that there are."),
             cache_pages_used: registry
                 .gauge("cache_pages_used", "Pages of cache that running requests hold."),
+            cache_pages_idle: registry.gauge(
+                "cache_pages_idle",
+                "Pages of cache that no request holds, kept for those that begin alike; memory all the same.",
+            ),
             cancellations: registry.counters(
                 "cancellations_total",
                 "Requests cancelled, by who asked and how far they were.",
@@ -104,6 +132,12 @@ impl EngineMetrics {
         for kind in PassKind::ALL {
             metrics.passes.seconds.with_label_values(&[kind.as_str()]);
         }
+        for kind in [PassFault::Row(0), PassFault::TooLarge, PassFault::Broken] {
+            metrics.failures.with_label_values(&[kind.as_str()]);
+        }
+        for kind in FaultKind::ALL {
+            metrics.failed_requests.with_label_values(&[kind.as_str()]);
+        }
         for kind in ["prompt", "next"] {
             metrics.tokens.with_label_values(&[kind]);
         }
@@ -119,6 +153,14 @@ impl EngineMetrics {
 
     pub(crate) fn retried(&self, requests: usize) {
         self.retries.inc_by(requests as u64);
+    }
+
+    pub(crate) fn pass_failed(&self, kind: PassFault) {
+        self.failures.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    pub(crate) fn request_failed(&self, kind: FaultKind) {
+        self.failed_requests.with_label_values(&[kind.as_str()]).inc();
     }
 
     pub(crate) fn preempted(&self, id: &RequestId) {
@@ -147,7 +189,16 @@ impl EngineMetrics {
         let mut there_are = Share { gauge: self.cache_pages.clone(), amount: 0 };
         there_are.is(pages.into());
         let used = Share { gauge: self.cache_pages_used.clone(), amount: 0 };
-        CacheShare { there_are, used }
+        let idle = Share { gauge: self.cache_pages_idle.clone(), amount: 0 };
+        CacheShare { there_are, used, idle }
+    }
+
+    /// This engine's part of how large passes may be.
+    pub(crate) fn fit(&self, bounds: Bounds) -> FitShare {
+        let share = |gauge: &IntGauge| Share { gauge: gauge.clone(), amount: 0 };
+        let mut fit = FitShare { rows: share(&self.rows_max), tokens: share(&self.tokens_max) };
+        fit.is(bounds);
+        fit
     }
 
     pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {
@@ -176,17 +227,34 @@ impl EngineMetrics {
     }
 }
 
-/// One engine's part of the pages that there are, and of those that are used.
+/// One engine's part of the pages that there are, of those that are used, and of those that keep
+/// what nobody uses now.
 #[derive(Debug)]
 pub(crate) struct CacheShare {
     there_are: Share,
     used: Share,
+    idle: Share,
 }
 
 impl CacheShare {
-    /// So many of them are used by nobody.
-    pub(crate) fn available(&mut self, pages: u32) {
+    /// So many of them are used by nobody, and so many of those keep something.
+    pub(crate) fn available(&mut self, pages: u32, idle: u32) {
         self.used.is(self.there_are.amount - i64::from(pages));
+        self.idle.is(idle.into());
+    }
+}
+
+/// One engine's part of how large passes may be.
+#[derive(Debug)]
+pub(crate) struct FitShare {
+    rows: Share,
+    tokens: Share,
+}
+
+impl FitShare {
+    pub(crate) fn is(&mut self, bounds: Bounds) {
+        self.rows.is(bounds.rows.get().into());
+        self.tokens.is(bounds.tokens.get().into());
     }
 }
 

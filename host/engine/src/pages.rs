@@ -41,6 +41,21 @@ type Content = u64;
 /// What the first page of a prompt follows.
 const NOTHING: Content = 0;
 
+/// What the index knew of the beginning of a history when it was last asked. Asked again, it is
+/// looked at whether that is still so, and on from there: a name is compared for each page, and no
+/// token before the first that was unknown.
+#[derive(Debug, Default)]
+pub(crate) struct Found(Vec<(PageId, Content)>);
+
+/// What a request would find if it started, without starting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Prospect {
+    /// Pages that it lacks.
+    pub(crate) lacks: u32,
+    /// Pages that there are beside those that it would share.
+    pub(crate) available: u32,
+}
+
 #[derive(Debug)]
 struct Pool {
     page_tokens: usize,
@@ -53,6 +68,9 @@ struct Pool {
     remember: bool,
     given_back: u64,
     named: Content,
+    /// How often the index was asked.
+    #[cfg(test)]
+    looked_up: std::cell::Cell<usize>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -100,6 +118,8 @@ impl Pages {
             remember,
             given_back: 0,
             named: NOTHING,
+            #[cfg(test)]
+            looked_up: std::cell::Cell::new(0),
         })))
     }
 
@@ -113,13 +133,24 @@ impl Pages {
         self.count(tokens) as usize <= self.0.borrow().pages.len()
     }
 
-    /// Leases what the index knows of the beginning of `history`. At least the last token is left
-    /// to compute: something must be, for the next one to be drawn.
-    pub(crate) fn lease(&self, history: &[TokenId]) -> Lease {
+    /// What `history` would find. `found` is what it found before, and is what it finds now.
+    pub(crate) fn look(&self, history: &[TokenId], found: &mut Found) -> Prospect {
+        let pool = self.0.borrow();
+        pool.find(history, found);
+        let shares_idle =
+            found.0.iter().filter(|(page, _)| pool.page(*page).idle_since.is_some()).count();
+        Prospect {
+            lacks: count(history.len().div_ceil(pool.page_tokens) - found.0.len()),
+            available: count(pool.free.len() + pool.idle.len() - shares_idle),
+        }
+    }
+
+    /// Leases what the index knows of the beginning of `history`, and has `found` of it before.
+    pub(crate) fn lease(&self, history: &[TokenId], found: &mut Found) -> Lease {
         let mut pool = self.0.borrow_mut();
-        let known: Vec<_> = pool.matching(history).collect();
+        pool.find(history, found);
         let (mut pages, mut contents) = (vec![], vec![]);
-        for (page, content) in known {
+        for &(page, content) in &found.0 {
             pool.take(page);
             pages.push(page);
             contents.push(content);
@@ -155,6 +186,11 @@ impl Pages {
         };
         assert_eq!(leased + pool.idle.len() + pool.free.len(), pool.pages.len(), "{audit:?}");
         audit
+    }
+
+    /// Pages that nobody leases and the index knows.
+    pub(crate) fn idle(&self) -> u32 {
+        count(self.0.borrow().idle.len())
     }
 
     /// As [`Pages::audit`], without looking at each page.
@@ -231,15 +267,25 @@ impl Pool {
         &mut self.pages[at as usize]
     }
 
-    /// The known pages that `history` begins with, and what they are.
-    fn matching(&self, history: &[TokenId]) -> impl Iterator<Item = (PageId, Content)> {
+    /// The known pages that `history` begins with, and what they are. At least the last token is
+    /// left to compute: something must be, for the next one to be drawn.
+    fn find(&self, history: &[TokenId], Found(found): &mut Found) {
+        // A name is never used again, so a page that has it holds the same tokens, behind the same.
+        let is_known = |&(page, content): &(PageId, Content)| {
+            self.page(page).known.as_ref().is_some_and(|known| known.content == content)
+        };
+        let still = found.iter().take_while(|page| is_known(page)).count();
+        found.truncate(still);
         let end = history.len().saturating_sub(1);
-        let mut before = NOTHING;
-        history[..end].chunks_exact(self.page_tokens).map_while(move |tokens| {
-            let page = *self.index.get(&(before, tokens.into()))?;
-            before = self.page(page).known.as_ref()?.content;
-            Some((page, before))
-        })
+        let mut before = found.last().map_or(NOTHING, |(_, content)| *content);
+        for tokens in history[..end].chunks_exact(self.page_tokens).skip(still) {
+            #[cfg(test)]
+            self.looked_up.set(self.looked_up.get() + 1);
+            let Some(&page) = self.index.get(&(before, tokens.into())) else { return };
+            let known = self.page(page).known.as_ref().expect("what the index has is known");
+            before = known.content;
+            found.push((page, before));
+        }
     }
 
     /// One more lease of a page that is known.
@@ -320,8 +366,12 @@ mod tests {
         (0..tokens - 1).chain([1000 + end]).collect()
     }
 
+    fn leased(pages: &Pages, history: &[TokenId]) -> Lease {
+        pages.lease(history, &mut Found::default())
+    }
+
     fn computed(pages: &Pages, history: &[TokenId]) -> Lease {
-        let mut lease = pages.lease(history);
+        let mut lease = leased(pages, history);
         assert!(lease.extend(history.len()));
         lease.computed(history);
         lease
@@ -334,7 +384,7 @@ mod tests {
     #[test]
     fn a_lease_gives_back_what_it_took() {
         let pages = pages(8);
-        let mut lease = pages.lease(&prompt(5, 0));
+        let mut lease = leased(&pages, &prompt(5, 0));
         assert!(lease.extend(5));
         assert_eq!(pages.audit(), audit(2, 0, 6));
         assert!(!lease.extend(8 * 4 + 1), "there are no 9 pages");
@@ -347,29 +397,29 @@ mod tests {
     fn who_begins_alike_shares_the_full_pages_while_they_are_held_and_after() {
         let pages = pages(8);
         let first = computed(&pages, &prompt(10, 1));
-        let second = pages.lease(&prompt(10, 2));
+        let second = leased(&pages, &prompt(10, 2));
         assert_eq!(second.cached_tokens(), 8);
         assert_eq!(second.pages(), &first.pages()[..2]);
         assert_eq!((first.alone(), second.alone()), (1, 0));
         drop((first, second));
         assert_eq!(pages.audit(), audit(0, 2, 6));
-        assert_eq!(pages.lease(&prompt(30, 3)).cached_tokens(), 8);
+        assert_eq!(leased(&pages, &prompt(30, 3)).cached_tokens(), 8);
     }
 
     #[test]
     fn a_page_is_shared_only_behind_the_same_pages() {
         let pages = pages(8);
         drop(computed(&pages, &[1, 2, 3, 4, 5, 6, 7, 8]));
-        assert_eq!(pages.lease(&[9, 9, 9, 9, 5, 6, 7, 8, 0]).cached_tokens(), 0);
-        assert_eq!(pages.lease(&[1, 2, 3, 4, 5, 6, 7, 9, 0]).cached_tokens(), 4);
+        assert_eq!(leased(&pages, &[9, 9, 9, 9, 5, 6, 7, 8, 0]).cached_tokens(), 0);
+        assert_eq!(leased(&pages, &[1, 2, 3, 4, 5, 6, 7, 9, 0]).cached_tokens(), 4);
     }
 
     #[test]
     fn the_last_token_is_always_left_to_compute() {
         let pages = pages(8);
         drop(computed(&pages, &[1, 2, 3, 4]));
-        assert_eq!(pages.lease(&[1, 2, 3, 4]).cached_tokens(), 0);
-        assert_eq!(pages.lease(&[1, 2, 3, 4, 5]).cached_tokens(), 4);
+        assert_eq!(leased(&pages, &[1, 2, 3, 4]).cached_tokens(), 0);
+        assert_eq!(leased(&pages, &[1, 2, 3, 4, 5]).cached_tokens(), 4);
     }
 
     #[test]
@@ -378,18 +428,18 @@ mod tests {
         drop(computed(&pages, &prompt(8, 1)));
         let other: Vec<TokenId> = (50..58).collect();
         drop(computed(&pages, &other));
-        drop(pages.lease(&prompt(9, 1))); // its first page is the most recently used now
-        let mut lease = pages.lease(&[]);
+        drop(leased(&pages, &prompt(9, 1))); // its first page is the most recently used now
+        let mut lease = leased(&pages, &[]);
         assert!(lease.extend(2 * PAGE as usize));
-        assert_eq!(pages.lease(&prompt(9, 1)).cached_tokens(), 4);
-        assert_eq!(pages.lease(&[50, 51, 52, 53, 0]).cached_tokens(), 4);
-        assert_eq!(pages.lease(&[50, 51, 52, 53, 54, 55, 56, 57, 0]).cached_tokens(), 4);
+        assert_eq!(leased(&pages, &prompt(9, 1)).cached_tokens(), 4);
+        assert_eq!(leased(&pages, &[50, 51, 52, 53, 0]).cached_tokens(), 4);
+        assert_eq!(leased(&pages, &[50, 51, 52, 53, 54, 55, 56, 57, 0]).cached_tokens(), 4);
     }
 
     #[test]
     fn what_two_compute_at_once_is_known_once() {
         let pages = pages(8);
-        let (first, second) = (pages.lease(&prompt(9, 1)), pages.lease(&prompt(9, 1)));
+        let (first, second) = (leased(&pages, &prompt(9, 1)), leased(&pages, &prompt(9, 1)));
         for mut lease in [first, second] {
             assert!(lease.extend(9));
             lease.computed(&prompt(9, 1));
@@ -401,11 +451,11 @@ mod tests {
     fn what_a_newcomer_lacks_is_what_it_shares_with_nobody() {
         let pages = pages(8);
         let first = computed(&pages, &prompt(10, 1));
-        let second = pages.lease(&prompt(10, 2));
+        let second = leased(&pages, &prompt(10, 2));
         assert_eq!((second.lacks(10), pages.available()), (1, 5), "two are leased by the first");
         assert_eq!(first.alone(), 1, "and do not come free with it");
         drop((first, second));
-        let third = pages.lease(&prompt(10, 2));
+        let third = leased(&pages, &prompt(10, 2));
         assert_eq!((third.lacks(10), pages.available()), (1, 6), "the idle ones are its own now");
     }
 
@@ -415,7 +465,7 @@ mod tests {
         let held = computed(&pages, &prompt(8, 1));
         drop(computed(&pages, &[50, 51, 52, 53]));
         pages.forget();
-        assert_eq!(pages.lease(&prompt(9, 1)).cached_tokens(), 0);
+        assert_eq!(leased(&pages, &prompt(9, 1)).cached_tokens(), 0);
         assert_eq!(pages.audit(), audit(2, 0, 6));
         drop(held);
         assert_eq!(pages.audit(), audit(0, 0, 8));
@@ -425,7 +475,53 @@ mod tests {
     fn a_pool_that_does_not_remember_shares_nothing() {
         let pages = Pages::new(8, PAGE, false);
         drop(computed(&pages, &prompt(10, 1)));
-        assert_eq!(pages.lease(&prompt(10, 2)).cached_tokens(), 0);
+        assert_eq!(leased(&pages, &prompt(10, 2)).cached_tokens(), 0);
         assert_eq!(pages.audit(), audit(0, 0, 8));
+    }
+
+    #[test]
+    fn what_was_found_before_is_not_looked_up_again_and_is_always_what_is_known_now() {
+        let pages = pages(8);
+        let mine = prompt(17, 1);
+        let mut found = Found::default();
+        let mut look = || {
+            let prospect = pages.look(&mine, &mut found);
+            let anew = pages.look(&mine, &mut Found::default());
+            assert_eq!(prospect, anew, "whatever was found before");
+            let lease = leased(&pages, &mine);
+            assert_eq!((lease.lacks(17), pages.available()), (anew.lacks, anew.available));
+            drop(lease);
+            prospect.lacks
+        };
+        assert_eq!(look(), 5, "nothing is known");
+        let other = computed(&pages, &prompt(9, 2));
+        assert_eq!(look(), 3, "two pages of another's, which runs");
+        drop(other);
+        assert_eq!(look(), 3, "and has gone");
+        // Six of eight pages: the second of those two is given away, and the first after it.
+        let mut hungry = leased(&pages, &[]);
+        assert!(hungry.extend(7 * PAGE as usize));
+        assert_eq!(look(), 4);
+        drop(hungry);
+        drop(computed(&pages, &mine));
+        assert_eq!(look(), 1, "all but the last token");
+        pages.forget();
+        assert_eq!(look(), 5);
+    }
+
+    #[test]
+    fn looking_again_costs_one_look_into_the_index() {
+        let pages = pages(300);
+        drop(computed(&pages, &prompt(1001, 1)));
+        let mine = prompt(1100, 2);
+        let mut found = Found::default();
+        let looked_up = || pages.0.borrow().looked_up.get();
+        let begun = looked_up();
+        pages.look(&mine, &mut found);
+        assert_eq!(looked_up() - begun, 251, "each page, and the first that is unknown");
+        for _ in 0..100 {
+            pages.look(&mine, &mut found);
+        }
+        assert_eq!(looked_up() - begun, 251 + 100);
     }
 }

@@ -9,7 +9,7 @@
 use std::num::NonZeroU32;
 
 use interlock_request::{
-    CancelCause, Drawn, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
+    CancelCause, Drawn, Fault, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
 use interlock_scheduler::{Grower, Rank, Step};
 use tokio::sync::mpsc;
@@ -18,8 +18,9 @@ use crate::control::Asked;
 use crate::events::Preempted;
 use crate::handle::{Place, Submission};
 use crate::metrics::{Begun, EngineMetrics};
-use crate::pages::Lease;
-use crate::{Control, Ended, Event, Opening, PassFailed, Row};
+use crate::pages::{Found, Lease, Pages, Prospect};
+use crate::retries::Retries;
+use crate::{Control, Ended, Event, Opening, Row};
 
 /// A request's way to its submitter. Consumed by its end, so there is only one.
 #[derive(Debug)]
@@ -39,8 +40,10 @@ impl Ticket {
 
     fn end(self, natural: Outcome, usage: Usage, stage: Stage, metrics: &EngineMetrics) {
         let outcome = self.control.close(natural);
-        if let Outcome::Cancelled(cause) = outcome {
-            metrics.cancelled(cause, stage);
+        match &outcome {
+            Outcome::Completed(_) => {}
+            Outcome::Cancelled(cause) => metrics.cancelled(*cause, stage),
+            Outcome::Failed(fault) => metrics.request_failed(fault.kind),
         }
         self.tell(Event::Ended(Ended { outcome, usage }));
     }
@@ -64,8 +67,19 @@ struct Request {
     arrival: u64,
     /// How many later ones have started while it had no row, or had drawn nothing with it.
     overtaken: u32,
-    /// Was its last pass one that failed?
-    suspect: bool,
+    standing: Standing,
+    retries: Retries,
+}
+
+/// What is thought of a request after a pass that failed through nobody's known fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Nothing.
+    Clear,
+    /// It was in that pass: it may be its fault, and it runs alone.
+    Suspect,
+    /// Alone it ran well, and it has not run with others since.
+    Acquitted,
 }
 
 impl Request {
@@ -116,6 +130,7 @@ impl Request {
 pub(crate) struct Waiting {
     request: Request,
     since: Since,
+    found: Found,
 }
 
 /// What a waiting request holds.
@@ -142,9 +157,10 @@ impl Waiting {
             fresh_seed,
             arrival,
             overtaken: 0,
-            suspect: false,
+            standing: Standing::Clear,
+            retries: Retries::new(),
         };
-        Self { request, since: Since::Arrival(place) }
+        Self { request, since: Since::Arrival(place), found: Found::default() }
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -168,6 +184,16 @@ impl Waiting {
         self.request.opening()
     }
 
+    /// What it would find in the cache.
+    pub(crate) fn look(&mut self, pages: &Pages) -> Prospect {
+        pages.look(&self.request.tokens, &mut self.found)
+    }
+
+    /// Takes what it finds.
+    pub(crate) fn lease(&mut self, pages: &Pages) -> Lease {
+        pages.lease(&self.request.tokens, &mut self.found)
+    }
+
     pub(crate) fn asked(&self) -> Option<Outcome> {
         self.request.asked()
     }
@@ -177,7 +203,7 @@ impl Waiting {
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let Self { request, since } = self;
+        let Self { request, since, .. } = self;
         let stage = match since {
             Since::Arrival(_) => Stage::Waiting,
             Since::Preemption(_) => request.stage(),
@@ -187,16 +213,26 @@ impl Waiting {
         request.ticket.end(outcome, usage, stage, metrics);
     }
 
-    /// It could not start: the model would not have it, or the cache is too small for it.
-    pub(crate) fn refuse(self, error: &PassFailed, metrics: &EngineMetrics) {
+    /// It could not start: the model would not have it, or there is not enough memory for it.
+    pub(crate) fn refuse(self, fault: Fault, metrics: &EngineMetrics) {
         let id = &self.request.ticket.id;
-        tracing::error!(request = %id, %error, "the model could not take the request");
-        self.end(Outcome::Failed(error.to_string()), metrics);
+        tracing::error!(request = %id, error = %fault, "the model could not take the request");
+        self.end(Outcome::Failed(fault), metrics);
+    }
+
+    /// Another was to blame for what failed.
+    pub(crate) fn restore_retries(&mut self) {
+        self.request.retries.restore();
+    }
+
+    /// It could not start this time. How often it was tried before, if that was often enough.
+    pub(crate) fn try_again(&mut self) -> Result<(), u32> {
+        self.request.retries.take()
     }
 
     /// Gives up its place in the waiting room for pages and a sequence.
     pub(crate) fn start<S>(self, sequence: S, lease: Lease, metrics: &EngineMetrics) -> Running<S> {
-        let Self { mut request, since } = self;
+        let Self { mut request, since, .. } = self;
         let computed = lease.cached_tokens();
         let running = match since {
             Since::Arrival(place) => {
@@ -256,7 +292,8 @@ impl<S> Running<S> {
     pub(crate) fn as_step(&self) -> Step {
         let left = self.left();
         let flows = left == NonZeroU32::MIN && !self.request.generated().is_empty();
-        Step { rank: self.request.rank(), left, flows, suspect: self.request.suspect }
+        let suspect = self.request.standing == Standing::Suspect;
+        Step { rank: self.request.rank(), left, flows, suspect }
     }
 
     /// Makes sure of pages for its next tokens. They were counted before the pass was planned.
@@ -306,7 +343,29 @@ impl<S> Running<S> {
 
     /// Its next pass it runs alone.
     pub(crate) fn suspect(&mut self) {
-        self.request.suspect = true;
+        self.request.standing = Standing::Suspect;
+    }
+
+    /// Did it run well alone, and not with others since?
+    pub(crate) fn is_acquitted(&self) -> bool {
+        self.request.standing == Standing::Acquitted
+    }
+
+    /// Another was to blame for what failed.
+    pub(crate) fn restore_retries(&mut self) {
+        self.request.retries.restore();
+    }
+
+    /// The pass over it failed, and not through its own fault. How often it was tried again before,
+    /// if that was often enough.
+    pub(crate) fn try_again(&mut self) -> Result<(), u32> {
+        self.request.retries.take()
+    }
+
+    /// Do its next `tokens` tokens bring it further than it ever was? Not if they are computed again
+    /// because its cache was lost.
+    pub(crate) fn is_fresh(&self, tokens: NonZeroU32) -> bool {
+        self.computed + tokens.get() as usize > self.request.served
     }
 
     /// Gives back its pages, and waits for others. What it has drawn it keeps.
@@ -316,7 +375,7 @@ impl<S> Running<S> {
         if request.ticket.preempted.to_be_told() {
             request.ticket.tell(Event::Preempted);
         }
-        Waiting { request, since: Since::Preemption(running) }
+        Waiting { request, since: Since::Preemption(running), found: Found::default() }
     }
 
     /// Its next `tokens` tokens are in the cache, and a token may have come of it. `None`: with
@@ -324,14 +383,19 @@ impl<S> Running<S> {
     pub(crate) fn advance(
         mut self,
         tokens: NonZeroU32,
+        alone: bool,
         drawn: Option<Drawn>,
         context: u32,
         metrics: &EngineMetrics,
     ) -> Option<Self> {
         self.computed += tokens.get() as usize;
         self.request.served = self.request.served.max(self.computed);
+        self.request.retries.reached(self.computed);
         self.lease.computed(&self.request.tokens[..self.computed]);
-        self.request.suspect = false;
+        self.request.standing = match self.request.standing {
+            Standing::Suspect | Standing::Acquitted if alone => Standing::Acquitted,
+            _ => Standing::Clear,
+        };
         let Some(drawn) = drawn else { return Some(self) };
         self.drew = true;
         self.request.tokens.push(drawn.token);

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::bell::Bell;
+use crate::company::Company;
 use crate::handle::Submission;
 use crate::{
     CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode,
@@ -42,9 +43,27 @@ pub enum EngineExit {
     /// none, so that an operator need not find out which are missing.
     #[error("another model could not be loaded")]
     OtherLoadFailed,
+    /// The device, or its memory, has failed for good: caches were lost and cannot be made anew.
+    /// Whoever waited or ran was told so. The process should end on purpose, so that another can
+    /// start afresh.
+    #[error("the device has failed: {0}")]
+    DeviceFailed(String),
     /// It panicked: a bug. The process should end on purpose and say so.
     #[error("its thread panicked: {0}")]
     Panicked(String),
+}
+
+impl EngineExit {
+    /// Its name, without what is only for our log.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::LoadFailed(_) => "load_failed",
+            Self::OtherLoadFailed => "other_load_failed",
+            Self::DeviceFailed(_) => "device_failed",
+            Self::Panicked(_) => "panicked",
+        }
+    }
 }
 
 /// Owns the engine thread. Dropping it stops its engines, cancels what runs there after the pass
@@ -114,8 +133,11 @@ pub struct Engines {
 /// An engine to come. Everything of it that may be sent to its thread.
 struct ToLoad {
     state: watch::Sender<EngineState>,
-    load: Box<dyn FnOnce() -> Result<Loaded, String> + Send>,
+    load: Box<Load>,
 }
+
+/// Makes the model, on the thread, and an engine among the others there.
+type Load = dyn FnOnce(&Company) -> Result<Loaded, String> + Send;
 
 /// An engine that can take its turn.
 struct Loaded {
@@ -166,11 +188,13 @@ impl Engines {
         let Ends { handle, inbox, submissions, state } =
             ends(config, waiting, &metrics, &self.bell);
         let (config, cache) = (config.clone(), cache.clone());
-        let load = move || {
+        let its_state = state.clone();
+        let load = move |company: &Company| {
             let model = load().map_err(|error| error.to_string())?;
             let shape = model.shape();
             let clock = Box::new(SystemClock::start());
-            let engine = Engine::new(model, submissions, &config, &cache, metrics, clock);
+            let ends = (submissions, its_state);
+            let engine = Engine::new(model, ends, &config, &cache, metrics, clock, company);
             Ok(Loaded { shape, engine: Box::new(engine) })
         };
         self.inboxes.push(inbox);
@@ -201,10 +225,11 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
     // The models and all that they hold are inside this closure: a panic drops them here, on the
     // thread that made them, and nothing of them is looked at afterwards.
     let ended = catch_unwind(AssertUnwindSafe(|| {
+        let company = Company::default();
         let mut engines = Vec::with_capacity(loads.len());
         let mut shapes = Vec::with_capacity(loads.len());
         for (which, load) in loads.into_iter().enumerate() {
-            let Loaded { shape, engine } = load().map_err(|why| (which, why))?;
+            let Loaded { shape, engine } = load(&company).map_err(|why| (which, why))?;
             shapes.push(shape);
             engines.push(engine);
         }
@@ -223,7 +248,14 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
         EngineExit::Asked => tracing::info!("engine stopped"),
         exit => tracing::error!(%exit, "engine stopped"),
     }
-    for (which, state) in states.iter().enumerate() {
+    // Who is to blame says so first: whoever sees that one has ended finds out why.
+    let (blamed, others): (Vec<_>, Vec<_>) =
+        states.iter().enumerate().partition(|(which, _)| culprit == Some(*which));
+    for (which, state) in blamed.into_iter().chain(others) {
+        if matches!(*state.borrow(), EngineState::Exited(_)) {
+            // It has ended before the others, and has said why.
+            continue;
+        }
         let others = culprit.is_some_and(|culprit| culprit != which);
         let exit = if others { EngineExit::OtherLoadFailed } else { exit.clone() };
         state.send_replace(EngineState::Exited(exit));
@@ -232,8 +264,10 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
 
 /// Turns until all inboxes are closed and whoever was left is cancelled.
 ///
-/// One turn each, so one pass each: no model's streams wait for more than one pass of every other.
-/// Nobody is asked how long a pass takes; a large model gets more of the time than a small one.
+/// One turn each, so one pass each: no model's streams wait for more than one pass of every other,
+/// and what of that is prompts is on one account with their own ([`Company`]). Nobody is asked how
+/// long a pass takes that decodes; a large model gets more of the time than a small one. One whose
+/// device has failed is gone, and the others go on: what they hold may still be computed.
 fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
     loop {
         engines.retain_mut(|engine| engine.turn() != Turn::Closed);
@@ -256,12 +290,26 @@ pub fn by_hand<F: Forward>(
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
 ) -> (EngineHandle, Door, Engine<F>) {
+    by_hand_beside(&Company::default(), model, config, cache, waiting, metrics, clock)
+}
+
+/// As [`by_hand`], on a thread with others: whoever takes their turns takes one of each in turn.
+pub fn by_hand_beside<F: Forward>(
+    company: &Company,
+    model: F,
+    config: &EngineConfig,
+    cache: &CacheConfig,
+    waiting: &WaitingConfig,
+    metrics: EngineMetrics,
+    clock: Box<dyn Clock>,
+) -> (EngineHandle, Door, Engine<F>) {
     let metrics = metrics.of_one_engine();
     // Nobody sleeps: the caller takes the turns.
     let Ends { handle, inbox, submissions, state } =
         ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));
-    let engine = Engine::new(model, submissions, config, cache, metrics, clock);
+    let ends = (submissions, state.clone());
+    let engine = Engine::new(model, ends, config, cache, metrics, clock, company);
     (handle, Door { _inbox: inbox, _state: state }, engine)
 }
 

@@ -2,19 +2,25 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 
-use interlock_request::{CancelCause, Drawn, Outcome};
-use interlock_scheduler::{Newcomer, Place, Room, first, overdrawn, place, rows};
-use tokio::sync::mpsc;
+use interlock_request::{CancelCause, Drawn, Fault, FaultKind, Outcome};
+use interlock_scheduler::{Bounds, Newcomer, Place, Room, crowded, first, overdrawn, place, rows};
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, watch};
 
+use crate::company::{Company, Member};
+use crate::fit::{Fell, Fit, Size};
 use crate::handle::Submission;
-use crate::metrics::{CacheShare, EngineMetrics};
+use crate::metrics::{CacheShare, EngineMetrics, FitShare};
 use crate::pace::Pace;
-use crate::pages::{Lease, PageAudit, Pages};
+use crate::pages::{Lease, PageAudit, Pages, Prospect};
 use crate::passes::PassKind;
 use crate::stages::{Running, Waiting};
-use crate::{CacheConfig, Clock, EngineConfig, Forward, Mode, PassFailed};
+use crate::{
+    CacheConfig, Caches, Clock, EngineConfig, EngineExit, EngineState, Forward, Mode, PassFailed,
+    PassFault,
+};
 
 /// Everything that touches the device: the model and the sequences it holds.
 ///
@@ -30,10 +36,16 @@ pub struct Engine<F: Forward> {
     waiting: Vec<Waiting>,
     running: Vec<Running<F::Sequence>>,
     arrived: u64,
-    running_max: u32,
     displace: bool,
     pace: Pace,
+    company: Member,
+    fit: Fit,
+    failures: Failures,
+    /// Has its device failed for good? Then nobody is left, and nobody can come.
+    closed: bool,
+    state: watch::Sender<EngineState>,
     cache: CacheShare,
+    fit_share: FitShare,
     metrics: EngineMetrics,
     clock: Box<dyn Clock>,
     seeds: std::hash::RandomState,
@@ -47,7 +59,8 @@ pub enum Turn {
     Ran,
     /// Nothing: there is nobody to compute for.
     Idle,
-    /// Nobody can submit any more, and whoever was left has been cancelled.
+    /// Nobody can submit any more, and whoever was left has been cancelled, or told that the device
+    /// has failed.
     Closed,
 }
 
@@ -60,6 +73,10 @@ pub struct Audit {
     pub running: usize,
     /// How many pages are what.
     pub pages: PageAudit,
+    /// How large a pass may be, as far as is known; none if as large as is configured.
+    pub bounds: Option<Bounds>,
+    /// The same, without what is only being tried.
+    pub safe: Option<Bounds>,
 }
 
 /// One row of a planned pass.
@@ -72,31 +89,74 @@ enum Inbox {
     Closed,
 }
 
+/// Passes that failed of late, so that a device that fails all the time does not fill the log.
+#[derive(Debug, Default)]
+struct Failures {
+    failed: u64,
+    well: u32,
+}
+
+impl Failures {
+    /// So many good passes in a row, and a failure is news again.
+    const WELL: u32 = 100;
+
+    fn passed(&mut self) {
+        self.well = self.well.saturating_add(1);
+        if self.well >= Self::WELL {
+            self.failed = 0;
+        }
+    }
+
+    /// One more. Is it to be told? The first, the second, the fourth and so on.
+    fn failed(&mut self) -> bool {
+        self.well = 0;
+        self.failed += 1;
+        self.failed.is_power_of_two()
+    }
+}
+
+/// How the rows of a pass that failed are tried again.
+struct Again {
+    /// All but this one.
+    culprit: Option<usize>,
+    /// Each alone.
+    suspects: bool,
+    /// Without taking a retry of anyone's: whose fault it was ends, or it was a try of ours.
+    free: bool,
+}
+
 impl<F: Forward> Engine<F> {
     pub(crate) fn new(
         forward: F,
-        inbox: mpsc::Receiver<Submission>,
+        (inbox, state): (mpsc::Receiver<Submission>, watch::Sender<EngineState>),
         config: &EngineConfig,
         cache: &CacheConfig,
         metrics: EngineMetrics,
         clock: Box<dyn Clock>,
+        company: &Company,
     ) -> Self {
         let shape = forward.shape();
-        let (running_max, displace, pace) = match config.mode {
-            Mode::Simple => (1, false, Pace::alone(config)),
-            Mode::Batched => (config.running_max.get(), true, Pace::shared(config)),
+        let (running_max, displace) = match config.mode {
+            Mode::Simple => (1, false),
+            Mode::Batched => (config.running_max.get(), true),
         };
+        let fit = Fit::new(config, running_max);
         Self {
             cache: metrics.cache(shape.pages),
+            fit_share: metrics.fit(fit.bounds()),
             pages: Pages::new(shape.pages, shape.page_tokens, cache.prefix),
             forward,
             inbox,
             waiting: vec![],
             running: vec![],
             arrived: 0,
-            running_max,
             displace,
-            pace,
+            pace: Pace::new(config),
+            company: company.join(),
+            fit,
+            failures: Failures::default(),
+            closed: false,
+            state,
             metrics,
             clock,
             seeds: std::hash::RandomState::new(),
@@ -109,6 +169,9 @@ impl<F: Forward> Engine<F> {
     ///
     /// Cancellations come before the decision, so that a client that left costs no further pass.
     pub fn turn(&mut self) -> Turn {
+        if self.closed {
+            return Turn::Closed;
+        }
         let inbox = self.accept();
         if inbox == Inbox::Closed {
             self.cancel_all();
@@ -124,7 +187,7 @@ impl<F: Forward> Engine<F> {
         if turn == Turn::Ran {
             self.pass(&table);
         }
-        self.cache.available(self.pages.available());
+        self.cache.available(self.pages.available(), self.pages.idle());
         turn
     }
 
@@ -138,12 +201,14 @@ impl<F: Forward> Engine<F> {
             waiting: self.waiting.len(),
             running: self.running.len(),
             pages: self.pages.audit(),
+            bounds: self.fit.is_bound().then(|| self.fit.bounds()),
+            safe: self.fit.is_bound().then(|| self.fit.safe()),
         }
     }
 
     /// Is there nobody to compute for, as far as it has looked into its inbox?
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && !self.closed
     }
 
     fn accept(&mut self) -> Inbox {
@@ -181,6 +246,11 @@ impl<F: Forward> Engine<F> {
     /// token.
     fn make_room(&mut self) {
         while let Some(last) =
+            crowded(self.fit.running_max(), self.running.iter().map(Running::rank))
+        {
+            self.preempt(vec![last]);
+        }
+        while let Some(last) =
             overdrawn(self.pages.available(), self.running.iter().map(Running::as_grower))
         {
             self.preempt(vec![last]);
@@ -190,15 +260,21 @@ impl<F: Forward> Engine<F> {
     /// Starts who may start, in the order of rank. Who may not holds up those behind it: or a
     /// large request would wait for ever while small ones pass it.
     fn start(&mut self) {
-        while let Some(next) = first(self.waiting.iter().map(Waiting::rank)) {
+        while let Some(next) = first(self.waiting.iter().map(Waiting::rank))
+            && !self.closed
+        {
             let waiting = &self.waiting[next];
             if !self.pages.could_hold(waiting.history().len()) {
                 self.refuse_too_large(next);
                 continue;
             }
+            if !self.might_start(next) {
+                return;
+            }
             // Leased before it is asked who would give way for it: what it shares with those does
             // not come free with them, and must not be counted twice.
-            let lease = self.pages.lease(waiting.history());
+            let waiting = &mut self.waiting[next];
+            let lease = waiting.lease(&self.pages);
             let needs = lease.lacks(waiting.history().len());
             let newcomer = Newcomer { rank: waiting.rank(), needs };
             let ranks = self.running.iter().map(Running::rank);
@@ -211,12 +287,26 @@ impl<F: Forward> Engine<F> {
         }
     }
 
+    /// Is there room for it, or somebody who might have to give way? Asked in every turn of one that
+    /// waits, so nothing is leased for the answer, nor looked up again that is known.
+    fn might_start(&mut self, index: usize) -> bool {
+        let waiting = &mut self.waiting[index];
+        let Prospect { lacks: needs, available } = waiting.look(&self.pages);
+        let newcomer = Newcomer { rank: waiting.rank(), needs };
+        let ranks = self.running.iter().map(Running::rank);
+        if self.displace && ranks.clone().any(|rank| newcomer.rank.outranks(&rank)) {
+            return true;
+        }
+        let room = Room { pages_free: available, displace: false, ..self.room() };
+        place(&room, ranks, |_| 0, &newcomer) != Place::Later
+    }
+
     /// Before anyone gives way for it, and before it holds up those behind it.
     fn refuse_too_large(&mut self, index: usize) {
         let waiting = self.waiting.remove(index);
         let (tokens, pages) = (waiting.history().len(), self.forward.shape().pages);
         let why = format!("{tokens} tokens do not fit {pages} pages of cache");
-        waiting.refuse(&PassFailed::new(why), &self.metrics);
+        waiting.refuse(why.into(), &self.metrics);
     }
 
     fn start_one(&mut self, waiting: Waiting, mut lease: Lease) {
@@ -228,17 +318,46 @@ impl<F: Forward> Engine<F> {
                 self.running.iter_mut().for_each(|other| other.overtaken_by(arrival));
                 self.running.push(waiting.start(sequence, lease, &self.metrics));
             }
-            Err(error) => {
+            Err(failed) => {
                 drop(lease);
-                waiting.refuse(&error, &self.metrics);
+                self.not_opened(waiting, &failed);
             }
+        }
+    }
+
+    /// It ends, but for one for whom there is no memory beside those who run: that one waits.
+    fn not_opened(&mut self, mut waiting: Waiting, failed: &PassFailed) {
+        if failed.caches == Caches::Gone {
+            self.waiting.push(waiting);
+            return self.close(failed);
+        }
+        let beside = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        let ends = if failed.kind != PassFault::TooLarge || beside == 0 {
+            Some(failed.to_string())
+        } else {
+            let again = waiting.try_again();
+            again
+                .err()
+                .map(|times| format!("tried again {times} times, and failed again: {failed}"))
+        };
+        match ends {
+            Some(why) => waiting.refuse(fault(failed.kind, why), &self.metrics),
+            None => {
+                self.fit.no_more_than(beside);
+                self.fit_share.is(self.fit.bounds());
+                tracing::warn!(error = %failed, running = beside, "no memory for one request more");
+                self.waiting.push(waiting);
+            }
+        }
+        if failed.caches == Caches::Emptied {
+            self.lose_caches();
         }
     }
 
     fn room(&self) -> Room {
         Room {
             pages_free: self.pages.available(),
-            running_max: self.running_max,
+            running_max: self.fit.running_max(),
             displace: self.displace,
         }
     }
@@ -257,7 +376,8 @@ impl<F: Forward> Engine<F> {
     /// next turn, in which [`Engine::make_room`] sees what it lacks.
     fn plan(&mut self) -> Vec<Planned> {
         let steps: Vec<_> = self.running.iter().map(Running::as_step).collect();
-        let mut table = rows(&steps, &self.pace.budget());
+        self.say_who_flows();
+        let mut table = rows(&steps, &self.pace.budget(&self.company), &self.fit.bounds());
         table.retain(|row| self.running[row.index].make_room(row.tokens));
         table.sort_unstable_by_key(|row| row.index);
         table
@@ -287,8 +407,17 @@ impl<F: Forward> Engine<F> {
         let in_flight = self.metrics.passes.begin(kind, &*self.clock);
         let result = self.forward.pass(&mut batch).and_then(|drawn| {
             let (got, wanted) = (drawn.len(), batch.len());
-            let wrong = || PassFailed::new(format!("a pass of {wanted} rows gave {got} results"));
-            if got == wanted { Ok(drawn) } else { Err(wrong()) }
+            let why = if got != wanted {
+                format!("a pass of {wanted} rows gave {got} results")
+            } else if let Some(row) =
+                batch.iter().zip(&drawn).position(|(row, drawn)| row.draw != drawn.is_some())
+            {
+                format!("a pass drew for row {row} what it was not to draw, or drew nothing")
+            } else {
+                return Ok(drawn);
+            };
+            // It takes its sequences to have drawn what nobody gets: they are opened anew.
+            Err(PassFailed::new(why).losing_caches())
         });
         drop(batch);
         let took = in_flight.end();
@@ -301,57 +430,190 @@ impl<F: Forward> Engine<F> {
         }
         match result {
             Ok(drawn) => {
-                self.pace.passed(decoding, prompt_tokens, took);
+                // The last token of a prompt costs what a stream's next one does, and asks nobody.
+                let single =
+                    |row: &&Planned| self.running[row.index].as_step().left == NonZeroU32::MIN;
+                let singles = table.iter().filter(single).count();
+                let rest = tokens - u32::try_from(singles).unwrap_or(u32::MAX).min(tokens);
+                let lent = self.pace.passed(singles, rest, took);
+                self.company.settle(&self.pace, lent);
+                self.fits(table);
                 self.hand_out(table, drawn);
+                self.say_who_flows();
             }
             Err(failed) => self.failed(table, &failed),
         }
     }
 
+    /// So that another model's prompt does not hold up a stream that is about to begin.
+    fn say_who_flows(&mut self) {
+        let flows = self.running.iter().any(|running| running.as_step().flows);
+        if !flows {
+            self.pace.nobody_flows();
+        }
+        self.company.flows(flows, self.pace.decode());
+    }
+
+    /// A pass of this size went well.
+    fn fits(&mut self, table: &[Planned]) {
+        self.failures.passed();
+        let was = self.fit.bounds();
+        let fresh = |row: &Planned| self.running[row.index].is_fresh(row.tokens);
+        self.fit.passed(size(table), table.iter().all(fresh));
+        let Bounds { rows, tokens } = self.fit.bounds();
+        if was == self.fit.bounds() {
+            return;
+        }
+        self.fit_share.is(self.fit.bounds());
+        if self.fit.is_bound() {
+            tracing::debug!(rows, tokens, "a pass may be larger again");
+        } else {
+            tracing::info!(rows, tokens, "a pass may be as large as is configured again");
+        }
+    }
+
     fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {
         let context = self.forward.shape().context;
+        let alone = table.len() == 1;
         let mut results = table.iter().zip(drawn).peekable();
         let metrics = &self.metrics;
         self.running = std::mem::take(&mut self.running)
             .into_iter()
             .enumerate()
             .filter_map(|(index, running)| match results.next_if(|(row, _)| row.index == index) {
-                Some((row, drawn)) => running.advance(row.tokens, drawn, context, metrics),
+                Some((row, drawn)) => running.advance(row.tokens, alone, drawn, context, metrics),
                 None => Some(running),
             })
             .collect();
     }
 
-    /// Ends whom it must, and lets the others try again: in the next pass if it is known whose
-    /// fault it was, or else each alone, so that whose pass then fails has failed by itself.
+    /// Ends whom it must, and lets the others try again, as often as they may: in the next pass if it
+    /// is known whose fault it was; fewer at a time if it was too large; or else each alone, so that
+    /// whose pass then fails has failed by itself.
     fn failed(&mut self, table: &[Planned], failed: &PassFailed) {
-        // A row that there is not is nobody's; and who ran alone failed alone, whatever was said.
-        let named = failed.row.and_then(|row| table.get(row));
-        let culprit = named.or(if let [only] = table { Some(only) } else { None });
-        match culprit {
-            Some(row) => {
-                let running = self.running.remove(row.index);
-                if running.cancelled().is_none() {
-                    tracing::error!(request = %running.id(), error = %failed, "pass failed");
-                }
-                running.end(Outcome::Failed(failed.to_string()), &self.metrics);
+        self.metrics.pass_failed(failed.kind);
+        if failed.caches == Caches::Gone {
+            return self.close(failed);
+        }
+        let tell = self.failures.failed();
+        let alone = table.len() == 1;
+        let (culprit, mut free) = match failed.kind {
+            PassFault::TooLarge => match self.shrink(table, failed) {
+                Fell::Half => (None, false),
+                Fell::Back => (None, true),
+                Fell::Least => (Some(0), false),
+            },
+            PassFault::Row(row) if row < table.len() => (Some(row), true),
+            // A row that there is not is nobody's; and who ran alone failed alone, whatever was said.
+            PassFault::Row(_) | PassFault::Broken => (alone.then_some(0), false),
+        };
+        let suspects = culprit.is_none() && failed.kind != PassFault::TooLarge;
+        if suspects && table.iter().any(|row| self.running[row.index].is_acquitted()) {
+            // Alone they ran well, together they fail: it is their company.
+            free = self.shrink(table, failed) == Fell::Back;
+        }
+        let again = Again { culprit, suspects, free };
+        let retried = self.try_again(table, failed, &again);
+        if culprit.is_some() {
+            self.running.iter_mut().for_each(Running::restore_retries);
+            self.waiting.iter_mut().for_each(Waiting::restore_retries);
+        }
+        if tell && retried > 0 && failed.kind != PassFault::TooLarge {
+            let failures = self.failures.failed;
+            let kind = failed.kind.as_str();
+            tracing::error!(error = %failed, kind, requests = retried, failures,
+                "pass failed; trying again without whom it failed for");
+        }
+        if failed.caches == Caches::Emptied {
+            if tell {
+                let requests = self.running.len();
+                tracing::warn!(requests, "the cache is lost; computing it again");
             }
-            None => {
-                for row in table {
-                    self.running[row.index].suspect();
+            self.lose_caches();
+        }
+    }
+
+    /// The next pass is smaller, if it can be.
+    fn shrink(&mut self, table: &[Planned], failed: &PassFailed) -> Fell {
+        let size = size(table);
+        let fell = self.fit.too_large(size);
+        let Bounds { rows, tokens } = self.fit.bounds();
+        self.fit_share.is(self.fit.bounds());
+        let Size { rows: had_rows, tokens: had_tokens } = size;
+        match fell {
+            Fell::Half => tracing::warn!(error = %failed, had_rows, had_tokens, rows, tokens,
+                "a pass was too large for the device; the next may have so many rows and tokens"),
+            Fell::Back => tracing::info!(error = %failed, had_rows, had_tokens, rows, tokens,
+                "more rows or tokens than were known to fit were tried, and do not fit"),
+            Fell::Least => {}
+        }
+        fell
+    }
+
+    /// The rows of a pass that failed are tried again, but for the culprit's, and for those that were
+    /// tried often enough. How many are.
+    fn try_again(&mut self, table: &[Planned], failed: &PassFailed, how: &Again) -> usize {
+        let mut rows = table.iter().enumerate().peekable();
+        let mut retried = 0;
+        let metrics = &self.metrics;
+        let again = |(index, mut running): (usize, Running<_>)| {
+            let Some((row, _)) = rows.next_if(|(_, row)| row.index == index) else {
+                return Some(running);
+            };
+            let ends = if how.culprit == Some(row) {
+                Some(its_fault(failed))
+            } else if how.free {
+                None
+            } else {
+                running.try_again().err().map(|times| {
+                    format!("tried again {times} times, and its pass failed again: {failed}")
+                })
+            };
+            let Some(why) = ends else {
+                retried += 1;
+                if how.suspects {
+                    running.suspect();
                 }
+                return Some(running);
+            };
+            if running.cancelled().is_none() {
+                tracing::error!(request = %running.id(), error = why, "pass failed");
             }
+            running.end(Outcome::Failed(fault(failed.kind, why)), metrics);
+            None
+        };
+        self.running =
+            std::mem::take(&mut self.running).into_iter().enumerate().filter_map(again).collect();
+        self.metrics.retried(retried);
+        retried
+    }
+
+    fn lose_caches(&mut self) {
+        self.preempt((0..self.running.len()).collect());
+        self.pages.forget();
+    }
+
+    /// No pass can succeed any more: everyone is told so, and nobody can come.
+    fn close(&mut self, failed: &PassFailed) {
+        self.closed = true;
+        // Before anyone hears of it: who asks again at once is to be refused by this name.
+        self.state.send_replace(EngineState::Exited(EngineExit::DeviceFailed(failed.why.clone())));
+        self.inbox.close();
+        self.accept();
+        let (running, waiting) = (self.running.len(), self.waiting.len());
+        tracing::error!(error = %failed, running, waiting,
+            "the device has failed: its caches are lost and cannot be made anew; all requests end");
+        let ended = || {
+            let why = format!("the device has failed: {failed}");
+            Outcome::Failed(Fault { kind: FaultKind::DeviceFailed, why })
+        };
+        for running in std::mem::take(&mut self.running) {
+            running.end(ended(), &self.metrics);
         }
-        let again = table.len() - usize::from(culprit.is_some());
-        if again > 0 {
-            self.metrics.retried(again);
-            tracing::error!(error = %failed, requests = again, "pass failed; trying again without whom it failed for");
+        for waiting in std::mem::take(&mut self.waiting) {
+            waiting.end(ended(), &self.metrics);
         }
-        if failed.caches_lost {
-            tracing::warn!(requests = self.running.len(), "the cache is lost; computing it again");
-            self.preempt((0..self.running.len()).collect());
-            self.pages.forget();
-        }
+        self.pages.forget();
     }
 
     fn cancel_all(&mut self) {
@@ -363,4 +625,29 @@ impl<F: Forward> Engine<F> {
             running.control().cancel(shutdown);
         }
     }
+}
+
+fn size(table: &[Planned]) -> Size {
+    Size {
+        rows: u32::try_from(table.len()).unwrap_or(u32::MAX),
+        tokens: table.iter().fold(0, |sum, row| sum.saturating_add(row.tokens.get())),
+    }
+}
+
+/// Why the request ends for which a pass failed.
+fn its_fault(failed: &PassFailed) -> String {
+    match failed.kind {
+        PassFault::TooLarge => {
+            format!("one token of it alone was too much for the device's memory: {failed}")
+        }
+        PassFault::Row(_) | PassFault::Broken => failed.to_string(),
+    }
+}
+
+fn fault(kind: PassFault, why: String) -> Fault {
+    let kind = match kind {
+        PassFault::TooLarge => FaultKind::OutOfMemory,
+        PassFault::Row(_) | PassFault::Broken => FaultKind::Internal,
+    };
+    Fault { kind, why }
 }

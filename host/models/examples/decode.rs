@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:<16}{} of {} tokens", "pages", shape.pages, shape.page_tokens);
 
     println!("\nprompt   tokens/s   cpu ms each");
-    for length in [32, 256, 512, 1500] {
+    for length in [32, 90, 256, 512, 1500] {
         let mut best = Best::default();
         for _ in 0..RUNS {
             let mut request = Request::new(&mut loaded.model, length, 0)?;

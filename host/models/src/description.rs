@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::families::Dimensions;
+use crate::leftover::Leftovers;
 use crate::quantization::Quantization;
 use crate::source::{Encoding, Format, Source};
 
@@ -51,12 +52,19 @@ pub struct Description {
     pub chat_template: bool,
     /// The instructions that multiply it on this machine where there is no GPU.
     pub on_cpu: &'static str,
+    /// What the files have and nothing here uses, if the setting lets it through.
+    pub ignored: Option<String>,
 }
 
 impl Description {
-    pub(crate) fn new(source: &Source, family: &'static str, dimensions: &Dimensions) -> Self {
+    pub(crate) fn new(
+        source: &Source,
+        family: &'static str,
+        dimensions: &Dimensions,
+        ignored: &Leftovers,
+    ) -> Self {
         // What cannot be read is said by `load`; here it only cannot be counted.
-        let quantization = Quantization::read(&source.config).unwrap_or_default();
+        let (quantization, _) = Quantization::read(&source.config).unwrap_or_default();
         let mut stored_bytes: BTreeMap<String, u64> = BTreeMap::new();
         let mut parameters = 0;
         for (name, tensor) in &source.checkpoint.tensors {
@@ -99,6 +107,7 @@ impl Description {
             kv_bytes_per_token: dimensions.kv_bytes_per_token(mlx_rs::Dtype::Float16),
             chat_template: source.text.chat_template.is_some(),
             on_cpu: crate::cpu::instructions(),
+            ignored: (!ignored.0.is_empty()).then(|| ignored.to_string()),
         }
     }
 }
@@ -138,7 +147,8 @@ impl fmt::Display for Description {
         row("context", self.context.map_or("not said".to_owned(), |n| format!("{n} tokens")))?;
         row("cache", format!("{} a token (16 bit)", size(self.kv_bytes_per_token)))?;
         row("chat template", if self.chat_template { "yes" } else { "no" }.to_owned())?;
-        row("without a GPU", format!("multiplied with {}", self.on_cpu))
+        row("without a GPU", format!("multiplied with {}", self.on_cpu))?;
+        self.ignored.iter().try_for_each(|ignored| row("ignored", ignored.clone()))
     }
 }
 

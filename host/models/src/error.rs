@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 use interlock_engine::PassFailed;
+use interlock_model_files::NotAModel;
+
+use crate::leftover::{Leftover, Leftovers};
 
 /// Why a model could not be inspected or loaded. All are the files' fault or the disk's; trying
 /// again without changing either does not help.
@@ -18,9 +21,9 @@ pub enum LoadError {
         cause: std::io::Error,
     },
 
-    /// Neither a `.gguf` file nor a folder with a `config.json`.
-    #[error("{0} is neither a .gguf file nor a folder with config.json and *.safetensors")]
-    NotAModel(PathBuf),
+    /// Neither a GGUF file nor the whole of a model folder.
+    #[error(transparent)]
+    NotAModel(#[from] NotAModel),
 
     /// A file is not what its name says, or is cut off.
     #[error("{path} is damaged: {what}")]
@@ -51,6 +54,31 @@ pub enum LoadError {
         what: String,
     },
 
+    /// The files have keys or tensors that nothing here uses and that may change what is computed.
+    #[error("{path}: {leftovers}{}", Cure(leftovers))]
+    Leftovers {
+        /// The file or folder.
+        path: PathBuf,
+        /// What nothing uses.
+        leftovers: Leftovers,
+    },
+
+    /// The memory for keys and values does not hold one sequence of use.
+    #[error(
+        "cache.memory_max gives this model {}, and {tokens} tokens take {}; raise it{}",
+        size(*.given), size(*.needed), Shorter(*.held)
+    )]
+    Cache {
+        /// Bytes that it may take.
+        given: u64,
+        /// Tokens that there must be room for.
+        tokens: u32,
+        /// Bytes that they take.
+        needed: u64,
+        /// Tokens that there is room for.
+        held: u64,
+    },
+
     /// Weights are missing or have the wrong shape or type. All of them, not just the first.
     #[error("{path}: {problems}")]
     Weights {
@@ -72,6 +100,43 @@ pub enum LoadError {
     /// The first passes on a GPU, which compile its kernels, failed.
     #[error("the model is loaded, but the device cannot compute with it: {0}")]
     WarmUp(PassFailed),
+}
+
+/// What else to do about keys and values that do not fit, if there is room for anything at all.
+struct Shorter(u64);
+
+impl fmt::Display for Shorter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            held => write!(f, ", or set model.context_max to {held} or less"),
+        }
+    }
+}
+
+/// What to do about leftovers, if there is anything to do.
+struct Cure<'a>(&'a Leftovers);
+
+impl fmt::Display for Cure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.0.iter().all(Leftover::is_unknown) {
+            f.write_str(
+                "; if you know that the model means the same without, set model.unknown = \"warn\"",
+            )
+        } else {
+            f.write_str("; another model, or a newer Interlock, may do")
+        }
+    }
+}
+
+/// Bytes, for people.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) if bytes.is_multiple_of(*unit) => format!("{}{name}", bytes / unit),
+        Some((unit, name)) => format!("{:.1}{name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes}B"),
+    }
 }
 
 /// What is wrong with one tensor.

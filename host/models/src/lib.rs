@@ -1,6 +1,6 @@
 //! MLX: weights, layers, families, sampling. The only crate that links MLX.
 //!
-//! [`load`] turns a `.gguf` file or a model folder into a [`Model`], which is the engine's
+//! [`load`] turns a GGUF file or a model folder into a [`Model`], which is the engine's
 //! [`Forward`]. A pass takes a table of rows: prompts' chunks and next tokens, one after another in
 //! one array. Family files say what is computed; only attention looks at whose a token is, and
 //! reads and writes keys and values in pages that the engine hands out (`cache`).
@@ -11,6 +11,8 @@
 //! - A pass returns with the device idle.
 //! - On the CPU a row's logits are the same to the bit whatever rows stand beside it, however its
 //!   prompt was cut and wherever its pages lie.
+//! - A model is read whole or refused: what its files have and nothing here uses is on a list of
+//!   what changes nothing ([`Leftover`]), or the model does not load.
 //! - No file, however hostile, makes this crate panic or MLX read beyond a buffer: shapes are
 //!   checked before a weight is read, tokens and lengths before a pass.
 //!
@@ -31,7 +33,9 @@ mod custom;
 mod description;
 mod error;
 mod experts;
+mod failed;
 mod families;
+mod leftover;
 mod linear;
 mod model;
 #[cfg(test)]
@@ -50,6 +54,7 @@ use std::path::Path;
 
 pub use description::Description;
 pub use error::{LoadError, Problem, Problems};
+pub use leftover::{Leftover, Leftovers, Unknown};
 pub use model::{Model, Sequence};
 pub use source::Format;
 pub use text_source::{TextSource, TokenizerSource};
@@ -57,13 +62,11 @@ pub use text_source::{TextSource, TokenizerSource};
 use interlock_engine::{Forward, Opening, PageId, PassFailed, Row};
 use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenId};
 
-use cache::{Pages, Room};
-use families::{
-    Config, Family, NotOurs, llama::Llama, qwen2::Qwen2, qwen3::Qwen3, qwen3_moe::Qwen3Moe,
-};
+use cache::{Budget, Pages, Room};
+use families::{Config, NotOurs};
 use mlx_rs::{Device, DeviceType, memory};
 use source::Source;
-use weights::Precision;
+use weights::{Precision, Survey};
 
 /// Most tokens of a sequence when neither the model nor the options say.
 const CONTEXT_OTHERWISE: u32 = 4096;
@@ -73,17 +76,29 @@ const CONTEXT_OTHERWISE: u32 = 4096;
 pub struct LoadOptions {
     /// Most tokens of prompt and output, if that is to be fewer than the model's own.
     pub context_max: Option<u32>,
-    /// Most bytes of keys and values, for all requests together. None: a quarter of the memory that
-    /// is free when the weights are loaded, and no more than 256 full contexts. Never so few that
-    /// one sequence of 4096 tokens (or of the whole context, if that is shorter) has no room; what
-    /// does not fit in it all alone is cut off the context.
+    /// Most bytes of keys and values, for all requests together; with fewer than one sequence of
+    /// 4096 tokens takes (or of the whole context, if that is shorter) the model does not load. None:
+    /// a quarter of the memory that is free when the weights are loaded, or what such a sequence
+    /// takes. Either way no more than 256 full contexts, and what does not fit in it all alone is cut
+    /// off the context, which [`Loaded::context_cut`] says.
     pub cache_max: Option<u64>,
     /// Other models of this process, with which that quarter is shared, each its equal part.
     pub neighbours: u32,
     /// Threads that compute on the CPU; all physical cores if none. The first model loaded
     /// decides for the process. On a GPU it changes nothing.
     pub threads: Option<NonZeroUsize>,
+    /// What to do where the files have keys or tensors of which nothing is known.
+    pub unknown: Unknown,
 }
+
+/// What MLX must find in the environment, unless it was put there: for `main` to set, before there
+/// are threads.
+///
+/// MLX on CUDA keeps plans by shape (cuDNN's attention, graphs, convolutions) and counts those that
+/// it made anew, ever. Beyond twice as many as it keeps, it takes the process for a bad loop and
+/// fails every pass with a new shape from then on: "Cache thrashing is happening". A server meets new
+/// lengths as long as it lives. What it should cost is the plan made anew.
+pub const ENVIRONMENT: [(&str, &str); 1] = [("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")];
 
 /// How far loading is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,25 +117,28 @@ pub struct Loaded {
     pub text: TextSource,
     /// What the model says of itself.
     pub description: Description,
+    /// If the memory for keys and values holds less than the context: both numbers, in words.
+    pub context_cut: Option<String>,
 }
 
-/// Reads what a model folder or a `.gguf` file says of itself. No weight is read and MLX is not
-/// touched.
+/// Reads what a model folder or a GGUF file says of itself, and looks whether it is all there and
+/// all understood. No weight is read and MLX is not touched.
 ///
 /// # Errors
 ///
-/// When the files cannot be read, are damaged, or are not of a family we have.
-pub fn inspect(path: &Path) -> Result<Description, LoadError> {
+/// When the files cannot be read, are damaged, are not of a family we have, or have what the family
+/// does not use; and when weights are missing or misshapen.
+pub fn inspect(path: &Path, unknown: Unknown) -> Result<Description, LoadError> {
     let source = Source::open(path)?;
-    let config = config(&source)?;
-    Ok(Description::new(&source, config.name(), &config.dimensions()))
+    Understood::new(&source, unknown).map(|understood| understood.description(&source))
 }
 
 /// How the makers of the model in this folder say to sample: what its `generation_config.json`
 /// has of temperature, `top_p`, `top_k`, `min_p` and repetition penalty (the same keys that vLLM
 /// takes from there), and OpenAI's defaults for the rest. A `.gguf` file says nothing of it.
 pub fn recommended_sampling(path: &Path) -> SamplingDefaults {
-    std::fs::read(path.join("generation_config.json"))
+    const BYTES_MAX: u64 = 1 << 20;
+    interlock_model_files::read(&path.join("generation_config.json"), BYTES_MAX)
         .map_or(SamplingDefaults::OPENAI, |json| source::sampling(&json))
 }
 
@@ -128,7 +146,7 @@ pub fn recommended_sampling(path: &Path) -> SamplingDefaults {
 ///
 /// # Errors
 ///
-/// As for [`inspect`]; and when weights are missing or misshapen, or do not fit the device.
+/// As for [`inspect`]; and when the weights, or keys and values of one sequence, do not fit.
 pub fn load(
     path: &Path,
     options: &LoadOptions,
@@ -137,15 +155,26 @@ pub fn load(
     load_with(path, options, progress, precision())
 }
 
-/// The passes that a request is made of, once. A GPU compiles its kernels when they are first
-/// used, which took 65 s before the first token on an H200. Better that the host is
-/// not ready yet than that the first client waits.
+/// The passes that requests are made of, once: prompts alone, long and short, decoding, and both in
+/// one. A GPU compiles its kernels when they are first used, which took 65 s before the first token
+/// on an H200. Better that the host is not ready yet than that the first client waits.
 fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
-    /// Long enough for the kernels that products of many rows use.
-    const PROMPT: [TokenId; 64] = [0; 64];
+    /// Long enough for the kernels that products of many rows use, and for MLX's own attention.
+    const LONG: [TokenId; 768] = [0; 768];
+    const SHORT: usize = 64;
+    fn row<'a>(
+        sequence: &'a mut Sequence,
+        pages: &'a [PageId],
+        from: usize,
+        tokens: usize,
+    ) -> Row<'a, Sequence> {
+        Row { sequence, tokens: &LONG[..tokens], from: from as u32, pages, draw: true }
+    }
     let shape = model.shape();
-    let length = (shape.context as usize).min(PROMPT.len());
     let pages: Vec<PageId> = (0..shape.pages).map(PageId).collect();
+    let (some, others) = pages.split_at(pages.len() / 2);
+    let holds = |pages: &[PageId]| pages.len() * shape.page_tokens as usize;
+    let length = SHORT.min(shape.context as usize).min(holds(&pages));
     let hot = Sampling { temperature: 1.0, top_p: 0.9, top_k: 40, ..Sampling::greedy() };
     for sampling in [Sampling::greedy(), hot] {
         let generation = Generation {
@@ -157,16 +186,22 @@ fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
             priority: Priority::Standard,
         };
         let opening =
-            Opening { prompt: &PROMPT, generated: &[], generation: &generation, fresh_seed: 0 };
-        let mut sequence = model.open(&opening)?;
-        for (from, tokens) in [(0, length), (length - 1, 1)] {
-            model.pass(&mut [Row {
-                sequence: &mut sequence,
-                tokens: &PROMPT[..tokens],
-                from: from as u32,
-                pages: &pages,
-                draw: true,
-            }])?;
+            Opening { prompt: &LONG, generated: &[], generation: &generation, fresh_seed: 0 };
+        let [mut one, mut other] = [model.open(&opening)?, model.open(&opening)?];
+        model.pass(&mut [row(&mut one, &pages, 0, length)])?;
+        model.pass(&mut [row(&mut one, &pages, length - 1, 1)])?;
+        if holds(some) < length {
+            continue;
+        }
+        model
+            .pass(&mut [row(&mut one, some, length - 1, 1), row(&mut other, others, 0, length)])?;
+        if LONG.len() <= holds(others).min(shape.context as usize) {
+            let long = LONG.len();
+            model.pass(&mut [row(&mut other, others, 0, long)])?;
+            model.pass(&mut [
+                row(&mut one, some, length - 1, 1),
+                row(&mut other, others, 0, long),
+            ])?;
         }
     }
     Ok(())
@@ -215,31 +250,31 @@ fn load_with(
 ) -> Result<Loaded, LoadError> {
     progress(Progress { fraction: 0.0, doing: "reading headers" });
     let source = Source::open(path)?;
-    let config = config(&source)?;
+    let understood = Understood::new(&source, options.unknown)?;
+    let Understood { config, survey, .. } = &understood;
     let dimensions = config.dimensions();
-    let description = Description::new(&source, config.name(), &dimensions);
+    let description = understood.description(&source);
+    let dtype = weights::compute_type(&source, precision);
+    let kv_bytes = dimensions.kv_bytes_per_token(dtype);
+    let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
+    let context = options.context_max.map_or(own, |most| most.min(own));
+    if let Some(given) = options.cache_max {
+        // Before the weights are read: that takes minutes, and this is known.
+        Room::new(Budget::Given(given), kv_bytes, context)?;
+    }
 
     if precision == Precision::Wide {
         cpu::prepare(options.threads);
     }
     let mut report = |fraction| progress(Progress { fraction, doing: "loading weights" });
-    let (family, dtype) = weights::build(&source, precision, &mut report, |weights| {
-        let family: Box<dyn Family> = match &config {
-            Config::Llama(config) => Box::new(Llama::load(config, weights)?),
-            Config::Qwen2(config) => Box::new(Qwen2::load(config, weights)?),
-            Config::Qwen3(config) => Box::new(Qwen3::load(config, weights)?),
-            Config::Qwen3Moe(config) => Box::new(Qwen3Moe::load(config, weights)?),
-        };
-        Ok((family, weights.dtype()))
-    })?;
+    let load = |weights: &mut weights::Weights<'_>| config.load(weights);
+    let family = weights::build(&source, survey, precision, &mut report, load)?;
 
-    let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
-    let context = options.context_max.map_or(own, |most| most.min(own));
-    let kv_bytes = dimensions.kv_bytes_per_token(dtype);
-    let cache = options
-        .cache_max
-        .unwrap_or_else(|| cache_otherwise(precision) / (u64::from(options.neighbours) + 1));
-    let room = Room::new(cache, kv_bytes, context);
+    let budget = options.cache_max.map_or_else(
+        || Budget::Found(cache_otherwise(precision) / (u64::from(options.neighbours) + 1)),
+        Budget::Given,
+    );
+    let room = Room::new(budget, kv_bytes, context)?;
     let pages = match precision {
         Precision::Wide => Ok(Pages::on_host(&dimensions, room.pages)),
         _ => Pages::in_arrays(&dimensions, room.pages, dtype),
@@ -255,17 +290,47 @@ fn load_with(
         warm_up(&mut model).map_err(LoadError::WarmUp)?;
     }
     progress(Progress { fraction: 1.0, doing: "ready" });
-    Ok(Loaded { model, text: source.text, description })
+    let context_cut = room.cut(budget, kv_bytes, context);
+    Ok(Loaded { model, text: source.text, description, context_cut })
 }
 
-fn config(source: &Source) -> Result<Config, LoadError> {
-    let path = source.path.clone();
-    Config::read(&source.config).map_err(|not_ours| match not_ours {
-        NotOurs::Unsupported(what) => {
-            LoadError::Unsupported { path, what, supported: families::SUPPORTED }
+/// A model whose files hold what its family uses, and nothing else that matters.
+struct Understood {
+    config: Config,
+    survey: Survey,
+    /// What was let through.
+    ignored: Leftovers,
+}
+
+impl Understood {
+    fn new(source: &Source, unknown: Unknown) -> Result<Self, LoadError> {
+        let path = || source.path.clone();
+        let read = Config::read(&source.config).map_err(|not_ours| match not_ours {
+            NotOurs::Unsupported(what) => {
+                LoadError::Unsupported { path: path(), what, supported: families::SUPPORTED }
+            }
+            NotOurs::Wrong(what) => LoadError::Config { path: path(), what },
+        });
+        let (config, of_config) = read?;
+        let mut leftovers = source.leftovers.clone();
+        leftovers.extend(of_config);
+        // Said first: a key that is not computed may well be why tensors are missing.
+        if leftovers.iter().any(|leftover| !leftover.is_unknown()) {
+            return Err(LoadError::Leftovers { path: path(), leftovers: Leftovers(leftovers) });
         }
-        NotOurs::Wrong(what) => LoadError::Config { path, what },
-    })
+        let survey = weights::survey(source, |weights| config.load(weights))?;
+        leftovers.extend(survey.leftovers.iter().cloned());
+        let through = |leftover: &Leftover| unknown == Unknown::Warn && leftover.is_unknown();
+        match leftovers.iter().all(through) {
+            true => Ok(Self { config, survey, ignored: Leftovers(leftovers) }),
+            false => Err(LoadError::Leftovers { path: path(), leftovers: Leftovers(leftovers) }),
+        }
+    }
+
+    fn description(&self, source: &Source) -> Description {
+        let Self { config, ignored, .. } = self;
+        Description::new(source, config.name(), &config.dimensions(), ignored)
+    }
 }
 
 /// MLX's default device is a GPU if the libmlx we run with has one, so it is asked, not assumed.

@@ -9,6 +9,7 @@ use mlx_rs::{Array, Dtype, transforms};
 
 use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
 use crate::cpu;
+use crate::failed::pass_failed;
 use crate::families::Family;
 use crate::sample::{Sampler, draw_on_device, draw_on_host};
 use crate::tensor::Tensor;
@@ -134,25 +135,12 @@ impl Model {
         Ok(())
     }
 
-    /// Runs a checked pass. If it fails half-way through MLX's graph, arrays that hold the pages
-    /// may be gone with it, so they are made anew; pages on the host are as they were.
+    /// Runs a checked pass.
     fn compute<T>(
         &mut self,
         pass: impl FnOnce(&mut Self) -> Result<T, Exception>,
     ) -> Result<T, PassFailed> {
-        pass(self).map_err(|error| {
-            let failed = PassFailed::new(format!("MLX: {}", error.what()));
-            match &mut self.pages {
-                Pages::Host(_) => failed,
-                Pages::Arrays(pages) => {
-                    if let Err(error) = pages.clear() {
-                        // Each pass from now on says that the pages are lost.
-                        tracing::error!(error = error.what(), "no room for empty pages");
-                    }
-                    failed.losing_caches()
-                }
-            }
-        })
+        pass(self).map_err(|error| pass_failed(&error, &mut self.pages))
     }
 
     /// The table's hidden states, `[1, total, hidden]`.
@@ -203,8 +191,10 @@ impl Model {
             Tensor::Host(logits) => Ok(draw_on_host(&samplers, &logits.numbers)),
             Tensor::Device(logits) => {
                 let logits = logits.as_dtype(Dtype::Float32)?.reshape(&[ends.len() as i32, -1])?;
-                self.settle(Some(&logits))?;
-                draw_on_device(&samplers, &logits)
+                match &self.pages {
+                    Pages::Host(_) => draw_on_device(&samplers, &logits, []),
+                    Pages::Arrays(pages) => draw_on_device(&samplers, &logits, pages.arrays()),
+                }
             }
         }
     }

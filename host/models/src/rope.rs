@@ -4,16 +4,18 @@
 //! here in f64 once. The formulas are mlx_lm's (models/rope_utils.py), so that a checkpoint made
 //! for it means the same here.
 
+use std::cell::OnceCell;
+
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, fast};
-use serde::Deserialize;
 
-/// `rope_scaling` in `config.json`. Keys of kinds that we do not have are ignored; the kind is not.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+use crate::families::keys::Keys;
+
+/// How a rotation is stretched: `rope_scaling` in `config.json`, or since Transformers 5
+/// `rope_parameters`.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Scaling {
-    rope_type: Option<String>,
-    /// The older name of `rope_type`; mlx_lm prefers it if both are there.
-    r#type: Option<String>,
+    kind: Option<String>,
     pub(crate) rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -23,6 +25,8 @@ pub(crate) struct Scaling {
     beta_slow: Option<f64>,
     mscale: Option<f64>,
     mscale_all_dim: Option<f64>,
+    attention_factor: Option<f64>,
+    truncate: Option<bool>,
 }
 
 /// Kinds that [`Rope::new`] takes.
@@ -53,7 +57,15 @@ pub(crate) struct Rope {
 
 enum Angles {
     Theta(f32),
-    Periods(Array),
+    /// The periods, for MLX: made when first asked for, so that a rotation can be worked out where
+    /// MLX is not to be touched.
+    Periods(OnceCell<Array>),
+}
+
+impl Angles {
+    fn periods() -> Self {
+        Self::Periods(OnceCell::new())
+    }
 }
 
 /// Sines and cosines for the positions of one pass, for turning on the CPU.
@@ -67,16 +79,56 @@ pub(crate) struct Turns {
 }
 
 impl Scaling {
-    fn kind(&self) -> &str {
-        self.r#type.as_deref().or(self.rope_type.as_deref()).unwrap_or("default")
+    /// Reads the keys that its kind uses; others are left over.
+    pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
+        // The older name; mlx_lm prefers it, Transformers the newer one.
+        let (older, newer): (Option<String>, _) = (keys.get("type")?, keys.get("rope_type")?);
+        if let (Some(older), Some(newer)) = (&older, &newer)
+            && older != newer
+        {
+            return Err(format!("rope_type is {newer:?} and type is {older:?}, must be the same"));
+        }
+        let kind = newer.or(older);
+        let rope_theta = keys.above_zero("rope_theta")?;
+        let mut scaling = Self { kind, rope_theta, ..Self::default() };
+        match scaling.kind() {
+            "linear" => scaling.factor = keys.above_zero("factor")?,
+            "llama3" => {
+                scaling.factor = keys.above_zero("factor")?;
+                scaling.low_freq_factor = keys.above_zero("low_freq_factor")?;
+                scaling.high_freq_factor = keys.above_zero("high_freq_factor")?;
+                scaling.original_max_position_embeddings =
+                    keys.above_zero("original_max_position_embeddings")?;
+            }
+            "yarn" => {
+                scaling.factor = keys.above_zero("factor")?;
+                scaling.original_max_position_embeddings =
+                    keys.above_zero("original_max_position_embeddings")?;
+                scaling.beta_fast = keys.above_zero("beta_fast")?;
+                scaling.beta_slow = keys.above_zero("beta_slow")?;
+                scaling.mscale = keys.get("mscale")?;
+                scaling.mscale_all_dim = keys.get("mscale_all_dim")?;
+                scaling.attention_factor = keys.above_zero("attention_factor")?;
+                scaling.truncate = keys.get("truncate")?;
+                keys.ignore("finetuned");
+            }
+            _ => {}
+        }
+        Ok(scaling)
+    }
+
+    pub(crate) fn kind(&self) -> &str {
+        self.kind.as_deref().unwrap_or("default")
+    }
+
+    /// Whether both say the same of all but the base.
+    pub(crate) fn stretches_like(&self, other: &Self) -> bool {
+        let rope_theta = None;
+        Self { rope_theta, ..self.clone() } == Self { rope_theta, ..other.clone() }
     }
 
     fn factor(&self) -> Result<f64, String> {
-        match self.factor {
-            Some(factor) if factor.is_finite() && factor > 0.0 => Ok(factor),
-            Some(factor) => Err(format!("rope_scaling.factor is {factor}, not above zero")),
-            None => Err(format!("rope type {:?} without a factor", self.kind())),
-        }
+        self.factor.ok_or_else(|| format!("rope type {:?} without a factor", self.kind()))
     }
 }
 
@@ -102,10 +154,18 @@ impl Rope {
             periods: periods.clone(),
         };
         if let Some(divisors) = divisors {
+            // Their makers work any scaling in; with another one beside them, one would be lost.
+            if let Some(scaling) = scaling.filter(|scaling| scaling.kind() != "default") {
+                let kind = scaling.kind();
+                return Err(format!("rope_freqs.weight beside rope type {kind:?}"));
+            }
+            if let Some(bad) = divisors.iter().find(|d| !(d.is_finite() && **d > 0.0)) {
+                return Err(format!("rope_freqs.weight with {bad}, not above zero,"));
+            }
             for (period, divisor) in periods.iter_mut().zip(divisors) {
                 *period *= f64::from(*divisor);
             }
-            return Ok(Self { angles: angles(&periods), periods, ..plain });
+            return Ok(Self { angles: Angles::periods(), periods, ..plain });
         }
         let Some(scaling) = scaling else { return Ok(plain) };
         match scaling.kind() {
@@ -113,12 +173,12 @@ impl Rope {
             "linear" => Ok(Self { scale: (1.0 / scaling.factor()?) as f32, ..plain }),
             "llama3" => {
                 llama3(&mut periods, scaling)?;
-                Ok(Self { angles: angles(&periods), periods, ..plain })
+                Ok(Self { angles: Angles::periods(), periods, ..plain })
             }
             "yarn" => {
                 let magnitude = yarn(&mut periods, dimensions, theta, scaling)?;
                 let magnitude = magnitude as f32;
-                Ok(Self { angles: angles(&periods), periods, magnitude, ..plain })
+                Ok(Self { angles: Angles::periods(), periods, magnitude, ..plain })
             }
             other => Err(format!("rope type {other:?}")),
         }
@@ -135,7 +195,7 @@ impl Rope {
         };
         let (theta, periods) = match &self.angles {
             Angles::Theta(theta) => (Some(*theta), None),
-            Angles::Periods(periods) => (None, Some(periods)),
+            Angles::Periods(made) => (None, Some(made.get_or_init(|| array(&self.periods)))),
         };
         fast::rope_dynamic(
             x,
@@ -204,9 +264,9 @@ impl Turns {
     }
 }
 
-fn angles(periods: &[f64]) -> Angles {
+fn array(periods: &[f64]) -> Array {
     let periods: Vec<f32> = periods.iter().map(|&period| period as f32).collect();
-    Angles::Periods(Array::from_slice(&periods, &[periods.len() as i32]))
+    Array::from_slice(&periods, &[periods.len() as i32])
 }
 
 /// Llama 3.1: long waves are stretched by the factor, short ones kept, those between blended.
@@ -241,25 +301,31 @@ fn yarn(
     scaling: &Scaling,
 ) -> Result<f64, String> {
     let factor = scaling.factor()?;
-    let context = scaling.original_max_position_embeddings.unwrap_or(4096.0);
-    if context.is_nan() || context <= 0.0 || theta <= 1.0 {
-        return Err(format!(
-            "yarn needs original_max_position_embeddings above 0 and rope_theta above 1, got \
-             {context} and {theta}"
-        ));
+    // mlx_lm assumes 4096 and Transformers the stretched context where it is missing: no two agree.
+    let Some(context) = scaling.original_max_position_embeddings else {
+        return Err("rope type \"yarn\" without original_max_position_embeddings".to_owned());
+    };
+    if theta <= 1.0 {
+        return Err(format!("yarn needs rope_theta above 1, got {theta}"));
     }
     let dimensions = f64::from(dimensions);
     let turns_at = |turns: f64| {
         dimensions * (context / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
     };
-    let low = turns_at(scaling.beta_fast.unwrap_or(32.0)).floor().max(0.0);
-    let high = turns_at(scaling.beta_slow.unwrap_or(1.0)).ceil().min(dimensions - 1.0);
+    let (low, high) =
+        (turns_at(scaling.beta_fast.unwrap_or(32.0)), turns_at(scaling.beta_slow.unwrap_or(1.0)));
+    let whole = scaling.truncate.unwrap_or(true);
+    let (low, high) = if whole { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(dimensions - 1.0));
     // As in mlx_lm, so that equal ends are a step and not a division by zero.
     let high = if low == high { high + 0.001 } else { high };
     for (i, period) in periods.iter_mut().enumerate() {
         let keep = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
         let stretched = factor * *period;
         *period = stretched * *period / (stretched * keep + *period * (1.0 - keep));
+    }
+    if let Some(told) = scaling.attention_factor {
+        return Ok(told);
     }
     let magnitude = |weight: f64| {
         if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }

@@ -1,13 +1,16 @@
 //! Hands a family its weights, checked.
 //!
-//! A family is built twice by the same code. The first time nothing is read: every tensor it asks
-//! for is compared with the files, and whatever is missing or misshapen is noted. Only if nothing
-//! is, the second time reads. So an error lists all that is wrong, and a family lists its tensors
-//! once, where it uses them.
+//! A family is built twice by the same code. The first time, the survey, reads no weights and does
+//! not touch MLX: every tensor the family asks for is compared with the files, whatever is missing
+//! or misshapen is noted, and so is every tensor that it did not ask for. Only if nothing is wrong,
+//! the second time reads. So an error lists all that is wrong, and a family lists its tensors once,
+//! where it uses them.
 //!
 //! Matrices stay as they are stored, packed or in 16 bits; on the CPU in our own layout
 //! ([`crate::cpu`]), which is then the only copy. Vectors and activations are f32 on the CPU and of
 //! the checkpoint's own type on a GPU.
+
+use std::collections::BTreeSet;
 
 use half::{bf16, f16};
 use mlx_rs::error::Exception;
@@ -18,6 +21,7 @@ use crate::cpu::packed::{self, Packed};
 use crate::cpu::products;
 use crate::error::{LoadError, Problem, Problems};
 use crate::experts::{Mlp, Mlps};
+use crate::leftover::{self, Leftover};
 use crate::linear::{Embedding, Linear, Matrix};
 use crate::norm::{Norm, Vector};
 use crate::quantization::{Affine, Quantization};
@@ -42,54 +46,82 @@ pub(crate) struct Weights<'a> {
 }
 
 enum Stage<'a> {
-    Survey { problems: Vec<Problem>, bytes: u64 },
+    Survey(Survey),
     Read { done: u64, all: u64, progress: &'a mut dyn FnMut(f32) },
 }
 
-/// Calls `build` with weights that check, then with weights that read.
-pub(crate) fn build<M>(
+/// What a family asks of the files.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    problems: Vec<Problem>,
+    taken: BTreeSet<String>,
+    /// What the files have and the family does not ask for.
+    pub(crate) leftovers: Vec<Leftover>,
+    bytes: u64,
+}
+
+/// Calls `build` with weights that check.
+///
+/// # Errors
+///
+/// All that is missing or misshapen.
+pub(crate) fn survey<M>(
     source: &Source,
-    precision: Precision,
-    progress: &mut dyn FnMut(f32),
-    mut build: impl FnMut(&mut Weights<'_>) -> Result<M, LoadError>,
-) -> Result<M, LoadError> {
-    let quantization = || {
-        Quantization::read(&source.config).map_err(|what| LoadError::Unsupported {
-            path: source.path.clone(),
-            what,
-            supported: "MLX's affine quantization with 2, 3, 4, 5, 6 or 8 bits",
-        })
-    };
-    let dtype = match precision {
-        Precision::Wide => Dtype::Float32,
-        Precision::Kept => compute_type(source),
-    };
-    let mut survey = Weights {
-        source,
-        quantization: quantization()?,
-        precision,
-        dtype,
-        stage: Stage::Survey { problems: Vec::new(), bytes: 0 },
-    };
-    build(&mut survey)?;
-    let Stage::Survey { problems, bytes } = survey.stage else {
+    build: impl FnOnce(&mut Weights<'_>) -> Result<M, LoadError>,
+) -> Result<Survey, LoadError> {
+    let (quantization, leftovers) = quantization(source)?;
+    let survey = Survey { leftovers, ..Survey::default() };
+    // As on the CPU, where nothing but reading needs MLX. What is asked for is the same.
+    let (precision, dtype) = (Precision::Wide, Dtype::Float32);
+    let mut weights =
+        Weights { source, quantization, precision, dtype, stage: Stage::Survey(survey) };
+    build(&mut weights)?;
+    let Stage::Survey(mut survey) = weights.stage else {
         unreachable!("a survey stays one");
     };
-    if !problems.is_empty() {
-        let problems = Problems(problems);
+    if !survey.problems.is_empty() {
+        let problems = Problems(survey.problems);
         return Err(LoadError::Weights { path: source.path.clone(), problems });
     }
-    build(&mut Weights {
-        source,
-        quantization: quantization()?,
-        precision,
-        dtype,
-        stage: Stage::Read { done: 0, all: bytes.max(1), progress },
+    let left = source.checkpoint.tensors.keys().filter(|name| !survey.taken.contains(*name));
+    survey.leftovers.extend(left.filter(|name| !leftover::is_derived(name)).map(|name| {
+        let tensor = name.clone();
+        match leftover::is_inside(name) {
+            true => Leftover::Inside { tensor },
+            false => Leftover::Tensor { tensor },
+        }
+    }));
+    Ok(survey)
+}
+
+/// Calls `build` with weights that read, after a survey found nothing wrong.
+pub(crate) fn build<M>(
+    source: &Source,
+    survey: &Survey,
+    precision: Precision,
+    progress: &mut dyn FnMut(f32),
+    build: impl FnOnce(&mut Weights<'_>) -> Result<M, LoadError>,
+) -> Result<M, LoadError> {
+    let (quantization, _) = quantization(source)?;
+    let dtype = compute_type(source, precision);
+    let stage = Stage::Read { done: 0, all: survey.bytes.max(1), progress };
+    build(&mut Weights { source, quantization, precision, dtype, stage })
+}
+
+fn quantization(source: &Source) -> Result<(Quantization, Vec<Leftover>), LoadError> {
+    Quantization::read(&source.config).map_err(|what| LoadError::Unsupported {
+        path: source.path.clone(),
+        what,
+        supported: "MLX's affine quantization with 2, 3, 4, 5, 6 or 8 bits",
     })
 }
 
-/// The type of a checkpoint's activations: that of its embedding, or of the scales if it is packed.
-fn compute_type(source: &Source) -> Dtype {
+/// The type in which a family computes: f32 on the CPU, else that of the checkpoint's embedding, or
+/// of the scales if it is packed.
+pub(crate) fn compute_type(source: &Source, precision: Precision) -> Dtype {
+    if precision == Precision::Wide {
+        return Dtype::Float32;
+    }
     let checkpoint = &source.checkpoint;
     let embedding = "model.embed_tokens";
     let tensor = match source.format {
@@ -107,11 +139,6 @@ fn compute_type(source: &Source) -> Dtype {
 }
 
 impl<'a> Weights<'a> {
-    /// The type in which the family computes, and its cache is kept.
-    pub(crate) fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
     /// Something in the configuration that we do not have.
     pub(crate) fn unsupported(&self, what: String) -> LoadError {
         let supported = crate::rope::SUPPORTED;
@@ -120,7 +147,7 @@ impl<'a> Weights<'a> {
 
     /// Whether this is the first time, when nothing is read.
     fn surveys(&self) -> bool {
-        matches!(self.stage, Stage::Survey { .. })
+        matches!(self.stage, Stage::Survey(_))
     }
 
     /// Whether the files have a tensor.
@@ -146,20 +173,67 @@ impl<'a> Weights<'a> {
         Ok(Norm { weight: self.vector(&format!("{module}.weight"), length)?, eps })
     }
 
-    /// The numbers of a small vector, if the files have it; on the first reading too.
-    pub(crate) fn optional_numbers(&mut self, name: &str, length: i32) -> Option<Vec<f32>> {
-        let tensor = self.source.checkpoint.tensors.get(name)?;
-        if tensor.encoding != Encoding::F32 || tensor.shape != [length] {
-            let problem = Problem::Shape {
-                tensor: name.to_owned(),
-                expected: vec![length],
-                found: tensor.shape.clone(),
-            };
-            self.note(problem);
-            return None;
+    /// Whether a GGUF file has a bias for a module: it has no key that says so. False for a folder,
+    /// whose `config.json` says it.
+    pub(crate) fn gguf_has_bias(&self, module: &str) -> bool {
+        self.source.format == Format::Gguf && self.has(&format!("{module}.bias"))
+    }
+
+    /// GGUF's divisors of a rotation's frequencies, if the file has them; in the survey too, since
+    /// what is wrong with them is to be known then.
+    pub(crate) fn rope_divisors(&mut self, length: i32) -> Result<Option<Vec<f32>>, LoadError> {
+        let name = "rope_freqs.weight";
+        let source = self.source;
+        let Some(tensor) = source.checkpoint.tensors.get(name) else { return Ok(None) };
+        if source.format != Format::Gguf {
+            return Ok(None);
         }
-        let bytes = self.source.checkpoint.read(tensor).ok()?;
-        Some(bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect())
+        self.took(name);
+        let tensor_name = name.to_owned();
+        if tensor.encoding != Encoding::F32 {
+            let found = tensor.encoding.name().to_owned();
+            self.note(Problem::Encoding { tensor: tensor_name, found });
+        } else if tensor.shape != [length] {
+            let (expected, found) = (vec![length], tensor.shape.clone());
+            self.note(Problem::Shape { tensor: tensor_name, expected, found });
+        } else {
+            let bytes = source.checkpoint.read(tensor)?;
+            let numbers = bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four));
+            return Ok(Some(numbers.collect()));
+        }
+        Ok(None)
+    }
+
+    /// The head, or none where the embedding is the head too: `tie` says so, or if nobody does,
+    /// that the files have no head.
+    ///
+    /// Files that have one although they say that it is the embedding have it twice. If the two
+    /// differ, either the key is wrong or the tensor, and with it the model.
+    pub(crate) fn head(
+        &mut self,
+        tie: Option<bool>,
+        hidden: i32,
+        vocabulary: i32,
+    ) -> Result<Option<Linear>, LoadError> {
+        if !tie.unwrap_or_else(|| !self.has("lm_head.weight")) {
+            return self.linear("lm_head", hidden, vocabulary, false).map(Some);
+        }
+        for part in ["weight", "scales", "biases"] {
+            let name = format!("lm_head.{part}");
+            let (shown, Some(head)) = self.find(&name) else { continue };
+            self.took(&shown);
+            let (_, embedding) = self.find(&format!("model.embed_tokens.{part}"));
+            let alike = match embedding {
+                Some(embedding) => self.source.checkpoint.look_alike(head, embedding)?,
+                None => false,
+            };
+            if !alike && let Stage::Survey(survey) = &mut self.stage {
+                let computed = format!("but {shown} differs from the embedding");
+                let (key, value) = ("tie_word_embeddings", serde_json::Value::Bool(true));
+                survey.leftovers.push(Leftover::differs(key, &value, computed));
+            }
+        }
+        Ok(None)
     }
 
     /// A matrix of `[outputs, inputs]`, with a vector to add if `bias`.
@@ -432,8 +506,9 @@ impl<'a> Weights<'a> {
             return Ok(None);
         };
         match &mut self.stage {
-            Stage::Survey { bytes, .. } => {
-                *bytes += tensor.bytes;
+            Stage::Survey(survey) => {
+                survey.bytes += tensor.bytes;
+                survey.taken.insert(shown.clone());
                 if tensor.shape != shape {
                     self.note(Problem::Shape {
                         tensor: shown,
@@ -464,8 +539,15 @@ impl<'a> Weights<'a> {
     }
 
     fn note(&mut self, problem: Problem) {
-        if let Stage::Survey { problems, .. } = &mut self.stage {
-            problems.push(problem);
+        if let Stage::Survey(survey) = &mut self.stage {
+            survey.problems.push(problem);
+        }
+    }
+
+    /// A tensor of the files is used.
+    fn took(&mut self, shown: &str) {
+        if let Stage::Survey(survey) = &mut self.stage {
+            survey.taken.insert(shown.to_owned());
         }
     }
 }
@@ -586,7 +668,7 @@ fn stack(matrices: &[Matrix]) -> Result<Matrix, Exception> {
 
 /// Stands in for a matrix while surveying. Nothing computes with it.
 fn placeholder() -> Matrix {
-    Matrix::Dense { transposed: Array::from_f32(0.0) }
+    Matrix::Host(products::Matrix::Dense(Dense::new(dots::Stored::F32, 0, 0, &[])))
 }
 
 /// Computes an array now, so that what it was made from can go.
@@ -600,4 +682,30 @@ fn on_device<T>(tensor: &str, result: Result<T, Exception>) -> Result<T, LoadErr
         tensor: tensor.to_owned(),
         what: error.what().to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use super::*;
+    use crate::families::Config;
+
+    #[test]
+    fn an_error_while_the_divisors_are_read_is_an_error_and_no_model_without_them() {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/golden/data/gguf-llama-f32/model.gguf");
+        let path = std::env::temp_dir().join(format!("interlock-cut-{}.gguf", std::process::id()));
+        fs::copy(kept, &path).unwrap();
+        let source = Source::open(&path).unwrap();
+        let Ok((config, _)) = Config::read(&source.config) else { panic!("it is ours") };
+        let surveyed = || survey(&source, |weights| config.load(weights));
+        assert!(surveyed().is_ok());
+        // What a disk does that fails after the header was read.
+        File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+        let error = surveyed().err();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(error, Some(LoadError::Read { .. })), "{error:?}");
+    }
 }

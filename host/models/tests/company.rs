@@ -19,7 +19,7 @@ use interlock_engine::{
     Turn, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, Model, load};
+use interlock_models::{LoadOptions, Model, Unknown, inspect, load};
 use interlock_request::{
     CancelCause, Endpoint, Generation, ModelId, Outcome, Penalties, Priority, RequestId, Sampling,
     TokenId,
@@ -51,11 +51,17 @@ struct Scene {
 }
 
 impl Scene {
+    /// What the keys and values of one sequence take in f32.
+    fn one_sequence(&self) -> u64 {
+        let described = inspect(&self.path, Unknown::Refuse);
+        let described = described.unwrap_or_else(|error| panic!("{error}"));
+        2 * described.kv_bytes_per_token * u64::from(self.context.next_multiple_of(32))
+    }
+
     fn load(&self, roomy: bool) -> Model {
         let options = LoadOptions {
             context_max: Some(self.context),
-            // Of 0 bytes a model takes what one sequence of its context needs.
-            cache_max: Some(if roomy { 1 << 30 } else { 0 }),
+            cache_max: Some(if roomy { 1 << 30 } else { self.one_sequence() }),
             ..LoadOptions::default()
         };
         load(&self.path, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}")).model

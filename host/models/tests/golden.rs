@@ -11,7 +11,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use interlock_engine::{Forward, Opening, PageId, Row};
+use interlock_engine::{Caches, Forward, Opening, PageId, PassFault, Row};
 use interlock_models::{
     LoadError, LoadOptions, Loaded, Model, Problem, Sequence, load, load_as_stored,
 };
@@ -494,7 +494,7 @@ fn a_pass_that_cannot_be_is_refused_before_mlx_sees_it() {
         wrong.pages = pages.unwrap_or(wrong.pages);
         let refused = model.pass(&mut [good.row(&[1], true), wrong]).unwrap_err();
         assert_eq!(refused.why, says);
-        assert_eq!((refused.row, refused.caches_lost), (Some(1), false));
+        assert_eq!((refused.kind, refused.caches), (PassFault::Row(1), Caches::Kept));
     }
     assert_eq!(model.pass(&mut []).unwrap_err().why, "a pass over no rows");
 }

@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use interlock_admission::{
-    Body, Caller, Candidate, Event, Facts, Headers, Identity, LimitsConfig, Load, Policy,
-    PolicyMetrics, Progress, Summary, Told, Window,
+    Body, Caller, Candidate, Commons, Event, Facts, Headers, Identity, LimitsConfig, Load, Policy,
+    PolicyChain, PolicyMetrics, Progress, Summary, Told, Window,
 };
 use interlock_metrics::Registry;
 use interlock_policy::{
@@ -39,6 +39,7 @@ fn main() {
     println!("load it again               {took:?}  (compiled already)");
 
     calls(&plain, &host);
+    threads(&host);
     mishaps(&host);
     contention(&plain);
     idle();
@@ -95,6 +96,32 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
         "memory of an instance       {:?} KiB",
         plain.instance_memory().first().map(|b| b >> 10)
     );
+}
+
+/// The same policy, asked by the chain in line and, since its deadline is longer, on threads of its
+/// own: what the hand-over costs a request.
+fn threads(host: &PolicyHost) {
+    let commons = Commons::new(PolicyMetrics::register(&Registry::new()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.expect("a runtime");
+    for (what, deadline) in [("chain, in line", 2), ("chain, own threads", 3)] {
+        let file = guest("quota");
+        let limits = r#"{"anonymous": "a", "limits": {"requests_per_minute": 4000000000}}"#;
+        let config = PolicyConfig {
+            grants: vec![Grant::State, Grant::Metrics],
+            deadline: Duration::from_millis(deadline),
+            settings: serde_json::from_str(limits).expect("settings"),
+            ..PolicyConfig::new("quota", PolicySource::File(file))
+        };
+        let links = vec![config.link(host.load(&config).expect("it is built"))];
+        let ceilings = LimitsConfig::default().ceilings();
+        let chain = Arc::new(PolicyChain::new(links, ceilings, commons.clone()));
+        let caller = caller();
+        report(what, CALLS / 10, || {
+            let mut hearing = chain.hear(1, caller.request_id.clone());
+            runtime.block_on(hearing.identify(&caller)).expect("it is known");
+        });
+    }
 }
 
 fn mishaps(host: &PolicyHost) {
@@ -247,6 +274,7 @@ fn caller() -> Caller {
         credential: String::new(),
         address: String::new(),
         headers: Headers::default(),
+        looks_up: false,
     }
 }
 

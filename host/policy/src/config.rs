@@ -39,7 +39,9 @@ pub struct PolicyConfig {
     pub grants: Vec<Grant>,
     /// Longest time of one call, 1ms to 1s, in CPU time; it is stopped up to two ticks of 1ms
     /// later. The default is four hundred times what a small policy needs. Turn this up for a
-    /// policy in an interpreted language. What a policy waits for others does not count.
+    /// policy in an interpreted language: with more than the default it is called on threads of its
+    /// own, since it may hold up whoever it shares one with. What a policy waits for others does not
+    /// count.
     #[serde(default = "PolicyConfig::default_deadline", with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,

@@ -1,6 +1,6 @@
 //! What a component is, for those who decide whether to load it.
 
-use interlock_admission::{Phase, Watch};
+use interlock_admission::{CallTime, Phase, Watch};
 use serde::Serialize;
 
 use crate::fit::interface_of;
@@ -23,8 +23,8 @@ pub struct Description {
     pub imports: Vec<String>,
     /// The phases that it takes part in.
     pub phases: Vec<Phase>,
-    /// Does it ask others, so that it is called on threads of its own?
-    pub slow: bool,
+    /// Whether its calls may take long, so that it is called on threads of its own, and why.
+    pub call_time: CallTime,
     /// What it says of itself, if it began.
     pub says: Option<Says>,
     /// What it needs and was not granted.
@@ -57,6 +57,7 @@ impl Description {
         compiled: &Compiled,
         said: Option<(&Profile, Vec<Grant>)>,
         grants: &[Grant],
+        call_time: CallTime,
     ) -> Self {
         let shape = &compiled.shape;
         let needs = said.as_ref().map_or(&[][..], |(_, needs)| needs);
@@ -68,7 +69,7 @@ impl Description {
             wit: shape.version.as_str(),
             imports: shape.imports.clone(),
             phases: shape.phases.clone(),
-            slow: shape.slow(),
+            call_time,
             says: said.map(|(profile, needs)| Says {
                 name: profile.name.clone(),
                 version: profile.version.clone(),
@@ -114,7 +115,7 @@ impl Description {
             wit: self.wit,
             imports: &self.imports,
             phases: self.phases.iter().map(|phase| interface_of(*phase)).collect(),
-            slow: self.slow,
+            slow: self.call_time != CallTime::AtOnce,
             name: says.map(|says| says.name.as_str()),
             version: says.map(|says| says.version.as_str()),
             reasons: says.map_or(&[], |says| &says.reasons),

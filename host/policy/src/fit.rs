@@ -151,9 +151,9 @@ impl Shape {
         Ok(Self { version, phases, imports, capabilities })
     }
 
-    /// Does it ask others, which takes its time?
-    pub(crate) fn slow(&self) -> bool {
-        self.capabilities.contains(&"http")
+    /// Can it wait for others in a call? With state that waits, whoever imports state can.
+    pub(crate) fn waits(&self, state_waits: bool) -> bool {
+        self.capabilities.contains(&"http") || state_waits && self.capabilities.contains(&"state")
     }
 
     /// What its imports alone need, where the grants have nothing of the kind.

@@ -14,15 +14,19 @@
 //! - A policy that does not load changes nothing: the one that was there stays.
 //! - A request stays with the chain that it began with; a policy that was replaced lives until the
 //!   last such request is gone and it is too old to be rolled back to.
+//! - Whoever looks after policies goes on whatever a round comes to, a panic included.
 //! - One change at a time. Whoever only looks never waits for one.
 //! - A policy is on probation for its minute, whatever else is swapped meanwhile; and only a policy
 //!   that is in place is taken back.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use interlock_admission::{Ceilings, Commons, Link, Policies, Policy as _, PolicyMode};
@@ -275,31 +279,32 @@ impl Keeper {
         let keeper = Arc::downgrade(self);
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("interlock-policies".into())
-            .spawn(move || look_after(&keeper, every, &stopped))?;
-        let handle = thread.thread().clone();
-        Ok(LookingAfter { stop, handle, thread: Some(thread) })
+        let (running, ended) = sync_channel(0);
+        let thread = thread::Builder::new().name("interlock-policies".into()).spawn(move || {
+            let _running: SyncSender<Infallible> = running;
+            look_after(&keeper, every, &stopped);
+        })?;
+        Ok(LookingAfter { stop, handle: thread.thread().clone(), ended })
     }
 
     /// Loads the files that changed since they were last looked at.
     pub fn look_at_files(&self) {
-        let names: Vec<String> = {
-            let mut book = self.book();
-            let mut changed = Vec::new();
-            for entry in &mut book.entries {
-                let now = stamp(&entry.config.source);
-                // One that is not there now is in the middle of being replaced, or a mistake that
-                // the next start will name.
-                if now.is_some() && now != entry.stamp {
-                    entry.stamp = now;
-                    changed.push(entry.config.name.clone());
-                }
-            }
-            changed
+        // A disk may take its time, and nobody who wants to look at the book waits for one.
+        let found: Vec<_> = {
+            let entries = self.book().entries.clone();
+            let found = |entry: Entry| Some((stamp(&entry.config.source)?, entry.config));
+            entries.into_iter().filter_map(found).collect()
         };
-        for name in names {
-            self.look_at(&name);
+        // One that is not there now is in the middle of being replaced, or a mistake that the next
+        // start will name.
+        for (now, config) in found {
+            let changed = self.book().entries.iter_mut().any(|entry| {
+                let same = entry.config.name == config.name && entry.config.source == config.source;
+                same && entry.stamp.replace(now) != Some(now)
+            });
+            if changed {
+                self.look_at(&config.name);
+            }
         }
     }
 
@@ -652,17 +657,18 @@ fn seconds(at: std::time::SystemTime) -> u64 {
 pub struct LookingAfter {
     stop: Arc<std::sync::atomic::AtomicBool>,
     handle: Thread,
-    // None only while being dropped.
-    thread: Option<JoinHandle<()>>,
+    // Nothing comes from there; it is closed when the thread ends.
+    ended: Receiver<Infallible>,
 }
+
+/// Longest wait for that thread. It may be reading a file on a disk that does not answer.
+const END_MAX: Duration = Duration::from_secs(1);
 
 impl Drop for LookingAfter {
     fn drop(&mut self) {
         self.stop.store(true, std::sync::atomic::Ordering::SeqCst);
         self.handle.unpark();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let _ = self.ended.recv_timeout(END_MAX);
     }
 }
 
@@ -677,11 +683,19 @@ fn look_after(
     while !stop.load(std::sync::atomic::Ordering::SeqCst) {
         thread::park_timeout(pause);
         let Some(keeper) = keeper.upgrade() else { return };
-        keeper.judge();
+        go_on(|| keeper.judge());
         if every.is_some_and(|every| looked.elapsed() >= every) {
-            keeper.look_at_files();
+            go_on(|| keeper.look_at_files());
             looked = Instant::now();
         }
+    }
+}
+
+/// A panic, over one strange component, must not end the looking after all others.
+fn go_on(look: impl FnOnce()) {
+    // What it had changed until then is whole: a swap is the last step.
+    if catch_unwind(AssertUnwindSafe(look)).is_err() {
+        tracing::error!("looking after the policies panicked; it is tried again");
     }
 }
 
@@ -719,6 +733,14 @@ mod tests {
     fn guest(name: &str) -> PolicySource {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guests");
         PolicySource::File(folder.join(format!("{name}.wasm")))
+    }
+
+    #[test]
+    fn a_look_that_panics_is_not_the_last() {
+        go_on(|| std::panic::resume_unwind(Box::new("oh")));
+        let mut looked = false;
+        go_on(|| looked = true);
+        assert!(looked);
     }
 
     /// The keeper saw that a policy had failed, and waited for the operator, who was replacing it.

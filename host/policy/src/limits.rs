@@ -10,6 +10,14 @@ use wasmtime::ResourceLimiter;
 /// How often the clock that deadlines count ticks. A deadline strikes up to two ticks late.
 pub const TICK: Duration = Duration::from_millis(1);
 
+/// Longest deadline of a policy that is called on the threads that serve everyone: the default one.
+/// A policy that may take longer is called on threads of its own, however little it takes.
+pub const IN_LINE_TIME_MAX: Duration = Duration::from_millis(2);
+
+/// Longest time, with a core, that making an instance of such a policy may take. One is made there
+/// in some ten thousand calls, or when one has failed.
+pub const IN_LINE_INIT_TIME_MAX: Duration = Duration::from_millis(20);
+
 /// Longest time that a policy's first instance may take to begin.
 pub const INIT_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -20,7 +28,7 @@ pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 pub const MEMORY_MAX: u64 = 64 << 20;
 
 /// Instances of all policies together. A policy keeps as many as there are cores
-/// ([`SLOW_CALLS_MAX`] if it is slow), since a thread uses one at a time, and each of the three
+/// ([`SLOW_CALLS_MAX`] if it waits for others), since a thread uses one at a time, and each of the three
 /// earlier generations that can come back keeps one: on a machine of two dozen cores that is room
 /// for eighteen policies that were all replaced thrice. A call beyond that fails as `instantiate`.
 pub const INSTANCES_MAX: u32 = 512;
@@ -32,7 +40,7 @@ pub const CALLS_MAX: u32 = 10_000;
 /// Bytes that a policy may hand the host in one call: its answer, or one line for the log.
 pub const TRANSFER_BYTES_MAX: usize = 256 << 10;
 
-/// Stack of a call. Calls run on tokio's workers, which have 2 MiB.
+/// Stack of a call. Calls run on tokio's workers and on threads of policies, which have 2 MiB.
 pub const STACK_BYTES_MAX: usize = 512 << 10;
 
 /// Core instances in one component. A Rust policy has three, one in Python 38.
@@ -114,11 +122,10 @@ pub const HTTP_RESPONSE_BYTES_MAX: u64 = 1 << 20;
 /// Longest time of such a request.
 pub const HTTP_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Longest time of all requests of one call of a policy: so long can it keep one of the few threads
-/// on which slow policies are called.
+/// Longest time of all requests of one call of a policy: so long can it keep one of its threads.
 pub const HTTP_TIME_MAX_OF_ALL: Duration = Duration::from_secs(30);
 
-/// Threads on which slow policies are called, and so warm instances that one of them keeps.
+/// Threads on which a policy that waits for others is called, and so warm instances that it keeps.
 pub const SLOW_CALLS_MAX: usize = 16;
 
 /// Longest sentence of a rejection, in bytes.

@@ -176,7 +176,12 @@ impl Bytes {
 }
 
 fn file(path: &Path) -> Result<Vec<u8>, Unfit> {
-    let bytes = fs::metadata(path)?.len();
+    let found = fs::metadata(path)?;
+    // Reading a pipe waits for whoever writes it, which may be nobody.
+    if !found.is_file() {
+        return Err(std::io::Error::other("it is not a file").into());
+    }
+    let bytes = found.len();
     if bytes > COMPONENT_BYTES_MAX {
         return Err(Unfit::TooLarge { bytes });
     }

@@ -8,20 +8,23 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use interlock_admission::{
-    Answer, Body, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind, Identified, Load,
-    Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told, Transformed,
-    Verdict, Watch, Window,
+    Answer, Body, CallTime, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind,
+    Identified, Load, Phase, Policy, PolicyFailure, PolicyMode, Progress, Reaction, Summary, Told,
+    Transformed, Verdict, Watch, Window,
 };
 use wasmtime::Store;
 
 use crate::answers::Codes;
+use crate::clock::thread_cpu_time;
 use crate::describe::Description;
 use crate::fit::{Fit, Version};
 use crate::grants::{Grant, missing};
 use crate::host::{Compiled, Shared};
 use crate::instance::{Guests, Instance, OldPhases, Phases, Stillborn};
 use crate::lend::{self, LentFacts};
-use crate::limits::{CALLS_MAX, INIT_TIME_MAX, SLOW_CALLS_MAX};
+use crate::limits::{
+    CALLS_MAX, IN_LINE_INIT_TIME_MAX, IN_LINE_TIME_MAX, INIT_TIME_MAX, SLOW_CALLS_MAX,
+};
 use crate::metrics::{PolicyMeters, Recycled};
 use crate::old;
 use crate::profile::{Profile, within};
@@ -77,6 +80,22 @@ impl Drop for Kept {
     }
 }
 
+/// An instance that is in a call, also if the call panics.
+struct Busy<'a>(&'a PolicyMeters);
+
+impl<'a> Busy<'a> {
+    fn with(meters: &'a PolicyMeters) -> Self {
+        meters.busy.inc();
+        Self(meters)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.dec();
+    }
+}
+
 /// Why there is no instance to call.
 struct Absent {
     failure: PolicyFailure,
@@ -92,7 +111,8 @@ struct Recipe {
     reach: Arc<Reach>,
     memory_max: usize,
     settings: String,
-    // One second at first; then what the first one took, and the deadline on top.
+    // One second at first; then what the first one took, or what one may take where everyone is
+    // served, and the deadline on top.
     init_time_max: Duration,
 }
 
@@ -127,7 +147,7 @@ impl WasmPolicy {
             settings: serde_json::Value::Object(config.settings.clone()).to_string(),
             init_time_max: INIT_TIME_MAX,
         };
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), thread_cpu_time());
         let (first, profile) = recipe.make().map_err(|stillborn| {
             unfit(match stillborn {
                 // What it was not granted is likely why.
@@ -141,8 +161,12 @@ impl WasmPolicy {
                 Stillborn::Misfit(why) => Unfit::Interface(shape.version.as_str(), why),
             })
         })?;
-        let started = began.elapsed();
-        recipe.init_time_max = started + config.deadline;
+        let (started, cost) = (began.elapsed(), thread_cpu_time().saturating_sub(before));
+        let call_time = call_time(config, compiled, cost, shared.state.waits());
+        recipe.init_time_max = match call_time {
+            CallTime::AtOnce => IN_LINE_INIT_TIME_MAX + config.deadline,
+            CallTime::Computes | CallTime::Waits => started + config.deadline,
+        };
         let needs = profile.check().map_err(unfit)?;
         let ungranted = all_missing(ungranted, &needs, &config.grants);
         if !ungranted.is_empty() {
@@ -164,7 +188,12 @@ impl WasmPolicy {
             codes: Codes::new(&profile.reasons),
             headers: shown(shape.version, &needs, &config.grants),
             watch: profile.watched(takes),
-            description: Description::new(compiled, Some((&profile, needs)), &config.grants),
+            description: Description::new(
+                compiled,
+                Some((&profile, needs)),
+                &config.grants,
+                call_time,
+            ),
             profile,
             quarantine,
             meters,
@@ -173,19 +202,18 @@ impl WasmPolicy {
             recipe,
             warm: Mutex::default(),
             // As many as can run at once: the rest would only be memory.
-            warm_max: if shape.slow() { SLOW_CALLS_MAX } else { cores },
+            warm_max: if call_time == CallTime::Waits { SLOW_CALLS_MAX } else { cores },
             retired: AtomicBool::new(false),
         };
         tracing::info!(
             policy = policy.name, from = %config.source, digest = %compiled.digest,
             itself = policy.profile.name, version = policy.profile.version,
             wit = shape.version.as_str(), phases = policy.description.phases_text(),
-            compiled = ?compiled.took, ?started, "policy loaded"
+            compiled = ?compiled.took, ?started, calls = ?call_time, "policy loaded"
         );
         if shape.phases.is_empty() {
             tracing::warn!(policy = policy.name, "this policy takes part in no phase");
         }
-        policy.meters.busy.inc();
         policy.give_back(Kept::new(first, &policy.meters));
         Ok(policy)
     }
@@ -221,7 +249,9 @@ impl WasmPolicy {
         };
         let said = said();
         let said = said.as_ref().map(|(profile, needs)| (profile, needs.clone()));
-        Description::new(compiled, said, &config.grants)
+        // What making an instance takes nobody knows, if it cannot begin.
+        let call_time = call_time(config, compiled, Duration::ZERO, shared.state.waits());
+        Description::new(compiled, said, &config.grants, call_time)
     }
 
     /// What it is: for people, and for `interlock policy inspect`.
@@ -294,6 +324,7 @@ impl WasmPolicy {
                 return Err(failure);
             }
         };
+        let _busy = Busy::with(&self.meters);
         let answer = {
             let _ticking = self.recipe.shared.ticker.call();
             kept.instance.call(call, self.deadline, ask)
@@ -314,7 +345,6 @@ impl WasmPolicy {
     fn take(&self) -> Result<Box<Kept>, Absent> {
         let warm = self.warm().pop();
         if let Some(kept) = warm {
-            self.meters.busy.inc();
             return Ok(kept);
         }
         let absent = |message, its_fault| {
@@ -323,7 +353,6 @@ impl WasmPolicy {
         };
         match self.recipe.make() {
             Ok((instance, profile)) if self.profile.agrees(&profile) => {
-                self.meters.busy.inc();
                 Ok(Kept::new(instance, &self.meters))
             }
             Ok(_) => {
@@ -366,8 +395,6 @@ impl WasmPolicy {
         let most = if self.retired.load(Ordering::Relaxed) { 1 } else { self.warm_max };
         if warm.len() < most {
             warm.push(kept);
-            drop(warm);
-            self.meters.busy.dec();
         } else {
             drop(warm);
             self.drop_one(kept, Recycled::Surplus);
@@ -376,7 +403,6 @@ impl WasmPolicy {
 
     fn drop_one(&self, kept: Box<Kept>, why: Recycled) {
         self.meters.recycled(why);
-        self.meters.busy.dec();
         drop(kept);
     }
 
@@ -392,6 +418,7 @@ impl WasmPolicy {
             serial: facts.serial,
             body: body.filter(|_| self.reads).cloned(),
             writable: writable && self.writes,
+            looks_up: false,
         }
     }
 
@@ -430,8 +457,8 @@ impl Policy for WasmPolicy {
         self.description.phases.contains(&phase)
     }
 
-    fn slow(&self) -> bool {
-        self.description.slow
+    fn call_time(&self) -> CallTime {
+        self.description.call_time
     }
 
     fn wants_content(&self) -> bool {
@@ -455,6 +482,7 @@ impl Policy for WasmPolicy {
         let call = Call {
             request: Some(caller.request_id.clone()),
             serial: caller.serial,
+            looks_up: caller.looks_up,
             ..Call::default()
         };
         let ask = |guests: &Guests, store: &mut Store<GuestState>| {
@@ -577,6 +605,23 @@ impl Recipe {
         )?;
         instance.calls_left = calls_max();
         Ok((instance, profile))
+    }
+}
+
+/// How long its calls may take, if making an instance of it costs so much. By what bounds them, not
+/// by what they took: a policy that could hold up everyone is not called where that would.
+fn call_time(
+    config: &PolicyConfig,
+    compiled: &Compiled,
+    cost: Duration,
+    state_waits: bool,
+) -> CallTime {
+    if compiled.shape.waits(state_waits) {
+        CallTime::Waits
+    } else if config.deadline > IN_LINE_TIME_MAX || cost > IN_LINE_INIT_TIME_MAX {
+        CallTime::Computes
+    } else {
+        CallTime::AtOnce
     }
 }
 

@@ -128,6 +128,30 @@ fn quota_knows_a_key_by_its_hash() {
     }
 }
 
+/// Who fetches an answer or cancels asks for no work: there must be a way to do so over the limit.
+#[test]
+fn quota_charges_whoever_asks_before_the_body_and_nobody_who_looks_something_up() {
+    let case = quota(r#"{"requests_per_minute": 1}"#);
+    let identify = |looks_up| {
+        let known = interlock_admission::Caller { credential: KEY.into(), ..caller("x") };
+        case.policy
+            .identify(&interlock_admission::Caller { looks_up, ..known })
+            .expect("it decides")
+    };
+    let look = || assert!(matches!(identify(true), Identified::Known(..)));
+    look();
+    assert!(matches!(identify(false), Identified::Known(..)));
+    match identify(false) {
+        Identified::Reject(it) => {
+            assert_eq!((it.status, &*it.reason.code.0), (429, "requests_exceeded"));
+            let wait = it.retry_after.expect("one comes back").as_secs();
+            assert!((50..=60).contains(&wait), "{wait}");
+        }
+        other => panic!("{other:?}"),
+    }
+    look();
+}
+
 #[test]
 fn quota_counts_in_the_hosts_state_and_says_when_to_come_again() {
     let case = quota(r#"{"requests_per_minute": 2, "tokens_per_minute": 100000}"#);

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use expect_test::expect;
-use interlock_admission::{Policy as _, Transformed};
+use interlock_admission::{CallTime, Policy as _, Transformed};
 use interlock_policy::{LoadFailed, PolicyConfig};
 
 mod common;
@@ -43,7 +43,7 @@ fn what_is_missing_is_described_all_the_same() {
     let (host, _registry) = host();
     let description = host.describe(&hostile(&["state"])).expect("it is a policy");
     assert_eq!(description.wit, "0.2.0");
-    assert!(description.slow, "it asks others");
+    assert_eq!(description.call_time, CallTime::Waits, "it asks others");
     assert_eq!(
         description.phases_text(),
         "identify, transform, route, admit, stream-guard, events, account"

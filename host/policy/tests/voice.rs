@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::Duration;
@@ -34,6 +34,10 @@ impl io::Write for Log {
 
 /// Listens while `run` runs, and returns what stands in the log then.
 fn listening(run: impl FnOnce()) -> String {
+    // A place in the code that is first met by another test's thread, where nobody listens, would be
+    // taken for one that nobody wants to hear of. So somebody listens everywhere.
+    static EVERYWHERE: Once = Once::new();
+    EVERYWHERE.call_once(|| tracing_subscriber::fmt().with_writer(io::sink).init());
     let log = Log::default();
     let writer = log.clone();
     let subscriber =

@@ -143,6 +143,7 @@ impl Asked {
             credential: "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8".into(),
             address: "192.0.2.1".into(),
             headers: Headers(headers),
+            looks_up: false,
         };
         let candidate = |id| Candidate {
             id,

@@ -164,6 +164,7 @@ impl CallerGiven {
             credential,
             address: self.address.clone().unwrap_or_else(|| "192.0.2.1".into()),
             headers: Headers(headers),
+            looks_up: false,
         })
     }
 }

@@ -5,14 +5,15 @@
 //!
 //! # Not here
 //!
-//! Bodies, which no record holds: to a policy that reads them they are `null`. Accounts and events:
+//! Bodies, which no record holds: to a policy that reads them they are `null`. Other callers: who
+//! asks is whoever the record says, with what the policy now says of that one. Accounts and events:
 //! what a policy reserves for a request is released when its last question was answered.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use interlock_admission::{Answered, Phase, Policy, PolicyFailure};
+use interlock_admission::{Answered, Facts, Identified, Identity, Phase, Policy, PolicyFailure};
 use interlock_admission::{Asked, Record};
 use serde_json::{Value, json};
 
@@ -84,7 +85,7 @@ pub fn replay(
             return Err(BadTrace::Line { line: line + 1, why });
         }
         replayed.requests += 1;
-        let mut serial = None;
+        let (mut serial, mut known) = (None, None);
         for step in &record.steps {
             for said in &step.said {
                 *names.entry(said.policy.to_string()).or_default() += 1;
@@ -95,7 +96,11 @@ pub fn replay(
             let began = *began.get_or_insert(at);
             clock.set(Duration::from_micros(at.saturating_sub(began)));
             let was = said.map(|said| spell(&said.decision));
-            let is = step.asked.ask(policy).as_ref().map(spell);
+            let is = as_known(&step.asked, known.as_ref()).ask(policy);
+            if let Some(Ok(Answered::Identify(Identified::Known(identity, _)))) = &is {
+                known = Some(identity.clone());
+            }
+            let is = is.as_ref().map(spell);
             if was.is_none() && (is.is_none() || name.is_some_and(|name| !names.contains_key(name)))
             {
                 continue;
@@ -135,6 +140,24 @@ fn about(asked: &Asked) -> (String, u64, u64) {
             (facts.request_id.to_string(), facts.serial, facts.arrived_at_micros)
         }
     }
+}
+
+/// The question with what the policy itself said of the caller, if that is who asks: it may tell
+/// itself something there for later.
+fn as_known(asked: &Asked, known: Option<&Identity>) -> Asked {
+    let mut asked = asked.clone();
+    let facts: Option<&mut Facts> = match &mut asked {
+        Asked::Identify(_) => None,
+        Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
+            Some(facts)
+        }
+    };
+    if let (Some(facts), Some(known)) = (facts, known)
+        && facts.identity.tenant == known.tenant
+    {
+        facts.identity.attributes.clone_from(&known.attributes);
+    }
+    asked
 }
 
 fn silent() -> Value {

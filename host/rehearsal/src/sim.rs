@@ -39,7 +39,10 @@ use interlock_admission::{Ceilings, Commons, Link, Policies, PolicyChain, Policy
 use interlock_engine::{CacheConfig, EngineConfig, EngineHandle, EngineMetrics, WaitingConfig};
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, SamplingDefaults};
-use interlock_server::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts};
+use interlock_server::{
+    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig, WorkMetrics,
+    WorkPool,
+};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::time::Instant;
@@ -173,6 +176,7 @@ async fn live(
         detached,
         models: served.collect(),
         policies: Arc::new(Policies::from(chain)),
+        work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
         wall: Arc::new(move || EPOCH + clock.now()),
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),

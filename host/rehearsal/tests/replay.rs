@@ -1,8 +1,8 @@
 //! A trace that was recorded with one policy, before another.
 
 use interlock_admission::{
-    Admission, Answer, Asked, Body, Code, Decision, Facts, Headers, Identity, Load, Phase, Policy,
-    Reason, Record, Rejection, Ruled, Said, Step,
+    Admission, Answer, Asked, Body, Caller, Code, Decision, Facts, Headers, Identified, Identity,
+    Load, Phase, Policy, Reason, Record, Rejection, Ruled, Said, Step,
 };
 use interlock_rehearsal::clock::HandClock;
 use interlock_rehearsal::replay::replay;
@@ -106,4 +106,91 @@ fn a_trace_that_is_none_is_refused_with_the_line() {
     assert!(why.starts_with("line 2 is no record: missing field"), "{why}");
     let why = ask(&trace(&AtMost(1)), Some("other")).expect_err("nobody").to_string();
     assert_eq!(why, "nobody called \"other\" was asked anything in it; it has at-most");
+}
+
+/// Says of the caller what it wants to hear when it is asked to admit.
+struct Charges;
+
+impl Policy for Charges {
+    fn name(&self) -> &str {
+        "charges"
+    }
+
+    fn version(&self) -> &str {
+        "1"
+    }
+
+    fn takes(&self, phase: Phase) -> bool {
+        matches!(phase, Phase::Identify | Phase::Admit)
+    }
+
+    fn identify(&self, _: &Caller) -> Answer<Identified> {
+        let attributes = vec![("charged".into(), "today".into())];
+        let identity = Identity { tenant: "acme".into(), priority: None, attributes };
+        Ok(Identified::Known(identity, Code::from("known")))
+    }
+
+    fn admit(&self, facts: &Facts, _: &Load, _: u32, _: &Body) -> Answer<Decision> {
+        let note = facts.identity.attributes.first().map(|(_, value)| value.clone());
+        Ok(Decision::Admit(Admission { note: note.unwrap_or_default(), ..Admission::default() }))
+    }
+}
+
+/// What a quota charges in `identify` it would otherwise charge again in `admit`.
+#[test]
+fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
+    let recorded = |tenant: &str| {
+        let request_id = RequestId::parse("r-1").expect("an id");
+        let caller = Caller {
+            serial: 1,
+            request_id: request_id.clone(),
+            arrived_at_micros: 1,
+            endpoint: Endpoint::Chat,
+            credential: String::new(),
+            address: String::new(),
+            headers: Headers::default(),
+            looks_up: false,
+        };
+        let attributes = vec![("charged".into(), "long ago".into())];
+        let facts = Facts {
+            serial: 1,
+            request_id,
+            arrived_at_micros: 1,
+            endpoint: Endpoint::Chat,
+            model: ModelId::new("m"),
+            streaming: true,
+            background: false,
+            prompt_tokens: 1,
+            tokens_max: 10,
+            tokens_max_asked: true,
+            body_bytes: 100,
+            prefix_key: 0,
+            identity: Identity { tenant: tenant.into(), priority: None, attributes },
+            headers: Headers::default(),
+        };
+        let load = Load::default();
+        let asked = [Asked::Identify(caller), Asked::Admit { facts, load, tenant_in_flight: 0 }];
+        let step = |asked: Asked| {
+            let said = Said {
+                policy: "charges".into(),
+                version: "1".into(),
+                phase: asked.phase(),
+                decision: asked.ask(&Charges).expect("it takes part"),
+                fallback: None,
+                shadow: false,
+                elapsed: std::time::Duration::ZERO,
+            };
+            Step { asked, said: vec![said] }
+        };
+        let steps = asked.into_iter().map(step).collect();
+        let record =
+            Record { version: Record::VERSION, generation: 1, steps, verdict: Ruled::Open };
+        serde_json::to_string(&record).expect("a record is JSON")
+    };
+    let ask = |tenant| {
+        let replayed = replay(&recorded(tenant), None, &Charges, &HandClock::default());
+        replayed.expect("a trace").to_json()["changed"].to_string()
+    };
+    assert!(ask("acme").contains(r#""note":"today""#), "{}", ask("acme"));
+    assert_eq!(ask("somebody else"), "[]", "that one it did not identify");
 }

@@ -112,8 +112,8 @@ pub enum Outcome {
     Completed(Finish),
     /// Someone cancelled it.
     Cancelled(CancelCause),
-    /// A pass, the engine or the host failed it; the text is for our log.
-    Failed(String),
+    /// A pass, the engine or the host failed it.
+    Failed(Fault),
 }
 
 impl Outcome {
@@ -128,6 +128,60 @@ impl Outcome {
             ) => "cancelled",
             Self::Failed(_) => "failed",
         }
+    }
+}
+
+/// Why a request failed through no doing of its client's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What its client may know.
+    pub kind: FaultKind,
+    /// For our log.
+    pub why: String,
+}
+
+/// What a client may know of a [`Fault`]: enough to tell whether trying again can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Something inside failed: a bug, or a request that the model cannot compute.
+    Internal,
+    /// The device had too little memory for it.
+    OutOfMemory,
+    /// The device has failed for good, and the host ends.
+    DeviceFailed,
+}
+
+impl FaultKind {
+    /// All of them, for whoever lists them.
+    pub const ALL: [Self; 3] = [Self::Internal, Self::OutOfMemory, Self::DeviceFailed];
+
+    /// Its code in logs and errors.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Internal => "internal_error",
+            Self::OutOfMemory => "out_of_memory",
+            Self::DeviceFailed => "device_failed",
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// Something inside failed, as far as is known.
+impl From<String> for Fault {
+    fn from(why: String) -> Self {
+        Self { kind: FaultKind::Internal, why }
+    }
+}
+
+/// Something inside failed, as far as is known.
+impl From<&str> for Fault {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
     }
 }
 

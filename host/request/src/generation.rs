@@ -109,13 +109,13 @@ pub enum Priority {
 /// How long each part of a request may take; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Deadlines {
-    /// From admission to its first pass.
+    /// From when its head had arrived to its first pass.
     pub queue: Option<Duration>,
-    /// From admission to the first token.
+    /// From when its head had arrived to the first token.
     pub first_token: Option<Duration>,
     /// Between one token and the next.
     pub inter_token: Option<Duration>,
-    /// From admission to the end.
+    /// From when its head had arrived to the end.
     pub total: Option<Duration>,
 }
 

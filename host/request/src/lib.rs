@@ -11,7 +11,7 @@ mod generation;
 mod names;
 mod size;
 
-pub use ending::{CancelCause, Deadline, Finish, Outcome, Stage, Usage};
+pub use ending::{CancelCause, Deadline, Fault, FaultKind, Finish, Outcome, Stage, Usage};
 pub use generation::{
     Deadlines, DisconnectAction, DrainLimits, Drawn, Generation, Logprobs, Penalties, Priority,
     Sampling, SamplingDefaults,

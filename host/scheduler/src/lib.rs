@@ -2,8 +2,8 @@
 //!
 //! The engine asks four questions, in this order, and does what the answers say:
 //!
-//! 1. [`overdrawn`]: who must give its pages back, so that the others can take their next step?
-//!    Asked until nobody must.
+//! 1. [`crowded`] and [`overdrawn`]: who must give its row or its pages back, so that the others can
+//!    take their next step? Asked until nobody must.
 //! 2. [`first`]: who of those waiting is next?
 //! 3. [`place`]: may it start now, and whom does it displace?
 //! 4. [`rows`]: what does the pass compute? Every decoding request gets its next token, and what
@@ -20,6 +20,8 @@
 //! - The last in rank is the first to give way: the lowest priority, the youngest. One that is
 //!   overdue never gives way to one that is not.
 //! - Every decoding request is in every pass, unless a suspect runs alone.
+//! - No pass has more rows or tokens than its [`Bounds`]. Who has no room in them waits in the order
+//!   of rank, and the first in rank always advances.
 //!
 //! # Not here
 //!
@@ -31,5 +33,5 @@ mod room;
 mod rows;
 
 pub use rank::{OVERTAKEN_MAX, Rank, first};
-pub use room::{Grower, Newcomer, Place, Room, overdrawn, place};
-pub use rows::{Budget, Row, Step, rows};
+pub use room::{Grower, Newcomer, Place, Room, crowded, overdrawn, place};
+pub use rows::{Bounds, Budget, Row, Step, rows};

@@ -25,7 +25,7 @@ impl Rank {
     }
 
     /// Goes this one first for a better reason than having come earlier?
-    pub(crate) fn outranks(&self, other: &Self) -> bool {
+    pub fn outranks(&self, other: &Self) -> bool {
         (self.not_overdue, self.priority) < (other.not_overdue, other.priority)
     }
 }

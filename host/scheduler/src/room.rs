@@ -40,6 +40,16 @@ pub enum Place {
     Later,
 }
 
+/// Who must give way, by index, because fewer may run at once than do; usually nobody. Ask again when
+/// it has. The last in rank goes first, the first in rank never.
+pub fn crowded(running_max: u32, running: impl ExactSizeIterator<Item = Rank>) -> Option<usize> {
+    let runs = u64::try_from(running.len()).unwrap_or(u64::MAX);
+    if runs <= u64::from(running_max.max(1)) {
+        return None;
+    }
+    running.enumerate().max_by_key(|(_, rank)| *rank).map(|(index, _)| index)
+}
+
 /// Who must give way, by index, so that the rest can take their next step; usually nobody. Ask
 /// again when it has: what comes free with it, of pages that it shares, nobody can say before.
 ///
@@ -145,6 +155,15 @@ mod tests {
         assert_eq!(overdrawn(2, running.iter().copied()), Some(2), "though it needs none");
         running.remove(2);
         assert_eq!(overdrawn(2, running.iter().copied()), Some(0), "if that freed nothing");
+    }
+
+    #[test]
+    fn when_fewer_may_run_than_do_the_last_in_rank_gives_way_and_the_first_never() {
+        let ranks = [holder(Standard, 1, 0).0, holder(Batch, 2, 0).0, holder(Critical, 3, 0).0];
+        assert_eq!(crowded(3, ranks.into_iter()), None);
+        assert_eq!(crowded(2, ranks.into_iter()), Some(1));
+        assert_eq!(crowded(1, [ranks[0], ranks[2]].into_iter()), Some(0));
+        assert_eq!(crowded(0, [ranks[2]].into_iter()), None);
     }
 
     #[test]

@@ -22,8 +22,22 @@ pub struct Step {
 pub struct Budget {
     /// When nobody's stream waits for the pass.
     pub alone: NonZeroU32,
-    /// Beside streams that flow: what keeps the pass within its stated stretch.
-    pub beside: NonZeroU32,
+    /// Beside streams that flow; none while these have been held up for long enough.
+    pub beside: u32,
+    /// A prompt is not cut into pieces of fewer tokens, unless it is the rest of it: what a piece
+    /// costs for being one would outweigh what it computes.
+    pub piece: NonZeroU32,
+    /// Do streams of another model flow, which wait for the same device?
+    pub others_flow: bool,
+}
+
+/// The largest pass that the device has memory for, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most rows.
+    pub rows: NonZeroU32,
+    /// Most tokens, those of streams included.
+    pub tokens: NonZeroU32,
 }
 
 /// A row of the pass: this many tokens of the request with this index.
@@ -38,31 +52,55 @@ pub struct Row {
 /// The table of the next pass; empty when nobody runs.
 ///
 /// Who has one token left is in it, whatever that costs: it is cheap, and it is what somebody
-/// waits for. Prompts share what is left of the budget in the order of rank; the first in rank
-/// always advances, so that streams cannot hold a prompt up for ever.
-pub fn rows(running: &[Step], budget: &Budget) -> Vec<Row> {
-    let flows = running.iter().any(|step| step.flows);
-    let budget = if flows { budget.beside } else { budget.alone };
+/// waits for. Prompts share the budget in the order of rank, as many whole as go into it, so that
+/// they share what the pass costs for having prompts at all.
+///
+/// What is beyond the bounds is left out, the last in rank first, and of the others every stream has
+/// room for a token; so does the first prompt, unless it waits for the budget.
+pub fn rows(running: &[Step], budget: &Budget, bounds: &Bounds) -> Vec<Row> {
+    let flows = budget.others_flow || running.iter().any(|step| step.flows);
+    let most = if flows { budget.beside } else { budget.alone.get() };
     let suspect = running.iter().enumerate().filter(|(_, step)| step.suspect);
     if let Some((index, step)) = suspect.min_by_key(|(_, step)| step.rank) {
-        return vec![Row { index, tokens: step.left.min(budget) }];
+        // Nobody else runs before it has: it does not wait for the budget.
+        let most = NonZeroU32::new(most).unwrap_or(budget.piece);
+        return vec![Row { index, tokens: step.left.min(most).min(bounds.tokens) }];
     }
-    let mut left = budget.get();
     let (mut table, mut prompts) = (vec![], vec![]);
-    for (index, step) in running.iter().enumerate() {
+    for index in within(running, bounds) {
+        let step = &running[index];
         if step.left == NonZeroU32::MIN {
             table.push(Row { index, tokens: NonZeroU32::MIN });
         } else {
             prompts.push((step.rank, index));
         }
     }
+    let streams = u32::try_from(table.len()).unwrap_or(u32::MAX);
+    let most = most.min(bounds.tokens.get().saturating_sub(streams));
+    let mut left = most;
     prompts.sort_unstable();
     for (_, index) in prompts {
         let Some(tokens) = NonZeroU32::new(running[index].left.get().min(left)) else { break };
+        let crumb = tokens < running[index].left.min(budget.piece);
+        if crumb && left < most {
+            break;
+        }
         left -= tokens.get();
         table.push(Row { index, tokens });
     }
     table
+}
+
+/// Those that have room in a pass, by index: the first in rank, if it is not all.
+fn within(running: &[Step], bounds: &Bounds) -> Vec<usize> {
+    let most = usize::try_from(bounds.rows.min(bounds.tokens).get()).unwrap_or(usize::MAX);
+    let mut within: Vec<_> = (0..running.len()).collect();
+    if running.len() > most {
+        within.sort_unstable_by_key(|&index| running[index].rank);
+        within.truncate(most);
+        within.sort_unstable();
+    }
+    within
 }
 
 #[cfg(test)]
@@ -86,8 +124,63 @@ mod tests {
     }
 
     fn table(running: &[Step]) -> Vec<(usize, u32)> {
-        let budget = Budget { alone: number(100), beside: number(10) };
-        rows(running, &budget).into_iter().map(|row| (row.index, row.tokens.get())).collect()
+        bounded(running, 1000, 1000)
+    }
+
+    const BUDGET: Budget = Budget {
+        alone: NonZeroU32::new(100).unwrap(),
+        beside: 10,
+        piece: NonZeroU32::MIN,
+        others_flow: false,
+    };
+
+    fn bounded(running: &[Step], rows: u32, tokens: u32) -> Vec<(usize, u32)> {
+        let bounds = Bounds { rows: number(rows), tokens: number(tokens) };
+        shown(super::rows(running, &BUDGET, &bounds))
+    }
+
+    fn budgeted(running: &[Step], budget: &Budget) -> Vec<(usize, u32)> {
+        let bounds = Bounds { rows: NonZeroU32::MAX, tokens: NonZeroU32::MAX };
+        shown(super::rows(running, budget, &bounds))
+    }
+
+    fn shown(table: Vec<Row>) -> Vec<(usize, u32)> {
+        table.into_iter().map(|row| (row.index, row.tokens.get())).collect()
+    }
+
+    #[test]
+    fn a_prompt_waits_while_streams_have_been_held_up_for_long_enough() {
+        let none = Budget { beside: 0, ..BUDGET };
+        assert_eq!(budgeted(&[decoding(1), prefilling(Standard, 2, 50)], &none), [(0, 1)]);
+        assert_eq!(budgeted(&[prefilling(Standard, 2, 50)], &none), [(0, 50)], "nobody streams");
+        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(
+            budgeted(&[decoding(1), suspect], &none),
+            [(1, 1)],
+            "nobody else runs before it"
+        );
+    }
+
+    #[test]
+    fn a_stream_of_another_model_is_one_too() {
+        let running = [prefilling(Standard, 1, 50)];
+        assert_eq!(budgeted(&running, &Budget { others_flow: true, ..BUDGET }), [(0, 10)]);
+        assert_eq!(budgeted(&running, &Budget { others_flow: true, beside: 0, ..BUDGET }), []);
+    }
+
+    #[test]
+    fn a_prompt_is_not_cut_into_crumbs() {
+        let budget = Budget { piece: number(5), ..BUDGET };
+        let two = |first, second| {
+            let running =
+                [decoding(1), prefilling(Standard, 2, first), prefilling(Standard, 3, second)];
+            budgeted(&running, &budget).split_off(1)
+        };
+        assert_eq!(two(6, 50), [(1, 6)], "four tokens would cost more than they are worth");
+        assert_eq!(two(5, 50), [(1, 5), (2, 5)]);
+        assert_eq!(two(6, 3), [(1, 6), (2, 3)], "a whole one is no crumb");
+        let small = Budget { beside: 3, ..budget };
+        assert_eq!(budgeted(&[decoding(1), prefilling(Standard, 2, 9)], &small), [(0, 1), (1, 3)]);
     }
 
     #[test]
@@ -121,6 +214,27 @@ mod tests {
         assert_eq!(table(&[decoding(1), suspect, decoding(2)]), [(1, 1)]);
         let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
         assert_eq!(table(&[decoding(1), suspect]), [(1, 10)], "a stream waits for it");
+    }
+
+    #[test]
+    fn a_pass_has_no_more_rows_and_tokens_than_there_is_memory_for() {
+        let running =
+            [decoding(4), prefilling(Standard, 2, 50), decoding(3), prefilling(Interactive, 5, 50)];
+        assert_eq!(bounded(&running, 4, 6), [(0, 1), (2, 1), (3, 4)]);
+        assert_eq!(bounded(&running, 3, 1000), [(2, 1), (3, 10)], "the last in rank is left out");
+        assert_eq!(bounded(&running, 1000, 2), [(3, 2)], "as are those without a token");
+        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(bounded(&[decoding(1), suspect], 9, 3), [(1, 3)]);
+    }
+
+    #[test]
+    fn the_first_in_rank_advances_however_small_a_pass_must_be() {
+        let prompt_first = [decoding(2), prefilling(Standard, 1, 50)];
+        assert_eq!(bounded(&prompt_first, 1, 1), [(1, 1)]);
+        assert_eq!(bounded(&prompt_first, 9, 1), [(1, 1)]);
+        let stream_first = [decoding(1), prefilling(Standard, 2, 50)];
+        assert_eq!(bounded(&stream_first, 9, 1), [(0, 1)]);
+        assert_eq!(bounded(&stream_first, 9, 2), [(0, 1), (1, 1)]);
     }
 
     #[test]

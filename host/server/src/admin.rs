@@ -40,7 +40,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use crate::{AdminConfig, ServerConfig, body};
+use crate::listener::{Listener, Rules};
+use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
 
 /// Something that changes policies while they are in use.
 pub trait PolicyAdmin: Send + Sync {
@@ -89,28 +90,42 @@ pub enum NotSwapped {
     Nothing,
 }
 
+/// What the operator's listener is made of.
+pub struct AdminParts {
+    /// `[admin]`.
+    pub config: AdminConfig,
+    /// `[server]`: what bounds a connection there bounds it here.
+    pub server: ServerConfig,
+    /// The server's own metrics.
+    pub metrics: ServerMetrics,
+    /// Who changes policies.
+    pub admin: Arc<dyn PolicyAdmin>,
+}
+
 /// Serves until `shutdown`. A swap that goes on then comes to its end.
 pub async fn serve_admin(
     listener: TcpListener,
-    config: AdminConfig,
-    admin: Arc<dyn PolicyAdmin>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
+    parts: AdminParts,
+    shutdown: impl Future<Output = ()>,
 ) {
+    let AdminParts { config, server, metrics, admin } = parts;
+    let rules = Rules::of_admin(&config, &server);
     let address = listener.local_addr().ok();
-    let desk = Arc::new(Desk { config, admin, address });
+    let desk = Arc::new(Desk { config, server, admin, address });
     let router = Router::new()
         .route("/admin/policies", get(list))
         .route("/admin/policies/rollback", post(rollback))
         .route("/admin/policies/{name}", post(replace))
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorized))
         .with_state(desk);
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
-        tracing::error!(%error, "the admin listener failed");
-    }
+    let open = metrics.admin_connections.clone();
+    let metrics = Arc::new(metrics);
+    Listener { listener, rules, router, metrics, open }.serve(shutdown).await;
 }
 
 struct Desk {
     config: AdminConfig,
+    server: ServerConfig,
     admin: Arc<dyn PolicyAdmin>,
     /// Where it listens.
     address: Option<SocketAddr>,
@@ -205,9 +220,9 @@ async fn replace(
     mut body: Body,
 ) -> Response {
     let Some(kind) = Kind::of(&headers) else { return unsupported() };
-    let limits = ServerConfig { body_max: desk.config.component_max, ..ServerConfig::default() };
-    let bytes = match body::read(&mut body, &limits).await {
-        Ok(bytes) => bytes,
+    let limits = ServerConfig { body_max: desk.config.component_max, ..desk.server.clone() };
+    let bytes = match body::read(&mut body, &limits, None).await {
+        Ok(arrived) => arrived.bytes,
         Err(problem) => {
             let why = format!("the body could not be read: {problem:?}");
             return complain(StatusCode::PAYLOAD_TOO_LARGE, "bad_body", &why);

@@ -1,7 +1,9 @@
 //! From a request's head to its admission: who it is, what it asks, which model, tokens, checks, a
 //! seat, and at each step the policies.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
@@ -10,16 +12,22 @@ use interlock_admission::{
     PolicyChain, Prompt, Said,
 };
 use interlock_engine::{ModelShape, Seat};
-use interlock_request::{Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId};
+use interlock_request::{
+    Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
+};
 use interlock_text::{RenderError, TextModel};
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::ask::{Ask, Invalid, Least, Length, Words};
+use crate::body::Arrived;
+use crate::doors::client;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::models::Model;
 use crate::router::Meta;
+use crate::work::{Class, Job, Large, Lease, Part};
 
 /// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
 /// not its business.
@@ -31,6 +39,12 @@ pub(crate) struct Visit {
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
     pub(crate) identity: Identity,
+    /// When its head had arrived: its deadlines count from here.
+    arrived_at: Instant,
+    /// When its time is up if it is not admitted before, and by which deadline.
+    due: Option<(Instant, Deadline)>,
+    /// The other side's address or network, where nobody says whose it is.
+    client: String,
     serial: u64,
     headers: Headers,
     /// Does its client want to know what was decided, and may it?
@@ -39,9 +53,9 @@ pub(crate) struct Visit {
 
 /// What was understood of a request before a model was chosen.
 pub(crate) struct Understood {
-    pub(crate) ask: Ask,
+    ask: Large<Ask>,
     facts: Facts,
-    body: Arc<Body>,
+    body: Large<Arc<Body>>,
 }
 
 /// A request that may begin: it has passed the policies and has a seat.
@@ -49,6 +63,8 @@ pub(crate) struct Entry {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
+    /// The same moment, for deadlines.
+    pub(crate) arrived_at: Instant,
     /// Whom it counts for.
     pub(crate) tenant: String,
     pub(crate) seat: Seat,
@@ -81,14 +97,42 @@ impl Host {
         endpoint: Endpoint,
         headers: &HeaderMap,
     ) -> Result<Visit, Failure> {
+        self.identify_for(meta, endpoint, headers, false).await
+    }
+
+    /// The same of someone who asks for an answer that is made, or cancels: for no new work.
+    ///
+    /// # Errors
+    ///
+    /// When a policy refuses.
+    pub(crate) async fn identify_to_look_up(
+        &self,
+        meta: &Meta,
+        headers: &HeaderMap,
+    ) -> Result<Visit, Failure> {
+        self.identify_for(meta, Endpoint::Responses, headers, true).await
+    }
+
+    async fn identify_for(
+        &self,
+        meta: &Meta,
+        endpoint: Endpoint,
+        headers: &HeaderMap,
+        looks_up: bool,
+    ) -> Result<Visit, Failure> {
         let chain = self.policies.current();
-        let Meta { id, at_micros, address } = meta;
+        let Meta { id, at_micros, arrived_at, address, .. } = meta;
         let serial = self.serial();
+        let shown = |address: IpAddr| address.to_string();
         let mut visit = Visit {
             id: id.clone(),
             endpoint,
             at_micros: *at_micros,
             identity: Identity::default(),
+            arrived_at: *arrived_at,
+            due: self.due(*arrived_at),
+            // As connections are counted: whoever has a network of addresses is one all the same.
+            client: address.map(client).map_or_else(String::new, shown),
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),
@@ -101,8 +145,9 @@ impl Host {
                 arrived_at_micros: *at_micros,
                 endpoint,
                 credential: credential(headers),
-                address: address.map_or_else(String::new, |address| address.to_string()),
+                address: address.map_or_else(String::new, shown),
                 headers: visit.headers.clone(),
+                looks_up,
             };
             visit.identity = visit.hearing.identify(&caller).await?;
         }
@@ -117,31 +162,64 @@ impl Host {
     pub(crate) async fn understand(
         &self,
         visit: &mut Visit,
-        bytes: Bytes,
+        arrived: Arrived,
+        lease: &mut Lease,
     ) -> Result<Understood, Failure> {
         let (chain, endpoint) = (Arc::clone(visit.hearing.chain()), visit.endpoint);
-        let mut ask = self.labour(bytes.len(), || Ask::parse(endpoint, &bytes)).await?;
-        let mut facts = visit.facts(&ask, bytes.len());
+        let Arrived { bytes, values } = arrived;
+        let size = bytes.len();
         // Kept for nobody, unless somebody may look at it.
-        let seen = if chain.wants_content() { bytes } else { Bytes::new() };
-        let body_bytes = seen.len();
-        let body = Arc::new(Body::new(seen));
+        let seen = if chain.wants_content() { bytes.clone() } else { Bytes::new() };
+        lease.grow(read_bytes(size, values, !seen.is_empty())).await?;
+        let hold = lease.hold();
+        let parse = move || {
+            let _until_it_is_done = hold;
+            Ask::parse(endpoint, &bytes)
+        };
+        let ask = if size <= AT_ONCE_BYTES {
+            parse()
+        } else {
+            self.work.run(visit.job(Class::of(size, values)), parse).await?
+        };
+        let mut ask = Large::new(ask?, self.work.clone());
+        let mut facts = visit.facts(&ask, size);
+        let body = Large::new(Arc::new(Body::new(seen)), self.work.clone());
         if chain.takes(Phase::Transform) {
-            // Otherwise the first policy that looks would parse it, on the worker.
+            // Otherwise the first policy that looks would parse it, on the runtime's thread.
             // Whoever asks for something in a body that is none is told so.
-            let _told_later = self.labour(body_bytes, || body.parse()).await;
+            let parsed = Arc::clone(&body);
+            let hold = lease.hold();
+            let parse = move || {
+                let _until_it_is_done = hold;
+                drop(parsed.parse());
+            };
+            if size <= AT_ONCE_BYTES {
+                parse();
+            } else {
+                self.work.run(visit.job(Class::of(size, values)), parse).await?;
+            }
             visit.hearing.transform(&mut facts, &body).await?;
-            if let Some(changed) = body.changed() {
-                let again = self.labour(changed.len(), || Ask::parse(endpoint, &changed)).await;
-                let again = again.map_err(|invalid| {
+            if body.is_changed() {
+                // What policies may write is not known before it is written out.
+                let size_max = size.saturating_mul(2) + Body::WRITTEN_BYTES_MAX;
+                lease.grow(size_max.saturating_mul(2)).await?;
+                let changed = Arc::clone(&body);
+                let hold = lease.hold();
+                let parse_again = move || {
+                    let _until_it_is_done = hold;
+                    let changed = changed.changed().unwrap_or_default();
+                    Ask::parse(endpoint, &changed).map(|ask| (ask, changed.len()))
+                };
+                let again = self.work.run(visit.job(Class::of(size_max, values)), parse_again);
+                let (again, size) = again.await?.map_err(|invalid| {
                     Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
                 })?;
                 // A policy that names a model says so last.
                 let model = (facts.model.as_str() != ask.model).then(|| facts.model.clone());
-                ask = again;
+                ask = Large::new(again, self.work.clone());
                 let identity = std::mem::take(&mut facts.identity);
                 let seen = std::mem::take(&mut facts.headers);
-                facts = Facts { identity, headers: seen, ..visit.facts(&ask, changed.len()) };
+                facts = Facts { identity, headers: seen, ..visit.facts(&ask, size) };
                 facts.model = model.unwrap_or(facts.model);
             }
         }
@@ -157,23 +235,27 @@ impl Host {
         &self,
         visit: Visit,
         understood: Understood,
+        lease: &mut Lease,
     ) -> Result<(Ask, Entry), Failure> {
         let Understood { ask, facts, body } = understood;
-        let Visit { mut hearing, id, identity, at_micros, traced, .. } = visit;
-        let model = Arc::clone(self.route(&mut hearing, &facts, &body).await?);
+        let mut visit = visit;
+        let model = Arc::clone(self.route(&mut visit.hearing, &facts, &body).await?);
         let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
-        let tokens = self.tokenize(&text, &ask.words).await?;
-        let prompt_tokens = fits(&ask.words, tokens.len(), shape)?;
+        let (param, mut ask) = (ask.words.param(), ask);
+        let words = Large::new(std::mem::take(&mut ask.words), self.work.clone());
+        let ask = ask.into_inner();
+        let tokens = self.tokenize(&visit, &model.id, &text, words, shape, lease).await?;
+        let prompt_tokens = fits(param, tokens.len(), shape)?;
+        let Visit { hearing, id, identity, at_micros, arrived_at, traced, .. } = visit;
         let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
         let tokens_min = match &ask.ending.least {
             Some(least) => tokens_min(least, &ask.length, tokens_max)?,
             None => 0,
         };
         bias_in_vocabulary(&ask, shape)?;
-        let prompt = Prompt::new(tokens).ok_or_else(|| {
-            Invalid::wrong_value(ask.words.param(), "at least one token long", "none")
-        })?;
+        let prompt = Prompt::new(tokens)
+            .ok_or_else(|| Invalid::wrong_value(param, "at least one token long", "none"))?;
         let generation = Generation {
             sampling: ask.sampling.or(&model.sampling),
             tokens_max,
@@ -201,6 +283,7 @@ impl Host {
         let entry = Entry {
             id,
             at_micros,
+            arrived_at,
             tenant: identity.tenant,
             seat,
             admitted,
@@ -215,6 +298,23 @@ impl Host {
             place,
         };
         Ok((ask, entry))
+    }
+
+    /// When the time of a request is up that was not admitted before, by the limits that hold for
+    /// all, and by which.
+    pub(crate) fn due(&self, arrived_at: Instant) -> Option<(Instant, Deadline)> {
+        let Deadlines { queue, first_token, total, .. } =
+            self.policies.current().ceilings().deadlines;
+        let limits = [
+            (queue, Deadline::Queue),
+            (first_token, Deadline::FirstToken),
+            (total, Deadline::Total),
+        ];
+        // A limit too far away to be a moment is none.
+        let due = |(limit, deadline): (Option<Duration>, Deadline)| {
+            Some((arrived_at.checked_add(limit?)?, deadline))
+        };
+        limits.into_iter().filter_map(due).min_by_key(|(at, _)| *at)
     }
 
     /// The model that the request runs on: the one it asks for, unless policies choose.
@@ -233,16 +333,69 @@ impl Host {
         chosen.ok_or_else(|| self.models.unknown(facts.model.as_str()))
     }
 
-    async fn tokenize(&self, text: &TextModel, words: &Words) -> Result<Vec<TokenId>, Failure> {
-        let tokens = self.labour(words.text_bytes(), || tokens(text, words)).await;
-        tokens.map_err(|why| {
-            tracing::debug!(%why, "a prompt was not rendered");
-            Invalid::not_rendered(words.param(), &why.to_string()).into()
-        })
+    /// The prompt's tokens, if they leave room for one of an answer.
+    async fn tokenize(
+        &self,
+        visit: &Visit,
+        model: &ModelId,
+        text: &Arc<TextModel>,
+        words: Large<Words>,
+        shape: ModelShape,
+        lease: &mut Lease,
+    ) -> Result<Vec<TokenId>, Failure> {
+        // Each part is a token at least, so this decides without looking at any of them.
+        fits_at_least(&words, shape)?;
+        let (bytes, parts) = (words.text_bytes(), words.parts());
+        let part = match *words {
+            Words::Chat { .. } => Some(Part::ChatTemplate),
+            Words::Text(_) => Some(Part::Tokenizer),
+            Words::Tokens { .. } => None,
+        };
+        let class = Class::of(bytes, parts);
+        // What a small one takes for a moment it takes on one of a few threads. And what a long one
+        // takes at most it hardly ever does: no reason to refuse it.
+        if part.is_some() && class > Class::Small {
+            let most = text.working_bytes(bytes, room_for_prompt(shape));
+            lease.grow_for_a_while(most).await?;
+        }
+        let owner = part.map(|part| (model.clone(), part));
+        let job = Job { owner, ..visit.job(class) };
+        let text = Arc::clone(text);
+        // What has begun goes on when its client has left, and takes its memory all the same.
+        let hold = lease.hold();
+        let tokens = self.work.run(job, move || {
+            let _until_it_is_done = hold;
+            tokens(&text, words.into_inner(), shape)
+        });
+        Ok(tokens.await??)
     }
 }
 
+/// Bodies of so many bytes are read at once: that takes less time than to have it done.
+const AT_ONCE_BYTES: usize = 4 << 10;
+
+/// About as much memory as reading a body takes, beside the body itself.
+fn read_bytes(bytes: usize, values: usize, parsed_for_policies: bool) -> usize {
+    /// A short message is three values, and takes 72 bytes and what its two texts are allocated.
+    const VALUE: usize = 48;
+    /// An object of one field, which is two values, takes about twice this.
+    const VALUE_FOR_POLICIES: usize = 280;
+
+    let read = bytes.saturating_add(values.saturating_mul(VALUE));
+    let seen = bytes.saturating_add(values.saturating_mul(VALUE_FOR_POLICIES));
+    read.saturating_add(if parsed_for_policies { seen } else { 0 })
+}
+
 impl Visit {
+    /// With whose work this one's takes turns.
+    pub(crate) fn whose(&self) -> &str {
+        if self.identity.tenant.is_empty() { &self.client } else { &self.identity.tenant }
+    }
+
+    fn job(&self, class: Class) -> Job<'_> {
+        Job { due: self.due, ..Job::new(class, self.whose()) }
+    }
+
     /// What is known of it before a model is chosen.
     fn facts(&self, ask: &Ask, body_bytes: usize) -> Facts {
         let asked = ask.tokens_asked();
@@ -320,27 +473,58 @@ fn trace(said: &[Said]) -> String {
     trace
 }
 
-fn tokens(text: &TextModel, words: &Words) -> Result<Vec<TokenId>, RenderError> {
-    match words {
-        Words::Chat { messages, .. } => text.render_chat(messages),
-        Words::Text(prompt) => text.encode(prompt),
-        Words::Tokens { ids, .. } => Ok(ids.clone()),
+/// One token of the context is for the answer.
+fn room_for_prompt(shape: ModelShape) -> usize {
+    shape.context.saturating_sub(1) as usize
+}
+
+fn fits_at_least(words: &Words, shape: ModelShape) -> Result<(), Invalid> {
+    let parts = words.parts();
+    if parts <= room_for_prompt(shape) {
+        return Ok(());
+    }
+    let count = match words {
+        Words::Tokens { .. } => parts.to_string(),
+        Words::Chat { .. } | Words::Text(_) => format!("at least {parts}"),
+    };
+    Err(Invalid::context_length(words.param(), &count, shape.context))
+}
+
+fn tokens(text: &TextModel, words: Words, shape: ModelShape) -> Result<Vec<TokenId>, Invalid> {
+    let (param, room) = (words.param(), room_for_prompt(shape));
+    let tokens = match words {
+        Words::Chat { messages, .. } => text.render_chat(&messages, room),
+        Words::Text(prompt) => text.encode(&prompt, room),
+        Words::Tokens { path, ids } => return known(&path, ids, shape),
+    };
+    tokens.map_err(|why| {
+        tracing::debug!(%why, "a prompt was not rendered");
+        match why {
+            RenderError::TooLong { tokens_min, .. } => {
+                let tokens = format!("at least {tokens_min}");
+                Invalid::context_length(param, &tokens, shape.context)
+            }
+            why => Invalid::not_rendered(param, &why.to_string()),
+        }
+    })
+}
+
+/// These tokens, if the model knows them all. They stand at `path`.
+fn known(path: &str, ids: Vec<TokenId>, shape: ModelShape) -> Result<Vec<TokenId>, Invalid> {
+    match ids.iter().position(|&id| id >= shape.vocabulary) {
+        None => Ok(ids),
+        Some(at) => {
+            let path = format!("{path}[{at}]");
+            Err(Invalid::wrong_value(&path, &token_id(shape), &ids[at].to_string()))
+        }
     }
 }
 
-/// The prompt's length, if it leaves room for a token of answer and is made of known tokens.
-fn fits(words: &Words, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
+/// The prompt's length, if it leaves room for a token of answer.
+fn fits(param: &str, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
     let context = shape.context;
     let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
-    let prompt_tokens =
-        prompt_tokens.ok_or_else(|| Invalid::context_length(words.param(), tokens, context))?;
-    if let Words::Tokens { path, ids } = words
-        && let Some(at) = ids.iter().position(|&id| id >= shape.vocabulary)
-    {
-        let path = format!("{path}[{at}]");
-        return Err(Invalid::wrong_value(&path, &token_id(shape), &ids[at].to_string()));
-    }
-    Ok(prompt_tokens)
+    prompt_tokens.ok_or_else(|| Invalid::context_length(param, &tokens.to_string(), context))
 }
 
 /// Most tokens to generate, and whether the client asked for a number itself. What does not fit

@@ -71,6 +71,13 @@ pub(crate) enum Words {
     },
 }
 
+impl Default for Words {
+    /// Nothing: what is left where they were taken.
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
 impl Words {
     /// The body's field that holds them.
     pub(crate) fn param(&self) -> &'static str {
@@ -93,15 +100,14 @@ impl Words {
             left -= bytes.len();
             hasher.write(bytes);
             hasher.write_u8(0xff);
+            left > 0
         };
         match self {
             Self::Chat { messages, .. } => {
-                for message in messages {
-                    take(&message.role);
-                    take(&message.content);
-                }
+                // What comes after that is not looked at, however many messages there are.
+                let _ = messages.iter().all(|m| take(&m.role) && take(&m.content));
             }
-            Self::Text(text) => take(text),
+            Self::Text(text) => _ = take(text),
             Self::Tokens { .. } => return 0,
         }
         // 0 has a meaning of its own.
@@ -118,6 +124,15 @@ impl Words {
             text => text.text_bytes().div_ceil(BYTES_EACH),
         };
         u32::try_from(tokens).unwrap_or(u32::MAX)
+    }
+
+    /// How many parts they have: messages, or tokens.
+    pub(crate) fn parts(&self) -> usize {
+        match self {
+            Self::Chat { messages, .. } => messages.len(),
+            Self::Text(_) => 1,
+            Self::Tokens { ids, .. } => ids.len(),
+        }
     }
 
     /// Bytes of text to tokenize.

@@ -1,24 +1,43 @@
 //! Reads a request's body: not more than it may be, and not for longer than it may take.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
+use tokio::time::Instant;
 
 use crate::ServerConfig;
-use crate::failure::BodyProblem;
+use crate::failure::{BodyProblem, Failure};
+use crate::work::Lease;
 
-/// Reads all of it.
+/// A body that has arrived.
+#[derive(Debug, Default)]
+pub(crate) struct Arrived {
+    pub(crate) bytes: Bytes,
+    /// JSON values in it, or somewhat more: what follows a comma or an opening bracket is one. What
+    /// reading it costs depends on them as well as on the bytes.
+    pub(crate) values: usize,
+}
+
+/// Reads all of it, and takes its memory as it comes, if there is someone to take it from.
 ///
 /// # Errors
 ///
-/// When it is larger or slower than configured, or breaks off.
-pub(crate) async fn read(body: &mut Body, config: &ServerConfig) -> Result<Bytes, BodyProblem> {
-    let limit = config.body_timeout;
-    let whole = tokio::time::timeout(limit, within(body, config.body_max.in_memory()))
-        .await
-        .unwrap_or(Err(BodyProblem::TooSlow { limit }));
-    if let Err(BodyProblem::TooLarge { .. }) = whole {
+/// When it is larger or slower than configured, or breaks off; or there is no memory to be had.
+pub(crate) async fn read(
+    body: &mut Body,
+    config: &ServerConfig,
+    mut lease: Option<&mut Lease>,
+) -> Result<Arrived, Failure> {
+    let limit = config.body_max.in_memory();
+    let whole = within(body, limit, config.body_timeout, lease.as_deref_mut()).await;
+    if let Err(Failure::Body(BodyProblem::TooLarge { .. }) | Failure::Work(_)) = whole {
+        // What has arrived is gone, and the rest is kept by nobody.
+        if let Some(lease) = lease {
+            lease.let_go();
+        }
         discard(body, config).await;
     }
     whole
@@ -35,21 +54,40 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) {
     let _ = tokio::time::timeout(config.body_timeout, skip(body, budget)).await;
 }
 
-async fn within(body: &mut Body, limit: usize) -> Result<Bytes, BodyProblem> {
+async fn within(
+    body: &mut Body,
+    limit: usize,
+    time_max: Duration,
+    mut lease: Option<&mut Lease>,
+) -> Result<Arrived, Failure> {
+    const AT_FIRST: usize = 64 << 10;
+
     let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if said > limit {
-        return Err(BodyProblem::TooLarge { limit });
+        return Err(BodyProblem::TooLarge { limit }.into());
     }
-    let mut whole = Vec::with_capacity(said);
-    while let Some(frame) = body.frame().await {
+    // What it says of its length takes no memory before it is there.
+    let (mut whole, mut values) = (Vec::with_capacity(said.min(AT_FIRST)), 0);
+    let mut time_left = time_max;
+    loop {
+        // Only the time that its client takes: it cannot help it when there is no memory.
+        let began = Instant::now();
+        let frame = tokio::time::timeout(time_left, body.frame()).await;
+        let frame = frame.map_err(|_| BodyProblem::TooSlow { limit: time_max })?;
+        time_left = time_left.saturating_sub(began.elapsed());
+        let Some(frame) = frame else { return Ok(Arrived { bytes: whole.into(), values }) };
         let frame = frame.map_err(|e| BodyProblem::Broken(e.to_string()))?;
         let Ok(chunk) = frame.into_data() else { continue };
         if whole.len() + chunk.len() > limit {
-            return Err(BodyProblem::TooLarge { limit });
+            return Err(BodyProblem::TooLarge { limit }.into());
         }
+        if let Some(lease) = &mut lease {
+            lease.grow(chunk.len()).await?;
+        }
+        // As it comes, a chunk at a time: both are done in microseconds.
+        values += chunk.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
         whole.extend_from_slice(&chunk);
     }
-    Ok(whole.into())
 }
 
 async fn skip(body: &mut Body, mut budget: usize) {

@@ -20,11 +20,20 @@ pub struct ServerConfig {
     /// authentication here. Open it up (`0.0.0.0:8080`) when something in front of it checks.
     pub bind: SocketAddr,
     /// Connections that may be open at once. Over it, health and metrics still answer and
-    /// everything else gets 503. Turn this up when many clients hold idle connections.
+    /// everything else gets 503: there are as many places again (64 to 1024) for that, in which
+    /// whoever sends no request soon makes way for whoever comes. Turn this up when many clients
+    /// hold idle connections. Each takes a file descriptor: what the system does not allow is taken
+    /// off at start, with a warning.
     pub connections_max: NonZeroUsize,
+    /// Connections that one address (of IPv6, one network of 64 bits) may have open at once; over
+    /// it, its further ones are treated as those over `connections_max`. Unset, seven eighths of
+    /// that, so that no client alone can keep out all others. Turn this up to `connections_max`
+    /// behind a proxy, where all come from one address, and down where clients connect themselves.
+    #[schemars(example = 64)]
+    pub connections_per_address_max: Option<NonZeroUsize>,
     /// Most bytes of a request's body (413 over it). Turn this up when prompts longer than this
     /// fit the model's context.
-    // Times `connections_max`, it is the most memory that strangers can make us hold.
+    // What all of them hold together, `work.memory_max` bounds.
     pub body_max: ByteSize,
     /// Longest time for a request's body to arrive (408 after it). Turn this up when clients
     /// send long prompts over slow links.
@@ -46,8 +55,22 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub write_timeout: Duration,
-    /// What `Retry-After` says when the waiting room is full or the model is loading, in whole
-    /// seconds. Turn this up when clients come back too soon.
+    /// What becomes of a generation whose client closes only the sending half of its connection
+    /// (`shutdown(SHUT_WR)`) and still reads. On the network that looks like a client that has
+    /// closed altogether, which nearly all have: so with `left` it has left, and the plan's
+    /// `on_disconnect` says what follows. `wait` goes on until the connection fails, which a client
+    /// that has closed is only noticed by when something is sent to it: a stream soon, an answer in
+    /// one piece at its end. Whatever is answered at once (`GET`, errors, refusals) is answered
+    /// either way. A reset is always leaving. Set this to `wait` for clients that half-close.
+    pub half_close: HalfClose,
+    /// Most bytes that are kept of what a client sends behind a request before it is answered,
+    /// 0B to 16MiB: the next requests (pipelining), which are served in their turn if it stays.
+    /// They are read early because the end of a client that has left lies behind them. What exceeds
+    /// this is thrown away, and the connection is closed after the requests before that. Turn this
+    /// up when clients send long requests ahead.
+    pub pipelined_max: ByteSize,
+    /// What `Retry-After` says, in whole seconds, where asking again later may work: the host is full,
+    /// loading or ending, or its device lacks memory. Turn this up when clients come back too soon.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub retry_after: Duration,
@@ -62,17 +85,30 @@ pub struct ServerConfig {
     pub drain_max: Duration,
 }
 
+/// What a client means by closing its sending half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HalfClose {
+    /// It has left.
+    Left,
+    /// It waits for its answer.
+    Wait,
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             connections_max: NonZeroUsize::new(1024).expect("1024 is not 0"),
+            connections_per_address_max: None,
             body_max: ByteSize(4 << 20),
             body_timeout: Duration::from_secs(30),
             header_max: ByteSize(16 << 10),
             headers_max: 64,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
+            half_close: HalfClose::Left,
+            pipelined_max: ByteSize(256 << 10),
             retry_after: Duration::from_secs(1),
             policy_trace: false,
             drain_max: Duration::from_secs(30),
@@ -87,8 +123,16 @@ impl ServerConfig {
     pub const HEADER_MAX_MAX: ByteSize = ByteSize(1 << 20);
     /// A body is held in memory, per request.
     pub const BODY_MAX_MAX: ByteSize = ByteSize(256 << 20);
+    /// What was read ahead is held in memory, per connection.
+    pub const PIPELINED_MAX_MAX: ByteSize = ByteSize(16 << 20);
     /// What the head's parser can count.
     pub const HEADERS_MAX_MAX: usize = 1024;
+
+    /// Connections that one address may have.
+    pub(crate) fn per_address(&self) -> usize {
+        let all = self.connections_max.get();
+        self.connections_per_address_max.map_or(all - all / 8, NonZeroUsize::get)
+    }
 
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
@@ -96,6 +140,7 @@ impl ServerConfig {
         let sizes = [
             ("body_max", self.body_max, ByteSize(1), Self::BODY_MAX_MAX),
             ("header_max", self.header_max, Self::HEADER_MAX_MIN, Self::HEADER_MAX_MAX),
+            ("pipelined_max", self.pipelined_max, ByteSize(0), Self::PIPELINED_MAX_MAX),
         ];
         for (key, value, least, most) in sizes {
             if !(least..=most).contains(&value) {
@@ -135,17 +180,25 @@ pub struct AdminConfig {
     /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
     #[schemars(example = &"a long random text")]
     pub token: Option<String>,
+    /// Connections that may be open there at once, 1 to 1024. Over it, whoever sends no request
+    /// soon makes way for whoever comes. Its connections are timed as those of clients are
+    /// (`server.header_timeout`, `server.write_timeout`).
+    pub connections_max: NonZeroUsize,
     /// Most bytes of a component that is sent there.
     pub component_max: ByteSize,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { bind: None, token: None, component_max: ByteSize(64 << 20) }
+        let connections_max = NonZeroUsize::new(256).expect("256 is not 0");
+        Self { bind: None, token: None, connections_max, component_max: ByteSize(64 << 20) }
     }
 }
 
 impl AdminConfig {
+    /// Its connections take descriptors that clients could have.
+    pub const CONNECTIONS_MAX_MAX: usize = 1024;
+
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
@@ -154,6 +207,10 @@ impl AdminConfig {
             problems.push(format!(
                 "admin.token must be set where others can reach admin.bind, got nothing for {bind}"
             ));
+        }
+        let (most, connections) = (Self::CONNECTIONS_MAX_MAX, self.connections_max);
+        if connections.get() > most {
+            problems.push(format!("admin.connections_max must be 1 to {most}, got {connections}"));
         }
         if self.token.as_ref().is_some_and(|token| token.is_empty()) {
             problems.push("admin.token must not be empty, got \"\"".into());
@@ -222,6 +279,7 @@ mod tests {
             body_max: ByteSize(0),
             header_max: ByteSize(100),
             headers_max: 0,
+            pipelined_max: ByteSize(17 << 20),
             body_timeout: Duration::ZERO,
             ..ServerConfig::default()
         };
@@ -230,6 +288,7 @@ mod tests {
             [
                 "server.body_max must be 1B to 256MiB, got 0B",
                 "server.header_max must be 1KiB to 1MiB, got 100B",
+                "server.pipelined_max must be 0B to 16MiB, got 17MiB",
                 "server.headers_max must be 1 to 1024, got 0",
                 "server.body_timeout must exceed 0s, got 0s",
             ]

@@ -9,11 +9,16 @@
 //! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
+//! | would take too much memory | 413 | `prompt_too_costly` |
 //! | a policy gave no decision | what its `on_failure` says | `policy_failed` |
 //! | too many go on without a client | 429 | `too_many_detached` |
 //! | a pass, the engine or the host failed | 500 | `internal_error` |
+//! | the model's template or tokenizer did not end | 500 | `prompt_timeout` |
+//! | the device's memory did not suffice for it | 503 | `out_of_memory` |
+//! | the device has failed, and the host ends | 503 | `device_failed` |
 //! | a policy made nonsense of the request | 500 | `policy_failed` |
 //! | loading, draining, stopped, too many connections | 503 | `model_loading`, `shutting_down`, ... |
+//! | too many wait to be read; too many did not end | 503 | `work_queue_full`, `prompt_stuck` |
 //! | a deadline struck | 504 | `deadline_queue`, `deadline_first_token`, ... |
 //!
 //! Cancelling by an operator is 409 because the request lost against another one; there is no
@@ -28,12 +33,14 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use interlock_admission::{PolicyFailure, Reason, Refused};
-use interlock_engine::NotStarted;
-use interlock_request::{CancelCause, Deadline, RequestId};
+use interlock_engine::{EngineExit, NotStarted};
+use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 use serde::Serialize;
 
 use crate::ask::Invalid;
+use crate::doors::Over;
 use crate::router::cut;
+use crate::work::{NotDone, Part, STUCK_MAX};
 
 /// Why a request got no answer, or not the whole of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,10 +77,7 @@ pub(crate) enum Failure {
     /// No request of this id is in flight.
     UnknownRequest(String),
     /// More connections than configured.
-    Connections {
-        /// How many there may be.
-        limit: usize,
-    },
+    Connections(Over),
     /// The host is stopping and takes nothing new.
     Draining,
     /// The engine would not take it.
@@ -89,10 +93,12 @@ pub(crate) enum Failure {
         /// How many those are.
         limit: usize,
     },
+    /// The pool did not do what had to be done for it.
+    Work(NotDone),
     /// Someone cancelled it.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
-    Failed,
+    Failed(FaultKind),
 }
 
 /// A policy ended a request that it had admitted.
@@ -151,8 +157,11 @@ pub(crate) enum Retry {
 }
 
 impl Failure {
+    /// Something inside failed.
+    pub(crate) const INTERNAL: Self = Self::Failed(FaultKind::Internal);
+
     /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
-    pub(crate) const REASONS: [&str; 26] = [
+    pub(crate) const REASONS: [&str; 32] = [
         "invalid_request",
         "invalid_request_id",
         "body_too_large",
@@ -178,7 +187,13 @@ impl Failure {
         "policy_spoiled",
         "policy_ended",
         "too_many_detached",
+        "work_queue_full",
+        "prompt_too_costly",
+        "prompt_timeout",
+        "prompt_stuck",
         "internal_error",
+        "out_of_memory",
+        "device_failed",
     ];
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -193,7 +208,7 @@ impl Failure {
             }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotStarted(NotStarted::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Connections { .. } | Self::Draining | Self::NotStarted(_) => {
+            Self::Connections(_) | Self::Draining | Self::NotStarted(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Refused(refused) => StatusCode::from_u16(refused.rejection.status)
@@ -209,23 +224,46 @@ impl Failure {
                 CancelCause::Operator | CancelCause::Disconnect | CancelCause::Policy,
             ) => StatusCode::CONFLICT,
             Self::Detached { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Failed | Self::Spoiled(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Work(NotDone::Full { .. } | NotDone::Stuck { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Work(NotDone::TooMuch { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Work(NotDone::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Work(NotDone::Endless { .. } | NotDone::Panicked) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Failed(FaultKind::Internal) | Self::Spoiled(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            // Elsewhere, or when memory has come free or the host is back, it can be served.
+            Self::Failed(FaultKind::OutOfMemory | FaultKind::DeviceFailed) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
     pub(crate) fn retry(&self) -> Retry {
         match self {
-            Self::NotStarted(NotStarted::Full { .. } | NotStarted::Loading)
-            | Self::Connections { .. }
+            Self::NotStarted(
+                NotStarted::Full { .. }
+                | NotStarted::Loading
+                | NotStarted::Stopped(EngineExit::DeviceFailed(_)),
+            )
+            | Self::Failed(FaultKind::OutOfMemory | FaultKind::DeviceFailed)
+            | Self::Connections(_)
             | Self::Detached { .. }
             | Self::Draining
+            | Self::Work(NotDone::Full { .. } | NotDone::Stuck { .. })
             | Self::Cancelled(CancelCause::Shutdown | CancelCause::Deadline(Deadline::Queue)) => {
                 Retry::Later
             }
             Self::Refused(refused) => {
                 refused.rejection.retry_after.map_or(Retry::Unsaid, Retry::After)
             }
-            Self::Cancelled(_) | Self::Intervened(_) | Self::Spoiled(_) => Retry::Never,
+            Self::Cancelled(_)
+            | Self::Intervened(_)
+            | Self::Spoiled(_)
+            | Self::Work(NotDone::Endless { .. }) => Retry::Never,
             _ => Retry::Unsaid,
         }
     }
@@ -244,10 +282,13 @@ impl Failure {
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
             Self::UnknownRequest(_) => "request_not_found",
-            Self::Connections { .. } => "too_many_connections",
+            Self::Connections(_) => "too_many_connections",
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
             Self::NotStarted(NotStarted::Loading) => "model_loading",
+            Self::NotStarted(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                FaultKind::DeviceFailed.as_str()
+            }
             Self::NotStarted(NotStarted::Stopped(_)) => "engine_stopped",
             Self::Refused(_) => "policy",
             Self::Cancelled(CancelCause::Deadline(Deadline::Queue)) => "deadline_queue",
@@ -259,7 +300,15 @@ impl Failure {
             Self::Intervened(_) | Self::Cancelled(CancelCause::Policy) => "policy_ended",
             Self::Spoiled(_) => "policy_spoiled",
             Self::Detached { .. } => "too_many_detached",
-            Self::Failed => "internal_error",
+            Self::Work(NotDone::Full { .. }) => "work_queue_full",
+            Self::Work(NotDone::TooMuch { .. }) => "prompt_too_costly",
+            Self::Work(NotDone::Endless { .. }) => "prompt_timeout",
+            Self::Work(NotDone::Stuck { .. }) => "prompt_stuck",
+            Self::Work(NotDone::Late(deadline)) => {
+                Self::Cancelled(CancelCause::Deadline(*deadline)).reason()
+            }
+            Self::Work(NotDone::Panicked) => FaultKind::Internal.as_str(),
+            Self::Failed(kind) => kind.as_str(),
         }
     }
 
@@ -348,10 +397,16 @@ impl Failure {
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
             Self::UnknownRequest(id) => format!("no request {id:?} is in flight"),
-            Self::Connections { limit } => {
+            Self::Connections(Over::Connections(limit)) => {
                 format!("{limit} connections are open, which is the limit")
             }
+            Self::Connections(Over::Address(limit)) => {
+                format!("{limit} connections of one address are open, which is the limit")
+            }
             Self::Draining => "the host is shutting down and takes no new requests".into(),
+            Self::NotStarted(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
+                "the device that computes has failed; this host is ending".into()
+            }
             Self::NotStarted(NotStarted::Stopped(_)) => {
                 "the engine has stopped; this host cannot serve any more".into()
             }
@@ -396,9 +451,39 @@ impl Failure {
             Self::Cancelled(CancelCause::Policy) => {
                 format!("request {id} was ended by a policy")
             }
-            Self::Failed => {
+            Self::Work(NotDone::Full { limit }) => {
+                format!("{limit} requests already wait to be read, which is the limit")
+            }
+            Self::Work(NotDone::TooMuch { bytes, limit }) => format!(
+                "reading this request would take some {bytes} bytes of memory, the limit is {limit}"
+            ),
+            Self::Work(NotDone::Late(deadline)) => {
+                Self::Cancelled(CancelCause::Deadline(*deadline)).message(id)
+            }
+            Self::Work(NotDone::Endless { owner: (model, part), limit }) => format!(
+                "the {} of the model {model} did not come to an end within {limit:?}",
+                part.spoken()
+            ),
+            Self::Work(NotDone::Stuck { owner: (model, part) }) => {
+                let (part, others) = match part {
+                    Part::ChatTemplate => (part.spoken(), "; /v1/completions works"),
+                    Part::Tokenizer => (part.spoken(), ""),
+                };
+                format!(
+                    "the {part} of the model {model} has not come to an end for {STUCK_MAX} \
+                     requests, so no more are taken until one of them has{others}"
+                )
+            }
+            Self::Failed(FaultKind::Internal) | Self::Work(NotDone::Panicked) => {
                 format!("request {id} failed inside the host; its log has the reason")
             }
+            Self::Failed(FaultKind::OutOfMemory) => format!(
+                "request {id} ended because the memory of the device that computes did not suffice \
+                 for it; the host's log has the reason"
+            ),
+            Self::Failed(FaultKind::DeviceFailed) => format!(
+                "request {id} ended because the device that computes has failed; this host is ending"
+            ),
         }
     }
 }
@@ -421,6 +506,16 @@ impl From<Refused> for Failure {
     }
 }
 
+impl From<NotDone> for Failure {
+    fn from(why: NotDone) -> Self {
+        match why {
+            NotDone::Late(deadline) => Self::Cancelled(CancelCause::Deadline(deadline)),
+            NotDone::Panicked => Self::INTERNAL,
+            why => Self::Work(why),
+        }
+    }
+}
+
 impl From<BodyProblem> for Failure {
     fn from(problem: BodyProblem) -> Self {
         Self::Body(problem)
@@ -433,6 +528,7 @@ mod tests {
 
     use interlock_admission::{Code, Phase, Reason, Rejection};
     use interlock_engine::EngineExit;
+    use interlock_request::ModelId;
 
     use super::*;
 
@@ -451,6 +547,7 @@ mod tests {
         };
         let deadlines =
             [Deadline::Queue, Deadline::FirstToken, Deadline::InterToken, Deadline::Total];
+        let owner = (ModelId::new("m"), Part::ChatTemplate);
         let mut failures = vec![
             Failure::Invalid(Invalid::missing("model")),
             Failure::BadRequestId(String::new()),
@@ -462,7 +559,7 @@ mod tests {
             Failure::UnknownUrl { path: String::new() },
             Failure::Method,
             Failure::UnknownRequest(String::new()),
-            Failure::Connections { limit: 1 },
+            Failure::Connections(Over::Address(1)),
             Failure::Draining,
             NotStarted::Full { waiting: 1, limit: 1 }.into(),
             NotStarted::Loading.into(),
@@ -475,8 +572,13 @@ mod tests {
                 failed: None,
             })),
             Failure::Detached { limit: 1 },
-            Failure::Failed,
+            NotDone::Full { limit: 1 }.into(),
+            NotDone::TooMuch { bytes: 2, limit: 1 }.into(),
+            NotDone::Endless { owner: owner.clone(), limit: Duration::ZERO }.into(),
+            NotDone::Stuck { owner }.into(),
+            NotDone::Panicked.into(),
         ];
+        failures.extend(FaultKind::ALL.map(Failure::Failed));
         let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];
         failures.extend(causes.map(Failure::Cancelled));
         failures.extend(deadlines.map(|which| Failure::Cancelled(CancelCause::Deadline(which))));

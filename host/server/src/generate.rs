@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::header::HeaderName;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use interlock_request::Endpoint;
+use interlock_request::{CancelCause, Deadline, DisconnectAction, Endpoint};
 
 use crate::admit::Entry;
 use crate::ask::{Ask, Shape};
@@ -19,12 +19,13 @@ use crate::live::{Claim, Owner};
 use crate::pieces::{Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
+use crate::work::{Class, Job, WorkPool};
 use crate::{later, results};
 
 /// Answers one generating request.
 ///
-/// When its client leaves, hyper drops this future or the body it returned, and with them the
-/// inlet: that is how the driver learns of it, at once.
+/// When its client leaves, its connection drops this future or the body it returned, and with them
+/// the inlet: that is how the driver learns of it, at once.
 ///
 /// # Errors
 ///
@@ -39,16 +40,18 @@ pub(crate) async fn generate(
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
     let mut claim = host.live.claim(&meta.id);
-    if host.draining() {
+    if let Some(why) = host.closed() {
         drop(claim);
         body::discard(&mut body, &host.config).await;
-        return Err(Failure::Draining);
+        return Err(why);
     }
     let owner = claim.owner();
+    let generation = meta.client.generation();
     let prepared = tokio::select! {
         biased;
         cause = claim.asked() => Err(cause),
         prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
+        deadline = late(&host, &meta) => Err(CancelCause::Deadline(deadline)),
     };
     let (ask, mut entry) = match prepared {
         Ok(prepared) => prepared,
@@ -83,13 +86,19 @@ pub(crate) async fn generate(
         Some(place) => {
             let title = Arc::clone(&submission.title);
             let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
-            submission.submit(&host, Reader::Nobody(keeping, place));
-            later::shown(&title, &results::State::Queued)
+            submission.submit(&host, Reader::Nobody(keeping, place), false);
+            later::shown(&host.work, &title, &results::State::Queued).await?
         }
         None => {
-            let (outlet, inlet) = pieces();
-            submission.submit(&host, Reader::Client(outlet));
-            answer(shape, head, stream, inlet).await?
+            let has_left = generation.admitted();
+            let title = Arc::clone(&submission.title);
+            let (outlet, inlet) = pieces(Some(generation));
+            submission.submit(&host, Reader::Client(outlet), has_left);
+            if has_left {
+                // The connection drops this next, and what would be answered is for nobody.
+                return std::future::pending().await;
+            }
+            answer((&host.work, &title.tenant), shape, head, stream, inlet).await?
         }
     };
     policies_say(&said, response.headers_mut());
@@ -104,6 +113,15 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
             headers.entry(name).or_insert(value);
         }
     }
+}
+
+/// Returns when the time of a request that was not admitted is up, with the deadline that struck.
+async fn late(host: &Host, meta: &Meta) -> Deadline {
+    let Some((at, deadline)) = host.due(meta.arrived_at) else {
+        return std::future::pending().await;
+    };
+    tokio::time::sleep_until(at).await;
+    deadline
 }
 
 /// Everything up to the policies' consent.
@@ -124,13 +142,14 @@ async fn prepare(
         }
     };
     owner.is(&visit.identity.tenant);
-    let bytes = body::read(body, &host.config).await?;
+    let mut lease = host.work.lease(visit.whose());
+    let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
-    if host.draining() {
-        return Err(Failure::Draining);
+    if let Some(why) = host.closed() {
+        return Err(why);
     }
-    let understood = host.understand(&mut visit, bytes).await?;
-    host.admit(visit, understood).await
+    let understood = host.understand(&mut visit, arrived, &mut lease).await?;
+    host.admit(visit, understood, &mut lease).await
 }
 
 /// An admitted request, before the engine has it.
@@ -143,38 +162,64 @@ struct Submission {
 }
 
 impl Submission {
-    /// Hands it to the engine and starts its driver.
-    fn submit(self, host: &Host, reader: Reader) {
+    /// Hands it to the engine and starts its driver. If its client has left already, the engine
+    /// has it only where somebody may want it to go on.
+    fn submit(self, host: &Host, reader: Reader, has_left: bool) {
         let Self { title, streaming, stops, claim, entry } = self;
         let Entry {
-            seat, admitted, oversight, model, text, prompt_tokens, tokens_min, before, ..
+            seat,
+            arrived_at,
+            admitted,
+            oversight,
+            model,
+            text,
+            prompt_tokens,
+            tokens_min,
+            before,
+            ..
         } = entry;
         let about = Title {
             id: title.head.request.clone(),
+            arrived_at,
             endpoint: title.endpoint,
             model: model.id.clone(),
             recent: Arc::clone(&model.recent),
             streaming,
             prompt_tokens,
         };
+        let given_up = has_left
+            && oversight.plan().on_disconnect == DisconnectAction::Cancel
+            && !oversight.watch().events.disconnected;
         let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
         let text = Text::new(text.detokenizer(), stops, tokens_min);
         let later = (Arc::clone(&host.results), title);
-        let (running, wall) = (seat.submit(admitted), Arc::clone(&host.wall));
+        let running = match given_up {
+            true => seat.submit_cancelled(admitted, CancelCause::Disconnect),
+            false => seat.submit(admitted),
+        };
+        let wall = Arc::clone(&host.wall);
         let life = Life::new(running, claim, ledger, text, reader, later, wall);
         // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all.
         tokio::spawn(life.run(before));
     }
 }
 
-async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<Response, Failure> {
+async fn answer(
+    (work, tenant): (&WorkPool, &str),
+    shape: Shape,
+    head: Head,
+    stream: bool,
+    inlet: Inlet,
+) -> Result<Response, Failure> {
     let request = head.request.clone();
     let mut voice = voice(shape, head);
     let (content_type, body) = if stream {
         ("text/event-stream; charset=utf-8", Body::new(Stream::new(request, voice, inlet)))
     } else {
         let (said, done) = inlet.whole().await?;
-        ("application/json", Body::from(voice.whole(said, &done)))
+        let bytes = said.bytes();
+        let whole = written(work, tenant, bytes, move || voice.whole(said, &done)).await?;
+        ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -185,4 +230,22 @@ async fn answer(shape: Shape, head: Head, stream: bool, inlet: Inlet) -> Result<
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
     Ok(response)
+}
+
+/// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
+pub(crate) async fn written(
+    work: &WorkPool,
+    tenant: &str,
+    bytes: usize,
+    write: impl FnOnce() -> Vec<u8> + Send + 'static,
+) -> Result<Vec<u8>, Failure> {
+    /// Some tens of microseconds.
+    const AT_ONCE_BYTES: usize = 16 << 10;
+
+    if bytes <= AT_ONCE_BYTES {
+        return Ok(write());
+    }
+    // It has been generated, and is not refused now.
+    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), tenant) };
+    Ok(work.run(job, write).await?)
 }

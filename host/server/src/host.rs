@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use interlock_admission::Policies;
+use interlock_engine::NotStarted;
 use interlock_metrics::Registry;
 use interlock_request::CancelCause;
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
 
+use crate::failure::Failure;
 use crate::live::Live;
 use crate::models::{ModelState, Models};
 use crate::results::Results;
-use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics};
+use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics, WorkPool};
 
 /// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
 pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -28,6 +28,8 @@ pub struct ServerParts {
     pub detached: DetachedConfig,
     /// The policies that every request must pass, as they are at the moment.
     pub policies: Arc<Policies>,
+    /// Where bodies are read, chats rendered and prompts tokenized.
+    pub work: WorkPool,
     /// What time it is; [`system_time`] but in simulations.
     pub wall: Wall,
     /// The server's own metrics.
@@ -69,22 +71,18 @@ pub(crate) struct Host {
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) live: Arc<Live>,
+    pub(crate) work: WorkPool,
     pub(crate) wall: Wall,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
     serials: AtomicU64,
     draining: AtomicBool,
-    /// Permits for labour; so many threads at most are held by it.
-    labourers: Semaphore,
 }
 
 impl Host {
-    /// Large bodies and long prompts that are worked on at the same time. More would take the
-    /// processor from streams that already flow.
-    const LABOURERS: usize = 2;
-
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, detached, models, policies, wall, metrics, registry } = parts;
+        let ServerParts { config, detached, models, policies, work, wall, metrics, registry } =
+            parts;
         for model in &models {
             metrics.serves(&model.id);
         }
@@ -96,29 +94,12 @@ impl Host {
             metrics: Arc::new(metrics),
             registry,
             live: Live::new(),
+            work,
             started_at: wall().as_secs(),
             wall,
             serials: AtomicU64::new(0),
             draining: AtomicBool::new(false),
-            labourers: Semaphore::new(Self::LABOURERS),
         })
-    }
-
-    /// Does work that grows with these bytes of a client's. When they are many it takes long: it
-    /// leaves the worker to others meanwhile, and only so much is done at a time.
-    pub(crate) async fn labour<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> T {
-        /// Some milliseconds of work; anything shorter is done before it could be moved.
-        const MANY_BYTES: usize = 64 * 1024;
-
-        if bytes <= MANY_BYTES {
-            return work();
-        }
-        let _permit = self.labourers.acquire().await.expect("it is never closed");
-        match Handle::current().runtime_flavor() {
-            // Nobody else works on this thread, so there is nothing to leave to others.
-            RuntimeFlavor::CurrentThread => work(),
-            _ => tokio::task::block_in_place(work),
-        }
     }
 
     /// All models are served, or the host is not ready.
@@ -132,6 +113,15 @@ impl Host {
             () if any(ModelState::Starting) => Readiness::Starting,
             () => Readiness::Ready,
         }
+    }
+
+    /// Why no new request is taken, if none is.
+    pub(crate) fn closed(&self) -> Option<Failure> {
+        if !self.draining() {
+            return None;
+        }
+        let why = self.models.failed().map(|exit| NotStarted::Stopped(exit).into());
+        Some(why.unwrap_or(Failure::Draining))
     }
 
     /// A number that no other request of this process has.

@@ -10,17 +10,19 @@ use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use interlock_request::{CancelCause, Endpoint, RequestId};
+use interlock_request::{CancelCause, RequestId};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::ask::Shape;
 use crate::failure::{Complaint, Failure};
+use crate::generate::written;
 use crate::host::Host;
 use crate::results::{State as Kept, Title};
 use crate::router::{Meta, cut};
 use crate::voice::{shown_response, voice};
+use crate::work::WorkPool;
 
 type Answer = Result<Response, Failure>;
 
@@ -46,7 +48,7 @@ pub(crate) async fn response(
     headers: HeaderMap,
 ) -> Answer {
     let (title, kept) = host.kept_response(&meta, &headers, &id).await?;
-    Ok(shown(&title, &kept))
+    shown(&host.work, &title, &kept).await
 }
 
 /// `POST /v1/responses/{id}/cancel`: asking twice, or for one that has ended, changes nothing.
@@ -58,7 +60,7 @@ pub(crate) async fn cancel_response(
 ) -> Answer {
     let (title, kept) = host.kept_response(&meta, &headers, &id).await?;
     if let Kept::Ended(_) = kept {
-        return Ok(shown(&title, &kept));
+        return shown(&host.work, &title, &kept).await;
     }
     let request = title.head.request.clone();
     host.live.cancel(&request, &title.tenant, CancelCause::Operator);
@@ -66,7 +68,7 @@ pub(crate) async fn cancel_response(
     let complaint = Failure::Cancelled(CancelCause::Operator);
     let kept = Kept::Ended(Arc::new((crate::pieces::Said::default(), Err(complaint))));
     tracing::info!(%request, "a response was cancelled by its client");
-    Ok(shown(&title, &kept))
+    shown(&host.work, &title, &kept).await
 }
 
 /// `DELETE /v1/responses/{id}`
@@ -97,9 +99,12 @@ pub(crate) async fn request(
         Kept::Running => "running",
         Kept::Ended(result) => match &**result {
             (said, Ok(done)) => {
-                let bytes =
-                    voice(title.shape.clone(), title.head.clone()).whole(said.clone(), done);
-                answer = serde_json::from_slice::<Box<RawValue>>(&bytes).ok();
+                let (title, said, done) = (Arc::clone(&title), said.clone(), *done);
+                let tenant = title.tenant.clone();
+                let write =
+                    move || voice(title.shape.clone(), title.head.clone()).whole(said, &done);
+                let whole = written(&host.work, &tenant, result.0.bytes(), write);
+                answer = Some(whole.await?);
                 "completed"
             }
             (_, Err(failure)) => {
@@ -110,6 +115,9 @@ pub(crate) async fn request(
     };
     let id = title.head.request.as_str();
     let endpoint = title.endpoint.as_str();
+    // Written by us, so it is text and JSON, and goes in as it is.
+    let answer = answer.and_then(|bytes| String::from_utf8(bytes).ok());
+    let answer = answer.and_then(|text| RawValue::from_string(text).ok());
     let shown = Shown { id, object: "request", endpoint, status, answer: answer.as_deref(), error };
     Ok(Json(shown).into_response())
 }
@@ -134,7 +142,7 @@ impl Host {
         headers: &HeaderMap,
         id: &str,
     ) -> Result<(Arc<Title>, Kept), Failure> {
-        let visit = self.identify(meta, Endpoint::Responses, headers).await?;
+        let visit = self.identify_to_look_up(meta, headers).await?;
         let id = RequestId::parse(id).map_err(|_| Failure::UnknownRequest(cut(id)))?;
         let kept = self.results.get(&id, &visit.identity.tenant);
         kept.ok_or_else(|| Failure::UnknownRequest(id.to_string()))
@@ -142,11 +150,13 @@ impl Host {
 }
 
 /// A response as it is at the moment.
-pub(crate) fn shown(title: &Title, kept: &Kept) -> Response {
-    let body = shown_response(&title.shape, &title.head, kept);
-    let mut response = Response::new(body.into());
+pub(crate) async fn shown(work: &WorkPool, title: &Arc<Title>, kept: &Kept) -> Answer {
+    let (bytes, tenant) = (title.shape.bytes() + kept.bytes(), title.tenant.clone());
+    let (title, kept) = (Arc::clone(title), kept.clone());
+    let write = move || shown_response(&title.shape, &title.head, &kept);
+    let mut response = Response::new(written(work, &tenant, bytes, write).await?.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    Ok(response)
 }

@@ -24,6 +24,7 @@ pub(crate) struct Ledger {
     recent: Arc<Recent>,
     // Taken by the end: an empty place means that all is written.
     oversight: Option<Oversight>,
+    arrived_at: Instant,
     admitted_at: Instant,
     queue_time: Option<Duration>,
     first_token: Option<Duration>,
@@ -34,6 +35,8 @@ pub(crate) struct Ledger {
 /// Who a ledger is about.
 pub(crate) struct Title {
     pub(crate) id: RequestId,
+    /// When its head had arrived.
+    pub(crate) arrived_at: Instant,
     pub(crate) endpoint: Endpoint,
     pub(crate) model: ModelId,
     /// What that model did lately.
@@ -44,7 +47,7 @@ pub(crate) struct Title {
 
 impl Ledger {
     pub(crate) fn open(title: Title, oversight: Oversight, metrics: Arc<ServerMetrics>) -> Self {
-        let Title { id, endpoint, model, recent, streaming, prompt_tokens } = title;
+        let Title { id, arrived_at, endpoint, model, recent, streaming, prompt_tokens } = title;
         let admitted_at = Instant::from_std(oversight.admitted_at());
         Self {
             id,
@@ -55,12 +58,18 @@ impl Ledger {
             recent,
             metrics,
             oversight: Some(oversight),
+            arrived_at,
             admitted_at,
             queue_time: None,
             first_token: None,
             last_token_at: None,
             generated: 0,
         }
+    }
+
+    /// When the request's head had arrived, from which its deadlines count.
+    pub(crate) fn arrived_at(&self) -> Instant {
+        self.arrived_at
     }
 
     /// When the request was admitted.
@@ -150,7 +159,7 @@ impl Ledger {
     fn log(&self, outcome: &Outcome, summary: &Summary) {
         let Summary { usage, queue_time, time_to_first_token, total, .. } = summary;
         let error = match outcome {
-            Outcome::Failed(error) => Some(error.as_str()),
+            Outcome::Failed(fault) => Some(fault.why.as_str()),
             Outcome::Completed(_) | Outcome::Cancelled(_) => None,
         };
         tracing::info!(
@@ -186,7 +195,7 @@ fn why(outcome: &Outcome) -> Option<&'static str> {
         Outcome::Completed(Finish::Length) => Some("length"),
         Outcome::Completed(Finish::Filtered) => Some("content_filter"),
         Outcome::Cancelled(cause) => Some(CancelCause::as_str(*cause)),
-        Outcome::Failed(_) => None,
+        Outcome::Failed(fault) => Some(fault.kind.as_str()),
     }
 }
 
@@ -207,6 +216,7 @@ mod tests {
     async fn open(registry: &Registry) -> Ledger {
         let title = Title {
             id: RequestId::generate(),
+            arrived_at: Instant::now(),
             endpoint: Endpoint::Chat,
             model: ModelId::new("m"),
             recent: Arc::default(),

@@ -14,14 +14,16 @@
 //! - An admitted request is owned by one driver, which ends it once: one log line, one count,
 //!   one account, and an end for its client, whatever happens to either of them.
 //! - A cause becomes a status in `failure` and nowhere else.
+//! - Nothing that takes long for what a client sent is done on the runtime's threads: see `work.rs`.
 //! - Body, head, connections, and how slowly each may come or go are bounded by [`ServerConfig`].
 //!
 //! # Noticing that a client left
 //!
-//! hyper watches a connection while a request is in flight and drops the request's future or its
-//! body when it closes. A client that closes only its sending half is taken to have left, as
-//! nearly all that do have. One that has sent another request behind the first (pipelining,
-//! which no current client does) is noticed when we next write to it.
+//! Each connection's socket is watched while a generation is under way, whatever lies in it (see
+//! `socket`). When its client has left, the connection is dropped, and with it the request's future
+//! or the body of its answer; the driver hears of that at once. A client that closes only its
+//! sending half is taken to have left, as nearly all that do have, unless `server.half_close` says
+//! otherwise; it still gets what is answered at once (see `client`).
 //!
 //! # Not in OpenAI's shape
 //!
@@ -37,13 +39,16 @@ mod admin;
 mod admit;
 mod ask;
 mod body;
+mod client;
 mod config;
+mod doors;
 mod failure;
 mod generate;
 mod host;
 mod later;
 mod ledger;
 mod life;
+mod listener;
 mod live;
 mod metrics;
 mod models;
@@ -53,11 +58,15 @@ mod recent;
 mod results;
 mod router;
 mod serve;
+mod socket;
 mod voice;
+mod work;
 
-pub use admin::{NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
-pub use config::{AdminConfig, DetachedConfig, ServerConfig};
+pub use admin::{AdminParts, NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
+pub use config::{AdminConfig, DetachedConfig, HalfClose, ServerConfig};
 pub use host::{ServerParts, Wall, system_time};
+pub use listener::descriptors;
 pub use metrics::ServerMetrics;
 pub use models::ServedModel;
 pub use serve::{Served, app, listen, serve};
+pub use work::{Class, Job, NotDone, Owner, Part, STUCK_MAX, WorkConfig, WorkMetrics, WorkPool};

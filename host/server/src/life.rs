@@ -134,7 +134,7 @@ impl Life {
             events,
             control,
             claim,
-            clock: Clock::new(plan.deadlines, oversight.admitted_at()),
+            clock: Clock::new(plan.deadlines, ledger.arrived_at()),
             out: Outflow::new(oversight.guards(), client, keeping, keeps),
             ledger,
             text,
@@ -413,7 +413,7 @@ impl Life {
         out.end(match outcome {
             Outcome::Completed(finish) => Ok(Done { finish, usage }),
             Outcome::Cancelled(cause) => Err(Failure::Cancelled(cause)),
-            Outcome::Failed(_) => Err(Failure::Failed),
+            Outcome::Failed(fault) => Err(Failure::Failed(fault.kind)),
         });
     }
 

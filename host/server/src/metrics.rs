@@ -21,6 +21,38 @@ pub struct ServerMetrics {
     generated_tokens: IntCounter,
     errors: IntCounterVec,
     pub(crate) connections: IntGauge,
+    pub(crate) admin_connections: IntGauge,
+    cut: IntCounterVec,
+}
+
+/// Which limit a connection was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// `server.connections_max`
+    Connections,
+    /// `server.connections_per_address_max`
+    Address,
+    /// It waited in the reserve, and made way for another.
+    Displaced,
+    /// The process has no descriptors left.
+    Descriptors,
+    /// `server.pipelined_max`
+    Pipelined,
+}
+
+impl Cut {
+    const ALL: [Self; 5] =
+        [Self::Connections, Self::Address, Self::Displaced, Self::Descriptors, Self::Pipelined];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections_max",
+            Self::Address => "connections_per_address_max",
+            Self::Displaced => "displaced",
+            Self::Descriptors => "descriptors",
+            Self::Pipelined => "pipelined_max",
+        }
+    }
 }
 
 impl ServerMetrics {
@@ -77,7 +109,14 @@ impl ServerMetrics {
                 "Requests answered with an error status, by why.",
                 &["reason"],
             ),
-            connections: registry.gauge("http_connections", "Open connections."),
+            connections: registry.gauge("http_connections", "Open connections of clients."),
+            admin_connections: registry
+                .gauge("admin_connections", "Open connections of the admin listener."),
+            cut: registry.counters(
+                "http_connections_refused_total",
+                "Connections that a limit refused or cut short, by which.",
+                &["reason"],
+            ),
         }
     }
 
@@ -91,6 +130,9 @@ impl ServerMetrics {
         }
         for reason in Failure::REASONS {
             self.errors.with_label_values(&[reason]);
+        }
+        for cut in Cut::ALL {
+            self.cut.with_label_values(&[cut.as_str()]);
         }
     }
 
@@ -114,6 +156,10 @@ impl ServerMetrics {
         self.prompt_tokens.inc_by(summary.usage.prompt_tokens.into());
         self.cached_tokens.inc_by(summary.usage.cached_tokens.into());
         self.generated_tokens.inc_by(summary.usage.generated_tokens.into());
+    }
+
+    pub(crate) fn cut(&self, cut: Cut) {
+        self.cut.with_label_values(&[cut.as_str()]).inc();
     }
 
     pub(crate) fn answered_with(&self, failure: &Failure) {

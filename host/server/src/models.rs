@@ -134,6 +134,15 @@ impl Models {
         self.0.iter()
     }
 
+    /// How the first of them failed whose engine has stopped without being told to.
+    pub(crate) fn failed(&self) -> Option<EngineExit> {
+        self.iter().find_map(|model| match model.engine.state() {
+            EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
+            EngineState::Exited(exit) => Some(exit),
+            EngineState::Ready(_) | EngineState::Starting => None,
+        })
+    }
+
     /// The model that a client means.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use interlock_request::{Finish, Logprobs, TokenId, Usage};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::client::Generation;
 use crate::failure::Failure;
 
 /// How many pieces may be on their way before they are joined.
@@ -80,6 +81,8 @@ pub(crate) struct Outlet {
 pub(crate) struct Inlet {
     said: mpsc::Receiver<Said>,
     end: Ending,
+    /// Until the end has come: who closes the connection before it has left.
+    generation: Option<Generation>,
 }
 
 /// What a client gets, in order: an answer in parts, then one end.
@@ -104,12 +107,12 @@ enum Ending {
 }
 
 /// Both sides of one answer.
-pub(crate) fn pieces() -> (Outlet, Inlet) {
+pub(crate) fn pieces(generation: Option<Generation>) -> (Outlet, Inlet) {
     let (said_in, said) = mpsc::channel(PIECES_MAX);
     let (end_in, end) = oneshot::channel();
     (
         Outlet { said: said_in, end: end_in, kept: Said::default() },
-        Inlet { said, end: Ending::Awaited(end) },
+        Inlet { said, end: Ending::Awaited(end), generation },
     )
 }
 
@@ -154,9 +157,10 @@ impl Inlet {
             let (kept, how) = match std::task::ready!(std::pin::Pin::new(end).poll(cx)) {
                 Ok(End { kept, how }) => (kept, how),
                 // The driver panicked. Its ledger has said so.
-                Err(_) => (Said::default(), Err(Failure::Failed)),
+                Err(_) => (Said::default(), Err(Failure::INTERNAL)),
             };
             self.end = Ending::Known(Some(how));
+            self.generation = None;
             if !kept.is_empty() {
                 return Poll::Ready(Some(Piece::More(kept)));
             }
@@ -199,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_sleeps_through_it_all_still_gets_every_character_and_token() {
-        let (mut outlet, inlet) = pieces();
+        let (mut outlet, inlet) = pieces(None);
         let mut sent = Said::default();
         for n in 0..100 {
             outlet.push(word(n));
@@ -212,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_stay_with_their_text_when_pieces_are_joined() {
-        let (mut outlet, mut inlet) = pieces();
+        let (mut outlet, mut inlet) = pieces(None);
         let fits = u16::try_from(PIECES_MAX).expect("a few");
         for n in 0..fits + 3 {
             outlet.push(word(n));
@@ -230,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_without_text_is_told_all_the_same() {
-        let (mut outlet, inlet) = pieces();
+        let (mut outlet, inlet) = pieces(None);
         let told = Said { text: String::new(), ..word(1) };
         outlet.push(told.clone());
         outlet.end(Ok(DONE));
@@ -239,19 +243,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_driver_that_vanishes_is_a_failure() {
-        let (mut outlet, inlet) = pieces();
+        let (mut outlet, inlet) = pieces(None);
         outlet.push(word(0));
         drop(outlet);
-        assert_eq!(inlet.whole().await, Err(Failure::Failed));
+        assert_eq!(inlet.whole().await, Err(Failure::INTERNAL));
     }
 
     #[tokio::test]
     async fn a_client_that_leaves_is_noticed_with_and_without_kept_text() {
-        let (mut outlet, inlet) = pieces();
+        let (mut outlet, inlet) = pieces(None);
         drop(inlet);
         outlet.left().await;
 
-        let (mut outlet, inlet) = pieces();
+        let (mut outlet, inlet) = pieces(None);
         for _ in 0..=PIECES_MAX {
             outlet.push(word(0));
         }

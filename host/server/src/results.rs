@@ -73,6 +73,16 @@ pub(crate) enum State {
     Ended(Arc<(Said, Result<Done, Failure>)>),
 }
 
+impl State {
+    /// About as much memory as what was said takes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Queued | Self::Running => 0,
+            Self::Ended(result) => result.0.bytes(),
+        }
+    }
+}
+
 /// The duty to say what became of a request whose result is to be kept. Dropping it says that it
 /// failed.
 #[derive(Debug)]
@@ -214,7 +224,7 @@ impl Keeping {
 
 impl Drop for Keeping {
     fn drop(&mut self) {
-        self.write(Said::default(), Err(Failure::Failed));
+        self.write(Said::default(), Err(Failure::INTERNAL));
     }
 }
 
@@ -341,7 +351,7 @@ mod tests {
         let results = Results::new(DetachedConfig::default());
         drop(results.keep(title("a", ""), State::Queued));
         let Some((_, State::Ended(result))) = results.get(&id("a"), "") else { panic!("ended") };
-        assert_eq!(result.1, Err(Failure::Failed));
+        assert_eq!(result.1, Err(Failure::INTERNAL));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -15,8 +16,11 @@ use axum::{Json, Router};
 use interlock_metrics::Registry;
 use interlock_request::{CancelCause, Endpoint, RequestId};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::body;
+use crate::client::Client;
+use crate::doors::Over;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
@@ -30,8 +34,11 @@ pub(crate) struct Meta {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
+    /// The same moment, for deadlines.
+    pub(crate) arrived_at: Instant,
     /// The other side's address.
     pub(crate) address: Option<IpAddr>,
+    pub(crate) client: Client,
 }
 
 /// Who is on the other side of a connection.
@@ -40,7 +47,12 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// This connection is one too many: only what watches the host is answered.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Crowded;
+pub(crate) struct Crowded(pub(crate) Over);
+
+/// Does who asks for this only look at the host?
+pub(crate) fn watches(path: &str) -> bool {
+    path.starts_with("/health/") || path == "/metrics"
+}
 
 pub(crate) fn router(host: Arc<Host>) -> Router {
     Router::new()
@@ -62,9 +74,12 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
         .with_state(host)
 }
 
+/// Longest time for the body of a request that is refused because there are too many connections.
+const CROWDED_BODY_MAX: Duration = Duration::from_secs(1);
+
 /// Around every request: names it, looks at its head, and gives errors their shape.
 async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
-    let at_micros = micros((host.wall)());
+    let (at_micros, arrived_at) = (micros((host.wall)()), Instant::now());
     let line = Line { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
         Ok(id) => (id, head_within(&request, &host)),
@@ -73,14 +88,18 @@ async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) 
         Err(failure) => (None, Err(failure)),
     };
     let id = id.unwrap_or_else(RequestId::generate);
-    let crowded = request.extensions().get::<Crowded>().is_some();
-    let checked = checked.and_then(|()| room_for(&line, crowded, &host));
+    let crowded = request.extensions().get::<Crowded>().map(|crowded| crowded.0);
+    let checked = checked.and_then(|()| room_for(&line, crowded));
     let address = request.extensions().get::<Peer>().map(|peer| peer.0);
-    request.extensions_mut().insert(Meta { id: id.clone(), at_micros, address });
+    let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+    let meta = Meta { id: id.clone(), at_micros, arrived_at, address, client };
+    request.extensions_mut().insert(meta);
     let mut response = match checked {
         Ok(()) => next.run(request).await,
         Err(failure) => {
-            body::discard(request.body_mut(), &host.config).await;
+            let most = if crowded.is_some() { CROWDED_BODY_MAX } else { Duration::MAX };
+            let discarding = body::discard(request.body_mut(), &host.config);
+            let _in_time = tokio::time::timeout(most, discarding).await;
             failure.into_response()
         }
     };
@@ -101,7 +120,7 @@ struct Line {
 impl Line {
     /// Does it only look at the host?
     fn watches(&self) -> bool {
-        self.uri.path().starts_with("/health/") || self.uri.path() == "/metrics"
+        watches(self.uri.path())
     }
 }
 
@@ -124,11 +143,11 @@ fn head_within(request: &Request, host: &Host) -> Result<(), Failure> {
     over("bytes", uri + bytes, host.config.header_max.in_memory())
 }
 
-fn room_for(line: &Line, crowded: bool, host: &Host) -> Result<(), Failure> {
-    if crowded && !line.watches() {
-        return Err(Failure::Connections { limit: host.config.connections_max.get() });
+fn room_for(line: &Line, crowded: Option<Over>) -> Result<(), Failure> {
+    match crowded {
+        Some(over) if !line.watches() => Err(Failure::Connections(over)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 impl IntoResponse for Failure {
@@ -240,7 +259,7 @@ async fn cancel(
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Answer {
-    let visit = host.identify(&meta, Endpoint::Responses, &headers).await?;
+    let visit = host.identify_to_look_up(&meta, &headers).await?;
     let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
     let known = RequestId::parse(&id).ok().map(|id| {
         let requests = host.live.cancel(&id, &visit.identity.tenant, CancelCause::Operator);
@@ -270,13 +289,17 @@ async fn ready(State(host): State<Arc<Host>>) -> Response {
     };
     let models: BTreeMap<_, _> =
         host.models.iter().map(|model| (model.id.as_str(), model.state().as_str())).collect();
-    (status, Json(json!({ "status": readiness.as_str(), "models": models }))).into_response()
+    let mut told = json!({ "status": readiness.as_str(), "models": models });
+    if let Some(exit) = host.models.failed() {
+        told["reason"] = exit.as_str().into();
+    }
+    (status, Json(told)).into_response()
 }
 
 async fn metrics(State(host): State<Arc<Host>>) -> Answer {
     let text = host.registry.expose().map_err(|error| {
         tracing::error!(%error, "metrics could not be encoded");
-        Failure::Failed
+        Failure::INTERNAL
     })?;
     Ok(([(header::CONTENT_TYPE, Registry::CONTENT_TYPE)], text).into_response())
 }

@@ -1,8 +1,9 @@
 //! The simulated model itself.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
-use interlock_engine::{Forward, ModelShape, Opening, PageId, PassFailed, Row};
+use interlock_engine::{Caches, Forward, ModelShape, Opening, PageId, PassFailed, Row};
 use interlock_request::{Drawn, TokenId};
 
 use crate::device::{Device, RowKind, RowSeen, Sleeper, take};
@@ -74,15 +75,16 @@ impl SimModel {
         let prompts: usize =
             rows.iter().zip(&seen).filter(|(_, s)| s.kind == RowKind::Prefill).map(tokens).sum();
         let decoding = seen.iter().filter(|seen| seen.kind == RowKind::Decode).count();
-        let mut time = self.settings.prefill * u32::try_from(prompts).unwrap_or(u32::MAX);
-        if decoding > 0 {
-            let rows = self.settings.row * u32::try_from(decoding).unwrap_or(u32::MAX);
-            time += self.settings.decode + rows;
-        }
-        self.device.pass(&seen, time)?;
+        self.device.pass(&seen, self.settings.time(decoding, prompts))?;
         if self.settings.panic_at.is_some_and(|n| n.get() == self.passes) {
             panic!("the simulated model was told to panic at pass {}", self.passes);
         }
+        let at = |n: Option<NonZeroU64>| n.is_some_and(|n| n.get() == self.passes);
+        if at(self.settings.device_lost_at) {
+            let why = format!("the simulated device was told to be lost at pass {}", self.passes);
+            return Err(PassFailed::new(why).beyond_repair());
+        }
+        self.fits(rows)?;
         match self.settings.fail_every {
             Some(n) if self.passes.is_multiple_of(n.get()) => Err(PassFailed::new(format!(
                 "the simulated model was told to fail pass {}",
@@ -92,10 +94,29 @@ impl SimModel {
         }
     }
 
+    /// Does the simulated memory hold so much?
+    fn fits(&self, rows: &[Row<'_, History>]) -> Result<(), PassFailed> {
+        let SimSettings { fail_from, fail_until, .. } = self.settings;
+        if self.passes < fail_from || fail_until.is_some_and(|until| self.passes >= until) {
+            return Ok(());
+        }
+        let tokens = rows.iter().map(|row| row.tokens.len()).sum();
+        let over = |count: usize, most: Option<u32>, what| match most {
+            Some(most) if u32::try_from(count).is_ok_and(|count| count <= most) => Ok(()),
+            None => Ok(()),
+            Some(most) => Err(PassFailed::new(format!(
+                "the simulated device has memory for {most} {what}, the pass has {count}"
+            ))
+            .too_large()),
+        };
+        over(rows.len(), self.settings.fail_above_rows, "rows")?;
+        over(tokens, self.settings.fail_above_tokens, "tokens")
+    }
+
     /// A failing pass may leave anything behind where it was to write.
     fn spoil(&mut self, rows: &[Row<'_, History>], failed: &PassFailed) {
         const ANYTHING: u64 = 0xdead;
-        if failed.caches_lost {
+        if failed.caches != Caches::Kept {
             self.pages.fill(ANYTHING);
         }
         for row in rows {
@@ -152,7 +173,10 @@ impl Forward for SimModel {
     }
 
     fn pass(&mut self, rows: &mut [Row<'_, History>]) -> Result<Vec<Option<Drawn>>, PassFailed> {
-        if let Err(failed) = self.run(rows) {
+        if let Err(mut failed) = self.run(rows) {
+            if self.settings.fail_loses_caches && failed.caches == Caches::Kept {
+                failed = failed.losing_caches();
+            }
             self.spoil(rows, &failed);
             return Err(failed);
         }
@@ -198,6 +222,7 @@ const fn mix(mut x: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use interlock_engine::PassFault;
     use interlock_request::{Generation, Priority, Sampling};
 
     use super::*;
@@ -273,6 +298,26 @@ mod tests {
         assert!(pass(&mut model, &mut sequence, 1, &[first], true).is_err());
         let second = pass(&mut model, &mut sequence, 1, &[first], true).unwrap();
         assert_eq!(tokens(&[1], 1, Sampling::greedy())[..2], [first, second.unwrap()]);
+    }
+
+    #[test]
+    fn it_has_memory_for_as_many_rows_and_tokens_as_it_was_told_and_for_as_long() {
+        let settings = "fail-above-tokens=2,fail-from=2,fail-until=4,fail-loses=caches,stop=0";
+        let mut model = SimModel::load(settings.parse().unwrap());
+        let mut sequence = open(&mut model, &generation(Sampling::greedy()));
+        let mut three = || pass(&mut model, &mut sequence, 0, &[1, 2, 3], false);
+        assert!(three().is_ok(), "before");
+        let failed = three().unwrap_err();
+        assert_eq!((failed.kind, failed.caches), (PassFault::TooLarge, Caches::Emptied));
+        assert!(failed.why.ends_with("memory for 2 tokens, the pass has 3"), "{failed}");
+        assert!(three().is_err());
+        assert!(three().is_ok(), "after");
+        let mut model = SimModel::load("fail-above-rows=0,device-lost-at=2".parse().unwrap());
+        let mut sequence = open(&mut model, &generation(Sampling::greedy()));
+        let mut one = || pass(&mut model, &mut sequence, 0, &[1], false).unwrap_err();
+        let first = one();
+        assert_eq!((first.kind, first.caches), (PassFault::TooLarge, Caches::Kept));
+        assert_eq!(one().caches, Caches::Gone);
     }
 
     #[test]

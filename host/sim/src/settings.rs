@@ -10,6 +10,10 @@ use std::time::Duration;
 pub struct SimSettings {
     /// `load=DURATION`: how long loading takes.
     pub load: Duration,
+    /// `pass=DURATION`: time for each pass, whatever it computes.
+    pub pass: Duration,
+    /// `mixed=DURATION`: time for each pass that computes prompts and next tokens both, in addition.
+    pub mixed: Duration,
     /// `prefill=DURATION`: time for each token of a prompt.
     pub prefill: Duration,
     /// `decode=DURATION`: time for each pass that draws a next token, however many rows it has.
@@ -28,6 +32,18 @@ pub struct SimSettings {
     pub salt: u64,
     /// `fail-every=N`: every N-th pass fails.
     pub fail_every: Option<NonZeroU64>,
+    /// `fail-above-rows=N`: a pass of more rows fails, for want of memory.
+    pub fail_above_rows: Option<u32>,
+    /// `fail-above-tokens=N`: a pass of more tokens fails, for want of memory.
+    pub fail_above_tokens: Option<u32>,
+    /// `fail-from=N`: it is so from the N-th pass on, and
+    pub fail_from: u64,
+    /// `fail-until=N`: before the N-th; for ever if that is not said.
+    pub fail_until: Option<u64>,
+    /// `fail-loses=caches`: whenever a pass fails, what the caches held is lost, as on a GPU.
+    pub fail_loses_caches: bool,
+    /// `device-lost-at=N`: the N-th pass fails, its caches are gone, and there are no others.
+    pub device_lost_at: Option<NonZeroU64>,
     /// `panic-at=N`: the N-th pass panics, and with it the engine thread.
     pub panic_at: Option<NonZeroU64>,
 }
@@ -36,6 +52,8 @@ impl Default for SimSettings {
     fn default() -> Self {
         Self {
             load: Duration::ZERO,
+            pass: Duration::ZERO,
+            mixed: Duration::ZERO,
             prefill: Duration::ZERO,
             decode: Duration::ZERO,
             row: Duration::ZERO,
@@ -45,8 +63,31 @@ impl Default for SimSettings {
             stop: 256,
             salt: 0,
             fail_every: None,
+            fail_above_rows: None,
+            fail_above_tokens: None,
+            fail_from: 0,
+            fail_until: None,
+            fail_loses_caches: false,
+            device_lost_at: None,
             panic_at: None,
         }
+    }
+}
+
+impl SimSettings {
+    /// What a pass takes over so many next tokens and so many tokens of prompts.
+    pub fn time(&self, decoding: usize, prompts: usize) -> Duration {
+        let times = |time: Duration, count: usize| {
+            time.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+        };
+        let mut time = self.pass.saturating_add(times(self.prefill, prompts));
+        if decoding > 0 {
+            time = time.saturating_add(self.decode).saturating_add(times(self.row, decoding));
+        }
+        if decoding > 0 && prompts > 0 {
+            time = time.saturating_add(self.mixed);
+        }
+        time
     }
 }
 
@@ -58,8 +99,9 @@ pub enum BadSettings {
     Form(String),
     /// No such key.
     #[error(
-        "the simulated model has no setting {0:?}; it has load, prefill, decode, row, context, \
-         cache, page, stop, salt, fail-every and panic-at"
+        "the simulated model has no setting {0:?}; it has load, pass, mixed, prefill, decode, row, \
+         context, cache, page, stop, salt, fail-every, fail-above-rows, fail-above-tokens, fail-from, \
+         fail-until, fail-loses, device-lost-at and panic-at"
     )]
     Key(String),
     /// Not a value of that key.
@@ -84,6 +126,8 @@ impl FromStr for SimSettings {
                 setting.split_once('=').ok_or_else(|| BadSettings::Form(setting.to_owned()))?;
             match key {
                 "load" => settings.load = duration(key, value)?,
+                "pass" => settings.pass = duration(key, value)?,
+                "mixed" => settings.mixed = duration(key, value)?,
                 "prefill" => settings.prefill = duration(key, value)?,
                 "decode" => settings.decode = duration(key, value)?,
                 "row" => settings.row = duration(key, value)?,
@@ -93,11 +137,34 @@ impl FromStr for SimSettings {
                 "stop" => settings.stop = parse(key, value, "a number of tokens")?,
                 "salt" => settings.salt = parse(key, value, "a whole number")?,
                 "fail-every" => settings.fail_every = Some(parse(key, value, PASSES)?),
+                "fail-above-rows" => {
+                    settings.fail_above_rows = Some(parse(key, value, "a number of rows")?);
+                }
+                "fail-above-tokens" => {
+                    settings.fail_above_tokens = Some(parse(key, value, "a number of tokens")?);
+                }
+                "fail-from" => settings.fail_from = parse(key, value, PASSES)?,
+                "fail-until" => settings.fail_until = Some(parse(key, value, PASSES)?),
+                "fail-loses" => {
+                    settings.fail_loses_caches = parse::<Loses>(key, value, "caches")?.0;
+                }
+                "device-lost-at" => settings.device_lost_at = Some(parse(key, value, PASSES)?),
                 "panic-at" => settings.panic_at = Some(parse(key, value, PASSES)?),
                 _ => return Err(BadSettings::Key(key.to_owned())),
             }
         }
         Ok(settings)
+    }
+}
+
+/// What stands after `fail-loses=`.
+struct Loses(bool);
+
+impl FromStr for Loses {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == "caches" { Ok(Self(true)) } else { Err(()) }
     }
 }
 
@@ -133,11 +200,34 @@ impl fmt::Display for SimSettings {
             self.page,
             self.stop
         )?;
+        for (key, time) in [("pass", self.pass), ("mixed", self.mixed)] {
+            if !time.is_zero() {
+                write!(f, ",{key}={}", humantime::format_duration(time))?;
+            }
+        }
         if self.salt != 0 {
             write!(f, ",salt={}", self.salt)?;
         }
         if let Some(n) = self.fail_every {
             write!(f, ",fail-every={n}")?;
+        }
+        if let Some(n) = self.fail_above_rows {
+            write!(f, ",fail-above-rows={n}")?;
+        }
+        if let Some(n) = self.fail_above_tokens {
+            write!(f, ",fail-above-tokens={n}")?;
+        }
+        if self.fail_from > 0 {
+            write!(f, ",fail-from={}", self.fail_from)?;
+        }
+        if let Some(n) = self.fail_until {
+            write!(f, ",fail-until={n}")?;
+        }
+        if self.fail_loses_caches {
+            write!(f, ",fail-loses=caches")?;
+        }
+        if let Some(n) = self.device_lost_at {
+            write!(f, ",device-lost-at={n}")?;
         }
         if let Some(n) = self.panic_at {
             write!(f, ",panic-at={n}")?;
@@ -158,10 +248,23 @@ mod tests {
             "stop=0,panic-at=7",
             "row=1us,cache=64,page=4",
             "salt=7",
+            "pass=10ms,mixed=5ms,prefill=100us",
+            "fail-above-rows=3,fail-above-tokens=0,fail-from=2,fail-until=9,fail-loses=caches",
+            "device-lost-at=4",
         ] {
             let settings: SimSettings = text.parse().expect(text);
             assert_eq!(settings.to_string().parse(), Ok(settings), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_pass_costs_what_it_says() {
+        let settings: SimSettings =
+            "pass=10ms,mixed=5ms,decode=3ms,row=1ms,prefill=100us".parse().unwrap();
+        let micros = |decoding, prompts| settings.time(decoding, prompts).as_micros();
+        assert_eq!(micros(0, 20), 12_000);
+        assert_eq!(micros(4, 0), 17_000);
+        assert_eq!(micros(4, 20), 24_000);
     }
 
     #[test]
@@ -177,5 +280,6 @@ mod tests {
             "a setting of the simulated model is key=value, got \"decode\""
         );
         assert!(error("panic-at=0").contains("at least 1, got \"0\""));
+        assert!(error("fail-loses=all").ends_with("must be caches, got \"all\""));
     }
 }

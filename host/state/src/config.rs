@@ -14,15 +14,16 @@ use crate::space::ENTRY_BYTES;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StateConfig {
-    /// `memory`, which is this process's own and ends with it, or a Redis server (6.2 or later, or
-    /// Valkey) as `redis://[user:password@]host[:port][/database]`. Turn this to Redis when several
-    /// hosts are to share their limits, or when limits have to outlive a restart.
+    /// `memory`, which is this process's own and ends with it, or a server of Redis 6.2 or later, or
+    /// of Valkey, as `redis://[user:password@]host[:port][/database]`; what is tested is Redis 6.2,
+    /// the oldest, and Valkey 9.1, the newest. Turn this to Redis when several hosts are to share
+    /// their limits, or when limits have to outlive a restart.
     pub store: StoreUrl,
     /// Longest time that one call may wait for Redis, 1ms to 1s; memory never waits. The default is
     /// several times a round trip within a data centre. A policy that waited in vain hears that the
     /// state is unavailable and decides without it; its deadline, which counts its own time alone,
-    /// does not run meanwhile. Turn this up when Redis is further away than that, and mind that
-    /// the call waits on the thread of a request.
+    /// does not run meanwhile. Turn this up when Redis is further away than that. A policy with
+    /// state in Redis is called on threads of its own, so nobody else waits for its calls.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub timeout: Duration,

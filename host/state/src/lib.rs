@@ -19,7 +19,7 @@
 //! - What one policy can fill is bounded in keys and bytes. What has ended is swept before anything
 //!   is refused, and nothing that still counts is dropped to make room.
 //! - Nothing is kept for longer than [`LIFE_MAX`] after it was last written.
-//! - Memory answers in microseconds. Redis answers within `state.timeout`, or the fault is
+//! - Memory answers in microseconds, and [`State::waits`] says so. Redis answers within `state.timeout`, or the fault is
 //!   [`StateFault::Unavailable`]; then it is left alone until it answers again, and until then each
 //!   call fails at once.
 //!
@@ -82,6 +82,9 @@ pub enum StateFailed {
 
 /// Where spaces come from.
 trait Store: Send + Sync {
+    /// May a call wait for another process?
+    fn waits(&self) -> bool;
+
     /// The shelf of a policy; the same one for the same name.
     fn shelf(&self, policy: &str) -> Arc<dyn space::Shelf>;
 }
@@ -128,6 +131,12 @@ impl State {
     pub fn memory_with(clock: Arc<dyn StateClock>) -> Self {
         let quota = Quota::of(&StateConfig::default());
         Self { store: Arc::new(memory::Memory::new(clock, quota)), quota, metrics: None }
+    }
+
+    /// May a call wait for another process, up to `state.timeout`? Then none is made on a thread
+    /// that others need meanwhile.
+    pub fn waits(&self) -> bool {
+        self.store.waits()
     }
 
     /// Counts what the spaces are asked, from now on.

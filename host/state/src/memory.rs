@@ -105,6 +105,10 @@ impl Memory {
 }
 
 impl Store for Memory {
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {

@@ -88,6 +88,10 @@ impl Redis {
 }
 
 impl Store for Redis {
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
         Arc::new(RedisShelf {
             link: Arc::clone(&self.link),

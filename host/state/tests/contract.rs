@@ -1,6 +1,6 @@
 //! What holds of every store. Each story runs in memory, on a clock that moves when told to, and
-//! against a real Redis, where time passes: hence stories of milliseconds, with slack where a
-//! loaded machine could make them longer.
+//! against the oldest and the newest server, where time passes: hence stories of milliseconds, with
+//! slack where a loaded machine could make them longer.
 
 mod rig;
 
@@ -13,16 +13,21 @@ use interlock_state::{
     Bucket, Entered, NEVER, Reservation, Reserved, Space, StateFault, StateMetrics, Taken, Window,
 };
 use proptest::prelude::*;
-use rig::World;
+use rig::{Version, World};
 
-/// Runs each story against both stores.
+/// Runs each story against every store.
 macro_rules! stories {
     ($($story:ident),* $(,)?) => {
         mod in_memory {
             $(#[test] fn $story() { super::$story(super::World::memory()); })*
         }
-        mod in_redis {
-            $(#[test] fn $story() { super::$story(super::World::redis()); })*
+        mod in_redis_6_2 {
+            use super::*;
+            $(#[test] fn $story() { super::$story(World::redis(Version::Redis62)); })*
+        }
+        mod in_valkey_9_1 {
+            use super::*;
+            $(#[test] fn $story() { super::$story(World::redis(Version::Valkey91)); })*
         }
     };
 }

@@ -8,16 +8,48 @@ use std::time::{Duration, Instant};
 use interlock_state::{
     Bucket, Entered, Reserved, Space, State, StateConfig, StateFault, StoreUrl, Taken, Window,
 };
-use rig::RedisServer;
+use rig::{RedisServer, Version};
+
+/// Runs each story against the oldest and the newest server.
+macro_rules! stories {
+    ($($story:ident),* $(,)?) => {
+        mod in_redis_6_2 {
+            use super::*;
+            $(#[test] fn $story() { super::$story(RedisServer::start(Version::Redis62)); })*
+        }
+        mod in_valkey_9_1 {
+            use super::*;
+            $(#[test] fn $story() { super::$story(RedisServer::start(Version::Valkey91)); })*
+        }
+    };
+}
+
+stories![
+    hosts_that_share_a_redis_share_their_limits,
+    what_one_host_reserved_another_may_settle_for_the_same_policy_alone,
+    a_redis_that_is_killed_fails_calls_at_once_and_is_found_again_when_it_is_back,
+    one_late_answer_is_a_fault_of_that_call_alone,
+    a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing,
+    calls_in_flight_when_redis_stalls_all_end_in_time,
+    connections_that_the_server_closed_are_made_anew,
+    what_the_server_refuses_is_a_fault_of_that_call_alone,
+    a_refusal_in_words_that_the_client_does_not_know_costs_no_connection,
+    scripts_that_the_server_forgot_are_told_again,
+    everything_has_an_expiry_and_is_written_under_the_policys_prefix,
+    the_account_is_empty_when_all_has_ended,
+    a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives,
+    a_store_that_does_not_answer_is_found_at_the_start,
+    a_wrong_password_is_found_at_the_start,
+];
 
 const STILL: Bucket = Bucket { capacity: 400.0, refill_per_second: 0.001 };
 const HOUR: Window = Window { limit: 400.0, per: Duration::from_secs(3600) };
 
-/// What a loaded machine may add to a time that is promised.
-const SLACK: Duration = Duration::from_millis(250);
+/// What a loaded machine may add to a time that is promised: less than many calls that wait in turn.
+const SLACK: Duration = Duration::from_millis(2500);
 
-/// No call touches the network: a thousand of them fit here with room to spare.
-const AT_ONCE: Duration = Duration::from_millis(100);
+/// Nothing here takes long, unless it hangs.
+const LONG: Duration = Duration::from_secs(60);
 
 fn unavailable<T: std::fmt::Debug>(answer: Result<T, StateFault>) -> String {
     match answer {
@@ -30,18 +62,16 @@ fn unavailable<T: std::fmt::Debug>(answer: Result<T, StateFault>) -> String {
 #[track_caller]
 fn recovers(space: &Space) {
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(20) {
+    while started.elapsed() < LONG {
         if space.get("k").is_ok() {
             return;
         }
         thread::sleep(Duration::from_millis(1));
     }
-    panic!("redis is back, and not found in 20 s");
+    panic!("redis is back, and not found in {LONG:?}");
 }
 
-#[test]
-fn hosts_that_share_a_redis_share_their_limits() {
-    let server = RedisServer::start();
+fn hosts_that_share_a_redis_share_their_limits(server: RedisServer) {
     let hosts = [server.open(), server.open()];
     let granted = thread::scope(|threads| {
         let all: Vec<_> = (0..8)
@@ -67,9 +97,7 @@ fn hosts_that_share_a_redis_share_their_limits() {
     assert_eq!(granted, (400, 400, 40));
 }
 
-#[test]
-fn what_one_host_reserved_another_may_settle_for_the_same_policy_alone() {
-    let server = RedisServer::start();
+fn what_one_host_reserved_another_may_settle_for_the_same_policy_alone(server: RedisServer) {
     let (one, other) = (server.open(), server.open());
     let Reserved::Ok(reservation) = one.space("p").reserve("k", HOUR, 400.0).unwrap() else {
         panic!("there is room");
@@ -80,21 +108,20 @@ fn what_one_host_reserved_another_may_settle_for_the_same_policy_alone() {
     assert!(matches!(again, Reserved::Ok(_)), "{again:?}");
 }
 
-#[test]
-fn a_redis_that_is_killed_fails_calls_at_once_and_is_found_again_when_it_is_back() {
-    let server = RedisServer::start();
+fn a_redis_that_is_killed_fails_calls_at_once_and_is_found_again_when_it_is_back(
+    server: RedisServer,
+) {
     let space = server.open().space("p");
     space.set("k", b"1", None).unwrap();
     server.kill();
     let started = Instant::now();
-    unavailable(space.get("k"));
+    let why = unavailable(space.get("k"));
     assert!(started.elapsed() < server.config().timeout + SLACK);
-    let started = Instant::now();
+    // Nobody tries again: all are told what the first one found.
     for _ in 0..1000 {
-        unavailable(space.take("k", STILL, 1.0));
-        unavailable(space.settle(1, 1.0));
+        assert_eq!(unavailable(space.take("k", STILL, 1.0)), why);
+        assert_eq!(unavailable(space.settle(1, 1.0)), why);
     }
-    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     server.restart();
     recovers(&space);
     // It has forgotten the scripts with everything else, and is told again.
@@ -103,49 +130,43 @@ fn a_redis_that_is_killed_fails_calls_at_once_and_is_found_again_when_it_is_back
 
 /// One slow script of somebody else's, or a fork: every call that waits meanwhile is too late, and
 /// nothing is wrong with the server.
-#[test]
-fn one_late_answer_is_a_fault_of_that_call_alone() {
-    let server = RedisServer::start();
-    let timeout = Duration::from_millis(300);
+fn one_late_answer_is_a_fault_of_that_call_alone(server: RedisServer) {
+    let timeout = Duration::from_secs(3);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     let space = state.space("p");
-    let mut raw = server.raw();
-    let pause = redis::cmd("DEBUG").arg(&["SLEEP", "0.45"]).get_packed_command();
-    raw.send_packed_command(&pause).unwrap();
-    // On its way before ours, on another connection.
-    thread::sleep(Duration::from_millis(20));
-    let why = unavailable(space.take("k", STILL, 1.0));
-    assert!(why.contains("did not answer within 300ms"), "{why}");
-    assert!(matches!(space.take("k", STILL, 1.0).unwrap(), Taken::Ok { .. }));
+    // Until told otherwise the server answers nobody who wants to write. It has said so when this
+    // returns, and goes on to answer who connects.
+    let pause = || server.told::<()>(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+    let go_on = || server.told::<()>(&["CLIENT", "UNPAUSE"]);
     // As many late ones as there are connections, and more than would do in a row: each is
     // replaced, and an answer in between begins the count anew.
     for _ in 0..4 {
-        raw.recv_response().unwrap();
-        raw.send_packed_command(&pause).unwrap();
-        thread::sleep(Duration::from_millis(20));
-        unavailable(space.get("k"));
-        space.get("k").unwrap();
+        pause();
+        let why = unavailable(space.take("k", STILL, 1.0));
+        assert!(why.contains("did not answer within 3s"), "{why}");
+        go_on();
+        assert!(matches!(space.take("k", STILL, 1.0).unwrap(), Taken::Ok { .. }));
     }
 }
 
-#[test]
-fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing() {
-    let server = RedisServer::start();
-    let timeout = Duration::from_millis(50);
+fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing(server: RedisServer) {
+    let timeout = Duration::from_millis(500);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     let space = state.space("p");
     server.signal("STOP");
-    for _ in 0..3 {
+    for nth in 0..3 {
         let started = Instant::now();
         let why = unavailable(space.take("k", STILL, 1.0));
-        assert!(why.contains("50ms"), "{why}");
-        assert!((timeout..timeout + SLACK).contains(&started.elapsed()), "{:?}", started.elapsed());
+        assert!(started.elapsed() < timeout + SLACK, "{:?}", started.elapsed());
+        // Later ones may be told what who connects anew has found meanwhile.
+        assert!(nth > 0 || why == "redis did not answer within 500ms", "{why}");
     }
     let started = Instant::now();
     for _ in 0..1000 {
         unavailable(space.take("k", STILL, 1.0));
     }
-    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    // Did only some of them wait, they would take minutes.
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
     server.signal("CONT");
     recovers(&space);
     // The answer that came too late was read by nobody.
@@ -153,10 +174,8 @@ fn a_redis_that_says_nothing_costs_three_timeouts_and_then_nothing() {
     assert_eq!(space.increment("n", 5, None).unwrap(), 5);
 }
 
-#[test]
-fn calls_in_flight_when_redis_stalls_all_end_in_time() {
-    let server = RedisServer::start();
-    let timeout = Duration::from_millis(100);
+fn calls_in_flight_when_redis_stalls_all_end_in_time(server: RedisServer) {
+    let timeout = Duration::from_secs(1);
     let state = State::open(&StateConfig { timeout, ..server.config() }).unwrap();
     server.signal("STOP");
     // More callers than there are connections: those who wait for one are told as well.
@@ -172,29 +191,19 @@ fn calls_in_flight_when_redis_stalls_all_end_in_time() {
     });
 }
 
-#[test]
-fn connections_that_the_server_closed_are_made_anew() {
-    let server = RedisServer::start();
+fn connections_that_the_server_closed_are_made_anew(server: RedisServer) {
     let space = server.open().space("p");
     space.set("k", b"1", None).unwrap();
-    let closed: u32 = redis::cmd("CLIENT")
-        .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
-        .query(&mut server.raw())
-        .unwrap();
+    let closed: u32 = server.told(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     assert!(closed > 0);
     unavailable(space.get("k"));
     recovers(&space);
     assert_eq!(space.get("k").unwrap(), Some(b"1".into()));
 }
 
-#[test]
-fn what_the_server_refuses_is_a_fault_of_that_call_alone() {
-    let server = RedisServer::start();
+fn what_the_server_refuses_is_a_fault_of_that_call_alone(server: RedisServer) {
     let space = server.open().space("p");
-    let configure = |key: &str, value: &str| {
-        let set = redis::cmd("CONFIG").arg(&["SET", key, value]).query::<()>(&mut server.raw());
-        set.unwrap();
-    };
+    let configure = |key: &str, value: &str| server.told::<()>(&["CONFIG", "SET", key, value]);
     configure("maxmemory", "1");
     let why = unavailable(space.set("k", b"1", None));
     assert!(why.contains("OOM"), "{why}");
@@ -205,35 +214,33 @@ fn what_the_server_refuses_is_a_fault_of_that_call_alone() {
 
 /// BUSY is a code that the client does not know by name, as are MISCONF and, from a script on newer
 /// servers, OOM.
-#[test]
-fn a_refusal_in_words_that_the_client_does_not_know_costs_no_connection() {
-    let server = RedisServer::start();
+fn a_refusal_in_words_that_the_client_does_not_know_costs_no_connection(server: RedisServer) {
     let space = server.open().space("p");
+    server.told::<()>(&["CONFIG", "SET", "lua-time-limit", "1"]);
     let (mut busy, mut other) = (server.raw(), server.raw());
-    let limit = ["SET", "lua-time-limit", "1"];
-    redis::cmd("CONFIG").arg(&limit).query::<()>(&mut other).unwrap();
-    let endless = redis::cmd("EVAL").arg("while true do end").arg(0).get_packed_command();
-    busy.send_packed_command(&endless).unwrap();
-    thread::sleep(Duration::from_millis(20));
+    let ending = thread::spawn(move || {
+        redis::cmd("EVAL").arg("while true do end").arg(0).query::<()>(&mut busy)
+    });
+    let started = Instant::now();
+    while let Ok(pong) = redis::cmd("PING").query::<String>(&mut other) {
+        assert!(started.elapsed() < LONG, "{pong}, and no script runs");
+    }
     let why = unavailable(space.get("k"));
     assert!(why.contains("BUSY"), "{why}");
     redis::cmd("SCRIPT").arg("KILL").query::<()>(&mut other).unwrap();
     // The end of the script, which is a little later.
-    busy.recv_response().unwrap();
+    let killed = ending.join().expect("no panic").expect_err("it would not end by itself");
+    assert!(killed.to_string().contains("killed"), "{killed}");
     assert_eq!(space.get("k").unwrap(), None);
 }
 
-#[test]
-fn scripts_that_the_server_forgot_are_told_again() {
-    let server = RedisServer::start();
+fn scripts_that_the_server_forgot_are_told_again(server: RedisServer) {
     let space = server.open().space("p");
-    redis::cmd("SCRIPT").arg("FLUSH").query::<()>(&mut server.raw()).unwrap();
+    server.told::<()>(&["SCRIPT", "FLUSH"]);
     assert!(matches!(space.take("k", STILL, 1.0).unwrap(), Taken::Ok { .. }));
 }
 
-#[test]
-fn everything_has_an_expiry_and_is_written_under_the_policys_prefix() {
-    let server = RedisServer::start();
+fn everything_has_an_expiry_and_is_written_under_the_policys_prefix(server: RedisServer) {
     let space = server.open().space("p");
     space.take("k", STILL, 1.0).unwrap();
     space.reserve("k", HOUR, 1.0).unwrap();
@@ -260,9 +267,7 @@ fn everything_has_an_expiry_and_is_written_under_the_policys_prefix() {
 
 /// The account is what quotas are checked against: where it drifts, a policy is refused for ever
 /// or never.
-#[test]
-fn the_account_is_empty_when_all_has_ended() {
-    let server = RedisServer::start();
+fn the_account_is_empty_when_all_has_ended(server: RedisServer) {
     let space = server.open().space("p");
     let short = Duration::from_millis(50);
     let window = Window { limit: 10.0, per: short };
@@ -297,9 +302,7 @@ fn the_account_is_empty_when_all_has_ended() {
 
 /// Somebody set the server's clock back: what was written then is in the future now. Nobody is to
 /// be refused until that future comes, nor is anything forgiven.
-#[test]
-fn a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives() {
-    let server = RedisServer::start();
+fn a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives(server: RedisServer) {
     let space = server.open().space("p");
     let mut raw = server.raw();
     let (seconds, _): (u64, u64) = redis::cmd("TIME").query(&mut raw).unwrap();
@@ -318,9 +321,7 @@ fn a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives() {
     assert!(available_in <= HOUR.per, "{available_in:?}");
 }
 
-#[test]
-fn a_store_that_does_not_answer_is_found_at_the_start() {
-    let server = RedisServer::start();
+fn a_store_that_does_not_answer_is_found_at_the_start(server: RedisServer) {
     server.kill();
     let error = State::open(&server.config()).unwrap_err().to_string();
     assert!(error.starts_with(&format!("state.store {} cannot be used", server.url())), "{error}");
@@ -331,12 +332,8 @@ fn a_store_that_does_not_answer_is_found_at_the_start() {
     assert!(!error.contains("secret"), "{error}");
 }
 
-#[test]
-fn a_wrong_password_is_found_at_the_start() {
-    let server = RedisServer::start();
-    let set =
-        redis::cmd("CONFIG").arg(&["SET", "requirepass", "right"]).query::<()>(&mut server.raw());
-    set.unwrap();
+fn a_wrong_password_is_found_at_the_start(server: RedisServer) {
+    server.told::<()>(&["CONFIG", "SET", "requirepass", "right"]);
     let with = |login: &str| {
         let url = server.url().replace("redis://", &format!("redis://{login}"));
         State::open(&StateConfig { store: StoreUrl::Redis(url), ..server.config() })

@@ -7,30 +7,35 @@
 //!
 //! # Invariants
 //!
-//! - No message, however made, holds a thread for long or takes much memory: a render takes at
-//!   most [`FUEL`] steps, one for each instruction and each 64 bytes made or looked at, and
-//!   nesting is bounded. A template that loops without end meets the same bound.
-//! - A template reads no files and no environment, and of the host only the date.
+//! Template and messages are both somebody else's, and may be made to do harm.
 //!
-//! # What the budget does not stop
+//! - A render takes at most [`FUEL`] steps: one for each instruction, each 64 bytes and each two
+//!   values made or looked at, however they are hidden in one another ([`metered`]). A template
+//!   that loops without end meets the same bound. So it holds no thread for long, and no more
+//!   than 64 bytes for each step.
+//! - Nesting is bounded: of values ([`DEPTH_MAX`]), of macros and loops ([`NESTING`]), and of the
+//!   template's own text ([`BYTES_MAX`], [`TAG_MAX`], [`BRANCHES_MAX`], and what the parser has).
+//!   [`STACK_BYTES`](crate::STACK_BYTES) are enough for all of it.
+//! - A template reads no files and no environment, no other template, and of the host only the
+//!   date.
 //!
-//! A template written to do harm. minijinja 3.1 charges for steps and bytes, but not for what
-//! happens inside one step: printing or comparing a list that holds another twice, which holds
-//! another twice, forty times over, takes forever (`tojson` is ours, and charges), and
-//! dropping a list nested tens of thousands deep overflows the stack, which ends the process.
-//! Both were tried. Messages are flat and cannot do either, so this is trust in the model's
-//! files, as far as the operator who chose them has it.
+//! A step is not a unit of time: the dearest, one after another, are some microseconds each. So
+//! whoever renders for others still sets a limit on the clock.
 //!
 //! # Not here
 //!
 //! Tools, images and continued assistant messages, until the host speaks of them.
 
+use std::collections::BTreeMap;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use minijinja::machinery::{self, Token};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 
-use crate::{RenderError, TextError, python};
+use crate::metered::{self, DEPTH_MAX, TooDeep};
+use crate::{RenderError, RenderLimit, TextError, python};
 
 /// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
 pub(crate) const FUEL: u64 = 2_000_000;
@@ -49,8 +54,22 @@ pub struct Message {
     pub name: Option<String>,
 }
 
+/// Length of a template's text. Those of the hub have up to 30 KB.
+const BYTES_MAX: usize = 128 * 1024;
+/// Words and signs in one `{{ .. }}` or `{% .. %}`: an operator may nest as deep as it is long.
+const TAG_MAX: usize = 4000;
+/// `elif`s in a template: each is nested in the one before.
+const BRANCHES_MAX: usize = 1000;
+/// Enough to read and drop a template of that size: measured, four times over.
+const COMPILING_STACK_BYTES: usize = 64 * 1024 * 1024;
+/// Letters of a message of the template's; it may put what it likes into one.
+const REFUSAL_LETTERS_MAX: usize = 1000;
+
 /// A compiled template with everything it may call.
 pub(crate) struct ChatTemplate {
+    /// Holds the template.
+    compiled: Environment<'static>,
+    /// Runs it. There is no template in it to include, import or extend.
     environment: Environment<'static>,
     bos: Value,
     eos: Value,
@@ -66,9 +85,9 @@ struct Refusal(String);
 
 impl ChatTemplate {
     pub(crate) fn new(source: &str, bos: String, eos: String) -> Result<Self, TextError> {
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let source = without_generation_blocks(source);
+        is_readable(&source)?;
         let mut environment = Environment::new();
-        environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(NESTING);
         // Its errors would quote the messages into our log.
@@ -77,23 +96,117 @@ impl ChatTemplate {
         environment.add_filter("tojson", python::tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned(NAME, without_generation_blocks(source))
-            .map_err(|error| TextError::Template(error.to_string()))?;
-        Ok(Self { environment, bos: bos.into(), eos: eos.into() })
+        metered::teach(&mut environment);
+        // The parser recurses where a text is nested.
+        let compiled = thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .name("chat-template".to_owned())
+                .stack_size(COMPILING_STACK_BYTES)
+                .spawn_scoped(scope, || compile(source));
+            match thread.map(thread::ScopedJoinHandle::join) {
+                Ok(Ok(compiled)) => compiled,
+                Ok(Err(_)) => Err(TextError::Template("the parser panicked".to_owned())),
+                Err(error) => Err(TextError::Template(format!("no thread to read it: {error}"))),
+            }
+        })?;
+        Ok(Self { compiled, environment, bos: bos.into(), eos: eos.into() })
     }
 
-    pub(crate) fn render(&self, messages: &[Message]) -> Result<String, RenderError> {
-        let template = self.environment.get_template(NAME).map_err(failure)?;
-        let rendered = template.render(context! {
+    /// `bytes_max`: of what goes in.
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        tokens_max: usize,
+        bytes_max: usize,
+    ) -> Result<String, RenderError> {
+        small_enough(messages, tokens_max, bytes_max)?;
+        let root = context! {
             messages => messages.iter().map(value).collect::<Vec<_>>(),
             bos_token => self.bos.clone(),
             eos_token => self.eos.clone(),
             add_generation_prompt => true,
             tools => (),
             documents => (),
-        });
-        rendered.map_err(failure)
+        };
+        let template = self.compiled.get_template(NAME).map_err(failure)?;
+        let compiled = machinery::get_compiled_template(&template);
+        let program = metered::metered(&compiled.instructions);
+        let blocks = BTreeMap::new();
+        let mut text = String::new();
+        let mut out = machinery::make_string_output(&mut text);
+        machinery::eval(&self.environment, &program, root, &blocks, &mut out, AutoEscape::None)
+            .map_err(failure)?;
+        Ok(text)
+    }
+}
+
+fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    syntax.expect("the delimiters are the usual ones")
+}
+
+fn compile(source: String) -> Result<Environment<'static>, TextError> {
+    let mut environment = Environment::empty();
+    environment.set_syntax(syntax());
+    environment.set_debug(false);
+    environment
+        .add_template_owned(NAME, source)
+        .map_err(|error| TextError::Template(error.to_string()))?;
+    let template = environment.get_template(NAME);
+    let template = template.map_err(|error| TextError::Template(error.to_string()))?;
+    if !machinery::get_compiled_template(&template).blocks.is_empty() {
+        // They may call each other and themselves, at a small part of the nesting that it is.
+        let error = "it has a {% block %}, and there is no template that it could extend";
+        return Err(TextError::Template(error.to_owned()));
+    }
+    drop(template);
+    Ok(environment)
+}
+
+/// Refuses what is nested so deep that reading it would take a stack without end.
+fn is_readable(source: &str) -> Result<(), TextError> {
+    let too_much =
+        |what: &str, max: usize| Err(TextError::Template(format!("it has more than {max} {what}")));
+    if source.len() > BYTES_MAX {
+        return too_much("bytes", BYTES_MAX);
+    }
+    let (mut in_tag, mut branches) = (0, 0);
+    // What is no token is an error of the parser, which says where.
+    for (token, _) in machinery::tokenize(source, false, syntax()).map_while(Result::ok) {
+        match token {
+            Token::VariableStart | Token::BlockStart => in_tag = 0,
+            Token::Ident("elif") => branches += 1,
+            _ => {}
+        }
+        in_tag += 1;
+        if in_tag > TAG_MAX {
+            return too_much("words and signs in one tag", TAG_MAX);
+        }
+        if branches > BRANCHES_MAX {
+            return too_much("branches (elif)", BRANCHES_MAX);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses by size: each message is at least a token, whatever a template makes of it, and no
+/// token is longer than the longest.
+fn small_enough(
+    messages: &[Message],
+    tokens_max: usize,
+    bytes_max: usize,
+) -> Result<(), RenderError> {
+    let too_long = |tokens_min| Err(RenderError::TooLong { tokens_min, tokens_max });
+    if messages.len() > tokens_max {
+        return too_long(messages.len());
+    }
+    let bytes = |message: &Message| {
+        let Message { role, content, name } = message;
+        role.len() + content.len() + name.as_ref().map_or(0, String::len)
+    };
+    match messages.iter().map(bytes).sum::<usize>() {
+        bytes if bytes > bytes_max => too_long(tokens_max.saturating_add(1)),
+        _ => Ok(()),
     }
 }
 
@@ -119,7 +232,7 @@ fn without_generation_blocks(source: &str) -> String {
 
 fn raise_exception(message: String) -> Result<String, Error> {
     let error = Error::new(ErrorKind::InvalidOperation, "the template refused the messages");
-    Err(error.with_source(Refusal(message)))
+    Err(error.with_source(Refusal(message.chars().take(REFUSAL_LETTERS_MAX).collect())))
 }
 
 fn strftime_now(format: String) -> String {
@@ -136,11 +249,14 @@ fn failure(error: Error) -> RenderError {
             return RenderError::Refused(message.clone());
         }
         if current.downcast_ref().is_some_and(|e: &Error| e.kind() == ErrorKind::OutOfFuel) {
-            return RenderError::TooCostly { limit: FUEL };
+            return RenderError::TooCostly(RenderLimit::Steps(FUEL));
+        }
+        if current.is::<TooDeep>() {
+            return RenderError::TooCostly(RenderLimit::Depth(DEPTH_MAX));
         }
         cause = current.source();
     }
-    RenderError::Template(error.to_string())
+    RenderError::Template(error.to_string().chars().take(REFUSAL_LETTERS_MAX).collect())
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@
 //!
 //! - Text given out in pieces is the text given out at once: whatever way tokens or text are
 //!   cut, the pieces concatenated are equal. Property tests hold both to it.
-//! - Nothing costs more than `n log n` in the length of its input, and rendering a chat has a
-//!   budget of steps, so no message holds a thread for long. Measured (release, two busy
-//!   cores, SmolLM2's vocabulary; 1 MB of letters, spaces, digits, emoji, newlines or text):
-//!   0.4 to 2.7 s to encode, four to five times what 256 KB take; 10 to 70 ms to decode. That
-//!   is too long for a thread that others wait for: call it where blocking is allowed.
+//! - A prompt has a limit of tokens, and what it costs goes by the limit: one that is too long is
+//!   refused as soon as that is certain, mostly by its size or its pairs of bytes alone
+//!   (`bounded.rs`). The longest word that may still fit is one of `limit` times the longest token,
+//!   which takes `n log n` to merge; [`TextModel::working_bytes`] says what is held meanwhile.
+//! - Rendering a chat has limits of steps, size and depth, whatever the template and the messages
+//!   are (`chat.rs`). Half a second is still too long for a thread that others wait for: call it
+//!   where computing is allowed.
 //!
 //! # Special tokens in a message are special tokens
 //!
@@ -25,12 +27,14 @@
 //! # Not here
 //!
 //! No HTTP, no MLX, no threads. No tool calls, no reasoning, no images: those are read from
-//! and written as text by whoever knows the client's protocol. No limit on a text's length:
-//! whoever reads the bytes bounds them. One clock, and it only tells templates the date.
+//! and written as text by whoever knows the client's protocol. No limit on the clock: whoever calls
+//! has one. One clock, and it only tells templates the date.
 
+mod bounded;
 mod chat;
 mod detokenizer;
 mod gguf;
+mod metered;
 mod model;
 mod pieces;
 mod python;
@@ -42,6 +46,9 @@ mod tiny;
 pub use chat::Message;
 pub use detokenizer::Detokenizer;
 pub use gguf::{GgufError, GgufTokenizer};
-pub use model::{RenderError, TextError, TextModel, TextParts, TokenizerSource};
+pub use model::{
+    RENDER_BYTES_MAX, RenderError, RenderLimit, STACK_BYTES, TextError, TextModel, TextParts,
+    TokenizerSource,
+};
 pub use pieces::DecoderError;
 pub use stop::{StopMatcher, Stopped};

@@ -1,12 +1,12 @@
 //! One model's text side: its tokenizer, its chat template, its special tokens.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use interlock_request::TokenId;
 use tokenizers::Tokenizer;
 
+use crate::bounded::Bounded;
 use crate::chat::ChatTemplate;
 use crate::detokenizer::Text;
 use crate::gguf::{self, Built};
@@ -73,18 +73,46 @@ pub enum RenderError {
     /// The template called `raise_exception`; its words are for the client.
     #[error("{0}")]
     Refused(String),
-    /// The template did not come to an end within its budget. Fewer or shorter messages may.
-    #[error("rendering the chat takes more than {limit} steps")]
-    TooCostly {
-        /// The budget, in steps of one instruction or 64 bytes.
-        limit: u64,
+    /// The prompt has more tokens than the caller takes. How many is not known: counting ended
+    /// as soon as that was certain.
+    #[error("the prompt has at least {tokens_min} tokens, more than {tokens_max}")]
+    TooLong {
+        /// It has at least so many, and may have many more.
+        tokens_min: usize,
+        /// The caller's limit.
+        tokens_max: usize,
     },
+    /// The template did not come to an end within its limits. Fewer or shorter messages may.
+    #[error("the model's chat template needs more than {0} for this chat")]
+    TooCostly(RenderLimit),
     /// The template failed: on these messages, or on any. The text is for our log as well.
     #[error("the model's chat template failed: {0}")]
     Template(String),
     /// The tokenizer failed on this text.
     #[error("the model's tokenizer failed: {0}")]
     Tokenizer(String),
+}
+
+/// A limit of rendering that a template met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RenderLimit {
+    /// Of instructions, items looked at, and bytes moved.
+    #[error("{0} steps")]
+    Steps(u64),
+    /// Of lists in lists, or calls in calls.
+    #[error("{0} levels of nesting")]
+    Depth(usize),
+}
+
+impl RenderError {
+    /// Whether the model's files are to blame rather than the request: another request may meet
+    /// the same, and whoever runs the host should know.
+    pub fn is_the_models_fault(&self) -> bool {
+        match self {
+            Self::NoTemplate | Self::Refused(_) | Self::TooLong { .. } => false,
+            Self::TooCostly(_) | Self::Template(_) | Self::Tokenizer(_) => true,
+        }
+    }
 }
 
 /// The text side of one model. Cheap to share: put it behind an `Arc`.
@@ -98,7 +126,7 @@ enum Encoder {
     /// What `tokenizer.json` or GGUF describe, with what we add around a plain prompt. The
     /// former's own post-processor adds its special tokens; the latter has none.
     Real {
-        tokenizer: Box<Tokenizer>,
+        tokenizer: Bounded,
         prefix: Option<TokenId>,
         suffix: Option<TokenId>,
         template: Option<Box<ChatTemplate>>,
@@ -144,7 +172,7 @@ impl TextModel {
         let encoder = Encoder::Real {
             prefix: bos.filter(|_| add_bos),
             suffix: first_eos.filter(|_| add_eos),
-            tokenizer: Box::new(tokenizer),
+            tokenizer: Bounded::new(Box::new(tokenizer)),
             template,
         };
         Ok(Self { encoder, pieces, eos })
@@ -167,15 +195,24 @@ impl TextModel {
     /// Renders the chat template, with the prompt for the model's answer at its end, and
     /// tokenizes what comes out. The template writes bos itself; none is added.
     ///
+    /// Call it on a thread with [`STACK_BYTES`] of stack, where computing is allowed.
+    ///
     /// # Errors
     ///
-    /// When there is no template, it refuses these messages, fails or takes too long.
-    pub fn render_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, RenderError> {
+    /// When there is no template, it refuses these messages, fails or meets a limit, or the
+    /// prompt has more than `tokens_max` tokens.
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        tokens_max: usize,
+    ) -> Result<Vec<TokenId>, RenderError> {
         match &self.encoder {
-            Encoder::Sim => Ok(sim::render(messages)),
+            Encoder::Sim => sim::render(messages, tokens_max),
             Encoder::Real { template: None, .. } => Err(RenderError::NoTemplate),
             Encoder::Real { template: Some(template), tokenizer, .. } => {
-                ids(tokenizer, &template.render(messages)?, false)
+                let bytes_max = tokenizer.bytes_max(tokens_max);
+                let text = template.render(messages, tokens_max, bytes_max)?;
+                tokenizer.encode(&text, false, tokens_max)
             }
         }
     }
@@ -185,14 +222,38 @@ impl TextModel {
     ///
     /// # Errors
     ///
-    /// When the tokenizer fails on this text, which takes some ten megabytes of spaces.
-    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, RenderError> {
+    /// When it has more than `tokens_max` tokens, or the tokenizer fails on this text, which
+    /// takes some ten megabytes of spaces.
+    pub fn encode(&self, text: &str, tokens_max: usize) -> Result<Vec<TokenId>, RenderError> {
         match &self.encoder {
-            Encoder::Sim => Ok(sim::encode(text)),
+            Encoder::Sim => sim::encode(text, tokens_max),
             Encoder::Real { tokenizer, prefix, suffix, .. } => {
-                let ids = ids(tokenizer, text, true)?;
-                Ok(prefix.iter().copied().chain(ids).chain(*suffix).collect())
+                let around = usize::from(prefix.is_some()) + usize::from(suffix.is_some());
+                let room = tokens_max.saturating_sub(around);
+                let ids = tokenizer.encode(text, true, room).map_err(|error| match error {
+                    RenderError::TooLong { tokens_min, .. } => {
+                        RenderError::TooLong { tokens_min: tokens_min + around, tokens_max }
+                    }
+                    error => error,
+                })?;
+                let ids: Vec<_> = prefix.iter().copied().chain(ids).chain(*suffix).collect();
+                match ids.len() {
+                    tokens_min if tokens_min > tokens_max => {
+                        Err(RenderError::TooLong { tokens_min, tokens_max })
+                    }
+                    _ => Ok(ids),
+                }
             }
+        }
+    }
+
+    /// The most memory that [`Self::encode`] takes for a moment, beside what it is given and
+    /// what it returns. [`Self::render_chat`] takes as much, and for the template at most
+    /// [`RENDER_BYTES_MAX`].
+    pub fn working_bytes(&self, text_bytes: usize, tokens_max: usize) -> usize {
+        match &self.encoder {
+            Encoder::Sim => 0,
+            Encoder::Real { tokenizer, .. } => tokenizer.working_bytes(text_bytes, tokens_max),
         }
     }
 
@@ -218,7 +279,7 @@ impl TextModel {
         match (self.pieces.bytes(id), &self.encoder) {
             ([], Encoder::Sim) => sim::name(id).into(),
             ([], Encoder::Real { tokenizer, .. }) => {
-                tokenizer.id_to_token(id).unwrap_or_default().into_bytes()
+                tokenizer.tokenizer().id_to_token(id).unwrap_or_default().into_bytes()
             }
             (bytes, _) => bytes.to_vec(),
         }
@@ -229,24 +290,11 @@ impl TextModel {
     }
 }
 
-fn ids(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<TokenId>, RenderError> {
-    let encoding = caught(|| tokenizer.encode_fast(text, special))?
-        .map_err(|error| RenderError::Tokenizer(error.to_string()))?;
-    Ok(encoding.get_ids().to_vec())
-}
+/// The most memory that a template may make use of: the messages of an honest one, a few times.
+pub const RENDER_BYTES_MAX: usize = 64 * crate::chat::FUEL as usize;
 
-/// Makes a panic of the tokenizer an error of this prompt.
-///
-/// The onig crate panics when one match takes more than ten million steps ("retry-limit-in-match
-/// over"): ten million spaces do it to Llama's expression. The tokenizer is only read, and
-/// splits words before it takes any lock, so what is left behind is whole.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, RenderError> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref().copied());
-        RenderError::Tokenizer(text.unwrap_or("it panicked").to_owned())
-    })
-}
+/// The stack that [`TextModel::render_chat`] and [`TextModel::encode`] may need: templates nest.
+pub const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 // A tokenizer's own is megabytes long.
 impl fmt::Debug for TextModel {

@@ -194,14 +194,14 @@ impl Decoding {
 }
 
 /// SentencePiece spells the bytes that it has no pieces for as `<0x0A>`.
-fn byte_token(token: &str) -> Option<u8> {
+pub(crate) fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// GPT-2 spells bytes as letters: the printable ones of Latin-1 as themselves, the others, in
 /// order, as the letters from U+0100 on (`bytes_to_unicode` in openai/gpt-2's `encoder.py`).
-fn byte_letter(letter: char) -> Option<u8> {
+pub(crate) fn byte_letter(letter: char) -> Option<u8> {
     let code = u32::from(letter);
     let byte = match code {
         0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => code,
@@ -213,10 +213,21 @@ fn byte_letter(letter: char) -> Option<u8> {
     u8::try_from(byte).ok()
 }
 
-/// The letter that spells a byte; the other direction of [`byte_letter`].
+/// The letter that spells each byte; the other direction of [`byte_letter`].
+pub(crate) fn letters() -> [char; 256] {
+    let mut letters = ['\0'; 256];
+    for letter in '\0'..='\u{143}' {
+        if let Some(byte) = byte_letter(letter) {
+            letters[usize::from(byte)] = letter;
+        }
+    }
+    letters
+}
+
+/// The letter that spells a byte.
 #[cfg(test)]
 pub(crate) fn letter_of(byte: u8) -> char {
-    ('\0'..='\u{143}').find(|&c| byte_letter(c) == Some(byte)).expect("every byte has a letter")
+    letters()[usize::from(byte)]
 }
 
 #[cfg(test)]

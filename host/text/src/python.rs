@@ -6,21 +6,65 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use crate::metered::weigh;
+
 /// Bytes that one step of fuel pays for, as in minijinja.
 const BYTES_PER_FUEL: u64 = 64;
 
-/// Python's methods of strings, lists and dicts, paid by the length of what they look at.
+/// Python's methods of strings, lists and dicts, paid by what they look at and by what they make,
+/// before they make it.
 pub(crate) fn method(
     state: &mut State,
     value: &Value,
     name: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    let texts = std::iter::once(value).chain(args).filter_map(Value::as_str);
-    let bytes: usize = texts.map(str::len).sum();
-    let items = value.len().unwrap_or(0);
-    state.consume_fuel((bytes as u64 / BYTES_PER_FUEL).saturating_add(items as u64))?;
+    match (value.kind(), name) {
+        (ValueKind::Map, "get" | "items" | "keys" | "values") => {
+            state.consume_fuel(value.len().unwrap_or(0) as u64)?;
+        }
+        _ => weigh(state, value, 1)?,
+    }
+    args.iter().try_for_each(|arg| weigh(state, arg, 1))?;
+    state.consume_fuel(grows_by(value, name, args) / BYTES_PER_FUEL)?;
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Bytes that a method of a string may add to its arguments.
+fn grows_by(value: &Value, name: &str, args: &[Value]) -> u64 {
+    let (Some(text), first) = (value.as_str(), args.first()) else { return 0 };
+    let product = |times: Option<usize>, each: &str| {
+        (times.unwrap_or(0) as u64).saturating_mul(each.len() as u64)
+    };
+    match (name, first) {
+        ("join", Some(items)) => {
+            product(items.len().or_else(|| items.as_str().map(str::len)), text)
+        }
+        ("replace", Some(from)) => {
+            let times = from.as_str().map(|from| text.matches(from).count());
+            product(times, args.get(1).and_then(Value::as_str).unwrap_or_default())
+        }
+        ("format", _) => widths(text, args),
+        _ => 0,
+    }
+}
+
+/// The sum of what may be a width: every number in a format, and where a field stands in a
+/// field, every number among its arguments.
+fn widths(format: &str, args: &[Value]) -> u64 {
+    let written = format
+        .split(|letter: char| !letter.is_ascii_digit())
+        .filter(|digits| !digits.is_empty())
+        .map(|digits| digits.parse().unwrap_or(u64::MAX));
+    let nests = format.split('}').any(|part| part.matches('{').count() > 1);
+    let given = args.iter().flat_map(|arg| match arg.kind() {
+        ValueKind::Map => {
+            arg.try_iter().into_iter().flatten().filter_map(|k| arg.get_item(&k).ok()).collect()
+        }
+        _ => vec![arg.clone()],
+    });
+    let given = given.filter(|_| nests).filter_map(|arg| u64::try_from(arg).ok());
+    written.chain(given).fold(0, u64::saturating_add)
 }
 
 /// `json.dumps(value, ensure_ascii=False)`, with Python's separators.

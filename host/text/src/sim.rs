@@ -14,8 +14,8 @@
 
 use interlock_request::TokenId;
 
-use crate::Message;
 use crate::pieces::Pieces;
+use crate::{Message, RenderError};
 
 pub(crate) const VOCABULARY: u32 = 512;
 pub(crate) const EOS: TokenId = 256;
@@ -36,12 +36,15 @@ pub(crate) fn pieces() -> Pieces {
     pieces
 }
 
-pub(crate) fn encode(text: &str) -> Vec<TokenId> {
-    std::iter::once(BOS).chain(bytes(text)).collect()
+pub(crate) fn encode(text: &str, tokens_max: usize) -> Result<Vec<TokenId>, RenderError> {
+    at_most(tokens_max, 1 + text.len())?;
+    Ok(std::iter::once(BOS).chain(bytes(text)).collect())
 }
 
 /// `<bos>`, each message as role, bytes, `<end>`, then `<assistant>` for the answer.
-pub(crate) fn render(messages: &[Message]) -> Vec<TokenId> {
+pub(crate) fn render(messages: &[Message], tokens_max: usize) -> Result<Vec<TokenId>, RenderError> {
+    let tokens = messages.iter().map(|message| 2 + message.content.len());
+    at_most(tokens_max, 2 + tokens.sum::<usize>())?;
     let mut ids = vec![BOS];
     for message in messages {
         ids.push(role(&message.role));
@@ -49,7 +52,14 @@ pub(crate) fn render(messages: &[Message]) -> Vec<TokenId> {
         ids.push(END);
     }
     ids.push(ASSISTANT);
-    ids
+    Ok(ids)
+}
+
+fn at_most(tokens_max: usize, tokens: usize) -> Result<(), RenderError> {
+    match tokens > tokens_max {
+        true => Err(RenderError::TooLong { tokens_min: tokens, tokens_max }),
+        false => Ok(()),
+    }
 }
 
 /// How a marker is called; nothing for other ids.

@@ -8,13 +8,13 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// From admission to the first pass.
+    /// From the request's head to the first pass.
     pub(crate) queue: Growing,
-    /// From admission to the first token, the queue included.
+    /// From the request's head to the first token, the queue included.
     pub(crate) first_token: Growing,
     /// From one token to the next.
     pub(crate) inter_token: Growing,
-    /// From admission to the end.
+    /// From the request's head to the end.
     pub(crate) total: Growing,
     /// When a time that struck is no end.
     pub(crate) extend: Extend,

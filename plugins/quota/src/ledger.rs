@@ -1,7 +1,9 @@
-//! What is held for a request, from its admission to its end.
+//! What is charged for a request before its body is read, and held from its admission to its end.
 
 use interlock_policy_sdk::state::{self, Bucket, Budget, Entered, Fault, Reserved, Taken};
-use interlock_policy_sdk::{Span, log};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use interlock_policy_sdk::{Attribute, Span, log};
 
 use crate::settings::Limits;
 
@@ -47,13 +49,56 @@ pub(crate) struct Held {
     place: Option<u64>,
 }
 
-/// Holds what it asks for, or nothing.
-pub(crate) fn grant(asked: &Asked<'_>, limits: &Limits, left: &mut Left) -> Result<Held, Refused> {
+/// What tells a request apart in `identify` and in `admit`, and its quota from every other one.
+#[derive(Hash)]
+pub(crate) struct Marked<'a> {
+    pub(crate) settings: u64,
+    pub(crate) request_id: &'a str,
+    pub(crate) arrived_at: u64,
+}
+
+/// The attribute that says of a request that it was charged already, and how many were left.
+const CHARGED: &str = "quota-requests-left";
+
+impl Marked<'_> {
+    fn mark(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// For the identity of who asks.
+    pub(crate) fn charged(&self, left: f64) -> Attribute {
+        Attribute { name: CHARGED.into(), value: format!("{left} {:016x}", self.mark()) }
+    }
+
+    /// How many were left when this very request was charged. An identity that is repeated for
+    /// another request, or that another quota gave, says nothing of this one.
+    pub(crate) fn left(&self, attributes: &[Attribute]) -> Option<f64> {
+        let mut said = attributes.iter().filter(|attribute| attribute.name == CHARGED);
+        said.find_map(|attribute| {
+            let (left, mark) = attribute.value.split_once(' ')?;
+            (u64::from_str_radix(mark, 16).ok()? == self.mark()).then(|| left.parse().ok())?
+        })
+    }
+}
+
+/// Holds what it asks for, or nothing. If it was `charged` as a request already, so many are left.
+pub(crate) fn grant(
+    asked: &Asked<'_>,
+    limits: &Limits,
+    charged: Option<f64>,
+    left: &mut Left,
+) -> Result<Held, Refused> {
     let mut held = Held::default();
+    left.requests = charged;
     // A request taken from its bucket cannot be put back, so that comes last.
     let granted = reserve_tokens(asked, limits, left, &mut held)
         .and_then(|()| enter(asked, limits, &mut held))
-        .and_then(|()| take_request(asked, limits, left));
+        .and_then(|()| match charged {
+            Some(_) => Ok(()),
+            None => take_request(asked.tenant, limits, left),
+        });
     if granted.is_err() {
         settle(asked.tenant, held, 0);
     }
@@ -111,9 +156,10 @@ fn enter(asked: &Asked<'_>, limits: &Limits, held: &mut Held) -> Result<(), Refu
     }
 }
 
-fn take_request(asked: &Asked<'_>, limits: &Limits, left: &mut Left) -> Result<(), Refused> {
+/// Charges one request, if they are limited.
+pub(crate) fn take_request(tenant: &str, limits: &Limits, left: &mut Left) -> Result<(), Refused> {
     let Some(limit) = limits.requests_per_minute else { return Ok(()) };
-    let key = format!("requests {}", asked.tenant);
+    let key = format!("requests {tenant}");
     match state::take(&key, Bucket::per_minute(limit), 1.0).map_err(unavailable)? {
         Taken::Ok(remaining) => {
             left.requests = Some(remaining);

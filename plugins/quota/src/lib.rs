@@ -3,9 +3,12 @@
 //!
 //! # Invariants
 //!
-//! - A request that is turned away leaves nothing behind: what was reserved for it before the
+//! - A request is charged once: before its body is read if this is who identifies its caller, or
+//!   else when it is admitted. It stays charged, whatever becomes of it.
+//! - A request that is turned away leaves nothing else behind: what was reserved for it before the
 //!   limit that it met is given back.
-//! - What it knows between two calls is in the state or in the request's note, nowhere else.
+//! - What it knows between two calls is in the state, in the identity that it gave or in the
+//!   request's note, nowhere else.
 //!
 //! # Not here
 //!
@@ -16,15 +19,16 @@ mod ledger;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use interlock_policy_sdk as sdk;
 use sdk::{
-    Account, Admit, Caller, Decision, Identify, Known, Load, Outcome, Policy, RequestFacts, Span,
-    Summary,
+    Account, Admit, Caller, Decision, Identify, Identity, Known, Load, Outcome, Policy, Rejection,
+    RequestFacts, Span, Summary,
 };
 
-use crate::ledger::{Asked, Held, Left, Refused};
-use crate::settings::{Settings, WhenUnavailable};
+use crate::ledger::{Asked, Held, Left, Marked, Refused};
+use crate::settings::{Limits, Settings, WhenUnavailable};
 
 sdk::reasons! {
     /// Why quota decides.
@@ -67,6 +71,8 @@ struct Quota {
     settings: Settings,
     /// Whose key has this hash.
     keys: BTreeMap<String, String>,
+    /// Tells its settings from those of another quota in the same chain.
+    digest: u64,
 }
 
 impl Policy for Quota {
@@ -76,28 +82,35 @@ impl Policy for Quota {
 
     fn new(settings: Settings) -> Result<Self, String> {
         let keys = settings.keys()?;
-        Ok(Self { settings, keys })
+        let mut hasher = DefaultHasher::new();
+        format!("{settings:?}").hash(&mut hasher);
+        let digest = hasher.finish();
+        Ok(Self { settings, keys, digest })
     }
 }
 
 impl Identify for Quota {
     fn identify(&self, caller: &Caller) -> Known {
-        let reject = |reason, detail| sdk::reject(401, reason).detail(detail).into();
-        if caller.credential.is_empty() {
-            return match &self.settings.anonymous {
-                Some(tenant) => sdk::known(tenant, Reason::Anonymous).into(),
-                None => reject(
-                    Reason::MissingApiKey,
-                    "no API key was given: send it as `Authorization: Bearer KEY`",
-                ),
-            };
-        }
-        match self.keys.get(&caller.credential) {
-            Some(tenant) => {
-                let priority = self.settings.tenants.get(tenant).and_then(|it| it.priority);
-                sdk::known(tenant, Reason::KeyKnown).priority(priority).into()
+        let identity = match self.who(caller) {
+            Ok(identity) => identity,
+            Err(rejection) => return rejection.into(),
+        };
+        let limits = self.settings.limits_of(&identity.tenant);
+        let mut left = Left::default();
+        match ledger::take_request(&identity.tenant, &limits, &mut left) {
+            Ok(()) => {}
+            // It may be there again when the request is admitted, and is charged then.
+            Err(Refused::Unavailable) if self.admits_uncounted() => {}
+            Err(refused) => {
+                return self.reject(&identity.tenant, 0, refused, &limits, &left).into();
             }
-            None => reject(Reason::InvalidApiKey, "this API key is not known here"),
+        }
+        match left.requests {
+            Some(left) => {
+                let charged = self.marked(&caller.request_id, caller.arrived_at).charged(left);
+                identity.attribute(charged.name, charged.value).into()
+            }
+            None => identity.into(),
         }
     }
 }
@@ -115,20 +128,64 @@ impl Admit for Quota {
             tokens: request.prompt_tokens.saturating_add(output),
             longest: self.settings.longest_request,
         };
+        let marked = self.marked(&request.request_id, request.arrived_at);
+        let charged = marked.left(&request.attributes);
         let mut left = Left::default();
-        let refused = match ledger::grant(&asked, &limits, &mut left) {
+        match ledger::grant(&asked, &limits, charged, &mut left) {
             Ok(held) => {
                 let mut admission = sdk::admit(Reason::WithinLimits).note(held.to_note());
                 admission.headers = headers::rate_limits(&limits, &left);
-                return admission.into();
+                admission.into()
             }
-            Err(refused) => refused,
-        };
-        let (status, reason, limit, wait, detail) = match refused {
-            Refused::Unavailable if self.settings.when_unavailable == WhenUnavailable::Open => {
+            Err(Refused::Unavailable) if self.admits_uncounted() => {
                 metrics::UNCOUNTED.count([tenant]);
-                return sdk::admit(Reason::StateUnavailable).into();
+                sdk::admit(Reason::StateUnavailable).into()
             }
+            Err(refused) => self.reject(tenant, asked.tokens, refused, &limits, &left).into(),
+        }
+    }
+}
+
+impl Quota {
+    /// Whose key it is.
+    fn who(&self, caller: &Caller) -> Result<Identity, Rejection> {
+        let reject = |reason, detail| Err(sdk::reject(401, reason).detail(detail));
+        if caller.credential.is_empty() {
+            return match &self.settings.anonymous {
+                Some(tenant) => Ok(sdk::known(tenant, Reason::Anonymous)),
+                None => reject(
+                    Reason::MissingApiKey,
+                    "no API key was given: send it as `Authorization: Bearer KEY`",
+                ),
+            };
+        }
+        match self.keys.get(&caller.credential) {
+            Some(tenant) => {
+                let priority = self.settings.tenants.get(tenant).and_then(|it| it.priority);
+                Ok(sdk::known(tenant, Reason::KeyKnown).priority(priority))
+            }
+            None => reject(Reason::InvalidApiKey, "this API key is not known here"),
+        }
+    }
+
+    fn admits_uncounted(&self) -> bool {
+        self.settings.when_unavailable == WhenUnavailable::Open
+    }
+
+    fn marked<'a>(&self, request_id: &'a str, arrived_at: u64) -> Marked<'a> {
+        Marked { settings: self.digest, request_id, arrived_at }
+    }
+
+    /// The answer to one that met a limit; it needs so many tokens, if that is known.
+    fn reject(
+        &self,
+        tenant: &str,
+        tokens: u32,
+        refused: Refused,
+        limits: &Limits,
+        left: &Left,
+    ) -> Rejection {
+        let (status, reason, limit, wait, detail) = match refused {
             Refused::Unavailable => (
                 503,
                 Reason::StateUnavailable,
@@ -165,8 +222,7 @@ impl Admit for Quota {
                 "tokens",
                 None,
                 format!(
-                    "it needs {} tokens, and a minute has {}",
-                    asked.tokens,
+                    "it needs {tokens} tokens, and a minute has {}",
                     limits.tokens_per_minute.unwrap_or(0)
                 ),
             ),
@@ -174,8 +230,8 @@ impl Admit for Quota {
         metrics::REFUSED.count([tenant, limit]);
         let mut rejection = sdk::reject(status, reason).detail(detail);
         rejection.retry_after = wait.map(|wait| wait.micros);
-        rejection.headers = headers::rate_limits(&limits, &left);
-        rejection.into()
+        rejection.headers = headers::rate_limits(limits, left);
+        rejection
     }
 }
 

@@ -44,6 +44,25 @@ fn end(quota: &Quota, request: &RequestFacts, note: &str, outcome: Outcome, gene
     quota.account(&request, &summary);
 }
 
+/// Someone with the key of acme, and the identity of it, if it is let in.
+fn identify(host: &Host, quota: &Quota) -> Result<Identity, Rejection> {
+    identify_as(quota, &Caller { credential: KEY_OF_ACME.into(), ..host.caller() })
+}
+
+fn identify_as(quota: &Quota, caller: &Caller) -> Result<Identity, Rejection> {
+    match quota.identify(caller) {
+        Known::Known(identity) => Ok(identity),
+        Known::Reject(rejection) => Err(rejection),
+        Known::Unknown => panic!("it knows or rejects"),
+    }
+}
+
+/// The facts of the request that was identified like this.
+fn identified(request: &RequestFacts, identity: Identity) -> RequestFacts {
+    let Identity { tenant, attributes, .. } = identity;
+    RequestFacts { tenant, attributes, ..request.clone() }
+}
+
 const DONE: Outcome = Outcome::Completed(Finish::Stop);
 
 #[test]
@@ -98,6 +117,56 @@ fn requests_come_back_one_by_one() {
     assert_eq!(host.metric("refused_total", &["acme", "requests"]), 1.0);
     host.pass(Span { micros: wait });
     admit(&quota, &request).expect("one came back");
+}
+
+/// A tenant with one request a minute must not make work with each one that it sends.
+#[test]
+fn a_request_is_charged_before_its_body_is_read_and_only_once() {
+    let host = Host::new();
+    let quota = quota(&host, json!({"requests_per_minute": 2}));
+    for left in ["1", "0"] {
+        let known = identify(&host, &quota).expect("there are two");
+        let admission = admit(&quota, &identified(&request(&host), known)).expect("it is charged");
+        assert_eq!(value_of(&admission.headers, "x-ratelimit-remaining-requests"), Some(left));
+    }
+    let refused = identify(&host, &quota).expect_err("there is none");
+    assert_eq!((refused.status, refused.reason), (429, Reason::RequestsExceeded as u32));
+    let wait = refused.retry_after.expect("one comes back");
+    assert!((30_000_000..=30_000_001).contains(&wait), "{wait}");
+    assert_eq!(value_of(&refused.headers, "x-ratelimit-limit-requests"), Some("2"));
+    assert_eq!(value_of(&refused.headers, "x-ratelimit-remaining-requests"), Some("0"));
+    assert_eq!(host.metric("refused_total", &["acme", "requests"]), 1.0);
+    host.pass(Span { micros: wait });
+    identify(&host, &quota).expect("one came back");
+}
+
+#[test]
+fn who_was_identified_by_another_policy_or_for_another_request_is_charged_at_admission() {
+    let host = Host::new();
+    let quota = quota(&host, json!({"requests_per_minute": 2}));
+    let known = identify(&host, &quota).expect("there are two");
+    let repeated = RequestFacts { request_id: "r-2".into(), ..request(&host) };
+    admit(&quota, &identified(&repeated, known.clone())).expect("there is one left");
+    let refused = admit(&quota, &request(&host)).expect_err("nobody charged this one");
+    assert_eq!(refused.reason, Reason::RequestsExceeded as u32);
+    admit(&quota, &identified(&request(&host), known)).expect("this one was charged");
+
+    // A second one behind the first is asked to admit only, and has its own limits.
+    let second: Quota =
+        host.begin(json!({"limits": {"requests_per_minute": 1}})).expect("settings");
+    host.pass(Span::from_secs(60));
+    let request = identified(&request(&host), identify(&host, &quota).expect("a new minute"));
+    admit(&second, &request).expect("its only one");
+    assert!(admit(&second, &request).is_err(), "another's mark is not its own");
+}
+
+#[test]
+fn without_limits_on_requests_nothing_is_asked_of_the_state_before_the_body() {
+    let host = Host::new();
+    let quota = quota(&host, json!({"tokens_per_minute": 300}));
+    host.state_fails(Some(Fault::Unavailable));
+    let known = identify(&host, &quota).expect("nothing is counted here");
+    assert_eq!(known.attributes, []);
 }
 
 #[test]
@@ -199,15 +268,20 @@ fn without_the_state_the_settings_decide() {
     let host = Host::new();
     let closed = quota(&host, json!({"requests_per_minute": 3}));
     host.state_fails(Some(Fault::Unavailable));
+    let refused = identify(&host, &closed).expect_err("closed");
+    assert_eq!((refused.status, refused.retry_after), (503, Some(1_000_000)));
     let refused = admit(&closed, &request(&host)).expect_err("closed");
     assert_eq!((refused.status, refused.retry_after), (503, Some(1_000_000)));
     assert_eq!(host.log(), [""; 0], "the host has said it");
 
     let open: Quota = host
         .begin(json!({
-            "anonymous": "everyone", "limits": {"concurrent": 1}, "when_unavailable": "open",
+            "anonymous": "everyone", "limits": {"concurrent": 1, "requests_per_minute": 1},
+            "when_unavailable": "open",
         }))
         .expect("settings");
+    let known = identify_as(&open, &host.caller()).expect("open");
+    assert_eq!(known.attributes, [], "it is not charged");
     let admission = admit(&open, &request(&host)).expect("open");
     assert_eq!((admission.reason, admission.note.as_str()), (Reason::StateUnavailable as u32, ""));
     assert_eq!(host.metric("uncounted_total", &["acme"]), 1.0);

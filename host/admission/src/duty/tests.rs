@@ -177,7 +177,7 @@ fn what_is_forgotten_is_known_to_have_run_or_not() {
 /// and every request is forgotten.
 #[test]
 fn accounts_that_hang_keep_no_thread_from_what_is_asked_and_those_that_find_no_room_are_counted() {
-    use crate::chain::{ACCOUNT_THREADS, ACCOUNTS_MAX};
+    use crate::policy_threads::{ACCOUNT_THREADS, ACCOUNTS_MAX};
     let registry = interlock_metrics::Registry::new();
     let commons = crate::Commons::new(crate::PolicyMetrics::register(&registry));
     let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
@@ -206,7 +206,7 @@ fn accounts_that_hang_keep_no_thread_from_what_is_asked_and_those_that_find_no_r
     assert_eq!(told.closings().len(), all - lost);
     assert_eq!(told.forgotten().len(), all);
     let failed = format!(
-        r#"interlock_policy_failures_total{{kind="instantiate",phase="account",policy="a"}} {lost}"#
+        r#"interlock_policy_failures_total{{kind="busy",phase="account",policy="a"}} {lost}"#
     );
     let text = registry.expose().expect("encodes");
     assert!(text.contains(&failed), "{text}");

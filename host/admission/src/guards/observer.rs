@@ -16,7 +16,7 @@ use super::sieve::Sieve;
 use super::{GuardEnd, policy_failed};
 use crate::chain::{Commons, Member};
 use crate::consult::{Heard, Matter, guarded};
-use crate::duty::{Duty, Over};
+use crate::duty::Duty;
 use crate::lane::Lane;
 use crate::metrics::WindowFate;
 use crate::{Facts, Phase, Told, Verdict, Window, WindowSize};
@@ -61,8 +61,6 @@ struct Beside {
     note: Arc<str>,
     facts: Arc<Facts>,
     commons: Commons,
-    serial: u64,
-    over: (Arc<[Over]>, usize),
     lane: Arc<Lane>,
     state: Mutex<State>,
 }
@@ -82,14 +80,11 @@ impl Observer {
         size: WindowSize,
     ) -> Option<Self> {
         let lane = Arc::clone(duty.parties[at].lane.as_ref()?);
-        let Duty { commons, serial, over, .. } = duty;
         let beside = Beside {
             member,
             note,
             facts,
-            commons: commons.clone(),
-            serial: *serial,
-            over: (Arc::clone(over), at),
+            commons: duty.commons.clone(),
             lane,
             state: Mutex::default(),
         };
@@ -162,8 +157,8 @@ impl Beside {
         let id: &RequestId = &self.facts.request_id;
         let matter = Matter {
             commons: &self.commons,
-            serial: self.serial,
-            over: (&self.over.0, self.over.1),
+            calls: None,
+            large: false,
             id,
             phase: Phase::StreamGuard,
             gates: false,

@@ -6,7 +6,7 @@ use interlock_request::Generation;
 
 use super::{Hearing, Shadows, matter};
 use crate::answer_headers;
-use crate::consult::Heard;
+use crate::consult::{Heard, Matter};
 use crate::duty::Stand;
 use crate::record::Asked;
 use crate::{
@@ -98,24 +98,28 @@ impl Hearing {
             self.duty.parties[at].stand = Stand::Asked;
             let own = || {
                 let (facts, load, body) = (Arc::clone(facts), *load, Arc::clone(body));
-                move |policy: &dyn crate::Policy| policy.admit(&facts, &load, others, &body)
+                let party = &self.duty.parties[at];
+                let notes = party.calls.clone().or_else(|| party.lane.clone());
+                move |policy: &dyn crate::Policy| {
+                    let answer = policy.admit(&facts, &load, others, &body);
+                    // For what comes behind this call: also when nobody waits for its answer any
+                    // more, what it holds for the request is given back by this.
+                    if let (Some(lane), Ok(decision)) = (notes, &answer)
+                        && let (Decision::Admit(admission), Ok(())) = (decision, sensible(decision))
+                    {
+                        let _ = lane.note.set(admission.note.as_str().into());
+                    }
+                    answer
+                }
             };
             let about = Some((facts.identity.tenant.as_str(), facts.model.as_str()));
             if let Some(lane) = self.lane(at) {
-                let notes = Arc::clone(&lane);
-                let check = move |decision: &Decision| {
-                    sensible(decision)?;
-                    if let Decision::Admit(admission) = decision {
-                        // For its later calls, which come behind this one.
-                        let _ = notes.note.set(admission.note.as_str().into());
-                    }
-                    Ok(())
-                };
                 let matter = matter(&self.duty, at, phase, about);
-                shadows.look_on(matter, &member, &lane, own(), check);
+                shadows.look_on(matter, &member, &lane, own(), sensible);
                 continue;
             }
-            let (heard, said) = matter(&self.duty, at, phase, about)
+            let matter = Matter { large: body.is_large(), ..matter(&self.duty, at, phase, about) };
+            let (heard, said) = matter
                 .consult(&member, |policy| policy.admit(facts, load, others, body), own, sensible)
                 .await;
             let fresh = said.decision.is_ok();

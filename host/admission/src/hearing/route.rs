@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Hearing, Shadows, matter};
-use crate::consult::Heard;
+use crate::consult::{Heard, Matter};
 use crate::record::Asked;
 use crate::{Body, Candidate, Choice, Facts, Load, Phase, Refused};
 
@@ -76,7 +76,9 @@ impl Hearing {
                 shadows.look_on(matter, &member, &lane, own(), check);
                 continue;
             }
-            let (heard, said) = matter(&self.duty, place, phase, about)
+            let matter =
+                Matter { large: body.is_large(), ..matter(&self.duty, place, phase, about) };
+            let (heard, said) = matter
                 .consult(
                     &member,
                     |policy| policy.route(facts, candidates, body),

@@ -6,7 +6,7 @@ use interlock_request::ModelId;
 
 use super::{Hearing, Shadows, matter};
 use crate::answer_headers;
-use crate::consult::Heard;
+use crate::consult::{Heard, Matter};
 use crate::record::Asked;
 use crate::{Body, Edits, Facts, FailureAction, Phase, Refused, Transformed};
 
@@ -64,7 +64,8 @@ impl Hearing {
                 shadows.look_on(matter, &member, &lane, own(), sensible);
                 continue;
             }
-            let (heard, said) = matter(&self.duty, at, phase, about)
+            let matter = Matter { large: body.is_large(), ..matter(&self.duty, at, phase, about) };
+            let (heard, said) = matter
                 .consult(&member, |policy| policy.transform(facts, &mine), own, sensible)
                 .await;
             if let (Err(_), Some(saved)) = (&said.decision, saved) {

@@ -1,27 +1,32 @@
 //! Records in a file, one line each.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use interlock_metrics::IntCounter;
+use interlock_log::{LineWriter, Losses, Output};
+use serde::Serialize;
+use serde::ser::Error as _;
 
 use super::{Record, RecordSink};
 use crate::PolicyMetrics;
 
-/// Records that wait to be written: a second or two of a busy host, some megabytes.
-const WAITING_MAX: usize = 4096;
+/// Records that wait to be written: a second or two of a busy host.
+const WAITING_BYTES_MAX: usize = 8 << 20;
 
-/// A file that records are appended to, by a thread of its own.
+/// Longest wait for the last records to be written. A disk that works has them by then, on a busy
+/// machine too.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// A file that records are appended to, by a thread of its own. Nobody waits for the file.
 ///
-/// When it is dropped, what waits is written first.
+/// When it is dropped, what waits is written first, if that takes no longer than 5 s.
 #[derive(Debug)]
 pub struct RecordFile {
-    records: Option<SyncSender<Record>>,
-    writer: Option<JoinHandle<()>>,
-    dropped: IntCounter,
+    path: PathBuf,
+    lines: LineWriter,
 }
 
 impl RecordFile {
@@ -31,73 +36,98 @@ impl RecordFile {
     ///
     /// When it cannot be opened for appending, or there is no thread to write it.
     pub fn open(path: &Path, metrics: &PolicyMetrics) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.create(true).append(true);
-        // Whoever may read it learns who asked for what: nobody else on this machine should.
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(path)?;
-        let (records, waiting) = sync_channel(WAITING_MAX);
-        let dropped = metrics.records_dropped.clone();
-        let writer = Writer { path: path.to_owned(), file, dropped: dropped.clone() };
-        let thread = thread::Builder::new().name("policy-records".into());
-        let writer = thread.spawn(move || writer.run(&waiting))?;
-        Ok(Self { records: Some(records), writer: Some(writer), dropped })
+        let out = Output::new(open(path)?.into());
+        let losses = NotRecorded { path: path.to_owned() };
+        let lines = LineWriter::start("policy-records", out, WAITING_BYTES_MAX, losses)?;
+        lines.count_in(metrics.records_dropped.clone());
+        Ok(Self { path: path.to_owned(), lines })
     }
+}
+
+/// Opens it without waiting for anybody: a named pipe that nobody reads would have us wait.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    // Whoever may read it learns who asked for what: nobody else on this machine should.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600).custom_flags(libc::O_NONBLOCK);
+    }
+    options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::other("it is a pipe that nobody reads"),
+        _ => error,
+    })
 }
 
 impl RecordSink for RecordFile {
     fn take(&self, record: Record) {
-        let Some(records) = &self.records else { return };
-        match records.try_send(record) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.dropped.inc(),
+        if self.lines.is_full() {
+            return self.lines.skip();
+        }
+        match line(&record) {
+            Ok(line) => self.lines.push(&line),
+            // A bug, which the next such record will show as well.
+            Err(error) => {
+                tracing::error!(%error, "a record of policies cannot be spelled");
+                self.lines.skip();
+            }
         }
     }
 }
 
 impl Drop for RecordFile {
     fn drop(&mut self) {
-        self.records = None;
-        if let Some(writer) = self.writer.take() {
-            // A writer that panicked has said so.
-            let _ = writer.join();
+        if !self.lines.flush(FLUSH_MAX) {
+            let path = self.path.display();
+            tracing::warn!(%path, waited = ?FLUSH_MAX, "the last records of policies are not written");
         }
     }
 }
 
-struct Writer {
+struct NotRecorded {
     path: PathBuf,
-    file: File,
-    dropped: IntCounter,
 }
 
-impl Writer {
-    fn run(self, waiting: &Receiver<Record>) {
-        let Self { path, file, dropped } = self;
-        let mut file = BufWriter::new(file);
-        let mut failed = false;
-        while let Ok(first) = waiting.recv() {
-            // Whatever is there goes in one write; then it can be read.
-            let batch = std::iter::once(first).chain(waiting.try_iter());
-            let written = batch.map(|record| line(&mut file, &record)).filter(Result::is_err);
-            let lost = written.count();
-            let result = file.flush();
-            if lost > 0 || result.is_err() {
-                dropped.inc_by(u64::try_from(lost).unwrap_or(u64::MAX).max(1));
-                // Once: a full disk would otherwise fill the log as well.
-                if !std::mem::replace(&mut failed, true) {
-                    let path = path.display();
-                    tracing::error!(%path, ?result, "records of policies cannot be written");
-                }
-            } else {
-                failed = false;
-            }
-        }
+impl Losses for NotRecorded {
+    // Once: a full disk would otherwise fill the log as well.
+    fn began(&self, why: &str) {
+        let path = self.path.display();
+        tracing::error!(%path, why, "records of policies are lost");
+    }
+
+    fn ended(&self, lost: u64) {
+        let path = self.path.display();
+        tracing::warn!(%path, lost, "records of policies are written again");
     }
 }
 
-fn line(file: &mut impl Write, record: &Record) -> io::Result<()> {
-    serde_json::to_writer(&mut *file, record)?;
-    file.write_all(b"\n")
+/// One that cannot be spelled, for whatever reason, is lost alone and whole.
+fn line(record: impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_vec(&record)));
+    let mut line =
+        text.unwrap_or_else(|_| Err(serde_json::Error::custom("writing it as JSON panicked")))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serializer;
+
+    use super::*;
+
+    struct Panics;
+
+    impl Serialize for Panics {
+        fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            std::panic::resume_unwind(Box::new("oh"))
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_spelled_is_an_error_and_no_panic() {
+        assert_eq!(line(1).expect("it can be spelled"), b"1\n");
+        line(Panics).expect_err("it cannot");
+    }
 }

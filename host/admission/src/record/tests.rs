@@ -129,12 +129,74 @@ fn a_recorded_question_can_be_put_to_another_policy() {
     assert_eq!(step.asked.ask(&Fake::named("idle")), None);
 }
 
+/// A file that is gone when the test is.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let name = format!("interlock-records-{}-{name}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn pipe(name: &str) -> Self {
+        let scratch = Self::new(name);
+        let made = std::process::Command::new("mkfifo").arg(&scratch.0).status();
+        assert!(made.expect("mkfifo runs").success());
+        scratch
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Asks so often that the records fit nowhere; how many were lost.
+fn recorded_in(path: &std::path::Path) -> u64 {
+    let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
+    let file = Arc::new(RecordFile::open(path, &metrics).expect("it opens"));
+    let commons = Commons::new(metrics.clone()).recording(file);
+    let ceilings = LimitsConfig::default().ceilings();
+    let chain = Arc::new(PolicyChain::new(vec![busy(10).link()], ceilings, commons));
+    for _ in 0..20_000 {
+        ask(&chain).expect("it admits");
+    }
+    drop(chain);
+    metrics.records_dropped.get()
+}
+
+/// One that waited for the reader would wait for ever, here or at the end.
+#[test]
+fn a_pipe_that_is_not_read_costs_records_and_holds_up_nobody() {
+    let pipe = Scratch::pipe("unread");
+    // Reading and writing, so that the opening of it waits for nobody.
+    let reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe.0);
+    let lost = recorded_in(&pipe.0);
+    assert!((1..20_000).contains(&lost), "{lost} lost");
+    drop(reader.expect("it opens"));
+}
+
+#[test]
+fn a_pipe_without_a_reader_is_found_at_the_start() {
+    let pipe = Scratch::pipe("lonely");
+    let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
+    let refused = RecordFile::open(&pipe.0, &metrics).expect_err("nobody reads it");
+    assert_eq!(refused.to_string(), "it is a pipe that nobody reads");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_costs_all_records_and_each_is_counted() {
+    assert_eq!(recorded_in("/dev/full".as_ref()), 20_000);
+}
+
 #[test]
 fn the_file_holds_a_line_for_each_request_and_only_its_owner_reads_it() {
-    let path = std::env::temp_dir().join(format!("interlock-records-{}.jsonl", std::process::id()));
-    let _ = std::fs::remove_file(&path);
+    let scratch = Scratch::new("file");
+    let path = &scratch.0;
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let file = Arc::new(RecordFile::open(&path, &metrics).expect("a file"));
+    let file = Arc::new(RecordFile::open(path, &metrics).expect("a file"));
     let commons = Commons::new(metrics).recording(file);
     let ceilings = LimitsConfig::default().ceilings();
     let chain = Arc::new(PolicyChain::new(vec![busy(10).link()], ceilings, commons));
@@ -143,15 +205,14 @@ fn the_file_holds_a_line_for_each_request_and_only_its_owner_reads_it() {
     }
     // The last handle waits for what is still to be written.
     drop(chain);
-    let text = std::fs::read_to_string(&path).expect("it is there");
+    let text = std::fs::read_to_string(path).expect("it is there");
     let records: Vec<Record> =
         text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     assert_eq!(records.len(), 100);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+        let mode = std::fs::metadata(path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
-    std::fs::remove_file(&path).expect("it is ours");
 }

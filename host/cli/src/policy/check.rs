@@ -1,6 +1,7 @@
 //! `interlock policy check`: would it load?
 
 use clap::Args;
+use interlock_admission::CallTime;
 use interlock_policy::{Description, Grant, PolicyHost};
 use interlock_rehearsal::table::Table;
 
@@ -53,9 +54,13 @@ pub(crate) fn facts(description: &Description, granted: &[Grant]) -> String {
     table.row(["sha256".to_owned(), description.digest.to_string()]);
     table.row(["takes part in".to_owned(), description.phases_text()]);
     table.row(["imports".to_owned(), or_none(&description.imports)]);
-    if description.slow {
-        table
-            .row(["is slow".to_owned(), "it asks others: called on threads of its own".to_owned()]);
+    let slow = match description.call_time {
+        CallTime::AtOnce => None,
+        CallTime::Computes => Some("its calls may take long: called on threads of its own"),
+        CallTime::Waits => Some("it asks others: called on threads of its own"),
+    };
+    if let Some(why) = slow {
+        table.row(["is slow".to_owned(), why.to_owned()]);
     }
     match says {
         Some(says) => {

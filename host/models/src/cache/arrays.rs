@@ -8,19 +8,27 @@
 //! ```
 //!
 //! Rows of one token (decoding) are computed together by a kernel that reads their pages where they
-//! lie ([`super::kernel`]). Where it does not work, MLX's attention computes those of about the same
-//! length together: lengths are rounded up to powers of two of pages, so that a row's attention
-//! costs at most twice what its own length calls for, and so that there are few shapes. A row of several tokens (a prompt's chunk)
-//! is computed alone, under a causal mask.
+//! lie ([`super::kernel`]), and so are the tokens of a short piece of a prompt, each as a row of its
+//! own: keys and values are written before anyone reads, so each sees those before it. A pass of
+//! streams and short pieces is then the same graph as one of streams alone, and MLX finds it again;
+//! a call for each prompt is a dozen more operations in each layer, and another graph.
+//!
+//! Where the kernel does not work, MLX's attention computes rows of about the same length together:
+//! lengths are rounded up to powers of two of pages, so that a row's attention costs at most twice
+//! what its own length calls for, and so that there are few shapes. A longer piece of a prompt is
+//! computed alone, under a causal mask, as if it began and ended at multiples of [`WINDOW`]: on
+//! CUDA MLX has cuDNN plan each pair of lengths anew, which takes longer than computing it, and
+//! keeps 256 plans.
 //!
 //! # Invariants
 //!
 //! - Between passes each pool is evaluated and held once, so that the next pass writes in place.
-//! - A masked position weighs nothing, but zero times NaN is NaN. So whoever enters a page clears
-//!   the rest of it, and a table is filled up with the row's own pages: one request's overflow
-//!   never meets another's numbers.
+//! - A masked position weighs nothing, but zero times NaN is NaN. So whoever is computed under a
+//!   mask clears the rest of its last page, and a table is filled up with the row's own pages: one
+//!   request's overflow never meets another's numbers. The kernel reads no further than a row goes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use interlock_engine::PageId;
 use mlx_rs::error::Exception;
@@ -28,19 +36,28 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::ops::indexing::{TryIndexOp, scatter_single};
 use mlx_rs::{Array, Dtype, ops, random, transforms};
 
-use super::kernel::{self, Attention};
+use super::kernel::{self, Attention, Follower};
 use super::{PAGE_TOKENS, Projected, Span};
 use crate::families::Dimensions;
 use crate::rope::Rope;
 
 pub(super) const PAGE: i32 = PAGE_TOKENS.cast_signed();
 
+/// A piece of a prompt under MLX's attention is padded to begin and end at multiples of this.
+const WINDOW: usize = 256;
+
+/// The kernel computes a piece of a prompt that makes it at most so much work, in groups of threads
+/// for each key head. It reads keys anew for each query, which MLX's attention does not, so beyond
+/// some hundred tokens it loses what it saves. 1,024 are 512 tokens from the start of a prompt, or
+/// 64 behind 2,000.
+const FOLLOWED_PIECES_MAX: usize = 1024;
+
 pub(crate) struct ArrayPages {
     layers: Vec<Option<Pool>>,
     heads: Heads,
     dtype: Dtype,
     plan: Option<Plan>,
-    /// Decoding rows by a kernel of our own, where it works.
+    /// Single tokens by a kernel of our own, where it works.
     kernel: Result<Attention, String>,
 }
 
@@ -85,7 +102,14 @@ enum Part {
     /// One token each, by our kernel.
     Followed { tokens: Option<Array>, rows: kernel::Rows },
     /// Several tokens of one sequence.
-    Prompt { start: i32, count: i32, gather: Array, length: i32 },
+    Prompt {
+        /// Of the padded piece's tokens, their places in the table; of those that only fill it up,
+        /// the first's.
+        tokens: Array,
+        /// Which of them are the piece.
+        piece: Range<i32>,
+        gather: Array,
+    },
 }
 
 impl ArrayPages {
@@ -136,7 +160,8 @@ impl ArrayPages {
     }
 
     pub(crate) fn begin(&mut self, spans: &[Span<'_>]) {
-        self.plan = Some(self.heads.plan(spans, self.kernel.is_ok()));
+        let follow = self.kernel.is_ok().then_some(FOLLOWED_PIECES_MAX);
+        self.plan = Some(self.heads.plan(spans, follow));
     }
 
     /// What must be computed before a pass has ended.
@@ -241,26 +266,25 @@ impl Part {
                 )? // [rows, heads, 1, head_dim]
                 .reshape(&[*rows, query_heads, head_dim])
             }
-            Self::Prompt { start, count, gather, length } => {
+            Self::Prompt { tokens, piece, gather } => {
+                let (padded, length) = (tokens.dim(0), gather.dim(0) / heads.kv_heads * PAGE);
                 let queries = queries
-                    .try_index((*start..start + count, .., .., ..))?
-                    .reshape(&[1, *count, query_heads, head_dim])?
+                    .take_axis(tokens, 0)?
+                    .reshape(&[1, padded, query_heads, head_dim])?
                     .transpose_axes(&[0, 2, 1, 3])?;
-                let (keys, values) = (
-                    heads.gather(&pool.keys, gather, 1, gather.dim(0) / heads.kv_heads * PAGE)?,
-                    heads.gather(&pool.values, gather, 1, gather.dim(0) / heads.kv_heads * PAGE)?,
-                );
                 fast::scaled_dot_product_attention(
                     queries,
-                    keys.try_index((.., .., ..*length, ..))?,
-                    values.try_index((.., .., ..*length, ..))?,
+                    heads.gather(&pool.keys, gather, 1, length)?,
+                    heads.gather(&pool.values, gather, 1, length)?,
                     scale,
-                    // Aligned with the last key: right in the middle of a prompt too.
+                    // Aligned with the last key: right in the middle of a prompt too, and whatever
+                    // fills up the end, since queries and keys have equally much of it.
                     ScaledDotProductAttentionMask::Causal,
                     None,
-                )? // [1, heads, count, head_dim]
+                )? // [1, heads, padded, head_dim]
                 .transpose_axes(&[0, 2, 1, 3])?
-                .reshape(&[*count, query_heads, head_dim])
+                .reshape(&[padded, query_heads, head_dim])?
+                .try_index((piece.clone(), .., ..))
             }
         }
     }
@@ -280,11 +304,14 @@ impl Heads {
             .reshape(&[rows, self.kv_heads, length, self.head_dim])
     }
 
-    fn plan(self, spans: &[Span<'_>], follow: bool) -> Plan {
+    /// `follow`: the kernel computes single tokens, and pieces of prompts that are at most so much
+    /// work for it.
+    fn plan(self, spans: &[Span<'_>], follow: Option<usize>) -> Plan {
         let mut positions = Vec::new();
         let mut slots = Vec::new();
         let mut cleared = Vec::new();
         let mut decoding: BTreeMap<usize, Vec<&Span<'_>>> = BTreeMap::new();
+        let mut followed = Vec::new();
         let mut parts = Vec::new();
         let mut order = Vec::new();
         for span in spans {
@@ -293,34 +320,34 @@ impl Heads {
                 positions.push(position as i32);
                 self.slots(span, position, &mut slots);
             }
-            // If its last page is new to it: what was there before is someone else's.
-            if span.from <= (end - 1) / PAGE as usize * PAGE as usize {
+            if follow.is_some_and(|most| span.count == 1 || followed_pieces(span) <= most) {
+                followed.push(span);
+                continue;
+            }
+            // Who decodes did so when it entered its page. A piece of a prompt does so each time: what
+            // came before it may have been the kernel's, which has no need to.
+            let enters = span.from <= (end - 1) / PAGE as usize * PAGE as usize;
+            if span.count > 1 || enters {
                 for position in end..end.next_multiple_of(PAGE as usize) {
                     self.slots(span, position, &mut cleared);
                 }
             }
-            let pages = end.div_ceil(PAGE as usize);
             if span.count == 1 {
+                let pages = end.div_ceil(PAGE as usize);
                 decoding.entry(pages.next_power_of_two()).or_default().push(span);
             } else {
                 order.extend(span.start..span.start + span.count);
-                parts.push(Part::Prompt {
-                    start: span.start as i32,
-                    count: span.count as i32,
-                    gather: numbers(&self.pages_of(span, pages)),
-                    length: end as i32,
-                });
+                parts.push(self.prompt(span));
             }
         }
-        if follow && !decoding.is_empty() {
-            let mut rows: Vec<_> = std::mem::take(&mut decoding).into_values().flatten().collect();
-            rows.sort_unstable_by_key(|span| span.start);
-            order.extend(rows.iter().map(|span| span.start));
-            parts.push(self.followed(&rows, rows.len() == spans.len()));
+        let total = positions.len();
+        if !followed.is_empty() {
+            order.extend(followed.iter().flat_map(|span| span.start..span.start + span.count));
+            parts.push(self.followed(&followed, total));
         }
         for (pages, rows) in decoding {
             order.extend(rows.iter().map(|span| span.start));
-            parts.push(self.decoding(pages, &rows, rows.len() == spans.len()));
+            parts.push(self.decoding(pages, &rows, rows.len() == total));
         }
         let mut back = vec![0; order.len()];
         for (now, &then) in order.iter().enumerate() {
@@ -332,6 +359,24 @@ impl Heads {
             cleared: (!cleared.is_empty()).then(|| numbers(&cleared)),
             parts,
             order: (!back.is_sorted()).then(|| numbers(&back)),
+        }
+    }
+
+    /// A piece of a prompt, padded at both ends to multiples of [`WINDOW`].
+    fn prompt(self, span: &Span<'_>) -> Part {
+        let end = span.from + span.count;
+        let begin = span.from / WINDOW * WINDOW;
+        let padded = begin..end.next_multiple_of(WINDOW);
+        let pages = padded.end / PAGE as usize;
+        let place = |position: usize| match position.checked_sub(span.from) {
+            Some(at) if at < span.count => span.start + at,
+            _ => span.start,
+        };
+        let tokens: Vec<i32> = padded.map(|position| place(position) as i32).collect();
+        Part::Prompt {
+            tokens: numbers(&tokens),
+            piece: (span.from - begin) as i32..(end - begin) as i32,
+            gather: numbers(&self.pages_of(span, pages)),
         }
     }
 
@@ -351,26 +396,31 @@ impl Heads {
         }
     }
 
-    fn followed(self, rows: &[&Span<'_>], all: bool) -> Part {
-        let lists: Vec<_> = rows
-            .iter()
-            .map(|span| {
-                let length = span.from + 1;
-                let pages = (0..length.div_ceil(PAGE as usize)).map(|at| span.page(at) as i32);
-                (length, pages.collect())
-            })
-            .collect();
-        let tokens: Vec<i32> = rows.iter().map(|span| span.start as i32).collect();
+    fn followed(self, spans: &[&Span<'_>], total: usize) -> Part {
+        let mut followers = Vec::new();
+        let mut tokens = Vec::new();
+        let mut lists = Vec::new();
+        for span in spans {
+            let list = lists.len();
+            for at in 0..span.count {
+                followers.push(Follower { length: span.from + at + 1, list });
+                tokens.push((span.start + at) as i32);
+            }
+            let pages = (span.from + span.count).div_ceil(PAGE as usize);
+            lists.push((0..pages).map(|at| span.page(at) as i32).collect());
+        }
         Part::Followed {
-            tokens: (!all).then(|| numbers(&tokens)),
-            rows: kernel::Rows::new(&lists, self.pages),
+            tokens: (tokens.len() < total).then(|| numbers(&tokens)),
+            rows: kernel::Rows::new(&followers, &lists, self.pages),
         }
     }
 
     /// The largest difference between what the kernel computes and what MLX's own operations do, for
-    /// short rows and long ones, rows that end with a page and rows that do not.
+    /// short rows and long ones, rows that end with a page and rows that do not, and a piece of a
+    /// prompt.
     fn differ(self, kernel: &Attention, query_heads: i32, dtype: Dtype) -> Result<f32, Exception> {
-        const LENGTHS: [usize; 5] = [256, 1, 33, 32, 700];
+        /// Where each row begins, and its tokens.
+        const ROWS: [(usize, usize); 6] = [(255, 1), (0, 1), (32, 1), (31, 1), (699, 1), (100, 40)];
         let scale = (self.head_dim as f32).powf(-0.5);
         let heads = Self { pages: 64, ..self };
         let key = random::key(7)?;
@@ -380,18 +430,21 @@ impl Heads {
         };
         let size = [heads.kv_heads * heads.pages * PAGE, heads.head_dim];
         let pool = Pool { keys: noise(&size, 1)?, values: noise(&size, 2)? };
-        let rows = LENGTHS.len() as i32;
-        let queries = noise(&[rows, query_heads, 1, heads.head_dim], 3)?;
         let mut pages = (0..heads.pages as u32).rev().map(PageId);
-        let pages: Vec<Vec<_>> = LENGTHS
+        let pages: Vec<Vec<_>> = ROWS
             .iter()
-            .map(|length| pages.by_ref().take(length.div_ceil(PAGE as usize)).collect())
+            .map(|(from, count)| {
+                pages.by_ref().take((from + count).div_ceil(PAGE as usize)).collect()
+            })
             .collect();
-        let spans = LENGTHS.iter().zip(&pages).enumerate();
-        let spans: Vec<_> = spans
-            .map(|(start, (length, pages))| Span { start, count: 1, from: length - 1, pages })
-            .collect();
-        let mixed = |follow: bool| -> Result<Array, Exception> {
+        let mut total = 0;
+        let mut spans = Vec::with_capacity(ROWS.len());
+        for (&(from, count), pages) in ROWS.iter().zip(&pages) {
+            spans.push(Span { start: total, count, from, pages });
+            total += count;
+        }
+        let queries = noise(&[total as i32, query_heads, 1, heads.head_dim], 3)?;
+        let mixed = |follow: Option<usize>| -> Result<Array, Exception> {
             let plan = heads.plan(&spans, follow);
             let parts: Vec<_> = plan
                 .parts
@@ -404,7 +457,8 @@ impl Heads {
                 Some(order) => mixed.take_axis(order, 0),
             }
         };
-        let apart = mixed(true)?.subtract(mixed(false)?)?.as_dtype(Dtype::Float32)?.abs()?;
+        let apart =
+            mixed(Some(usize::MAX))?.subtract(mixed(None)?)?.as_dtype(Dtype::Float32)?.abs()?;
         ops::max(&apart, false)?
             .try_item_exact()
             .map_err(|error| Exception::custom(error.to_string()))
@@ -429,6 +483,73 @@ impl Heads {
     }
 }
 
+/// The work that a span's tokens would be for the kernel.
+fn followed_pieces(span: &Span<'_>) -> usize {
+    // The first and the last say enough, and a span may have a hundred thousand tokens.
+    let (first, last) = (span.from + 1, span.from + span.count);
+    span.count * (kernel::pieces(first) + kernel::pieces(last)) / 2
+}
+
 pub(super) fn numbers(numbers: &[i32]) -> Array {
     Array::from_slice(numbers, &[numbers.len() as i32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: Heads = Heads { kv_heads: 2, head_dim: 16, pages: 100 };
+
+    fn pages(count: u32) -> Vec<PageId> {
+        (0..count).map(PageId).collect()
+    }
+
+    /// Rows of `(from, count)`, one behind the other.
+    fn plan(rows: &[(usize, usize)], follow: Option<usize>) -> Plan {
+        let pages = pages(100);
+        let mut total = 0;
+        let spans: Vec<_> = rows
+            .iter()
+            .map(|&(from, count)| {
+                total += count;
+                Span { start: total - count, count, from, pages: &pages }
+            })
+            .collect();
+        HEADS.plan(&spans, follow)
+    }
+
+    #[test]
+    fn streams_and_short_pieces_of_prompts_are_one_call_of_the_kernel() {
+        let streams = [(70, 1), (31, 1), (32, 1)];
+        let mixed = [(70, 1), (0, 90), (31, 1), (64, 20), (32, 1)];
+        for rows in [&streams[..], &mixed[..]] {
+            let plan = plan(rows, Some(FOLLOWED_PIECES_MAX));
+            assert!(matches!(&plan.parts[..], [Part::Followed { tokens: None, .. }]));
+            assert!(plan.order.is_none() && plan.cleared.is_none(), "nothing else in each layer");
+        }
+        let long = plan(&[(70, 1), (0, 2000), (64, 20)], Some(FOLLOWED_PIECES_MAX));
+        assert!(matches!(&long.parts[..], [Part::Prompt { .. }, Part::Followed { .. }]));
+    }
+
+    #[test]
+    fn pieces_of_like_length_are_computed_in_the_same_shape() {
+        let shape = |from: usize, count: usize| {
+            let plan = plan(&[(from, count)], None);
+            let [Part::Prompt { tokens, piece, gather }] = &plan.parts[..] else {
+                panic!("one piece of a prompt is one part");
+            };
+            assert_eq!((piece.len(), piece.start as usize), (count, from % WINDOW));
+            (tokens.dim(0), gather.dim(0))
+        };
+        assert_eq!(shape(0, 513), shape(0, 700));
+        assert_eq!(shape(300, 500), shape(511, 513));
+        assert_eq!(shape(0, 512), (512, 2 * 512 / PAGE), "what fits is not padded");
+    }
+
+    #[test]
+    fn a_piece_of_a_prompt_leaves_nothing_of_others_behind_it_in_its_page() {
+        // It enters no page, and its own page was entered by a pass that had no need to clear it.
+        let plan = plan(&[(33, 3)], None);
+        assert_eq!(plan.cleared.map(|slots| slots.dim(0)), Some(2 * (64 - 36)));
+    }
 }

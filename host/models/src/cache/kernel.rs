@@ -1,4 +1,4 @@
-//! Attention of decoding rows by a kernel of our own, which reads pages where they lie.
+//! Attention of single tokens by a kernel of our own, which reads pages where they lie.
 //!
 //! MLX's attention wants each row's keys and values in one piece and all rows of one length; so
 //! pages would be gathered into a padded copy at every layer of every pass. Ours follows each
@@ -19,6 +19,11 @@ use crate::custom::{Argument, Call, Kernel, Output};
 /// Positions that one group of threads looks at.
 const PIECE: i32 = 128;
 
+/// How many groups a row of `length` positions takes, for each key head.
+pub(super) fn pieces(length: usize) -> usize {
+    length.div_ceil(PIECE as usize)
+}
+
 const PIECE_THREADS: i32 = 128;
 
 /// A group for each piece and key head: it reads each key and value once for all query heads that
@@ -32,7 +37,7 @@ const PIECES: &str = r"
     int row = piece_row[piece], begin = piece_begin[piece];
     int count = lengths[row] - begin;
     if (count > PIECE) count = PIECE;
-    int row_pages = sizes[0], pool_pages = sizes[1];
+    int list = first_page[row], pool_pages = sizes[0];
     SHARED float query[SHARE * D];
     SHARED float score[SHARE * PIECE];
     for (int i = t; i < SHARE * D; i += GROUP_SIZE) {
@@ -44,7 +49,7 @@ const PIECES: &str = r"
     for (int round = 0; round < rounds; ++round) {
         int p = round * (GROUP_SIZE / 8) + t / 8;
         int at = begin + (p < count ? p : 0);
-        int page = table[row * row_pages + at / PAGE];
+        int page = table[list + at / PAGE];
         size_t key = (size_t(kv * pool_pages + page) * PAGE + at % PAGE) * D;
         float dot[SHARE];
         for (int s = 0; s < SHARE; ++s) dot[s] = 0;
@@ -86,7 +91,7 @@ const PIECES: &str = r"
         float mixed[SHARE];
         for (int s = 0; s < SHARE; ++s) mixed[s] = 0;
         for (int first = 0; first < count; first += PAGE) {
-            int page = table[row * row_pages + (begin + first) / PAGE];
+            int page = table[list + (begin + first) / PAGE];
             size_t value = size_t(kv * pool_pages + page) * PAGE * D + d;
             int here = count - first < PAGE ? count - first : PAGE;
             int p = 0;
@@ -134,14 +139,25 @@ pub(super) struct Attention {
     together: Kernel,
 }
 
-/// The decoding rows of a pass.
+/// A token that is computed as a row of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Follower {
+    /// Positions that it looks at: its own and those before.
+    pub(super) length: usize,
+    /// Which list its pages are in. Tokens of one sequence share theirs.
+    pub(super) list: usize,
+}
+
+/// The rows of one token in a pass.
 pub(super) struct Rows {
     rows: i32,
     pieces: i32,
     pool_pages: i32,
-    /// `[rows * row_pages]`.
+    /// All lists of pages, one behind the other.
     table: Array,
-    /// `[row_pages, pool_pages]`.
+    /// `[rows]`: where in it each row's list begins.
+    first_page: Array,
+    /// `[pool_pages]`, which is a number.
     sizes: Array,
     /// `[rows]`.
     lengths: Array,
@@ -153,27 +169,32 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Of rows that have so many positions, in these pages.
-    pub(super) fn new(rows: &[(usize, Vec<i32>)], pool_pages: i32) -> Self {
-        let row_pages = rows.iter().map(|(_, pages)| pages.len()).max().unwrap_or(1);
-        let mut table = Vec::with_capacity(rows.len() * row_pages);
+    /// Of followers whose pages are in these lists.
+    pub(super) fn new(followers: &[Follower], lists: &[Vec<i32>], pool_pages: i32) -> Self {
+        let mut begins = Vec::with_capacity(lists.len());
+        let mut table = Vec::new();
+        for list in lists {
+            begins.push(table.len() as i32);
+            table.extend(list);
+        }
         let (mut lengths, mut piece_row, mut piece_begin) = (vec![], vec![], vec![]);
-        let mut first_piece = vec![0];
-        for (row, (length, pages)) in rows.iter().enumerate() {
-            table.extend(pages.iter().chain(std::iter::repeat(&0)).take(row_pages));
-            lengths.push(*length as i32);
-            for begin in (0..*length as i32).step_by(PIECE as usize) {
+        let (mut first_page, mut first_piece) = (vec![], vec![0]);
+        for (row, follower) in followers.iter().enumerate() {
+            first_page.push(begins[follower.list]);
+            lengths.push(follower.length as i32);
+            for begin in (0..follower.length as i32).step_by(PIECE as usize) {
                 piece_row.push(row as i32);
                 piece_begin.push(begin);
             }
             first_piece.push(piece_row.len() as i32);
         }
         Self {
-            rows: rows.len() as i32,
+            rows: followers.len() as i32,
             pieces: piece_row.len() as i32,
             pool_pages,
             table: numbers(&table),
-            sizes: numbers(&[row_pages as i32, pool_pages]),
+            first_page: numbers(&first_page),
+            sizes: numbers(&[pool_pages]),
             lengths: numbers(&lengths),
             piece_row: numbers(&piece_row),
             piece_begin: numbers(&piece_begin),
@@ -216,6 +237,7 @@ impl Attention {
                     "keys",
                     "values",
                     "table",
+                    "first_page",
                     "sizes",
                     "lengths",
                     "piece_row",
@@ -266,6 +288,7 @@ impl Attention {
                     keys,
                     values,
                     &rows.table,
+                    &rows.first_page,
                     &rows.sizes,
                     &rows.lengths,
                     &rows.piece_row,
@@ -299,5 +322,25 @@ impl Attention {
             })?
         };
         out.pop().ok_or_else(|| Exception::custom("a kernel of one output gave none"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_one_sequence_share_its_pages_and_each_looks_as_far_as_itself() {
+        let follower = |length, list| Follower { length, list };
+        let followers = [follower(40, 0), follower(128, 1), follower(129, 1)];
+        let lists = [vec![7, 3], vec![9, 8, 6, 5, 4]];
+        let rows = Rows::new(&followers, &lists, 10);
+        let read = |array: &Array| array.to_vec_exact::<i32>().unwrap();
+        assert_eq!(read(&rows.table), [7, 3, 9, 8, 6, 5, 4]);
+        assert_eq!(read(&rows.first_page), [0, 2, 2]);
+        assert_eq!(read(&rows.lengths), [40, 128, 129]);
+        assert_eq!(read(&rows.piece_row), [0, 1, 2, 2]);
+        assert_eq!(read(&rows.piece_begin), [0, 0, 0, 128]);
+        assert_eq!(read(&rows.first_piece), [0, 1, 2, 4]);
     }
 }

@@ -35,6 +35,7 @@ use mlx_rs::error::Exception;
 pub(crate) use arrays::ArrayPages;
 
 use crate::cpu::pages::HostPages;
+use crate::error::{LoadError, size};
 use crate::families::Dimensions;
 use crate::rope::Rope;
 use crate::tensor::Tensor;
@@ -114,7 +115,17 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// How many bytes of keys and values there may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Budget {
+    /// So many, by the operator's word.
+    Given(u64),
+    /// About so many, by what is free.
+    Found(u64),
+}
+
 /// How many pages a model gets and where they lie.
+#[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) pages: u32,
     pub(crate) context: u32,
@@ -129,20 +140,60 @@ impl Room {
     /// answer one question is of no use to anyone.
     const TOKENS_LEAST: u64 = 4096;
 
-    /// As many pages as `bytes` hold; and the context is cut to what they hold.
-    pub(crate) fn new(bytes: u64, bytes_per_token: u64, context: u32) -> Self {
+    /// As many pages as the budget holds; and the context is cut to what they hold.
+    ///
+    /// # Errors
+    ///
+    /// When a budget that was given does not hold what there must be room for. One that was found is
+    /// only advice, and gives way.
+    pub(crate) fn new(
+        budget: Budget,
+        bytes_per_token: u64,
+        context: u32,
+    ) -> Result<Self, LoadError> {
         let page_tokens = u64::from(PAGE_TOKENS);
+        let page_bytes = bytes_per_token.max(1) * page_tokens;
         let pages = |tokens: u64| tokens.div_ceil(page_tokens).max(1);
-        let least = pages(u64::from(context).min(Self::TOKENS_LEAST));
+        let tokens_least = u64::from(context).min(Self::TOKENS_LEAST);
+        let least = pages(tokens_least);
         let most = pages(u64::from(context)) * Self::SEQUENCES_MAX;
-        let fit = bytes / (bytes_per_token.max(1) * page_tokens);
+        let fit = match budget {
+            Budget::Given(given) if given / page_bytes < least => {
+                return Err(LoadError::Cache {
+                    given,
+                    tokens: u32::try_from(tokens_least).unwrap_or(u32::MAX),
+                    needed: least * page_bytes,
+                    held: given / page_bytes * page_tokens,
+                });
+            }
+            Budget::Given(bytes) | Budget::Found(bytes) => bytes / page_bytes,
+        };
         // MLX counts in i32.
         let pages = fit.clamp(least, most).min(u64::from(i32::MAX.unsigned_abs() / PAGE_TOKENS));
         let held = pages * page_tokens;
-        Self {
+        Ok(Self {
             pages: u32::try_from(pages).unwrap_or(u32::MAX),
             context: context.min(u32::try_from(held).unwrap_or(u32::MAX)),
+        })
+    }
+
+    /// In words, if the context had to be cut to what there is room for.
+    pub(crate) fn cut(&self, budget: Budget, bytes_per_token: u64, wanted: u32) -> Option<String> {
+        if self.context >= wanted {
+            return None;
         }
+        let bytes = |tokens: u32| size(u64::from(tokens) * bytes_per_token);
+        let held = match budget {
+            Budget::Given(given) => format!("cache.memory_max gives it {}", size(given)),
+            Budget::Found(found) => {
+                format!("its part of a quarter of the free memory is {}", size(found))
+            }
+        };
+        let (context, needed) = (self.context, bytes(wanted));
+        Some(format!(
+            "a request may have {context} tokens and not {wanted}, which take {needed}: {held}; raise \
+             cache.memory_max, or set model.context_max to {context}"
+        ))
     }
 }
 
@@ -173,14 +224,44 @@ mod tests {
 
     #[test]
     fn there_is_room_for_one_sequence_and_no_more_than_anyone_could_use() {
-        let room = Room::new(0, 1000, 100_000);
-        assert_eq!((room.pages, room.context), (4096 / PAGE_TOKENS, 4096));
-        let room = Room::new(0, 1000, 100);
-        assert_eq!((room.pages, room.context), (100_u32.div_ceil(PAGE_TOKENS), 100));
-        let room = Room::new(u64::MAX, 1, 64);
-        assert_eq!((room.pages, room.context), (2 * 256, 64));
-        let room = Room::new(1000 * 10_000, 1000, 8192);
-        assert_eq!((room.pages, room.context), (10_000 / PAGE_TOKENS, 8192));
+        let room = |budget, bytes_per_token, context| {
+            let room = Room::new(budget, bytes_per_token, context).unwrap();
+            (room.pages, room.context)
+        };
+        use Budget::{Found, Given};
+        assert_eq!(room(Found(0), 1000, 100_000), (4096 / PAGE_TOKENS, 4096));
+        assert_eq!(room(Found(0), 1000, 100), (100_u32.div_ceil(PAGE_TOKENS), 100));
+        assert_eq!(room(Given(u64::MAX), 1, 64), (2 * 256, 64));
+        assert_eq!(room(Given(1000 * 10_000), 1000, 8192), (10_000 / PAGE_TOKENS, 8192));
+        assert_eq!(room(Given(1000 * 4096), 1000, 8192), (4096 / PAGE_TOKENS, 4096));
+    }
+
+    #[test]
+    fn a_bound_that_does_not_hold_one_sequence_is_refused_with_both_numbers() {
+        // The default model's: 30 layers, 3 heads of 64, f32.
+        let bytes_per_token = 2 * 30 * 3 * 64 * 4;
+        let refused = Room::new(Budget::Given(64 << 20), bytes_per_token, 8192).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "cache.memory_max gives this model 64MiB, and 4096 tokens take 180MiB; raise it, or set \
+             model.context_max to 1440 or less"
+        );
+        let fits = Room::new(Budget::Given(64 << 20), bytes_per_token, 1440).unwrap();
+        assert_eq!((fits.pages, fits.context), (1440 / PAGE_TOKENS, 1440));
+        // And no page more than the bound holds.
+        assert!(u64::from(fits.pages * PAGE_TOKENS) * bytes_per_token <= 64 << 20);
+    }
+
+    #[test]
+    fn a_context_that_is_cut_is_said_with_both_numbers() {
+        let cut = |budget| Room::new(budget, 1 << 10, 8192).unwrap().cut(budget, 1 << 10, 8192);
+        assert_eq!(
+            cut(Budget::Given(5 << 20)).unwrap(),
+            "a request may have 5120 tokens and not 8192, which take 8MiB: cache.memory_max gives it \
+             5MiB; raise cache.memory_max, or set model.context_max to 5120"
+        );
+        assert!(cut(Budget::Found(0)).unwrap().contains("a quarter of the free memory is 0B"));
+        assert_eq!(cut(Budget::Given(8 << 20)), None);
     }
 
     const SIZES: Dimensions = Dimensions {

@@ -2,9 +2,9 @@
 
 use interlock_request::TokenId;
 use mlx_rs::error::Exception;
-use serde::Deserialize;
 
-use super::{Dimensions, Family, theta};
+use super::keys::{self, Keys};
+use super::{Dimensions, Family};
 use crate::cache::{Batch, Projected};
 use crate::error::LoadError;
 use crate::linear::{self, Embedding, Linear};
@@ -13,27 +13,23 @@ use crate::rope::{Rope, Rotation, Scaling};
 use crate::tensor::Tensor;
 use crate::weights::Weights;
 
-/// `config.json`. Keys that do not change what is computed are left out.
-#[derive(Debug, Clone, Deserialize)]
+/// The keys of `config.json` that say what is computed.
+#[derive(Debug, Clone)]
 pub(crate) struct Config {
     hidden_size: i32,
     num_hidden_layers: i32,
     intermediate_size: i32,
     num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    head_dim: Option<i32>,
+    num_key_value_heads: i32,
+    head_dim: i32,
     rms_norm_eps: f32,
     vocab_size: i32,
     max_position_embeddings: Option<i32>,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
     mlp_bias: bool,
-    rope_theta: Option<f64>,
-    #[serde(default)]
+    rope_theta: f64,
     rope_traditional: bool,
     rope_scaling: Option<Scaling>,
-    rope_parameters: Option<Scaling>,
     tie_word_embeddings: Option<bool>,
 }
 
@@ -124,28 +120,54 @@ impl Mlp {
 }
 
 impl Config {
+    pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
+        let (hidden_size, num_attention_heads) =
+            (keys.need("hidden_size")?, keys.need("num_attention_heads")?);
+        let (rope_theta, rope_scaling) = super::rotation(keys)?;
+        let config = Self {
+            hidden_size,
+            num_hidden_layers: keys.need("num_hidden_layers")?,
+            intermediate_size: keys.need("intermediate_size")?,
+            num_attention_heads,
+            num_key_value_heads: keys.get("num_key_value_heads")?.unwrap_or(num_attention_heads),
+            head_dim: super::head_dim(keys, hidden_size, num_attention_heads)?,
+            rms_norm_eps: keys.epsilon("rms_norm_eps")?,
+            vocab_size: keys.need("vocab_size")?,
+            max_position_embeddings: keys.get("max_position_embeddings")?,
+            attention_bias: keys.get("attention_bias")?.unwrap_or(false),
+            mlp_bias: keys.get("mlp_bias")?.unwrap_or(false),
+            rope_theta: rope_theta.unwrap_or(10_000.0),
+            rope_traditional: keys.get("rope_traditional")?.unwrap_or(false),
+            rope_scaling,
+            tie_word_embeddings: keys.get("tie_word_embeddings")?,
+        };
+        let (layers, context) = (config.num_hidden_layers, config.max_position_embeddings);
+        let told = keys.value("sliding_window").is_some();
+        let windowed = keys.get("use_sliding_window")?.unwrap_or(told);
+        keys::window(keys, windowed, 0, (layers, context))?;
+        keys::layer_types(keys, layers)?;
+        Ok(config)
+    }
+
     pub(crate) fn dimensions(&self) -> Dimensions {
         Dimensions {
             layers: self.num_hidden_layers,
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
             heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-            head_dim: self
-                .head_dim
-                .unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1)),
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
             vocabulary: self.vocab_size,
             context: self.max_position_embeddings,
         }
     }
 
     fn rope(&self, divisors: Option<&[f32]>) -> Result<Rope, String> {
-        let parameters = self.rope_parameters.as_ref();
         Rope::new(&Rotation {
             dimensions: self.dimensions().head_dim,
-            theta: theta(self.rope_theta, parameters, 10_000.0),
+            theta: self.rope_theta,
             traditional: self.rope_traditional,
-            scaling: self.rope_scaling.as_ref().or(parameters),
+            scaling: self.rope_scaling.as_ref(),
             divisors,
         })
     }
@@ -155,18 +177,13 @@ impl Llama {
     pub(crate) fn load(config: &Config, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
-        let tied = config.tie_word_embeddings.unwrap_or_else(|| !weights.has("lm_head.weight"));
         Ok(Self {
             embed_tokens: weights.embedding("model.embed_tokens", vocabulary, hidden)?,
             layers: (0..layers)
                 .map(|number| Block::load(config, weights, &format!("model.layers.{number}")))
                 .collect::<Result<_, _>>()?,
             norm: weights.norm("model.norm", hidden, eps)?,
-            lm_head: if tied {
-                None
-            } else {
-                Some(weights.linear("lm_head", hidden, vocabulary, false)?)
-            },
+            lm_head: weights.head(config.tie_word_embeddings, hidden, vocabulary)?,
         })
     }
 }
@@ -176,11 +193,13 @@ impl Block {
         let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
             config.dimensions();
         let eps = config.rms_norm_eps;
-        let divisors = weights.optional_numbers("rope_freqs.weight", head_dim / 2);
+        let divisors = weights.rope_divisors(head_dim / 2)?;
         let rope = config.rope(divisors.as_deref()).map_err(|what| weights.unsupported(what))?;
         let bias = config.attention_bias;
         let mut linear = |name: &str, inputs: i32, outputs: i32, bias: bool| {
-            weights.linear(&format!("{at}.{name}"), inputs, outputs, bias)
+            let module = format!("{at}.{name}");
+            let bias = bias || weights.gguf_has_bias(&module);
+            weights.linear(&module, inputs, outputs, bias)
         };
         let self_attn = Attention {
             q_proj: linear("self_attn.q_proj", hidden, heads * head_dim, bias)?,

@@ -1,5 +1,6 @@
 //! Model families. One file each, readable alone; attention and the MLP are repeated on purpose.
 
+pub(crate) mod keys;
 pub(crate) mod llama;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
@@ -11,8 +12,12 @@ use mlx_rs::error::Exception;
 use serde_json::{Map, Value};
 
 use crate::cache::Batch;
+use crate::error::LoadError;
+use crate::leftover::Leftover;
 use crate::rope::Scaling;
 use crate::tensor::Tensor;
+use crate::weights::Weights;
+use keys::Keys;
 
 /// What every family can do.
 pub(crate) trait Family {
@@ -57,23 +62,33 @@ pub(crate) enum NotOurs {
 }
 
 impl Config {
-    pub(crate) fn read(config: &Map<String, Value>) -> Result<Self, NotOurs> {
-        let family = config.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
-        let whole = Value::Object(config.clone());
-        let wrong = |bad: serde_json::Error| NotOurs::Wrong(bad.to_string());
-        let config = match family {
-            "llama" => Self::Llama(serde_json::from_value(whole).map_err(wrong)?),
-            "qwen2" => Self::Qwen2(serde_json::from_value(whole).map_err(wrong)?),
-            "qwen3" => Self::Qwen3(serde_json::from_value(whole).map_err(wrong)?),
-            "qwen3_moe" => {
-                let config: qwen3_moe::Config = serde_json::from_value(whole).map_err(wrong)?;
-                config.check().map_err(NotOurs::Wrong)?;
-                Self::Qwen3Moe(config)
-            }
+    /// Reads a family's keys, and says which are left over.
+    pub(crate) fn read(config: &Map<String, Value>) -> Result<(Self, Vec<Leftover>), NotOurs> {
+        let keys = Keys::new(config);
+        let family: Option<String> = keys.get("model_type").map_err(NotOurs::Wrong)?;
+        let read = match family.as_deref().unwrap_or("(none)") {
+            "llama" => llama::Config::read(&keys).map(Self::Llama),
+            "qwen2" => qwen2::Config::read(&keys).map(Self::Qwen2),
+            "qwen3" => qwen3::Config::read(&keys).map(Self::Qwen3),
+            "qwen3_moe" => qwen3_moe::Config::read(&keys).map(Self::Qwen3Moe),
             other => return Err(NotOurs::Unsupported(format!("model type {other:?}"))),
         };
+        let config = read.map_err(NotOurs::Wrong)?;
         config.dimensions().check().map_err(NotOurs::Wrong)?;
-        Ok(config)
+        // The weights' own reader accounts for these.
+        keys.ignore("quantization");
+        keys.ignore("quantization_config");
+        Ok((config, keys.finish()))
+    }
+
+    /// Takes the family's weights, or in a survey looks whether they are there.
+    pub(crate) fn load(&self, weights: &mut Weights<'_>) -> Result<Box<dyn Family>, LoadError> {
+        Ok(match self {
+            Self::Llama(config) => Box::new(llama::Llama::load(config, weights)?),
+            Self::Qwen2(config) => Box::new(qwen2::Qwen2::load(config, weights)?),
+            Self::Qwen3(config) => Box::new(qwen3::Qwen3::load(config, weights)?),
+            Self::Qwen3Moe(config) => Box::new(qwen3_moe::Qwen3Moe::load(config, weights)?),
+        })
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -130,7 +145,49 @@ impl Dimensions {
     }
 }
 
-/// The base of the rotation: its own key, or since Transformers 5 one within `rope_parameters`.
-fn theta(own: Option<f64>, parameters: Option<&Scaling>, otherwise: f64) -> f64 {
-    own.or_else(|| parameters?.rope_theta).unwrap_or(otherwise)
+/// The base of the rotation and how it is stretched. The base has a key of its own, or since
+/// Transformers 5 lies within `rope_parameters`; who has both says the same twice.
+fn rotation(keys: &Keys<'_>) -> Result<(Option<f64>, Option<Scaling>), String> {
+    let read = |key, within| {
+        let Some(table) = keys.table(key, within)? else { return Ok(None) };
+        let scaling = Scaling::read(&table)?;
+        keys.absorb(table.finish());
+        Ok::<_, String>(Some(scaling))
+    };
+    let older = read("rope_scaling", "rope_scaling.")?;
+    let newer = read("rope_parameters", "rope_parameters.")?;
+    let own = keys.above_zero("rope_theta")?;
+    let mut theta = own;
+    for scaling in older.iter().chain(&newer) {
+        match (theta, scaling.rope_theta) {
+            (Some(one), Some(other)) if one != other => {
+                return Err(format!("rope_theta is {one} in one place and {other} in another"));
+            }
+            (one, other) => theta = one.or(other),
+        }
+    }
+    if let (Some(older), Some(newer)) = (&older, &newer)
+        && !older.stretches_like(newer)
+    {
+        return Err("rope_scaling and rope_parameters differ, must be the same".to_owned());
+    }
+    Ok((theta, older.or(newer)))
+}
+
+/// The base where there must be one: for these families Transformers and mlx_lm assume different
+/// ones where it is missing.
+fn told_theta(theta: Option<f64>) -> Result<f64, String> {
+    theta.ok_or_else(|| "rope_theta is missing, must be a number above zero".to_owned())
+}
+
+/// The width of a head: its own key, or the hidden size's equal part.
+fn head_dim(keys: &Keys<'_>, hidden: i32, heads: i32) -> Result<i32, String> {
+    match keys.get("head_dim")? {
+        Some(own) => Ok(own),
+        None if heads > 0 && hidden % heads != 0 => Err(format!(
+            "hidden_size is {hidden}, no multiple of num_attention_heads, {heads}, and there is no \
+             head_dim"
+        )),
+        None => Ok(hidden / heads.max(1)),
+    }
 }

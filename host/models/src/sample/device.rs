@@ -20,16 +20,22 @@ use super::adjust::Terms;
 use super::{Filter, Sampler, Way, printable};
 
 /// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type.
-pub(crate) fn draw_on_device(
+///
+/// `besides` is what else the pass leaves behind: computed in the same evaluation, so that a pass
+/// waits for the device once.
+pub(crate) fn draw_on_device<'a>(
     samplers: &[&Sampler],
     logits: &Array,
+    besides: impl IntoIterator<Item = &'a Array>,
 ) -> Result<Vec<Drawn>, Exception> {
     if samplers.is_empty() {
         return Ok(Vec::new());
     }
     let tokens = choose(samplers, &adjust(samplers, logits)?)?; // [rows]
     let logprobs = Likelihoods::of(samplers, logits, &tokens)?;
-    transforms::eval(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]))?;
+    let mut together: Vec<&Array> = besides.into_iter().collect();
+    together.extend(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]));
+    transforms::eval(together)?;
 
     let tokens = read::<u32>(&tokens)?;
     let logprobs = match logprobs {

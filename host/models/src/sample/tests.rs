@@ -22,7 +22,7 @@ impl Path {
             Self::Host => draw_on_host(samplers, &logits),
             Self::Device => {
                 let shape = [rows.len(), rows[0].len()].map(|length| length as i32);
-                draw_on_device(samplers, &Array::from_slice(&logits, &shape)).unwrap()
+                draw_on_device(samplers, &Array::from_slice(&logits, &shape), []).unwrap()
             }
         }
     }
@@ -443,8 +443,8 @@ fn half_precision_logits_are_drawn_from_as_they_are() {
     for sampling in [Sampling::greedy(), hot(), Sampling { top_k: 20, ..hot() }] {
         let generation = Generation { logprobs: Some(5), ..asking(sampling) };
         let sampler = sampler(&[], &[], &generation, 300);
-        let of_half = draw_on_device(&[&sampler], &half).unwrap();
-        assert_eq!(of_half, draw_on_device(&[&sampler], &whole).unwrap());
+        let of_half = draw_on_device(&[&sampler], &half, []).unwrap();
+        assert_eq!(of_half, draw_on_device(&[&sampler], &whole, []).unwrap());
     }
 }
 
@@ -452,5 +452,5 @@ fn half_precision_logits_are_drawn_from_as_they_are() {
 fn a_batch_of_none_draws_nothing() {
     assert_eq!(draw_on_host(&[], &[]), []);
     let none = Array::from_slice::<f32>(&[], &[0, 4]);
-    assert_eq!(draw_on_device(&[], &none).unwrap(), []);
+    assert_eq!(draw_on_device(&[], &none, []).unwrap(), []);
 }

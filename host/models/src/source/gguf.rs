@@ -12,17 +12,20 @@
 //!
 //! Version 1, big-endian files and files split in several parts: the error says so.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
+use interlock_model_files::open as open_file;
 use interlock_request::TokenId;
 use serde_json::{Map, Value, json};
 
 use super::blocks::{BLOCK, Kind};
 use super::{Checkpoint, Encoding, Format, Source, Tensor, shape};
 use crate::error::LoadError;
+use crate::leftover::{Computed, Leftover, shown};
 use crate::text_source::{TextSource, TokenizerSource};
 
 const SUPPORTED_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
@@ -42,13 +45,107 @@ pub(crate) enum Meta {
     Texts(Vec<String>),
 }
 
-/// Metadata by key.
+/// Metadata by key, and which keys were asked for.
 #[derive(Default)]
-struct Metadata(HashMap<String, Meta>);
+struct Metadata {
+    entries: HashMap<String, Meta>,
+    asked: RefCell<HashSet<String>>,
+}
+
+/// Keys below the architecture's name that change what is computed, with the values that we compute.
+const COMPUTED: &[(&str, Computed)] = &[
+    ("attention.causal", Computed::Bool(true)),
+    ("attention.clamp_kqv", Computed::Nothing),
+    ("attention.max_alibi_bias", Computed::Nothing),
+    ("attention.scale", Computed::Nothing),
+    ("attn_logit_softcapping", Computed::Nothing),
+    ("embedding_scale", Computed::Number(1.0)),
+    ("expert_count", Computed::Nothing),
+    ("expert_shared_count", Computed::Nothing),
+    ("expert_used_count", Computed::Nothing),
+    ("final_logit_softcapping", Computed::Nothing),
+    ("logit_scale", Computed::Number(1.0)),
+    ("nextn_predict_layers", Computed::Nothing),
+    ("residual_scale", Computed::Number(1.0)),
+    ("rope.dimension_sections", Computed::Nothing),
+    ("rope.scale_linear", Computed::Number(1.0)),
+    ("rope.scaling.attn_factor", Computed::Number(1.0)),
+    ("rope.scaling.yarn_attn_factor", Computed::Number(1.0)),
+    ("rope.scaling.yarn_ext_factor", Computed::Number(1.0)),
+    ("rope.scaling.yarn_log_multiplier", Computed::Nothing),
+    ("tensor_data_layout", Computed::Text(&["Meta AI original pth"])),
+    ("use_parallel_residual", Computed::Bool(false)),
+];
+
+/// Keys below the architecture's name that change nothing that is computed for a next token.
+const IGNORED: [&str; 2] = ["pooling_type", "rope.scaling.finetuned"];
+
+/// Beginnings of keys of which no architecture takes what it computes: names and sources, what
+/// quantized it and how, the parts of a split file; and the text side's.
+const ELSEWHERE: [&str; 8] = [
+    "general.",
+    "imatrix.",
+    "mradermacher.",
+    "quantize.",
+    "quantized_by",
+    "split.",
+    "tokenizer.",
+    "unsloth.",
+];
+
+/// Whether a value is of the kind that its key must hold.
+type Fits = fn(&Meta) -> bool;
+
+/// The text side's keys, and what each must hold.
+const TOKENIZER: &[(&str, Fits, &str)] = &[
+    ("tokenizer.chat_template", |meta| matches!(meta, Meta::Text(_)), "a text"),
+    ("tokenizer.ggml.model", |meta| matches!(meta, Meta::Text(_)), "a text"),
+    ("tokenizer.ggml.pre", |meta| matches!(meta, Meta::Text(_)), "a text"),
+    ("tokenizer.ggml.tokens", |meta| matches!(meta, Meta::Texts(_)), "a list of texts"),
+    ("tokenizer.ggml.merges", |meta| matches!(meta, Meta::Texts(_)), "a list of texts"),
+    ("tokenizer.ggml.token_type", |meta| matches!(meta, Meta::Integers(_)), "a list of numbers"),
+    ("tokenizer.ggml.scores", |meta| matches!(meta, Meta::Floats(_)), "a list of numbers"),
+    ("tokenizer.ggml.add_bos_token", |meta| matches!(meta, Meta::Bool(_)), "true or false"),
+    ("tokenizer.ggml.add_eos_token", |meta| matches!(meta, Meta::Bool(_)), "true or false"),
+    ("tokenizer.ggml.bos_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.eos_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.eot_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.eom_token_id", Meta::is_token, "a token's number"),
+];
+
+impl Meta {
+    /// As JSON has it, long lists cut.
+    fn value(&self) -> Value {
+        const SHOWN: usize = 8;
+        fn list<T: Clone + Into<Value>>(values: &[T]) -> Value {
+            values.iter().take(SHOWN).cloned().map(Into::into).collect()
+        }
+        match self {
+            Self::Integer(value) => json!(value),
+            Self::Float(value) => json!(value),
+            Self::Bool(value) => json!(value),
+            Self::Text(value) => json!(value),
+            Self::Integers(values) => list(values),
+            Self::Floats(values) => list(values),
+            Self::Bools(values) => list(values),
+            Self::Texts(values) => list(values),
+        }
+    }
+
+    /// 2^32 - 1 is how some files say that there is none.
+    fn is_token(&self) -> bool {
+        matches!(self, Self::Integer(value) if (-1..=i64::from(u32::MAX)).contains(value))
+    }
+}
 
 impl Metadata {
+    fn get(&self, key: &str) -> Option<&Meta> {
+        self.asked.borrow_mut().insert(key.to_owned());
+        self.entries.get(key)
+    }
+
     fn integer(&self, key: &str) -> Option<i64> {
-        match self.0.get(key)? {
+        match self.get(key)? {
             Meta::Integer(value) => Some(*value),
             // Some files give a per-layer list where all entries are the same.
             Meta::Integers(values) if values.windows(2).all(|pair| pair[0] == pair[1]) => {
@@ -59,7 +156,7 @@ impl Metadata {
     }
 
     fn float(&self, key: &str) -> Option<f64> {
-        match self.0.get(key)? {
+        match self.get(key)? {
             Meta::Float(value) => Some(*value),
             Meta::Integer(value) => Some(*value as f64),
             _ => None,
@@ -67,14 +164,14 @@ impl Metadata {
     }
 
     fn text(&self, key: &str) -> Option<&str> {
-        match self.0.get(key)? {
+        match self.get(key)? {
             Meta::Text(value) => Some(value),
             _ => None,
         }
     }
 
     fn bool(&self, key: &str) -> Option<bool> {
-        match self.0.get(key)? {
+        match self.get(key)? {
             Meta::Bool(value) => Some(*value),
             _ => None,
         }
@@ -85,10 +182,58 @@ impl Metadata {
     }
 
     fn texts(&mut self, key: &str) -> Vec<String> {
-        match self.0.remove(key) {
+        match self.entries.remove(key) {
             Some(Meta::Texts(values)) => values,
             _ => Vec::new(),
         }
+    }
+
+    /// What `read` makes of a key; an error if it is there and `read` makes nothing of it.
+    fn told<'a, T>(
+        &'a self,
+        key: &str,
+        read: impl FnOnce(&'a Self, &str) -> Option<T>,
+        must: &str,
+    ) -> Result<Option<T>, String> {
+        match (read(self, key), self.entries.get(key)) {
+            (Some(value), _) => Ok(Some(value)),
+            (None, None) => Ok(None),
+            (None, Some(other)) => {
+                Err(format!("metadata {key} is {}, must be {must}", shown(&other.value())))
+            }
+        }
+    }
+
+    fn whole(&self, key: &str) -> Result<Option<i64>, String> {
+        self.told(key, Self::integer, "a whole number, the same for all layers")
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, String> {
+        self.told(key, Self::float, "a number")
+    }
+
+    /// What was not asked for and is not known to change nothing.
+    fn leftovers(&self, architecture: &str) -> Vec<Leftover> {
+        let asked = self.asked.borrow();
+        let mut left: Vec<(&String, &Meta)> =
+            self.entries.iter().filter(|(key, _)| !asked.contains(*key)).collect();
+        left.sort_by_key(|(key, _)| *key);
+        let leftover = |(key, meta): (&String, &Meta)| {
+            let value = meta.value();
+            if ELSEWHERE.iter().any(|start| key.starts_with(start)) {
+                return None;
+            }
+            let own = key.strip_prefix(architecture).and_then(|rest| rest.strip_prefix('.'));
+            let known = COMPUTED.iter().find(|(known, _)| Some(*known) == own);
+            match known {
+                Some((_, computed)) if computed.is(&value) => None,
+                Some((_, computed)) => Some(Leftover::differs(key, &value, computed.words())),
+                None if own.is_some_and(|own| IGNORED.contains(&own)) => None,
+                None if value == Value::Bool(false) => None,
+                None => Some(Leftover::key(key, &value)),
+            }
+        };
+        left.into_iter().filter_map(leftover).collect()
     }
 }
 
@@ -96,7 +241,7 @@ pub(super) fn open(path: &Path) -> Result<Source, LoadError> {
     let read = |cause| LoadError::Read { path: path.into(), cause };
     let damaged = |what: String| LoadError::Damaged { path: path.into(), what };
 
-    let file = File::open(path).map_err(read)?;
+    let file = open_file(path).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
     let mut reader = Reader { from: BufReader::new(&file), at: 0, length };
     let (mut metadata, tensors) = reader.header().map_err(|what| match what {
@@ -109,14 +254,31 @@ pub(super) fn open(path: &Path) -> Result<Source, LoadError> {
         Bad::Read(cause) => read(cause),
     })?;
 
-    if let Some(parts @ 2..) = metadata.integer("split.count") {
+    let wrong = |what| LoadError::Config { path: path.into(), what };
+    let kind = metadata.told("general.type", Metadata::text, "a text").map_err(wrong)?;
+    if let Some(other) = kind.filter(|kind| *kind != "model") {
+        return Err(LoadError::Unsupported {
+            path: path.into(),
+            what: format!("a GGUF file of type {other:?}"),
+            supported: "those of type \"model\"",
+        });
+    }
+    if let Some(parts @ 2..) = metadata.whole("split.count").map_err(wrong)? {
         return Err(LoadError::Unsupported {
             path: path.into(),
             what: format!("a GGUF file split in {parts}"),
             supported: "single files",
         });
     }
-    let mut config = config(path, &metadata)?;
+    let (mut config, mut leftovers) = config(&metadata).map_err(wrong)?;
+    let architecture = metadata.text("general.architecture").unwrap_or_default();
+    leftovers.extend(metadata.leftovers(architecture));
+    if let Some((key, _, must)) = TOKENIZER
+        .iter()
+        .find(|(key, fits, _)| metadata.entries.get(*key).is_some_and(|meta| !fits(meta)))
+    {
+        return Err(wrong(format!("metadata {key} is not {must}")));
+    }
     // The embedding may be padded beyond the tokenizer: its rows are what the model computes.
     if let Some(&[rows, _]) = tensors.get("token_embd.weight").map(|tensor| &tensor.shape[..]) {
         config.insert("vocab_size".to_owned(), json!(rows));
@@ -124,70 +286,106 @@ pub(super) fn open(path: &Path) -> Result<Source, LoadError> {
     let name = metadata.text("general.name").map(str::to_owned);
     let text = text(path, &mut metadata)?;
     let checkpoint = Checkpoint { files: vec![(path.into(), file)], tensors };
-    Ok(Source { path: path.into(), format: Format::Gguf, config, checkpoint, text, name })
+    let format = Format::Gguf;
+    Ok(Source { path: path.into(), format, config, checkpoint, text, name, leftovers })
 }
 
-/// The metadata in `config.json`'s terms, so that a family reads one kind of configuration.
-fn config(path: &Path, metadata: &Metadata) -> Result<Map<String, Value>, LoadError> {
-    let missing = |key: &str| LoadError::Config {
-        path: path.into(),
-        what: format!("metadata {key} is missing or not a number"),
-    };
-    let architecture = metadata.text("general.architecture").ok_or_else(|| LoadError::Config {
-        path: path.into(),
-        what: "metadata general.architecture is missing".to_owned(),
-    })?;
+/// The metadata in `config.json`'s terms, so that a family reads one kind of configuration; and what
+/// there is no such term for, because it is not computed.
+fn config(metadata: &Metadata) -> Result<(Map<String, Value>, Vec<Leftover>), String> {
+    let told = metadata.told("general.architecture", Metadata::text, "a text")?;
+    let architecture = told.ok_or("metadata general.architecture is missing")?;
     let key = |name: &str| format!("{architecture}.{name}");
-    let integer = |name: &str| metadata.integer(&key(name)).ok_or_else(|| missing(&key(name)));
+    let missing = |name: &str| format!("metadata {} is missing, must be a number", key(name));
+    let whole = |name: &str| metadata.whole(&key(name));
+    let number = |name: &str| metadata.number(&key(name));
+    let need = |name: &str| whole(name)?.ok_or_else(|| missing(name));
 
     let mut config = Map::new();
     let mut set = |name: &str, value: Value| config.insert(name.to_owned(), value);
+    let (hidden, heads) = (need("embedding_length")?, need("attention.head_count")?);
+    let head_dim = whole("attention.key_length")?;
+    let context = whole("context_length")?;
     set("model_type", json!(architecture));
-    set("hidden_size", json!(integer("embedding_length")?));
-    set("num_hidden_layers", json!(integer("block_count")?));
-    set("intermediate_size", json!(integer("feed_forward_length")?));
-    set("num_attention_heads", json!(integer("attention.head_count")?));
-    if let Some(heads) = metadata.integer(&key("attention.head_count_kv")) {
+    set("hidden_size", json!(hidden));
+    set("num_hidden_layers", json!(need("block_count")?));
+    set("intermediate_size", json!(need("feed_forward_length")?));
+    set("num_attention_heads", json!(heads));
+    if let Some(heads) = whole("attention.head_count_kv")? {
         set("num_key_value_heads", json!(heads));
     }
-    if let Some(dimension) = metadata.integer(&key("attention.key_length")) {
+    if let Some(dimension) = head_dim {
         set("head_dim", json!(dimension));
     }
-    let epsilon = key("attention.layer_norm_rms_epsilon");
-    set("rms_norm_eps", json!(metadata.float(&epsilon).ok_or_else(|| missing(&epsilon))?));
-    if let Some(context) = metadata.integer(&key("context_length")) {
+    let epsilon = "attention.layer_norm_rms_epsilon";
+    set("rms_norm_eps", json!(number(epsilon)?.ok_or_else(|| missing(epsilon))?));
+    if let Some(context) = context {
         set("max_position_embeddings", json!(context));
     }
-    if let Some(size) = metadata.integer(&key("vocab_size")) {
+    if let Some(size) = whole("vocab_size")? {
         set("vocab_size", json!(size));
-    } else if let Some(Meta::Texts(tokens)) = metadata.0.get("tokenizer.ggml.tokens") {
+    } else if let Some(Meta::Texts(tokens)) = metadata.entries.get("tokenizer.ggml.tokens") {
         set("vocab_size", json!(tokens.len()));
     }
-    if let Some(theta) = metadata.float(&key("rope.freq_base")) {
+    if let Some(theta) = number("rope.freq_base")? {
         set("rope_theta", json!(theta));
-    }
-    if let Some(dimensions) = metadata.integer(&key("rope.dimension_count")) {
-        set("rope_dimensions", json!(dimensions));
     }
     // llama.cpp's converter permutes Llama's query and key rows so that the two halves of each
     // rotation lie side by side; other families keep Hugging Face's order.
     set("rope_traditional", json!(architecture == "llama"));
-    match metadata.text(&key("rope.scaling.type")) {
-        None | Some("none") => {}
-        Some(kind) => {
-            let mut scaling = Map::new();
-            scaling.insert("rope_type".to_owned(), json!(kind));
-            if let Some(factor) = metadata.float(&key("rope.scaling.factor")) {
-                scaling.insert("factor".to_owned(), json!(factor));
-            }
-            let original = metadata.integer(&key("rope.scaling.original_context_length"));
-            if let Some(original) = original {
-                scaling.insert("original_max_position_embeddings".to_owned(), json!(original));
-            }
-            set("rope_scaling", Value::Object(scaling));
+    if let Some(scaling) = scaling(metadata, &key)? {
+        set("rope_scaling", Value::Object(scaling));
+    }
+
+    let mut leftovers = Vec::new();
+    let mut differs = |name: &str, value: i64, computed: String| {
+        leftovers.push(Leftover::differs(&key(name), &json!(value), computed));
+    };
+    let head_dim = head_dim.unwrap_or_else(|| hidden / heads.max(1));
+    for name in ["rope.dimension_count", "attention.value_length"] {
+        if let Some(told) = whole(name)?.filter(|told| *told != head_dim) {
+            differs(name, told, format!("computed is {head_dim} alone, the width of a head"));
         }
     }
-    Ok(config)
+    let name = "attention.sliding_window";
+    let shorter = |window: &i64| *window != 0 && context.is_none_or(|context| *window < context);
+    if let Some(window) = whole(name)?.filter(shorter) {
+        differs(name, window, "computed is attention to all that came before".to_owned());
+    }
+    Ok((config, leftovers))
+}
+
+/// How the rotation is stretched, as `rope_scaling` has it.
+fn scaling(
+    metadata: &Metadata,
+    key: &dyn Fn(&str) -> String,
+) -> Result<Option<Map<String, Value>>, String> {
+    let kind = metadata.told(&key("rope.scaling.type"), Metadata::text, "a text")?;
+    let factor = metadata.number(&key("rope.scaling.factor"))?;
+    // Nothing is stretched by 0 or 1, and a factor alone is that of the linear kind, as in llama.cpp.
+    let stretched = factor.is_some_and(|factor| factor != 0.0 && factor != 1.0);
+    let kind = match kind {
+        Some("none") => None,
+        None => stretched.then_some("linear"),
+        kind => kind,
+    };
+    let numbers = [
+        ("rope.scaling.original_context_length", "original_max_position_embeddings"),
+        ("rope.scaling.yarn_beta_fast", "beta_fast"),
+        ("rope.scaling.yarn_beta_slow", "beta_slow"),
+    ];
+    let mut scaling = Map::new();
+    for (name, called) in numbers {
+        if let Some(number) = metadata.number(&key(name))?.filter(|_| kind == Some("yarn")) {
+            scaling.insert(called.to_owned(), json!(number));
+        }
+    }
+    let Some(kind) = kind else { return Ok(None) };
+    scaling.insert("rope_type".to_owned(), json!(kind));
+    if let Some(factor) = factor {
+        scaling.insert("factor".to_owned(), json!(factor));
+    }
+    Ok(Some(scaling))
 }
 
 fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
@@ -199,13 +397,13 @@ fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
             what: "metadata tokenizer.ggml.tokens is missing: the file has no tokenizer".to_owned(),
         });
     }
-    let token_types = match metadata.0.get(&key("token_type")) {
+    let token_types = match metadata.get(&key("token_type")) {
         Some(Meta::Integers(types)) => {
             types.iter().map(|&kind| i32::try_from(kind).unwrap_or(0)).collect()
         }
         _ => Vec::new(),
     };
-    let scores = match metadata.0.get(&key("scores")) {
+    let scores = match metadata.get(&key("scores")) {
         Some(Meta::Floats(scores)) => scores.iter().map(|&score| score as f32).collect(),
         _ => Vec::new(),
     };
@@ -300,7 +498,9 @@ impl Reader<'_> {
                 Bad::Damaged(what) => Bad::Damaged(format!("metadata {key:?}: {what}")),
                 other => other,
             })?;
-            metadata.0.insert(key, value);
+            if metadata.entries.insert(key.clone(), value).is_some() {
+                return Err(Bad::Damaged(format!("metadata {key:?} occurs twice")));
+            }
         }
 
         let mut tensors = BTreeMap::new();
@@ -320,7 +520,7 @@ impl Reader<'_> {
         metadata: &Metadata,
         tensors: &mut BTreeMap<String, Tensor>,
     ) -> Result<(), String> {
-        let alignment = match metadata.integer("general.alignment") {
+        let alignment = match metadata.whole("general.alignment")? {
             None => 32,
             Some(value) => u64::try_from(value)
                 .ok()

@@ -20,13 +20,15 @@ pub(crate) use text::sampling;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use interlock_model_files::{ModelFiles, recognize};
 use mlx_rs::Dtype;
 use serde_json::{Map, Value};
 
 use crate::error::LoadError;
+use crate::leftover::Leftover;
 use crate::text_source::TextSource;
 
 /// A model's files, opened and understood, with no weight read yet.
@@ -38,6 +40,8 @@ pub(crate) struct Source {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) text: TextSource,
     pub(crate) name: Option<String>,
+    /// What the files have beyond that, and nothing reads: metadata that `config` has no word for.
+    pub(crate) leftovers: Vec<Leftover>,
 }
 
 /// Where a model's weights come from.
@@ -111,20 +115,12 @@ impl Tensor {
 }
 
 impl Source {
-    /// Opens a `.gguf` file or a model folder and reads all but the weights.
+    /// Opens a GGUF file or a model folder and reads all but the weights.
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
-        if path.is_dir() {
-            if path.join("config.json").is_file() {
-                return safetensors::open(path);
-            }
-        } else if path.extension().is_some_and(|extension| extension == "gguf") {
-            return gguf::open(path);
+        match recognize(path)? {
+            ModelFiles::Gguf(path) => gguf::open(&path),
+            ModelFiles::Folder { path, weights } => safetensors::open(&path, weights),
         }
-        if !path.exists() {
-            let cause = io::Error::from(io::ErrorKind::NotFound);
-            return Err(LoadError::Read { path: path.into(), cause });
-        }
-        Err(LoadError::NotAModel(path.into()))
     }
 }
 
@@ -138,9 +134,28 @@ impl Checkpoint {
             what: format!("a tensor of {} bytes does not fit this machine", tensor.bytes),
         })?;
         let mut bytes = vec![0; length];
-        std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, tensor.offset)
+        file.read_exact_at(&mut bytes, tensor.offset)
             .map_err(|cause| LoadError::Read { path: path.clone(), cause })?;
         Ok(bytes)
+    }
+
+    /// Whether two tensors hold the same numbers as far as a look at three places tells: matrices
+    /// that were trained apart differ everywhere.
+    pub(crate) fn look_alike(&self, one: &Tensor, other: &Tensor) -> Result<bool, LoadError> {
+        const PIECE: u64 = 4096;
+        if (&one.shape, &one.encoding, one.bytes) != (&other.shape, &other.encoding, other.bytes) {
+            return Ok(false);
+        }
+        let bytes = one.bytes.min(PIECE);
+        let last = one.bytes - bytes;
+        for from in [0, last / 2, last] {
+            let piece =
+                |of: &Tensor| self.read(&Tensor { offset: of.offset + from, bytes, ..of.clone() });
+            if piece(one)? != piece(other)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Bytes of all files together.

@@ -3,25 +3,30 @@
 //! A safetensors file is a length (u64), that many bytes of JSON (`name: {dtype, shape,
 //! data_offsets}`) and the tensors' bytes; offsets count from the end of the JSON.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use interlock_model_files::{JSON_BYTES_MAX, open as open_file, read};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Checkpoint, Encoding, Format, Source, Tensor, shape, text};
 use crate::error::LoadError;
+use crate::leftover::Leftover;
 
 /// The format's own limit for the JSON.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-pub(super) fn open(folder: &Path) -> Result<Source, LoadError> {
+/// Files that say that the folder is a change to a model that lies elsewhere.
+const ADAPTERS: [&str; 3] =
+    ["adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"];
+
+pub(super) fn open(folder: &Path, weights: Vec<PathBuf>) -> Result<Source, LoadError> {
     let config_path = folder.join("config.json");
     let config = object(&config_path)?;
     let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
-    for path in weight_files(folder)? {
+    for path in weights {
         add_file(&mut checkpoint, path)?;
     }
     let text = text::read(folder, &config)?;
@@ -30,59 +35,24 @@ pub(super) fn open(folder: &Path) -> Result<Source, LoadError> {
         .ok()
         .and_then(|folder| folder.file_name().map(|name| name.to_string_lossy().into_owned()));
     let format = Format::Safetensors;
-    Ok(Source { path: folder.into(), format, config, checkpoint, text, name })
+    let adapters = ADAPTERS.iter().filter(|name| folder.join(name).exists());
+    let leftovers = adapters.map(|name| Leftover::File { name: (*name).to_owned() }).collect();
+    Ok(Source { path: folder.into(), format, config, checkpoint, text, name, leftovers })
 }
 
 /// Reads a JSON object.
 pub(super) fn object(path: &Path) -> Result<Map<String, Value>, LoadError> {
-    let bytes = fs::read(path).map_err(|cause| LoadError::Read { path: path.into(), cause })?;
+    let bytes =
+        read(path, JSON_BYTES_MAX).map_err(|cause| LoadError::Read { path: path.into(), cause })?;
     serde_json::from_slice(&bytes)
         .map_err(|bad| LoadError::Damaged { path: path.into(), what: bad.to_string() })
-}
-
-/// The index's files if there is an index, else every `model*.safetensors`.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let index_path = folder.join("model.safetensors.index.json");
-    if index_path.is_file() {
-        let index = object(&index_path)?;
-        let damaged = |what: String| LoadError::Damaged { path: index_path.clone(), what };
-        let index: Index =
-            serde_json::from_value(Value::Object(index)).map_err(|bad| damaged(bad.to_string()))?;
-        let names: BTreeSet<String> = index.weight_map.into_values().collect();
-        return names
-            .into_iter()
-            .map(|name| {
-                // A name from the internet must not lead out of the folder.
-                let plain = Path::new(&name).file_name().is_some_and(|last| *last == *name);
-                if plain {
-                    Ok(folder.join(name))
-                } else {
-                    Err(damaged(format!("{name:?} is not a file name")))
-                }
-            })
-            .collect();
-    }
-    let read = |cause| LoadError::Read { path: folder.into(), cause };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(read)? {
-        let name = entry.map_err(read)?.file_name().to_string_lossy().into_owned();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
-            files.push(folder.join(name));
-        }
-    }
-    files.sort();
-    if files.is_empty() { Err(LoadError::NotAModel(folder.into())) } else { Ok(files) }
 }
 
 fn add_file(checkpoint: &mut Checkpoint, path: PathBuf) -> Result<(), LoadError> {
     let read = |cause| LoadError::Read { path: path.clone(), cause };
     let damaged = |what: String| LoadError::Damaged { path: path.clone(), what };
 
-    let file = File::open(&path).map_err(read)?;
+    let file = open_file(&path).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
     if length < 8 {
         return Err(damaged(format!("{length} bytes are no safetensors file")));

@@ -1,8 +1,8 @@
 //! Tokenizer, template and special tokens of a model folder.
 
-use std::fs;
 use std::path::Path;
 
+use interlock_model_files as files;
 use interlock_request::{SamplingDefaults, TokenId};
 use serde_json::{Map, Value};
 
@@ -10,21 +10,25 @@ use super::safetensors::object;
 use crate::error::LoadError;
 use crate::text_source::{TextSource, TokenizerSource};
 
+/// Longer than any tokenizer: the largest known take 35 MB.
+const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
+/// Longer than any template.
+const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
+
 pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextSource, LoadError> {
     let tokenizer_path = folder.join("tokenizer.json");
-    let tokenizer = fs::read(&tokenizer_path)
+    let tokenizer = files::read(&tokenizer_path, TOKENIZER_BYTES_MAX)
         .map_err(|cause| LoadError::Read { path: tokenizer_path.clone(), cause })?;
 
     let optional = |name: &str| {
         let path = folder.join(name);
-        if path.is_file() { object(&path) } else { Ok(Map::new()) }
+        if path.exists() { object(&path) } else { Ok(Map::new()) }
     };
     let tokenizer_config = optional("tokenizer_config.json")?;
     let generation = optional("generation_config.json")?;
 
     // A template in a file of its own is the newer way and wins, as in Transformers.
-    let chat_template = fs::read_to_string(folder.join("chat_template.jinja"))
-        .ok()
+    let chat_template = template_file(&folder.join("chat_template.jinja"))?
         .or_else(|| template(tokenizer_config.get("chat_template")?));
 
     let ids = |source: &Map<String, Value>, key: &str| source.get(key).map_or(vec![], token_ids);
@@ -61,6 +65,16 @@ pub(crate) fn sampling(generation_config: &[u8]) -> SamplingDefaults {
         min_p: number("min_p", 0.0..=1.0, otherwise.min_p),
         repetition_penalty: number("repetition_penalty", 0.01..=2.0, otherwise.repetition_penalty),
     }
+}
+
+/// A template in a file of its own, if there is one.
+fn template_file(path: &Path) -> Result<Option<String>, LoadError> {
+    let read = files::read_if_there(path, TEMPLATE_BYTES_MAX);
+    let Some(bytes) = read.map_err(|cause| LoadError::Read { path: path.into(), cause })? else {
+        return Ok(None);
+    };
+    let damaged = |_| LoadError::Damaged { path: path.into(), what: "it is not UTF-8".to_owned() };
+    String::from_utf8(bytes).map(Some).map_err(damaged)
 }
 
 /// One id or several.

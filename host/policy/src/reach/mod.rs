@@ -93,6 +93,8 @@ pub(crate) struct Call {
     pub(crate) body: Option<Body>,
     /// May it be changed?
     pub(crate) writable: bool,
+    /// Is it about someone who only looks something up? Then nothing is taken from buckets.
+    pub(crate) looks_up: bool,
 }
 
 /// It called the host too often.

@@ -103,6 +103,7 @@ pub(crate) fn caller(address: &str) -> Caller {
         credential: String::new(),
         address: address.into(),
         headers: Headers(vec![("x-tenant".into(), "blue".into())]),
+        looks_up: false,
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use interlock_admission::{
-    Answer, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, Identified, Link, Load,
-    OnFailure, Phase, Policy, Progress, Reaction, Summary, Told, Transformed, Verdict, Watch,
-    Window,
+    Answer, Body, CallTime, Caller, Candidate, Choice, Code, Decision, Event, Facts, Identified,
+    Link, Load, OnFailure, Phase, Policy, Progress, Reaction, Summary, Told, Transformed, Verdict,
+    Watch, Window,
 };
 
 /// What was said, by policy, phase, decision and reason.
@@ -114,8 +114,8 @@ impl Policy for Witness {
         self.policy.takes(phase)
     }
 
-    fn slow(&self) -> bool {
-        self.policy.slow()
+    fn call_time(&self) -> CallTime {
+        self.policy.call_time()
     }
 
     fn wants_content(&self) -> bool {

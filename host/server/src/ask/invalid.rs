@@ -45,7 +45,8 @@ impl Invalid {
         Self::new(path, "unsupported_parameter", message)
     }
 
-    pub(crate) fn context_length(path: &str, prompt: usize, context: u32) -> Self {
+    /// `prompt` says how many tokens the prompt has, or how many at least.
+    pub(crate) fn context_length(path: &str, prompt: &str, context: u32) -> Self {
         Self::new(
             path,
             "context_length_exceeded",

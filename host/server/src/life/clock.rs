@@ -5,11 +5,12 @@ use std::time::Duration;
 use interlock_request::{CancelCause, Deadline, Deadlines};
 use tokio::time::Instant;
 
-/// The deadlines of one request, counted from its admission.
+/// The deadlines of one request, counted from when its head had arrived: what was done before it was
+/// admitted took its client's time as well.
 #[derive(Debug)]
 pub(super) struct Clock {
     limits: Deadlines,
-    admitted_at: Instant,
+    arrived_at: Instant,
     started_at: Option<Instant>,
     last_token_at: Option<Instant>,
     drain_ends_at: Option<Instant>,
@@ -30,10 +31,10 @@ pub(super) enum Strike {
 }
 
 impl Clock {
-    pub(super) fn new(limits: Deadlines, admitted_at: std::time::Instant) -> Self {
+    pub(super) fn new(limits: Deadlines, arrived_at: Instant) -> Self {
         Self {
             limits,
-            admitted_at: Instant::from_std(admitted_at),
+            arrived_at,
             started_at: None,
             last_token_at: None,
             drain_ends_at: None,
@@ -146,13 +147,13 @@ impl Clock {
             // A limit too far away to be a moment is none.
             Some((from.checked_add(limit?)?, deadline))
         };
-        let (admitted_at, waits) = (self.admitted_at, self.started_at.is_none());
-        let waiting = waits.then(|| since(admitted_at, queue, Deadline::Queue)).flatten();
+        let (arrived_at, waits) = (self.arrived_at, self.started_at.is_none());
+        let waiting = waits.then(|| since(arrived_at, queue, Deadline::Queue)).flatten();
         let paused = match self.last_token_at {
-            None => since(admitted_at, first_token, Deadline::FirstToken),
+            None => since(arrived_at, first_token, Deadline::FirstToken),
             Some(last) => since(last, inter_token, Deadline::InterToken),
         };
-        let total = since(admitted_at, total, Deadline::Total);
+        let total = since(arrived_at, total, Deadline::Total);
         [waiting, paused, total].into_iter().flatten()
     }
 }
@@ -167,23 +168,23 @@ mod tests {
 
     fn strikes(clock: &Clock) -> (Duration, Strike) {
         let (at, strike) = clock.next(None, None).expect("a deadline");
-        (at - clock.admitted_at, strike)
+        (at - clock.arrived_at, strike)
     }
 
     #[test]
     fn each_part_of_a_life_has_its_own_deadline() {
         let limits =
             Deadlines { queue: ms(10), first_token: ms(20), inter_token: ms(30), total: ms(40) };
-        let mut clock = Clock::new(limits, std::time::Instant::now());
+        let mut clock = Clock::new(limits, Instant::now());
         let deadline = |ms, deadline| (Duration::from_millis(ms), Strike::Deadline(deadline));
         assert_eq!(strikes(&clock), deadline(10, Deadline::Queue));
         clock.started();
         assert_eq!(strikes(&clock), deadline(20, Deadline::FirstToken));
-        clock.last_token_at = clock.admitted_at.checked_add(Duration::from_millis(5));
+        clock.last_token_at = clock.arrived_at.checked_add(Duration::from_millis(5));
         assert_eq!(strikes(&clock), deadline(35, Deadline::InterToken));
-        clock.last_token_at = clock.admitted_at.checked_add(Duration::from_millis(20));
+        clock.last_token_at = clock.arrived_at.checked_add(Duration::from_millis(20));
         assert_eq!(strikes(&clock), deadline(40, Deadline::Total));
-        clock.drain_ends_at = clock.admitted_at.checked_add(Duration::from_millis(39));
+        clock.drain_ends_at = clock.arrived_at.checked_add(Duration::from_millis(39));
         assert_eq!(strikes(&clock), (Duration::from_millis(39), Strike::DrainOver));
         clock.stop();
         assert_eq!(clock.next(None, None), None);
@@ -192,25 +193,25 @@ mod tests {
     #[test]
     fn a_limit_beyond_all_time_is_none() {
         let limits = Deadlines { queue: Some(Duration::MAX), ..Deadlines::default() };
-        assert_eq!(Clock::new(limits, std::time::Instant::now()).next(None, None), None);
+        assert_eq!(Clock::new(limits, Instant::now()).next(None, None), None);
     }
 
     #[test]
     fn who_waits_for_its_turn_does_not_stall() {
-        let mut clock = Clock::new(Deadlines::default(), std::time::Instant::now());
+        let mut clock = Clock::new(Deadlines::default(), Instant::now());
         assert_eq!(clock.next(None, ms(10)), None);
-        clock.started_at = Some(clock.admitted_at);
+        clock.started_at = Some(clock.arrived_at);
         let stalled = Strike::Stalled(Duration::from_millis(10));
-        let at = clock.admitted_at + Duration::from_millis(10);
+        let at = clock.arrived_at + Duration::from_millis(10);
         assert_eq!(clock.next(None, ms(10)), Some((at, stalled)));
-        let window = clock.admitted_at + Duration::from_millis(5);
+        let window = clock.arrived_at + Duration::from_millis(5);
         assert_eq!(clock.next(Some(window), ms(10)), Some((window, Strike::WindowDue)));
     }
 
     #[test]
     fn a_deadline_that_was_put_off_is_not_over() {
         let limits = Deadlines { total: ms(0), ..Deadlines::default() };
-        let mut clock = Clock::new(limits, std::time::Instant::now());
+        let mut clock = Clock::new(limits, Instant::now());
         assert!(clock.is_over(Deadline::Total) && !clock.is_over(Deadline::FirstToken));
         clock.limit(Deadlines { total: ms(60_000), ..Deadlines::default() });
         assert!(!clock.is_over(Deadline::Total));
@@ -218,8 +219,8 @@ mod tests {
 
     #[test]
     fn how_long_it_goes_on_counts_from_when_the_client_left() {
-        let mut clock = Clock::new(Deadlines::default(), std::time::Instant::now());
-        let left_at = clock.admitted_at;
+        let mut clock = Clock::new(Deadlines::default(), Instant::now());
+        let left_at = clock.arrived_at;
         clock.drain(left_at, Duration::from_millis(50));
         clock.drain(left_at, Duration::from_millis(40));
         assert_eq!(strikes(&clock), (Duration::from_millis(40), Strike::DrainOver));
@@ -228,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_policy_is_late_by_the_whole_but_not_by_what_the_engine_has_done() {
         let limits = Deadlines { first_token: ms(10), total: ms(40), ..Deadlines::default() };
-        let mut clock = Clock::new(limits, Instant::now().into_std());
+        let mut clock = Clock::new(limits, Instant::now());
         let began = Instant::now();
         let cause = clock.over(false, || true).await;
         assert_eq!(

@@ -201,7 +201,7 @@ fn a_responses_stream_has_its_events_in_order() {
 fn a_responses_stream_that_fails_says_error_and_failed() {
     streamed(
         responses(),
-        Err(Failure::Failed),
+        Err(Failure::INTERNAL),
         &expect![[r#"
             event: response.created
             data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}

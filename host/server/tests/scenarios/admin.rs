@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use interlock_metrics::Registry;
 use interlock_server::{
-    AdminConfig, NotSwapped, PolicyAdmin, Replacement, Swapping, listen, serve_admin,
+    AdminConfig, AdminParts, NotSwapped, PolicyAdmin, Replacement, ServerConfig, ServerMetrics,
+    Swapping, listen, serve_admin,
 };
 use serde_json::{Value, json};
 
@@ -40,22 +42,39 @@ impl PolicyAdmin for Desk {
     }
 }
 
-struct Admin {
+pub(crate) struct Admin {
     desk: Arc<Desk>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Admin {
     async fn start(config: AdminConfig) -> Self {
+        let metrics = ServerMetrics::register(&Registry::new());
+        Self::beside(config, ServerConfig::default(), metrics).await
+    }
+
+    /// Beside a server, by whose limits its connections go.
+    pub(crate) async fn beside(
+        config: AdminConfig,
+        server: ServerConfig,
+        metrics: ServerMetrics,
+    ) -> Self {
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
         let desk = Arc::new(Desk::default());
         let admin = Arc::clone(&desk) as Arc<dyn PolicyAdmin>;
-        tokio::spawn(serve_admin(listener, config, admin, std::future::pending()));
+        let parts = AdminParts { config, server, metrics, admin };
+        tokio::spawn(serve_admin(listener, parts, std::future::pending()));
         Self { desk, address }
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         self.ask_called("localhost", method, path, headers, body).await
     }
 

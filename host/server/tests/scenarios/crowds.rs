@@ -1,13 +1,17 @@
 //! Many clients at the same moment.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
 
-use interlock_server::listen;
+use interlock_metrics::Registry;
+use interlock_server::{AdminConfig, ServerConfig, ServerMetrics, listen};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::admin::Admin;
 use crate::rig::{Rig, Setup, within};
-use crate::wire::Answer;
+use crate::wire::{Answer, Connection};
 
 /// What each of these clients got.
 async fn answers(clients: JoinSet<Answer>) -> Vec<Answer> {
@@ -106,4 +110,132 @@ async fn a_burst_waits_in_the_backlog_while_nobody_accepts() {
     }
     let connected = within(connecting.join_all()).await;
     assert!(connected.iter().all(Result::is_ok), "{connected:?}");
+}
+
+/// So few connections, which may be idle for longer than any test waits.
+fn few(connections: usize) -> ServerConfig {
+    let connections_max = NonZeroUsize::new(connections).expect("not 0");
+    let header_timeout = Duration::from_secs(3600);
+    ServerConfig { connections_max, header_timeout, ..ServerConfig::default() }
+}
+
+/// Clients that open a connection, say nothing, and open another when it is closed.
+fn reopening(clients: usize, address: SocketAddr) -> JoinSet<()> {
+    let mut all = JoinSet::new();
+    for _ in 0..clients {
+        all.spawn(async move {
+            loop {
+                Connection::open(address).await.closed().await;
+            }
+        });
+    }
+    all
+}
+
+const REFUSED: [&str; 2] = [
+    r#"http_connections_refused_total{reason="connections_per_address_max"}"#,
+    r#"http_connections_refused_total{reason="displaced"}"#,
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_answers_whatever_idles_and_reopens() {
+    const CONNECTIONS: usize = 8;
+    // So few that each waits for a moment only, on whatever machine this is.
+    const IDLE: usize = 90;
+
+    let rig = Rig::with(Setup { server: few(CONNECTIONS), ..Setup::default() }).await;
+    let idle = reopening(IDLE, rig.address());
+    // More than there are places: so many that the reserve has turned over.
+    within(async {
+        while REFUSED.iter().any(|line| rig.metric(line) < 100.0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(rig.get("/health/live").await.status, 200);
+        assert_eq!(rig.get("/metrics").await.status, 200);
+        let answer = rig.post("/v1/completions", r#"{"model":"sim","prompt":"x"}"#).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "too_many_connections"));
+        // The reserve has 64 places.
+        assert!(rig.metric("http_connections") <= (CONNECTIONS + 64) as f64);
+    }
+    drop(idle);
+    rig.metric_is("http_connections", 0.0).await;
+    let answer =
+        rig.post("/v1/completions", r#"{"model":"sim","prompt":"x","max_tokens":1}"#).await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_what_will_be_refused_slowly_does_not_keep_health_waiting() {
+    let rig = Rig::with(Setup { server: few(1), ..Setup::default() }).await;
+    let mut slow = vec![];
+    for _ in 0..100 {
+        let mut connection = rig.connect().await;
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{";
+        connection.raw(head.as_bytes()).await;
+        slow.push(connection);
+    }
+    for _ in 0..20 {
+        assert_eq!(rig.get("/health/ready").await.status, 200);
+    }
+    // Who is not displaced is told why, though its body never comes.
+    let told = slow.last_mut().expect("many").line().await;
+    assert_eq!(told, "HTTP/1.1 503 Service Unavailable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_gets_in_whatever_idles_there() {
+    let metrics = ServerMetrics::register(&Registry::new());
+    let connections_max = NonZeroUsize::new(4).expect("not 0");
+    let config = AdminConfig { connections_max, ..AdminConfig::default() };
+    let admin = Admin::beside(config, few(8), metrics).await;
+    let idle = reopening(10, admin.address);
+    for _ in 0..10 {
+        let answer = admin.ask("GET", "/admin/policies", &[], "").await;
+        assert_eq!(answer.status, 200);
+    }
+    drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_idles_at_the_operators_listener_is_closed_in_time() {
+    let metrics = ServerMetrics::register(&Registry::new());
+    let server =
+        ServerConfig { header_timeout: Duration::from_millis(50), ..ServerConfig::default() };
+    let admin = Admin::beside(AdminConfig::default(), server, metrics).await;
+    for beginning in ["", "GET / HT"] {
+        let mut connection = Connection::open(admin.address).await;
+        connection.raw(beginning.as_bytes()).await;
+        within(connection.closed()).await;
+    }
+}
+
+// Other systems have one loopback address.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_does_not_keep_out_the_others() {
+    let rig = Rig::with(Setup { server: few(8), ..Setup::default() }).await;
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
+    let from = async |from| {
+        let mut connection = Connection::open_from(from, rig.address()).await;
+        connection.send("POST", "/v1/completions", &[], body).await;
+        connection.answer().await
+    };
+    rig.metric_is("http_connections", 0.0).await;
+    let mut idle = vec![];
+    for open in 1..=20 {
+        idle.push(Connection::open_from([127, 0, 0, 2], rig.address()).await);
+        rig.metric_is("http_connections", f64::from(open)).await;
+    }
+    let refused = from([127, 0, 0, 2]).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "too_many_connections"));
+    assert!(refused.body.contains("7 connections of one address"), "{refused:?}");
+    let address = r#"http_connections_refused_total{reason="connections_per_address_max"}"#;
+    assert_eq!(rig.metric(address), 14.0);
+    assert_eq!(from([127, 0, 0, 3]).await.status, 200);
+    drop(idle);
+    rig.metric_is("http_connections", 0.0).await;
+    assert_eq!(from([127, 0, 0, 2]).await.status, 200);
 }

@@ -57,7 +57,7 @@ async fn what_this_model_cannot_take_is_named_with_its_limit() {
         POST /v1/completions {"model":"gpt-nobody","prompt":"x"}
             404 model_not_found model: the model "gpt-nobody" does not exist; this host serves "sim"
         POST /v1/completions {"model":"sim","prompt":"0123456789abcdef"}
-            400 context_length_exceeded prompt: prompt has 17 tokens, which leaves no room for an answer: this model's context is 16 tokens
+            400 context_length_exceeded prompt: prompt has at least 17 tokens, which leaves no room for an answer: this model's context is 16 tokens
         POST /v1/completions {"model":"sim","prompt":"x","max_tokens":17}
             400 invalid_value max_tokens: max_tokens must be at most 16, this model's context, got 17
         POST /v1/completions {"model":"sim","prompt":"x","max_tokens":99999999999999999999}
@@ -73,7 +73,7 @@ async fn what_this_model_cannot_take_is_named_with_its_limit() {
         POST /v1/chat/completions {"model":"sim","messages":[{"role":"user","content":"long enough"}],"max_completion_tokens":20}
             400 invalid_value max_completion_tokens: max_completion_tokens must be at most 16, this model's context, got 20
         POST /v1/responses {"model":"sim","input":"much too long for it"}
-            400 context_length_exceeded input: input has 24 tokens, which leaves no room for an answer: this model's context is 16 tokens
+            400 context_length_exceeded input: input has at least 24 tokens, which leaves no room for an answer: this model's context is 16 tokens
     "#]].assert_eq(&told);
 }
 

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use interlock_admission::PlanProposal;
-use interlock_request::{CancelCause, DisconnectAction, DrainLimits, Finish, Outcome, Usage};
+use interlock_admission::{Admission, Identified, Identity, PlanProposal};
+use interlock_request::{
+    ByteSize, CancelCause, DisconnectAction, DrainLimits, Finish, Outcome, Usage,
+};
+use interlock_server::{HalfClose, ServerConfig};
 use interlock_sim::SimSettings;
 
-use crate::rig::{Rig, Setup};
+use crate::rig::{Latch, Rig, Script, Setup, within};
+use crate::wire::Connection;
 
 const ENDLESS: &str = r#"{"model":"sim","prompt":"hello","max_tokens":4000}"#;
 const ENDLESS_STREAM: &str = r#"{"model":"sim","prompt":"hello","max_tokens":4000,"stream":true}"#;
@@ -106,4 +110,196 @@ async fn leaving_before_the_body_is_there_leaves_nothing_behind() {
     // Its id is free again.
     let mut again = rig.begin("/v1/completions", "half", r#"{"model":"sim","prompt":"x"}"#).await;
     assert_eq!(again.answer().await.status, 200);
+}
+
+/// A request as bytes, after which the connection stays open.
+fn request(method: &str, path: &str, id: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nx-request-id: {id}\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+}
+
+const SHORT: &str = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_closed_client_gets_whatever_is_answered_at_once() {
+    for half_close in [HalfClose::Left, HalfClose::Wait] {
+        let server = ServerConfig { half_close, ..ServerConfig::default() };
+        let setup = Setup { server, seats: 1, gated: true, ..Setup::default() };
+        let rig = Rig::with(setup).await;
+        // Both places are taken, so that a request which is in order is refused, too.
+        let running = rig.begin("/v1/completions", "running", ENDLESS).await;
+        rig.gate.wait_begun(1);
+        let waiting = rig.begin("/v1/completions", "waiting", ENDLESS).await;
+        rig.metric_is("requests_waiting", 1.0).await;
+        let unknown = SHORT.replace("sim", "nobody");
+        for (method, path, body, status) in [
+            ("GET", "/metrics", "", 200),
+            ("GET", "/health/live", "", 200),
+            ("GET", "/health/ready", "", 200),
+            ("GET", "/v1/models", "", 200),
+            ("GET", "/v1/requests/nobody", "", 404),
+            ("POST", "/v1/requests/nobody/cancel", "", 404),
+            ("POST", "/v1/completions", "not json", 400),
+            ("POST", "/v1/completions", &unknown, 404),
+            ("POST", "/v1/completions", SHORT, 429),
+        ] {
+            for time in 0..30 {
+                let mut connection = rig.connect().await;
+                connection.raw(request(method, path, "half", body).as_bytes()).await;
+                connection.half_close().await;
+                let answer = connection.answer().await;
+                assert_eq!(answer.status, status, "{half_close:?} {path}, time {time}");
+                assert!(!answer.body.is_empty(), "{half_close:?} {path}, time {time}");
+            }
+        }
+        // A body that breaks off is said to.
+        let mut connection = rig.connect().await;
+        let whole = request("POST", "/v1/completions", "half", SHORT);
+        connection.raw(&whole.as_bytes()[..whole.len() - 5]).await;
+        connection.half_close().await;
+        assert_eq!(connection.answer().await.status, 400);
+        drop((running, waiting));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_closed_client_that_is_waited_for_gets_its_generation_and_may_still_reset() {
+    let server = ServerConfig { half_close: HalfClose::Wait, ..ServerConfig::default() };
+    let mut rig = Rig::with(Setup { server, ..gated() }).await;
+    for body in [ENDLESS, ENDLESS_STREAM] {
+        let body = body.replace("4000", "40");
+        let begun = rig.gate.begun().len();
+        let mut connection = rig.begin("/v1/completions", "half", &body).await;
+        connection.half_close().await;
+        rig.gate.wait_begun(begun + 1);
+        rig.gate.let_through(40);
+        let answer = connection.answer().await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.body.contains(r#""finish_reason":"length""#), "{answer:?}");
+        assert_eq!(rig.ended().await.1.outcome, Outcome::Completed(Finish::Length));
+    }
+    for body in [ENDLESS, ENDLESS_STREAM] {
+        let begun = rig.gate.begun().len();
+        let mut connection = rig.begin("/v1/completions", "half", body).await;
+        connection.raw(b"\r\nGET /metrics HT").await;
+        connection.half_close().await;
+        rig.gate.wait_begun(begun + 1);
+        connection.reset();
+        rig.metric_is("http_connections", 0.0).await;
+        rig.gate.let_through(1000);
+        assert_eq!(rig.ended().await.1.outcome, LEFT);
+        rig.metric_is("requests_running", 0.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_end_lies_behind_its_request_never_reaches_the_device() {
+    for body in [ENDLESS, ENDLESS_STREAM] {
+        for behind in ["", "\r\n", &request("GET", "/metrics", "next", "")] {
+            let latch = Latch::default();
+            let held = latch.clone();
+            let admit = move |_: &_| {
+                held.wait();
+                Admission::default()
+            };
+            let script = Script { admit: Some(Box::new(admit)), slow: true, ..Script::default() };
+            let mut rig = Rig::with(Setup { gated: true, ..Setup::scripted(script) }).await;
+            let mut connection = rig.connect().await;
+            let begun = request("POST", "/v1/completions", "leaver", body) + behind;
+            connection.raw(begun.as_bytes()).await;
+            // Its end is in the socket while a policy is asked, long before there is an answer.
+            rig.metric_is("requests_waiting", 1.0).await;
+            connection.half_close().await;
+            latch.open();
+            let (id, summary) = rig.ended().await;
+            assert_eq!((id.as_str(), &summary.outcome), ("leaver", &LEFT));
+            assert_eq!(summary.usage, Usage::default());
+            assert_eq!(rig.gate.begun().len(), 0, "no pass was for it");
+            connection.closed().await;
+            rig.metric_is("http_connections", 0.0).await;
+            rig.metric_is("requests_waiting", 0.0).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_a_policy_thinks_does_not_wait_for_it() {
+    let latch = Latch::default();
+    let held = latch.clone();
+    let identify = move |_: &_| {
+        held.wait();
+        Identified::Known(Identity::default(), "known".into())
+    };
+    let script = Script { identify: Some(Box::new(identify)), slow: true, ..Script::default() };
+    let rig = Rig::with(Setup::scripted(script)).await;
+    for leave in [Connection::reset, drop] {
+        let connection = rig.begin("/v1/completions", "leaver", ENDLESS).await;
+        rig.metric_is("http_connections", 1.0).await;
+        leave(connection);
+        rig.metric_is("http_connections", 0.0).await;
+    }
+    latch.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_in_the_background_has_no_client_to_lose() {
+    let mut rig = Rig::with(gated()).await;
+    let body = r#"{"model":"sim","input":"x","max_output_tokens":3,"background":true}"#;
+    let mut connection = rig.connect().await;
+    connection.raw(request("POST", "/v1/responses", "behind", body).as_bytes()).await;
+    connection.half_close().await;
+    assert_eq!(connection.answer().await.status, 200);
+    rig.gate.open();
+    assert_eq!(rig.ended().await.1.outcome, Outcome::Completed(Finish::Length));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_behind_one_another_are_answered_in_their_order_while_the_client_stays() {
+    let rig = Rig::with(gated()).await;
+    let mut connection = rig.connect().await;
+    // The second is larger than what one read takes, and smaller than what is kept.
+    let long = format!(r#"{{"model":"sim","prompt":"{}","max_tokens":1}}"#, "x".repeat(3000));
+    let padded = format!("{long}{}", " ".repeat(100_000));
+    let first = request("POST", "/v1/completions", "first", SHORT);
+    let second = request("POST", "/v1/completions", "second", &padded);
+    let third = request("GET", "/health/live", "third", "");
+    let last =
+        "GET /v1/models HTTP/1.1\r\nhost: x\r\nx-request-id: last\r\nconnection: close\r\n\r\n";
+    connection.raw(format!("{first}\r\n{second}{third}{last}").as_bytes()).await;
+    rig.gate.wait_begun(1);
+    rig.gate.open();
+    let all = connection.rest().await;
+    let at = |id: &str| {
+        all.find(&format!("x-request-id: {id}\r\n")).unwrap_or_else(|| panic!("{id} in {all}"))
+    };
+    assert!(at("first") < at("second") && at("second") < at("third") && at("third") < at("last"));
+    assert_eq!(all.matches("HTTP/1.1 200").count(), 4, "{all}");
+    assert!(all.contains(r#""prompt_tokens":3001"#), "the second is whole: {all}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_behind_a_request_than_is_kept_closes_the_connection_after_the_answer() {
+    let server = ServerConfig { pipelined_max: ByteSize(1000), ..ServerConfig::default() };
+    let mut rig = Rig::with(Setup { server, ..gated() }).await;
+    let mut connection = rig.connect().await;
+    let whole = request("GET", "/health/live", "second", "");
+    let first = request("POST", "/v1/completions", "first", SHORT);
+    let cut =
+        request("POST", "/v1/completions", "third", &SHORT.replace('x', &"x".repeat(1 << 21)));
+    connection.raw(first.as_bytes()).await;
+    rig.gate.wait_begun(1);
+    // All of it leaves this client, though nobody will look at it.
+    connection.raw(format!("{whole}{cut}").as_bytes()).await;
+    rig.gate.open();
+    let first = within(connection.until("text_completion")).await;
+    assert!(first.contains(r#""finish_reason":"length""#), "{first}");
+    let rest = connection.rest().await;
+    assert!(rest.contains("x-request-id: second"), "{rest}");
+    assert!(!rest.contains(r#""text""#), "what was cut is not taken for a request: {rest}");
+    assert_eq!(rig.ended().await.0, "first");
+    rig.metric_is("http_connections", 0.0).await;
+    assert_eq!(rig.metric(r#"http_connections_refused_total{reason="pipelined_max"}"#), 1.0);
 }

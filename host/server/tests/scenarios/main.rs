@@ -18,3 +18,4 @@ mod stopping;
 mod telling;
 mod watching;
 mod wire;
+mod work;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use interlock_admission::{
-    Admission, Body, Caller, Candidate, Choice, Closing, Decision, Event, Facts, Identified,
-    LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy, PolicyChain,
-    PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
+    Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts,
+    Identified, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy,
+    PolicyChain, PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
 };
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, WaitingConfig,
@@ -16,8 +16,8 @@ use interlock_engine::{
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, listen, serve,
-    system_time,
+    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
+    WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -32,6 +32,8 @@ type Says<T> = Result<T, interlock_admission::PolicyFailure>;
 pub(crate) struct Setup {
     pub(crate) server: ServerConfig,
     pub(crate) model: SimSettings,
+    /// Loading is done once this is open.
+    pub(crate) loads: Latch,
     /// Requests that may wait.
     pub(crate) seats: usize,
     /// Is every pass held until the test lets it go?
@@ -44,6 +46,10 @@ pub(crate) struct Setup {
     pub(crate) script: Script,
     /// `[detached]`.
     pub(crate) detached: DetachedConfig,
+    /// `[work]`.
+    pub(crate) work: WorkConfig,
+    /// `[limits]`.
+    pub(crate) limits: LimitsConfig,
 }
 
 impl Default for Setup {
@@ -52,12 +58,15 @@ impl Default for Setup {
             server: ServerConfig::default(),
             // Never ends by itself, so that a test knows the length of every answer.
             model: SimSettings { stop: 0, ..SimSettings::default() },
+            loads: Latch::ajar(),
             seats: 16,
             gated: false,
             other: None,
             decision: Decision::Admit(Admission::default()),
             script: Script::default(),
             detached: DetachedConfig::default(),
+            work: WorkConfig::default(),
+            limits: LimitsConfig::default(),
         }
     }
 }
@@ -99,6 +108,13 @@ pub(crate) struct Script {
 pub(crate) struct Latch(Arc<(Mutex<bool>, Condvar)>);
 
 impl Latch {
+    /// One that holds up nobody.
+    pub(crate) fn ajar() -> Self {
+        let latch = Self::default();
+        latch.open();
+        latch
+    }
+
     /// Returns once it is open, or the test has failed long ago.
     pub(crate) fn wait(&self) {
         let (open, opens) = &*self.0;
@@ -149,8 +165,8 @@ impl Policy for Script {
         &self.headers
     }
 
-    fn slow(&self) -> bool {
-        self.slow
+    fn call_time(&self) -> CallTime {
+        if self.slow { CallTime::Waits } else { CallTime::AtOnce }
     }
 
     fn wants_content(&self) -> bool {
@@ -185,6 +201,8 @@ impl Policy for Script {
 /// A running server.
 pub(crate) struct Rig {
     pub(crate) gate: Gate,
+    /// Where requests are read, to fill it.
+    pub(crate) work: WorkPool,
     address: SocketAddr,
     registry: Arc<Registry>,
     ended: mpsc::Receiver<(Facts, Summary)>,
@@ -251,7 +269,19 @@ impl Rig {
 
     /// Serves this setup while it is still loading.
     pub(crate) async fn loading(setup: Setup) -> Self {
-        let Setup { server, model, seats, gated, other, decision, script, detached } = setup;
+        let Setup {
+            server,
+            model,
+            loads,
+            seats,
+            gated,
+            other,
+            decision,
+            script,
+            detached,
+            work,
+            limits,
+        } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         if !gated {
@@ -263,7 +293,7 @@ impl Rig {
         let (config, cache) = (EngineConfig::default(), CacheConfig::default());
         let mut engines = Engines::default();
         let engine = engines.add(&config, &cache, &seats, &metrics, move || {
-            std::thread::sleep(model.load);
+            loads.wait();
             Ok::<_, String>(SimModel::gated(model, device))
         });
         let mut models = vec![served("sim", &[], engine)];
@@ -277,12 +307,14 @@ impl Rig {
         let policy = Arc::new(Witness { decision, ended: ended_in });
         let chain = PolicyChain::new(
             vec![link(Arc::new(script)), link(policy)],
-            LimitsConfig::default().ceilings(),
+            limits.ceilings(),
             PolicyMetrics::register(&registry),
         );
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
+        let work = WorkPool::start(&work, WorkMetrics::register(&registry)).expect("threads");
         let parts = ServerParts {
+            work: work.clone(),
             config: server,
             detached,
             models,
@@ -298,7 +330,16 @@ impl Rig {
                 std::future::pending::<()>().await;
             }
         }));
-        Self { gate, address, registry, ended, shutdown: Some(shutdown), server, _engine: thread }
+        Self {
+            gate,
+            work,
+            address,
+            registry,
+            ended,
+            shutdown: Some(shutdown),
+            server,
+            _engine: thread,
+        }
     }
 
     /// Where it listens.
@@ -399,7 +440,7 @@ fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
     }
 }
 
-fn text() -> Arc<TextModel> {
+pub(crate) fn text() -> Arc<TextModel> {
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
@@ -411,7 +452,7 @@ fn text() -> Arc<TextModel> {
 
 /// Waits for something that must happen; a test that is stuck fails instead of hanging.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
     let waited = tokio::time::timeout(PATIENCE, future).await;
     waited.unwrap_or_else(|_| panic!("this did not happen within {PATIENCE:?}"))
 }

@@ -1,7 +1,7 @@
 //! What operators are told: the log line of a refusal, and metrics that are there beforehand.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use interlock_admission::{Decision, Reason, Rejection};
 
@@ -32,6 +32,10 @@ impl Paper {
 
 /// Writes this thread's log for as long as the guard lives.
 fn logged() -> (Paper, tracing::subscriber::DefaultGuard) {
+    // A place in the code that is first met by another test's thread, where nobody listens, would be
+    // taken for one that nobody wants to hear of. So somebody listens everywhere.
+    static EVERYWHERE: Once = Once::new();
+    EVERYWHERE.call_once(|| tracing_subscriber::fmt().with_writer(io::sink).init());
     let paper = Paper::default();
     let writer = paper.clone();
     let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);

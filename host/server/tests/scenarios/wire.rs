@@ -51,6 +51,13 @@ impl Connection {
         Self(BufReader::new(within(socket.connect(address)).await.expect("connects")))
     }
 
+    /// One from another address of this machine.
+    pub(crate) async fn open_from(from: [u8; 4], address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from((from, 0))).expect("an address of this machine");
+        Self(BufReader::new(within(socket.connect(address)).await.expect("connects")))
+    }
+
     /// Sends one request, after which the server is to close the connection.
     pub(crate) async fn send(
         &mut self,
@@ -82,6 +89,22 @@ impl Connection {
 
     pub(crate) async fn raw(&mut self, bytes: &[u8]) {
         within(self.0.get_mut().write_all(bytes)).await.expect("sends");
+    }
+
+    /// Closes the sending half.
+    pub(crate) async fn half_close(&mut self) {
+        within(self.0.get_mut().shutdown()).await.expect("closes");
+    }
+
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        self.0.get_ref().set_zero_linger().expect("a socket option");
+    }
+
+    /// Waits until the other side closes, or breaks off.
+    pub(crate) async fn closed(&mut self) {
+        let mut rest = Vec::new();
+        let _broken = self.0.read_to_end(&mut rest).await;
     }
 
     /// The next line, without its end.

@@ -21,9 +21,13 @@
 //!   somebody's `SCRIPT FLUSH`.)
 //! - A connection on which a call failed is closed: a late answer must not be read as another's.
 //! - Down, no call touches the network.
+//! - A connection that was lent comes back, is replaced or is given up with all others, also when
+//!   the call panics; and the keeper outlives its own panics.
 //! - Nothing is sent twice. Whether a call that failed was carried out is not known, and taking
 //!   twice is worse than saying so.
 
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -83,10 +87,44 @@ enum Failed {
     Broken,
 }
 
-/// As many as there are threads that serve requests, on most machines; a call is short, and one
-/// that finds none waits its turn.
+/// A connection that is lent. Dropped without having been taken out, as by a panic, it is replaced.
+struct Borrowed<'a> {
+    shared: &'a Shared,
+    connection: Option<Connection>,
+    epoch: u64,
+}
+
+impl Borrowed<'_> {
+    /// Makes a call on it, which may wait so long to write and to read.
+    fn ask<T>(
+        &mut self,
+        wait_max: Duration,
+        call: impl FnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> RedisResult<T> {
+        let connection = self.connection.as_mut().expect("it is there until it is taken");
+        connection.set_read_timeout(Some(wait_max))?;
+        connection.set_write_timeout(Some(wait_max))?;
+        call(connection)
+    }
+
+    /// To whoever knows what becomes of it.
+    fn take(mut self) -> Option<Connection> {
+        self.connection.take()
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if self.connection.take().is_some() {
+            self.shared.replace(self.epoch);
+        }
+    }
+}
+
+/// As many as calls that one policy makes at once, on most machines; a call is short, and one that
+/// finds none waits its turn.
 fn connections() -> usize {
-    std::thread::available_parallelism().map_or(4, usize::from).clamp(2, 32)
+    std::thread::available_parallelism().map_or(16, usize::from).clamp(16, 32)
 }
 
 /// To connect and load the scripts. On nobody's path but the start's.
@@ -126,12 +164,11 @@ impl Link {
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Result<T, StateFault> {
         let until = Instant::now() + self.shared.timeout;
-        let (mut connection, lent) = self.shared.lend(until)?;
+        let (connection, lent) = self.shared.lend(until)?;
+        let mut borrowed = self.shared.borrowed(connection, lent.epoch);
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_micros(100));
-        let answer = connection
-            .set_read_timeout(Some(left))
-            .and_then(|()| connection.set_write_timeout(Some(left)))
-            .and_then(|()| call(&mut connection));
+        let answer = borrowed.ask(left, call);
+        let connection = borrowed.take();
         match answer {
             Ok(value) => {
                 self.shared.take_back(connection, lent.epoch);
@@ -213,7 +250,12 @@ impl Shared {
         }
     }
 
-    fn take_back(&self, connection: Connection, epoch: u64) {
+    fn borrowed(&self, connection: Connection, epoch: u64) -> Borrowed<'_> {
+        Borrowed { shared: self, connection: Some(connection), epoch }
+    }
+
+    fn take_back(&self, connection: Option<Connection>, epoch: u64) {
+        let Some(connection) = connection else { return };
         let mut lines = self.lines();
         if lines.epoch == epoch {
             lines.silences = 0;
@@ -224,12 +266,17 @@ impl Shared {
 
     /// A call got no answer in time, and its connection is closed.
     fn late(&self, lent: Lent, why: &str) {
+        self.replace(lent.epoch);
+        self.silent(self.lines(), lent, why);
+    }
+
+    /// A connection of this epoch is closed; the keeper makes another.
+    fn replace(&self, epoch: u64) {
         let mut lines = self.lines();
-        if lines.epoch == lent.epoch {
+        if lines.epoch == epoch {
             lines.missing += 1;
             self.wanted.notify_all();
         }
-        self.silent(lines, lent, why);
     }
 
     /// Counts a silence, unless one who waited at the same time has; after too many all is lost.
@@ -306,11 +353,9 @@ impl Shared {
             let Some(at) = rested else { return };
             (lines.idle.swap_remove(at).connection, lines.epoch)
         };
-        let mut connection = connection;
-        let answer = connection
-            .set_read_timeout(Some(CONNECT))
-            .and_then(|()| connection.set_write_timeout(Some(CONNECT)))
-            .and_then(|()| ::redis::cmd("PING").query::<()>(&mut connection));
+        let mut borrowed = self.borrowed(connection, epoch);
+        let answer = borrowed.ask(CONNECT, |it| ::redis::cmd("PING").query::<()>(it));
+        let connection = borrowed.take();
         match answer {
             Ok(()) => self.take_back(connection, epoch),
             Err(error) => self.lost(epoch, &format!("redis: {error}")),
@@ -329,27 +374,50 @@ impl Shared {
     }
 }
 
+/// What the keeper knows from one round to the next.
+#[derive(Default)]
+struct Keeping {
+    pause: Duration,
+    down_since: Option<Instant>,
+}
+
 /// The keeper: until the link is dropped, mends it when it is down; when not, replaces what was
 /// closed and keeps the rest warm.
 fn keep(shared: &Shared) {
-    let mut pause = PAUSE_MIN;
-    let mut down_since = None;
-    loop {
+    let mut keeping = Keeping { pause: PAUSE_MIN, down_since: None };
+    while !survived(shared, || keeping.round(shared)).is_break() {}
+}
+
+/// A round, whatever comes of it: without its keeper the link would stay down for good.
+fn survived(shared: &Shared, round: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
+    catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
+        tracing::error!("the keeper of the connections to redis panicked; it goes on");
+        let closing = |lines: &mut Lines| !lines.closing;
+        let waited = shared.wanted.wait_timeout_while(shared.lines(), PAUSE_MAX, closing);
+        match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
+}
+
+impl Keeping {
+    fn round(&mut self, shared: &Shared) -> ControlFlow<()> {
         let lines = shared.lines();
         if lines.closing {
-            return;
+            return ControlFlow::Break(());
         }
         if lines.down.is_some() {
             drop(lines);
-            let since = *down_since.get_or_insert_with(Instant::now);
+            let since = *self.down_since.get_or_insert_with(Instant::now);
             if shared.mend(since) {
-                (pause, down_since) = (PAUSE_MIN, None);
-                continue;
+                (self.pause, self.down_since) = (PAUSE_MIN, None);
+                return ControlFlow::Continue(());
             }
             let lines = shared.lines();
             let closing = |lines: &mut Lines| !lines.closing;
-            drop(shared.wanted.wait_timeout_while(lines, pause, closing));
-            pause = PAUSE_MAX.min(pause * 2);
+            drop(shared.wanted.wait_timeout_while(lines, self.pause, closing));
+            self.pause = PAUSE_MAX.min(self.pause * 2);
         } else {
             let quiet =
                 |lines: &mut Lines| !lines.closing && lines.down.is_none() && lines.missing == 0;
@@ -363,5 +431,73 @@ fn keep(shared: &Shared) {
                 }
             }
         }
+        ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A server that says `OK` to whatever comes, each read once.
+    fn agreeable() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let Ok(mut connection) = connection else { return };
+                std::thread::spawn(move || {
+                    let mut read = [0; 4096];
+                    while let Ok(1..) = connection.read(&mut read) {
+                        // One for each command of a pipeline.
+                        let commands = read.iter().filter(|byte| **byte == b'*').count();
+                        let answers = "+OK\r\n".repeat(commands);
+                        read = [0; 4096];
+                        if connection.write_all(answers.as_bytes()).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        format!("redis://{address}")
+    }
+
+    fn ping(link: &Link) -> Result<String, StateFault> {
+        link.with(|connection| ::redis::cmd("PING").query(connection))
+    }
+
+    /// As many panics as there are connections used to leave none, and all calls after them waited
+    /// for one in vain.
+    #[test]
+    fn a_call_that_panics_costs_no_connection() {
+        let link = Link::open(&agreeable(), Duration::from_secs(1), vec![]).expect("it answers");
+        assert_eq!(ping(&link).as_deref(), Ok("OK"));
+        let patience = Instant::now() + Duration::from_secs(60);
+        let mut panics = 0;
+        while panics < 2 * connections() {
+            let panic =
+                || link.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
+            // It may have to wait for a connection that is made anew, and in vain.
+            panics += usize::from(catch_unwind(AssertUnwindSafe(panic)).is_err());
+            assert!(Instant::now() < patience, "no connection comes back after {panics} panics");
+        }
+        while ping(&link).is_err() {
+            assert!(Instant::now() < patience, "no connection comes back");
+        }
+        assert_eq!(link.shared.lines().down, None);
+    }
+
+    #[test]
+    fn a_keeper_that_panics_goes_on_until_the_link_is_closed() {
+        let link = Link::open(&agreeable(), Duration::from_secs(1), vec![]).expect("it answers");
+        let shared = Arc::clone(&link.shared);
+        let panics = || survived(&shared, || std::panic::resume_unwind(Box::new("oh")));
+        assert_eq!(panics(), ControlFlow::Continue(()));
+        drop(link);
+        assert_eq!(panics(), ControlFlow::Break(()));
     }
 }

@@ -1,4 +1,5 @@
-//! The two stores, made alike: a state whose time can be made to pass, and a Redis of one's own.
+//! The stores, made alike: a state whose time can be made to pass, and a server of one's own, of the
+//! oldest and of the newest version that we promise to work with.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -12,6 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use interlock_state::{State, StateClock, StateConfig, StoreUrl};
+
+/// Nothing here takes long, unless it hangs.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A state, and a way to let time pass for it.
 pub(crate) struct World {
@@ -46,8 +50,8 @@ impl World {
         Self { config: StateConfig::default(), store }
     }
 
-    pub(crate) fn redis() -> Self {
-        let server = RedisServer::start();
+    pub(crate) fn redis(version: Version) -> Self {
+        let server = RedisServer::start(version);
         Self { config: server.config(), store: StoreOf::Redis(server) }
     }
 
@@ -68,15 +72,37 @@ impl World {
     }
 }
 
-/// A Redis server of this test's own, killed with it.
+/// Servers that `redis-setup.sh` fetched.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Version {
+    /// Redis 6.2, the oldest.
+    Redis62,
+    /// Valkey 9.1, the newest.
+    Valkey91,
+}
+
+impl Version {
+    fn program(self) -> PathBuf {
+        let name = match self {
+            Self::Redis62 => "redis-6.2",
+            Self::Valkey91 => "valkey-9.1",
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/redis").join(name);
+        assert!(path.exists(), "there is no target/redis/{name}: run `make redis`");
+        path
+    }
+}
+
+/// A server of this test's own, killed with it.
 pub(crate) struct RedisServer {
+    version: Version,
     child: Mutex<Child>,
     port: u16,
     dir: PathBuf,
 }
 
 impl RedisServer {
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(version: Version) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("interlock-{}-{count}", std::process::id()));
@@ -86,8 +112,8 @@ impl RedisServer {
             let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
             let port = free.local_addr().expect("a port").port();
             drop(free);
-            if let Some(child) = spawn(port, &dir) {
-                return Self { child: Mutex::new(child), port, dir };
+            if let Some(child) = spawn(version, port, &dir) {
+                return Self { version, child: Mutex::new(child), port, dir };
             }
         }
         panic!("redis-server did not start on any of 5 ports");
@@ -101,7 +127,7 @@ impl RedisServer {
     pub(crate) fn config(&self) -> StateConfig {
         StateConfig {
             store: StoreUrl::Redis(self.url()),
-            timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(60),
             ..StateConfig::default()
         }
     }
@@ -114,15 +140,28 @@ impl RedisServer {
         redis::Client::open(self.url()).unwrap().get_connection().expect("redis answers")
     }
 
+    /// Has the server do something, which it must not refuse.
+    #[track_caller]
+    pub(crate) fn told<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let answer = redis::cmd(command[0]).arg(&command[1..]).query(&mut self.raw());
+        answer.unwrap_or_else(|refused| panic!("{command:?}: {refused}"))
+    }
+
     pub(crate) fn kill(&self) {
         let mut child = self.child.lock().unwrap();
         child.kill().expect("redis can be killed");
         child.wait().expect("redis ends");
     }
 
-    /// After [`RedisServer::kill`], on the same port.
+    /// After [`RedisServer::kill`], on the same port. Somebody may have it for a moment: a port that
+    /// is free is given to whoever asks for one.
     pub(crate) fn restart(&self) {
-        *self.child.lock().unwrap() = spawn(self.port, &self.dir).expect("redis starts again");
+        let started = Instant::now();
+        let child = std::iter::from_fn(|| Some(spawn(self.version, self.port, &self.dir)))
+            .take_while(|_| started.elapsed() < LONG)
+            .flatten()
+            .next();
+        *self.child.lock().unwrap() = child.expect("redis starts again");
     }
 
     /// `STOP`: there, and silent. `CONT`: as if nothing had been.
@@ -143,13 +182,8 @@ impl Drop for RedisServer {
 }
 
 /// A server that answers, or none if it gave up.
-fn spawn(port: u16, dir: &Path) -> Option<Child> {
-    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/redis/redis-server");
-    assert!(
-        server.exists(),
-        "there is no target/redis/redis-server, which these tests need: run `make redis`"
-    );
-    let mut child = Command::new(server)
+fn spawn(version: Version, port: u16, dir: &Path) -> Option<Child> {
+    let mut child = Command::new(version.program())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
         .args(["--appendonly", "no", "--dir"])
         .arg(dir)
@@ -159,16 +193,25 @@ fn spawn(port: u16, dir: &Path) -> Option<Child> {
         .expect("redis-server runs");
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(20) {
+    while started.elapsed() < LONG {
         if child.try_wait().expect("redis can be asked").is_some() {
             return None;
         }
-        if client.get_connection().is_ok() {
+        // Whoever answers there may be another test's, who was faster; then ours gives up soon.
+        if process_of(&client) == Some(child.id()) {
             return Some(child);
         }
         thread::sleep(Duration::from_millis(5));
     }
     let _ = child.kill();
     let _ = child.wait();
-    panic!("redis-server did not answer within 20 s");
+    panic!("redis-server did not answer within {LONG:?}");
+}
+
+/// The process that answers, if one does.
+fn process_of(client: &redis::Client) -> Option<u32> {
+    let mut connection = client.get_connection_with_timeout(Duration::from_secs(1)).ok()?;
+    connection.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut connection).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse().ok())
 }

@@ -284,13 +284,14 @@ pub mod interlock {
       #[repr(C)]
       #[derive(Clone, Copy, PartialEq)]
       pub struct Timeouts {
-        /// From admission to its first pass.
+        /// From when its head was read to its first pass. It includes what comes before admission: its
+        /// body arrives, is read and tokenized.
         pub queue: ::core::option::Option<Micros>,
-        /// From admission to its first token. It includes the time in the queue.
+        /// From when its head was read to its first token. It includes the time in the queue.
         pub first_token: ::core::option::Option<Micros>,
         /// From one token to the next.
         pub inter_token: ::core::option::Option<Micros>,
-        /// From admission to the end.
+        /// From when its head was read to the end.
         pub total: ::core::option::Option<Micros>,
       }
       impl ::core::fmt::Debug for Timeouts {

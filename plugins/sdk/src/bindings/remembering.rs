@@ -170,7 +170,8 @@ pub mod interlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Takes from a bucket, all or nothing. A cost of 0 looks and takes nothing.
+      /// Takes from a bucket, all or nothing. A cost of 0 looks and takes nothing. In the `identify` of
+      /// someone who only fetches an answer or cancels, every cost counts as 0: that asks for no work.
       #[allow(async_fn_in_trait)]
       pub fn take(key: &str,bucket: Bucket,cost: f64,) -> ::core::result::Result<Taken,Fault>{
         unsafe {

@@ -1,0 +1,423 @@
+//! A listener and its connections: every one of them comes in here, whatever it is for, and so is
+//! bounded, timed and watched like all others.
+//!
+//! Descriptors are the whole process's: connections that nobody bounds on one port take the other
+//! port down. So how many there may be is known for all listeners together ([`descriptors`]), and
+//! the process sees to it that it has as many.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use interlock_metrics::IntGauge;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+use crate::doors::{Doors, Guest, Over, Place, Places};
+use crate::metrics::{Cut, ServerMetrics};
+use crate::patience::Patient;
+use crate::router::{Crowded, Peer, watches};
+use crate::socket::{WatchRules, watched};
+use crate::{AdminConfig, ServerConfig};
+
+/// What holds for each connection of a listener.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) places: Places,
+    /// What is done for who comes in through the reserve.
+    pub(crate) reserve: Reserve,
+    /// `server.header_timeout`
+    pub(crate) header_timeout: Duration,
+    /// `server.write_timeout`
+    pub(crate) write_timeout: Duration,
+    /// `server.header_max`
+    pub(crate) header_max: usize,
+    /// `server.headers_max`
+    pub(crate) headers_max: usize,
+    pub(crate) watch: WatchRules,
+    /// How long answers may take to leave once there is nothing more to serve.
+    pub(crate) farewell_max: Duration,
+}
+
+/// What is done for who comes in through the reserve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reserve {
+    /// Health and metrics are answered, everything else is refused, and both soon.
+    Probes,
+    /// All is served.
+    All,
+}
+
+/// Connections beyond `server.connections_max`, for whoever watches the host: as many again within
+/// this, so that many who wait for a place there are soon through.
+const PROBES: RangeInclusive<usize> = 64..=1024;
+/// Longest time for the head of a request that will only be answered with health or a refusal.
+const CROWDED_HEAD_MAX: Duration = Duration::from_secs(2);
+/// Longest life of a connection for such a request.
+const CROWDED_LIFE_MAX: Duration = Duration::from_secs(5);
+
+impl Rules {
+    /// Of the clients' listener.
+    pub(crate) fn of_clients(config: &ServerConfig) -> Self {
+        let connections_max = config.connections_max.get();
+        let places = Places {
+            connections_max,
+            per_address_max: config.per_address(),
+            reserve: connections_max.clamp(*PROBES.start(), *PROBES.end()),
+        };
+        Self { places, reserve: Reserve::Probes, ..Self::of(config) }
+    }
+
+    /// Of the operator's. Whoever comes with a request gets in: all there is, is a reserve.
+    pub(crate) fn of_admin(config: &AdminConfig, server: &ServerConfig) -> Self {
+        let reserve = config.connections_max.get();
+        let places = Places { connections_max: 0, per_address_max: 0, reserve };
+        // A policy that is being tried out comes to its end.
+        let farewell_max = Duration::from_secs(600);
+        Self { places, reserve: Reserve::All, farewell_max, ..Self::of(server) }
+    }
+
+    fn of(config: &ServerConfig) -> Self {
+        Self {
+            places: Places { connections_max: 0, per_address_max: 0, reserve: 0 },
+            reserve: Reserve::Probes,
+            header_timeout: config.header_timeout,
+            write_timeout: config.write_timeout,
+            // hyper's own refusal has no body; up to twice the limits ours has.
+            header_max: config.header_max.in_memory().saturating_mul(2),
+            headers_max: config.headers_max.saturating_mul(2),
+            watch: WatchRules {
+                pipelined_max: config.pipelined_max.in_memory(),
+                half_close: config.half_close,
+            },
+            farewell_max: Duration::from_secs(5),
+        }
+    }
+
+    /// Connections that may be open at once, and the one that waits for a place.
+    fn descriptors(&self) -> usize {
+        self.places.connections_max.saturating_add(self.places.reserve).saturating_add(1)
+    }
+}
+
+/// Descriptors that the connections of these listeners may take at once.
+pub fn descriptors(server: &ServerConfig, admin: &AdminConfig) -> usize {
+    let clients = Rules::of_clients(server).descriptors();
+    let admin = admin.bind.map_or(0, |_| Rules::of_admin(admin, server).descriptors());
+    clients.saturating_add(admin)
+}
+
+/// A listener, and what it serves.
+pub(crate) struct Listener {
+    pub(crate) listener: TcpListener,
+    pub(crate) rules: Rules,
+    pub(crate) router: Router,
+    pub(crate) metrics: Arc<ServerMetrics>,
+    /// Its open connections.
+    pub(crate) open: IntGauge,
+}
+
+impl Listener {
+    /// Serves until then, lets what is in progress come to its end, and closes.
+    pub(crate) async fn serve<T>(self, until: impl Future<Output = T>) -> T {
+        let Self { listener, rules, router, metrics, open } = self;
+        let mut arrivals = Arrivals::new(listener, &rules, Arc::clone(&metrics));
+        let about = Arc::new(About { rules, metrics, open });
+        let (farewell, goodbye) = watch::channel(());
+        let mut connections = JoinSet::new();
+        let mut until = pin!(until);
+        let over = loop {
+            tokio::select! {
+                over = &mut until => break over,
+                (stream, from, place) = arrivals.next() => {
+                    let open = Open::new(&about, place);
+                    connections.spawn(converse(stream, from, router.clone(), open, goodbye.clone()));
+                }
+                Some(ended) = connections.join_next() => report(ended),
+            }
+        };
+        // Whoever still knocks is told so by the operating system.
+        drop(arrivals);
+        drop(farewell);
+        let all_left = async {
+            while let Some(ended) = connections.join_next().await {
+                report(ended);
+            }
+        };
+        if tokio::time::timeout(about.rules.farewell_max, all_left).await.is_err() {
+            tracing::warn!(left = connections.len(), "connections were closed on readers too slow");
+            connections.shutdown().await;
+        }
+        over
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        // A bug, and it ended that one connection; its requests see a client that left.
+        tracing::error!(%error, "a connection panicked");
+    }
+}
+
+/// Connections as they come in, each with its place.
+struct Arrivals {
+    listener: TcpListener,
+    doors: Doors,
+    reserve: Reserve,
+    metrics: Arc<ServerMetrics>,
+    /// One that waits for a place in the reserve.
+    arrived: Option<(TcpStream, SocketAddr)>,
+    /// A descriptor to give up when there is no other, so that a connection can be turned away.
+    spare: Option<File>,
+    /// When the log last heard of a limit.
+    said: Option<Instant>,
+}
+
+impl Arrivals {
+    fn new(listener: TcpListener, rules: &Rules, metrics: Arc<ServerMetrics>) -> Self {
+        let (doors, reserve) = (Doors::new(rules.places), rules.reserve);
+        Self { listener, doors, reserve, metrics, arrived: None, spare: spare(), said: None }
+    }
+
+    /// The next connection. Nothing is lost when the wait is given up.
+    async fn next(&mut self) -> (TcpStream, SocketAddr, Place) {
+        loop {
+            let (stream, from) = match self.arrived.take() {
+                Some(arrived) => arrived,
+                None => self.accept().await,
+            };
+            if let Some(place) = self.doors.enter(from.ip()) {
+                if let (Place::Reserve { over, .. }, Reserve::Probes) = (&place, self.reserve) {
+                    self.over(*over);
+                }
+                return (stream, from, place);
+            }
+            self.arrived = Some((stream, from));
+            self.doors.room().await;
+        }
+    }
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        /// Long enough for a descriptor to come free, short enough to go unnoticed.
+        const BREATH: Duration = Duration::from_millis(50);
+
+        loop {
+            match self.listener.accept().await {
+                Ok(arrived) => return arrived,
+                // The client's fault, and it is gone already.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if self.speaks() {
+                        tracing::error!(%error, "connections cannot be accepted");
+                    }
+                    if no_descriptors(&error) {
+                        self.turn_away().await;
+                    }
+                    tokio::time::sleep(BREATH).await;
+                }
+            }
+        }
+    }
+
+    /// There are no descriptors left: whoever only waits gives up theirs, and when nobody does, the
+    /// next connection is at least closed.
+    async fn turn_away(&mut self) {
+        if self.doors.displace() {
+            return;
+        }
+        if self.spare.take().is_some() {
+            let once = poll_fn(|cx| std::task::Poll::Ready(self.listener.poll_accept(cx)));
+            if once.await.is_ready() {
+                self.metrics.cut(Cut::Descriptors);
+            }
+        }
+        self.spare = spare();
+    }
+
+    fn over(&mut self, over: Over) {
+        let (cut, key, limit) = match over {
+            Over::Connections(limit) => (Cut::Connections, "server.connections_max", limit),
+            Over::Address(limit) => (Cut::Address, "server.connections_per_address_max", limit),
+        };
+        self.metrics.cut(cut);
+        if self.speaks() {
+            tracing::warn!(limit, key, "too many connections: more get health and metrics only");
+        }
+    }
+
+    /// May the log hear of it? Whoever opens connections decides how often it happens.
+    fn speaks(&mut self) -> bool {
+        const SELDOM: Duration = Duration::from_secs(10);
+        let due = self.said.is_none_or(|said| said.elapsed() >= SELDOM);
+        if due {
+            self.said = Some(Instant::now());
+        }
+        due
+    }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// The process, or the system, has no descriptors left.
+fn no_descriptors(error: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// What is the same for all connections of a listener.
+struct About {
+    rules: Rules,
+    metrics: Arc<ServerMetrics>,
+    open: IntGauge,
+}
+
+/// One open connection, counted for as long as it lives.
+struct Open {
+    about: Arc<About>,
+    place: Place,
+}
+
+impl Open {
+    fn new(about: &Arc<About>, place: Place) -> Self {
+        about.open.inc();
+        Self { about: Arc::clone(about), place }
+    }
+
+    /// How it came in, if not through a regular place.
+    fn guest(&self) -> Option<(Arc<Guest>, Over)> {
+        match &self.place {
+            Place::Regular { .. } => None,
+            Place::Reserve { guest, over, .. } => Some((Arc::clone(guest), *over)),
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.about.open.dec();
+    }
+}
+
+/// Serves one connection until it closes, or until the farewell and the answer in flight.
+async fn converse(
+    stream: TcpStream,
+    from: SocketAddr,
+    router: Router,
+    open: Open,
+    mut goodbye: watch::Receiver<()>,
+) {
+    let About { rules, metrics, .. } = &*open.about;
+    // Tokens are small and should not wait for company.
+    let _ = stream.set_nodelay(true);
+    let (socket, mut watch) = watched(stream.into_split(), rules.watch);
+    let guest = open.guest();
+    let crowded =
+        guest.as_ref().filter(|_| rules.reserve == Reserve::Probes).map(|(_, over)| *over);
+    let service = {
+        let (client, guest) = (watch.client().clone(), guest.as_ref().map(|(guest, _)| guest));
+        let guest = guest.cloned();
+        service_fn(move |mut request: hyper::Request<Incoming>| {
+            let extensions = request.extensions_mut();
+            extensions.insert(Peer(from.ip()));
+            extensions.insert(client.clone());
+            if let Some(over) = crowded {
+                extensions.insert(Crowded(over));
+            }
+            let served = crowded.is_none() || watches(request.uri().path());
+            let guest = guest.clone().filter(|_| served);
+            if let Some(guest) = &guest {
+                guest.is_busy(true);
+            }
+            let answer = router.clone().oneshot(request);
+            async move {
+                let answer = answer.await.unwrap_or_else(|never| match never {});
+                // What is asked once is still being sent.
+                if let Some(guest) = guest.filter(|_| crowded.is_none()) {
+                    guest.is_busy(false);
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        })
+    };
+    let header_timeout = match crowded {
+        Some(_) => rules.header_timeout.min(CROWDED_HEAD_MAX),
+        None => rules.header_timeout,
+    };
+    let io = TokioIo::new(Patient::new(socket, rules.write_timeout));
+    let mut conversation = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .max_header_size(rules.header_max)
+            .max_headers(rules.headers_max)
+            .keep_alive(crowded.is_none())
+            // Whether a client that has closed its sending side has left is for the watch to say.
+            .half_close(true)
+            .serve_connection(io, service)
+    );
+    let mut makes_way = pin!(async {
+        match &guest {
+            Some((guest, _)) => guest.makes_way().await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut too_long = pin!(async {
+        match crowded {
+            Some(_) => tokio::time::sleep(CROWDED_LIFE_MAX).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut farewell = false;
+    loop {
+        tokio::select! {
+            // The watch goes first: what it reads is there for the conversation, and a client
+            // that has left is not served any further.
+            biased;
+            departure = poll_fn(|cx| watch.poll_left(cx)) => {
+                tracing::debug!(?departure, "a client left");
+                break;
+            }
+            () = &mut makes_way => {
+                metrics.cut(Cut::Displaced);
+                break;
+            }
+            () = &mut too_long => break,
+            // The sender is dropped rather than used, so this is an error, and the farewell.
+            _ = goodbye.changed(), if !farewell => {
+                farewell = true;
+                conversation.as_mut().graceful_shutdown();
+            }
+            ended = conversation.as_mut() => {
+                if let Err(error) = ended {
+                    // What it meant for the connection's requests is in those log lines.
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                break;
+            }
+        }
+    }
+    if watch.has_cut() {
+        let limit = rules.watch.pipelined_max;
+        tracing::info!(limit, "more was sent behind a request than server.pipelined_max");
+        metrics.cut(Cut::Pipelined);
+    }
+}

@@ -1,0 +1,382 @@
+//! The host's own computing for requests: reading bodies, rendering chats, tokenizing, writing out
+//! long answers. It has threads of its own, so that the runtime's threads only ever wait.
+//!
+//! ```text
+//!   request ── memory ──► line ──► thread ──► result
+//!              (lease)    small first, tenants in turn
+//! ```
+//!
+//! # Invariants
+//!
+//! - Everything has a bound: how many wait ([`WorkConfig::requests_max`]), what they hold
+//!   ([`WorkConfig::memory_max`]), how many threads there are. What finds no room is refused at
+//!   once, and counted.
+//! - One thread at least never takes heavy work: a small request waits for small ones at most.
+//! - What one tenant queues holds up no other: tenants take turns (see [`line`]).
+//! - Whoever gives up waiting frees its place at once, and its work is not begun.
+//! - Work on behalf of a model that takes longer than [`WorkConfig::time_max`] has its request
+//!   answered. A thread cannot be stopped, so it is counted as stuck and replaced: the pool keeps
+//!   its size. After [`STUCK_MAX`] of them the same kind of work for that model is refused.
+//! - Threads are never joined: a stuck one cannot hold up the end of the process.
+//!
+//! # Not here
+//!
+//! What the work is. Nothing here waits for a client, a policy or the engine.
+
+mod config;
+mod line;
+mod memory;
+mod metrics;
+mod threads;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use interlock_request::{Deadline, ModelId};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+pub use config::WorkConfig;
+use line::Place;
+pub(crate) use memory::Lease;
+use memory::Memory;
+pub use metrics::WorkMetrics;
+use threads::Threads;
+
+/// So many threads may be stuck in the same kind of work for the same model; then it is refused.
+/// Those that were under way then may still join them.
+pub const STUCK_MAX: usize = 4;
+
+/// How much a piece of work is, as far as that can be told before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A usual request: some milliseconds at most.
+    Small,
+    /// A long one.
+    Medium,
+    /// A very long one.
+    Large,
+}
+
+impl Class {
+    /// All of them, smallest first.
+    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::Large];
+
+    /// Its label in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Medium => "medium",
+            Self::Large => "large",
+        }
+    }
+
+    /// Work on so many bytes in so many parts: JSON values, or messages. Both count, because what
+    /// it costs depends on what it says: a byte may be a token, and two bytes a value.
+    pub fn of(bytes: usize, parts: usize) -> Self {
+        match (bytes, parts) {
+            (..=0x4000, ..=0x400) => Self::Small,
+            (..=0x4_0000, ..=0x4000) => Self::Medium,
+            _ => Self::Large,
+        }
+    }
+
+    /// Must a thread be left for others while it is done?
+    fn is_heavy(self) -> bool {
+        self > Self::Small
+    }
+}
+
+/// What of a model's is at work, for work that may never end by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Its chat template, and then its tokenizer.
+    ChatTemplate,
+    /// Its tokenizer alone.
+    Tokenizer,
+}
+
+impl Part {
+    /// Its name in metrics, logs and errors.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ChatTemplate => "chat_template",
+            Self::Tokenizer => "tokenizer",
+        }
+    }
+
+    /// Its name in a sentence.
+    pub(crate) const fn spoken(self) -> &'static str {
+        match self {
+            Self::ChatTemplate => "chat template",
+            Self::Tokenizer => "tokenizer",
+        }
+    }
+}
+
+/// A model, and the part of it that is at work.
+pub type Owner = (ModelId, Part);
+
+/// A piece of work and whose it is.
+#[derive(Debug, Clone)]
+pub struct Job<'a> {
+    /// How much it is.
+    pub class: Class,
+    /// With whose it takes turns.
+    pub tenant: &'a str,
+    /// Whose fault it is when it does not end; `None` for work that always does.
+    pub owner: Option<Owner>,
+    /// When its request's time is up, and by which deadline.
+    pub due: Option<(Instant, Deadline)>,
+    /// Is it the end of something that has been done already? Then it is never refused.
+    pub must: bool,
+}
+
+impl<'a> Job<'a> {
+    /// Work that always ends, for a request without deadlines.
+    pub fn new(class: Class, tenant: &'a str) -> Self {
+        Self { class, tenant, owner: None, due: None, must: false }
+    }
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotDone {
+    /// So many wait already.
+    Full {
+        /// Which is the limit.
+        limit: usize,
+    },
+    /// It would take more memory than one request may.
+    TooMuch {
+        /// About what it would take.
+        bytes: usize,
+        /// What it may.
+        limit: usize,
+    },
+    /// Its request's time was up before it was done.
+    Late(Deadline),
+    /// It did not end in time.
+    Endless {
+        /// Whose work it was.
+        owner: Owner,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// Too much of the same has not ended already.
+    Stuck {
+        /// Whose work it is.
+        owner: Owner,
+    },
+    /// It panicked, which is a bug.
+    Panicked,
+}
+
+/// The threads, the line before them and the memory. Cheap to clone.
+#[derive(Clone)]
+pub struct WorkPool {
+    memory: Arc<Memory>,
+    /// `None`: whoever asks does it.
+    threads: Option<Arc<Pool>>,
+}
+
+/// Ends the threads that are not at work when the last handle is dropped.
+struct Pool(Arc<Threads>);
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl std::fmt::Debug for WorkPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkPool").finish_non_exhaustive()
+    }
+}
+
+impl WorkPool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system gives none.
+    pub fn start(config: &WorkConfig, metrics: WorkMetrics) -> io::Result<Self> {
+        let memory = Self::memory(config, &metrics);
+        let threads = Threads::start(config, metrics)?;
+        Ok(Self { memory, threads: Some(Arc::new(Pool(threads))) })
+    }
+
+    /// The same without threads: whoever asks does the work. For simulations, which must come out
+    /// the same each time.
+    pub fn in_line(config: &WorkConfig, metrics: WorkMetrics) -> Self {
+        Self { memory: Self::memory(config, &metrics), threads: None }
+    }
+
+    fn memory(config: &WorkConfig, metrics: &WorkMetrics) -> Arc<Memory> {
+        let (bytes, waiting_max) = (config.memory_max.in_memory(), config.requests_max.get());
+        Memory::new(bytes, waiting_max, metrics.memory.clone(), metrics.memory_waiting.clone())
+    }
+
+    /// What a request of this tenant's will hold; nothing yet.
+    pub(crate) fn lease(&self, tenant: &str) -> Lease {
+        self.memory.lease(tenant)
+    }
+
+    /// Does this on one of the threads, when it is its turn.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room to wait, its time is up, it does not end or it panics.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: Job<'_>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotDone> {
+        let Some(pool) = &self.threads else {
+            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
+        };
+        let threads = &pool.0;
+        let due = job.due;
+        let (answer, told) = oneshot::channel();
+        let task =
+            Arc::new(Work { work: Mutex::new(Some(work)), answer: Mutex::new(Some(answer)) });
+        let place = threads.join(job, task)?;
+        // Whoever stops waiting here gives its place up.
+        let waiting = Waiting { threads, place };
+        let late = async {
+            match due {
+                Some((at, deadline)) => {
+                    tokio::time::sleep_until(at).await;
+                    deadline
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // A task that is let go of without a word has panicked while it was.
+            done = told => done.unwrap_or(Err(NotDone::Panicked)),
+            deadline = late => {
+                threads.was_late(&waiting.place);
+                Err(NotDone::Late(deadline))
+            }
+        }
+    }
+
+    /// Lets go of something large, which takes long when it has many parts. On a thread of ours,
+    /// unless too much lies there already.
+    pub(crate) fn discard(&self, value: impl Send + 'static) {
+        match &self.threads {
+            Some(pool) => pool.0.discard(Box::new(value)),
+            None => drop(value),
+        }
+    }
+
+    /// Gives up what has not ended in time, as if it were so much later: for tests, which depend on
+    /// no clock. Otherwise a thread of the pool's looks when it is time.
+    pub fn look(&self, later: Duration) {
+        if let Some(pool) = &self.threads {
+            pool.0.look_later(later);
+        }
+    }
+}
+
+/// Someone who waits for work to be done.
+struct Waiting<'a> {
+    threads: &'a Threads,
+    place: Place,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.threads.leave(&self.place);
+    }
+}
+
+/// Something large that is let go of on a thread of the pool's, wherever its owner lets go of it.
+pub(crate) struct Large<T: Send + 'static> {
+    value: Option<T>,
+    pool: WorkPool,
+}
+
+impl<T: Send + 'static> Large<T> {
+    pub(crate) fn new(value: T, pool: WorkPool) -> Self {
+        Self { value: Some(value), pool }
+    }
+
+    /// The value, which is the caller's to let go of from now on.
+    pub(crate) fn into_inner(mut self) -> T {
+        self.value.take().expect("it is taken once")
+    }
+}
+
+impl<T: Send + 'static> std::ops::Deref for Large<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("it is taken by value")
+    }
+}
+
+impl<T: Send + 'static> std::ops::DerefMut for Large<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().expect("it is taken by value")
+    }
+}
+
+impl<T: Send + 'static> Drop for Large<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            self.pool.discard(value);
+        }
+    }
+}
+
+/// Work in the line, whatever it makes.
+trait Task: Send + Sync {
+    /// Does it, on this thread; what is returned answers.
+    fn run(&self) -> Box<dyn FnOnce() + '_>;
+
+    /// Answers without having done it. Who has an answer gets no other.
+    fn refuse(&self, why: NotDone);
+}
+
+struct Work<T, F> {
+    work: Mutex<Option<F>>,
+    answer: Mutex<Option<oneshot::Sender<Result<T, NotDone>>>>,
+}
+
+impl<T, F> Work<T, F> {
+    fn answer(&self, answer: Result<T, NotDone>) {
+        let sender = lock(&self.answer).take();
+        if let Some(sender) = sender {
+            // Who does not wait any more does not want it.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+impl<T: Send, F: FnOnce() -> T + Send> Task for Work<T, F> {
+    fn run(&self) -> Box<dyn FnOnce() + '_> {
+        let Some(work) = lock(&self.work).take() else { return Box::new(|| {}) };
+        let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
+        if done.is_err() {
+            tracing::error!("work for a request panicked");
+        }
+        Box::new(|| self.answer(done))
+    }
+
+    fn refuse(&self, why: NotDone) {
+        self.answer(Err(why));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

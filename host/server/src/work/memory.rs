@@ -1,0 +1,509 @@
+//! How much memory requests may hold before they are admitted, all together.
+//!
+//! A request's body takes memory as it arrives, then more when it is read and rendered. Each asks
+//! before it takes, and waits where there is none.
+//!
+//! # Invariants
+//!
+//! - What is held is never more than the limit.
+//! - Nobody waits for ever: half of the memory is for all, and when that is gone, the other half
+//!   is for one request at a time, of whose tenant holds the least. One request never takes more
+//!   than a half, so that one comes to its end and lets go of everything.
+//! - A part of it is only for small requests, so that large ones never keep them out.
+//! - Of those that wait, the next is whose tenant holds the least.
+//! - A request that goes away, wherever it is, lets go of all that it holds, once what it set going
+//!   has ended too.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use interlock_metrics::IntGauge;
+use tokio::sync::oneshot;
+
+use super::NotDone;
+
+/// The memory and who holds it.
+pub(super) struct Memory {
+    books: Mutex<Books>,
+    held: IntGauge,
+    waiting: IntGauge,
+}
+
+struct Books {
+    /// For all.
+    general: usize,
+    /// That part of it which is only for small requests.
+    for_small: usize,
+    /// A request that holds no more than this is small.
+    small_max: usize,
+    /// For one at a time.
+    reserve: usize,
+    waiting_max: usize,
+    held: usize,
+    /// Who holds the reserve, and how much of it.
+    borrowed: Option<(u64, usize)>,
+    /// Who holds or waits, oldest first.
+    holders: BTreeMap<u64, Holder>,
+    by_tenant: BTreeMap<String, usize>,
+    numbers: u64,
+}
+
+struct Holder {
+    tenant: String,
+    /// Of what is for all.
+    held: usize,
+    waits: Option<(usize, oneshot::Sender<Result<(), NotDone>>)>,
+}
+
+/// What one request holds. Dropping it gives all back, unless work that it set going still holds it.
+pub(crate) struct Lease {
+    hold: Hold,
+    total: usize,
+}
+
+/// Keeps what a request holds in the books while work for it is under way: that goes on when the
+/// request has gone.
+#[derive(Clone)]
+pub(crate) struct Hold(Arc<Holding>);
+
+struct Holding {
+    memory: Arc<Memory>,
+    number: u64,
+}
+
+impl Memory {
+    /// `waiting_max` requests may wait for memory.
+    pub(super) fn new(
+        bytes: usize,
+        waiting_max: usize,
+        held: IntGauge,
+        waiting: IntGauge,
+    ) -> Arc<Self> {
+        /// Bodies of chats that people write. Larger ones arrive slowly as well.
+        const SMALL_MAX: usize = 256 << 10;
+
+        let general = bytes / 2;
+        Arc::new(Self {
+            books: Mutex::new(Books {
+                general,
+                for_small: general / 8,
+                small_max: (general / 32).min(SMALL_MAX),
+                reserve: bytes - general,
+                waiting_max,
+                held: 0,
+                borrowed: None,
+                holders: BTreeMap::new(),
+                by_tenant: BTreeMap::new(),
+                numbers: 0,
+            }),
+            held,
+            waiting,
+        })
+    }
+
+    /// A lease that holds nothing yet.
+    pub(super) fn lease(self: &Arc<Self>, tenant: &str) -> Lease {
+        let mut books = self.books();
+        books.numbers += 1;
+        let number = books.numbers;
+        let holder = Holder { tenant: tenant.to_owned(), held: 0, waits: None };
+        books.holders.insert(number, holder);
+        Lease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, books: &Books) {
+        let all = books.held + books.borrowed.map_or(0, |(_, bytes)| bytes);
+        self.held.set(i64::try_from(all).unwrap_or(i64::MAX));
+        let waiting = books.waiting().count();
+        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+}
+
+impl Lease {
+    /// Takes so much more, once there is room.
+    ///
+    /// # Errors
+    ///
+    /// When it is more than one request may hold, or too many wait for room.
+    pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), NotDone> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let told = {
+            let Holding { memory, number } = &*self.hold.0;
+            let mut books = memory.books();
+            let told = books.ask(*number, self.total, bytes)?;
+            memory.tell(&books);
+            told
+        };
+        if let Some(told) = told {
+            // The books outlive whoever waits, and let go of nobody without a word.
+            told.await.unwrap_or(Err(NotDone::Panicked))?;
+        }
+        self.total += bytes;
+        Ok(())
+    }
+
+    /// The same for what is only known to be at most so much: never more than one request may hold.
+    ///
+    /// # Errors
+    ///
+    /// When too many wait for room.
+    pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), NotDone> {
+        let room = self.hold.0.memory.books().reserve - self.total;
+        self.grow(bytes_max.min(room)).await
+    }
+
+    /// For work that is set going.
+    pub(crate) fn hold(&self) -> Hold {
+        self.hold.clone()
+    }
+
+    /// Gives all back that it holds so far.
+    pub(crate) fn let_go(&mut self) {
+        let Holding { memory, number } = &*self.hold.0;
+        let mut books = memory.books();
+        books.let_go_but_stay(*number);
+        memory.tell(&books);
+        drop(books);
+        self.total = 0;
+    }
+
+    /// How much it holds.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.total
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let mut books = self.memory.books();
+        books.let_go(self.number);
+        self.memory.tell(&books);
+    }
+}
+
+impl Books {
+    fn waiting(&self) -> impl Iterator<Item = (&u64, &Holder)> {
+        self.holders.iter().filter(|(_, holder)| holder.waits.is_some())
+    }
+
+    fn ask(
+        &mut self,
+        number: u64,
+        total: usize,
+        bytes: usize,
+    ) -> Result<Option<oneshot::Receiver<Result<(), NotDone>>>, NotDone> {
+        if total.saturating_add(bytes) > self.reserve {
+            return Err(NotDone::TooMuch {
+                bytes: total.saturating_add(bytes),
+                limit: self.reserve,
+            });
+        }
+        // Where somebody waits for what this one could take, it waits as well.
+        let small = total + bytes <= self.small_max;
+        let goes_first = small || self.waiting().next().is_none();
+        if self.borrows(number) || (goes_first && self.fits(small, bytes)) {
+            self.give(number, bytes);
+            return Ok(None);
+        }
+        if self.waiting().count() >= self.waiting_max && !self.displace(number) {
+            return Err(NotDone::Full { limit: self.waiting_max });
+        }
+        let (tell, told) = oneshot::channel();
+        self.holders.get_mut(&number).expect("a lease is in the books").waits = Some((bytes, tell));
+        self.hand_out();
+        Ok(Some(told))
+    }
+
+    fn borrows(&self, number: u64) -> bool {
+        self.borrowed.is_some_and(|(borrower, _)| borrower == number)
+    }
+
+    fn fits(&self, small: bool, bytes: usize) -> bool {
+        let room = if small { self.general } else { self.general - self.for_small };
+        self.held + bytes <= room
+    }
+
+    fn give(&mut self, number: u64, bytes: usize) {
+        if let Some((borrower, borrowed)) = &mut self.borrowed
+            && *borrower == number
+        {
+            *borrowed += bytes;
+            return;
+        }
+        let holder = self.holders.get_mut(&number).expect("a lease is in the books");
+        holder.held += bytes;
+        self.held += bytes;
+        *self.by_tenant.entry(holder.tenant.clone()).or_default() += bytes;
+    }
+
+    /// Tells all that wait for what there is; when there is nothing, the reserve goes to the one whose
+    /// tenant holds the least, or has not: whoever holds much and stalls does not get that as well.
+    fn hand_out(&mut self) {
+        loop {
+            let next = self.waiting().map(|(number, holder)| {
+                let bytes = holder.waits.as_ref().map_or(0, |(bytes, _)| *bytes);
+                let small = holder.held + bytes <= self.small_max;
+                let theirs = self.by_tenant.get(&holder.tenant).copied().unwrap_or(0);
+                ((!small, theirs, *number), bytes)
+            });
+            let Some(((large, _, number), bytes)) = next.min() else { return };
+            if self.fits(!large, bytes) {
+                self.wake(number, bytes);
+            } else if self.borrowed.is_none() {
+                let theirs =
+                    |holder: &Holder| self.by_tenant.get(&holder.tenant).copied().unwrap_or(0);
+                let least =
+                    self.waiting().min_by_key(|(number, holder)| (theirs(holder), **number));
+                let Some((&least, holder)) = least else { return };
+                let bytes = holder.waits.as_ref().map_or(0, |(bytes, _)| *bytes);
+                self.borrowed = Some((least, 0));
+                self.wake(least, bytes);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn wake(&mut self, number: u64, bytes: usize) {
+        self.give(number, bytes);
+        let holder = self.holders.get_mut(&number).expect("it waits");
+        if let Some((_, tell)) = holder.waits.take() {
+            // Who has left meanwhile lets go of it all the same.
+            let _ = tell.send(Ok(()));
+        }
+    }
+
+    /// Refuses the last that came of the tenant that has the most waiting, if that is more than this
+    /// one's would have.
+    fn displace(&mut self, number: u64) -> bool {
+        let mut waiting = BTreeMap::<&str, (usize, u64)>::new();
+        for (number, holder) in self.waiting() {
+            let (count, last) = waiting.entry(&holder.tenant).or_default();
+            (*count, *last) = (*count + 1, *number);
+        }
+        let own = waiting.get(&*self.holders[&number].tenant).map_or(0, |(count, _)| *count);
+        let Some(&(most, last)) = waiting.values().max_by_key(|(count, _)| *count) else {
+            return false;
+        };
+        if most <= own + 1 {
+            return false;
+        }
+        let limit = self.waiting_max;
+        let refused = self.holders.get_mut(&last).and_then(|holder| holder.waits.take());
+        if let Some((_, tell)) = refused {
+            let _ = tell.send(Err(NotDone::Full { limit }));
+        }
+        true
+    }
+
+    fn let_go_but_stay(&mut self, number: u64) {
+        let Some(holder) = self.holders.get(&number) else { return };
+        let stays = Holder { tenant: holder.tenant.clone(), held: 0, waits: None };
+        self.let_go(number);
+        self.holders.insert(number, stays);
+    }
+
+    fn let_go(&mut self, number: u64) {
+        let Some(holder) = self.holders.remove(&number) else { return };
+        self.held -= holder.held;
+        if let Some(theirs) = self.by_tenant.get_mut(&holder.tenant) {
+            *theirs -= holder.held;
+            if *theirs == 0 {
+                self.by_tenant.remove(&holder.tenant);
+            }
+        }
+        if self.borrows(number) {
+            self.borrowed = None;
+        }
+        self.hand_out();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// 16 MiB: 8 for all, one of which is for small requests, of up to 256 KiB each, and 8 for one
+    /// at a time.
+    fn memory() -> Arc<Memory> {
+        let gauge = || IntGauge::new("g", "a gauge").expect("a gauge");
+        Memory::new(16 * MIB, 3, gauge(), gauge())
+    }
+
+    /// Grows at once, or fails, or waits.
+    fn now(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
+        match pin!(lease.grow(bytes)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(grown) => Some(grown),
+            Poll::Pending => None,
+        }
+    }
+
+    fn now_for_a_while(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
+        poll(&mut Box::pin(lease.grow_for_a_while(bytes)))
+    }
+
+    fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ready) => Some(ready),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn what_is_under_way_holds_its_memory_when_its_request_has_gone() {
+        let memory = memory();
+        let mut lease = memory.lease("a");
+        assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
+        let under_way = lease.hold();
+        drop(lease);
+        assert_eq!(memory.held.get(), 7 * MIB as i64);
+        drop(under_way);
+        assert_eq!(memory.held.get(), 0);
+    }
+
+    #[test]
+    fn a_request_that_is_refused_lets_go_at_once() {
+        let memory = memory();
+        let mut lease = memory.lease("a");
+        assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
+        lease.let_go();
+        assert_eq!((memory.held.get(), lease.bytes()), (0, 0));
+        assert_eq!(now(&mut lease, 8 * MIB), Some(Ok(())));
+        drop(lease);
+        assert_eq!(memory.held.get(), 0);
+    }
+
+    #[test]
+    fn who_holds_much_and_stalls_does_not_get_the_reserve_as_well() {
+        let memory = memory();
+        let mut stalled: Vec<Lease> = (0..8).map(|_| memory.lease("a")).collect();
+        for lease in &mut stalled[..7] {
+            assert_eq!(now(lease, MIB), Some(Ok(())));
+        }
+        let [.., more] = &mut stalled[..] else { unreachable!("eight") };
+        let mut holder = memory.lease("b");
+        let mut reserve = memory.lease("c");
+        assert_eq!(now(&mut reserve, 2 * MIB), Some(Ok(())), "the reserve is somebody's");
+        let mut first = Box::pin(more.grow(2 * MIB));
+        assert_eq!(poll(&mut first), None);
+        let mut second = Box::pin(holder.grow(2 * MIB));
+        assert_eq!(poll(&mut second), None);
+        drop(reserve);
+        assert_eq!(poll(&mut second), Some(Ok(())), "it came later, and holds nothing");
+        assert_eq!(poll(&mut first), None);
+    }
+
+    #[test]
+    fn never_more_is_held_than_the_limit_and_all_is_given_back() {
+        let memory = memory();
+        let mut leases: Vec<Lease> = (0..7).map(|_| memory.lease("a")).collect();
+        for lease in &mut leases {
+            assert_eq!(now(lease, MIB), Some(Ok(())));
+        }
+        // The reserve: the oldest that waits.
+        let mut borrower = memory.lease("a");
+        assert_eq!(now(&mut borrower, 7 * MIB), Some(Ok(())));
+        assert_eq!(now(&mut borrower, MIB), Some(Ok(())));
+        assert_eq!(memory.held.get(), 15 * MIB as i64);
+        let mut late = memory.lease("a");
+        {
+            let mut waits = Box::pin(late.grow(MIB));
+            assert_eq!((poll(&mut waits), memory.waiting.get()), (None, 1));
+            drop(borrower);
+            assert_eq!(poll(&mut waits), Some(Ok(())));
+        }
+        drop((leases, late));
+        assert_eq!((memory.held.get(), memory.waiting.get()), (0, 0));
+    }
+
+    #[test]
+    fn one_request_never_holds_more_than_half() {
+        let memory = memory();
+        let mut lease = memory.lease("a");
+        assert_eq!(now(&mut lease, 5 * MIB), Some(Ok(())));
+        let (bytes, limit) = (9 * MIB, 8 * MIB);
+        assert_eq!(now(&mut lease, 4 * MIB), Some(Err(NotDone::TooMuch { bytes, limit })));
+        assert_eq!(now_for_a_while(&mut lease, 99 * MIB), Some(Ok(())));
+        assert_eq!(lease.bytes(), 8 * MIB);
+    }
+
+    #[test]
+    fn requests_that_hold_a_part_and_wait_for_the_rest_all_come_to_their_end() {
+        let memory = memory();
+        let [mut a, mut b] = [memory.lease("a"), memory.lease("b")];
+        assert_eq!(now(&mut a, 3 * MIB), Some(Ok(())));
+        assert_eq!(now(&mut b, 4 * MIB), Some(Ok(())));
+        let mut second = Box::pin(b.grow(4 * MIB));
+        // The oldest that waits is the only one, so it takes the reserve.
+        assert_eq!(poll(&mut second), Some(Ok(())));
+        let mut first = Box::pin(a.grow(4 * MIB));
+        assert_eq!(poll(&mut first), None);
+        drop(second);
+        drop(b);
+        assert_eq!(poll(&mut first), Some(Ok(())));
+    }
+
+    #[test]
+    fn small_requests_go_in_while_large_ones_wait() {
+        let memory = memory();
+        let mut large: Vec<Lease> = (0..3).map(|_| memory.lease("a")).collect();
+        assert_eq!(now(&mut large[0], 7 * MIB), Some(Ok(())));
+        assert_eq!(now(&mut large[1], 7 * MIB), Some(Ok(())));
+        let mut waits = Box::pin(large[2].grow(MIB));
+        assert_eq!(poll(&mut waits), None);
+        let mut small = memory.lease("b");
+        assert_eq!(now(&mut small, MIB / 4), Some(Ok(())));
+        assert_eq!(poll(&mut waits), None);
+    }
+
+    #[test]
+    fn whose_tenant_holds_the_least_is_next() {
+        let memory = memory();
+        let [mut a, mut reserve] = [memory.lease("a"), memory.lease("a")];
+        assert_eq!(now(&mut a, 4 * MIB), Some(Ok(())));
+        let mut more = memory.lease("c");
+        assert_eq!(now(&mut more, 3 * MIB), Some(Ok(())));
+        assert_eq!(now(&mut reserve, MIB), Some(Ok(())));
+        let [mut a2, mut b] = [memory.lease("a"), memory.lease("b")];
+        let mut theirs = Box::pin(a2.grow(2 * MIB));
+        assert_eq!(poll(&mut theirs), None);
+        let mut ours = Box::pin(b.grow(2 * MIB));
+        assert_eq!(poll(&mut ours), None);
+        drop(more);
+        assert_eq!((poll(&mut ours), poll(&mut theirs)), (Some(Ok(())), None));
+    }
+
+    #[test]
+    fn so_many_wait_and_a_tenant_that_waits_often_makes_room_for_another() {
+        let memory = memory();
+        let mut holders = [memory.lease("z"), memory.lease("z")];
+        for holder in &mut holders {
+            assert_eq!(now(holder, 7 * MIB), Some(Ok(())));
+        }
+        let mut leases: Vec<Lease> = (0..4).map(|_| memory.lease("a")).collect();
+        let mut waits: Vec<_> = leases.iter_mut().map(|lease| Box::pin(lease.grow(MIB))).collect();
+        let told: Vec<_> = waits.iter_mut().map(poll).collect();
+        let full = Some(Err(NotDone::Full { limit: 3 }));
+        assert_eq!(told, [None, None, None, full.clone()]);
+        let mut other = memory.lease("b");
+        let mut ours = Box::pin(other.grow(MIB));
+        assert_eq!((poll(&mut ours), poll(&mut waits[2])), (None, full));
+        // Who goes away does not wait any more.
+        drop(waits);
+        drop(leases);
+        assert_eq!(memory.waiting.get(), 1);
+    }
+}

@@ -1,0 +1,122 @@
+//! What the pool tells the outside.
+
+use std::time::Duration;
+
+use interlock_metrics::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use super::{Class, Owner};
+
+/// What waits, what is done, what was not, and what is held.
+#[derive(Debug, Clone)]
+pub struct WorkMetrics {
+    queued: IntGaugeVec,
+    running: IntGaugeVec,
+    ended: IntCounterVec,
+    queue_seconds: HistogramVec,
+    stuck: IntGaugeVec,
+    pub(super) memory: IntGauge,
+    pub(super) memory_waiting: IntGauge,
+}
+
+/// What became of a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    Done,
+    Refused,
+    TimedOut,
+    Abandoned,
+    Stuck,
+}
+
+impl How {
+    const ALL: [Self; 5] =
+        [Self::Done, Self::Refused, Self::TimedOut, Self::Abandoned, Self::Stuck];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Abandoned => "abandoned",
+            Self::Stuck => "stuck",
+        }
+    }
+}
+
+impl WorkMetrics {
+    /// 0.1 ms to 10 s, dense where it would be noticed.
+    const QUEUE_SECONDS: &[f64] =
+        &[0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+    /// Declares the families.
+    pub fn register(registry: &Registry) -> Self {
+        let metrics = Self {
+            queued: registry.gauges(
+                "work_queued",
+                "Requests that wait for a thread to be read, rendered or tokenized, by size.",
+                &["class"],
+            ),
+            running: registry.gauges(
+                "work_running",
+                "Requests that are being read, rendered or tokenized, by size.",
+                &["class"],
+            ),
+            ended: registry.counters(
+                "work_total",
+                "Pieces of such work, by size and by what became of them.",
+                &["class", "outcome"],
+            ),
+            queue_seconds: registry.histograms(
+                "work_queue_seconds",
+                "Time that such work waited for a thread, by size.",
+                Self::QUEUE_SECONDS,
+                &["class"],
+            ),
+            stuck: registry.gauges(
+                "work_stuck",
+                "Threads that a model's chat template or tokenizer has not come to an end on.",
+                &["model", "part"],
+            ),
+            memory: registry.gauge(
+                "work_memory_bytes",
+                "Memory that requests hold before they are admitted, as it is accounted for.",
+            ),
+            memory_waiting: registry
+                .gauge("work_memory_waiting", "Requests that wait for such memory."),
+        };
+        for class in Class::ALL {
+            let class = class.as_str();
+            metrics.queued.with_label_values(&[class]);
+            metrics.running.with_label_values(&[class]);
+            metrics.queue_seconds.with_label_values(&[class]);
+            for how in How::ALL {
+                metrics.ended.with_label_values(&[class, how.as_str()]);
+            }
+        }
+        metrics
+    }
+
+    pub(super) fn queued(&self, class: Class, waiting: usize) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.queued.with_label_values(&[class.as_str()]).set(waiting);
+    }
+
+    pub(super) fn began(&self, class: Class, waited: Duration) {
+        self.running.with_label_values(&[class.as_str()]).inc();
+        self.queue_seconds.with_label_values(&[class.as_str()]).observe(waited.as_secs_f64());
+    }
+
+    /// It does not run any more, or is not counted as running.
+    pub(super) fn over(&self, class: Class) {
+        self.running.with_label_values(&[class.as_str()]).dec();
+    }
+
+    pub(super) fn ended(&self, class: Class, how: How) {
+        self.ended.with_label_values(&[class.as_str(), how.as_str()]).inc();
+    }
+
+    pub(super) fn stuck(&self, (model, part): &Owner, threads: usize) {
+        let threads = i64::try_from(threads).unwrap_or(i64::MAX);
+        self.stuck.with_label_values(&[model.as_str(), part.as_str()]).set(threads);
+    }
+}

@@ -1,0 +1,452 @@
+//! Steps of a template that cost what they do.
+//!
+//! The engine charges fuel for each instruction and each byte, but takes a list for as large as
+//! it is long: one that holds another twice, which holds another twice, forty times over, costs
+//! nothing to make, and for ever to print, compare or sort; one nested a hundred thousand deep
+//! ends the process when it is dropped. So what a template is compiled to is run with checks put
+//! in between:
+//!
+//! - What makes a list or a dict is followed by [`MADE`]: it is at most [`DEPTH_MAX`] deep, it is
+//!   a list and no promise of one (slices and sums are lazy), and it has been paid for by all
+//!   that is in it, however often the same.
+//! - What looks into values (comparisons, `~`, filters, tests) is preceded by [`WEIGHED`], which
+//!   charges for all that is in them.
+//! - Namespaces are the only values that change, so that a loop can build on what it built
+//!   before. They are ours, and hold no other namespace: nothing can contain itself.
+//!
+//! The instructions are the engine's internals, which is why its version is pinned.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use minijinja::machinery::{Instruction, Instructions};
+use minijinja::value::{Enumerator, Kwargs, Object, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
+
+/// Lists in lists, and dicts. Descriptions of tools, the deepest that templates see, have ten.
+pub(crate) const DEPTH_MAX: usize = 64;
+
+/// One step of fuel in the engine's own units: it pays for 64 bytes, or two values looked at.
+const UNITS_OF_A_STEP: u64 = 64;
+const UNITS_OF_A_VALUE: u64 = 32;
+
+// No template can spell these names.
+const MADE: &str = "<made>";
+const WEIGHED: &str = "<weighed>";
+const SORTED: &str = "<sorted>";
+const INDEXED: &str = "<indexed>";
+const SET: &str = "<set>";
+
+/// A value nested deeper than [`DEPTH_MAX`].
+#[derive(Debug, thiserror::Error)]
+#[error("a value is nested deeper than {DEPTH_MAX}")]
+pub(crate) struct TooDeep;
+
+/// Teaches an environment what metered instructions call.
+pub(crate) fn teach(environment: &mut Environment<'_>) {
+    environment.add_filter(MADE, made);
+    environment.add_filter(WEIGHED, |state: &State, values: &Value| {
+        weigh(state, values, 1).map(|()| values.clone())
+    });
+    environment.add_filter(SORTED, |state: &State, values: &Value| {
+        weigh(state, values, compares(values)).map(|()| values.clone())
+    });
+    environment.add_filter(INDEXED, indexed);
+    environment.add_filter(SET, set);
+    environment.add_function("namespace", namespace);
+    // Jinja has none of these: one prints everything that there is, the others are lazy in ways
+    // of their own.
+    environment.remove_global("debug");
+    environment.remove_filter("chain");
+    environment.remove_filter("zip");
+    environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
+        weigh(state, value, 0)?;
+        minijinja::escape_formatter(out, state, value)
+    });
+}
+
+/// Filters that hand on what is in a value without looking at it.
+const SHALLOW: [&str; 12] = [
+    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list",
+    "reverse", "slice",
+];
+/// Filters that compare each item with some others.
+const SORTING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
+/// Filters that make no list and no dict, or weigh for themselves.
+const MAKING_NONE: [&str; 29] = [
+    "abs",
+    "attr",
+    "bool",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "format",
+    "indent",
+    "int",
+    "join",
+    "last",
+    "length",
+    "lower",
+    "max",
+    "min",
+    "pprint",
+    "replace",
+    "round",
+    "safe",
+    "string",
+    "title",
+    "tojson",
+    "trim",
+    "upper",
+];
+/// Tests that look into values.
+const COMPARING: [&str; 23] = [
+    "!=",
+    "<",
+    "<=",
+    "==",
+    ">",
+    ">=",
+    "endingwith",
+    "eq",
+    "equalto",
+    "ge",
+    "greaterthan",
+    "gt",
+    "in",
+    "le",
+    "lessthan",
+    "lower",
+    "lt",
+    "ne",
+    "number",
+    "sameas",
+    "startingwith",
+    "upper",
+    "divisibleby",
+];
+
+/// The same program, with its checks.
+pub(crate) fn metered<'s>(program: &Instructions<'s>) -> Instructions<'s> {
+    let steps: Vec<_> = (0..).map_while(|at| program.get(at)).collect();
+    let targets: Vec<_> = steps.iter().filter_map(|step| target(step)).collect();
+    let expand = |at: usize| {
+        // Where both operands may come from elsewhere, the step before says nothing.
+        let joined = targets.iter().any(|&target| target as usize == at);
+        let before = if joined { None } else { at.checked_sub(1).map(|before| steps[before]) };
+        expanded(steps[at], before)
+    };
+    let expanded: Vec<_> = (0..steps.len()).map(expand).collect();
+    let mut starts = vec![0_u32];
+    for steps in &expanded {
+        starts.push(starts[starts.len() - 1] + u32::try_from(steps.len()).unwrap_or(u32::MAX));
+    }
+    let mut metered = Instructions::new(program.name(), program.source());
+    for (at, steps) in (0..).zip(expanded) {
+        for mut step in steps {
+            retarget(&mut step, &starts);
+            match (program.get_span(at), program.get_line(at)) {
+                (Some(span), _) => metered.add_with_span(step, span),
+                (None, Some(line)) => {
+                    metered.add_with_line(step, u16::try_from(line).unwrap_or(u16::MAX))
+                }
+                (None, None) => metered.add(step),
+            };
+        }
+    }
+    metered
+}
+
+fn target(step: &Instruction<'_>) -> Option<u32> {
+    match step {
+        Instruction::Iterate(target)
+        | Instruction::Jump(target)
+        | Instruction::JumpIfFalse(target)
+        | Instruction::JumpIfFalseOrPop(target)
+        | Instruction::JumpIfTrueOrPop(target)
+        | Instruction::BuildMacro(_, target, _) => Some(*target),
+        _ => None,
+    }
+}
+
+fn retarget(step: &mut Instruction<'_>, starts: &[u32]) {
+    match step {
+        Instruction::Iterate(target)
+        | Instruction::Jump(target)
+        | Instruction::JumpIfFalse(target)
+        | Instruction::JumpIfFalseOrPop(target)
+        | Instruction::JumpIfTrueOrPop(target)
+        | Instruction::BuildMacro(_, target, _) => *target = starts[*target as usize],
+        _ => {}
+    }
+}
+
+/// A step with its checks. `before`: the step in front of it, if it always is.
+fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec<Instruction<'s>> {
+    use Instruction as I;
+
+    let checked = |check| I::ApplyFilter(check, Some(1), !0);
+    // Takes `count` operands off the stack and, checked, puts them back, with their number on top.
+    let operands = |count: Option<u16>, check| {
+        [I::BuildList(count.map(usize::from)), checked(check), I::UnpackLists(1)]
+    };
+    let constant = matches!(before, Some(I::LoadConst(value)) if is_small(value));
+    let named = matches!(before, Some(I::LoadConst(value)) if value.kind() == ValueKind::String);
+    let step = step.clone();
+    match step {
+        I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In | I::CompareAndPreserve(_)
+            if constant =>
+        {
+            vec![step]
+        }
+        I::Eq
+        | I::Ne
+        | I::Lt
+        | I::Lte
+        | I::Gt
+        | I::Gte
+        | I::In
+        | I::CompareAndPreserve(_)
+        | I::StringConcat => {
+            let [list, check, back] = operands(Some(2), WEIGHED);
+            vec![list, check, back, I::DiscardTop, step]
+        }
+        // A text is indexed by numbers.
+        I::GetItem if constant && named => vec![step],
+        I::GetItem => {
+            let [list, check, back] = operands(Some(2), INDEXED);
+            vec![list, check, back, I::DiscardTop, step]
+        }
+        I::Slice => {
+            let [list, check, back] = operands(Some(4), INDEXED);
+            vec![list, check, back, I::DiscardTop, step, checked(MADE)]
+        }
+        // With a text or number on one side it is no list.
+        I::Add if constant => vec![step],
+        I::BuildList(_)
+        | I::BuildMap(_)
+        | I::BuildTuple(_)
+        | I::Add
+        | I::Mul
+        | I::CallFunction(..)
+        | I::CallObject(_) => vec![step, checked(MADE)],
+        I::ApplyFilter(name, count, local) => {
+            let mut steps = Vec::new();
+            let count = if SHALLOW.contains(&name) || name == "tojson" {
+                count
+            } else {
+                let check = if SORTING.contains(&name) { SORTED } else { WEIGHED };
+                steps.extend(operands(count, check));
+                None
+            };
+            steps.push(I::ApplyFilter(name, count, local));
+            if !MAKING_NONE.contains(&name) {
+                steps.push(checked(MADE));
+            }
+            steps
+        }
+        I::PerformTest(name, count, local) if COMPARING.contains(&name) => {
+            let mut steps: Vec<_> = operands(count, WEIGHED).into();
+            steps.push(I::PerformTest(name, None, local));
+            steps
+        }
+        // Of a loop; it compares. Other methods are `python::method`, which weighs.
+        I::CallMethod("changed", count) => {
+            let mut steps: Vec<_> = operands(count, WEIGHED).into();
+            steps.push(I::CallMethod("changed", None));
+            steps
+        }
+        I::CallMethod(..) => vec![step, checked(MADE)],
+        I::SetAttr(name) => {
+            vec![I::LoadConst(Value::from(name)), I::ApplyFilter(SET, Some(3), !0), I::DiscardTop]
+        }
+        step => vec![step],
+    }
+}
+
+/// Too little to look at to be worth a check.
+fn is_small(value: &Value) -> bool {
+    const BYTES_SMALL: usize = 256;
+
+    match value.kind() {
+        ValueKind::String => value.as_str().is_some_and(|text| text.len() <= BYTES_SMALL),
+        ValueKind::Undefined | ValueKind::None | ValueKind::Bool | ValueKind::Number => true,
+        _ => false,
+    }
+}
+
+/// Charges for all that is in a value, `times` over, and for looking at its texts.
+/// Zero times: once, and its texts not at all, since whoever asks charges for them.
+pub(crate) fn weigh(state: &State, value: &Value, times: u64) -> Result<(), Error> {
+    let mut scale = Scale { state, times: times.max(1), texts: times > 0, units: 0 };
+    scale.put(value, 0)?;
+    scale.settle()
+}
+
+struct Scale<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
+    times: u64,
+    texts: bool,
+    /// Not charged yet.
+    units: u64,
+}
+
+impl Scale<'_, '_, '_> {
+    fn put(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        // Arguments are weighed as one list.
+        if depth > DEPTH_MAX + 2 {
+            return Err(Error::from(ErrorKind::InvalidOperation).with_source(TooDeep));
+        }
+        match value.kind() {
+            ValueKind::String if self.texts => {
+                let bytes = value.as_str().map_or(0, str::len);
+                self.units += (bytes as u64).saturating_mul(self.times);
+            }
+            ValueKind::Map => {
+                self.value()?;
+                for key in value.try_iter()? {
+                    self.put(&value.get_item(&key)?, depth + 1)?;
+                    self.put(&key, depth + 1)?;
+                }
+            }
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.value()?;
+                for item in value.try_iter()? {
+                    self.put(&item, depth + 1)?;
+                }
+            }
+            _ => {}
+        }
+        self.value()
+    }
+
+    fn value(&mut self) -> Result<(), Error> {
+        self.units += UNITS_OF_A_VALUE.saturating_mul(self.times);
+        if self.units < UNITS_OF_A_STEP { Ok(()) } else { self.settle() }
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        let steps = self.units / UNITS_OF_A_STEP;
+        self.units %= UNITS_OF_A_STEP;
+        self.state.consume_fuel(steps)
+    }
+}
+
+/// How often sorting looks at an item of its first argument.
+fn compares(arguments: &Value) -> u64 {
+    let items = arguments.get_item_by_index(0).ok().and_then(|first| first.len()).unwrap_or(0);
+    u64::from(usize::BITS - items.leading_zeros()) + 1
+}
+
+/// What was made: a list instead of a promise, not too deep, and paid for.
+fn made(state: &State, value: &Value) -> Result<Value, Error> {
+    let value = match value.kind() {
+        ValueKind::Iterable => {
+            let count = value.len();
+            // Before the first is made: the length may be a product of two.
+            state.consume_fuel(count.unwrap_or(0) as u64 / 2)?;
+            let mut items = Vec::new();
+            for item in value.try_iter()? {
+                state.consume_fuel(u64::from(count.is_none_or(|count| items.len() >= count)))?;
+                items.push(item);
+            }
+            Value::from(items)
+        }
+        _ => value.clone(),
+    };
+    settled(state, &value, 0)?;
+    Ok(value)
+}
+
+fn settled(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    let contained = |item: &Value| {
+        if item.downcast_object_ref::<Namespace>().is_some() {
+            let error = "a namespace cannot be in a list, a dict or a namespace";
+            return Err(Error::new(ErrorKind::InvalidOperation, error));
+        }
+        settled(state, item, depth + 1)
+    };
+    if depth > DEPTH_MAX {
+        return Err(Error::from(ErrorKind::InvalidOperation).with_source(TooDeep));
+    }
+    match value.kind() {
+        ValueKind::Map => {
+            state.consume_fuel(1 + value.len().unwrap_or(0) as u64)?;
+            for key in value.try_iter()? {
+                contained(&value.get_item(&key)?)?;
+                contained(&key)?;
+            }
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            state.consume_fuel(1 + value.len().unwrap_or(0) as u64 / 2)?;
+            value.try_iter()?.try_for_each(|item| contained(&item))?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Letters of a text are found by counting them.
+fn indexed(state: &State, operands: &Value) -> Result<Value, Error> {
+    let of = operands.get_item_by_index(0)?;
+    let bytes = of.as_str().map_or(0, str::len);
+    state.consume_fuel(bytes as u64 / UNITS_OF_A_STEP)?;
+    Ok(operands.clone())
+}
+
+/// Values by name that a template may change: `namespace()`.
+#[derive(Debug, Default)]
+struct Namespace(Mutex<BTreeMap<String, Value>>);
+
+impl Object for Namespace {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        values.get(key.as_str()?).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Enumerator::Values(values.keys().map(Value::from).collect())
+    }
+}
+
+impl Namespace {
+    fn set(&self, state: &State, name: &str, value: Value) -> Result<(), Error> {
+        // As in a list: it may be no namespace either.
+        settled(state, &Value::from(vec![value.clone()]), 0)?;
+        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        values.insert(name.to_owned(), value);
+        Ok(())
+    }
+}
+
+fn namespace(state: &State, defaults: Option<Value>, more: Kwargs) -> Result<Value, Error> {
+    let namespace = Namespace::default();
+    if let Some(defaults) = defaults {
+        for key in defaults.try_iter()? {
+            if let Some(name) = key.as_str() {
+                namespace.set(state, name, defaults.get_item(&key)?)?;
+            }
+        }
+    }
+    for name in more.args() {
+        namespace.set(state, name, more.get(name)?)?;
+    }
+    Ok(Value::from_object(namespace))
+}
+
+/// `{% set namespace.name = value %}`.
+fn set(state: &State, value: &Value, namespace: &Value, name: &str) -> Result<(), Error> {
+    match namespace.downcast_object_ref::<Namespace>() {
+        Some(namespace) => namespace.set(state, name, value.clone()),
+        None => {
+            let error = format!("can only assign to namespaces, not {}", namespace.kind());
+            Err(Error::new(ErrorKind::InvalidOperation, error))
+        }
+    }
+}
