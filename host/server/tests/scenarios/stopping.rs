@@ -162,6 +162,8 @@ async fn while_the_others_finish_new_requests_are_told_that_the_device_has_faile
     let mut flowing = rig.begin("/v1/completions", "flowing", STREAM).await;
     rig.gate.let_through(2);
     flowing.until("data: ").await;
+    // Its next pass is in the device, so that whoever comes now waits.
+    rig.gate.wait_begun(3);
     let of_other = STREAM.replace("sim", "other");
     let mut failing = rig.begin("/v1/completions", "failing", &of_other).await;
     rig.metric_is("requests_waiting", 1.0).await;
