@@ -16,7 +16,7 @@
 //!
 //! The instructions are the engine's internals, which is why its version is pinned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::machinery::{Instruction, Instructions};
@@ -134,10 +134,10 @@ const COMPARING: [&str; 23] = [
 /// The same program, with its checks.
 pub(crate) fn metered<'s>(program: &Instructions<'s>) -> Instructions<'s> {
     let steps: Vec<_> = (0..).map_while(|at| program.get(at)).collect();
-    let targets: Vec<_> = steps.iter().filter_map(|step| target(step)).collect();
+    let targets: BTreeSet<_> = steps.iter().filter_map(|step| target(step)).collect();
     let expand = |at: usize| {
         // Where both operands may come from elsewhere, the step before says nothing.
-        let joined = targets.iter().any(|&target| target as usize == at);
+        let joined = u32::try_from(at).is_ok_and(|at| targets.contains(&at));
         let before = if joined { None } else { at.checked_sub(1).map(|before| steps[before]) };
         expanded(steps[at], before)
     };
