@@ -199,11 +199,17 @@ fn accounts_that_hang_keep_no_thread_from_what_is_asked_and_those_that_find_no_r
             .oversight
             .settle(&summary(Outcome::Completed(Finish::Stop)));
     }
-    let lost = told.forgotten().len();
-    assert!((10..=10 + ACCOUNT_THREADS).contains(&lost), "{lost} found no room");
+    // The last ones may still be on their way: they come behind the call that admitted them, on
+    // that call's thread.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while told.forgotten().len() < 10 {
+        assert!(Instant::now() < patience, "{} found no room", told.forgotten().len());
+        std::thread::yield_now();
+    }
     drop(go);
     assert_eq!(commons.drain(Duration::from_secs(60)), 0);
-    assert_eq!(told.closings().len(), all - lost);
+    let lost = all - told.closings().len();
+    assert!((10..=10 + ACCOUNT_THREADS).contains(&lost), "{lost} found no room");
     assert_eq!(told.forgotten().len(), all);
     let failed = format!(
         r#"interlock_policy_failures_total{{kind="busy",phase="account",policy="a"}} {lost}"#
