@@ -444,7 +444,7 @@ pub(crate) fn text() -> Arc<TextModel> {
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
-        bos: None,
+        special_tokens: Default::default(),
         eos: vec![SimModel::EOS],
     };
     Arc::new(TextModel::new(parts).expect("the simulated text model"))

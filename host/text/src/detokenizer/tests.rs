@@ -2,11 +2,11 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{TokenizerSource, tiny};
+use crate::{GgufTokenizer, TokenizerSource, tiny};
 
 /// One line per token: what it gave.
 fn check(model: &Arc<TextModel>, ids: &[TokenId], expected: Expect) {
-    let mut detokenizer = model.detokenizer();
+    let mut detokenizer = model.detokenizer(&[]);
     let mut story = String::new();
     for &id in ids {
         story.push_str(&format!("{id} -> {:?}\n", detokenizer.push(id)));
@@ -99,7 +99,7 @@ proptest! {
     #[test]
     fn the_pieces_concatenated_are_the_whole(ids in ids()) {
         for model in models_once() {
-            let mut detokenizer = model.detokenizer();
+            let mut detokenizer = model.detokenizer(&[]);
             let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
             text.push_str(&detokenizer.flush());
             prop_assert_eq!(text, model.decode(&ids));
@@ -132,4 +132,72 @@ fn tiny_tokenizer() -> &'static tokenizers::Tokenizer {
         crate::gguf::build(&tiny::byte_level(Some("smollm"))).unwrap().tokenizer
     });
     &TOKENIZER
+}
+
+/// The text of the tokens that follow a prompt.
+fn after(model: &Arc<TextModel>, prompt: &[TokenId], answer: &[TokenId]) -> String {
+    let mut detokenizer = model.detokenizer(prompt);
+    let mut text: String = answer.iter().map(|&token| detokenizer.push(token)).collect();
+    text.push_str(&detokenizer.flush());
+    text
+}
+
+fn sentence_piece() -> Arc<TextModel> {
+    tiny::model(TokenizerSource::Gguf(tiny::sentence_piece()))
+}
+
+/// Of `▁a`, which is what SentencePiece calls a word with the space before it.
+const SPACE_A: TokenId = 263;
+
+#[test]
+fn an_answers_first_space_is_there_unless_the_answer_is_all_the_text() {
+    let model = sentence_piece();
+    let prompt = model.encode("ab", 99).unwrap();
+    assert_eq!(after(&model, &prompt, &[SPACE_A]), " a");
+    // `<s>` has no text, so the text begins with the answer.
+    assert_eq!(after(&model, &[1], &[SPACE_A, SPACE_A]), "a a");
+}
+
+#[test]
+fn a_character_that_the_prompt_began_is_the_answers() {
+    let byte = |byte: u8| TokenId::from(byte) + 3;
+    for model in [sentence_piece(), tiny::model(TokenizerSource::Gguf(tiny::byte_level(None)))] {
+        let prompt = [byte(b'a'), byte(0xE2), byte(0x82)];
+        assert_eq!(after(&model, &prompt, &[byte(0xAC), byte(b'b')]), "€b");
+        // What the prompt began and nobody ends is the prompt's U+FFFD.
+        assert_eq!(after(&model, &prompt, &[byte(b'b')]), "b");
+        assert_eq!(after(&model, &prompt[..2], &[byte(0x82)]), "");
+        assert_eq!(after(&model, &prompt, &[byte(0xE2)]), "\u{FFFD}");
+    }
+}
+
+#[test]
+fn a_gguf_without_a_space_prefix_neither_adds_one_nor_drops_one() {
+    let gguf = GgufTokenizer { add_space_prefix: Some(false), ..tiny::sentence_piece() };
+    let model = tiny::model(TokenizerSource::Gguf(gguf));
+    let [bos, rest @ ..] = &model.encode("ab a", 99).unwrap()[..] else { panic!("no tokens") };
+    assert_eq!((*bos, model.decode(rest)), (1, "ab a".to_owned()));
+    assert_eq!(model.token_bytes(rest[0]), b"ab");
+    assert_eq!(after(&model, &[1], &[SPACE_A]), " a");
+}
+
+/// What a text begins with, in the terms of what follows it: everything up to the first letter in
+/// which both differ.
+fn rest<'t>(whole: &'t str, begins: &str) -> &'t str {
+    let same = whole.chars().zip(begins.chars()).take_while(|(a, b)| a == b);
+    &whole[same.map(|(letter, _)| letter.len_utf8()).sum()..]
+}
+
+proptest! {
+    #[test]
+    fn prompt_and_answer_together_are_the_text_that_the_model_wrote(
+        prompt in ids(), answer in ids(),
+    ) {
+        for model in models_once() {
+            let both = [&prompt[..], &answer].concat();
+            let expected = model.decode(&both);
+            let expected = rest(&expected, &model.decode(&prompt));
+            prop_assert_eq!(&after(model, &prompt, &answer), expected);
+        }
+    }
 }
