@@ -2,7 +2,8 @@
 //!
 //! As `apply_chat_template` of transformers finds that place: the message's text gets a mark at its
 //! end, and what is rendered is cut there. A template may trim a message; then the space before the
-//! mark, which it would have trimmed, goes too.
+//! mark, which it would have trimmed, goes too. Unlike there, a template that writes the message
+//! twice is refused: the mark would be in the prompt.
 
 use crate::Message;
 
@@ -23,6 +24,9 @@ pub(super) fn cut(mut rendered: String, last: &Message) -> Option<String> {
     }
     let kept = rendered[at..].starts_with(MARK);
     rendered.truncate(at);
+    if rendered.contains(MARK.trim_end()) {
+        return None;
+    }
     if !kept {
         rendered.truncate(rendered.trim_end_matches(is_space).len());
     }
@@ -33,3 +37,6 @@ pub(super) fn cut(mut rendered: String, last: &Message) -> Option<String> {
 fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
+
+#[cfg(test)]
+mod tests;
