@@ -366,6 +366,22 @@ mod tests {
     }
 
     #[test]
+    fn a_special_token_is_a_stop_once_the_least_tokens_are_generated() {
+        check(
+            &["b<eos>"],
+            2,
+            &[b"b", b"", b"ab", b"", b"c"],
+            &expect![[r#"
+                "b" -> ""
+                "<eos>" -> ""
+                "a" -> "ba" "b"@0 "<eos>"@1 "a"@1
+                "b" -> ""
+                "<eos>" -> "", stopped after 5
+            "#]],
+        );
+    }
+
+    #[test]
     fn an_answer_shorter_than_its_least_is_whole() {
         check(
             &["ab"],
