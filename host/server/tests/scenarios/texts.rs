@@ -195,6 +195,15 @@ async fn a_stop_string_that_is_a_special_token_ends_the_text_there() {
         let (_, account) = rig.ended().await;
         assert_eq!((account.outcome, account.usage), (own.outcome, own.usage), "{path}");
 
+        let streamed = format!(r#"{ignoring},"stop":"<eos>","stream":true"#);
+        let streamed = rig.post(path, &body(&streamed)).await;
+        assert_eq!(rig.ended().await.1.usage, own.usage, "{path}");
+        let events = streamed.events();
+        let chunks = events.iter().filter_map(|event| serde_json::from_str::<Value>(event).ok());
+        let delta =
+            |chunk: Value| chunk["delta"].as_str().map_or_else(|| text(&chunk), str::to_owned);
+        assert_eq!(chunks.map(delta).collect::<String>(), ended, "{path}");
+
         // A longer one holds its beginning back, and takes it along.
         let last = &ended[ended.len() - 2..];
         let longer = format!(r#"{ignoring},"stop":"{last}<eos>""#);

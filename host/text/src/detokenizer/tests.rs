@@ -201,3 +201,53 @@ proptest! {
         }
     }
 }
+
+/// SentencePiece's tokenizers, each with the model that we make of it: with and without a space in
+/// front, and with Metaspace for a decoder.
+fn sentence_pieces() -> Vec<(tokenizers::Tokenizer, Arc<TextModel>)> {
+    use tokenizers::decoders::metaspace::{Metaspace, PrependScheme};
+
+    let build = |add_space_prefix| {
+        let gguf = GgufTokenizer { add_space_prefix, ..tiny::sentence_piece() };
+        crate::gguf::build(&gguf).unwrap().tokenizer
+    };
+    let metaspace = |scheme| {
+        let mut tokenizer = build(Some(scheme != PrependScheme::Never));
+        tokenizer.with_decoder(Some(Metaspace::new('\u{2581}', scheme, false)));
+        tokenizer
+    };
+    let tokenizers = [
+        build(None),
+        build(Some(false)),
+        metaspace(PrependScheme::Always),
+        metaspace(PrependScheme::First),
+        metaspace(PrependScheme::Never),
+    ];
+    let model = |tokenizer: tokenizers::Tokenizer| {
+        let json = tokenizer.to_string(false).unwrap().into_bytes();
+        (tokenizer, tiny::model(TokenizerSource::Json(json)))
+    };
+    tokenizers.map(model).into()
+}
+
+proptest! {
+    // The reference is the tokenizers crate's decoding of prompt and answer, less that of the prompt.
+    #[test]
+    fn an_answer_is_what_the_tokenizers_crate_decodes_beyond_the_prompt(
+        plain in "[abc ]{1,12}", any in "[ab é€🦀]{1,8}", cut in any::<prop::sample::Index>(),
+    ) {
+        static MODELS: std::sync::LazyLock<Vec<(tokenizers::Tokenizer, Arc<TextModel>)>> =
+            std::sync::LazyLock::new(sentence_pieces);
+        for (number, (tokenizer, model)) in MODELS.iter().enumerate() {
+            // Metaspace's decoder knows no bytes.
+            for text in [Some(&plain), Some(&any).filter(|_| number < 2)].into_iter().flatten() {
+                let encoding = tokenizer.encode_fast(text.as_str(), false).unwrap();
+                let ids = encoding.get_ids();
+                let (prompt, answer) = ids.split_at(1 + cut.index(ids.len()));
+                let decode = |ids: &[TokenId]| tokenizer.decode(ids, true).unwrap();
+                let whole = decode(ids);
+                prop_assert_eq!(&after(model, prompt, answer), rest(&whole, &decode(prompt)));
+            }
+        }
+    }
+}
