@@ -150,7 +150,8 @@ impl ChatTemplate {
         }
     }
 
-    /// What a template may name. The client's variables have none of the others' names.
+    /// What a template may name. The client's variables may only have names that this model alone
+    /// gives to special tokens, and then replace those, as with transformers.
     fn variables(&self, messages: &[Message], options: &ChatOptions) -> Value {
         let mut chat: Vec<Value> = messages.iter().map(value).collect();
         if let (PromptEnd::WithinLastMessage, [.., last]) = (options.end, messages) {

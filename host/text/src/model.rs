@@ -59,7 +59,7 @@ pub enum TextError {
     Template(String),
     /// The tokenizer puts a token around plain prompts that it does not have.
     #[error("{name} {token:?} is not in the vocabulary")]
-    Around {
+    NotInVocabulary {
         /// `bos_token` or `eos_token`.
         name: &'static str,
         /// How the token is spelled.
@@ -174,7 +174,7 @@ impl TextModel {
             let token = special_tokens.get(name).and_then(Value::as_str).filter(|_| adds);
             let id = |token: &str| match tokenizer.token_to_id(token) {
                 Some(id) => Ok(id),
-                None => Err(TextError::Around { name, token: token.to_owned() }),
+                None => Err(TextError::NotInVocabulary { name, token: token.to_owned() }),
             };
             token.map(id).transpose()
         };

@@ -6,7 +6,8 @@
 
 use interlock_request::TokenId;
 
-/// What tokens are called that end a turn, or a text. No text that is not about them has such a word.
+/// Usual names of tokens that end a turn or a text. No ordinary token is called so, and some files get
+/// the kind of these wrong; so their kind does not matter.
 const USUAL: [&str; 15] = [
     "<|eot_id|>",
     "<|eom_id|>",
@@ -24,15 +25,15 @@ const USUAL: [&str; 15] = [
     "<|end_of_text|>",
     "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
 ];
-/// Names that are words of HTML as well: of a special token only.
+/// The same, but ordinary tokens for HTML may be called so: only a special token ends anything.
 const USUAL_OF_SPECIAL: [&str; 2] = ["</s>", "<eos>"];
 
-/// A token as the files list it.
+/// A token of the vocabulary.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Listed<'a> {
+pub(super) struct NamedToken<'a> {
     pub(super) id: TokenId,
     pub(super) spelling: &'a str,
-    /// Is it one that no text can be?
+    /// Do the files say that it is no ordinary text?
     pub(super) special: bool,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Listed<'a> {
 pub(super) fn all<'a>(
     named: impl IntoIterator<Item = TokenId>,
     turn_is_named: bool,
-    tokens: impl IntoIterator<Item = Listed<'a>>,
+    tokens: impl IntoIterator<Item = NamedToken<'a>>,
 ) -> Vec<TokenId> {
     let usual = tokens.into_iter().filter(|token| !turn_is_named && is_usual(token));
     let mut ends = Vec::new();
@@ -53,6 +54,6 @@ pub(super) fn all<'a>(
     ends
 }
 
-fn is_usual(token: &Listed<'_>) -> bool {
+fn is_usual(token: &NamedToken<'_>) -> bool {
     USUAL.contains(&token.spelling) || token.special && USUAL_OF_SPECIAL.contains(&token.spelling)
 }

@@ -23,7 +23,7 @@ use interlock_request::TokenId;
 use serde_json::{Map, Value, json};
 
 use super::blocks::{BLOCK, Kind};
-use super::ends::{self, Listed};
+use super::ends::{self, NamedToken};
 use super::{Checkpoint, Encoding, Format, Source, Tensor, shape};
 use crate::error::LoadError;
 use crate::leftover::{Computed, Leftover, shown};
@@ -429,12 +429,11 @@ fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
         _ => Vec::new(),
     };
     let special_tokens = special_tokens(path, metadata, &tokens)?;
-    let special = |id: usize| token_types.get(id) == Some(&CONTROL);
     let listed = (0..).zip(&tokens).enumerate();
-    let listed = listed.map(|(at, (id, spelling))| Listed {
+    let listed = listed.map(|(at, (id, spelling))| NamedToken {
         id,
         spelling: spelling.as_str(),
-        special: special(at),
+        special: token_types.get(at) == Some(&CONTROL),
     });
     let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
     let named = named.map(|name| metadata.token(&key(name)).filter(|id| *id != TokenId::MAX));
@@ -457,7 +456,7 @@ fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
     })
 }
 
-/// The kind of a token that no text can be.
+/// The kind of special tokens.
 const CONTROL: i32 = 3;
 
 /// The special tokens that the file names by id, as templates call them.

@@ -6,7 +6,7 @@ use interlock_model_files as files;
 use interlock_request::{SamplingDefaults, TokenId};
 use serde_json::{Map, Value};
 
-use super::ends::{self, Listed};
+use super::ends::{self, NamedToken};
 use super::safetensors::object;
 use super::special_tokens;
 use crate::error::LoadError;
@@ -99,18 +99,22 @@ fn template(value: &Value) -> Option<String> {
 }
 
 /// `added_tokens` of `tokenizer.json`. Whether the rest of it is sound is the tokenizer's business.
-fn added_tokens(tokenizer: &Value) -> Vec<Listed<'_>> {
+fn added_tokens(tokenizer: &Value) -> Vec<NamedToken<'_>> {
     let added = tokenizer.get("added_tokens").and_then(Value::as_array);
     added.into_iter().flatten().filter_map(listed).collect()
 }
 
-fn listed(entry: &Value) -> Option<Listed<'_>> {
+fn listed(entry: &Value) -> Option<NamedToken<'_>> {
     let special = entry.get("special").and_then(Value::as_bool).unwrap_or(false);
-    Some(Listed { id: id(entry.get("id")?)?, spelling: entry.get("content")?.as_str()?, special })
+    Some(NamedToken {
+        id: id(entry.get("id")?)?,
+        spelling: entry.get("content")?.as_str()?,
+        special,
+    })
 }
 
 /// The id of a token by its text: an added one, or one of the vocabulary.
-fn id_of(tokenizer: &Value, added: &[Listed<'_>], token: &str) -> Option<TokenId> {
+fn id_of(tokenizer: &Value, added: &[NamedToken<'_>], token: &str) -> Option<TokenId> {
     let added = added.iter().find(|listed| listed.spelling == token).map(|listed| listed.id);
     added.or_else(|| id(tokenizer.get("model")?.get("vocab")?.get(token)?))
 }

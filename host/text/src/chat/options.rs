@@ -5,7 +5,7 @@
 //! - Variables are values of JSON, of a bounded size ([`TemplateVariables::BYTES_MAX`]) and depth
 //!   ([`TemplateVariables::DEPTH_MAX`], far below that of values that a template makes itself), so a
 //!   template can do nothing with them that it could not do with a message.
-//! - None of them has a name under which the host or the model gives a template something.
+//! - None of them has a name under which the host, or every model, gives a template something.
 
 use minijinja::Value;
 use serde_json::Map;
@@ -38,7 +38,7 @@ pub struct TemplateVariables {
     bytes: usize,
 }
 
-/// Why a client's variables are not taken.
+/// Why a client's variables are not taken, in words that follow "must be".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VariablesError {
     /// There is no name in a list, a text or a number.
@@ -50,8 +50,8 @@ pub enum VariablesError {
     /// They hold lists in lists in lists, or objects.
     #[error("nested at most {} levels deep", TemplateVariables::DEPTH_MAX)]
     TooDeep,
-    /// The JSON says what cannot be held: half a surrogate pair, or a number beyond all bounds.
-    #[error("made of values that can be held: {0}")]
+    /// Half a surrogate pair, or a number beyond all bounds.
+    #[error("made of numbers and texts that can be represented: {0}")]
     NoValue(String),
     /// The name is that of something else.
     #[error("without {name}: {why}")]

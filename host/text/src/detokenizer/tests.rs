@@ -232,9 +232,10 @@ fn sentence_pieces() -> Vec<(tokenizers::Tokenizer, Arc<TextModel>)> {
 
 proptest! {
     // The reference is the tokenizers crate's decoding of prompt and answer, less that of the prompt.
+    // It gives up all characters in a run of byte tokens for one that is cut, so: one in each.
     #[test]
     fn an_answer_is_what_the_tokenizers_crate_decodes_beyond_the_prompt(
-        plain in "[abc ]{1,12}", any in "[ab é€🦀]{1,8}", cut in any::<prop::sample::Index>(),
+        plain in "[abc ]{1,12}", any in "([ab ][é€🦀]?){1,6}", cut in any::<prop::sample::Index>(),
     ) {
         static MODELS: std::sync::LazyLock<Vec<(tokenizers::Tokenizer, Arc<TextModel>)>> =
             std::sync::LazyLock::new(sentence_pieces);

@@ -20,7 +20,9 @@ fn what_is_no_object_or_beyond_its_bounds_is_refused_with_them() {
     assert!(TemplateVariables::parse(&long(65536)).is_ok());
     refused(
         r#"{"a":1e999}"#,
-        expect!["made of values that can be held: number out of range at line 1 column 10"],
+        expect![
+            "made of numbers and texts that can be represented: number out of range at line 1 column 10"
+        ],
     );
 }
 
