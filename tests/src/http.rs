@@ -62,7 +62,7 @@ impl Served {
         let text = TextModel::new(TextParts {
             tokenizer: TokenizerSource::Sim,
             chat_template: None,
-            bos: None,
+            special_tokens: Default::default(),
             eos: vec![interlock_sim::SimModel::EOS],
         })
         .expect("the simulated text model");

@@ -390,7 +390,12 @@ impl Source {
 }
 
 fn simulated_text() -> TextParts {
-    TextParts { tokenizer: TokenizerSource::Sim, chat_template: None, bos: None, eos: vec![] }
+    TextParts {
+        tokenizer: TokenizerSource::Sim,
+        chat_template: None,
+        special_tokens: Default::default(),
+        eos: vec![],
+    }
 }
 
 /// From what `models` read to what `text` wants: the two do not know each other.
@@ -406,6 +411,7 @@ fn text_parts(source: TextSource) -> TextParts {
             merges,
             add_bos,
             add_eos,
+            add_space_prefix,
         } => TokenizerSource::Gguf(GgufTokenizer {
             model,
             pre,
@@ -415,9 +421,11 @@ fn text_parts(source: TextSource) -> TextParts {
             merges,
             add_bos,
             add_eos,
+            add_space_prefix,
         }),
     };
-    TextParts { tokenizer, chat_template: source.chat_template, bos: source.bos, eos: source.eos }
+    let TextSource { chat_template, special_tokens, eos, .. } = source;
+    TextParts { tokenizer, chat_template, special_tokens, eos }
 }
 
 impl Stop {

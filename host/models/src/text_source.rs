@@ -1,6 +1,7 @@
 //! What the text side needs of a model's files: plain data, that may go to another thread.
 
 use interlock_request::TokenId;
+use serde_json::{Map, Value};
 
 /// Where a model's tokenizer and chat template come from.
 #[derive(Debug, Clone, PartialEq)]
@@ -9,9 +10,9 @@ pub struct TextSource {
     pub tokenizer: TokenizerSource,
     /// A Jinja template, if the model has one.
     pub chat_template: Option<String>,
-    /// Begins a text.
-    pub bos: Option<TokenId>,
-    /// End a text: the first is the usual one. Empty if the files do not say.
+    /// What a template may write by a name (`bos_token`, ..): texts, or lists of texts.
+    pub special_tokens: Map<String, Value>,
+    /// End a text. Empty if the files do not say.
     pub eos: Vec<TokenId>,
 }
 
@@ -38,5 +39,7 @@ pub enum TokenizerSource {
         add_bos: Option<bool>,
         /// `add_eos_token`.
         add_eos: Option<bool>,
+        /// `add_space_prefix`; SentencePiece only.
+        add_space_prefix: Option<bool>,
     },
 }

@@ -193,7 +193,7 @@ fn served(model: &crate::workload::Model, engine: &EngineHandle) -> ServedModel 
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
-        bos: None,
+        special_tokens: Default::default(),
         eos: vec![SimModel::EOS],
     };
     let text = TextModel::new(parts).expect("the simulated text model is whole");

@@ -151,8 +151,9 @@ pub struct Generation {
     pub tokens_max: u32,
     /// No stop token is drawn before this many tokens are; 0 is off. Says nothing of stop strings.
     pub tokens_min: u32,
-    /// Tokens that end the generation and are not part of the text. None at all: it goes on to
-    /// `tokens_max` (`ignore_eos`).
+    /// Tokens that end the generation and are not part of the text: the model's own, unless they are
+    /// ignored (`ignore_eos`), and the client's (`stop_token_ids`). With none at all it goes on to
+    /// `tokens_max`.
     pub stop_tokens: Vec<TokenId>,
     /// Tell each token's log probability, and those of this many likeliest tokens; `None` tells
     /// neither.

@@ -15,7 +15,7 @@ use interlock_engine::{ModelShape, Seat};
 use interlock_request::{
     Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
 };
-use interlock_text::{RenderError, TextModel};
+use interlock_text::{Detokenizer, RenderError, TextModel};
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -73,6 +73,8 @@ pub(crate) struct Entry {
     /// The model that answers.
     pub(crate) model: Arc<Model>,
     pub(crate) text: Arc<TextModel>,
+    /// Goes on where the prompt's text ends.
+    pub(crate) detokenizer: Detokenizer,
     pub(crate) prompt_tokens: u32,
     pub(crate) tokens_min: u32,
     /// Temperature and `top_p`, which some answers repeat.
@@ -245,7 +247,8 @@ impl Host {
         let (param, mut ask) = (ask.words.param(), ask);
         let words = Large::new(std::mem::take(&mut ask.words), self.work.clone());
         let ask = ask.into_inner();
-        let tokens = self.tokenize(&visit, &model.id, &text, words, shape, lease).await?;
+        let (tokens, detokenizer) =
+            self.tokenize(&visit, &model.id, &text, words, shape, lease).await?;
         let prompt_tokens = fits(param, tokens.len(), shape)?;
         let Visit { hearing, id, identity, at_micros, arrived_at, traced, .. } = visit;
         let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
@@ -254,13 +257,14 @@ impl Host {
             None => 0,
         };
         bias_in_vocabulary(&ask, shape)?;
+        stop_tokens_in_vocabulary(&ask, shape)?;
         let prompt = Prompt::new(tokens)
             .ok_or_else(|| Invalid::wrong_value(param, "at least one token long", "none"))?;
         let generation = Generation {
             sampling: ask.sampling.or(&model.sampling),
             tokens_max,
             tokens_min,
-            stop_tokens: if ask.ending.ignore_eos { vec![] } else { text.eos().to_vec() },
+            stop_tokens: stop_tokens(&ask, &text),
             logprobs: ask.logprobs,
             // The policies decide; without them it is the chain's default.
             priority: Priority::Standard,
@@ -290,6 +294,7 @@ impl Host {
             oversight,
             model,
             text,
+            detokenizer,
             prompt_tokens,
             tokens_min,
             drawing: (temperature, top_p),
@@ -333,7 +338,7 @@ impl Host {
         chosen.ok_or_else(|| self.models.unknown(facts.model.as_str()))
     }
 
-    /// The prompt's tokens, if they leave room for one of an answer.
+    /// The prompt's tokens, if they leave room for one of an answer, and what makes text of those.
     async fn tokenize(
         &self,
         visit: &Visit,
@@ -342,7 +347,7 @@ impl Host {
         words: Large<Words>,
         shape: ModelShape,
         lease: &mut Lease,
-    ) -> Result<Vec<TokenId>, Failure> {
+    ) -> Result<(Vec<TokenId>, Detokenizer), Failure> {
         // Each part is a token at least, so this decides without looking at any of them.
         fits_at_least(&words, shape)?;
         let (bytes, parts) = (words.text_bytes(), words.parts());
@@ -365,7 +370,9 @@ impl Host {
         let hold = lease.hold();
         let tokens = self.work.run(job, move || {
             let _until_it_is_done = hold;
-            tokens(&text, words.into_inner(), shape)
+            let tokens = tokens(&text, words.into_inner(), shape)?;
+            let detokenizer = text.detokenizer(&tokens);
+            Ok::<_, Invalid>((tokens, detokenizer))
         });
         Ok(tokens.await??)
     }
@@ -493,7 +500,7 @@ fn fits_at_least(words: &Words, shape: ModelShape) -> Result<(), Invalid> {
 fn tokens(text: &TextModel, words: Words, shape: ModelShape) -> Result<Vec<TokenId>, Invalid> {
     let (param, room) = (words.param(), room_for_prompt(shape));
     let tokens = match words {
-        Words::Chat { messages, .. } => text.render_chat(&messages, room),
+        Words::Chat { messages, options, .. } => text.render_chat(&messages, &options, room),
         Words::Text(prompt) => text.encode(&prompt, room),
         Words::Tokens { path, ids } => return known(&path, ids, shape),
     };
@@ -582,6 +589,23 @@ fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
             ))
         }
     }
+}
+
+fn stop_tokens_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
+    match ask.ending.stop_tokens.iter().position(|&id| id >= shape.vocabulary) {
+        None => Ok(()),
+        Some(at) => {
+            let path = format!("stop_token_ids[{at}]");
+            let id = ask.ending.stop_tokens[at];
+            Err(Invalid::wrong_value(&path, &token_id(shape), &id.to_string()))
+        }
+    }
+}
+
+/// The tokens that end this answer: the client's, and the model's unless they are to be ignored.
+fn stop_tokens(ask: &Ask, text: &TextModel) -> Vec<TokenId> {
+    let ours = if ask.ending.ignore_eos { &[] } else { text.eos() };
+    [ours, &ask.ending.stop_tokens].concat()
 }
 
 fn token_id(shape: ModelShape) -> String {

@@ -14,13 +14,15 @@ mod invalid;
 mod json;
 mod responses;
 mod sampling;
+mod stop_tokens;
+mod template;
 #[cfg(test)]
 mod tests;
 
 use std::hash::{DefaultHasher, Hasher};
 
 use interlock_request::{Endpoint, Generation, TokenId};
-use interlock_text::Message;
+use interlock_text::{ChatOptions, Message};
 
 pub(crate) use invalid::Invalid;
 use json::{Item, Object};
@@ -59,6 +61,8 @@ pub(crate) enum Words {
         param: &'static str,
         /// At least one.
         messages: Vec<Message>,
+        /// How they become a prompt.
+        options: ChatOptions,
     },
     /// Text, as it is.
     Text(String),
@@ -138,7 +142,9 @@ impl Words {
     /// Bytes of text to tokenize.
     pub(crate) fn text_bytes(&self) -> usize {
         match self {
-            Self::Chat { messages, .. } => messages.iter().map(|m| m.content.len()).sum(),
+            Self::Chat { messages, options, .. } => {
+                messages.iter().map(|m| m.content.len()).sum::<usize>() + options.variables.bytes()
+            }
             Self::Text(text) => text.len(),
             Self::Tokens { .. } => 0,
         }
@@ -166,8 +172,10 @@ pub(crate) enum Length {
 /// What ends an answer before its length does, and what does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ending {
-    /// Texts that end it.
+    /// Texts that end it. They may hold the names of special tokens.
     pub(crate) stops: Vec<String>,
+    /// Tokens that end it, beside the model's own. They may be outside its vocabulary.
+    pub(crate) stop_tokens: Vec<TokenId>,
     /// Go on where the model would end.
     pub(crate) ignore_eos: bool,
     /// Nothing but the length ends it before this many tokens.
@@ -254,12 +262,13 @@ fn length(body: &Object<'_>, names: &[&'static str], otherwise: Length) -> Resul
     Ok(otherwise)
 }
 
-/// `stop`, and what vLLM's clients know as `ignore_eos` and `min_tokens`.
+/// `stop`, and what vLLM's clients know as `stop_token_ids`, `ignore_eos` and `min_tokens`.
 fn ending(body: &Object<'_>) -> Result<Ending, Invalid> {
     let least =
         |item: Item<'_>| Ok(Least { tokens: item.integer(0..=i64::MAX)?, shown: item.shown() });
     Ok(Ending {
         stops: stops(body)?,
+        stop_tokens: stop_tokens::parse(body)?,
         ignore_eos: flag(body, "ignore_eos")?,
         least: body.get("min_tokens").map(least).transpose()?,
     })

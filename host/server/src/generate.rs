@@ -172,7 +172,7 @@ impl Submission {
             admitted,
             oversight,
             model,
-            text,
+            detokenizer,
             prompt_tokens,
             tokens_min,
             before,
@@ -191,7 +191,7 @@ impl Submission {
             && oversight.plan().on_disconnect == DisconnectAction::Cancel
             && !oversight.watch().events.disconnected;
         let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
-        let text = Text::new(text.detokenizer(), stops, tokens_min);
+        let text = Text::new(detokenizer, stops, tokens_min);
         let later = (Arc::clone(&host.results), title);
         let running = match given_up {
             true => seat.submit_cancelled(admitted, CancelCause::Disconnect),

@@ -246,7 +246,7 @@ mod tests {
         let parts = TextParts {
             tokenizer: TokenizerSource::Sim,
             chat_template: None,
-            bos: None,
+            special_tokens: Default::default(),
             eos: vec![],
         };
         let head = Head {

@@ -31,6 +31,8 @@ pub struct History {
     seed: u64,
     drawn: u32,
     tokens_min: u32,
+    /// Not drawn before `tokens_min` tokens are.
+    stop_tokens: Vec<TokenId>,
     logprobs: Option<u32>,
 }
 
@@ -168,6 +170,7 @@ impl Forward for SimModel {
             seed,
             drawn: u32::try_from(opening.generated.len()).unwrap_or(u32::MAX),
             tokens_min: generation.tokens_min,
+            stop_tokens: generation.stop_tokens.clone(),
             logprobs: generation.logprobs,
         })
     }
@@ -202,10 +205,13 @@ impl History {
     fn draw(&mut self, hash: u64, stop: u32) -> Drawn {
         const TEXT: &[u8] = b"etaoinshrdlu cmfwyp vbgkqjxz";
         let hash = if self.seed == 0 { hash } else { mix(hash ^ mix(self.seed)) };
-        let may_end = stop > 0 && self.drawn >= self.tokens_min;
-        let ends = may_end && (hash >> 32).is_multiple_of(u64::from(stop));
+        let may_end = self.drawn >= self.tokens_min;
+        let ends = may_end && stop > 0 && (hash >> 32).is_multiple_of(u64::from(stop));
         let letter = usize::try_from(hash % TEXT.len() as u64).unwrap_or(0);
-        let token = if ends { SimModel::EOS } else { TokenId::from(TEXT[letter]) };
+        let letters = TEXT[letter..].iter().chain(TEXT).map(|&letter| TokenId::from(letter));
+        let may_be = |token: &TokenId| may_end || !self.stop_tokens.contains(token);
+        let letter = letters.clone().find(may_be).or(letters.clone().next()).unwrap_or(0);
+        let token = if ends { SimModel::EOS } else { letter };
         self.drawn += 1;
         let told = self.logprobs.map(|count| Box::new(logprobs(token, count, hash)));
         Drawn { token, logprobs: told }

@@ -1,9 +1,9 @@
 //! Chat templates: Jinja programs that a model's files bring along.
 //!
 //! They are run as transformers runs them (`utils/chat_template_utils.py`): blocks trimmed,
-//! `messages`, `bos_token`, `eos_token` and `add_generation_prompt` given, `tools` and
-//! `documents` none, `raise_exception`, `strftime_now`, loop controls, and Python's methods of
-//! strings and dicts.
+//! `messages`, the model's special tokens by name (`bos_token`, ..), `add_generation_prompt` and the
+//! client's own variables given, `tools` and `documents` none, `raise_exception`, `strftime_now`, loop
+//! controls, and Python's methods of strings and dicts.
 //!
 //! # Invariants
 //!
@@ -24,7 +24,10 @@
 //!
 //! # Not here
 //!
-//! Tools, images and continued assistant messages, until the host speaks of them.
+//! Tools and images, until the host speaks of them.
+
+mod continued;
+mod options;
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -32,8 +35,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{self, Token};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use serde_json::Map;
 
+pub use self::options::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
 use crate::metered::{self, DEPTH_MAX, TooDeep};
 use crate::{RenderError, RenderLimit, TextError, python};
 
@@ -71,8 +76,8 @@ pub(crate) struct ChatTemplate {
     compiled: Environment<'static>,
     /// Runs it. There is no template in it to include, import or extend.
     environment: Environment<'static>,
-    bos: Value,
-    eos: Value,
+    /// By the names that it knows them by.
+    special_tokens: Vec<(String, Value)>,
 }
 
 /// Its name in the environment. Without an extension, so nothing is escaped for HTML.
@@ -84,7 +89,10 @@ const NAME: &str = "chat_template";
 struct Refusal(String);
 
 impl ChatTemplate {
-    pub(crate) fn new(source: &str, bos: String, eos: String) -> Result<Self, TextError> {
+    pub(crate) fn new(
+        source: &str,
+        special_tokens: &Map<String, serde_json::Value>,
+    ) -> Result<Self, TextError> {
         let source = without_generation_blocks(source);
         is_readable(&source)?;
         let mut environment = Environment::new();
@@ -109,25 +117,23 @@ impl ChatTemplate {
                 Err(error) => Err(TextError::Template(format!("no thread to read it: {error}"))),
             }
         })?;
-        Ok(Self { compiled, environment, bos: bos.into(), eos: eos.into() })
+        let special_tokens = special_tokens
+            .iter()
+            .map(|(name, token)| (name.clone(), options::from_json(token.clone())))
+            .collect();
+        Ok(Self { compiled, environment, special_tokens })
     }
 
     /// `bytes_max`: of what goes in.
     pub(crate) fn render(
         &self,
         messages: &[Message],
+        options: &ChatOptions,
         tokens_max: usize,
         bytes_max: usize,
     ) -> Result<String, RenderError> {
         small_enough(messages, tokens_max, bytes_max)?;
-        let root = context! {
-            messages => messages.iter().map(value).collect::<Vec<_>>(),
-            bos_token => self.bos.clone(),
-            eos_token => self.eos.clone(),
-            add_generation_prompt => true,
-            tools => (),
-            documents => (),
-        };
+        let root = self.variables(messages, options);
         let template = self.compiled.get_template(NAME).map_err(failure)?;
         let compiled = machinery::get_compiled_template(&template);
         let program = metered::metered(&compiled.instructions);
@@ -136,7 +142,30 @@ impl ChatTemplate {
         let mut out = machinery::make_string_output(&mut text);
         machinery::eval(&self.environment, &program, root, &blocks, &mut out, AutoEscape::None)
             .map_err(failure)?;
-        Ok(text)
+        match (options.end, messages.last()) {
+            (PromptEnd::WithinLastMessage, Some(last)) => {
+                continued::cut(text, last).ok_or(RenderError::NotContinued)
+            }
+            _ => Ok(text),
+        }
+    }
+
+    /// What a template may name. The client's variables may only have names that this model alone
+    /// gives to special tokens, and then replace those, as with transformers.
+    fn variables(&self, messages: &[Message], options: &ChatOptions) -> Value {
+        let mut chat: Vec<Value> = messages.iter().map(value).collect();
+        if let (PromptEnd::WithinLastMessage, [.., last]) = (options.end, messages) {
+            chat.pop();
+            chat.push(value(&continued::marked(last)));
+        }
+        let generation_prompt = options.end == PromptEnd::GenerationPrompt;
+        let named = |name: &str, value: Value| (name.to_owned(), value);
+        let theirs = self.special_tokens.iter().chain(options.variables.iter()).cloned();
+        Value::from_pairs([named("documents", ().into())].into_iter().chain(theirs).chain([
+            named("messages", chat.into()),
+            named("add_generation_prompt", generation_prompt.into()),
+            named("tools", ().into()),
+        ]))
     }
 }
 

@@ -5,7 +5,11 @@
 //!
 //! # Invariants
 //!
-//! - What was pushed and flushed, concatenated, is [`TextModel::decode`] of all tokens.
+//! - What was pushed and flushed, concatenated, goes on where [`TextModel::decode`] of the prompt
+//!   leaves off: together they are the text of all tokens. A tokenizer that puts a space in front of a
+//!   text puts it in front of the prompt, not of the answer.
+//! - A character that begins in the prompt and ends in the answer is the answer's. Of one that never
+//!   becomes whole, the prompt has the U+FFFD.
 //! - At most three bytes are held back: the beginning of one character. Bytes that cannot be
 //!   part of any become U+FFFD at once, as `String::from_utf8_lossy` has it, so a model that
 //!   babbles bytes neither stalls the stream nor grows the buffer.
@@ -25,9 +29,14 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    pub(crate) fn new(model: Arc<TextModel>) -> Self {
-        let text = Text::new(model.pieces());
+    pub(crate) fn new(model: Arc<TextModel>, prompt: &[TokenId]) -> Self {
+        let text = Text::after(model.pieces(), prompt);
         Self { model, text }
+    }
+
+    /// The model whose tokens it knows.
+    pub fn model(&self) -> &TextModel {
+        &self.model
     }
 
     /// Takes the next token; the text it completes, which may be empty.
@@ -54,11 +63,34 @@ pub(crate) struct Text {
     lead: usize,
     /// No token has given any bytes yet.
     empty: bool,
+    /// `pending` begins with bytes of the prompt.
+    from_prompt: bool,
 }
 
 impl Text {
     pub(crate) fn new(pieces: &Pieces) -> Self {
-        Self { pending: Vec::new(), lead: pieces.lead(), empty: true }
+        Self { pending: Vec::new(), lead: pieces.lead(), empty: true, from_prompt: false }
+    }
+
+    /// The middle of a text that begins with these tokens. Of a long one, only the tokens at both
+    /// ends are looked at: the first decide on the space in front, the last may be part of a character.
+    pub(crate) fn after(pieces: &Pieces, prompt: &[TokenId]) -> Self {
+        let (mut text, mut given) = (Self::new(pieces), String::new());
+        let mut tokens = prompt.iter();
+        while text.empty || text.lead > 0 {
+            let Some(&token) = tokens.next() else { break };
+            text.push(pieces, token, &mut given);
+        }
+        let rest = tokens.as_slice();
+        let last = &rest[tail(pieces, rest)..];
+        if last.len() < rest.len() {
+            text.pending.clear();
+        }
+        for &token in last {
+            text.push(pieces, token, &mut given);
+        }
+        text.from_prompt = !text.pending.is_empty();
+        text
     }
 
     pub(crate) fn push(&mut self, pieces: &Pieces, token: TokenId, out: &mut String) {
@@ -82,7 +114,10 @@ impl Text {
     }
 
     pub(crate) fn flush(&mut self, out: &mut String) {
-        out.push_str(&String::from_utf8_lossy(&self.pending));
+        // What is pending is the beginning of one character.
+        if !std::mem::take(&mut self.from_prompt) {
+            out.push_str(&String::from_utf8_lossy(&self.pending));
+        }
         self.pending.clear();
     }
 
@@ -97,12 +132,26 @@ impl Text {
                 break;
             }
             if !chunk.invalid().is_empty() {
-                out.push(char::REPLACEMENT_CHARACTER);
+                if given > 0 || !self.from_prompt {
+                    out.push(char::REPLACEMENT_CHARACTER);
+                }
                 given += chunk.invalid().len();
             }
         }
+        self.from_prompt &= given == 0;
         self.pending.drain(..given);
     }
+}
+
+/// From where on these tokens have as many bytes as a character has at most, if they have so many:
+/// what came before cannot be part of a character that is not yet whole.
+fn tail(pieces: &Pieces, tokens: &[TokenId]) -> usize {
+    let mut bytes = 0;
+    let enough = |&token: &TokenId| {
+        bytes += pieces.bytes(token).len();
+        bytes >= char::MAX.len_utf8()
+    };
+    tokens.iter().rposition(enough).unwrap_or(0)
 }
 
 /// More bytes could make a character of all of these.

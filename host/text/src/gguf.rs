@@ -10,8 +10,6 @@
 //!
 //! `bert`, `t5`, `rwkv` and the other models, and pre-tokenizers not listed, are refused by
 //! name: a wrong split gives plausible, worse answers, which is harder to see than an error.
-//! SentencePiece's `add_space_prefix` is not read: a `llama` vocabulary always gets the space
-//! that Llama's has, which is one token too many for Gemma's.
 
 use std::collections::HashMap;
 
@@ -47,6 +45,9 @@ pub struct GgufTokenizer {
     pub add_bos: Option<bool>,
     /// `tokenizer.ggml.add_eos_token`.
     pub add_eos: Option<bool>,
+    /// `tokenizer.ggml.add_space_prefix`: does `llama` put a space in front of a text? It does unless
+    /// this says no.
+    pub add_space_prefix: Option<bool>,
 }
 
 /// Why a GGUF file's tokenizer was not built. Retrying cannot work; the model's
@@ -227,17 +228,16 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Tokenizer, GgufError> {
         Replace::new(pattern, content).expect("a plain string is a valid pattern")
     };
     let mut tokenizer = Tokenizer::new(model);
-    // As transformers converts Llama's (convert_slow_tokenizer.py, LlamaConverter, legacy).
-    tokenizer.with_normalizer(Some(Normalizers::new(vec![
-        Prepend::new("▁".to_owned()).into(),
-        replace(" ", "▁").into(),
-    ])));
-    tokenizer.with_decoder(Some(Decoders::new(vec![
-        replace("▁", " ").into(),
-        ByteFallback::new().into(),
-        Fuse::new().into(),
-        Strip::new(' ', 1, 0).into(),
-    ])));
+    // As transformers converts Llama's (convert_slow_tokenizer.py, LlamaConverter, legacy), and
+    // without the space in front, Gemma's.
+    let space = gguf.add_space_prefix.unwrap_or(true);
+    let prepend = space.then(|| Prepend::new("▁".to_owned()).into());
+    let normalizers = prepend.into_iter().chain([replace(" ", "▁").into()]).collect();
+    tokenizer.with_normalizer(Some(Normalizers::new(normalizers)));
+    let strip = space.then(|| Strip::new(' ', 1, 0).into());
+    let decoders =
+        [replace("▁", " ").into(), ByteFallback::new().into(), Fuse::new().into()].into_iter();
+    tokenizer.with_decoder(Some(Decoders::new(decoders.chain(strip).collect())));
     Ok(tokenizer)
 }
 

@@ -26,7 +26,8 @@
 //!
 //! # Not here
 //!
-//! No HTTP, no MLX, no threads. No tool calls, no reasoning, no images: those are read from
+//! No HTTP, no MLX, no threads. Which tokens end a generation: a model's files say so, and whoever
+//! reads them. No tool calls, no reasoning, no images: those are read from
 //! and written as text by whoever knows the client's protocol. No limit on the clock: whoever calls
 //! has one. One clock, and it only tells templates the date.
 
@@ -43,7 +44,7 @@ mod stop;
 #[cfg(test)]
 mod tiny;
 
-pub use chat::Message;
+pub use chat::{ChatOptions, Message, PromptEnd, TemplateVariables, VariablesError};
 pub use detokenizer::Detokenizer;
 pub use gguf::{GgufError, GgufTokenizer};
 pub use model::{

@@ -4,14 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use interlock_request::TokenId;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use crate::bounded::Bounded;
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatOptions, ChatTemplate};
 use crate::detokenizer::Text;
 use crate::gguf::{self, Built};
 use crate::pieces::Pieces;
-use crate::{DecoderError, Detokenizer, GgufError, GgufTokenizer, Message, sim};
+use crate::{DecoderError, Detokenizer, GgufError, GgufTokenizer, Message, StopMatcher, sim};
 
 /// What a model's files say about its text. Plain data.
 #[derive(Debug, Clone)]
@@ -20,10 +21,12 @@ pub struct TextParts {
     pub tokenizer: TokenizerSource,
     /// The Jinja template that turns a chat into one text; base models have none.
     pub chat_template: Option<String>,
-    /// The token that begins a text: `bos_token` in the template, and in front of a plain
-    /// prompt where the tokenizer adds it.
-    pub bos: Option<TokenId>,
-    /// The tokens that end a generation. The first is `eos_token` in the template.
+    /// What a template may write by a name, as transformers hands it over: `bos_token`,
+    /// `eos_token`, `pad_token` and others, each a text, and lists of texts. What has no name here is
+    /// undefined in the template. A GGUF tokenizer that puts the first two around a plain prompt
+    /// finds them here as well.
+    pub special_tokens: Map<String, Value>,
+    /// The tokens that end a generation, whatever the template writes.
     pub eos: Vec<TokenId>,
 }
 
@@ -54,13 +57,13 @@ pub enum TextError {
     /// The chat template has a syntax error.
     #[error("chat template: {0}")]
     Template(String),
-    /// The token that begins texts is not in the vocabulary.
-    #[error("bos token {bos} is beyond the vocabulary of {vocabulary} tokens")]
-    Bos {
-        /// The token.
-        bos: TokenId,
-        /// How many tokens there are.
-        vocabulary: u32,
+    /// The tokenizer puts a token around plain prompts that it does not have.
+    #[error("{name} {token:?} is not in the vocabulary")]
+    NotInVocabulary {
+        /// `bos_token` or `eos_token`.
+        name: &'static str,
+        /// How the token is spelled.
+        token: String,
     },
 }
 
@@ -82,6 +85,12 @@ pub enum RenderError {
         /// The caller's limit.
         tokens_max: usize,
     },
+    /// The last message was to be continued, and what the template made of the chat does not have it.
+    #[error(
+        "the last message cannot be continued (continue_final_message): the model's chat template \
+         leaves its text out, or changes it"
+    )]
+    NotContinued,
     /// The template did not come to an end within its limits. Fewer or shorter messages may.
     #[error("the model's chat template needs more than {0} for this chat")]
     TooCostly(RenderLimit),
@@ -109,7 +118,9 @@ impl RenderError {
     /// the same, and whoever runs the host should know.
     pub fn is_the_models_fault(&self) -> bool {
         match self {
-            Self::NoTemplate | Self::Refused(_) | Self::TooLong { .. } => false,
+            Self::NoTemplate | Self::Refused(_) | Self::TooLong { .. } | Self::NotContinued => {
+                false
+            }
             Self::TooCostly(_) | Self::Template(_) | Self::Tokenizer(_) => true,
         }
     }
@@ -120,6 +131,8 @@ pub struct TextModel {
     encoder: Encoder,
     pieces: Pieces,
     eos: Vec<TokenId>,
+    /// How the special tokens are spelled.
+    names: Vec<String>,
 }
 
 enum Encoder {
@@ -141,7 +154,7 @@ impl TextModel {
     ///
     /// When the model's files are broken or ask for what we do not support; see [`TextError`].
     pub fn new(parts: TextParts) -> Result<Self, TextError> {
-        let TextParts { tokenizer, chat_template, bos, eos } = parts;
+        let TextParts { tokenizer, chat_template, special_tokens, eos } = parts;
         let Built { mut tokenizer, add_bos, add_eos } = match tokenizer {
             TokenizerSource::Sim => return Ok(Self::simulated()),
             TokenizerSource::Gguf(gguf) => gguf::build(&gguf)?,
@@ -157,29 +170,29 @@ impl TextModel {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| TextError::Json(error.to_string()))?;
         let pieces = Pieces::of(&tokenizer)?;
-        let vocabulary = pieces.vocabulary();
-        if let Some(bos) = bos.filter(|&bos| bos >= vocabulary) {
-            return Err(TextError::Bos { bos, vocabulary });
-        }
-        let spelling = |token: Option<TokenId>| {
-            token.and_then(|token| tokenizer.id_to_token(token)).unwrap_or_default()
+        let around = |adds: bool, name: &'static str| {
+            let token = special_tokens.get(name).and_then(Value::as_str).filter(|_| adds);
+            let id = |token: &str| match tokenizer.token_to_id(token) {
+                Some(id) => Ok(id),
+                None => Err(TextError::NotInVocabulary { name, token: token.to_owned() }),
+            };
+            token.map(id).transpose()
         };
-        let first_eos = eos.first().copied();
+        let (prefix, suffix) = (around(add_bos, "bos_token")?, around(add_eos, "eos_token")?);
         let template = chat_template
-            .map(|source| ChatTemplate::new(&source, spelling(bos), spelling(first_eos)))
+            .map(|source| ChatTemplate::new(&source, &special_tokens))
             .transpose()?
             .map(Box::new);
-        let encoder = Encoder::Real {
-            prefix: bos.filter(|_| add_bos),
-            suffix: first_eos.filter(|_| add_eos),
-            tokenizer: Bounded::new(Box::new(tokenizer)),
-            template,
-        };
-        Ok(Self { encoder, pieces, eos })
+        let names = special_names(&tokenizer);
+        let tokenizer = Bounded::new(Box::new(tokenizer));
+        let encoder = Encoder::Real { tokenizer, prefix, suffix, template };
+        Ok(Self { encoder, pieces, eos, names })
     }
 
     fn simulated() -> Self {
-        Self { encoder: Encoder::Sim, pieces: sim::pieces(), eos: vec![sim::EOS] }
+        let names = (0..sim::VOCABULARY).map(sim::name).filter(|name| !name.is_empty());
+        let names = names.map(str::to_owned).collect();
+        Self { encoder: Encoder::Sim, pieces: sim::pieces(), eos: vec![sim::EOS], names }
     }
 
     /// One more than the highest token id. A model's logits may be padded beyond it.
@@ -192,26 +205,27 @@ impl TextModel {
         &self.eos
     }
 
-    /// Renders the chat template, with the prompt for the model's answer at its end, and
-    /// tokenizes what comes out. The template writes bos itself; none is added.
+    /// Renders the chat template and tokenizes what comes out. The template writes bos itself; none
+    /// is added.
     ///
     /// Call it on a thread with [`STACK_BYTES`] of stack, where computing is allowed.
     ///
     /// # Errors
     ///
-    /// When there is no template, it refuses these messages, fails or meets a limit, or the
-    /// prompt has more than `tokens_max` tokens.
+    /// When there is no template, it refuses these messages, fails or meets a limit, it leaves out
+    /// the message that is to be continued, or the prompt has more than `tokens_max` tokens.
     pub fn render_chat(
         &self,
         messages: &[Message],
+        options: &ChatOptions,
         tokens_max: usize,
     ) -> Result<Vec<TokenId>, RenderError> {
         match &self.encoder {
-            Encoder::Sim => sim::render(messages, tokens_max),
+            Encoder::Sim => sim::render(messages, options.end, tokens_max),
             Encoder::Real { template: None, .. } => Err(RenderError::NoTemplate),
             Encoder::Real { template: Some(template), tokenizer, .. } => {
                 let bytes_max = tokenizer.bytes_max(tokens_max);
-                let text = template.render(messages, tokens_max, bytes_max)?;
+                let text = template.render(messages, options, tokens_max, bytes_max)?;
                 tokenizer.encode(&text, false, tokens_max)
             }
         }
@@ -257,9 +271,9 @@ impl TextModel {
         }
     }
 
-    /// Starts turning one sequence's tokens into text.
-    pub fn detokenizer(self: &Arc<Self>) -> Detokenizer {
-        Detokenizer::new(Arc::clone(self))
+    /// Starts turning the tokens that follow a prompt into the text that follows the prompt's.
+    pub fn detokenizer(self: &Arc<Self>, prompt: &[TokenId]) -> Detokenizer {
+        Detokenizer::new(Arc::clone(self), prompt)
     }
 
     /// The text of these tokens, special ones left out.
@@ -273,21 +287,43 @@ impl TextModel {
         out
     }
 
+    /// Watches one answer for these stop strings, which may hold the names of special tokens.
+    pub fn stop_matcher(&self, stops: Vec<String>) -> StopMatcher {
+        let holds_special = |stop: &str| self.names.iter().any(|name| stop.contains(name));
+        StopMatcher::new(stops, holds_special)
+    }
+
+    /// The name of a special token, which has no text.
+    pub fn special_name(&self, id: TokenId) -> Option<String> {
+        let name = match &self.encoder {
+            _ if !self.pieces.bytes(id).is_empty() => return None,
+            Encoder::Sim => sim::name(id).to_owned(),
+            Encoder::Real { tokenizer, .. } => {
+                tokenizer.tokenizer().id_to_token(id).unwrap_or_default()
+            }
+        };
+        (!name.is_empty()).then_some(name)
+    }
+
     /// The bytes that a token stands for, which may be part of a character only. Of a special
     /// token, which stands for none, its name; nothing for holes in the vocabulary and beyond it.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
-        match (self.pieces.bytes(id), &self.encoder) {
-            ([], Encoder::Sim) => sim::name(id).into(),
-            ([], Encoder::Real { tokenizer, .. }) => {
-                tokenizer.tokenizer().id_to_token(id).unwrap_or_default().into_bytes()
-            }
-            (bytes, _) => bytes.to_vec(),
+        match self.special_name(id) {
+            Some(name) => name.into_bytes(),
+            None => self.pieces.bytes(id).to_vec(),
         }
     }
 
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.pieces
     }
+}
+
+/// How special tokens are spelled where they are looked for in a stop string.
+fn special_names(tokenizer: &Tokenizer) -> Vec<String> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let special = added.into_values().filter(|token| token.special && !token.content.is_empty());
+    special.map(|token| token.content).collect()
 }
 
 /// The most memory that a template may make use of: the messages of an honest one, a few times.

@@ -15,7 +15,7 @@
 use interlock_request::TokenId;
 
 use crate::pieces::Pieces;
-use crate::{Message, RenderError};
+use crate::{Message, PromptEnd, RenderError};
 
 pub(crate) const VOCABULARY: u32 = 512;
 pub(crate) const EOS: TokenId = 256;
@@ -41,8 +41,13 @@ pub(crate) fn encode(text: &str, tokens_max: usize) -> Result<Vec<TokenId>, Rend
     Ok(std::iter::once(BOS).chain(bytes(text)).collect())
 }
 
-/// `<bos>`, each message as role, bytes, `<end>`, then `<assistant>` for the answer.
-pub(crate) fn render(messages: &[Message], tokens_max: usize) -> Result<Vec<TokenId>, RenderError> {
+/// `<bos>`, each message as role, bytes, `<end>`, then `<assistant>` for the answer. A last message
+/// that is continued has no `<end>`.
+pub(crate) fn render(
+    messages: &[Message],
+    end: PromptEnd,
+    tokens_max: usize,
+) -> Result<Vec<TokenId>, RenderError> {
     let tokens = messages.iter().map(|message| 2 + message.content.len());
     at_most(tokens_max, 2 + tokens.sum::<usize>())?;
     let mut ids = vec![BOS];
@@ -51,7 +56,11 @@ pub(crate) fn render(messages: &[Message], tokens_max: usize) -> Result<Vec<Toke
         ids.extend(bytes(&message.content));
         ids.push(END);
     }
-    ids.push(ASSISTANT);
+    match end {
+        PromptEnd::GenerationPrompt => ids.push(ASSISTANT),
+        PromptEnd::LastMessage => {}
+        PromptEnd::WithinLastMessage => _ = ids.pop(),
+    }
     Ok(ids)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use interlock_request::TokenId;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::pieces::letter_of;
 use crate::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
@@ -85,8 +85,22 @@ pub(crate) fn sentence_piece() -> GgufTokenizer {
     }
 }
 
+/// The special tokens of the byte-level ones, by name.
+pub(crate) fn special_tokens() -> Map<String, Value> {
+    named("<|start|>", "<|end|>")
+}
+
+fn named(bos: &str, eos: &str) -> Map<String, Value> {
+    let token = |name: &str, token: &str| (name.to_owned(), json!(token));
+    Map::from_iter([token("bos_token", bos), token("eos_token", eos)])
+}
+
 /// A model with a tokenizer and nothing else.
 pub(crate) fn model(tokenizer: TokenizerSource) -> Arc<TextModel> {
-    let parts = TextParts { tokenizer, chat_template: None, bos: Some(START), eos: vec![END] };
+    let special_tokens = match &tokenizer {
+        TokenizerSource::Gguf(gguf) if gguf.model == "llama" => named("<s>", "</s>"),
+        _ => special_tokens(),
+    };
+    let parts = TextParts { tokenizer, chat_template: None, special_tokens, eos: vec![END] };
     Arc::new(TextModel::new(parts).expect("the tiny tokenizers are supported"))
 }

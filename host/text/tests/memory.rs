@@ -72,7 +72,12 @@ fn text_model() -> TextModel {
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     });
     let tokenizer = TokenizerSource::Json(json.to_string().into());
-    let parts = TextParts { tokenizer, chat_template: None, bos: None, eos: vec![] };
+    let parts = TextParts {
+        tokenizer,
+        chat_template: None,
+        special_tokens: Default::default(),
+        eos: vec![],
+    };
     TextModel::new(parts).expect("a tokenizer")
 }
 

@@ -23,6 +23,7 @@ use interlock_request::TokenId;
 use serde_json::{Map, Value, json};
 
 use super::blocks::{BLOCK, Kind};
+use super::ends::{self, NamedToken};
 use super::{Checkpoint, Encoding, Format, Source, Tensor, shape};
 use crate::error::LoadError;
 use crate::leftover::{Computed, Leftover, shown};
@@ -107,10 +108,30 @@ const TOKENIZER: &[(&str, Fits, &str)] = &[
     ("tokenizer.ggml.scores", |meta| matches!(meta, Meta::Floats(_)), "a list of numbers"),
     ("tokenizer.ggml.add_bos_token", |meta| matches!(meta, Meta::Bool(_)), "true or false"),
     ("tokenizer.ggml.add_eos_token", |meta| matches!(meta, Meta::Bool(_)), "true or false"),
+    ("tokenizer.ggml.add_space_prefix", |meta| matches!(meta, Meta::Bool(_)), "true or false"),
     ("tokenizer.ggml.bos_token_id", Meta::is_token, "a token's number"),
     ("tokenizer.ggml.eos_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.unknown_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.padding_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.seperator_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.separator_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.cls_token_id", Meta::is_token, "a token's number"),
+    ("tokenizer.ggml.mask_token_id", Meta::is_token, "a token's number"),
     ("tokenizer.ggml.eot_token_id", Meta::is_token, "a token's number"),
     ("tokenizer.ggml.eom_token_id", Meta::is_token, "a token's number"),
+];
+
+/// Keys that name a special token, and what templates call it.
+const SPECIAL_TOKENS: [(&str, &str); 8] = [
+    ("tokenizer.ggml.bos_token_id", "bos_token"),
+    ("tokenizer.ggml.eos_token_id", "eos_token"),
+    ("tokenizer.ggml.unknown_token_id", "unk_token"),
+    ("tokenizer.ggml.padding_token_id", "pad_token"),
+    // Its usual spelling.
+    ("tokenizer.ggml.seperator_token_id", "sep_token"),
+    ("tokenizer.ggml.separator_token_id", "sep_token"),
+    ("tokenizer.ggml.cls_token_id", "cls_token"),
+    ("tokenizer.ggml.mask_token_id", "mask_token"),
 ];
 
 impl Meta {
@@ -407,12 +428,18 @@ fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
         Some(Meta::Floats(scores)) => scores.iter().map(|&score| score as f32).collect(),
         _ => Vec::new(),
     };
-    let mut eos = Vec::new();
-    for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
-        eos.extend(metadata.token(&key(name)).filter(|id| !eos.contains(id)));
-    }
+    let special_tokens = special_tokens(path, metadata, &tokens)?;
+    let listed = (0..).zip(&tokens).enumerate();
+    let listed = listed.map(|(at, (id, spelling))| NamedToken {
+        id,
+        spelling: spelling.as_str(),
+        special: token_types.get(at) == Some(&CONTROL),
+    });
+    let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
+    let named = named.map(|name| metadata.token(&key(name)).filter(|id| *id != TokenId::MAX));
+    let eos = ends::all(named.into_iter().flatten(), named[1].is_some(), listed);
     Ok(TextSource {
-        bos: metadata.token(&key("bos_token_id")),
+        special_tokens,
         eos,
         chat_template: metadata.text("tokenizer.chat_template").map(str::to_owned),
         tokenizer: TokenizerSource::Gguf {
@@ -420,12 +447,34 @@ fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
             pre: metadata.text(&key("pre")).map(str::to_owned),
             add_bos: metadata.bool(&key("add_bos_token")),
             add_eos: metadata.bool(&key("add_eos_token")),
+            add_space_prefix: metadata.bool(&key("add_space_prefix")),
             merges: metadata.texts(&key("merges")),
             tokens,
             token_types,
             scores,
         },
     })
+}
+
+/// The kind of special tokens.
+const CONTROL: i32 = 3;
+
+/// The special tokens that the file names by id, as templates call them.
+fn special_tokens(
+    path: &Path,
+    metadata: &Metadata,
+    tokens: &[String],
+) -> Result<Map<String, Value>, LoadError> {
+    let mut named = Map::new();
+    for (key, name) in SPECIAL_TOKENS {
+        let Some(id) = metadata.token(key).filter(|id| *id != TokenId::MAX) else { continue };
+        let Some(token) = tokens.get(id as usize) else {
+            let what = format!("metadata {key} is {id}, must be below {}", tokens.len());
+            return Err(LoadError::Config { path: path.into(), what });
+        };
+        named.insert(name.to_owned(), token.as_str().into());
+    }
+    Ok(named)
 }
 
 /// Hugging Face's tensor name in GGUF's terms.

@@ -12,8 +12,10 @@
 //! - Nothing is allocated by a length that a file claims before the file is known to be that long.
 
 pub(crate) mod blocks;
+mod ends;
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
+mod special_tokens;
 pub(crate) mod text;
 
 pub(crate) use text::sampling;

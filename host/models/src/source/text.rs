@@ -6,7 +6,9 @@ use interlock_model_files as files;
 use interlock_request::{SamplingDefaults, TokenId};
 use serde_json::{Map, Value};
 
+use super::ends::{self, NamedToken};
 use super::safetensors::object;
+use super::special_tokens;
 use crate::error::LoadError;
 use crate::text_source::{TextSource, TokenizerSource};
 
@@ -25,27 +27,26 @@ pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextSou
         if path.exists() { object(&path) } else { Ok(Map::new()) }
     };
     let tokenizer_config = optional("tokenizer_config.json")?;
+    let special_tokens_map = optional("special_tokens_map.json")?;
     let generation = optional("generation_config.json")?;
 
     // A template in a file of its own is the newer way and wins, as in Transformers.
     let chat_template = template_file(&folder.join("chat_template.jinja"))?
         .or_else(|| template(tokenizer_config.get("chat_template")?));
 
-    let ids = |source: &Map<String, Value>, key: &str| source.get(key).map_or(vec![], token_ids);
-    let added = added_tokens(&tokenizer);
-    let named = |key: &str| added_id(&added, tokenizer_config.get(key)?);
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let special_tokens =
+        special_tokens::of_folder(&tokenizer_config, &special_tokens_map, model_type);
 
-    let mut eos = ids(&generation, "eos_token_id");
-    eos.extend(ids(config, "eos_token_id"));
-    eos.extend(named("eos_token"));
-    let mut unique = Vec::new();
-    for id in eos {
-        if !unique.contains(&id) {
-            unique.push(id);
-        }
-    }
-    let bos = named("bos_token").or_else(|| ids(config, "bos_token_id").first().copied());
-    Ok(TextSource { tokenizer: TokenizerSource::Json(tokenizer), chat_template, bos, eos: unique })
+    let parsed = serde_json::from_slice(&tokenizer).unwrap_or_default();
+    let added = added_tokens(&parsed);
+    let eos_token = special_tokens.get("eos_token").and_then(Value::as_str);
+    let ids = |source: &Map<String, Value>| source.get("eos_token_id").map_or(vec![], token_ids);
+    let named = [ids(&generation), ids(config)].concat();
+    let named = named.into_iter().chain(eos_token.and_then(|token| id_of(&parsed, &added, token)));
+    let eos = ends::all(named, !ids(&generation).is_empty(), added.iter().copied());
+    let tokenizer = TokenizerSource::Json(tokenizer);
+    Ok(TextSource { tokenizer, chat_template, special_tokens, eos })
 }
 
 /// What a `generation_config.json` says of sampling. What it does not say, or says wrong, is as
@@ -79,7 +80,6 @@ fn template_file(path: &Path) -> Result<Option<String>, LoadError> {
 
 /// One id or several.
 fn token_ids(value: &Value) -> Vec<TokenId> {
-    let id = |value: &Value| TokenId::try_from(value.as_u64()?).ok();
     match value {
         Value::Array(values) => values.iter().filter_map(id).collect(),
         value => id(value).into_iter().collect(),
@@ -99,18 +99,28 @@ fn template(value: &Value) -> Option<String> {
 }
 
 /// `added_tokens` of `tokenizer.json`. Whether the rest of it is sound is the tokenizer's business.
-fn added_tokens(tokenizer: &[u8]) -> Vec<Value> {
-    let parsed: Option<Value> = serde_json::from_slice(tokenizer).ok();
-    let added = parsed.and_then(|parsed| parsed.get("added_tokens")?.as_array().cloned());
-    added.unwrap_or_default()
+fn added_tokens(tokenizer: &Value) -> Vec<NamedToken<'_>> {
+    let added = tokenizer.get("added_tokens").and_then(Value::as_array);
+    added.into_iter().flatten().filter_map(listed).collect()
 }
 
-/// The id of a special token given as text, or as an object with its text.
-fn added_id(added: &[Value], token: &Value) -> Option<TokenId> {
-    let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
-    let entry =
-        added.iter().find(|entry| entry.get("content").and_then(Value::as_str) == Some(text))?;
-    TokenId::try_from(entry.get("id")?.as_u64()?).ok()
+fn listed(entry: &Value) -> Option<NamedToken<'_>> {
+    let special = entry.get("special").and_then(Value::as_bool).unwrap_or(false);
+    Some(NamedToken {
+        id: id(entry.get("id")?)?,
+        spelling: entry.get("content")?.as_str()?,
+        special,
+    })
+}
+
+/// The id of a token by its text: an added one, or one of the vocabulary.
+fn id_of(tokenizer: &Value, added: &[NamedToken<'_>], token: &str) -> Option<TokenId> {
+    let added = added.iter().find(|listed| listed.spelling == token).map(|listed| listed.id);
+    added.or_else(|| id(tokenizer.get("model")?.get("vocab")?.get(token)?))
+}
+
+fn id(value: &Value) -> Option<TokenId> {
+    TokenId::try_from(value.as_u64()?).ok()
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     let (stream, include_usage) = super::streaming(body)?;
     Ok(Ask {
         model,
-        words: Words::Chat { param: "messages", messages },
+        words: Words::Chat { param: "messages", messages, options: super::template::parse(body)? },
         sampling: super::sampling::parse(body)?,
         length: super::length(body, &["max_completion_tokens", "max_tokens"], Length::Context)?,
         ending: super::ending(body)?,

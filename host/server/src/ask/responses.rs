@@ -1,6 +1,6 @@
 //! Reads `POST /v1/responses`.
 
-use interlock_text::Message;
+use interlock_text::{ChatOptions, Message};
 use serde_json::value::RawValue;
 
 use super::json::{Item, Object};
@@ -83,7 +83,7 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
     };
     Ok(Ask {
         model,
-        words: Words::Chat { param: "input", messages },
+        words: Words::Chat { param: "input", messages, options: ChatOptions::default() },
         sampling,
         length,
         ending: super::ending(body)?,

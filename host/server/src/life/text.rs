@@ -8,6 +8,11 @@
 //! at the end. When a stop string cuts the text, tokens that begin behind the cut are not told;
 //! one that begins before it is, though its own end was cut.
 //!
+//! # Special tokens
+//!
+//! They have no text, but a stop string may hold their names: it ends the text at the place of the
+//! token. So may one that is drawn because the model's end is ignored.
+//!
 //! # At least so many tokens
 //!
 //! A stop string counts when the token that completes it comes after the first `tokens_min`; it
@@ -41,8 +46,8 @@ pub(crate) struct Text {
 impl Text {
     pub(crate) fn new(detokenizer: Detokenizer, stops: Vec<String>, tokens_min: u32) -> Self {
         Self {
+            stops: detokenizer.model().stop_matcher(stops),
             detokenizer,
-            stops: StopMatcher::new(stops),
             tokens_min,
             drawn: 0,
             made: 0,
@@ -64,8 +69,13 @@ impl Text {
         if let Some(logprobs) = logprobs {
             self.held.push_back(Told { token, at: self.made, logprobs });
         }
-        let text = self.detokenizer.push(token);
-        self.take(&text)
+        match self.detokenizer.model().special_name(token) {
+            Some(name) => self.take_special(&name),
+            None => {
+                let text = self.detokenizer.push(token);
+                self.take(&text)
+            }
+        }
     }
 
     /// What was held back, now that nothing follows.
@@ -86,7 +96,20 @@ impl Text {
             let emit = self.stops.pass(text);
             return self.give(emit);
         }
-        let Stopped { emit, stopped } = self.stops.push(text);
+        let stopped = self.stops.push(text);
+        self.stop(stopped)
+    }
+
+    fn take_special(&mut self, name: &str) -> Said {
+        if self.drawn <= self.tokens_min {
+            let emit = self.stops.pass_special(name);
+            return self.give(emit);
+        }
+        let stopped = self.stops.push_special(name);
+        self.stop(stopped)
+    }
+
+    fn stop(&mut self, Stopped { emit, stopped }: Stopped) -> Said {
         if stopped {
             self.stopped_after = Some(self.drawn);
         }
@@ -121,7 +144,12 @@ mod tests {
     }
 
     fn model(tokenizer: TokenizerSource) -> Arc<TextModel> {
-        let parts = TextParts { tokenizer, chat_template: None, bos: None, eos: vec![] };
+        let parts = TextParts {
+            tokenizer,
+            chat_template: None,
+            special_tokens: Default::default(),
+            eos: vec![],
+        };
         Arc::new(TextModel::new(parts).expect("a text model"))
     }
 
@@ -133,7 +161,7 @@ mod tests {
         expected: &Expect,
     ) {
         let stops = stops.iter().map(ToString::to_string).collect();
-        let mut text = Text::new(model.detokenizer(), stops, tokens_min);
+        let mut text = Text::new(model.detokenizer(&[]), stops, tokens_min);
         let mut story = String::new();
         let mut tell = |what: &str, said: &Said, stopped: Option<u32>| {
             let tokens: Vec<String> = said
@@ -333,6 +361,22 @@ mod tests {
                 "b" -> "ab" "a"@2 "b"@3
                 "c" -> "c" "c"@4
                 flush -> ""
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_special_token_is_a_stop_once_the_least_tokens_are_generated() {
+        check(
+            &["b<eos>"],
+            2,
+            &[b"b", b"", b"ab", b"", b"c"],
+            &expect![[r#"
+                "b" -> ""
+                "<eos>" -> ""
+                "a" -> "ba" "b"@0 "<eos>"@1 "a"@1
+                "b" -> ""
+                "<eos>" -> "", stopped after 5
             "#]],
         );
     }

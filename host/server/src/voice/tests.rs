@@ -20,8 +20,12 @@ const DONE: Done = Done {
 
 fn head() -> Head {
     let request = RequestId::parse("r1").expect("an id");
-    let parts =
-        TextParts { tokenizer: TokenizerSource::Sim, chat_template: None, bos: None, eos: vec![] };
+    let parts = TextParts {
+        tokenizer: TokenizerSource::Sim,
+        chat_template: None,
+        special_tokens: Default::default(),
+        eos: vec![],
+    };
     let text = Arc::new(TextModel::new(parts).expect("the simulated text model"));
     let model = ModelId::new("m");
     Head { request, model, created: 7, temperature: 0.7, top_p: 1.0, logprobs: false, text }

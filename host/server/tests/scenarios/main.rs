@@ -16,6 +16,7 @@ mod models;
 mod rig;
 mod stopping;
 mod telling;
+mod texts;
 mod watching;
 mod wire;
 mod work;

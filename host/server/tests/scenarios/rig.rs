@@ -50,6 +50,8 @@ pub(crate) struct Setup {
     pub(crate) work: WorkConfig,
     /// `[limits]`.
     pub(crate) limits: LimitsConfig,
+    /// What makes tokens of text and text of tokens for the model, whose tokens are its first 512.
+    pub(crate) text: Arc<TextModel>,
 }
 
 impl Default for Setup {
@@ -67,6 +69,7 @@ impl Default for Setup {
             detached: DetachedConfig::default(),
             work: WorkConfig::default(),
             limits: LimitsConfig::default(),
+            text: text(),
         }
     }
 }
@@ -281,6 +284,7 @@ impl Rig {
             detached,
             work,
             limits,
+            text,
         } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
@@ -296,11 +300,11 @@ impl Rig {
             loads.wait();
             Ok::<_, String>(SimModel::gated(model, device))
         });
-        let mut models = vec![served("sim", &[], engine)];
+        let mut models = vec![served("sim", &[], text, engine)];
         if let Some(settings) = other {
             let load = || Ok::<_, String>(SimModel::load(settings));
             let engine = engines.add(&config, &cache, &seats, &metrics, load);
-            models.push(served("other", &["gpt-4o-mini"], engine));
+            models.push(served("other", &["gpt-4o-mini"], self::text(), engine));
         }
         let thread = engines.spawn().expect("a thread");
         let (ended_in, ended) = mpsc::channel(1024);
@@ -430,12 +434,12 @@ fn link(policy: Arc<dyn Policy>) -> Link {
     Link::new(policy, OnFailure::default())
 }
 
-fn served(name: &str, aliases: &[&str], engine: EngineHandle) -> ServedModel {
+fn served(name: &str, aliases: &[&str], text: Arc<TextModel>, engine: EngineHandle) -> ServedModel {
     ServedModel {
         id: ModelId::new(name),
         aliases: aliases.iter().map(ToString::to_string).collect(),
         sampling: SamplingDefaults::OPENAI,
-        text: Arc::new(OnceLock::from(text())),
+        text: Arc::new(OnceLock::from(text)),
         engine,
     }
 }
@@ -444,7 +448,7 @@ pub(crate) fn text() -> Arc<TextModel> {
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
-        bos: None,
+        special_tokens: Default::default(),
         eos: vec![SimModel::EOS],
     };
     Arc::new(TextModel::new(parts).expect("the simulated text model"))

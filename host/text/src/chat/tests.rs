@@ -10,11 +10,21 @@ fn message(role: &str, content: &str) -> Message {
 }
 
 fn render(template: &str, messages: &[Message]) -> Result<String, RenderError> {
-    ChatTemplate::new(template, "<s>".into(), "</s>".into()).unwrap().render(
-        messages,
-        usize::MAX,
-        usize::MAX,
-    )
+    render_with(template, messages, &ChatOptions::default())
+}
+
+fn render_with(
+    template: &str,
+    messages: &[Message],
+    options: &ChatOptions,
+) -> Result<String, RenderError> {
+    template_of(template).unwrap().render(messages, options, usize::MAX, usize::MAX)
+}
+
+/// A template of a model with two special tokens.
+fn template_of(source: &str) -> Result<ChatTemplate, TextError> {
+    let special_tokens = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>"});
+    ChatTemplate::new(source, special_tokens.as_object().unwrap())
 }
 
 fn check(template: &str, messages: &[Message], expected: Expect) {
@@ -163,14 +173,14 @@ fn met_after(template: &str, messages: &[Message]) -> (Result<String, Met>, usiz
     let ticks = Arc::clone(&ticked);
     let (done, ended) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().stack_size(crate::STACK_BYTES / 2).spawn(move || {
-        let rendered = ChatTemplate::new(&template, "<s>".into(), "</s>".into())
+        let rendered = template_of(&template)
             .map_err(|error| RenderError::Template(error.to_string()))
             .and_then(|mut template| {
                 template.environment.set_fuel(Some(STEPS));
                 template.environment.add_function("tick", move || {
                     ticks.fetch_add(1, Relaxed);
                 });
-                template.render(&messages, usize::MAX, usize::MAX)
+                template.render(&messages, &ChatOptions::default(), usize::MAX, usize::MAX)
             });
         done.send(rendered).unwrap();
     });
@@ -570,8 +580,9 @@ fn a_text_that_nests_or_goes_on_for_ever_is_refused_when_the_model_is_loaded() {
 
 #[test]
 fn many_messages_are_refused_before_they_are_rendered() {
-    let template = ChatTemplate::new("{{ 1 / 0 }}", String::new(), String::new()).unwrap();
-    let render = |messages: &[Message]| template.render(messages, 100, 1000).unwrap_err();
+    let template = template_of("{{ 1 / 0 }}").unwrap();
+    let options = ChatOptions::default();
+    let render = |messages: &[Message]| template.render(messages, &options, 100, 1000).unwrap_err();
     let too_long = |tokens_min| RenderError::TooLong { tokens_min, tokens_max: 100 };
     assert_eq!(render(&vec![message("u", ""); 101]), too_long(101));
     assert_eq!(render(&[message("u", &"a".repeat(1000))]), too_long(101));

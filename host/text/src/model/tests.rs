@@ -5,7 +5,8 @@ use crate::tiny;
 
 fn parts(tokenizer: TokenizerSource, template: Option<&str>) -> TextParts {
     let chat_template = template.map(str::to_owned);
-    TextParts { tokenizer, chat_template, bos: Some(tiny::START), eos: vec![tiny::END] }
+    let special_tokens = tiny::special_tokens();
+    TextParts { tokenizer, chat_template, special_tokens, eos: vec![tiny::END] }
 }
 
 fn json() -> TokenizerSource {
@@ -22,14 +23,17 @@ const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}<|e
 fn the_templates_bos_is_not_doubled_by_the_tokenizers() {
     let model = TextModel::new(parts(json(), Some(TEMPLATE))).unwrap();
     let hello = 3 + 256 + 3;
-    assert_eq!(model.render_chat(&[user("hello")], 99).unwrap(), [tiny::START, hello, tiny::END]);
+    assert_eq!(
+        model.render_chat(&[user("hello")], &ChatOptions::default(), 99).unwrap(),
+        [tiny::START, hello, tiny::END]
+    );
     assert_eq!(model.encode("hello", 99).unwrap(), [tiny::START, hello]);
 }
 
 #[test]
 fn a_special_token_in_a_message_is_one() {
     let model = TextModel::new(parts(json(), Some(TEMPLATE))).unwrap();
-    let ids = model.render_chat(&[user("<|end|>")], 99).unwrap();
+    let ids = model.render_chat(&[user("<|end|>")], &ChatOptions::default(), 99).unwrap();
     assert_eq!(ids, [tiny::START, tiny::END, tiny::END]);
 }
 
@@ -46,13 +50,13 @@ fn a_gguf_prompt_has_bos_and_eos_as_its_flags_say() {
     (gguf.add_bos, gguf.add_eos) = (Some(true), Some(true));
     let model = TextModel::new(parts(TokenizerSource::Gguf(gguf), Some(TEMPLATE))).unwrap();
     assert_eq!(model.encode("", 99).unwrap(), [tiny::START, tiny::END]);
-    assert_eq!(model.render_chat(&[], 99).unwrap(), [tiny::START]);
+    assert_eq!(model.render_chat(&[], &ChatOptions::default(), 99).unwrap(), [tiny::START]);
 }
 
 #[test]
 fn a_base_model_says_what_works_instead_of_chat() {
     let model = TextModel::new(parts(json(), None)).unwrap();
-    let error = model.render_chat(&[user("hello")], 99).unwrap_err();
+    let error = model.render_chat(&[user("hello")], &ChatOptions::default(), 99).unwrap_err();
     expect!["this model has no chat template: /v1/completions works, chat does not"]
         .assert_eq(&error.to_string());
 }
@@ -66,8 +70,11 @@ fn broken_files_are_named_when_the_model_is_loaded() {
         "chat template: syntax error: unexpected end of block, expected in (in chat_template:1)"
     ]
     .assert_eq(&refusal(parts(json(), Some("{% for %}"))));
-    expect!["bos token 5000 is beyond the vocabulary of 266 tokens"]
-        .assert_eq(&refusal(TextParts { bos: Some(5000), ..parts(json(), None) }));
+    let mut gguf = tiny::byte_level(None);
+    gguf.add_bos = Some(true);
+    let mut around = parts(TokenizerSource::Gguf(gguf), None);
+    around.special_tokens.insert("bos_token".into(), "<|begin|>".into());
+    expect![[r#"bos_token "<|begin|>" is not in the vocabulary"#]].assert_eq(&refusal(around));
 }
 
 #[test]
@@ -76,7 +83,7 @@ fn the_simulated_model_is_bytes_and_markers() {
     assert_eq!((model.vocabulary(), model.eos()), (512, &[256][..]));
     assert_eq!(model.encode("é", 99).unwrap(), [257, 0xC3, 0xA9]);
     let system = Message { role: "system".into(), content: "S".into(), name: None };
-    let ids = model.render_chat(&[system, user("<end>")], 99).unwrap();
+    let ids = model.render_chat(&[system, user("<end>")], &ChatOptions::default(), 99).unwrap();
     expect!["[257, 260, 83, 261, 258, 60, 101, 110, 100, 62, 261, 259]"]
         .assert_eq(&format!("{ids:?}"));
     assert_eq!(model.decode(&ids), "S<end>");

@@ -1,0 +1,23 @@
+//! Reads `stop_token_ids`.
+
+use interlock_request::TokenId;
+
+use super::Invalid;
+use super::json::Object;
+
+/// More than any model has ends. Each is compared with every token.
+const TOKENS_MAX: usize = 64;
+
+/// Tokens that end the answer, as ids; whether the model has them is not known here.
+pub(super) fn parse(body: &Object<'_>) -> Result<Vec<TokenId>, Invalid> {
+    let Some(item) = body.get("stop_token_ids") else { return Ok(vec![]) };
+    let mut count = 0;
+    item.list(|one| {
+        count += 1;
+        if count > TOKENS_MAX {
+            return Err(item.wrong_value(&format!("at most {TOKENS_MAX} token ids")));
+        }
+        let id = one.integer(0..=i64::from(TokenId::MAX))?;
+        Ok(TokenId::try_from(id).expect("the range was checked"))
+    })
+}
