@@ -52,6 +52,7 @@ mod listener;
 mod live;
 mod metrics;
 mod models;
+mod paths;
 mod patience;
 mod pieces;
 mod recent;
