@@ -1,11 +1,15 @@
 //! Fields that change nothing, each with the reason.
 
-use super::{ALL, CHAT, COMPLETIONS, Fate, Group, LLAMA_CPP, MLX_LM, OPENAI, SGLANG, VLLM};
+use super::{
+    ALL, CHAT, COMPLETIONS, Endpoints, Fate, Group, LLAMA_CPP, MLX_LM, OPENAI, SGLANG, Servers,
+    VLLM,
+};
 
-const fn ignored(
-    endpoints: super::Endpoints,
+/// Fields that may say anything, for this reason.
+pub(super) const fn ignored(
+    endpoints: Endpoints,
     why: &'static str,
-    fields: &'static [(&'static str, super::Servers)],
+    fields: &'static [(&'static str, Servers)],
 ) -> Group {
     Group { endpoints, fate: Fate::Ignored(why), fields }
 }
@@ -50,6 +54,9 @@ pub(super) const BODY: &[Group] = &[
             ("speculative.n_max", LLAMA_CPP),
             ("speculative.p_min", LLAMA_CPP),
             ("speculative.type", LLAMA_CPP),
+            ("speculative.ngram_size_n", LLAMA_CPP),
+            ("speculative.ngram_size_m", LLAMA_CPP),
+            ("speculative.ngram_m_hits", LLAMA_CPP),
             ("backend_sampling", LLAMA_CPP),
         ],
     ),

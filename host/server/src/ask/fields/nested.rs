@@ -2,19 +2,11 @@
 
 use super::harmless::{NOTHING, OFF};
 use super::honoured::honoured;
-use super::refused::{ONLY_TEXT, TOOLS, refused};
+use super::ignored::ignored;
+use super::refused::{ONLY_TEXT, STRUCTURED, TALK, TOOLS, refused};
 use super::{
-    ALL, CHAT, COMPLETIONS, EVERYONE, Endpoints, Fate, Group, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI,
-    RESPONSES, Servers, Table, VLLM,
+    ALL, CHAT, COMPLETIONS, EVERYONE, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI, RESPONSES, Table, VLLM,
 };
-
-const fn ignored(
-    endpoints: Endpoints,
-    why: &'static str,
-    fields: &'static [(&'static str, Servers)],
-) -> Group {
-    Group { endpoints, fate: Fate::Ignored(why), fields }
-}
 
 const REPLAYED: &str = "it is of an answer that is part of the prompt now";
 const NOT_FOR_MODEL: &str = "it is not part of the prompt";
@@ -36,7 +28,7 @@ pub(in crate::ask) const FORMAT: Table = Table {
         honoured(ALL, "`text`", &[("type", EVERYONE)]),
         refused(
             ALL,
-            "structured output is not served",
+            STRUCTURED,
             NOTHING,
             &[("json_schema", OPENAI | VLLM | LLAMA_CPP | OLLAMA), ("schema", OPENAI | LLAMA_CPP)],
         ),
@@ -53,12 +45,7 @@ pub(in crate::ask) const TEXT: Table = Table {
     at: "text",
     groups: &[&[
         honoured(RESPONSES, "see below", &[("format", OPENAI | VLLM | OLLAMA)]),
-        refused(
-            RESPONSES,
-            "how long a model talks is not controlled here",
-            &["\"medium\""],
-            &[("verbosity", OPENAI)],
-        ),
+        refused(RESPONSES, TALK, &["\"medium\""], &[("verbosity", OPENAI)]),
     ]],
 };
 

@@ -17,14 +17,18 @@ pub(super) const fn refused(
     Group { endpoints, fate: Fate::Refused { why, harmless }, fields }
 }
 
-const STRUCTURED: &str = "structured output is not served";
+pub(super) const STRUCTURED: &str = "structured output is not served";
 pub(super) const TOOLS: &str = "tool calls are not served";
 pub(super) const ONLY_TEXT: &str = "only text is served";
 const ONE_ANSWER: &str = "one answer per request is served";
 const REASONING: &str = "how much a model thinks is not controlled here";
+const THOUGHTS: &str = "what a model thinks is left in its text";
 const SAMPLER: &str = "this sampler is not served";
+const ONLY_BIAS: &str = "only logit_bias says which tokens may be drawn";
+pub(super) const TALK: &str = "how long a model talks is not controlled here";
 const ADAPTERS: &str = "adapters are not served";
 const NOT_TOLD: &str = "this is not told in answers";
+const NOT_CUT: &str = "a prompt that does not fit is refused, not cut";
 const NOT_TEMPLATED: &str = "prompts are rendered with the model's own chat template, from text";
 const SPECIAL_TOKENS: &str = "special tokens are not part of a text";
 
@@ -56,12 +60,7 @@ pub(super) const BODY: &[Group] = &[
             ("structural_tag", VLLM | SGLANG),
         ],
     ),
-    refused(
-        ALL,
-        TOOLS,
-        NOTHING,
-        &[("tools", EVERYONE), ("functions", OPENAI), ("previous_input_messages", VLLM)],
-    ),
+    refused(ALL, TOOLS, NOTHING, &[("tools", EVERYONE), ("functions", OPENAI)]),
     refused(
         ALL,
         TOOLS,
@@ -82,7 +81,6 @@ pub(super) const BODY: &[Group] = &[
             ("audio", OPENAI),
             ("image", OPENAI),
             ("image_data", LLAMA_CPP),
-            ("multimodal_data", LLAMA_CPP),
             ("media_io_kwargs", VLLM),
             ("mm_processor_kwargs", VLLM),
         ],
@@ -100,30 +98,15 @@ pub(super) const BODY: &[Group] = &[
         &["-1"],
         &[("thinking_token_budget", VLLM), ("reasoning_budget_tokens", LLAMA_CPP)],
     ),
+    refused(ALL, THOUGHTS, &["true"], &[("include_reasoning", VLLM)]),
+    refused(ALL, THOUGHTS, &["\"none\"", "\"auto\""], &[("reasoning_format", LLAMA_CPP)]),
     refused(
         ALL,
-        "what a model thinks is left in its text",
-        &["true"],
-        &[("include_reasoning", VLLM)],
-    ),
-    refused(
-        ALL,
-        "what a model thinks is left in its text",
-        &["\"none\"", "\"auto\""],
-        &[("reasoning_format", LLAMA_CPP)],
-    ),
-    refused(
-        ALL,
-        "what a model thinks is left in its text",
+        THOUGHTS,
         OFF,
         &[("thinking_forced_open", LLAMA_CPP), ("separate_reasoning", SGLANG)],
     ),
-    refused(
-        ALL,
-        "how long a model talks is not controlled here",
-        &["\"medium\""],
-        &[("verbosity", OPENAI)],
-    ),
+    refused(ALL, TALK, &["\"medium\""], &[("verbosity", OPENAI)]),
     // How tokens are drawn.
     refused(
         ALL,
@@ -151,12 +134,7 @@ pub(super) const BODY: &[Group] = &[
             ("repetition_detection", VLLM),
         ],
     ),
-    refused(
-        ALL,
-        "samplers are applied in one order",
-        NOTHING,
-        &[("samplers", LLAMA_CPP), ("sampler_seq", LLAMA_CPP)],
-    ),
+    refused(ALL, "samplers are applied in one order", NOTHING, &[("samplers", LLAMA_CPP)]),
     refused(
         ALL,
         "penalties look at the prompt and the answer",
@@ -164,19 +142,9 @@ pub(super) const BODY: &[Group] = &[
         &[("penalty_prompt", LLAMA_CPP)],
     ),
     refused(ALL, "penalties spare no token", &["true"], &[("penalize_nl", LLAMA_CPP)]),
-    refused(
-        ALL,
-        "only logit_bias says which tokens may be drawn",
-        NOTHING,
-        &[("bad_words", VLLM), ("stop_regex", SGLANG)],
-    ),
+    refused(ALL, ONLY_BIAS, NOTHING, &[("bad_words", VLLM), ("stop_regex", SGLANG)]),
     // An empty list allows none.
-    refused(
-        ALL,
-        "only logit_bias says which tokens may be drawn",
-        NULL_ONLY,
-        &[("allowed_token_ids", VLLM)],
-    ),
+    refused(ALL, ONLY_BIAS, NULL_ONLY, &[("allowed_token_ids", VLLM)]),
     // What is told.
     refused(
         ALL,
@@ -233,18 +201,8 @@ pub(super) const BODY: &[Group] = &[
     refused(ALL, SPECIAL_TOKENS, &["true"], &[("skip_special_tokens", VLLM)]),
     refused(ALL, SPECIAL_TOKENS, NOTHING, &[("preserved_tokens", LLAMA_CPP)]),
     // What a prompt is made of.
-    refused(
-        ALL,
-        "a prompt that does not fit is refused, not cut",
-        NULL_ONLY,
-        &[("truncate_prompt_tokens", VLLM)],
-    ),
-    refused(
-        ALL,
-        "a prompt that does not fit is refused, not cut",
-        &["\"disabled\""],
-        &[("truncation", OPENAI | VLLM | OLLAMA)],
-    ),
+    refused(ALL, NOT_CUT, NULL_ONLY, &[("truncate_prompt_tokens", VLLM)]),
+    refused(ALL, NOT_CUT, &["\"disabled\""], &[("truncation", OPENAI | VLLM | OLLAMA)]),
     refused(
         CHAT | RESPONSES,
         "the chat template says which special tokens a prompt has",
@@ -278,6 +236,7 @@ pub(super) const BODY: &[Group] = &[
         &[
             ("previous_response_id", OPENAI | VLLM),
             ("previous_response", VLLM),
+            ("previous_input_messages", VLLM),
             ("conversation", OPENAI),
             ("context_management", OPENAI),
         ],
