@@ -1,7 +1,8 @@
 //! What a request asks for, whichever endpoint it came through.
 //!
 //! Each endpoint's file reads its own body into one [`Ask`]; from there on nobody needs to know
-//! which it was, except the voice that answers.
+//! which it was, except the voice that answers. Which fields there are, and what becomes of those
+//! that are not read, is in `fields`.
 //!
 //! # Not here
 //!

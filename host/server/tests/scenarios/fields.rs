@@ -1,8 +1,9 @@
 //! Request fields and paths, as clients of other servers write them.
 
+use interlock_admission::{Body, Facts, Transformed};
 use interlock_sim::SimSettings;
 
-use crate::rig::{Rig, Setup};
+use crate::rig::{Rig, Script, Setup};
 
 /// Each endpoint and the words of a good request there.
 const ENDPOINTS: [(&str, &str); 3] = [
@@ -27,6 +28,19 @@ async fn an_answer_names_the_fields_that_were_ignored_because_nobody_knows_them(
     let background = r#"{"model":"sim","input":"x","background":true,"frob":1}"#;
     let answer = rig.post("/v1/responses", background).await;
     assert_eq!(answer.header("x-ignored-fields"), Some("frob"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_hears_of_its_own_unknown_fields_and_not_of_a_policys() {
+    let transform = |_: &Facts, body: &Body| {
+        body.set("/policys", "1").expect("a body");
+        Transformed::Keep
+    };
+    let script = Script { transform: Some(Box::new(transform)), ..Script::default() };
+    let rig = Rig::with(Setup::scripted(script)).await;
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":1,"clients":1}"#;
+    let answer = rig.post("/v1/completions", body).await;
+    assert_eq!((answer.status, answer.header("x-ignored-fields")), (200, Some("clients")));
 }
 
 /// Before, each of these was answered with free text, or the whole of what it says was lost.
