@@ -64,6 +64,7 @@ fn is_under(path: &str, known: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::router::watches;
 
     #[test]
     fn every_usual_spelling_stands_for_the_one_path() {
@@ -85,6 +86,15 @@ mod tests {
                 assert_eq!(canonical(spelling), canonical_path, "{spelling}");
             }
         }
+    }
+
+    /// Their connections are served when there are too many, before any path is rewritten.
+    #[test]
+    fn who_watches_the_host_is_known_by_every_spelling() {
+        for path in ["/health/live", "/health", "/v1/health/", "//metrics"] {
+            assert!(watches(path), "{path}");
+        }
+        assert!(!watches("/v1/models/health"));
     }
 
     #[test]

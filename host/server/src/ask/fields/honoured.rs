@@ -1,6 +1,7 @@
 //! Fields that the parser reads.
 
 use super::harmless::{NOTHING, OFF};
+use super::ignored::ignored;
 use super::refused::refused;
 use super::{
     ALL, CHAT, COMPLETIONS, EVERYONE, Endpoints, Fate, Group, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI,
@@ -95,26 +96,26 @@ pub(super) const BODY: &[Group] = &[
     ),
 ];
 
+const NEW_MESSAGE: &str = "an answer is a new message";
+const NO_VARIABLES: &str = "chat templates take no variables";
+
 /// What ends a text, and how a chat becomes a prompt.
 pub(super) const TEXT: &[Group] = &[
     honoured(ALL, "up to 4 texts of up to 256 bytes", &[("stop", EVERYONE)]),
     refused(ALL, "only texts end an answer", NOTHING, &[("stop_token_ids", VLLM)]),
-    refused(
-        ALL,
-        "chat templates take no variables",
-        NOTHING,
-        &[("chat_template_kwargs", VLLM | LLAMA_CPP | MLX_LM)],
-    ),
-    refused(
-        ALL,
-        "an answer is a new message",
-        OFF,
-        &[("continue_final_message", VLLM | LLAMA_CPP)],
-    ),
-    refused(
-        ALL,
-        "an answer is a new message",
-        &["true"],
-        &[("add_generation_prompt", VLLM | LLAMA_CPP)],
+    refused(CHAT, NO_VARIABLES, NOTHING, &[("chat_template_kwargs", VLLM | LLAMA_CPP | MLX_LM)]),
+    refused(CHAT, NEW_MESSAGE, OFF, &[("continue_final_message", VLLM | LLAMA_CPP)]),
+    refused(CHAT, NEW_MESSAGE, &["true"], &[("add_generation_prompt", VLLM | LLAMA_CPP)]),
+    refused(RESPONSES, NO_VARIABLES, NOTHING, &[("chat_template_kwargs", VLLM)]),
+    refused(RESPONSES, NEW_MESSAGE, OFF, &[("continue_final_message", VLLM)]),
+    refused(RESPONSES, NEW_MESSAGE, &["true"], &[("add_generation_prompt", VLLM)]),
+    ignored(
+        COMPLETIONS,
+        "a text is continued as it is, without a chat template",
+        &[
+            ("chat_template_kwargs", LLAMA_CPP),
+            ("continue_final_message", LLAMA_CPP),
+            ("add_generation_prompt", LLAMA_CPP),
+        ],
     ),
 ];
