@@ -125,7 +125,7 @@ fn logit_bias(item: &Item<'_>) -> Result<BTreeMap<TokenId, f32>, Invalid> {
 
 /// A token id and its bias, as llama.cpp's clients write them.
 fn biased_token(pair: &Item<'_>) -> Result<(TokenId, f32), Invalid> {
-    let mut both = pair.list(|part| Ok(part))?.into_iter();
+    let mut both = pair.list(Ok)?.into_iter();
     let (Some(id), Some(bias), None) = (both.next(), both.next(), both.next()) else {
         return Err(pair.wrong_value("a token id and a number"));
     };
