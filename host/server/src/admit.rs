@@ -218,7 +218,9 @@ impl Host {
                 })?;
                 // A policy that names a model says so last.
                 let model = (facts.model.as_str() != ask.model).then(|| facts.model.clone());
-                ask = Large::new(again, self.work.clone());
+                // A client hears of its own fields, not of those that a policy added.
+                let unknown = std::mem::take(&mut ask.unknown);
+                ask = Large::new(Ask { unknown, ..again }, self.work.clone());
                 let identity = std::mem::take(&mut facts.identity);
                 let seen = std::mem::take(&mut facts.headers);
                 facts = Facts { identity, headers: seen, ..visit.facts(&ask, size) };

@@ -1,7 +1,8 @@
 //! What a request asks for, whichever endpoint it came through.
 //!
 //! Each endpoint's file reads its own body into one [`Ask`]; from there on nobody needs to know
-//! which it was, except the voice that answers.
+//! which it was, except the voice that answers. Which fields there are, and what becomes of those
+//! that are not read, is in `fields`.
 //!
 //! # Not here
 //!
@@ -10,6 +11,7 @@
 
 mod chat;
 mod completions;
+mod fields;
 mod invalid;
 mod json;
 mod responses;
@@ -24,6 +26,9 @@ use std::hash::{DefaultHasher, Hasher};
 use interlock_request::{Endpoint, Generation, TokenId};
 use interlock_text::{ChatOptions, Message};
 
+pub(crate) use fields::UnknownFields;
+pub use fields::request_fields_md;
+use fields::{Endpoints, RequestFields};
 pub(crate) use invalid::Invalid;
 use json::{Item, Object};
 pub(crate) use responses::Echo;
@@ -50,6 +55,8 @@ pub(crate) struct Ask {
     pub(crate) background: bool,
     /// What the answer repeats of the question.
     pub(crate) shape: Shape,
+    /// Fields that nobody knows, and that were ignored.
+    pub(crate) unknown: UnknownFields,
 }
 
 /// What to continue.
@@ -236,34 +243,36 @@ impl Ask {
         let body = std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
         let body = Object::parse(body)?;
         match endpoint {
-            Endpoint::Chat => chat::parse(&body),
-            Endpoint::Completions => completions::parse(&body),
-            Endpoint::Responses => responses::parse(&body),
+            Endpoint::Chat => chat::parse(body),
+            Endpoint::Completions => completions::parse(body),
+            Endpoint::Responses => responses::parse(body),
         }
     }
 }
 
-fn model(body: &Object<'_>) -> Result<String, Invalid> {
+fn model(body: &RequestFields<'_>) -> Result<String, Invalid> {
     body.need("model")?.text()
 }
 
-fn flag(body: &Object<'_>, name: &str) -> Result<bool, Invalid> {
+fn flag(body: &RequestFields<'_>, name: &str) -> Result<bool, Invalid> {
     body.get(name).map_or(Ok(false), |item| item.boolean())
 }
 
-/// The first of these fields that is set.
-fn length(body: &Object<'_>, names: &[&'static str], otherwise: Length) -> Result<Length, Invalid> {
-    for &param in names {
-        if let Some(item) = body.get(param) {
-            let tokens = item.integer(1..=i64::MAX)?;
-            return Ok(Length::Asked { param, tokens, shown: item.shown() });
-        }
+/// `max_tokens`, by whichever of its names; -1 is how clients say that there is no limit.
+fn length(body: &RequestFields<'_>, otherwise: Length) -> Result<Length, Invalid> {
+    const NAME: &str = "max_tokens";
+    const UNLIMITED: i64 = -1;
+
+    let Some(item) = body.get(NAME) else { return Ok(otherwise) };
+    if item.integer(UNLIMITED..=UNLIMITED).is_ok() {
+        return Ok(Length::Context);
     }
-    Ok(otherwise)
+    let tokens = item.integer(1..=i64::MAX)?;
+    Ok(Length::Asked { param: body.written(NAME), tokens, shown: item.shown() })
 }
 
 /// `stop`, and what vLLM's clients know as `stop_token_ids`, `ignore_eos` and `min_tokens`.
-fn ending(body: &Object<'_>) -> Result<Ending, Invalid> {
+fn ending(body: &RequestFields<'_>) -> Result<Ending, Invalid> {
     let least =
         |item: Item<'_>| Ok(Least { tokens: item.integer(0..=i64::MAX)?, shown: item.shown() });
     Ok(Ending {
@@ -274,8 +283,8 @@ fn ending(body: &Object<'_>) -> Result<Ending, Invalid> {
     })
 }
 
-/// `stop`: up to four texts.
-fn stops(body: &Object<'_>) -> Result<Vec<String>, Invalid> {
+/// `stop`: up to four texts. Empty ones are how some clients say that there are none.
+fn stops(body: &RequestFields<'_>) -> Result<Vec<String>, Invalid> {
     /// OpenAI's limit.
     const STOPS_MAX: usize = 4;
     /// Longest text to look for, in bytes. Every one is compared at every token.
@@ -284,55 +293,41 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, Invalid> {
     let Some(item) = body.get("stop") else { return Ok(vec![]) };
     let stop = |item: &Item<'_>| {
         let text = item.text()?;
-        if (1..=STOP_BYTES_MAX).contains(&text.len()) {
+        if text.len() <= STOP_BYTES_MAX {
             Ok(text)
         } else {
-            Err(item.wrong_value(&format!("a string of 1 to {STOP_BYTES_MAX} bytes")))
+            Err(item.wrong_value(&format!("a string of at most {STOP_BYTES_MAX} bytes")))
         }
     };
-    if !item.is_list() {
-        return Ok(vec![stop(&item)?]);
-    }
-    let mut stops = 0;
-    item.list(|one| {
-        stops += 1;
-        if stops > STOPS_MAX {
-            return Err(item.wrong_value(&format!("at most {STOPS_MAX} strings")));
-        }
-        stop(&one)
-    })
+    let mut count = 0;
+    let mut stops = if item.is_list() {
+        item.list(|one| {
+            count += 1;
+            if count > STOPS_MAX {
+                return Err(item.wrong_value(&format!("at most {STOPS_MAX} strings")));
+            }
+            stop(&one)
+        })?
+    } else {
+        vec![stop(&item)?]
+    };
+    stops.retain(|stop| !stop.is_empty());
+    Ok(stops)
 }
 
 /// `stream` and `stream_options.include_usage`.
-fn streaming(body: &Object<'_>) -> Result<(bool, bool), Invalid> {
+fn streaming(
+    endpoint: Endpoints,
+    body: &RequestFields<'_>,
+    unknown: &mut UnknownFields,
+) -> Result<(bool, bool), Invalid> {
     let stream = flag(body, "stream")?;
     let Some(options) = body.get("stream_options") else { return Ok((stream, false)) };
     if !stream {
         return Err(options.wrong_value("absent unless stream is true"));
     }
-    Ok((stream, flag(&options.object()?, "include_usage")?))
-}
-
-/// Fields that change what an answer means, and that this host cannot honour. Ignoring them
-/// would be a wrong answer; ignoring an unknown field is what compatible servers do.
-fn refuse(body: &Object<'_>, fields: &[(&str, &str)]) -> Result<(), Invalid> {
-    for (name, why) in fields {
-        if let Some(item) = body.get(name)
-            && !item.is_off()
-        {
-            return Err(Invalid::unsupported(item.path(), why, &item.shown()));
-        }
-    }
-    Ok(())
-}
-
-/// `n` and its like: one answer per request.
-fn only_one(body: &Object<'_>, name: &str) -> Result<(), Invalid> {
-    let Some(item) = body.get(name) else { return Ok(()) };
-    match item.integer(1..=i64::MAX)? {
-        1 => Ok(()),
-        _ => Err(Invalid::unsupported(name, "one answer per request is served", &item.shown())),
-    }
+    let options = fields::STREAM_OPTIONS.read(endpoint, options.object()?, unknown)?;
+    Ok((stream, flag(&options, "include_usage")?))
 }
 
 /// How many of the likeliest tokens to tell.
@@ -342,7 +337,7 @@ fn likeliest(item: &Item<'_>) -> Result<u32, Invalid> {
 }
 
 /// `top_logprobs`, which goes with another field that says whether to tell any at all.
-fn top_logprobs(body: &Object<'_>, asked: bool, with: &str) -> Result<Option<u32>, Invalid> {
+fn top_logprobs(body: &RequestFields<'_>, asked: bool, with: &str) -> Result<Option<u32>, Invalid> {
     let Some(item) = body.get("top_logprobs") else { return Ok(asked.then_some(0)) };
     match likeliest(&item)? {
         count if asked => Ok(Some(count)),
@@ -352,7 +347,7 @@ fn top_logprobs(body: &Object<'_>, asked: bool, with: &str) -> Result<Option<u32
 }
 
 /// A field that takes these texts; others are features that this host has not.
-fn only_text(body: &Object<'_>, name: &str, served: &[&str]) -> Result<(), Invalid> {
+fn only_text(body: &RequestFields<'_>, name: &str, served: &[&str]) -> Result<(), Invalid> {
     let Some(item) = body.get(name) else { return Ok(()) };
     if item.is_text() && served.contains(&item.text()?.as_str()) {
         return Ok(());
@@ -362,9 +357,21 @@ fn only_text(body: &Object<'_>, name: &str, served: &[&str]) -> Result<(), Inval
 }
 
 /// `response_format` and `text.format`: plain text.
-fn only_plain_text(format: Option<Item<'_>>) -> Result<(), Invalid> {
+fn only_plain_text(
+    endpoint: Endpoints,
+    format: Option<Item<'_>>,
+    unknown: &mut UnknownFields,
+) -> Result<(), Invalid> {
     let Some(format) = format else { return Ok(()) };
-    let object = format.object()?;
-    object.need("type")?.text()?;
-    only_text(&object, "type", &["text"])
+    // What the format is says more than what it would need.
+    let kind = format.object()?.take("type");
+    only_plain(&kind.ok_or_else(|| Invalid::missing(&format!("{}.type", format.path())))?)?;
+    fields::FORMAT.read(endpoint, format.object()?, unknown).map(drop)
+}
+
+fn only_plain(kind: &Item<'_>) -> Result<(), Invalid> {
+    match kind.text()?.as_str() {
+        "text" => Ok(()),
+        _ => Err(Invalid::unsupported(kind.path(), "only text is", &kind.shown())),
+    }
 }

@@ -6,10 +6,10 @@ use axum::body::Body;
 use axum::http::header::HeaderName;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use interlock_request::{CancelCause, Deadline, DisconnectAction, Endpoint};
+use interlock_request::{CancelCause, Deadline, DisconnectAction, Endpoint, RequestId};
 
 use crate::admit::Entry;
-use crate::ask::{Ask, Shape};
+use crate::ask::{Ask, Shape, UnknownFields};
 use crate::body;
 use crate::failure::Failure;
 use crate::host::Host;
@@ -21,6 +21,9 @@ use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
 use crate::work::{Class, Job, WorkPool};
 use crate::{later, results};
+
+/// With this header an answer names the fields that were ignored because nobody knows them.
+const IGNORED_FIELDS: &str = "x-ignored-fields";
 
 /// Answers one generating request.
 ///
@@ -64,7 +67,7 @@ pub(crate) async fn generate(
     };
     let said = std::mem::take(&mut entry.headers);
     let place = entry.place.take();
-    let Ask { stream, shape, ending, logprobs, .. } = ask;
+    let Ask { stream, shape, ending, logprobs, unknown, .. } = ask;
     let (temperature, top_p) = entry.drawing;
     let head = Head {
         request: entry.id.clone(),
@@ -101,8 +104,17 @@ pub(crate) async fn generate(
             answer((&host.work, &title.tenant), shape, head, stream, inlet).await?
         }
     };
+    name_ignored(&unknown, &meta.id, response.headers_mut());
     policies_say(&said, response.headers_mut());
     Ok(response)
+}
+
+/// Tells a client which fields of its request nobody here knows.
+fn name_ignored(unknown: &UnknownFields, request: &RequestId, headers: &mut HeaderMap) {
+    let Some(fields) = unknown.listed() else { return };
+    tracing::debug!(%request, %fields, "fields that are in no table were ignored");
+    let value = HeaderValue::try_from(fields).expect("their names are printable");
+    headers.insert(IGNORED_FIELDS, value);
 }
 
 /// Adds what policies say to a client. What cannot be a header is left out; what is ours stays.

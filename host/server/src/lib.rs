@@ -52,6 +52,7 @@ mod listener;
 mod live;
 mod metrics;
 mod models;
+mod paths;
 mod patience;
 mod pieces;
 mod recent;
@@ -63,6 +64,7 @@ mod voice;
 mod work;
 
 pub use admin::{AdminParts, NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
+pub use ask::request_fields_md;
 pub use config::{AdminConfig, DetachedConfig, HalfClose, ServerConfig};
 pub use host::{ServerParts, Wall, system_time};
 pub use listener::descriptors;

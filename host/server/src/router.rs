@@ -24,7 +24,7 @@ use crate::doors::Over;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
-use crate::{ServedModel, later};
+use crate::{ServedModel, later, paths};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -51,10 +51,16 @@ pub(crate) struct Crowded(pub(crate) Over);
 
 /// Does who asks for this only look at the host?
 pub(crate) fn watches(path: &str) -> bool {
+    let path = paths::canonical(path);
     path.starts_with("/health/") || path == "/metrics"
 }
 
 pub(crate) fn router(host: Arc<Host>) -> Router {
+    // A layer comes after the routing that it surrounds, so a path is rewritten around all of it.
+    Router::new().fallback_service(routes(host)).layer(middleware::map_request(paths::rewrite))
+}
+
+fn routes(host: Arc<Host>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))

@@ -2,71 +2,59 @@
 
 use interlock_text::Message;
 
+use super::fields::{self, CHAT, Endpoints, RequestFields, UnknownFields};
 use super::json::{Item, Object};
 use super::{Ask, Invalid, Length, Shape, Words};
 
-/// Fields of OpenAI's chat API that this host does not serve.
-const UNSERVED: &[(&str, &str)] = &[
-    ("tools", "tool calls are not served"),
-    ("functions", "function calls are not served"),
-    ("audio", "only text is served"),
-    ("prediction", "predicted outputs are not served"),
-    ("web_search_options", "web search is not served"),
-];
-
-pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
-    let model = super::model(body)?;
-    let messages = messages(&body.need("messages")?)?;
-    super::only_one(body, "n")?;
-    super::refuse(body, UNSERVED)?;
-    super::only_text(body, "tool_choice", &["none", "auto"])?;
-    super::only_text(body, "function_call", &["none", "auto"])?;
-    super::only_plain_text(body.get("response_format"))?;
-    if let Some(modalities) = body.get("modalities") {
-        modalities.list(|modality| match modality.text()?.as_str() {
-            "text" => Ok(()),
-            _ => {
-                let why = "only text is served";
-                Err(Invalid::unsupported(modality.path(), why, &modality.shown()))
-            }
-        })?;
-    }
-    let logprobs = super::flag(body, "logprobs")?;
-    let (stream, include_usage) = super::streaming(body)?;
+pub(super) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
+    let mut unknown = UnknownFields::default();
+    let body = fields::BODY.read(CHAT, body, &mut unknown)?;
+    let model = super::model(&body)?;
+    let messages = messages(&body.need("messages")?, &mut unknown)?;
+    super::only_plain_text(CHAT, body.get("response_format"), &mut unknown)?;
+    only_text_modality(&body)?;
+    let logprobs = super::flag(&body, "logprobs")?;
+    let (stream, include_usage) = super::streaming(CHAT, &body, &mut unknown)?;
     Ok(Ask {
         model,
-        words: Words::Chat { param: "messages", messages, options: super::template::parse(body)? },
-        sampling: super::sampling::parse(body)?,
-        length: super::length(body, &["max_completion_tokens", "max_tokens"], Length::Context)?,
-        ending: super::ending(body)?,
-        logprobs: super::top_logprobs(body, logprobs, "logprobs is true")?,
+        words: Words::Chat { param: "messages", messages, options: super::template::parse(&body)? },
+        sampling: super::sampling::parse(&body)?,
+        length: super::length(&body, Length::Context)?,
+        ending: super::ending(&body)?,
+        logprobs: super::top_logprobs(&body, logprobs, "logprobs is true")?,
         stream,
         background: false,
         shape: Shape::Chat { include_usage },
+        unknown,
     })
 }
 
-fn messages(item: &Item<'_>) -> Result<Vec<Message>, Invalid> {
-    let messages = item.list(|one| message(&one))?;
+fn only_text_modality(body: &RequestFields<'_>) -> Result<(), Invalid> {
+    let Some(modalities) = body.get("modalities") else { return Ok(()) };
+    let only_text = modalities.list(|modality| match modality.text()?.as_str() {
+        "text" => Ok(()),
+        _ => {
+            let why = "only text is served";
+            Err(Invalid::unsupported(modality.path(), why, &modality.shown()))
+        }
+    });
+    only_text.map(drop)
+}
+
+fn messages(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Vec<Message>, Invalid> {
+    let messages = item.list(|one| message(&one, unknown))?;
     if messages.is_empty() {
         return Err(item.wrong_value("an array of at least one message"));
     }
     Ok(messages)
 }
 
-fn message(item: &Item<'_>) -> Result<Message, Invalid> {
-    let message = item.object()?;
+fn message(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Message, Invalid> {
+    let message = fields::MESSAGE.read(CHAT, item.object()?, unknown)?;
     let role = role(&message.need("role")?)?;
-    super::refuse(
-        &message,
-        &[
-            ("tool_calls", "tool calls are not served"),
-            ("function_call", "function calls are not served"),
-            ("audio", "only text is served"),
-        ],
-    )?;
     let name = message.get("name").map(|item| item.text()).transpose()?;
-    Ok(Message { role, content: content(&message.need("content")?, &["text"])?, name })
+    let content = content(CHAT, &message.need("content")?, unknown)?;
+    Ok(Message { role, content, name })
 }
 
 /// A role as chat templates know it.
@@ -83,8 +71,12 @@ pub(super) fn role(item: &Item<'_>) -> Result<String, Invalid> {
     }
 }
 
-/// A message's content: a string, or parts of these types, which are joined as they are.
-pub(super) fn content(item: &Item<'_>, text_types: &[&str]) -> Result<String, Invalid> {
+/// A message's content: a string, or parts of text, which are joined as they are.
+pub(super) fn content(
+    endpoint: Endpoints,
+    item: &Item<'_>,
+    unknown: &mut UnknownFields,
+) -> Result<String, Invalid> {
     if !item.is_list() {
         return if item.is_text() {
             item.text()
@@ -92,11 +84,12 @@ pub(super) fn content(item: &Item<'_>, text_types: &[&str]) -> Result<String, In
             Err(item.wrong_type("a string or an array of text parts"))
         };
     }
+    let served: &[&str] = if endpoint == CHAT { &["text"] } else { &["input_text", "output_text"] };
     let parts = item.list(|part| {
-        let part = part.object()?;
+        let part = fields::PART.read(endpoint, part.object()?, unknown)?;
         let kind = part.need("type")?;
-        if !text_types.contains(&kind.text()?.as_str()) {
-            let why = format!("only parts of type {} are", text_types.join(" or "));
+        if !served.contains(&kind.text()?.as_str()) {
+            let why = format!("only parts of type {} are", served.join(" or "));
             return Err(Invalid::unsupported(kind.path(), &why, &kind.shown()));
         }
         part.need("text")?.text()

@@ -2,34 +2,38 @@
 
 use interlock_request::TokenId;
 
+use super::fields::{self, COMPLETIONS, RequestFields, UnknownFields};
 use super::json::{Item, Object};
 use super::{Ask, Invalid, Length, Shape, Words};
 
 /// OpenAI's default for `max_tokens` on this endpoint.
 const TOKENS_DEFAULT: u32 = 16;
 
-/// Fields of OpenAI's completions API that this host does not serve.
-const UNSERVED: &[(&str, &str)] =
-    &[("echo", "the prompt is not repeated"), ("suffix", "text is only generated at the end")];
-
-pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
-    let model = super::model(body)?;
+pub(super) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
+    let mut unknown = UnknownFields::default();
+    let body = fields::BODY.read(COMPLETIONS, body, &mut unknown)?;
+    let model = super::model(&body)?;
     let words = words(&body.need("prompt")?)?;
-    super::only_one(body, "n")?;
-    super::only_one(body, "best_of")?;
-    super::refuse(body, UNSERVED)?;
-    let (stream, include_usage) = super::streaming(body)?;
+    super::only_plain_text(COMPLETIONS, body.get("response_format"), &mut unknown)?;
+    let (stream, include_usage) = super::streaming(COMPLETIONS, &body, &mut unknown)?;
     Ok(Ask {
         model,
         words,
-        sampling: super::sampling::parse(body)?,
-        length: super::length(body, &["max_tokens"], Length::Default(TOKENS_DEFAULT))?,
-        ending: super::ending(body)?,
-        logprobs: body.get("logprobs").map(|item| super::likeliest(&item)).transpose()?,
+        sampling: super::sampling::parse(&body)?,
+        length: super::length(&body, Length::Default(TOKENS_DEFAULT))?,
+        ending: super::ending(&body)?,
+        logprobs: logprobs(&body)?,
         stream,
         background: false,
         shape: Shape::Completions { include_usage },
+        unknown,
     })
+}
+
+/// A number of alternatives; `false` is how clients of the chat endpoint say none.
+fn logprobs(body: &RequestFields<'_>) -> Result<Option<u32>, Invalid> {
+    let asked = body.get("logprobs").filter(|item| item.raw().get() != "false");
+    asked.map(|item| super::likeliest(&item)).transpose()
 }
 
 /// A text, its tokens, or a list of one of these.

@@ -3,6 +3,7 @@
 //! Values stay unparsed text until someone asks for them: fields that nobody asks for cost
 //! nothing, and a hostile body cannot unfold into many times its size.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::IntErrorKind;
@@ -20,7 +21,7 @@ pub(crate) struct Item<'a> {
     raw: &'a RawValue,
 }
 
-/// An object and where it stands. `null` fields are as good as absent, as OpenAI treats them.
+/// An object and where it stands.
 #[derive(Debug)]
 pub(crate) struct Object<'a> {
     path: String,
@@ -71,15 +72,19 @@ impl<'a> Object<'a> {
         Item { path: String::new(), raw }.object()
     }
 
-    /// A field, unless it is absent or null.
-    pub(crate) fn get(&self, name: &str) -> Option<Item<'a>> {
-        let raw = *self.fields.get(name)?;
-        (raw.get() != "null").then(|| Item { path: self.path_of(name), raw })
+    pub(crate) fn path(&self) -> &str {
+        &self.path
     }
 
-    /// A field that must be there.
-    pub(crate) fn need(&self, name: &str) -> Result<Item<'a>, Invalid> {
-        self.get(name).ok_or_else(|| Invalid::missing(&self.path_of(name)))
+    /// Takes a field out of it; `None` if it is absent or null.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Item<'a>> {
+        let raw = self.fields.remove(name)?;
+        (raw.get() != "null").then(|| Item::new(self.path_of(name), raw))
+    }
+
+    /// The names of the fields that are left.
+    pub(crate) fn into_names(self) -> impl Iterator<Item = String> {
+        self.fields.into_keys()
     }
 
     /// Fields in the order of their names, nulls included.
@@ -91,13 +96,22 @@ impl<'a> Object<'a> {
 
     /// Where a field of this object stands.
     pub(crate) fn path_of(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+        path_in(&self.path, name)
     }
+}
+
+/// Where a field stands of the object at `path`; that of the body is empty.
+pub(crate) fn path_in(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 impl<'a> Item<'a> {
     /// Longest part of a value that an error repeats, in characters.
     const SHOWN_MAX: usize = 64;
+
+    pub(crate) fn new(path: String, raw: &'a RawValue) -> Self {
+        Self { path, raw }
+    }
 
     pub(crate) fn path(&self) -> &str {
         &self.path
@@ -133,13 +147,6 @@ impl<'a> Item<'a> {
         self.raw.get().strip_prefix('[').is_some_and(|inner| begins_number(inner.trim_start()))
     }
 
-    /// An empty string, list or object, `false` or `null`: a feature that is not asked for.
-    pub(crate) fn is_off(&self) -> bool {
-        matches!(self.raw.get(), "\"\"" | "false" | "null")
-            || matches!(self.raw.get().as_bytes(), [b'[' | b'{', inner @ .., _]
-                if inner.iter().all(u8::is_ascii_whitespace))
-    }
-
     pub(crate) fn number(&self, allowed: Numbers) -> Result<f64, Invalid> {
         let number = self.is_number().then(|| self.raw.get().parse::<f64>().ok()).flatten();
         let number = number.ok_or_else(|| self.wrong_type(&format!("a number {allowed}")))?;
@@ -156,10 +163,9 @@ impl<'a> Item<'a> {
             (least, i64::MAX) => format!("an integer of at least {least}"),
             (least, most) => format!("an integer from {least} to {most}"),
         };
-        if !self.is_number() || self.raw.get().contains(['.', 'e', 'E']) {
-            return Err(self.wrong_type(&expected()));
-        }
-        match self.raw.get().parse::<i64>() {
+        let whole = self.is_number().then(|| whole_number(self.raw.get())).flatten();
+        let whole = whole.ok_or_else(|| self.wrong_type(&expected()))?;
+        match whole.parse::<i64>() {
             Ok(number) if allowed.contains(&number) => Ok(number),
             // For a count without an upper limit here, more than 64 bits is just as many: who
             // knows the limit will name it.
@@ -174,10 +180,12 @@ impl<'a> Item<'a> {
         }
     }
 
+    /// True or false; also as 1, 0 or their names in quotes, as clients write them that have no
+    /// such type.
     pub(crate) fn boolean(&self) -> Result<bool, Invalid> {
         match self.raw.get() {
-            "true" => Ok(true),
-            "false" => Ok(false),
+            "true" | "1" | "\"true\"" => Ok(true),
+            "false" | "0" | "\"false\"" => Ok(false),
             _ => Err(self.wrong_type("true or false")),
         }
     }
@@ -227,6 +235,17 @@ impl<'a> Item<'a> {
     pub(crate) fn wrong_value(&self, expected: &str) -> Invalid {
         Invalid::wrong_value(&self.path, expected, &self.shown())
     }
+}
+
+/// The digits of an integer, which may be written as `8.0` or `1e3`: some clients know one kind of
+/// number.
+fn whole_number(json: &str) -> Option<Cow<'_, str>> {
+    if !json.contains(['.', 'e', 'E']) {
+        return Some(json.into());
+    }
+    let number: f64 = json.parse().ok()?;
+    // What is infinite has no digits, and whoever reads them names the limit.
+    (number.fract() == 0.0 || number.is_infinite()).then(|| format!("{number:.0}").into())
 }
 
 fn begins_number(json: &str) -> bool {

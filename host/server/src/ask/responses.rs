@@ -3,16 +3,9 @@
 use interlock_text::{ChatOptions, Message};
 use serde_json::value::RawValue;
 
+use super::fields::{self, RESPONSES, RequestFields, UnknownFields};
 use super::json::{Item, Object};
 use super::{Ask, Invalid, Length, Shape, Words, chat};
-
-/// Fields of OpenAI's responses API that this host does not serve.
-const UNSERVED: &[(&str, &str)] = &[
-    ("previous_response_id", "responses are not stored"),
-    ("conversation", "conversations are not stored"),
-    ("prompt", "prompt templates are not stored"),
-    ("tools", "tool calls are not served"),
-];
 
 /// What a response repeats of its request.
 #[derive(Debug, Clone)]
@@ -48,29 +41,26 @@ impl PartialEq for Echo {
     }
 }
 
-pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
-    let model = super::model(body)?;
+pub(super) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
+    let mut unknown = UnknownFields::default();
+    let body = fields::BODY.read(RESPONSES, body, &mut unknown)?;
+    let model = super::model(&body)?;
     let instructions = body.get("instructions").map(|item| item.text()).transpose()?;
-    let mut messages = input(&body.need("input")?)?;
+    let mut messages = input(&body.need("input")?, &mut unknown)?;
     if let Some(text) = &instructions {
         let system = Message { role: "system".into(), content: text.clone(), name: None };
         messages.insert(0, system);
     }
-    super::refuse(body, UNSERVED)?;
-    super::only_text(body, "tool_choice", &["none", "auto"])?;
-    super::only_text(body, "truncation", &["disabled"])?;
-    let logprobs = logprobs(body)?;
-    if let Some(text) = body.get("text") {
-        super::only_plain_text(text.object()?.get("format"))?;
-    }
-    let sampling = super::sampling::parse(body)?;
-    let stream = super::flag(body, "stream")?;
-    let background = super::flag(body, "background")?;
+    let logprobs = logprobs(&body)?;
+    only_plain_text(&body, &mut unknown)?;
+    let sampling = super::sampling::parse(&body)?;
+    let (stream, _) = super::streaming(RESPONSES, &body, &mut unknown)?;
+    let background = super::flag(&body, "background")?;
     if stream && background {
         let why = "a response in the background is not streamed";
         return Err(Invalid::unsupported("background", why, "true"));
     }
-    let length = super::length(body, &["max_output_tokens"], Length::Context)?;
+    let length = super::length(&body, Length::Context)?;
     let echo = Echo {
         instructions,
         metadata: body.get("metadata").map(|item| metadata(&item)).transpose()?,
@@ -86,16 +76,25 @@ pub(super) fn parse(body: &Object<'_>) -> Result<Ask, Invalid> {
         words: Words::Chat { param: "input", messages, options: ChatOptions::default() },
         sampling,
         length,
-        ending: super::ending(body)?,
+        ending: super::ending(&body)?,
         logprobs,
         stream,
         background,
         shape: Shape::Responses(Box::new(echo)),
+        unknown,
     })
 }
 
+/// `text.format`, and `response_format`, which clients of the chat endpoint know.
+fn only_plain_text(body: &RequestFields<'_>, unknown: &mut UnknownFields) -> Result<(), Invalid> {
+    super::only_plain_text(RESPONSES, body.get("response_format"), unknown)?;
+    let Some(text) = body.get("text") else { return Ok(()) };
+    let text = fields::TEXT_OPTIONS.read(RESPONSES, text.object()?, unknown)?;
+    super::only_plain_text(RESPONSES, text.get("format"), unknown)
+}
+
 /// `include` and `top_logprobs`.
-fn logprobs(body: &Object<'_>) -> Result<Option<u32>, Invalid> {
+fn logprobs(body: &RequestFields<'_>) -> Result<Option<u32>, Invalid> {
     /// The rest of what can be included is about tools and other kinds of content, of which no
     /// answer has any.
     const LOGPROBS: &str = "message.output_text.logprobs";
@@ -109,25 +108,25 @@ fn logprobs(body: &Object<'_>) -> Result<Option<u32>, Invalid> {
 }
 
 /// A text from the user, or a list of messages.
-fn input(item: &Item<'_>) -> Result<Vec<Message>, Invalid> {
+fn input(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Vec<Message>, Invalid> {
     if item.is_text() {
         return Ok(vec![Message { role: "user".into(), content: item.text()?, name: None }]);
     }
     if !item.is_list() {
         return Err(item.wrong_type("a string or an array of messages"));
     }
-    let messages = item.list(|one| message(&one))?;
+    let messages = item.list(|one| message(&one, unknown))?;
     if messages.is_empty() {
         return Err(item.wrong_value("a string or an array of at least one message"));
     }
     Ok(messages)
 }
 
-fn message(item: &Item<'_>) -> Result<Message, Invalid> {
-    let message = item.object()?;
+fn message(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Message, Invalid> {
+    let message = fields::INPUT_MESSAGE.read(RESPONSES, item.object()?, unknown)?;
     super::only_text(&message, "type", &["message"])?;
     let role = chat::role(&message.need("role")?)?;
-    let content = chat::content(&message.need("content")?, &["input_text", "output_text"])?;
+    let content = chat::content(RESPONSES, &message.need("content")?, unknown)?;
     Ok(Message { role, content, name: None })
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use interlock_request::{Penalties, Sampling, SamplingDefaults, TokenId};
 
 use super::Invalid;
-use super::json::{Item, Numbers, Object};
+use super::fields::RequestFields;
+use super::json::{Item, Numbers};
 
 /// What a request says of sampling. The rest is the model's to say, and which that is may be
 /// decided later.
@@ -49,33 +50,64 @@ impl Wished {
     }
 }
 
-pub(super) fn parse(body: &Object<'_>) -> Result<Wished, Invalid> {
+pub(super) fn parse(body: &RequestFields<'_>) -> Result<Wished, Invalid> {
     let number = |name: &str, allowed: Numbers| {
         body.get(name).map(|item| item.number(allowed).map(|n| n as f32)).transpose()
     };
     let top_k = body.get("top_k").map(|item| item.integer(-1..=i64::from(u32::MAX))).transpose()?;
-    Ok(Wished {
+    let wished = Wished {
         temperature: number("temperature", Numbers::from(0.0, 2.0))?,
         top_p: number("top_p", Numbers::from(0.0, 1.0))?,
         // -1 is what vLLM's clients send for off.
         top_k: top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)),
         min_p: number("min_p", Numbers::from(0.0, 1.0))?,
-        seed: body.get("seed").map(|item| seed(&item)).transpose()?,
+        seed: body.get("seed").map_or(Ok(None), |item| seed(&item))?,
         repetition_penalty: number("repetition_penalty", Numbers::above(0.0, 2.0))?,
         presence_penalty: number("presence_penalty", Numbers::from(-2.0, 2.0))?,
         frequency_penalty: number("frequency_penalty", Numbers::from(-2.0, 2.0))?,
         logit_bias: body
             .get("logit_bias")
             .map_or_else(|| Ok(BTreeMap::new()), |item| logit_bias(&item))?,
-    })
+    };
+    only_whole_window(body, &wished)?;
+    Ok(wished)
 }
 
-/// Any signed integer, as OpenAI has it; the same bits are the same seed.
-fn seed(item: &Item<'_>) -> Result<u64, Invalid> {
-    item.integer(i64::MIN..=i64::MAX).map(i64::cast_unsigned)
+/// Other servers have penalties that look at the last tokens alone. Ours look at all.
+fn only_whole_window(body: &RequestFields<'_>, wished: &Wished) -> Result<(), Invalid> {
+    const WHOLE: i64 = -1;
+
+    let repetition = wished.repetition_penalty.is_some_and(|penalty| penalty != 1.0);
+    let presence = wished.presence_penalty.is_some_and(|penalty| penalty != 0.0);
+    let frequency = wished.frequency_penalty.is_some_and(|penalty| penalty != 0.0);
+    for (name, in_force) in [
+        ("repeat_last_n", repetition || presence || frequency),
+        ("repetition_context_size", repetition),
+        ("presence_context_size", presence),
+        ("frequency_context_size", frequency),
+    ] {
+        let Some(item) = body.get(name) else { continue };
+        if item.integer(WHOLE..=i64::MAX)? != WHOLE && in_force {
+            let why = "penalties look at the prompt and the answer as a whole, which is -1";
+            return Err(Invalid::unsupported(name, why, &item.shown()));
+        }
+    }
+    Ok(())
 }
+
+/// Any signed integer, as OpenAI has it; the same bits are the same seed. But -1 is how clients of
+/// vLLM and llama.cpp ask for a random one.
+fn seed(item: &Item<'_>) -> Result<Option<u64>, Invalid> {
+    let seed = item.integer(i64::MIN..=i64::MAX)?;
+    Ok((seed != -1).then_some(seed.cast_unsigned()))
+}
+
+const BIAS: Numbers = Numbers::from(-100.0, 100.0);
 
 fn logit_bias(item: &Item<'_>) -> Result<BTreeMap<TokenId, f32>, Invalid> {
+    if item.is_list() {
+        return Ok(item.list(|pair| biased_token(&pair))?.into_iter().collect());
+    }
     let bias = item.object()?;
     bias.items()
         .map(|(name, value)| {
@@ -86,7 +118,17 @@ fn logit_bias(item: &Item<'_>) -> Result<BTreeMap<TokenId, f32>, Invalid> {
                     &format!("{name:?}"),
                 )
             })?;
-            Ok((id, value.number(Numbers::from(-100.0, 100.0))? as f32))
+            Ok((id, value.number(BIAS)? as f32))
         })
         .collect()
+}
+
+/// A token id and its bias, as llama.cpp's clients write them.
+fn biased_token(pair: &Item<'_>) -> Result<(TokenId, f32), Invalid> {
+    let mut both = pair.list(Ok)?.into_iter();
+    let (Some(id), Some(bias), None) = (both.next(), both.next(), both.next()) else {
+        return Err(pair.wrong_value("a token id and a number"));
+    };
+    let id = id.integer(0..=i64::from(TokenId::MAX))?;
+    Ok((TokenId::try_from(id).expect("the range was checked"), bias.number(BIAS)? as f32))
 }

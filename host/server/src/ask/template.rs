@@ -4,15 +4,16 @@
 use interlock_text::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
 
 use super::Invalid;
-use super::json::{Item, Object};
+use super::fields::RequestFields;
+use super::json::Item;
 
-pub(super) fn parse(body: &Object<'_>) -> Result<ChatOptions, Invalid> {
+pub(super) fn parse(body: &RequestFields<'_>) -> Result<ChatOptions, Invalid> {
     let variables = body.get("chat_template_kwargs").map(|item| variables(&item)).transpose()?;
     Ok(ChatOptions { end: end(body)?, variables: variables.unwrap_or_default() })
 }
 
 /// A message that is continued leaves no place for the beginning of another, which is the default.
-fn end(body: &Object<'_>) -> Result<PromptEnd, Invalid> {
+fn end(body: &RequestFields<'_>) -> Result<PromptEnd, Invalid> {
     let continued = super::flag(body, "continue_final_message")?;
     let Some(prompt) = body.get("add_generation_prompt") else {
         return Ok(match continued {

@@ -141,20 +141,38 @@ fn a_value_outside_its_range_is_named_with_the_range() {
             r#""top_k":-2"#,
             r#""top_k":-1"#,
             r#""top_k":1.5"#,
+            r#""top_k":40.0"#,
+            r#""top_k":4e9"#,
+            r#""top_k":5e9"#,
             r#""min_p":1.5"#,
             r#""presence_penalty":2.5"#,
             r#""frequency_penalty":-2.5"#,
             r#""repetition_penalty":0"#,
+            r#""repeat_penalty":2.5"#,
+            r#""repeat_penalty":1.1,"repeat_last_n":64"#,
+            r#""repeat_last_n":-2"#,
             r#""seed":"x""#,
             r#""seed":-1"#,
+            r#""seed":7.0"#,
+            r#""seed":null"#,
             r#""seed":9223372036854775808"#,
             r#""max_tokens":0"#,
             r#""max_tokens":1.0"#,
+            r#""max_tokens":-1"#,
+            r#""max_tokens":1e400"#,
+            r#""n_predict":-2"#,
             r#""max_completion_tokens":-5"#,
             r#""logit_bias":[]"#,
+            r#""logit_bias":[[7,1.5],[8,-100]]"#,
+            r#""logit_bias":[[7,false]]"#,
+            r#""logit_bias":[["cat",1]]"#,
+            r#""logit_bias":[[7]]"#,
+            r#""logit_bias":null"#,
             r#""logit_bias":{"cat":1}"#,
             r#""logit_bias":{"7":101}"#,
             r#""stop":"""#,
+            r#""stop":["","a"]"#,
+            r#""stop":null"#,
             r#""stop":["a","b","c","d","e"]"#,
             r#""stop":[1]"#,
             r#""stop":[]"#,
@@ -162,6 +180,8 @@ fn a_value_outside_its_range_is_named_with_the_range() {
             r#""stream_options":{"include_usage":true}"#,
             r#""stream":true,"stream_options":{"include_usage":1}"#,
             r#""ignore_eos":1"#,
+            r#""ignore_eos":"false""#,
+            r#""ignore_eos":2"#,
             r#""ignore_eos":null"#,
             r#""min_tokens":-1"#,
             r#""min_tokens":0.5"#,
@@ -202,6 +222,12 @@ fn a_value_outside_its_range_is_named_with_the_range() {
                 accepted
             "top_k":1.5
                 invalid_type top_k: top_k must be an integer from -1 to 4294967295, got 1.5
+            "top_k":40.0
+                accepted
+            "top_k":4e9
+                accepted
+            "top_k":5e9
+                invalid_value top_k: top_k must be an integer from -1 to 4294967295, got 5e9
             "min_p":1.5
                 invalid_value min_p: min_p must be a number from 0 to 1, got 1.5
             "presence_penalty":2.5
@@ -210,26 +236,56 @@ fn a_value_outside_its_range_is_named_with_the_range() {
                 invalid_value frequency_penalty: frequency_penalty must be a number from -2 to 2, got -2.5
             "repetition_penalty":0
                 invalid_value repetition_penalty: repetition_penalty must be a number above 0 and at most 2, got 0
+            "repeat_penalty":2.5
+                invalid_value repeat_penalty: repeat_penalty must be a number above 0 and at most 2, got 2.5
+            "repeat_penalty":1.1,"repeat_last_n":64
+                unsupported_parameter repeat_last_n: repeat_last_n is not supported: penalties look at the prompt and the answer as a whole, which is -1, got 64
+            "repeat_last_n":-2
+                invalid_value repeat_last_n: repeat_last_n must be an integer of at least -1, got -2
             "seed":"x"
                 invalid_type seed: seed must be an integer of at most 64 bits, got "x"
             "seed":-1
+                accepted
+            "seed":7.0
+                accepted
+            "seed":null
                 accepted
             "seed":9223372036854775808
                 invalid_value seed: seed must be an integer of at most 64 bits, got 9223372036854775808
             "max_tokens":0
                 invalid_value max_tokens: max_tokens must be an integer of at least 1, got 0
             "max_tokens":1.0
-                invalid_type max_tokens: max_tokens must be an integer of at least 1, got 1.0
+                accepted
+            "max_tokens":-1
+                accepted
+            "max_tokens":1e400
+                invalid_value max_tokens: max_tokens must be an integer of at least 1, got 1e400
+            "n_predict":-2
+                invalid_value n_predict: n_predict must be an integer of at least 1, got -2
             "max_completion_tokens":-5
                 invalid_value max_completion_tokens: max_completion_tokens must be an integer of at least 1, got -5
             "logit_bias":[]
-                invalid_type logit_bias: logit_bias must be an object, got []
+                accepted
+            "logit_bias":[[7,1.5],[8,-100]]
+                accepted
+            "logit_bias":[[7,false]]
+                invalid_type logit_bias[0][1]: logit_bias[0][1] must be a number from -100 to 100, got false
+            "logit_bias":[["cat",1]]
+                invalid_type logit_bias[0][0]: logit_bias[0][0] must be an integer from 0 to 4294967295, got "cat"
+            "logit_bias":[[7]]
+                invalid_value logit_bias[0]: logit_bias[0] must be a token id and a number, got [7]
+            "logit_bias":null
+                accepted
             "logit_bias":{"cat":1}
                 invalid_value logit_bias.cat: logit_bias.cat must be named by a token id, got "cat"
             "logit_bias":{"7":101}
                 invalid_value logit_bias.7: logit_bias.7 must be a number from -100 to 100, got 101
             "stop":""
-                invalid_value stop: stop must be a string of 1 to 256 bytes, got ""
+                accepted
+            "stop":["","a"]
+                accepted
+            "stop":null
+                accepted
             "stop":["a","b","c","d","e"]
                 invalid_value stop: stop must be at most 4 strings, got ["a","b","c","d","e"]
             "stop":[1]
@@ -241,9 +297,13 @@ fn a_value_outside_its_range_is_named_with_the_range() {
             "stream_options":{"include_usage":true}
                 invalid_value stream_options: stream_options must be absent unless stream is true, got {"include_usage":true}
             "stream":true,"stream_options":{"include_usage":1}
-                invalid_type stream_options.include_usage: stream_options.include_usage must be true or false, got 1
+                accepted
             "ignore_eos":1
-                invalid_type ignore_eos: ignore_eos must be true or false, got 1
+                accepted
+            "ignore_eos":"false"
+                accepted
+            "ignore_eos":2
+                invalid_type ignore_eos: ignore_eos must be true or false, got 2
             "ignore_eos":null
                 accepted
             "min_tokens":-1
@@ -303,7 +363,7 @@ fn a_feature_that_is_not_served_is_refused_rather_than_ignored() {
             "n":2
                 unsupported_parameter n: n is not supported: one answer per request is served, got 2
             "n":0
-                invalid_value n: n must be an integer of at least 1, got 0
+                unsupported_parameter n: n is not supported: one answer per request is served, got 0
             "tools":[]
                 accepted
             "tools":[{"type":"function"}]
@@ -311,7 +371,7 @@ fn a_feature_that_is_not_served_is_refused_rather_than_ignored() {
             "tool_choice":"auto"
                 accepted
             "tool_choice":"required"
-                unsupported_parameter tool_choice: tool_choice is not supported: only none or auto is, got "required"
+                unsupported_parameter tool_choice: tool_choice is not supported: tool calls are not served, got "required"
             "response_format":{"type":"text"}
                 accepted
             "response_format":{"type":"json_object"}
@@ -355,6 +415,8 @@ fn completions_takes_one_prompt_in_four_forms() {
             r#"{"model":"m","prompt":"a","logprobs":20}"#,
             r#"{"model":"m","prompt":"a","logprobs":21}"#,
             r#"{"model":"m","prompt":"a","logprobs":true}"#,
+            r#"{"model":"m","prompt":"a","logprobs":false}"#,
+            r#"{"model":"m","prompt":[1.0,2e0]}"#,
         ],
         &expect![[r#"
             {"model":"m"}
@@ -389,6 +451,10 @@ fn completions_takes_one_prompt_in_four_forms() {
                 invalid_value logprobs: logprobs must be an integer from 0 to 20, got 21
             {"model":"m","prompt":"a","logprobs":true}
                 invalid_type logprobs: logprobs must be an integer from 0 to 20, got true
+            {"model":"m","prompt":"a","logprobs":false}
+                accepted
+            {"model":"m","prompt":[1.0,2e0]}
+                accepted
         "#]],
     );
 }
@@ -431,7 +497,7 @@ fn responses_takes_a_text_or_messages() {
             {"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"x"}]}]}
                 accepted
             {"model":"m","input":"x","previous_response_id":"resp_1"}
-                unsupported_parameter previous_response_id: previous_response_id is not supported: responses are not stored, got "resp_1"
+                unsupported_parameter previous_response_id: previous_response_id is not supported: responses are not continued, got "resp_1"
             {"model":"m","input":"x","background":true,"stream":true}
                 unsupported_parameter background: background is not supported: a response in the background is not streamed, got true
             {"model":"m","input":"x","background":false,"store":true}
@@ -439,7 +505,7 @@ fn responses_takes_a_text_or_messages() {
             {"model":"m","input":"x","text":{"format":{"type":"json_schema"}}}
                 unsupported_parameter text.format.type: text.format.type is not supported: only text is, got "json_schema"
             {"model":"m","input":"x","truncation":"auto"}
-                unsupported_parameter truncation: truncation is not supported: only disabled is, got "auto"
+                unsupported_parameter truncation: truncation is not supported: a prompt that does not fit is refused, not cut, got "auto"
             {"model":"m","input":"x","metadata":{"a":1}}
                 invalid_type metadata.a: metadata.a must be a string, got 1
             {"model":"m","input":"x","max_output_tokens":0}
@@ -516,6 +582,37 @@ fn what_a_request_does_not_say_of_sampling_the_model_does() {
     );
     assert_eq!((outspoken.temperature, outspoken.top_p, outspoken.top_k), (1.0, 1.0, 0));
     assert_eq!((outspoken.min_p, outspoken.penalties.repetition), (0.0, 1.0));
+}
+
+#[test]
+fn a_seed_is_any_integer_but_the_one_that_says_random() {
+    let seed = |value: &str| {
+        let body = format!(r#"{{"model":"m","prompt":"x","seed":{value}}}"#);
+        parse(Endpoint::Completions, &body).sampling.or(&SamplingDefaults::OPENAI).seed
+    };
+    assert_eq!((seed("7"), seed("7.0"), seed("0")), (Some(7), Some(7), Some(0)));
+    assert_eq!(seed("-2"), Some(u64::MAX - 1));
+    assert_eq!((seed("-1"), seed("-1.0"), seed("null")), (None, None, None));
+}
+
+#[test]
+fn a_bias_is_the_same_as_an_object_and_as_pairs() {
+    let biased = |value: &str| {
+        let body = format!(r#"{{"model":"m","prompt":"x","logit_bias":{value}}}"#);
+        parse(Endpoint::Completions, &body).sampling.or(&SamplingDefaults::OPENAI).logit_bias
+    };
+    assert_eq!(biased(r#"{"7":1.5,"8":-100}"#), biased("[[8,-100],[7,1.5]]"));
+    assert_eq!(biased("[[8,-100],[7,1.5]]").len(), 2);
+}
+
+#[test]
+fn a_repeat_penalty_is_a_repetition_penalty() {
+    let penalty = |field: &str| {
+        let body = format!(r#"{{"model":"m","prompt":"x",{field}}}"#);
+        parse(Endpoint::Completions, &body).sampling.or(&SamplingDefaults::OPENAI).penalties
+    };
+    assert_eq!(penalty(r#""repeat_penalty":1.25"#), penalty(r#""repetition_penalty":1.25"#));
+    assert_eq!(penalty(r#""repeat_penalty":1.25"#).repetition, 1.25);
 }
 
 #[test]

@@ -154,6 +154,7 @@ async fn health_answers_whatever_idles_and_reopens() {
     .await;
     for _ in 0..10 {
         assert_eq!(rig.get("/health/live").await.status, 200);
+        assert_eq!(rig.get("/health").await.status, 200, "by its other name too");
         assert_eq!(rig.get("/metrics").await.status, 200);
         let answer = rig.post("/v1/completions", r#"{"model":"sim","prompt":"x"}"#).await;
         assert_eq!((answer.status, answer.code().as_str()), (503, "too_many_connections"));

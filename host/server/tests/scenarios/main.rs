@@ -6,6 +6,7 @@ mod crowds;
 mod deciding;
 mod detached;
 mod ending;
+mod fields;
 mod guarding;
 mod hostile;
 mod least;

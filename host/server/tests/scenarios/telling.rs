@@ -32,6 +32,11 @@ impl Paper {
 
 /// Writes this thread's log for as long as the guard lives.
 fn logged() -> (Paper, tracing::subscriber::DefaultGuard) {
+    logged_from(tracing::Level::INFO)
+}
+
+/// The same, with what is this important or more.
+fn logged_from(level: tracing::Level) -> (Paper, tracing::subscriber::DefaultGuard) {
     // A place in the code that is first met by another test's thread, where nobody listens, would be
     // taken for one that nobody wants to hear of. So somebody listens everywhere.
     static EVERYWHERE: Once = Once::new();
@@ -39,7 +44,7 @@ fn logged() -> (Paper, tracing::subscriber::DefaultGuard) {
     let paper = Paper::default();
     let writer = paper.clone();
     let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);
-    let log = log.with_writer(move || writer.clone()).finish();
+    let log = log.with_max_level(level).with_writer(move || writer.clone()).finish();
     (paper, tracing::subscriber::set_default(log))
 }
 
@@ -94,6 +99,22 @@ async fn a_refusal_is_one_line_that_says_where_and_why_and_nothing_of_the_client
             said(&format!(r#"{nothing} code="unknown_url" reason="unknown_url""#)),
         ]
     );
+}
+
+// On one thread, which is the one whose log is read.
+#[tokio::test]
+async fn ignored_fields_are_named_at_level_debug_and_above_it_never() {
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":1,"frob":1,"mood":2}"#;
+    for (level, lines_expected) in [(tracing::Level::DEBUG, 1), (tracing::Level::INFO, 0)] {
+        let (paper, _guard) = logged_from(level);
+        let mut rig = Rig::start().await;
+        assert_eq!(rig.begin("/v1/completions", "r", body).await.answer().await.status, 200);
+        rig.ended().await;
+        assert_eq!(paper.lines("request ended request=r ").len(), 1, "it is heard");
+        let lines = paper.lines("frob");
+        assert_eq!(lines.len(), lines_expected, "{lines:?}");
+        assert!(lines.iter().all(|line| line.contains("request=r fields=frob, mood")), "{lines:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
