@@ -34,6 +34,7 @@ use minijinja::machinery::{self, Token};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 
+use crate::jinja::{self, REFUSAL_LETTERS_MAX, Refusal, source};
 use crate::metered::{self, DEPTH_MAX, TooDeep};
 use crate::{RenderError, RenderLimit, TextError, python};
 
@@ -62,8 +63,6 @@ const TAG_MAX: usize = 4000;
 const BRANCHES_MAX: usize = 1000;
 /// Enough to read and drop a template of that size: measured, four times over.
 const COMPILING_STACK_BYTES: usize = 64 * 1024 * 1024;
-/// Letters of a message of the template's; it may put what it likes into one.
-const REFUSAL_LETTERS_MAX: usize = 1000;
 
 /// A compiled template with everything it may call.
 pub(crate) struct ChatTemplate {
@@ -78,24 +77,17 @@ pub(crate) struct ChatTemplate {
 /// Its name in the environment. Without an extension, so nothing is escaped for HTML.
 const NAME: &str = "chat_template";
 
-/// What a template said through `raise_exception`.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refusal(String);
-
 impl ChatTemplate {
     pub(crate) fn new(source: &str, bos: String, eos: String) -> Result<Self, TextError> {
-        let source = without_generation_blocks(source);
-        is_readable(&source)?;
+        is_readable(source)?;
+        let source = source::normalized(source, &syntax());
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(NESTING);
         // Its errors would quote the messages into our log.
         environment.set_debug(false);
-        environment.set_unknown_method_callback(python::method);
-        environment.add_filter("tojson", python::tojson);
-        environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
+        jinja::teach(&mut environment);
         metered::teach(&mut environment);
         // The parser recurses where a text is nested.
         let compiled = thread::scope(|scope| {
@@ -128,6 +120,11 @@ impl ChatTemplate {
             tools => (),
             documents => (),
         };
+        self.run(root)
+    }
+
+    /// What the template makes of these variables.
+    fn run(&self, root: Value) -> Result<String, RenderError> {
         let template = self.compiled.get_template(NAME).map_err(failure)?;
         let compiled = machinery::get_compiled_template(&template);
         let program = metered::metered(&compiled.instructions);
@@ -216,25 +213,6 @@ fn value(message: &Message) -> Value {
     Value::from_pairs([("role", role), ("content", content)].into_iter().chain(name))
 }
 
-/// `{% generation %}` marks what the assistant said, for training; its content is just text.
-fn without_generation_blocks(source: &str) -> String {
-    let mut source = source.to_owned();
-    for (mark, block) in [("generation", "if true"), ("endgeneration", "endif")] {
-        for open in ["{%", "{%-"] {
-            for close in ["%}", "-%}"] {
-                let marked = format!("{open} {mark} {close}");
-                source = source.replace(&marked, &format!("{open} {block} {close}"));
-            }
-        }
-    }
-    source
-}
-
-fn raise_exception(message: String) -> Result<String, Error> {
-    let error = Error::new(ErrorKind::InvalidOperation, "the template refused the messages");
-    Err(error.with_source(Refusal(message.chars().take(REFUSAL_LETTERS_MAX).collect())))
-}
-
 fn strftime_now(format: String) -> String {
     // A clock before 1970 is a broken one; the template gets 1970.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -259,5 +237,7 @@ fn failure(error: Error) -> RenderError {
     RenderError::Template(error.to_string().chars().take(REFUSAL_LETTERS_MAX).collect())
 }
 
+#[cfg(test)]
+mod judged;
 #[cfg(test)]
 mod tests;

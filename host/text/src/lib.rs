@@ -34,6 +34,7 @@ mod bounded;
 mod chat;
 mod detokenizer;
 mod gguf;
+mod jinja;
 mod metered;
 mod model;
 mod pieces;

@@ -20,8 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::machinery::{Instruction, Instructions};
-use minijinja::value::{Enumerator, Kwargs, Object, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
+use minijinja::value::{Kwargs, Object, ObjectRepr, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
+
+use crate::jinja::operators::{self, BoundMethod};
+use crate::python::methods;
 
 /// Lists in lists, and dicts. Descriptions of tools, the deepest that templates see, have ten.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -36,6 +39,7 @@ const WEIGHED: &str = "<weighed>";
 const SORTED: &str = "<sorted>";
 const INDEXED: &str = "<indexed>";
 const SET: &str = "<set>";
+const ITERATED_FIRST: &str = "<iterated first>";
 
 /// A value nested deeper than [`DEPTH_MAX`].
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +58,9 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
     environment.add_filter(INDEXED, indexed);
     environment.add_filter(SET, set);
     environment.add_function("namespace", namespace);
-    // Jinja has none of these: one prints everything that there is, the others are lazy in ways
-    // of their own.
-    environment.remove_global("debug");
-    environment.remove_filter("chain");
-    environment.remove_filter("zip");
-    environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
-        weigh(state, value, 0)?;
-        minijinja::escape_formatter(out, state, value)
+    environment.add_filter(ITERATED_FIRST, |arguments: &Value| {
+        let first = arguments.get_item_by_index(0)?;
+        operators::iterated(&first).map(|_| arguments.clone())
     });
 }
 
@@ -70,14 +69,35 @@ const SHALLOW: [&str; 12] = [
     "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list",
     "reverse", "slice",
 ];
+/// Filters that go over their first argument.
+const ITERATING: [&str; 18] = [
+    "batch",
+    "first",
+    "groupby",
+    "join",
+    "last",
+    "list",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "sum",
+    "unique",
+];
 /// Filters that compare each item with some others.
 const SORTING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
 /// Filters that make no list and no dict, or weigh for themselves.
-const MAKING_NONE: [&str; 29] = [
+const MAKING_NONE: [&str; 33] = [
     "abs",
     "attr",
-    "bool",
     "capitalize",
+    "center",
     "count",
     "d",
     "default",
@@ -85,6 +105,7 @@ const MAKING_NONE: [&str; 29] = [
     "escape",
     "first",
     "float",
+    "forceescape",
     "format",
     "indent",
     "int",
@@ -102,7 +123,10 @@ const MAKING_NONE: [&str; 29] = [
     "title",
     "tojson",
     "trim",
+    "truncate",
     "upper",
+    "urlencode",
+    "wordcount",
 ];
 /// Tests that look into values.
 const COMPARING: [&str; 23] = [
@@ -199,22 +223,26 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
     let named = matches!(before, Some(I::LoadConst(value)) if value.kind() == ValueKind::String);
     let step = step.clone();
     match step {
-        I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In | I::CompareAndPreserve(_)
-            if constant =>
-        {
-            vec![step]
+        I::Eq | I::Ne if constant => vec![step],
+        I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In | I::CompareAndPreserve(_) | I::Mul => {
+            let check = match comparison(&step) {
+                Comparison::Equality => WEIGHED,
+                Comparison::Order => operators::ORDERED,
+                Comparison::Containment => operators::CONTAINED,
+                Comparison::None => operators::MULTIPLIED,
+            };
+            let [list, check, back] = operands(Some(2), check);
+            let made = matches!(step, I::Mul).then(|| checked(MADE));
+            [list, check, back, I::DiscardTop, step].into_iter().chain(made).collect()
         }
-        I::Eq
-        | I::Ne
-        | I::Lt
-        | I::Lte
-        | I::Gt
-        | I::Gte
-        | I::In
-        | I::CompareAndPreserve(_)
-        | I::StringConcat => {
-            let [list, check, back] = operands(Some(2), WEIGHED);
-            vec![list, check, back, I::DiscardTop, step]
+        I::StringConcat => vec![I::ApplyFilter(operators::CONCATENATED, Some(2), !0)],
+        I::Rem => vec![I::ApplyFilter(operators::REMAINDER, Some(2), !0)],
+        I::PushLoop(_) => vec![checked(operators::ITERATED), step],
+        I::GetAttr(name)
+            if methods::OF_DICTS.contains(&name) || methods::OF_TEXTS.contains(&name) =>
+        {
+            let attribute = I::ApplyFilter(operators::ATTRIBUTE, Some(2), !0);
+            vec![I::LoadConst(Value::from(name)), attribute, checked(MADE)]
         }
         // A text is indexed by numbers.
         I::GetItem if constant && named => vec![step],
@@ -232,11 +260,21 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
         | I::BuildMap(_)
         | I::BuildTuple(_)
         | I::Add
-        | I::Mul
         | I::CallFunction(..)
         | I::CallObject(_) => vec![step, checked(MADE)],
         I::ApplyFilter(name, count, local) => {
             let mut steps = Vec::new();
+            let count = match count {
+                _ if !ITERATING.contains(&name) => count,
+                Some(1) => {
+                    steps.push(checked(operators::ITERATED));
+                    count
+                }
+                count => {
+                    steps.extend(operands(count, ITERATED_FIRST));
+                    None
+                }
+            };
             let count = if SHALLOW.contains(&name) || name == "tojson" {
                 count
             } else {
@@ -266,6 +304,31 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
             vec![I::LoadConst(Value::from(name)), I::ApplyFilter(SET, Some(3), !0), I::DiscardTop]
         }
         step => vec![step],
+    }
+}
+
+/// What an operator asks of its operands.
+enum Comparison {
+    None,
+    Equality,
+    Order,
+    Containment,
+}
+
+fn comparison(step: &Instruction<'_>) -> Comparison {
+    use Instruction as I;
+
+    match step {
+        I::Eq | I::Ne => Comparison::Equality,
+        I::Lt | I::Lte | I::Gt | I::Gte => Comparison::Order,
+        I::In => Comparison::Containment,
+        // The type of the operator cannot be named: ==, !=, four of order, `in` and `not in`.
+        I::CompareAndPreserve(operator) => match *operator as u8 {
+            0 | 1 => Comparison::Equality,
+            2..=5 => Comparison::Order,
+            _ => Comparison::Containment,
+        },
+        _ => Comparison::None,
     }
 }
 
@@ -374,6 +437,9 @@ fn settled(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > DEPTH_MAX {
         return Err(Error::from(ErrorKind::InvalidOperation).with_source(TooDeep));
     }
+    if let Some(method) = value.downcast_object_ref::<BoundMethod>() {
+        return contained(method.value());
+    }
     match value.kind() {
         ValueKind::Map => {
             state.consume_fuel(1 + value.len().unwrap_or(0) as u64)?;
@@ -399,23 +465,28 @@ fn indexed(state: &State, operands: &Value) -> Result<Value, Error> {
     Ok(operands.clone())
 }
 
-/// Values by name that a template may change: `namespace()`.
+/// Values by name that a template may change: `namespace()`. It is no dict, as in Jinja2.
 #[derive(Debug, Default)]
-struct Namespace(Mutex<BTreeMap<String, Value>>);
+pub(crate) struct Namespace(Mutex<BTreeMap<String, Value>>);
 
 impl Object for Namespace {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         values.get(key.as_str()?).cloned()
     }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Enumerator::Values(values.keys().map(Value::from).collect())
-    }
 }
 
 impl Namespace {
+    /// All of them, as a dict.
+    pub(crate) fn values(&self) -> Value {
+        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Value::from_pairs(values.clone())
+    }
+
     fn set(&self, state: &State, name: &str, value: Value) -> Result<(), Error> {
         // As in a list: it may be no namespace either.
         settled(state, &Value::from(vec![value.clone()]), 0)?;
