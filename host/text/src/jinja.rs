@@ -18,10 +18,10 @@ pub(crate) mod operators;
 pub(crate) mod source;
 mod tests;
 
-use minijinja::value::{Kwargs, Rest};
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use crate::python;
+use crate::python::{self, args::Arguments};
 
 /// What a template said through `raise_exception`.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +41,8 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
     environment.remove_global("debug");
 }
 
-fn raise_exception(state: &State, args: Rest<Value>) -> Result<String, Error> {
-    let [message] = python::args::bind("raise_exception", ["message"], &args)?;
+fn raise_exception(state: &State, args: Arguments) -> Result<String, Error> {
+    let [message] = python::args::bind("raise_exception", ["message"], &args.into_values())?;
     let message = python::args::required(message, "raise_exception", "message")?;
     let message = python::display::text(state, &message)?;
     let error = Error::new(ErrorKind::InvalidOperation, "the template refused the messages");

@@ -39,7 +39,7 @@ const WEIGHED: &str = "<weighed>";
 const SORTED: &str = "<sorted>";
 const INDEXED: &str = "<indexed>";
 const SET: &str = "<set>";
-const ITERATED_FIRST: &str = "<iterated first>";
+const ITERATED_FIRST: &str = "<iterated_first>";
 
 /// A value nested deeper than [`DEPTH_MAX`].
 #[derive(Debug, thiserror::Error)]
@@ -69,22 +69,17 @@ const SHALLOW: [&str; 12] = [
     "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list",
     "reverse", "slice",
 ];
-/// Filters that go over their first argument.
-const ITERATING: [&str; 18] = [
+/// Filters that go over their first argument; those that are not here take what is false for none.
+const ITERATING: [&str; 13] = [
     "batch",
     "first",
     "groupby",
     "join",
     "last",
     "list",
-    "map",
     "max",
     "min",
-    "reject",
-    "rejectattr",
     "reverse",
-    "select",
-    "selectattr",
     "slice",
     "sort",
     "sum",

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use minijinja::value::{Rest, ValueKind};
+use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, State, Value};
 
 use super::named;
-use crate::python::args::{bind, integer, required, text, type_error};
+use crate::python::args::{Arguments, bind, integer, required, text, type_error};
 use crate::python::display::{self, as_float};
 use crate::python::paid::PaidText;
 use crate::python::{format, json, methods, text as python};
@@ -138,16 +138,16 @@ fn percent_encode(out: &mut PaidText, text: &str, kept: &[u8]) -> Result<(), Err
     Ok(())
 }
 
-fn trim(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [chars] = bind("trim", ["chars"], &args)?;
+fn trim(state: &State, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [chars] = bind("trim", ["chars"], &args.into_values())?;
     let chars = chars.filter(|chars| !chars.is_none());
     let chars = chars.as_ref().map(|chars| text(chars, "trim")).transpose()?;
     let value = display::text(state, value)?;
     Ok(Value::from(python::strip(&value, chars, python::Ends::Both)))
 }
 
-fn replace(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [old, new, count] = bind("replace", ["old", "new", "count"], &args)?;
+fn replace(state: &State, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [old, new, count] = bind("replace", ["old", "new", "count"], &args.into_values())?;
     let (old, new) = (required(old, "replace", "old")?, required(new, "replace", "new")?);
     let count = count.filter(|count| !count.is_none());
     let count = count.map_or(Ok(-1), |count| integer(&count, "replace"))?;
@@ -155,8 +155,8 @@ fn replace(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Err
     methods::replace(state, &display::text(state, value)?, parts, count)
 }
 
-fn indent(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [width, first, blank] = bind("indent", ["width", "first", "blank"], &args)?;
+fn indent(state: &State, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [width, first, blank] = bind("indent", ["width", "first", "blank"], &args.into_values())?;
     let is_true = |flag: Option<Value>| flag.is_some_and(|flag| flag.is_true());
     let (first, blank) = (is_true(first), is_true(blank));
     let width = width.unwrap_or_else(|| Value::from(4));
@@ -177,16 +177,16 @@ fn indent(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Erro
     Ok(Value::from(out.finish()))
 }
 
-fn center(state: &mut State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [width] = bind("center", ["width"], &args)?;
+fn center(state: &mut State, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [width] = bind("center", ["width"], &args.into_values())?;
     let width = width.unwrap_or_else(|| Value::from(80));
     let value = string(state, value)?;
     methods::call(state, &value, "center", &[width])
 }
 
-fn truncate(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
+fn truncate(value: &Value, args: Arguments) -> Result<Value, Error> {
     let names = ["length", "killwords", "end", "leeway"];
-    let [length, kill_words, end, leeway] = bind("truncate", names, &args)?;
+    let [length, kill_words, end, leeway] = bind("truncate", names, &args.into_values())?;
     let number = |value: Option<Value>, default| {
         value.filter(|value| !value.is_none()).map_or(Ok(default), |v| integer(&v, "truncate"))
     };
@@ -209,19 +209,20 @@ fn truncate(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
     Ok(Value::from(format!("{kept}{end}")))
 }
 
-fn percent(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
+fn percent(state: &State, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let args = args.into_values();
     let values = match args.last() {
         Some(last) if last.is_kwargs() && args.len() == 1 => last.clone(),
         Some(last) if last.is_kwargs() => {
             return Err(type_error("format: values have names, or they have none"));
         }
-        _ => Value::from(minijinja::value::Tuple::from(args.0)),
+        _ => Value::from(Tuple::from(args)),
     };
     Ok(Value::from(format::percent(state, &display::text(state, value)?, &values)?))
 }
 
-fn join(state: &mut State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [between, attribute] = bind("join", ["d", "attribute"], &args)?;
+fn join(state: &mut State, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [between, attribute] = bind("join", ["d", "attribute"], &args.into_values())?;
     let items = match attribute.filter(|attribute| !attribute.is_none()) {
         Some(attribute) => {
             state.apply_filter("map", &[value.clone(), named([("attribute", attribute)])])?
@@ -238,8 +239,8 @@ fn join(state: &mut State, value: &Value, args: Rest<Value>) -> Result<Value, Er
     Ok(Value::from(out.finish()))
 }
 
-fn int(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [default, base] = bind("int", ["default", "base"], &args)?;
+fn int(value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [default, base] = bind("int", ["default", "base"], &args.into_values())?;
     let default = default.unwrap_or_else(|| Value::from(0));
     let base = base.map_or(Ok(10), |base| integer(&base, "int"))?;
     let number = match value.kind() {
@@ -252,7 +253,7 @@ fn int(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
             let text = value.as_str().unwrap_or_default();
             parsed_int(text, base).or_else(|| parsed_float(text).and_then(whole))
         }
-        ValueKind::Undefined => None,
+        ValueKind::Undefined => return Err(type_error("int: the value is undefined")),
         _ => None,
     };
     Ok(number.map_or(default, Value::from))
@@ -297,20 +298,21 @@ fn parsed_float(text: &str) -> Option<f64> {
     without_underscores(text)?.parse().ok()
 }
 
-fn float(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [default] = bind("float", ["default"], &args)?;
+fn float(value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [default] = bind("float", ["default"], &args.into_values())?;
     let number = match value.kind() {
         ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
         ValueKind::Number => f64::try_from(value.clone()).ok(),
         ValueKind::String => parsed_float(value.as_str().unwrap_or_default()),
+        ValueKind::Undefined => return Err(type_error("float: the value is undefined")),
         _ => None,
     };
     Ok(number.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
 }
 
 /// To a precision, half to even; or always up or down.
-fn round(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [precision, method] = bind("round", ["precision", "method"], &args)?;
+fn round(value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [precision, method] = bind("round", ["precision", "method"], &args.into_values())?;
     let precision = precision.map_or(Ok(0), |precision| integer(&precision, "round"))?;
     let method = method.unwrap_or_else(|| Value::from("common"));
     if !matches!(value.kind(), ValueKind::Number | ValueKind::Bool) {
@@ -339,8 +341,8 @@ fn round(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
 }
 
 /// `boolean`: in place of all that is false, and not only of what is undefined.
-fn default(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let [default, boolean] = bind("default", ["default_value", "boolean"], &args)?;
+fn default(value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [default, boolean] = bind("default", ["default_value", "boolean"], &args.into_values())?;
     let boolean = boolean.is_some_and(|boolean| boolean.is_true());
     match value.is_undefined() || (boolean && !value.is_true()) {
         true => Ok(default.unwrap_or_else(|| Value::from(""))),

@@ -1,6 +1,10 @@
 //! Arguments as Python binds them: by position or by name.
 
+use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, Value};
+
+/// All arguments of a filter or function, those by name in the last one.
+pub(crate) type Arguments = Rest<ValueOrKwargs>;
 
 /// The arguments of a call in the order of the parameters' names; none where none was given.
 pub(crate) fn bind<const N: usize>(

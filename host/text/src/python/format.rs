@@ -73,7 +73,9 @@ impl<'v> Given<'v> {
             true => values.try_iter()?.collect(),
             false => vec![values.clone()],
         };
-        let listed = matches!(values.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable);
+        use ValueKind as Kind;
+
+        let listed = matches!(values.kind(), Kind::Map | Kind::Seq | Kind::Iterable | Kind::Undefined);
         let may_remain = listed && !values.is_tuple();
         Ok(Self { values, in_order: in_order.into_iter(), may_remain })
     }

@@ -3,19 +3,19 @@
 //! Not minijinja's own filter: that one is made for HTML and escapes `<`, `>`, `&` and `'`,
 //! which a model would then see. Transformers replaces Jinja's filter for the same reason.
 
-use minijinja::value::{Rest, ValueKind};
+use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::args::{bind, integer, name_of, type_error};
+use super::args::{Arguments, bind, integer, name_of, type_error};
 use super::display;
 use super::paid::PaidText;
 
 /// Deepest value written as JSON, so that a template cannot nest one to the stack's end.
 const DEPTH_MAX: usize = 64;
 
-pub(crate) fn tojson(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
+pub(crate) fn tojson(state: &State, value: &Value, args: Arguments) -> Result<Value, Error> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
-    let [ascii, indent, separators, sorted] = bind("tojson", names, &args)?;
+    let [ascii, indent, separators, sorted] = bind("tojson", names, &args.into_values())?;
     let indent = match indent.filter(|indent| !indent.is_none()) {
         Some(indent) => Some(indentation(state, &indent)?),
         None => None,
