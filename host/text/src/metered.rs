@@ -71,19 +71,8 @@ const SHALLOW: [&str; 12] = [
 ];
 /// Filters that go over their first argument; those that are not here take what is false for none.
 const ITERATING: [&str; 13] = [
-    "batch",
-    "first",
-    "groupby",
-    "join",
-    "last",
-    "list",
-    "max",
-    "min",
-    "reverse",
-    "slice",
-    "sort",
-    "sum",
-    "unique",
+    "batch", "first", "groupby", "join", "last", "list", "max", "min", "reverse", "slice", "sort",
+    "sum", "unique",
 ];
 /// Filters that compare each item with some others.
 const SORTING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
@@ -219,7 +208,15 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
     let step = step.clone();
     match step {
         I::Eq | I::Ne if constant => vec![step],
-        I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In | I::CompareAndPreserve(_) | I::Mul => {
+        I::Eq
+        | I::Ne
+        | I::Lt
+        | I::Lte
+        | I::Gt
+        | I::Gte
+        | I::In
+        | I::CompareAndPreserve(_)
+        | I::Mul => {
             let check = match comparison(&step) {
                 Comparison::Equality => WEIGHED,
                 Comparison::Order => operators::ORDERED,
@@ -247,7 +244,7 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
         }
         I::Slice => {
             let [list, check, back] = operands(Some(4), INDEXED);
-            vec![list, check, back, I::DiscardTop, step, checked(MADE)]
+            vec![list, checked(operators::SLICED), check, back, I::DiscardTop, step, checked(MADE)]
         }
         // With a text or number on one side it is no list.
         I::Add if constant => vec![step],

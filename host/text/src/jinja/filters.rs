@@ -44,6 +44,9 @@ pub(super) fn teach(environment: &mut Environment<'_>) {
         });
     }
     environment.add_filter("forceescape", escape);
+    environment.add_filter("safe", |state: &State, value: &Value| {
+        Ok::<_, Error>(Value::from_safe_string(display::text(state, value)?.into_owned()))
+    });
     environment.add_filter("urlencode", urlencode);
     environment.add_filter("trim", trim);
     environment.add_filter("replace", replace);
@@ -129,7 +132,10 @@ fn percent_encode(out: &mut PaidText, text: &str, kept: &[u8]) -> Result<(), Err
     for &byte in text.as_bytes() {
         match byte {
             b' ' if kept.is_empty() => out.push("+")?,
-            _ if byte.is_ascii_alphanumeric() || b"_.-~".contains(&byte) || kept.contains(&byte) => {
+            _ if byte.is_ascii_alphanumeric()
+                || b"_.-~".contains(&byte)
+                || kept.contains(&byte) =>
+            {
                 out.push_char(char::from(byte))?;
             }
             _ => out.push(&format!("%{byte:02X}"))?,
@@ -193,6 +199,10 @@ fn truncate(value: &Value, args: Arguments) -> Result<Value, Error> {
     let (length, leeway) = (number(length, 255)?, number(leeway, 5)?);
     let end = end.unwrap_or_else(|| Value::from("..."));
     let end = text(&end, "truncate")?;
+    let is_short = |items: usize| items as i64 <= length.saturating_add(leeway);
+    if value.is_undefined() || (value.as_str().is_none() && value.len().is_some_and(is_short)) {
+        return Ok(value.clone());
+    }
     let value = text(value, "truncate")?;
     let count = |text: &str| i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
     if length < count(end) || leeway < 0 {

@@ -22,6 +22,7 @@ pub(crate) const REMAINDER: &str = "<remainder>";
 pub(crate) const ORDERED: &str = "<ordered>";
 pub(crate) const CONTAINED: &str = "<contained>";
 pub(crate) const MULTIPLIED: &str = "<multiplied>";
+pub(crate) const SLICED: &str = "<sliced>";
 /// These look at one value and hand it on.
 pub(crate) const ITERATED: &str = "<iterated>";
 
@@ -32,6 +33,7 @@ pub(super) fn teach(environment: &mut Environment<'_>) {
     environment.add_filter(ORDERED, ordered);
     environment.add_filter(CONTAINED, contained);
     environment.add_filter(MULTIPLIED, multiplied);
+    environment.add_filter(SLICED, sliced);
     environment.add_filter(ITERATED, iterated);
     environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
         let text = display::text(state, value)?;
@@ -73,13 +75,16 @@ fn ordered(state: &State, operands: &Value) -> Result<Value, Error> {
     }
 }
 
+/// Lists are in an order of their own.
+const LISTS: u8 = 3;
+
 /// Values of one order.
 fn comparable(value: &Value) -> Option<u8> {
     match value.kind() {
         ValueKind::Bool | ValueKind::Number => Some(0),
         ValueKind::String => Some(1),
         ValueKind::Seq | ValueKind::Iterable if value.is_tuple() => Some(2),
-        ValueKind::Seq | ValueKind::Iterable => Some(3),
+        ValueKind::Seq | ValueKind::Iterable => Some(LISTS),
         _ => None,
     }
 }
@@ -91,6 +96,12 @@ fn contained(state: &State, operands: &Value) -> Result<Value, Error> {
     match right.kind() {
         ValueKind::String if left.kind() != ValueKind::String => Err(mismatch("in", &left, &right)),
         _ if !is_iterable(&right) => Err(mismatch("in", &left, &right)),
+        // A list is no key.
+        ValueKind::Map
+            if matches!(comparable(&left), Some(LISTS)) || left.kind() == ValueKind::Map =>
+        {
+            Err(mismatch("in", &left, &right))
+        }
         _ => Ok(operands.clone()),
     }
 }
@@ -109,6 +120,17 @@ fn multiplied(operands: &Value) -> Result<Value, Error> {
     match fits {
         true => Ok(operands.clone()),
         false => Err(mismatch("*", &left, &right)),
+    }
+}
+
+/// `value[start:stop:step]`.
+fn sliced(operands: &Value) -> Result<Value, Error> {
+    let value = operands.get_item_by_index(0)?;
+    match value.kind() {
+        ValueKind::None | ValueKind::Undefined => {
+            Err(type_error(format!("{} cannot be sliced", name_of(&value))))
+        }
+        _ => Ok(operands.clone()),
     }
 }
 
@@ -164,9 +186,7 @@ fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
         _ => false,
     };
     match is_method {
-        true => {
-            Ok(Value::from_object(BoundMethod { value: value.clone(), name: name.to_owned() }))
-        }
+        true => Ok(Value::from_object(BoundMethod { value: value.clone(), name: name.to_owned() })),
         false => value.get_attr(name),
     }
 }

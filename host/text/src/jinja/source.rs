@@ -9,6 +9,7 @@ use minijinja::syntax::SyntaxConfig;
 /// - Every end of a line is a line feed.
 /// - `{% generation %}` marks what the assistant said, for training; its content is just text, and
 ///   what is set in it stays in it.
+/// - `\\/` in a text is two letters, as it is for Python.
 /// - `{% raw %}` keeps the line feed behind it, which other blocks drop.
 pub(crate) fn normalized(source: &str, syntax: &SyntaxConfig) -> String {
     let source: Cow<'_, str> = match source.contains('\r') {
@@ -36,6 +37,7 @@ fn changes(source: &str, syntax: &SyntaxConfig) -> Vec<(Range<usize>, &'static s
         match token {
             Token::Ident("generation") if in_block => changes.push((range.clone(), "with")),
             Token::Ident("endgeneration") if in_block => changes.push((range.clone(), "endwith")),
+            Token::String(_) => changes.extend(slashes(source, range.clone())),
             Token::VariableStart | Token::BlockStart => {
                 changes.extend(raw_ends(source, data..range.start));
             }
@@ -46,6 +48,19 @@ fn changes(source: &str, syntax: &SyntaxConfig) -> Vec<(Range<usize>, &'static s
     }
     changes.extend(raw_ends(source, data..source.len()));
     changes
+}
+
+/// The places between `\` and `/` in a text, each of which gets another `\`.
+fn slashes(source: &str, text: Range<usize>) -> Vec<(Range<usize>, &'static str)> {
+    let mut places = Vec::new();
+    let mut escaped = false;
+    for (at, byte) in text.clone().zip(source[text].bytes()) {
+        if escaped && byte == b'/' {
+            places.push((at..at, "\\"));
+        }
+        escaped = byte == b'\\' && !escaped;
+    }
+    places
 }
 
 /// The ends of the `{% raw %}`s in a part without other tags, each of which gets a `+`.

@@ -35,7 +35,7 @@ pub(super) fn teach(environment: &mut Environment<'_>) {
     environment.add_test("upper", |state: &State, value: &Value| {
         cased(state, value, char::is_uppercase, char::is_lowercase)
     });
-        environment.remove_test("safe");
+    environment.remove_test("safe");
     environment.remove_test("int");
     environment.remove_test("startingwith");
     environment.remove_test("endingwith");

@@ -56,6 +56,7 @@ pub(crate) fn as_float(value: &Value) -> Option<f64> {
 }
 
 fn write_repr(out: &mut PaidText, value: &Value) -> Result<(), Error> {
+    out.look()?;
     match value.kind() {
         ValueKind::Undefined => out.push("Undefined"),
         ValueKind::Number => match as_float(value) {

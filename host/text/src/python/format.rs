@@ -75,7 +75,8 @@ impl<'v> Given<'v> {
         };
         use ValueKind as Kind;
 
-        let listed = matches!(values.kind(), Kind::Map | Kind::Seq | Kind::Iterable | Kind::Undefined);
+        let listed =
+            matches!(values.kind(), Kind::Map | Kind::Seq | Kind::Iterable | Kind::Undefined);
         let may_remain = listed && !values.is_tuple();
         Ok(Self { values, in_order: in_order.into_iter(), may_remain })
     }
@@ -137,7 +138,10 @@ fn converted(state: &State, shape: &str, kind: char, value: &Value) -> Result<St
 /// `%d` of 5.9 is 5.
 fn truncated(value: &Value) -> Value {
     match display::as_float(value) {
-        #[expect(clippy::cast_possible_truncation, reason = "a number beyond is printed as its end")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a number beyond is printed as its end"
+        )]
         Some(float) => Value::from(float as i128),
         None => whole(value),
     }

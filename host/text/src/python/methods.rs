@@ -9,17 +9,64 @@ use super::text::{self as python, Ends};
 
 /// Names that are methods of a dict, whatever keys it has.
 pub(crate) const OF_DICTS: [&str; 11] = [
-    "clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update",
+    "clear",
+    "copy",
+    "fromkeys",
+    "get",
+    "items",
+    "keys",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
     "values",
 ];
 
 /// Names that are methods of a string. Whoever asks for one without calling it gets it.
-pub(crate) const OF_TEXTS: [&str; 40] = [
-    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower",
-    "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower",
-    "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
-    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title",
+pub(crate) const OF_TEXTS: [&str; 43] = [
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "upper",
+    "zfill",
 ];
 
 /// Calls a method. What it looks at has been paid for; what it makes is paid for here.
@@ -285,7 +332,8 @@ fn search(content: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     let [part, start, end] = bind(name, ["sub", "start", "end"], args)?;
     let part = required(part, name, "sub")?;
     let letters = content.chars().count();
-    let place = |place: Option<Value>, default: usize| match place.filter(|place| !place.is_none()) {
+    let place = |place: Option<Value>, default: usize| match place.filter(|place| !place.is_none())
+    {
         None => Ok::<usize, Error>(default),
         Some(place) => {
             let place = integer(&place, name)?;
@@ -295,7 +343,8 @@ fn search(content: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     };
     let (start, end) = (place(start, 0)?, place(end, letters)?.min(letters));
     let window = (start <= end).then(|| {
-        let byte = |letter: usize| content.char_indices().nth(letter).map_or(content.len(), |c| c.0);
+        let byte =
+            |letter: usize| content.char_indices().nth(letter).map_or(content.len(), |c| c.0);
         &content[byte(start)..byte(end)]
     });
     if let "startswith" | "endswith" = name {

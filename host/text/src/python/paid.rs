@@ -38,6 +38,11 @@ impl<'a, 'b, 'c> PaidText<'a, 'b, 'c> {
         Ok(())
     }
 
+    /// Pays for looking at a value, half a step.
+    pub(crate) fn look(&mut self) -> Result<(), Error> {
+        self.pay(BYTES_PER_FUEL / 2)
+    }
+
     pub(crate) fn finish(self) -> String {
         self.text
     }

@@ -67,9 +67,7 @@ pub(crate) fn split_at<'t>(
 
 /// Lines, by all that Python takes for an end of one.
 pub(crate) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
-    let ends = |letter: char| {
-        matches!(letter, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
-    };
+    let ends = |letter: char| matches!(letter, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find(ends) {
