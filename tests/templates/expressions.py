@@ -2,7 +2,9 @@
 
 Not here: what the host does not promise. Filters for web pages, `pprint`, `cycler`, `joiner`,
 `lipsum`, how `range` and a dict's views print, `str.format` with attributes and conversions,
-numbers beyond 128 bits, what sorting says of mixed types.
+numbers beyond 128 bits, what sorting says of mixed types, a default of a macro that uses an
+argument before it, and what a template computes of literals alone (minijinja does that when it
+reads it, by its own rules).
 """
 
 VARIABLES = {'s': 'Hello World',
@@ -141,7 +143,6 @@ FILTERS = [
     "count",
     "string|length",
     "attr('x')",
-    "attr('upper')",
     "list|string",
     "bool",
     "split",
@@ -204,8 +205,6 @@ MEMBERS = [
     "[2:1]",
     ".a",
     "['a']",
-    ".items",
-    ".get",
     ".keys()|list",
     ".items()|list",
     ".values()|list",
@@ -356,6 +355,8 @@ OPERATORS = [
 
 # Statements, white space, spellings, and what templates combine.
 TEMPLATES = [
+    "{{ d.items is defined }}{{ d.get is callable }}{{ s.upper is defined }}{{ l.items is defined }}",
+    "{% raw %}\n{{ x }}\n{% endraw %}\nb",
     "a\n{% if true %}\nb\n{% endif %}\nc\n",
     "a\r\n{% if true %}\r\nb\r\n{% endif %}\r\nc\r\n",
     "a\r{% if true %}\rb{% endif %}\rc\r",

@@ -2,8 +2,8 @@
 //!
 //! They are run as transformers runs them (`utils/chat_template_utils.py`): blocks trimmed,
 //! `messages`, `bos_token`, `eos_token` and `add_generation_prompt` given, `tools` and
-//! `documents` none, `raise_exception`, `strftime_now`, loop controls, and Python's methods of
-//! strings and dicts.
+//! `documents` none, `raise_exception`, `strftime_now`, loop controls, Jinja2's filters and tests
+//! ([`jinja`]), and Python's operators and methods ([`python`]).
 //!
 //! # Invariants
 //!

@@ -16,15 +16,20 @@
 //!
 //! The instructions are the engine's internals, which is why its version is pinned.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+mod names;
+mod namespace;
+
+use std::collections::BTreeSet;
 
 use minijinja::machinery::{Instruction, Instructions};
-use minijinja::value::{Kwargs, Object, ObjectRepr, ValueKind};
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use crate::jinja::operators::{self, BoundMethod};
 use crate::python::methods;
+use names::{COMPARING, ITERATING, MAKING_NONE, SHALLOW, SORTING};
+pub(crate) use namespace::Namespace;
+use namespace::{namespace, set};
 
 /// Lists in lists, and dicts. Descriptions of tools, the deepest that templates see, have ten.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -63,81 +68,6 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
         operators::iterated(&first).map(|_| arguments.clone())
     });
 }
-
-/// Filters that hand on what is in a value without looking at it.
-const SHALLOW: [&str; 12] = [
-    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list",
-    "reverse", "slice",
-];
-/// Filters that go over their first argument; those that are not here take what is false for none.
-const ITERATING: [&str; 13] = [
-    "batch", "first", "groupby", "join", "last", "list", "max", "min", "reverse", "slice", "sort",
-    "sum", "unique",
-];
-/// Filters that compare each item with some others.
-const SORTING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
-/// Filters that make no list and no dict, or weigh for themselves.
-const MAKING_NONE: [&str; 33] = [
-    "abs",
-    "attr",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "indent",
-    "int",
-    "join",
-    "last",
-    "length",
-    "lower",
-    "max",
-    "min",
-    "pprint",
-    "replace",
-    "round",
-    "safe",
-    "string",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "upper",
-    "urlencode",
-    "wordcount",
-];
-/// Tests that look into values.
-const COMPARING: [&str; 23] = [
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "endingwith",
-    "eq",
-    "equalto",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "ne",
-    "number",
-    "sameas",
-    "startingwith",
-    "upper",
-    "divisibleby",
-];
 
 /// The same program, with its checks.
 pub(crate) fn metered<'s>(program: &Instructions<'s>) -> Instructions<'s> {
@@ -455,61 +385,4 @@ fn indexed(state: &State, operands: &Value) -> Result<Value, Error> {
     let bytes = of.as_str().map_or(0, str::len);
     state.consume_fuel(bytes as u64 / UNITS_OF_A_STEP)?;
     Ok(operands.clone())
-}
-
-/// Values by name that a template may change: `namespace()`. It is no dict, as in Jinja2.
-#[derive(Debug, Default)]
-pub(crate) struct Namespace(Mutex<BTreeMap<String, Value>>);
-
-impl Object for Namespace {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        values.get(key.as_str()?).cloned()
-    }
-}
-
-impl Namespace {
-    /// All of them, as a dict.
-    pub(crate) fn values(&self) -> Value {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Value::from_pairs(values.clone())
-    }
-
-    fn set(&self, state: &State, name: &str, value: Value) -> Result<(), Error> {
-        // As in a list: it may be no namespace either.
-        settled(state, &Value::from(vec![value.clone()]), 0)?;
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        values.insert(name.to_owned(), value);
-        Ok(())
-    }
-}
-
-fn namespace(state: &State, defaults: Option<Value>, more: Kwargs) -> Result<Value, Error> {
-    let namespace = Namespace::default();
-    if let Some(defaults) = defaults {
-        for key in defaults.try_iter()? {
-            if let Some(name) = key.as_str() {
-                namespace.set(state, name, defaults.get_item(&key)?)?;
-            }
-        }
-    }
-    for name in more.args() {
-        namespace.set(state, name, more.get(name)?)?;
-    }
-    Ok(Value::from_object(namespace))
-}
-
-/// `{% set namespace.name = value %}`.
-fn set(state: &State, value: &Value, namespace: &Value, name: &str) -> Result<(), Error> {
-    match namespace.downcast_object_ref::<Namespace>() {
-        Some(namespace) => namespace.set(state, name, value.clone()),
-        None => {
-            let error = format!("can only assign to namespaces, not {}", namespace.kind());
-            Err(Error::new(ErrorKind::InvalidOperation, error))
-        }
-    }
 }

@@ -243,7 +243,7 @@ fn join(state: &mut State, value: &Value, args: Arguments) -> Result<Value, Erro
     let between = display::text(state, &between)?;
     let mut out = PaidText::new(state);
     for (at, item) in items.try_iter()?.enumerate() {
-        out.push(if at > 0 { &*between } else { "" })?;
+        out.push(if at > 0 { &between } else { "" })?;
         out.push(&display::text(state, &item)?)?;
     }
     Ok(Value::from(out.finish()))

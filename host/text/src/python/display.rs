@@ -130,6 +130,6 @@ pub(crate) fn is_printable(letter: char) -> bool {
     match letter {
         ' '..='~' => true,
         '\0'..='\u{7f}' => false,
-        _ => !String::from_iter(['a', letter]).escape_debug().nth(1).is_some_and(|c| c == '\\'),
+        _ => String::from_iter(['a', letter]).escape_debug().nth(1) != Some('\\'),
     }
 }
