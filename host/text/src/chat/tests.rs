@@ -509,7 +509,7 @@ fn values_print_as_python_prints_them() {
         ("'' | d('D', boolean=true) ~ none | default('x')", "DNone"),
         ("'a\nb' | indent('> ', first=true)", "> a\n> b"),
         ("3 | round(1, 'floor') ~ '|' ~ 2.5 | round ~ '|' ~ true | round", "3.0|2.0|1"),
-        ("'Hello you all' | truncate(8) ~ 'a b' | wordcount ~ 'a b' | urlencode", "Hello...2a%20b"),
+        ("'Hello you all' | truncate(7) ~ 'a b' | wordcount ~ 'a b' | urlencode", "Hell...2a%20b"),
         (
             "none is iterable ~ 'a' is sequence ~ {} is sequence ~ true is number",
             "FalseTrueTrueTrue",
