@@ -61,7 +61,7 @@ check-lints: setup ## clippy, where any warning is an error
 	$(CARGO) clippy --manifest-path host/mlx-setup/Cargo.toml --target-dir target/mlx-setup --all-targets --locked -- -D warnings
 
 .PHONY: test-rust
-test-rust: setup model redis guests-languages ## the Rust tests: host, policies, setup
+test-rust: setup model redis templates guests-languages ## the Rust tests: host, policies, setup
 	$(CARGO) test --workspace --locked
 	@set -e; for manifest in $(POLICY_WORKSPACES); do \
 	  echo "$(CARGO) test --manifest-path $$manifest"; \
@@ -100,6 +100,11 @@ guests: toolchain ## the policies and the tests' guests, as target/guests/*.wasm
 .PHONY: redis
 redis: need-python ## the oldest and newest Redis for the tests, under target/redis
 	@PYTHON=$(PYTHON) host/state/redis-setup.sh
+
+# What Jinja2 makes of the chat templates that packages ship, for the test that compares.
+.PHONY: templates
+templates: need-python ## what Jinja2 makes of public chat templates, under target/templates
+	@PYTHON=$(PYTHON) tests/templates/setup.sh
 
 # Not part of `setup`: building and serving need no JavaScript and no Python.
 .PHONY: guests-languages

@@ -3,7 +3,7 @@
 //! They are run as transformers runs them (`utils/chat_template_utils.py`): blocks trimmed,
 //! `messages`, the model's special tokens by name (`bos_token`, ..), `add_generation_prompt` and the
 //! client's own variables given, `tools` and `documents` none, `raise_exception`, `strftime_now`, loop
-//! controls, and Python's methods of strings and dicts.
+//! controls, Jinja2's filters and tests ([`jinja`]), and Python's operators and methods ([`python`]).
 //!
 //! # Invariants
 //!
@@ -39,6 +39,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde_json::Map;
 
 pub use self::options::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
+use crate::jinja::{self, REFUSAL_LETTERS_MAX, Refusal, source};
 use crate::metered::{self, DEPTH_MAX, TooDeep};
 use crate::{RenderError, RenderLimit, TextError, python};
 
@@ -67,8 +68,6 @@ const TAG_MAX: usize = 4000;
 const BRANCHES_MAX: usize = 1000;
 /// Enough to read and drop a template of that size: measured, four times over.
 const COMPILING_STACK_BYTES: usize = 64 * 1024 * 1024;
-/// Letters of a message of the template's; it may put what it likes into one.
-const REFUSAL_LETTERS_MAX: usize = 1000;
 
 /// A compiled template with everything it may call.
 pub(crate) struct ChatTemplate {
@@ -83,27 +82,20 @@ pub(crate) struct ChatTemplate {
 /// Its name in the environment. Without an extension, so nothing is escaped for HTML.
 const NAME: &str = "chat_template";
 
-/// What a template said through `raise_exception`.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refusal(String);
-
 impl ChatTemplate {
     pub(crate) fn new(
         source: &str,
         special_tokens: &Map<String, serde_json::Value>,
     ) -> Result<Self, TextError> {
-        let source = without_generation_blocks(source);
-        is_readable(&source)?;
+        is_readable(source)?;
+        let source = source::normalized(source, &syntax());
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(NESTING);
         // Its errors would quote the messages into our log.
         environment.set_debug(false);
-        environment.set_unknown_method_callback(python::method);
-        environment.add_filter("tojson", python::tojson);
-        environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
+        jinja::teach(&mut environment);
         metered::teach(&mut environment);
         // The parser recurses where a text is nested.
         let compiled = thread::scope(|scope| {
@@ -133,7 +125,17 @@ impl ChatTemplate {
         bytes_max: usize,
     ) -> Result<String, RenderError> {
         small_enough(messages, tokens_max, bytes_max)?;
-        let root = self.variables(messages, options);
+        let text = self.run(self.variables(messages, options))?;
+        match (options.end, messages.last()) {
+            (PromptEnd::WithinLastMessage, Some(last)) => {
+                continued::cut(text, last).ok_or(RenderError::NotContinued)
+            }
+            _ => Ok(text),
+        }
+    }
+
+    /// What the template makes of these variables.
+    fn run(&self, root: Value) -> Result<String, RenderError> {
         let template = self.compiled.get_template(NAME).map_err(failure)?;
         let compiled = machinery::get_compiled_template(&template);
         let program = metered::metered(&compiled.instructions);
@@ -142,12 +144,7 @@ impl ChatTemplate {
         let mut out = machinery::make_string_output(&mut text);
         machinery::eval(&self.environment, &program, root, &blocks, &mut out, AutoEscape::None)
             .map_err(failure)?;
-        match (options.end, messages.last()) {
-            (PromptEnd::WithinLastMessage, Some(last)) => {
-                continued::cut(text, last).ok_or(RenderError::NotContinued)
-            }
-            _ => Ok(text),
-        }
+        Ok(text)
     }
 
     /// What a template may name. The client's variables may only have names that this model alone
@@ -245,25 +242,6 @@ fn value(message: &Message) -> Value {
     Value::from_pairs([("role", role), ("content", content)].into_iter().chain(name))
 }
 
-/// `{% generation %}` marks what the assistant said, for training; its content is just text.
-fn without_generation_blocks(source: &str) -> String {
-    let mut source = source.to_owned();
-    for (mark, block) in [("generation", "if true"), ("endgeneration", "endif")] {
-        for open in ["{%", "{%-"] {
-            for close in ["%}", "-%}"] {
-                let marked = format!("{open} {mark} {close}");
-                source = source.replace(&marked, &format!("{open} {block} {close}"));
-            }
-        }
-    }
-    source
-}
-
-fn raise_exception(message: String) -> Result<String, Error> {
-    let error = Error::new(ErrorKind::InvalidOperation, "the template refused the messages");
-    Err(error.with_source(Refusal(message.chars().take(REFUSAL_LETTERS_MAX).collect())))
-}
-
 fn strftime_now(format: String) -> String {
     // A clock before 1970 is a broken one; the template gets 1970.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -288,5 +266,7 @@ fn failure(error: Error) -> RenderError {
     RenderError::Template(error.to_string().chars().take(REFUSAL_LETTERS_MAX).collect())
 }
 
+#[cfg(test)]
+mod judged;
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,7 @@ mod bounded;
 mod chat;
 mod detokenizer;
 mod gguf;
+mod jinja;
 mod metered;
 mod model;
 mod pieces;

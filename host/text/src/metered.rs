@@ -16,12 +16,20 @@
 //!
 //! The instructions are the engine's internals, which is why its version is pinned.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+mod names;
+mod namespace;
+
+use std::collections::BTreeSet;
 
 use minijinja::machinery::{Instruction, Instructions};
-use minijinja::value::{Enumerator, Kwargs, Object, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, ErrorKind, State, Value};
+
+use crate::jinja::operators::{self, BoundMethod};
+use crate::python::methods;
+use names::{COMPARING, ITERATING, MAKING_NONE, SHALLOW, SORTING};
+pub(crate) use namespace::Namespace;
+use namespace::{namespace, set};
 
 /// Lists in lists, and dicts. Descriptions of tools, the deepest that templates see, have ten.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -36,6 +44,7 @@ const WEIGHED: &str = "<weighed>";
 const SORTED: &str = "<sorted>";
 const INDEXED: &str = "<indexed>";
 const SET: &str = "<set>";
+const ITERATED_FIRST: &str = "<iterated_first>";
 
 /// A value nested deeper than [`DEPTH_MAX`].
 #[derive(Debug, thiserror::Error)]
@@ -54,82 +63,11 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
     environment.add_filter(INDEXED, indexed);
     environment.add_filter(SET, set);
     environment.add_function("namespace", namespace);
-    // Jinja has none of these: one prints everything that there is, the others are lazy in ways
-    // of their own.
-    environment.remove_global("debug");
-    environment.remove_filter("chain");
-    environment.remove_filter("zip");
-    environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
-        weigh(state, value, 0)?;
-        minijinja::escape_formatter(out, state, value)
+    environment.add_filter(ITERATED_FIRST, |arguments: &Value| {
+        let first = arguments.get_item_by_index(0)?;
+        operators::iterated(&first).map(|_| arguments.clone())
     });
 }
-
-/// Filters that hand on what is in a value without looking at it.
-const SHALLOW: [&str; 12] = [
-    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list",
-    "reverse", "slice",
-];
-/// Filters that compare each item with some others.
-const SORTING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
-/// Filters that make no list and no dict, or weigh for themselves.
-const MAKING_NONE: [&str; 29] = [
-    "abs",
-    "attr",
-    "bool",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "format",
-    "indent",
-    "int",
-    "join",
-    "last",
-    "length",
-    "lower",
-    "max",
-    "min",
-    "pprint",
-    "replace",
-    "round",
-    "safe",
-    "string",
-    "title",
-    "tojson",
-    "trim",
-    "upper",
-];
-/// Tests that look into values.
-const COMPARING: [&str; 23] = [
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "endingwith",
-    "eq",
-    "equalto",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "ne",
-    "number",
-    "sameas",
-    "startingwith",
-    "upper",
-    "divisibleby",
-];
 
 /// The same program, with its checks.
 pub(crate) fn metered<'s>(program: &Instructions<'s>) -> Instructions<'s> {
@@ -199,11 +137,7 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
     let named = matches!(before, Some(I::LoadConst(value)) if value.kind() == ValueKind::String);
     let step = step.clone();
     match step {
-        I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In | I::CompareAndPreserve(_)
-            if constant =>
-        {
-            vec![step]
-        }
+        I::Eq | I::Ne if constant => vec![step],
         I::Eq
         | I::Ne
         | I::Lt
@@ -212,9 +146,25 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
         | I::Gte
         | I::In
         | I::CompareAndPreserve(_)
-        | I::StringConcat => {
-            let [list, check, back] = operands(Some(2), WEIGHED);
-            vec![list, check, back, I::DiscardTop, step]
+        | I::Mul => {
+            let check = match comparison(&step) {
+                Comparison::Equality => WEIGHED,
+                Comparison::Order => operators::ORDERED,
+                Comparison::Containment => operators::CONTAINED,
+                Comparison::None => operators::MULTIPLIED,
+            };
+            let [list, check, back] = operands(Some(2), check);
+            let made = matches!(step, I::Mul).then(|| checked(MADE));
+            [list, check, back, I::DiscardTop, step].into_iter().chain(made).collect()
+        }
+        I::StringConcat => vec![I::ApplyFilter(operators::CONCATENATED, Some(2), !0)],
+        I::Rem => vec![I::ApplyFilter(operators::REMAINDER, Some(2), !0)],
+        I::PushLoop(_) => vec![checked(operators::ITERATED), step],
+        I::GetAttr(name)
+            if methods::OF_DICTS.contains(&name) || methods::OF_TEXTS.contains(&name) =>
+        {
+            let attribute = I::ApplyFilter(operators::ATTRIBUTE, Some(2), !0);
+            vec![I::LoadConst(Value::from(name)), attribute, checked(MADE)]
         }
         // A text is indexed by numbers.
         I::GetItem if constant && named => vec![step],
@@ -224,7 +174,7 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
         }
         I::Slice => {
             let [list, check, back] = operands(Some(4), INDEXED);
-            vec![list, check, back, I::DiscardTop, step, checked(MADE)]
+            vec![list, checked(operators::SLICED), check, back, I::DiscardTop, step, checked(MADE)]
         }
         // With a text or number on one side it is no list.
         I::Add if constant => vec![step],
@@ -232,11 +182,21 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
         | I::BuildMap(_)
         | I::BuildTuple(_)
         | I::Add
-        | I::Mul
         | I::CallFunction(..)
         | I::CallObject(_) => vec![step, checked(MADE)],
         I::ApplyFilter(name, count, local) => {
             let mut steps = Vec::new();
+            let count = match count {
+                _ if !ITERATING.contains(&name) => count,
+                Some(1) => {
+                    steps.push(checked(operators::ITERATED));
+                    count
+                }
+                count => {
+                    steps.extend(operands(count, ITERATED_FIRST));
+                    None
+                }
+            };
             let count = if SHALLOW.contains(&name) || name == "tojson" {
                 count
             } else {
@@ -266,6 +226,31 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
             vec![I::LoadConst(Value::from(name)), I::ApplyFilter(SET, Some(3), !0), I::DiscardTop]
         }
         step => vec![step],
+    }
+}
+
+/// What an operator asks of its operands.
+enum Comparison {
+    None,
+    Equality,
+    Order,
+    Containment,
+}
+
+fn comparison(step: &Instruction<'_>) -> Comparison {
+    use Instruction as I;
+
+    match step {
+        I::Eq | I::Ne => Comparison::Equality,
+        I::Lt | I::Lte | I::Gt | I::Gte => Comparison::Order,
+        I::In => Comparison::Containment,
+        // The type of the operator cannot be named: ==, !=, four of order, `in` and `not in`.
+        I::CompareAndPreserve(operator) => match *operator as u8 {
+            0 | 1 => Comparison::Equality,
+            2..=5 => Comparison::Order,
+            _ => Comparison::Containment,
+        },
+        _ => Comparison::None,
     }
 }
 
@@ -374,6 +359,9 @@ fn settled(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > DEPTH_MAX {
         return Err(Error::from(ErrorKind::InvalidOperation).with_source(TooDeep));
     }
+    if let Some(method) = value.downcast_object_ref::<BoundMethod>() {
+        return contained(method.value());
+    }
     match value.kind() {
         ValueKind::Map => {
             state.consume_fuel(1 + value.len().unwrap_or(0) as u64)?;
@@ -397,56 +385,4 @@ fn indexed(state: &State, operands: &Value) -> Result<Value, Error> {
     let bytes = of.as_str().map_or(0, str::len);
     state.consume_fuel(bytes as u64 / UNITS_OF_A_STEP)?;
     Ok(operands.clone())
-}
-
-/// Values by name that a template may change: `namespace()`.
-#[derive(Debug, Default)]
-struct Namespace(Mutex<BTreeMap<String, Value>>);
-
-impl Object for Namespace {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        values.get(key.as_str()?).cloned()
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Enumerator::Values(values.keys().map(Value::from).collect())
-    }
-}
-
-impl Namespace {
-    fn set(&self, state: &State, name: &str, value: Value) -> Result<(), Error> {
-        // As in a list: it may be no namespace either.
-        settled(state, &Value::from(vec![value.clone()]), 0)?;
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        values.insert(name.to_owned(), value);
-        Ok(())
-    }
-}
-
-fn namespace(state: &State, defaults: Option<Value>, more: Kwargs) -> Result<Value, Error> {
-    let namespace = Namespace::default();
-    if let Some(defaults) = defaults {
-        for key in defaults.try_iter()? {
-            if let Some(name) = key.as_str() {
-                namespace.set(state, name, defaults.get_item(&key)?)?;
-            }
-        }
-    }
-    for name in more.args() {
-        namespace.set(state, name, more.get(name)?)?;
-    }
-    Ok(Value::from_object(namespace))
-}
-
-/// `{% set namespace.name = value %}`.
-fn set(state: &State, value: &Value, namespace: &Value, name: &str) -> Result<(), Error> {
-    match namespace.downcast_object_ref::<Namespace>() {
-        Some(namespace) => namespace.set(state, name, value.clone()),
-        None => {
-            let error = format!("can only assign to namespaces, not {}", namespace.kind());
-            Err(Error::new(ErrorKind::InvalidOperation, error))
-        }
-    }
 }
