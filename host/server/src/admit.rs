@@ -101,7 +101,8 @@ impl Host {
         self.identify_for(meta, endpoint, headers, false).await
     }
 
-    /// The same of someone who asks for an answer that is made, or cancels: for no new work.
+    /// The same of someone who asks for an answer that is made, or cancels: for no new work. The
+    /// endpoint is that of the request which it is about.
     ///
     /// # Errors
     ///
@@ -109,9 +110,10 @@ impl Host {
     pub(crate) async fn identify_to_look_up(
         &self,
         meta: &Meta,
+        endpoint: Endpoint,
         headers: &HeaderMap,
     ) -> Result<Visit, Failure> {
-        self.identify_for(meta, Endpoint::Responses, headers, true).await
+        self.identify_for(meta, endpoint, headers, true).await
     }
 
     async fn identify_for(

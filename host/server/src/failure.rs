@@ -396,7 +396,9 @@ impl Failure {
             }
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
-            Self::UnknownRequest(id) => format!("no request {id:?} is in flight"),
+            Self::UnknownRequest(id) => {
+                format!("no request {id:?} is in flight, and no answer to one is kept")
+            }
             Self::Connections(Over::Connections(limit)) => {
                 format!("{limit} connections are open, which is the limit")
             }

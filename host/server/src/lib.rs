@@ -39,6 +39,7 @@ mod admin;
 mod admit;
 mod ask;
 mod body;
+mod cancel;
 mod client;
 mod config;
 mod doors;

@@ -24,6 +24,7 @@ use crate::doors::Over;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
+use crate::pieces::EndKind;
 use crate::{ServedModel, later};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -251,7 +252,8 @@ async fn model(
 }
 
 /// Cancels a request wherever it is, and all others of its id and tenant. Its client is told; asking
-/// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart.
+/// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart, and is
+/// told what became of it: it may have come to its own end before.
 async fn cancel(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
@@ -259,20 +261,22 @@ async fn cancel(
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Answer {
-    let visit = host.identify_to_look_up(&meta, &headers).await?;
     let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
-    let known = RequestId::parse(&id).ok().map(|id| {
-        let requests = host.live.cancel(&id, &visit.identity.tenant, CancelCause::Operator);
-        (id, requests)
-    });
-    match known.filter(|(_, requests)| *requests > 0) {
-        Some((id, requests)) => {
-            tracing::info!(request = %id, requests, "cancelled by an operator");
-            Ok(Json(json!({ "id": id.as_str(), "object": "request", "cancelled": true }))
-                .into_response())
-        }
-        _ => Err(Failure::UnknownRequest(cut(&id))),
-    }
+    let unknown = || Failure::UnknownRequest(cut(&id));
+    let request = RequestId::parse(&id).ok();
+    let endpoint = host.endpoint_of(request.as_ref());
+    let visit = host.identify_to_look_up(&meta, endpoint, &headers).await?;
+    let request = request.ok_or_else(unknown)?;
+    let end = host.cancel(&request, &visit.identity.tenant, CancelCause::Operator).await;
+    let end = end.ok_or_else(unknown)?;
+    tracing::info!(%request, end = end.as_str(), "a request was asked to stop by its client");
+    Ok(Json(json!({
+        "id": request.as_str(),
+        "object": "request",
+        "cancelled": end == EndKind::Cancelled,
+        "status": end.as_str(),
+    }))
+    .into_response())
 }
 
 async fn live() -> Response {

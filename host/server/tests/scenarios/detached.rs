@@ -9,16 +9,16 @@ use serde_json::Value;
 
 use crate::rig::{Rig, Script, Setup, within};
 
-const BACKGROUND: &str =
+pub(crate) const BACKGROUND: &str =
     r#"{"model":"sim","input":"hello","max_output_tokens":8,"temperature":0,"background":true}"#;
 
-fn detach() -> Setup {
+pub(crate) fn detach() -> Setup {
     let limits = DrainLimits { time_max: Duration::from_secs(20), tokens_max: 1000 };
     let on_disconnect = Some(DisconnectAction::Detach(limits));
     Setup::planning(PlanProposal { on_disconnect, ..PlanProposal::default() })
 }
 
-async fn becomes(rig: &Rig, path: &str, status: &str) -> Value {
+pub(crate) async fn becomes(rig: &Rig, path: &str, status: &str) -> Value {
     within(async {
         loop {
             let answer = rig.get(path).await.json();

@@ -2,6 +2,7 @@
 
 mod admin;
 mod answers;
+mod cancelling;
 mod crowds;
 mod deciding;
 mod detached;
