@@ -197,12 +197,15 @@ impl Host {
         response
     }
 
-    fn model_card(&self, model: &ServedModel) -> serde_json::Value {
+    /// A model under one of its names. `root` is the one that its answers give.
+    fn model_card(&self, name: &str, model: &ServedModel) -> serde_json::Value {
         json!({
-            "id": model.id.as_str(),
+            "id": name,
             "object": "model",
             "created": self.started_at,
             "owned_by": "interlock",
+            "root": model.id.as_str(),
+            "parent": null,
         })
     }
 }
@@ -236,8 +239,15 @@ async fn responses(
     generate(host, Endpoint::Responses, meta, headers, body).await
 }
 
+/// All names that a request may give: the models' own, the default one first, then the others.
 async fn models(State(host): State<Arc<Host>>) -> Response {
-    let cards: Vec<_> = host.models.iter().map(|model| host.model_card(model)).collect();
+    let own = host.models.iter().map(|model| (model.id.as_str(), model));
+    let aliases = host
+        .models
+        .iter()
+        .flat_map(|model| model.aliases.iter().map(move |alias| (alias.as_str(), model)));
+    let cards: Vec<_> =
+        own.chain(aliases).map(|(name, model)| host.model_card(name, model)).collect();
     Json(json!({ "object": "list", "data": cards })).into_response()
 }
 
@@ -248,7 +258,7 @@ async fn model(
 ) -> Answer {
     let asked = asked.map_or_else(|_| as_written(&uri, "/v1/models/"), |Path(asked)| asked);
     let model = host.models.called(&asked)?;
-    Ok(Json(host.model_card(model)).into_response())
+    Ok(Json(host.model_card(&asked, model)).into_response())
 }
 
 /// Cancels a request wherever it is, and all others of its id and tenant. Its client is told; asking

@@ -126,7 +126,7 @@ async fn so_many_go_on_without_a_client_and_no_more() {
 }
 
 /// A policy that believes what a header says.
-fn tenants() -> Script {
+pub(crate) fn tenants() -> Script {
     let identify = |caller: &interlock_admission::Caller| {
         let tenant = caller.headers.0.first().map_or("", |(_, value)| value).to_owned();
         Identified::Known(Identity { tenant, ..Identity::default() }, "header".into())

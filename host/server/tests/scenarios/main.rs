@@ -17,6 +17,7 @@ mod models;
 mod rig;
 mod stopping;
 mod telling;
+mod tenants;
 mod watching;
 mod wire;
 mod work;
