@@ -50,7 +50,8 @@ pub struct Caller {
     pub request_id: RequestId,
     /// When the request's head was read, in microseconds since the Unix epoch.
     pub arrived_at_micros: u64,
-    /// The endpoint it came through.
+    /// The endpoint it came through; of a call that looks a request up or cancels it, the one that
+    /// the request came through.
     pub endpoint: Endpoint,
     /// SHA-256 of the bearer token or of `x-api-key`, in hex; empty when there is none.
     pub credential: String,

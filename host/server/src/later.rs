@@ -61,7 +61,7 @@ pub(crate) async fn cancel_response(
 ) -> Answer {
     let (title, _) = host.kept_response(&meta, &headers, &id).await?;
     let kept = host.cancel_kept(&title).await;
-    shown(&host.work, &title, &kept.ok_or_else(|| Failure::UnknownRequest(cut(&id)))?).await
+    shown(&host.work, &title, &kept.ok_or_else(|| Failure::NotKept(cut(&id)))?).await
 }
 
 /// `DELETE /v1/responses/{id}`: one that still runs is cancelled first, since nobody could ask for it
@@ -75,7 +75,7 @@ pub(crate) async fn delete_response(
     let (title, _) = host.kept_response(&meta, &headers, &id).await?;
     host.cancel_kept(&title).await;
     if !host.results.remove(&title) {
-        return Err(Failure::UnknownRequest(cut(&id)));
+        return Err(Failure::NotKept(cut(&id)));
     }
     Ok(Json(json!({ "id": id, "object": "response", "deleted": true })).into_response())
 }
@@ -121,7 +121,7 @@ impl Host {
         headers: &HeaderMap,
         id: &str,
     ) -> Result<(Arc<Title>, Kept), Failure> {
-        let unknown = || Failure::UnknownRequest(cut(id));
+        let unknown = || Failure::NotKept(cut(id));
         let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
         let (title, kept) = self.kept(meta, Endpoint::Responses, headers, request).await?;
         let is_response = matches!(title.shape, Shape::Responses(_));
@@ -136,9 +136,9 @@ impl Host {
         id: &str,
     ) -> Result<(Arc<Title>, Kept), Failure> {
         let visit = self.identify_to_look_up(meta, endpoint, headers).await?;
-        let id = RequestId::parse(id).map_err(|_| Failure::UnknownRequest(cut(id)))?;
+        let id = RequestId::parse(id).map_err(|_| Failure::NotKept(cut(id)))?;
         let kept = self.results.get(&id, &visit.identity.tenant);
-        kept.ok_or_else(|| Failure::UnknownRequest(id.to_string()))
+        kept.ok_or_else(|| Failure::NotKept(id.to_string()))
     }
 }
 

@@ -207,6 +207,25 @@ async fn a_response_that_has_ended_before_its_delete_was_heard_is_gone_and_was_c
     assert_eq!(rig.ended().await.1.outcome, Outcome::Completed(Finish::Length));
 }
 
+/// A client waits for it, so there is nothing to fetch; but it is not nowhere either.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_request_whose_client_waits_nobody_is_told_that_it_is_not_in_flight() {
+    let rig = Rig::with(Setup { gated: true, ..Setup::default() }).await;
+    let body = BACKGROUND.replace(",\"background\":true", "");
+    let mut waits = rig.begin("/v1/responses", "bg", &body).await;
+    rig.gate.wait_begun(1);
+    for how in
+        [("GET", "/v1/responses/resp_bg"), ("GET", "/v1/requests/bg"), CANCEL_RESPONSE, DELETE]
+    {
+        let answer = ask(&rig, how).await;
+        assert_eq!(answer.code(), "request_not_found", "{how:?}");
+        let why = answer.json()["error"]["message"].to_string();
+        assert!(!why.contains("in flight") && why.contains("background"), "{how:?}: {why}");
+    }
+    rig.gate.open();
+    assert_eq!(waits.answer().await.status, 200, "and none of these has touched it");
+}
+
 /// Another request of the client's has the same id.
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_a_response_touches_no_other_request_of_its_id() {
