@@ -5,6 +5,7 @@
 //!
 //! - who was asked to stop before a turn began gets no part in it;
 //! - requests start in the order of rank, and whoever gives way for them is the last in rank;
+//! - no request reads what another tenant's computed, unless all share ([`crate::sharing`]);
 //! - a pass computes each request once, every stream that flows, prompts in the order of rank
 //!   within the chunk, and a suspect alone; only streams that flow make a prompt wait, and not for
 //!   ever;
@@ -19,8 +20,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use interlock_engine::{
-    Audit, Caches, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed, PassFault,
-    RETRIES_MAX, TOKENS_PER_RETRY, Turn,
+    Audit, CacheConfig, Caches, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed,
+    PassFault, PrefixSharing, RETRIES_MAX, TOKENS_PER_RETRY, Turn,
 };
 use interlock_request::{CancelCause, Fault, FaultKind, Finish, Outcome, Priority, Usage};
 use interlock_scheduler::OVERTAKEN_MAX;
@@ -28,6 +29,7 @@ use interlock_scheduler::OVERTAKEN_MAX;
 use crate::device::{OVERSIZED, RowOf, Seen};
 use crate::outside::{Client, Fate, Outside};
 use crate::scenario::Request;
+use crate::sharing::shares;
 use crate::world::TurnOf;
 
 /// Good passes before more is tried than is known to fit.
@@ -37,6 +39,7 @@ const PATIENCE: usize = 32;
 pub(crate) struct Books {
     requests: Rc<[Request]>,
     shape: ModelShape,
+    sharing: PrefixSharing,
     running_max: usize,
     displace: bool,
     chunk: usize,
@@ -195,12 +198,18 @@ impl Entry {
 }
 
 impl Books {
-    pub(crate) fn new(requests: Rc<[Request]>, shape: ModelShape, config: &EngineConfig) -> Self {
+    pub(crate) fn new(
+        requests: Rc<[Request]>,
+        shape: ModelShape,
+        config: &EngineConfig,
+        cache: &CacheConfig,
+    ) -> Self {
         let batched = config.mode == Mode::Batched;
         Self {
             entries: vec![Entry::default(); requests.len()],
             requests,
             shape,
+            sharing: cache.prefix_sharing,
             running_max: if batched { config.running_max.get() as usize } else { 1 },
             displace: batched,
             chunk: config.prefill_chunk.get() as usize,
@@ -505,6 +514,9 @@ impl Books {
             }
             entry.rowless = false;
             entry.served = entry.served.max(row.from);
+            let (own, across) = shares(self.sharing, &self.requests, row.who, &row.read);
+            self.counts.happened("read_of_its_tenants", usize::from(own > 0));
+            self.counts.happened("read_of_others", usize::from(across > 0));
             let left = self.left(row.who).expect("it runs");
             assert_eq!(row.draw, row.tokens == left, "{} draws from its last token", row.who);
         }

@@ -13,6 +13,7 @@ use interlock_sim::{Device, RowSeen, SimModel, SimSettings};
 
 use crate::outside::Outside;
 use crate::scenario::{Faults, Request, one_in};
+use crate::sharing::Authors;
 
 /// Time stands still but for [`VirtualClock::advance`].
 #[derive(Debug, Clone, Default)]
@@ -65,6 +66,8 @@ pub(crate) struct RowOf {
     pub from: usize,
     pub tokens: usize,
     pub draw: bool,
+    /// Who else computed what it reads.
+    pub read: Vec<usize>,
     /// What came of it.
     pub drawn: Option<TokenId>,
 }
@@ -81,6 +84,7 @@ pub(crate) struct Watched {
     requests: Rc<[Request]>,
     /// Who is who, in the order in which the simulated model opened them.
     opened: Rc<RefCell<Vec<usize>>>,
+    authors: Authors,
     log: Log,
 }
 
@@ -126,7 +130,17 @@ impl Watched {
             outside: Rc::clone(outside),
         };
         let model = SimModel::on(settings, Box::new(device));
-        (Self { model, miscounts, requests, opened, log: Rc::clone(&log) }, log)
+        (
+            Self {
+                model,
+                miscounts,
+                requests,
+                opened,
+                authors: Authors::default(),
+                log: Rc::clone(&log),
+            },
+            log,
+        )
     }
 
     /// A position that a row writes belongs to that row alone.
@@ -180,6 +194,8 @@ impl Forward for Watched {
 
     fn pass(&mut self, rows: &mut [Row<'_, Sequence>]) -> Result<Vec<Option<Drawn>>, PassFailed> {
         self.nobody_writes_where_another_reads(rows);
+        let page_tokens = self.model.shape().page_tokens as usize;
+        let authors = &mut self.authors;
         let mut told: Vec<_> = rows
             .iter()
             .map(|row| RowOf {
@@ -187,6 +203,7 @@ impl Forward for Watched {
                 from: row.from as usize,
                 tokens: row.tokens.len(),
                 draw: row.draw,
+                read: authors.read(row.sequence.who, row, page_tokens),
                 drawn: None,
             })
             .collect();

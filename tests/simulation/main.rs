@@ -19,6 +19,7 @@ mod company;
 mod device;
 mod outside;
 mod scenario;
+mod sharing;
 mod stories;
 mod world;
 
@@ -66,6 +67,8 @@ fn whatever_happens_the_books_agree() {
         ("in_flight", 150),
         ("full", 200),
         ("prefix_hits", 1000),
+        ("read_of_its_tenants", 1000),
+        ("read_of_others", 500),
         ("too_long", 1),
     ];
     run(Theme::General, &least);
@@ -109,7 +112,7 @@ fn storms_leave_nothing_behind() {
 
 #[test]
 fn what_passes_cost_changes_who_waits_and_nothing_else() {
-    let least = [("completed", 3000), ("cancelled", 500), ("held_up", 1000), ("prefix_hits", 1000)];
+    let least = [("completed", 3000), ("cancelled", 500), ("held_up", 1000), ("prefix_hits", 800)];
     run(Theme::Costs, &least);
 }
 

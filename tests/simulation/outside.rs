@@ -133,8 +133,9 @@ pub(crate) fn admit(
     request: &Request,
 ) -> Option<(Admitted, Oversight)> {
     let (prompt, generation) = (request.prompt.clone(), request.generation.clone());
+    let (id, tenant) = (who.to_string(), request.tenant);
     let consent =
-        interlock_tests::admit(chain, who as u64, &who.to_string(), prompt, generation).ok()?;
+        interlock_tests::admit_of(tenant, chain, who as u64, &id, prompt, generation).ok()?;
     Some((consent.admitted, consent.oversight))
 }
 

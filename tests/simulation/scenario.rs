@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use fastrand::Rng;
-use interlock_engine::{CacheConfig, EngineConfig, Mode};
+use interlock_engine::{CacheConfig, EngineConfig, Mode, PrefixSharing};
 use interlock_request::{Deadlines, Generation, Priority, Sampling, TokenId};
 use interlock_sim::{SimModel, SimSettings};
 
@@ -54,6 +54,7 @@ pub(crate) struct Scenario {
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub at: Duration,
+    pub tenant: &'static str,
     pub prompt: Vec<TokenId>,
     /// Its priority is the policy's to say.
     pub generation: Generation,
@@ -185,6 +186,7 @@ impl Scenario {
         for (number, request) in requests.iter_mut().enumerate() {
             request.generation.sampling.top_k = number as u32;
         }
+        let prefix_sharing = tenants(seed, &mut requests);
         Self {
             seed: Some(seed),
             engine: EngineConfig {
@@ -198,7 +200,11 @@ impl Scenario {
                 decode_stretch_max: number(of(rng, &[1, 2, 3, 10])),
                 decode_pause_max: ms([0, 20, 200][(seed / Theme::COUNT % 3) as usize]),
             },
-            cache: CacheConfig { prefix: !one_in(rng, 4), ..CacheConfig::default() },
+            cache: CacheConfig {
+                prefix: !one_in(rng, 4),
+                prefix_sharing,
+                ..CacheConfig::default()
+            },
             seats: of(rng, &[1, 4, 100, 100, 100, 100]),
             sim,
             requests,
@@ -206,6 +212,18 @@ impl Scenario {
             closes_at: one_in(rng, 8).then(|| ms(rng.u64(0..spread + 100))),
         }
     }
+}
+
+/// Whose each request is, and who shares what was computed. Drawn apart from all else, so that a
+/// world is the same but for this.
+fn tenants(seed: u64, requests: &mut [Request]) -> PrefixSharing {
+    let rng = &mut Rng::with_seed(seed ^ 0x7e4a_4175);
+    let all = ["", "acme", "globex"];
+    let count = of(rng, &[1, 1, 2, 3]);
+    for request in requests {
+        request.tenant = all[rng.usize(0..count)];
+    }
+    if one_in(rng, 4) { PrefixSharing::All } else { PrefixSharing::Tenant }
 }
 
 /// So much fits, from when and until when; and does the device come through it?
@@ -276,6 +294,7 @@ impl Request {
         let fits = prompt.len() <= cache as usize;
         Self {
             at: spread.mul_f64(rng.f64()),
+            tenant: "",
             prompt,
             generation,
             verdict: Verdict::of(rng),

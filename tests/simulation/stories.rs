@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use fastrand::Rng;
-use interlock_engine::{CacheConfig, EngineConfig, PassFault, RETRIES_MAX};
+use interlock_engine::{CacheConfig, EngineConfig, PassFault, PrefixSharing, RETRIES_MAX};
 use interlock_request::{
     Deadlines, Fault, FaultKind, Finish, Generation, Outcome, Priority, Sampling, TokenId,
 };
@@ -60,6 +60,7 @@ fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> Requ
     };
     Request {
         at,
+        tenant: "",
         prompt,
         generation,
         verdict: of(Priority::Standard),
@@ -395,6 +396,29 @@ fn who_begins_like_another_is_served_from_its_pages() {
     };
     let computed: [usize; 3] = [computed(0), computed(1), computed(2)];
     assert_eq!(computed, [3 * page + 5, 5, 5]);
+}
+
+/// One tenant asks something; another guesses it, or guesses wrong. How many cached tokens the guess
+/// is told, and after what time it has its first token.
+fn guess(sharing: PrefixSharing, right: bool) -> (u32, Duration) {
+    let secret = |at, first| Request { tenant: "acme", ..request(at, first, 800, 5) };
+    let begins = if right { 1 } else { 2 };
+    let guess = Request { tenant: "globex", ..request(5000 * MS, begins, 800, 5) };
+    let mut scenario = world(vec![secret(Duration::ZERO, 1), guess]);
+    scenario.cache.prefix_sharing = sharing;
+    let ran = Lab::new().world(&scenario);
+    let first_token = ran.tokens_at(1)[0] - 5000 * MS;
+    (ran.ended(1).usage.cached_tokens, first_token)
+}
+
+#[test]
+fn a_right_guess_of_another_tenants_prompt_is_as_slow_as_a_wrong_one() {
+    let wrong = guess(PrefixSharing::Tenant, false);
+    assert_eq!(guess(PrefixSharing::Tenant, true), wrong);
+    assert_eq!(wrong.0, 0);
+    // Where tenants may know of each other it shows, so this test would see it.
+    let (cached, first_token) = guess(PrefixSharing::All, true);
+    assert!(cached >= 768 && first_token < wrong.1 / 5, "{cached}, {first_token:?} of {wrong:?}");
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl Lab {
             Box::new(clock.clone()),
         );
         let shape = shape(&handle);
-        let mut books = Books::new(Rc::clone(&requests), shape, &scenario.engine);
+        let mut books = Books::new(Rc::clone(&requests), shape, &scenario.engine, &scenario.cache);
         let outside = Rc::new(RefCell::new(Outside::new(
             handle.clone(),
             door,
@@ -288,10 +288,11 @@ fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
     let written = "a string takes what is written";
     writeln!(text, "{world:?}").expect(written);
     for (who, request) in requests.iter().enumerate() {
-        let Request { at, prompt, generation, verdict, asks, unwelcome, oversized } = request;
+        let Request { at, tenant, prompt, generation, verdict, asks, unwelcome, oversized } =
+            request;
         writeln!(
             text,
-            "{who}: at {at:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome} \
+            "{who}: at {at:?}, of {tenant:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome} \
              oversized {oversized}",
             prompt.len(),
             generation.tokens_max

@@ -7,12 +7,29 @@ use interlock_admission::{
 };
 use interlock_request::{Endpoint, Generation, ModelId, RequestId};
 
-/// What the policies of `chain` make of a request. Its serial tells it from others.
+/// What the policies of `chain` make of a request of nobody in particular. Its serial tells it from
+/// others.
 ///
 /// # Errors
 ///
 /// When one of them refuses.
 pub fn admit(
+    chain: &Arc<PolicyChain>,
+    serial: u64,
+    id: &str,
+    prompt: Vec<u32>,
+    generation: Generation,
+) -> Result<Consent, interlock_admission::Refused> {
+    admit_of("", chain, serial, id, prompt, generation)
+}
+
+/// The same, of a tenant's request.
+///
+/// # Errors
+///
+/// When one of them refuses.
+pub fn admit_of(
+    tenant: &str,
     chain: &Arc<PolicyChain>,
     serial: u64,
     id: &str,
@@ -32,7 +49,7 @@ pub fn admit(
         tokens_max_asked: true,
         body_bytes: 0,
         prefix_key: 0,
-        identity: Identity::default(),
+        identity: Identity { tenant: tenant.into(), ..Identity::default() },
         headers: Headers::default(),
     };
     let hearing = chain.hear(serial, facts.request_id.clone());

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use interlock_admission::{LimitsConfig, Policies};
-use interlock_engine::Mode;
+use interlock_engine::{Mode, PrefixSharing};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig, WorkMetrics,
-    WorkPool, serve,
+    DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
+    WorkMetrics, WorkPool, serve,
 };
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,6 +83,7 @@ impl Served {
             )),
             work: WorkPool::start(&WorkConfig::default(), WorkMetrics::register(&rig.registry))
                 .expect("there are threads"),
+            prefix_keys: PrefixKeys::new(PrefixSharing::default()),
             wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),

@@ -6,7 +6,7 @@ mod http;
 mod logs;
 mod rig;
 
-pub use admitted::admit;
+pub use admitted::{admit, admit_of};
 pub use http::{Call, Leaving, Served};
 pub use logs::Logs;
 pub use rig::{PREFILL_CHUNK, Rig, metric, to_the_end, within};

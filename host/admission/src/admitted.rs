@@ -2,7 +2,7 @@
 
 use interlock_request::{Generation, RequestId, TokenId};
 
-use crate::{Oversight, Phase, Plan, PolicyFailure, Rejection, Said};
+use crate::{Facts, Oversight, Phase, Plan, PolicyFailure, Rejection, Said};
 
 /// The rendered prompt, as token ids. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +29,29 @@ impl Prompt {
 #[derive(Debug)]
 pub struct Admitted {
     id: RequestId,
+    tenant: String,
     prompt: Prompt,
     generation: Generation,
     plan: Plan,
 }
 
+/// What the engine makes of an [`Admitted`].
+#[derive(Debug)]
+pub struct Work {
+    /// Names the request.
+    pub id: RequestId,
+    /// Whom it counts for; empty when nobody said.
+    pub tenant: String,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How; the plan's priority is in there.
+    pub generation: Generation,
+}
+
 impl Admitted {
     /// The plan has its say about what the engine is told: nobody else can make one of these.
     pub(crate) fn new(
-        id: RequestId,
+        facts: &Facts,
         prompt: Prompt,
         mut generation: Generation,
         plan: Plan,
@@ -49,7 +63,8 @@ impl Admitted {
             // Fewer than its least could never be met.
             generation.tokens_min = generation.tokens_min.min(generation.tokens_max);
         }
-        Self { id, prompt, generation, plan }
+        let (id, tenant) = (facts.request_id.clone(), facts.identity.tenant.clone());
+        Self { id, tenant, prompt, generation, plan }
     }
 
     /// Names the request.
@@ -68,9 +83,10 @@ impl Admitted {
         self.generation.tokens_max
     }
 
-    /// For the engine: the prompt and what to make of it. The plan's priority is in there.
-    pub fn into_work(self) -> (RequestId, Prompt, Generation) {
-        (self.id, self.prompt, self.generation)
+    /// For the engine: the prompt and what to make of it.
+    pub fn into_work(self) -> Work {
+        let Self { id, tenant, prompt, generation, plan: _ } = self;
+        Work { id, tenant, prompt, generation }
     }
 }
 

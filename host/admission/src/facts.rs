@@ -1,4 +1,4 @@
-//! What a policy may know. No prompt, no body, no secrets.
+//! What a policy may know. No body and no secrets, and of the prompt its length and a keyed hash.
 
 use std::fmt;
 use std::time::Duration;
@@ -31,7 +31,8 @@ pub struct Facts {
     pub tokens_max_asked: bool,
     /// Size of the request's body.
     pub body_bytes: u64,
-    /// A hash of how its prompt begins; 0 when that is not text.
+    /// A hash of how its prompt begins, with a secret of this process; 0 when that is not text. Equal
+    /// beginnings have equal keys where what is computed for them may be shared, and nowhere else.
     pub prefix_key: u64,
     /// Who asks.
     pub identity: Identity,
@@ -49,7 +50,8 @@ pub struct Caller {
     pub request_id: RequestId,
     /// When the request's head was read, in microseconds since the Unix epoch.
     pub arrived_at_micros: u64,
-    /// The endpoint it came through.
+    /// The endpoint it came through; of a call that looks a request up or cancels it, the one that
+    /// the request came through.
     pub endpoint: Endpoint,
     /// SHA-256 of the bearer token or of `x-api-key`, in hex; empty when there is none.
     pub credential: String,

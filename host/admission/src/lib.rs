@@ -52,7 +52,7 @@ mod tenants;
 mod testing;
 mod watch;
 
-pub use admitted::{Admitted, Consent, Prompt, Refused};
+pub use admitted::{Admitted, Consent, Prompt, Refused, Work};
 pub use at_once::at_once;
 pub use body::{BadPointer, Body};
 pub use chain::{Commons, Link, PolicyChain};

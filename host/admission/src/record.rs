@@ -6,7 +6,8 @@
 //! # Invariants
 //!
 //! - Nothing is recorded unless a sink is there, and then each request once, when its hearing ends.
-//! - No body, no prompt, no answer. Of headers only those that some policy was granted, and never
+//! - No body, no prompt, no answer, nor a hash of one: [`Facts::prefix_key`] is 0 here, since beside
+//!   those of other requests it would tell which prompts begin alike. Of headers only those that some policy was granted, and never
 //!   [`SECRET`] ones, whoever was granted them. A credential is in there as the hash that `identify`
 //!   sees.
 //! - No request waits for a sink: what does not fit is dropped and counted.
@@ -164,6 +165,7 @@ impl Draft {
         let headers = match &mut asked {
             Asked::Identify(caller) => &mut caller.headers,
             Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
+                facts.prefix_key = 0;
                 &mut facts.headers
             }
         };

@@ -23,7 +23,8 @@ use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenize
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    AdminParts, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool, system_time,
+    AdminParts, PrefixKeys, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool,
+    system_time,
 };
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
@@ -138,12 +139,14 @@ async fn serve(
 
     let work = WorkPool::start(&config.work, WorkMetrics::register(&registry))
         .context("cannot start the threads that read requests")?;
+    let prefix_keys = PrefixKeys::new(config.cache.prefix_sharing);
     let parts = ServerParts {
         config: config.server,
         models,
         detached: config.detached,
         policies: Arc::clone(keeper.policies()),
         work,
+        prefix_keys,
         wall: Arc::new(system_time),
         metrics,
         registry,

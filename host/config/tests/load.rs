@@ -333,6 +333,7 @@ per_minute = 60
         [cache]
         # memory_max =                       # not set
         prefix = true                        # default
+        prefix_sharing = "tenant"            # default
 
         [state]
         store = "memory"                     # default

@@ -7,6 +7,8 @@ use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::PrefixSharing;
+
 /// `[engine]`: how the thread that owns the model works.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -111,14 +113,21 @@ pub struct CacheConfig {
     pub memory_max: Option<ByteSize>,
     /// Shall requests that begin with the same tokens (a system prompt, a conversation that goes
     /// on) share what was computed for them? What is kept for that is given up first when pages
-    /// run out, so there is rarely a reason to turn it off: to measure, or so that no client can
-    /// tell by the time to its first token what others have asked.
+    /// run out, so there is rarely a reason to turn it off: to measure, or where not even requests of
+    /// one tenant (`prefix_sharing`) may tell of each other.
     pub prefix: bool,
+    /// Among whom? `tenant`: among the requests of one tenant, as the policies' `identify` names it;
+    /// requests of nobody in particular are one tenant, so a host without such a policy shares among
+    /// all. `all`: whoever asks. Who shares can find out what the others have asked, by guessing: a
+    /// right guess has its first token sooner, and says so in `cached_tokens`. So set it to `all`
+    /// only when tenants may know of each other's prompts and the same long one comes from many of
+    /// them.
+    pub prefix_sharing: PrefixSharing,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { memory_max: None, prefix: true }
+        Self { memory_max: None, prefix: true, prefix_sharing: PrefixSharing::Tenant }
     }
 }
 

@@ -37,6 +37,7 @@ mod metrics;
 mod pace;
 mod pages;
 mod passes;
+mod prefix;
 mod retries;
 mod stages;
 mod thread;
@@ -51,6 +52,7 @@ pub use forward::{Caches, Forward, ModelShape, Opening, PageId, PassFailed, Pass
 pub use handle::{EngineHandle, EngineView, NotStarted, Running, Seat};
 pub use metrics::EngineMetrics;
 pub use pages::PageAudit;
+pub use prefix::{PrefixScope, PrefixSharing};
 pub use retries::{RETRIES_MAX, TOKENS_PER_RETRY};
 pub use thread::{
     Door, EngineExit, EngineState, EngineThread, Engines, by_hand, by_hand_beside, spawn,

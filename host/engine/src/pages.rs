@@ -1,8 +1,9 @@
 //! Which request holds which pages of the cache, and what computed pages may be shared.
 //!
 //! A page holds the keys and values of a fixed number of tokens. A request leases pages; a page
-//! that is full and computed goes into an index under the tokens it stands for, and a request
-//! whose prompt begins with the same tokens leases that very page instead of computing it again.
+//! that is full and computed goes into an index under the tokens it stands for, and a request of the
+//! same [`PrefixScope`] whose prompt begins with the same tokens leases that very page instead of
+//! computing it again.
 //! A page that nobody leases any more but the index still knows is *idle*: it is given away when
 //! no free one is left, the least recently used first.
 //!
@@ -12,6 +13,8 @@
 //!   `Rc`, on the one thread there is: a page cannot leak, or be given back twice.
 //! - A page in the index is full, and nobody writes to it again.
 //! - The index compares tokens, not hashes of them: a hit is never another prompt's page.
+//! - The index begins with a scope, and its page is the only way to the next: a hit is never another
+//!   scope's page.
 //! - Every page is free, idle or leased; the three add up to all of them ([`Pages::audit`]).
 
 use std::cell::RefCell;
@@ -20,7 +23,7 @@ use std::rc::Rc;
 
 use interlock_request::TokenId;
 
-use crate::PageId;
+use crate::{PageId, PrefixScope};
 
 /// All pages of a model's cache.
 #[derive(Debug, Clone)]
@@ -30,6 +33,7 @@ pub(crate) struct Pages(Rc<RefCell<Pool>>);
 #[derive(Debug)]
 pub(crate) struct Lease {
     pool: Pages,
+    scope: PrefixScope,
     pages: Vec<PageId>,
     /// What each of the first pages holds, as the index names it: those are full.
     contents: Vec<Content>,
@@ -38,14 +42,34 @@ pub(crate) struct Lease {
 /// Names what a page holds, together with all pages before it. Never used again for anything else.
 type Content = u64;
 
-/// What the first page of a prompt follows.
-const NOTHING: Content = 0;
+/// What the index knows a page by: what it follows, and its own tokens.
+type Key = (Before, Box<[TokenId]>);
+
+/// What a page follows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Before {
+    /// Nothing: it is the first one of a prompt of this scope.
+    Start(PrefixScope),
+    /// A page of this content.
+    Page(Content),
+}
 
 /// What the index knew of the beginning of a history when it was last asked. Asked again, it is
 /// looked at whether that is still so, and on from there: a name is compared for each page, and no
 /// token before the first that was unknown.
-#[derive(Debug, Default)]
-pub(crate) struct Found(Vec<(PageId, Content)>);
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Whose pages may be found.
+    scope: PrefixScope,
+    pages: Vec<(PageId, Content)>,
+}
+
+impl Found {
+    /// Nothing yet of this scope's.
+    pub(crate) fn nothing(scope: PrefixScope) -> Self {
+        Self { scope, pages: vec![] }
+    }
+}
 
 /// What a request would find if it started, without starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +88,7 @@ struct Pool {
     free: Vec<PageId>,
     /// Idle pages by when they were given back: the first is the one to give away.
     idle: BTreeMap<u64, PageId>,
-    index: HashMap<(Content, Box<[TokenId]>), PageId>,
+    index: HashMap<Key, PageId>,
     remember: bool,
     given_back: u64,
     named: Content,
@@ -84,7 +108,7 @@ struct Page {
 #[derive(Debug, Clone)]
 struct Known {
     content: Content,
-    key: (Content, Box<[TokenId]>),
+    key: Key,
 }
 
 /// How many pages are what.
@@ -117,7 +141,7 @@ impl Pages {
             index: HashMap::new(),
             remember,
             given_back: 0,
-            named: NOTHING,
+            named: 0,
             #[cfg(test)]
             looked_up: std::cell::Cell::new(0),
         })))
@@ -138,9 +162,9 @@ impl Pages {
         let pool = self.0.borrow();
         pool.find(history, found);
         let shares_idle =
-            found.0.iter().filter(|(page, _)| pool.page(*page).idle_since.is_some()).count();
+            found.pages.iter().filter(|(page, _)| pool.page(*page).idle_since.is_some()).count();
         Prospect {
-            lacks: count(history.len().div_ceil(pool.page_tokens) - found.0.len()),
+            lacks: count(history.len().div_ceil(pool.page_tokens) - found.pages.len()),
             available: count(pool.free.len() + pool.idle.len() - shares_idle),
         }
     }
@@ -150,13 +174,13 @@ impl Pages {
         let mut pool = self.0.borrow_mut();
         pool.find(history, found);
         let (mut pages, mut contents) = (vec![], vec![]);
-        for &(page, content) in &found.0 {
+        for &(page, content) in &found.pages {
             pool.take(page);
             pages.push(page);
             contents.push(content);
         }
         drop(pool);
-        Lease { pool: self.clone(), pages, contents }
+        Lease { pool: self.clone(), scope: found.scope.clone(), pages, contents }
     }
 
     /// Forgets what all pages held: it is lost.
@@ -205,6 +229,11 @@ impl Lease {
         &self.pages
     }
 
+    /// Whose pages it may share.
+    pub(crate) fn scope(&self) -> &PrefixScope {
+        &self.scope
+    }
+
     /// Tokens at the beginning that need not be computed.
     pub(crate) fn cached_tokens(&self) -> usize {
         self.contents.len() * self.pool.0.borrow().page_tokens
@@ -241,7 +270,7 @@ impl Lease {
         let mut pool = self.pool.0.borrow_mut();
         let full = history.chunks_exact(pool.page_tokens).zip(&self.pages);
         for (tokens, page) in full.skip(self.contents.len()) {
-            let before = self.contents.last().copied().unwrap_or(NOTHING);
+            let before = before(&self.scope, self.contents.last());
             self.contents.push(pool.learn(before, tokens, *page));
         }
     }
@@ -269,7 +298,7 @@ impl Pool {
 
     /// The known pages that `history` begins with, and what they are. At least the last token is
     /// left to compute: something must be, for the next one to be drawn.
-    fn find(&self, history: &[TokenId], Found(found): &mut Found) {
+    fn find(&self, history: &[TokenId], Found { scope, pages: found }: &mut Found) {
         // A name is never used again, so a page that has it holds the same tokens, behind the same.
         let is_known = |&(page, content): &(PageId, Content)| {
             self.page(page).known.as_ref().is_some_and(|known| known.content == content)
@@ -277,14 +306,15 @@ impl Pool {
         let still = found.iter().take_while(|page| is_known(page)).count();
         found.truncate(still);
         let end = history.len().saturating_sub(1);
-        let mut before = found.last().map_or(NOTHING, |(_, content)| *content);
+        let mut last = found.last().map(|(_, content)| *content);
         for tokens in history[..end].chunks_exact(self.page_tokens).skip(still) {
             #[cfg(test)]
             self.looked_up.set(self.looked_up.get() + 1);
-            let Some(&page) = self.index.get(&(before, tokens.into())) else { return };
+            let key = (before(scope, last.as_ref()), tokens.into());
+            let Some(&page) = self.index.get(&key) else { return };
             let known = self.page(page).known.as_ref().expect("what the index has is known");
-            before = known.content;
-            found.push((page, before));
+            last = Some(known.content);
+            found.push((page, known.content));
         }
     }
 
@@ -331,7 +361,7 @@ impl Pool {
     ///
     /// If another page is known for the same tokens, because two requests computed them at the
     /// same time, that one stays, and this one is its lease's own; both have the same name.
-    fn learn(&mut self, before: Content, tokens: &[TokenId], page: PageId) -> Content {
+    fn learn(&mut self, before: Before, tokens: &[TokenId], page: PageId) -> Content {
         let key = (before, tokens.into());
         if let Some(known) = self.index.get(&key) {
             let known = self.page(*known).known.as_ref();
@@ -347,181 +377,14 @@ impl Pool {
     }
 }
 
+/// What comes behind a page of this content, or at the beginning.
+fn before(scope: &PrefixScope, last: Option<&Content>) -> Before {
+    last.map_or_else(|| Before::Start(scope.clone()), |content| Before::Page(*content))
+}
+
 fn count(pages: usize) -> u32 {
     u32::try_from(pages).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PAGE: u32 = 4;
-
-    fn pages(count: u32) -> Pages {
-        Pages::new(count, PAGE, true)
-    }
-
-    /// A prompt of this many tokens; `end` sets its last one apart.
-    fn prompt(tokens: u32, end: u32) -> Vec<TokenId> {
-        (0..tokens - 1).chain([1000 + end]).collect()
-    }
-
-    fn leased(pages: &Pages, history: &[TokenId]) -> Lease {
-        pages.lease(history, &mut Found::default())
-    }
-
-    fn computed(pages: &Pages, history: &[TokenId]) -> Lease {
-        let mut lease = leased(pages, history);
-        assert!(lease.extend(history.len()));
-        lease.computed(history);
-        lease
-    }
-
-    fn audit(leased: u32, idle: u32, free: u32) -> PageAudit {
-        PageAudit { leased, idle, free }
-    }
-
-    #[test]
-    fn a_lease_gives_back_what_it_took() {
-        let pages = pages(8);
-        let mut lease = leased(&pages, &prompt(5, 0));
-        assert!(lease.extend(5));
-        assert_eq!(pages.audit(), audit(2, 0, 6));
-        assert!(!lease.extend(8 * 4 + 1), "there are no 9 pages");
-        assert_eq!(pages.audit(), audit(2, 0, 6), "and none of them was taken");
-        drop(lease);
-        assert_eq!(pages.audit(), audit(0, 0, 8));
-    }
-
-    #[test]
-    fn who_begins_alike_shares_the_full_pages_while_they_are_held_and_after() {
-        let pages = pages(8);
-        let first = computed(&pages, &prompt(10, 1));
-        let second = leased(&pages, &prompt(10, 2));
-        assert_eq!(second.cached_tokens(), 8);
-        assert_eq!(second.pages(), &first.pages()[..2]);
-        assert_eq!((first.alone(), second.alone()), (1, 0));
-        drop((first, second));
-        assert_eq!(pages.audit(), audit(0, 2, 6));
-        assert_eq!(leased(&pages, &prompt(30, 3)).cached_tokens(), 8);
-    }
-
-    #[test]
-    fn a_page_is_shared_only_behind_the_same_pages() {
-        let pages = pages(8);
-        drop(computed(&pages, &[1, 2, 3, 4, 5, 6, 7, 8]));
-        assert_eq!(leased(&pages, &[9, 9, 9, 9, 5, 6, 7, 8, 0]).cached_tokens(), 0);
-        assert_eq!(leased(&pages, &[1, 2, 3, 4, 5, 6, 7, 9, 0]).cached_tokens(), 4);
-    }
-
-    #[test]
-    fn the_last_token_is_always_left_to_compute() {
-        let pages = pages(8);
-        drop(computed(&pages, &[1, 2, 3, 4]));
-        assert_eq!(leased(&pages, &[1, 2, 3, 4]).cached_tokens(), 0);
-        assert_eq!(leased(&pages, &[1, 2, 3, 4, 5]).cached_tokens(), 4);
-    }
-
-    #[test]
-    fn the_least_recently_used_page_is_given_away_and_the_end_of_a_prompt_before_its_beginning() {
-        let pages = pages(4);
-        drop(computed(&pages, &prompt(8, 1)));
-        let other: Vec<TokenId> = (50..58).collect();
-        drop(computed(&pages, &other));
-        drop(leased(&pages, &prompt(9, 1))); // its first page is the most recently used now
-        let mut lease = leased(&pages, &[]);
-        assert!(lease.extend(2 * PAGE as usize));
-        assert_eq!(leased(&pages, &prompt(9, 1)).cached_tokens(), 4);
-        assert_eq!(leased(&pages, &[50, 51, 52, 53, 0]).cached_tokens(), 4);
-        assert_eq!(leased(&pages, &[50, 51, 52, 53, 54, 55, 56, 57, 0]).cached_tokens(), 4);
-    }
-
-    #[test]
-    fn what_two_compute_at_once_is_known_once() {
-        let pages = pages(8);
-        let (first, second) = (leased(&pages, &prompt(9, 1)), leased(&pages, &prompt(9, 1)));
-        for mut lease in [first, second] {
-            assert!(lease.extend(9));
-            lease.computed(&prompt(9, 1));
-        }
-        assert_eq!(pages.audit(), audit(0, 2, 6));
-    }
-
-    #[test]
-    fn what_a_newcomer_lacks_is_what_it_shares_with_nobody() {
-        let pages = pages(8);
-        let first = computed(&pages, &prompt(10, 1));
-        let second = leased(&pages, &prompt(10, 2));
-        assert_eq!((second.lacks(10), pages.available()), (1, 5), "two are leased by the first");
-        assert_eq!(first.alone(), 1, "and do not come free with it");
-        drop((first, second));
-        let third = leased(&pages, &prompt(10, 2));
-        assert_eq!((third.lacks(10), pages.available()), (1, 6), "the idle ones are its own now");
-    }
-
-    #[test]
-    fn what_is_lost_is_forgotten_also_by_those_who_hold_it() {
-        let pages = pages(8);
-        let held = computed(&pages, &prompt(8, 1));
-        drop(computed(&pages, &[50, 51, 52, 53]));
-        pages.forget();
-        assert_eq!(leased(&pages, &prompt(9, 1)).cached_tokens(), 0);
-        assert_eq!(pages.audit(), audit(2, 0, 6));
-        drop(held);
-        assert_eq!(pages.audit(), audit(0, 0, 8));
-    }
-
-    #[test]
-    fn a_pool_that_does_not_remember_shares_nothing() {
-        let pages = Pages::new(8, PAGE, false);
-        drop(computed(&pages, &prompt(10, 1)));
-        assert_eq!(leased(&pages, &prompt(10, 2)).cached_tokens(), 0);
-        assert_eq!(pages.audit(), audit(0, 0, 8));
-    }
-
-    #[test]
-    fn what_was_found_before_is_not_looked_up_again_and_is_always_what_is_known_now() {
-        let pages = pages(8);
-        let mine = prompt(17, 1);
-        let mut found = Found::default();
-        let mut look = || {
-            let prospect = pages.look(&mine, &mut found);
-            let anew = pages.look(&mine, &mut Found::default());
-            assert_eq!(prospect, anew, "whatever was found before");
-            let lease = leased(&pages, &mine);
-            assert_eq!((lease.lacks(17), pages.available()), (anew.lacks, anew.available));
-            drop(lease);
-            prospect.lacks
-        };
-        assert_eq!(look(), 5, "nothing is known");
-        let other = computed(&pages, &prompt(9, 2));
-        assert_eq!(look(), 3, "two pages of another's, which runs");
-        drop(other);
-        assert_eq!(look(), 3, "and has gone");
-        // Six of eight pages: the second of those two is given away, and the first after it.
-        let mut hungry = leased(&pages, &[]);
-        assert!(hungry.extend(7 * PAGE as usize));
-        assert_eq!(look(), 4);
-        drop(hungry);
-        drop(computed(&pages, &mine));
-        assert_eq!(look(), 1, "all but the last token");
-        pages.forget();
-        assert_eq!(look(), 5);
-    }
-
-    #[test]
-    fn looking_again_costs_one_look_into_the_index() {
-        let pages = pages(300);
-        drop(computed(&pages, &prompt(1001, 1)));
-        let mine = prompt(1100, 2);
-        let mut found = Found::default();
-        let looked_up = || pages.0.borrow().looked_up.get();
-        let begun = looked_up();
-        pages.look(&mine, &mut found);
-        assert_eq!(looked_up() - begun, 251, "each page, and the first that is unknown");
-        for _ in 0..100 {
-            pages.look(&mine, &mut found);
-        }
-        assert_eq!(looked_up() - begun, 251 + 100);
-    }
-}
+mod tests;

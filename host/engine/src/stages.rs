@@ -8,6 +8,7 @@
 
 use std::num::NonZeroU32;
 
+use interlock_admission::Work;
 use interlock_request::{
     CancelCause, Drawn, Fault, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
@@ -20,7 +21,7 @@ use crate::handle::{Place, Submission};
 use crate::metrics::{Begun, EngineMetrics};
 use crate::pages::{Found, Lease, Pages, Prospect};
 use crate::retries::Retries;
-use crate::{Control, Ended, Event, Opening, Row};
+use crate::{Control, Ended, Event, Opening, PrefixSharing, Row};
 
 /// A request's way to its submitter. Consumed by its end, so there is only one.
 #[derive(Debug)]
@@ -143,9 +144,14 @@ enum Since {
 }
 
 impl Waiting {
-    pub(crate) fn new(submission: Submission, arrival: u64, fresh_seed: u64) -> Self {
+    pub(crate) fn new(
+        submission: Submission,
+        sharing: PrefixSharing,
+        arrival: u64,
+        fresh_seed: u64,
+    ) -> Self {
         let Submission { admitted, place, out, control, preempted } = submission;
-        let (id, prompt, generation) = admitted.into_work();
+        let Work { id, tenant, prompt, generation } = admitted.into_work();
         let tokens = prompt.into_tokens();
         let request = Request {
             ticket: Ticket { id, out, control, preempted },
@@ -160,7 +166,8 @@ impl Waiting {
             standing: Standing::Clear,
             retries: Retries::new(),
         };
-        Self { request, since: Since::Arrival(place), found: Found::default() }
+        let found = Found::nothing(sharing.scope(&tenant));
+        Self { request, since: Since::Arrival(place), found }
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -371,11 +378,12 @@ impl<S> Running<S> {
     /// Gives back its pages, and waits for others. What it has drawn it keeps.
     pub(crate) fn preempt(self) -> Waiting {
         let Self { request, sequence, lease, running, .. } = self;
+        let found = Found::nothing(lease.scope().clone());
         drop((sequence, lease));
         if request.ticket.preempted.to_be_told() {
             request.ticket.tell(Event::Preempted);
         }
-        Waiting { request, since: Since::Preemption(running), found: Found::default() }
+        Waiting { request, since: Since::Preemption(running), found }
     }
 
     /// Its next `tokens` tokens are in the cache, and a token may have come of it. `None`: with

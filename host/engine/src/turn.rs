@@ -19,7 +19,7 @@ use crate::passes::PassKind;
 use crate::stages::{Running, Waiting};
 use crate::{
     CacheConfig, Caches, Clock, EngineConfig, EngineExit, EngineState, Forward, Mode, PassFailed,
-    PassFault,
+    PassFault, PrefixSharing,
 };
 
 /// Everything that touches the device: the model and the sequences it holds.
@@ -36,6 +36,7 @@ pub struct Engine<F: Forward> {
     waiting: Vec<Waiting>,
     running: Vec<Running<F::Sequence>>,
     arrived: u64,
+    sharing: PrefixSharing,
     displace: bool,
     pace: Pace,
     company: Member,
@@ -150,6 +151,7 @@ impl<F: Forward> Engine<F> {
             waiting: vec![],
             running: vec![],
             arrived: 0,
+            sharing: cache.prefix_sharing,
             displace,
             pace: Pace::new(config),
             company: company.join(),
@@ -224,7 +226,7 @@ impl<F: Forward> Engine<F> {
     fn arrive(&mut self, submission: Submission) {
         let mut seed = self.seeds.build_hasher();
         seed.write_u64(self.arrived);
-        self.waiting.push(Waiting::new(submission, self.arrived, seed.finish()));
+        self.waiting.push(Waiting::new(submission, self.sharing, self.arrived, seed.finish()));
         self.arrived += 1;
     }
 

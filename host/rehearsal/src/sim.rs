@@ -40,8 +40,8 @@ use interlock_engine::{CacheConfig, EngineConfig, EngineHandle, EngineMetrics, W
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    DetachedConfig, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig, WorkMetrics,
-    WorkPool,
+    DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
+    WorkMetrics, WorkPool,
 };
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -163,6 +163,7 @@ async fn live(
     let metrics = EngineMetrics::register(&registry);
     let engine_clock = HandClock::default();
     let plans = workload.models.iter().zip(models).collect::<Vec<_>>();
+    let prefix_keys = PrefixKeys::without_secret(cache.prefix_sharing);
     let build = driver::Build { seed, engine, cache, waiting, metrics, clock: engine_clock };
     let (driver, handles) = Driver::start(build, &plans)?;
     let served = workload.models.iter().zip(&handles).map(|(model, handle)| served(model, handle));
@@ -177,6 +178,7 @@ async fn live(
         models: served.collect(),
         policies: Arc::new(Policies::from(chain)),
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
+        prefix_keys,
         wall: Arc::new(move || EPOCH + clock.now()),
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use crate::PrefixKeys;
 use crate::ask::{Ask, Invalid, Least, Length, Words};
 use crate::body::Arrived;
 use crate::doors::client;
@@ -102,7 +103,8 @@ impl Host {
         self.identify_for(meta, endpoint, headers, false).await
     }
 
-    /// The same of someone who asks for an answer that is made, or cancels: for no new work.
+    /// The same of someone who asks for an answer that is made, or cancels: for no new work. The
+    /// endpoint is that of the request which it is about.
     ///
     /// # Errors
     ///
@@ -110,9 +112,10 @@ impl Host {
     pub(crate) async fn identify_to_look_up(
         &self,
         meta: &Meta,
+        endpoint: Endpoint,
         headers: &HeaderMap,
     ) -> Result<Visit, Failure> {
-        self.identify_for(meta, Endpoint::Responses, headers, true).await
+        self.identify_for(meta, endpoint, headers, true).await
     }
 
     async fn identify_for(
@@ -184,7 +187,7 @@ impl Host {
             self.work.run(visit.job(Class::of(size, values)), parse).await?
         };
         let mut ask = Large::new(ask?, self.work.clone());
-        let mut facts = visit.facts(&ask, size);
+        let mut facts = visit.facts(&ask, size, &self.prefix_keys);
         let body = Large::new(Arc::new(Body::new(seen)), self.work.clone());
         if chain.takes(Phase::Transform) {
             // Otherwise the first policy that looks would parse it, on the runtime's thread.
@@ -223,7 +226,8 @@ impl Host {
                 ask = Large::new(Ask { unknown, ..again }, self.work.clone());
                 let identity = std::mem::take(&mut facts.identity);
                 let seen = std::mem::take(&mut facts.headers);
-                facts = Facts { identity, headers: seen, ..visit.facts(&ask, size) };
+                facts =
+                    Facts { identity, headers: seen, ..visit.facts(&ask, size, &self.prefix_keys) };
                 facts.model = model.unwrap_or(facts.model);
             }
         }
@@ -406,7 +410,7 @@ impl Visit {
     }
 
     /// What is known of it before a model is chosen.
-    fn facts(&self, ask: &Ask, body_bytes: usize) -> Facts {
+    fn facts(&self, ask: &Ask, body_bytes: usize, prefix_keys: &PrefixKeys) -> Facts {
         let asked = ask.tokens_asked();
         Facts {
             serial: self.serial,
@@ -420,7 +424,7 @@ impl Visit {
             tokens_max: asked.unwrap_or(0),
             tokens_max_asked: asked.is_some(),
             body_bytes: u64::try_from(body_bytes).unwrap_or(u64::MAX),
-            prefix_key: ask.words.prefix_key(),
+            prefix_key: prefix_keys.key(&self.identity.tenant, &ask.words),
             identity: self.identity.clone(),
             headers: self.headers.clone(),
         }

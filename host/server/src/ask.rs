@@ -21,7 +21,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::Hasher;
 
 use interlock_request::{Endpoint, Generation, TokenId};
 use interlock_text::{ChatOptions, Message};
@@ -98,13 +98,12 @@ impl Words {
         }
     }
 
-    /// A hash of how they begin; 0 when they are no text. Equal beginnings have equal keys for as
-    /// long as this process runs.
-    pub(crate) fn prefix_key(&self) -> u64 {
+    /// Hashes how they begin: role and content of messages, or the text. False, and nothing is
+    /// hashed, when they are no text.
+    pub(crate) fn hash_beginning(&self, hasher: &mut impl Hasher) -> bool {
         /// As much as tells a system prompt from another.
         const BYTES_MAX: usize = 1024;
 
-        let mut hasher = DefaultHasher::new();
         let mut left = BYTES_MAX;
         let mut take = |text: &str| {
             let bytes = &text.as_bytes()[..text.len().min(left)];
@@ -119,10 +118,9 @@ impl Words {
                 let _ = messages.iter().all(|m| take(&m.role) && take(&m.content));
             }
             Self::Text(text) => _ = take(text),
-            Self::Tokens { .. } => return 0,
+            Self::Tokens { .. } => return false,
         }
-        // 0 has a meaning of its own.
-        hasher.finish().max(1)
+        true
     }
 
     /// About how many tokens they are, before anybody has counted.

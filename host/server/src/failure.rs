@@ -74,8 +74,10 @@ pub(crate) enum Failure {
     },
     /// Something is served there, for another method.
     Method,
-    /// No request of this id is in flight.
+    /// No request of this id is in flight, and none is kept.
     UnknownRequest(String),
+    /// No answer to a request of this id is kept; it may be in flight, for its client alone.
+    NotKept(String),
     /// More connections than configured.
     Connections(Over),
     /// The host is stopping and takes nothing new.
@@ -203,9 +205,10 @@ impl Failure {
             Self::Body(BodyProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(BodyProblem::Broken(_)) => StatusCode::BAD_REQUEST,
             Self::Head { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::UnknownModel { .. } | Self::UnknownUrl { .. } | Self::UnknownRequest(_) => {
-                StatusCode::NOT_FOUND
-            }
+            Self::UnknownModel { .. }
+            | Self::UnknownUrl { .. }
+            | Self::UnknownRequest(_)
+            | Self::NotKept(_) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotStarted(NotStarted::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Self::Connections(_) | Self::Draining | Self::NotStarted(_) => {
@@ -281,7 +284,7 @@ impl Failure {
             Self::UnknownModel { .. } => "model_not_found",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
-            Self::UnknownRequest(_) => "request_not_found",
+            Self::UnknownRequest(_) | Self::NotKept(_) => "request_not_found",
             Self::Connections(_) => "too_many_connections",
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
@@ -396,7 +399,13 @@ impl Failure {
             }
             Self::UnknownUrl { path } => format!("nothing is served at {path}"),
             Self::Method => "this URL does not take this method".into(),
-            Self::UnknownRequest(id) => format!("no request {id:?} is in flight"),
+            Self::UnknownRequest(id) => {
+                format!("no request {id:?} is in flight, and no answer to one is kept")
+            }
+            Self::NotKept(id) => format!(
+                "no answer {id:?} is kept: those are of requests in the background, and of those that \
+                 went on without their client"
+            ),
             Self::Connections(Over::Connections(limit)) => {
                 format!("{limit} connections are open, which is the limit")
             }
@@ -559,6 +568,7 @@ mod tests {
             Failure::UnknownUrl { path: String::new() },
             Failure::Method,
             Failure::UnknownRequest(String::new()),
+            Failure::NotKept(String::new()),
             Failure::Connections(Over::Address(1)),
             Failure::Draining,
             NotStarted::Full { waiting: 1, limit: 1 }.into(),

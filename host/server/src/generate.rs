@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::ledger::{Ledger, Title};
 use crate::life::{Life, Reader, Text};
 use crate::live::{Claim, Owner};
-use crate::pieces::{Inlet, pieces};
+use crate::pieces::{EndKind, Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
 use crate::work::{Class, Job, WorkPool};
@@ -42,7 +42,7 @@ pub(crate) async fn generate(
 ) -> Result<Response, Failure> {
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
-    let mut claim = host.live.claim(&meta.id);
+    let mut claim = host.live.claim(&meta.id, endpoint);
     if let Some(why) = host.closed() {
         drop(claim);
         body::discard(&mut body, &host.config).await;
@@ -59,6 +59,7 @@ pub(crate) async fn generate(
     let (ask, mut entry) = match prepared {
         Ok(prepared) => prepared,
         Err(cause) => {
+            claim.ends(EndKind::Cancelled);
             // The answer does not wait for what is still to come, but it must be let pass: see
             // `discard`. It ends with the connection, or when its time is up.
             tokio::spawn(async move { body::discard(&mut body, &host.config).await });
@@ -83,6 +84,7 @@ pub(crate) async fn generate(
         endpoint,
         shape: shape.clone(),
         head: head.clone(),
+        canceller: claim.canceller(),
     });
     let submission = Submission { title, streaming: stream, stops: ending.stops, claim, entry };
     let mut response = match place {

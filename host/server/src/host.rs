@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::live::Live;
 use crate::models::{ModelState, Models};
 use crate::results::Results;
-use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics, WorkPool};
+use crate::{DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, WorkPool};
 
 /// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
 pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -30,6 +30,8 @@ pub struct ServerParts {
     pub policies: Arc<Policies>,
     /// Where bodies are read, chats rendered and prompts tokenized.
     pub work: WorkPool,
+    /// How policies are told which prompts begin alike.
+    pub prefix_keys: PrefixKeys,
     /// What time it is; [`system_time`] but in simulations.
     pub wall: Wall,
     /// The server's own metrics.
@@ -72,6 +74,7 @@ pub(crate) struct Host {
     pub(crate) registry: Arc<Registry>,
     pub(crate) live: Arc<Live>,
     pub(crate) work: WorkPool,
+    pub(crate) prefix_keys: PrefixKeys,
     pub(crate) wall: Wall,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
@@ -81,8 +84,17 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, detached, models, policies, work, wall, metrics, registry } =
-            parts;
+        let ServerParts {
+            config,
+            detached,
+            models,
+            policies,
+            work,
+            prefix_keys,
+            wall,
+            metrics,
+            registry,
+        } = parts;
         for model in &models {
             metrics.serves(&model.id);
         }
@@ -95,6 +107,7 @@ impl Host {
             registry,
             live: Live::new(),
             work,
+            prefix_keys,
             started_at: wall().as_secs(),
             wall,
             serials: AtomicU64::new(0),

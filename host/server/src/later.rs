@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use interlock_request::{CancelCause, RequestId};
+use interlock_request::{Endpoint, RequestId};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -51,27 +51,21 @@ pub(crate) async fn response(
     shown(&host.work, &title, &kept).await
 }
 
-/// `POST /v1/responses/{id}/cancel`: asking twice, or for one that has ended, changes nothing.
+/// `POST /v1/responses/{id}/cancel`: asking twice, or for one that has ended, changes nothing. The
+/// answer is what `GET` shows from then on.
 pub(crate) async fn cancel_response(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let (title, kept) = host.kept_response(&meta, &headers, &id).await?;
-    if let Kept::Ended(_) = kept {
-        return shown(&host.work, &title, &kept).await;
-    }
-    let request = title.head.request.clone();
-    host.live.cancel(&request, &title.tenant, CancelCause::Operator);
-    // It has ended for its client; the engine is on its way there.
-    let complaint = Failure::Cancelled(CancelCause::Operator);
-    let kept = Kept::Ended(Arc::new((crate::pieces::Said::default(), Err(complaint))));
-    tracing::info!(%request, "a response was cancelled by its client");
-    shown(&host.work, &title, &kept).await
+    let (title, _) = host.kept_response(&meta, &headers, &id).await?;
+    let kept = host.cancel_kept(&title).await;
+    shown(&host.work, &title, &kept.ok_or_else(|| Failure::NotKept(cut(&id)))?).await
 }
 
-/// `DELETE /v1/responses/{id}`
+/// `DELETE /v1/responses/{id}`: one that still runs is cancelled first, since nobody could ask for it
+/// any more.
 pub(crate) async fn delete_response(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
@@ -79,8 +73,9 @@ pub(crate) async fn delete_response(
     headers: HeaderMap,
 ) -> Answer {
     let (title, _) = host.kept_response(&meta, &headers, &id).await?;
-    if !host.results.remove(&title.head.request, &title.tenant) {
-        return Err(Failure::UnknownRequest(cut(&id)));
+    host.cancel_kept(&title).await;
+    if !host.results.remove(&title) {
+        return Err(Failure::NotKept(cut(&id)));
     }
     Ok(Json(json!({ "id": id, "object": "response", "deleted": true })).into_response())
 }
@@ -92,11 +87,11 @@ pub(crate) async fn request(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let (title, kept) = host.kept(&meta, &headers, &id).await?;
+    let endpoint = host.endpoint_of(RequestId::parse(&id).ok().as_ref());
+    let (title, kept) = host.kept(&meta, endpoint, &headers, &id).await?;
     let (mut answer, mut error) = (None, None);
-    let status = match &kept {
-        Kept::Queued => "queued",
-        Kept::Running => "running",
+    match &kept {
+        Kept::Queued | Kept::Running => {}
         Kept::Ended(result) => match &**result {
             (said, Ok(done)) => {
                 let (title, said, done) = (Arc::clone(&title), said.clone(), *done);
@@ -105,14 +100,11 @@ pub(crate) async fn request(
                     move || voice(title.shape.clone(), title.head.clone()).whole(said, &done);
                 let whole = written(&host.work, &tenant, result.0.bytes(), write);
                 answer = Some(whole.await?);
-                "completed"
             }
-            (_, Err(failure)) => {
-                error = Some(failure.complaint(&title.head.request));
-                if matches!(failure, Failure::Cancelled(_)) { "cancelled" } else { "failed" }
-            }
+            (_, Err(failure)) => error = Some(failure.complaint(&title.head.request)),
         },
-    };
+    }
+    let status = kept.as_str();
     let id = title.head.request.as_str();
     let endpoint = title.endpoint.as_str();
     // Written by us, so it is text and JSON, and goes in as it is.
@@ -129,9 +121,9 @@ impl Host {
         headers: &HeaderMap,
         id: &str,
     ) -> Result<(Arc<Title>, Kept), Failure> {
-        let unknown = || Failure::UnknownRequest(cut(id));
+        let unknown = || Failure::NotKept(cut(id));
         let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
-        let (title, kept) = self.kept(meta, headers, request).await?;
+        let (title, kept) = self.kept(meta, Endpoint::Responses, headers, request).await?;
         let is_response = matches!(title.shape, Shape::Responses(_));
         is_response.then_some((title, kept)).ok_or_else(unknown)
     }
@@ -139,13 +131,14 @@ impl Host {
     async fn kept(
         &self,
         meta: &Meta,
+        endpoint: Endpoint,
         headers: &HeaderMap,
         id: &str,
     ) -> Result<(Arc<Title>, Kept), Failure> {
-        let visit = self.identify_to_look_up(meta, headers).await?;
-        let id = RequestId::parse(id).map_err(|_| Failure::UnknownRequest(cut(id)))?;
+        let visit = self.identify_to_look_up(meta, endpoint, headers).await?;
+        let id = RequestId::parse(id).map_err(|_| Failure::NotKept(cut(id)))?;
         let kept = self.results.get(&id, &visit.identity.tenant);
-        kept.ok_or_else(|| Failure::UnknownRequest(id.to_string()))
+        kept.ok_or_else(|| Failure::NotKept(id.to_string()))
     }
 }
 

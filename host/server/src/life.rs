@@ -43,7 +43,7 @@ use crate::failure::{Failure, Intervention};
 use crate::host::{Wall, micros};
 use crate::ledger::Ledger;
 use crate::live::Claim;
-use crate::pieces::{Done, Outlet};
+use crate::pieces::{Done, EndKind, Outlet};
 use crate::results::{Keeping, Results, State, Title};
 use asking::Asking;
 use clock::{Clock, Strike};
@@ -54,7 +54,6 @@ pub(crate) use text::Text;
 pub(crate) struct Life {
     events: Events,
     control: Control,
-    claim: Claim,
     ledger: Ledger,
     clock: Clock,
     text: Text,
@@ -66,9 +65,11 @@ pub(crate) struct Life {
     preempted: u32,
     /// Tokens when a policy ended the text.
     filtered_after: Option<u32>,
-    /// Why it failed while policies read its text, or were asked. Whatever the engine says after
-    /// that.
-    failed_by: Option<CancelCause>,
+    /// Why it was stopped, once its client and whoever asked have been told so. Whatever the engine
+    /// says after that.
+    stopped_by: Option<CancelCause>,
+    /// Given back last: from then on there is nothing to cancel.
+    claim: Claim,
 }
 
 /// For whom an answer is made.
@@ -133,7 +134,6 @@ impl Life {
         Self {
             events,
             control,
-            claim,
             clock: Clock::new(plan.deadlines, ledger.arrived_at()),
             out: Outflow::new(oversight.guards(), client, keeping, keeps),
             ledger,
@@ -143,7 +143,8 @@ impl Life {
             after: After { results, title, left: None, place },
             preempted: 0,
             filtered_after: None,
-            failed_by: None,
+            stopped_by: None,
+            claim,
         }
     }
 
@@ -295,11 +296,10 @@ impl Life {
     /// Stops the request, also when the engine had come to its end before: the rest of its text
     /// must not pass.
     fn fail(&mut self, cause: CancelCause, failure: Failure) {
-        self.failed_by.get_or_insert(cause);
         self.clock.stop();
         self.after.left = None;
         self.control.cancel(cause);
-        self.out.end(Err(failure));
+        self.stopped(cause, failure);
     }
 
     /// A policy ends the request.
@@ -331,8 +331,18 @@ impl Life {
         // When this is not the cancellation that counts, the one that does has told the client,
         // or the request has come to its own end and that is on its way here.
         if self.control.cancel(cause) {
-            self.out.end(Err(failure));
+            self.stopped(cause, failure);
         }
+    }
+
+    /// It is certain that it ends so: everyone is told. Again, nothing happens.
+    fn stopped(&mut self, cause: CancelCause, failure: Failure) {
+        self.stopped_by.get_or_insert(cause);
+        let end = Err(failure);
+        let kind = EndKind::of(&end);
+        // Before whoever asked hears of it: the kept answer says the same.
+        self.out.end(end);
+        self.claim.ends(kind);
     }
 
     async fn client_left(&mut self) {
@@ -396,25 +406,34 @@ impl Life {
             outcome = Outcome::Completed(Finish::Stop);
             usage = Usage { generated_tokens: tokens, ..usage };
         }
-        if self.failed_by.is_none() && matches!(outcome, Outcome::Completed(_)) {
+        if self.stopped_by.is_none() && matches!(outcome, Outcome::Completed(_)) {
             outcome = self.finish(outcome, &mut usage).await;
             if self.out.client.has_left() {
                 // While its end was looked at. What was to be kept is.
                 self.client_left().await;
             }
         }
-        if let (Some(cause), Outcome::Completed(_)) = (self.failed_by, &outcome) {
+        if let Some(cause) = self.stopped_by
+            && !matches!(outcome, Outcome::Cancelled(_))
+        {
+            // That is what everyone was told. If a pass failed, or the thread has gone, the engine
+            // has said so.
             outcome = Outcome::Cancelled(cause);
         }
         let Self { claim, ledger, mut out, .. } = self;
         ledger.end(outcome.clone(), usage);
-        // Before the client hears of the end: from then on there is nothing to cancel.
-        drop(claim);
-        out.end(match outcome {
+        let how = match outcome {
             Outcome::Completed(finish) => Ok(Done { finish, usage }),
             Outcome::Cancelled(cause) => Err(Failure::Cancelled(cause)),
             Outcome::Failed(fault) => Err(Failure::Failed(fault.kind)),
-        });
+        };
+        // Before the client hears of the end: from then on there is nothing to cancel. And whoever
+        // has asked finds what is kept.
+        let kind = EndKind::of(&how);
+        out.end_kept(&how);
+        claim.ends(kind);
+        drop(claim);
+        out.end(how);
     }
 
     /// The text has come to its end; the policies that guard it have the last word.
@@ -430,11 +449,11 @@ impl Life {
                 }
                 Ok(Some(GuardEnd::Abort { policy, reason, failed })) => {
                     let failure = self.intervened(Intervention { policy, reason, failed });
-                    self.out.end(Err(failure));
+                    self.stopped(CancelCause::Policy, failure);
                     return Outcome::Cancelled(CancelCause::Policy);
                 }
                 Err(cause) => {
-                    self.out.end(Err(Failure::Cancelled(cause)));
+                    self.stopped(cause, Failure::Cancelled(cause));
                     return Outcome::Cancelled(cause);
                 }
             }

@@ -9,12 +9,17 @@
 //!   requests may go by the same; who asks that id to stop asks all those of one tenant.
 //! - Until it is known whose a request is, no client can ask it to stop.
 //! - Asking is a message with a place of its own: it never waits, and asking again is harmless.
+//! - Whoever asks learns how the request ended, once its driver knows; a claim that is given back
+//!   without a word about that was for a request that failed.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use interlock_request::{CancelCause, RequestId};
+use interlock_request::{CancelCause, Endpoint, RequestId};
 use tokio::sync::{oneshot, watch};
+
+use crate::pieces::EndKind;
 
 /// All requests in flight.
 #[derive(Debug)]
@@ -39,7 +44,9 @@ type Name = (RequestId, u64);
 struct Place {
     /// Whose request it is, once that is known.
     tenant: Option<String>,
+    endpoint: Endpoint,
     ask: Option<oneshot::Sender<CancelCause>>,
+    end: watch::Receiver<Option<EndKind>>,
 }
 
 /// A place among the requests in flight, and where its request learns that it should stop.
@@ -48,6 +55,18 @@ pub(crate) struct Claim {
     live: Arc<Live>,
     name: Name,
     asked: Option<oneshot::Receiver<CancelCause>>,
+    end: watch::Sender<Option<EndKind>>,
+}
+
+/// A request that was asked to stop.
+#[derive(Debug)]
+pub(crate) struct Stopping(watch::Receiver<Option<EndKind>>);
+
+/// A way to ask one request to stop, and no other of its id.
+#[derive(Debug)]
+pub(crate) struct Canceller {
+    live: Arc<Live>,
+    name: Name,
 }
 
 impl Live {
@@ -56,22 +75,29 @@ impl Live {
     }
 
     /// Takes in one more request.
-    pub(crate) fn claim(self: &Arc<Self>, id: &RequestId) -> Claim {
+    pub(crate) fn claim(self: &Arc<Self>, id: &RequestId, endpoint: Endpoint) -> Claim {
         let (ask, asked) = oneshot::channel();
+        let (end_in, end) = watch::channel(None);
         let mut asks = self.asks();
         asks.claimed += 1;
         let name = (id.clone(), asks.claimed);
-        asks.by_name.insert(name.clone(), Place { tenant: None, ask: Some(ask) });
+        let place = Place { tenant: None, endpoint, ask: Some(ask), end };
+        asks.by_name.insert(name.clone(), place);
         self.count.send_replace(asks.by_name.len());
-        Claim { live: Arc::clone(self), name, asked: Some(asked) }
+        Claim { live: Arc::clone(self), name, asked: Some(asked), end: end_in }
     }
 
-    /// Asks a tenant's requests of an id to stop; how many there are. Asking twice is harmless.
-    pub(crate) fn cancel(&self, id: &RequestId, tenant: &str, cause: CancelCause) -> usize {
+    /// Asks a tenant's requests of an id to stop: all that there are. Asking twice is harmless.
+    pub(crate) fn cancel(&self, id: &RequestId, tenant: &str, cause: CancelCause) -> Vec<Stopping> {
         let mut asks = self.asks();
-        let all = asks.by_name.range_mut((id.clone(), 0)..=(id.clone(), u64::MAX));
+        let all = asks.by_name.range_mut(named(id));
         let theirs = all.filter(|(_, place)| place.tenant.as_deref() == Some(tenant));
-        theirs.map(|(_, place)| place.ask(cause)).count()
+        theirs.map(|(_, place)| place.ask(cause)).collect()
+    }
+
+    /// The endpoint that the latest request of this id came through, whosever it is.
+    pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
+        self.asks().by_name.range(named(id)).next_back().map(|(_, place)| place.endpoint)
     }
 
     /// Asks all of them; how many there were.
@@ -97,12 +123,35 @@ impl Live {
     }
 }
 
+/// Under which names requests of this id stand.
+fn named(id: &RequestId) -> RangeInclusive<Name> {
+    (id.clone(), 0)..=(id.clone(), u64::MAX)
+}
+
 impl Place {
-    fn ask(&mut self, cause: CancelCause) {
+    fn ask(&mut self, cause: CancelCause) -> Stopping {
         if let Some(ask) = self.ask.take() {
             // Who is not listening any more has ended.
             let _ = ask.send(cause);
         }
+        Stopping(self.end.clone())
+    }
+}
+
+impl Stopping {
+    /// How it ended; returns as soon as that is certain.
+    pub(crate) async fn end(mut self) -> EndKind {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(end) => end.unwrap_or(EndKind::Failed),
+            Err(_) => EndKind::Failed,
+        }
+    }
+}
+
+impl Canceller {
+    /// Asks it to stop; `None`: it has ended.
+    pub(crate) fn cancel(&self, cause: CancelCause) -> Option<Stopping> {
+        self.live.asks().by_name.get_mut(&self.name).map(|place| place.ask(cause))
     }
 }
 
@@ -125,6 +174,20 @@ impl Claim {
     /// Where to say whose request it is.
     pub(crate) fn owner(&self) -> Owner {
         Owner { live: Arc::clone(&self.live), name: self.name.clone() }
+    }
+
+    /// A way to ask this very request to stop.
+    pub(crate) fn canceller(&self) -> Canceller {
+        Canceller { live: Arc::clone(&self.live), name: self.name.clone() }
+    }
+
+    /// It is certain how its request ends. Again, nothing happens.
+    pub(crate) fn ends(&self, end: EndKind) {
+        self.end.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(end);
+            first
+        });
     }
 
     /// Returns when someone asks to stop, with the cause; once.
@@ -152,8 +215,10 @@ impl Drop for Claim {
 mod tests {
     use super::*;
 
+    const ENDPOINT: Endpoint = Endpoint::Completions;
+
     fn claim(live: &Arc<Live>, id: &RequestId, tenant: &str) -> Claim {
-        let claim = live.claim(id);
+        let claim = live.claim(id, ENDPOINT);
         claim.owner().is(tenant);
         claim
     }
@@ -163,11 +228,40 @@ mod tests {
         let live = Live::new();
         let id = RequestId::generate();
         let mut claim = claim(&live, &id, "acme");
-        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator), 1);
-        assert_eq!(live.cancel(&id, "acme", CancelCause::Shutdown), 1);
+        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator).len(), 1);
+        assert_eq!(live.cancel(&id, "acme", CancelCause::Shutdown).len(), 1);
         assert_eq!(claim.asked().await, CancelCause::Operator);
         drop(claim);
-        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator), 0);
+        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator).len(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_learns_the_end_that_was_certain_first() {
+        let live = Live::new();
+        let id = RequestId::generate();
+        let claim = claim(&live, &id, "acme");
+        let ask = || live.cancel(&id, "acme", CancelCause::Operator).pop().expect("it is live");
+        let before = ask();
+        claim.ends(EndKind::Completed);
+        claim.ends(EndKind::Cancelled);
+        let after = ask();
+        drop(claim);
+        assert_eq!(
+            (before.end().await, after.end().await),
+            (EndKind::Completed, EndKind::Completed)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_request_that_goes_without_a_word_has_failed() {
+        let live = Live::new();
+        let id = RequestId::generate();
+        let claim = claim(&live, &id, "acme");
+        let asked = claim.canceller().cancel(CancelCause::Operator).expect("it is live");
+        let canceller = claim.canceller();
+        drop(claim);
+        assert_eq!(asked.end().await, EndKind::Failed);
+        assert!(canceller.cancel(CancelCause::Operator).is_none());
     }
 
     #[tokio::test]
@@ -179,14 +273,14 @@ mod tests {
             claim(&live, &before, "acme"),
             claim(&live, &after, "acme"),
             claim(&live, &ours, "globex"),
-            live.claim(&ours),
+            live.claim(&ours, ENDPOINT),
         ];
-        assert_eq!(live.cancel(&ours, "acme", CancelCause::Operator), 2);
+        assert_eq!(live.cancel(&ours, "acme", CancelCause::Operator).len(), 2);
         for claim in &mut two {
             assert_eq!(claim.asked().await, CancelCause::Operator);
         }
         drop(two);
-        assert_eq!((live.cancel(&ours, "acme", CancelCause::Operator), live.count()), (0, 4));
+        assert_eq!((live.cancel(&ours, "acme", CancelCause::Operator).len(), live.count()), (0, 4));
         assert_eq!(live.cancel_all(CancelCause::Shutdown), 4);
         drop(others);
         live.empty().await;

@@ -28,6 +28,36 @@ pub(crate) struct Done {
     pub(crate) usage: Usage,
 }
 
+/// How a request ended, in one word: what `GET` shows, and what its cancelling answers. In ascending
+/// order of what matters to whoever cancelled several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum EndKind {
+    /// It came to its end.
+    Completed,
+    /// It was refused, or broke, or a policy ended it.
+    Failed,
+    /// It was stopped: by whoever asked, or by a deadline.
+    Cancelled,
+}
+
+impl EndKind {
+    pub(crate) fn of(how: &Result<Done, Failure>) -> Self {
+        match how {
+            Ok(_) => Self::Completed,
+            Err(Failure::Cancelled(_)) => Self::Cancelled,
+            Err(_) => Self::Failed,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// A part of an answer.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Said {

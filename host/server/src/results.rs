@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use crate::DetachedConfig;
 use crate::ask::Shape;
 use crate::failure::Failure;
-use crate::pieces::{Done, Said};
+use crate::live::Canceller;
+use crate::pieces::{Done, EndKind, Said};
 use crate::voice::Head;
 
 /// Where results are kept.
@@ -41,8 +42,8 @@ struct Shelf {
     numbers: u64,
 }
 
-/// A tenant and an id. Ids are the clients' own, so nobody's may be in the way of another tenant's.
-type Name = (String, RequestId);
+/// An id and a tenant. Ids are the clients' own, so nobody's may be in the way of another tenant's.
+type Name = (RequestId, String);
 
 /// A result, or one to come.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub(crate) struct Title {
     pub(crate) endpoint: Endpoint,
     pub(crate) shape: Shape,
     pub(crate) head: Head,
+    /// Asks it to stop.
+    pub(crate) canceller: Canceller,
 }
 
 /// How far it is.
@@ -74,6 +77,15 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Its name in what clients are shown of a request.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Ended(result) => EndKind::of(&result.1).as_str(),
+        }
+    }
+
     /// About as much memory as what was said takes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -116,7 +128,7 @@ impl Results {
 
     /// Begins to keep a result.
     pub(crate) fn keep(self: &Arc<Self>, title: Arc<Title>, state: State) -> Keeping {
-        let name = (title.tenant.clone(), title.head.request.clone());
+        let name = title.name();
         let mut shelf = self.shelf();
         // It takes the place of one of the same name.
         shelf.remove(&name);
@@ -130,16 +142,27 @@ impl Results {
     pub(crate) fn get(&self, id: &RequestId, tenant: &str) -> Option<(Arc<Title>, State)> {
         let mut shelf = self.shelf();
         shelf.forget(&self.config, Instant::now());
-        let kept = shelf.by_name.get(&(tenant.to_owned(), id.clone()))?;
+        let kept = shelf.by_name.get(&(id.clone(), tenant.to_owned()))?;
         Some((Arc::clone(&kept.title), kept.state.clone()))
     }
 
-    /// Forgets it. What still runs is not touched, and is kept until it ends.
-    pub(crate) fn remove(&self, id: &RequestId, tenant: &str) -> bool {
-        let name = (tenant.to_owned(), id.clone());
+    /// How far the one of this title is, if it is still kept.
+    pub(crate) fn state_of(&self, title: &Arc<Title>) -> Option<State> {
+        let shelf = self.shelf();
+        shelf.by_title(title).map(|kept| kept.state.clone())
+    }
+
+    /// The endpoint that a kept request of this id came through, whosever it is.
+    pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
+        let shelf = self.shelf();
+        let (_, kept) = shelf.by_name.range((id.clone(), String::new())..).next()?;
+        (kept.title.head.request == *id).then_some(kept.title.endpoint)
+    }
+
+    /// Forgets it, also if it still runs: then nothing will be kept of it. False: somebody else has.
+    pub(crate) fn remove(&self, title: &Arc<Title>) -> bool {
         let mut shelf = self.shelf();
-        let ended = |kept: &Kept| matches!(kept.state, State::Ended(_));
-        shelf.by_name.get(&name).is_some_and(ended) && shelf.remove(&name)
+        shelf.by_title(title).is_some() && shelf.remove(&title.name())
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -148,6 +171,11 @@ impl Results {
 }
 
 impl Shelf {
+    /// The one of this title, and no other of its name.
+    fn by_title(&self, title: &Arc<Title>) -> Option<&Kept> {
+        self.by_name.get(&title.name()).filter(|kept| Arc::ptr_eq(&kept.title, title))
+    }
+
     /// Lets go of it, wherever it is written.
     fn remove(&mut self, name: &Name) -> bool {
         let Some(kept) = self.by_name.remove(name) else { return false };
@@ -183,6 +211,10 @@ impl Kept {
 }
 
 impl Title {
+    fn name(&self) -> Name {
+        (self.head.request.clone(), self.tenant.clone())
+    }
+
     /// About as much memory as the client's own words in it take.
     fn bytes(&self) -> usize {
         self.tenant.len() + self.shape.bytes()
@@ -232,165 +264,4 @@ impl Drop for Keeping {
 pub(crate) const KEEP_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
-mod tests {
-    use interlock_request::{Finish, ModelId, Usage};
-    use interlock_text::{TextModel, TextParts, TokenizerSource};
-
-    use super::*;
-
-    fn title(id: &str, tenant: &str) -> Arc<Title> {
-        titled(id, tenant, Shape::Completions { include_usage: false })
-    }
-
-    fn titled(id: &str, tenant: &str, shape: Shape) -> Arc<Title> {
-        let parts = TextParts {
-            tokenizer: TokenizerSource::Sim,
-            chat_template: None,
-            special_tokens: Default::default(),
-            eos: vec![],
-        };
-        let head = Head {
-            request: RequestId::parse(id).expect("an id"),
-            model: ModelId::new("m"),
-            created: 0,
-            temperature: 1.0,
-            top_p: 1.0,
-            logprobs: false,
-            text: Arc::new(TextModel::new(parts).expect("a text model")),
-        };
-        let endpoint = Endpoint::Completions;
-        Arc::new(Title { tenant: tenant.into(), endpoint, shape, head })
-    }
-
-    fn text(bytes: usize) -> Said {
-        Said { text: "x".repeat(bytes), tokens: vec![] }
-    }
-
-    const DONE: Done = Done {
-        finish: Finish::Stop,
-        usage: Usage { prompt_tokens: 1, cached_tokens: 0, generated_tokens: 1 },
-    };
-
-    fn id(id: &str) -> RequestId {
-        RequestId::parse(id).expect("an id")
-    }
-
-    #[test]
-    fn a_result_is_its_tenants_alone() {
-        let results = Results::new(DetachedConfig::default());
-        let keeping = results.keep(title("a", "acme"), State::Queued);
-        assert!(matches!(results.get(&id("a"), "acme"), Some((_, State::Queued))));
-        keeping.started();
-        assert!(matches!(results.get(&id("a"), "acme"), Some((_, State::Running))));
-        assert!(results.get(&id("a"), "").is_none());
-        keeping.end(text(3), Ok(DONE));
-        let Some((_, State::Ended(result))) = results.get(&id("a"), "acme") else {
-            panic!("it has ended")
-        };
-        assert_eq!(*result, (text(3), Ok(DONE)));
-        assert!(!results.remove(&id("a"), "other") && results.remove(&id("a"), "acme"));
-        assert!(results.get(&id("a"), "acme").is_none());
-    }
-
-    #[test]
-    fn an_id_of_one_tenant_is_not_in_the_way_of_anothers() {
-        let results = Results::new(DetachedConfig::default());
-        let end = |tenant: &str, bytes| {
-            results.keep(title("a", tenant), State::Running).end(text(bytes), Ok(DONE));
-        };
-        end("acme", 3);
-        end("globex", 5);
-        let bytes = |tenant: &str| match results.get(&id("a"), tenant) {
-            Some((_, State::Ended(result))) => result.0.text.len(),
-            _ => 0,
-        };
-        assert_eq!((bytes("acme"), bytes("globex")), (3, 5));
-        assert!(results.remove(&id("a"), "globex"));
-        assert_eq!((bytes("acme"), bytes("globex")), (3, 0));
-    }
-
-    #[test]
-    fn what_is_let_go_of_is_written_nowhere() {
-        let results = Results::new(DetachedConfig::default());
-        for _ in 0..3 {
-            results.keep(title("a", "acme"), State::Running).end(text(3), Ok(DONE));
-            assert!(results.remove(&id("a"), "acme"));
-            // Another of the same id takes its place, before it is over or after.
-            results.keep(title("b", "acme"), State::Running).end(text(3), Ok(DONE));
-        }
-        let shelf = results.shelf();
-        assert_eq!((shelf.by_name.len(), shelf.ended.len(), shelf.bytes), (1, 1, 3 + 4));
-    }
-
-    #[test]
-    fn what_a_response_repeats_of_its_request_takes_memory_too() {
-        let memory_max = interlock_request::ByteSize(100);
-        let results = Results::new(DetachedConfig { memory_max, ..DetachedConfig::default() });
-        let echo = |instructions: usize, metadata: usize| {
-            let metadata = serde_json::value::to_raw_value(&"x".repeat(metadata)).expect("text");
-            Shape::Responses(Box::new(crate::ask::Echo {
-                instructions: Some("x".repeat(instructions)),
-                metadata: Some(metadata),
-                max_output_tokens: None,
-                top_logprobs: 0,
-                background: true,
-            }))
-        };
-        let is_kept = |shape| {
-            results.keep(titled("a", "", shape), State::Running).end(text(1), Ok(DONE));
-            results.get(&id("a"), "").is_some()
-        };
-        assert_eq!(
-            [is_kept(echo(40, 40)), is_kept(echo(200, 0)), is_kept(echo(0, 200))],
-            [true, false, false]
-        );
-    }
-
-    #[test]
-    fn who_was_forgotten_by_its_driver_has_failed() {
-        let results = Results::new(DetachedConfig::default());
-        drop(results.keep(title("a", ""), State::Queued));
-        let Some((_, State::Ended(result))) = results.get(&id("a"), "") else { panic!("ended") };
-        assert_eq!(result.1, Err(Failure::INTERNAL));
-    }
-
-    #[test]
-    fn the_oldest_go_when_there_are_too_many_or_too_much() {
-        let config = DetachedConfig {
-            results_max: 2,
-            memory_max: interlock_request::ByteSize(100),
-            ..DetachedConfig::default()
-        };
-        let results = Results::new(config);
-        let end = |name: &str, bytes| {
-            results.keep(title(name, ""), State::Running).end(text(bytes), Ok(DONE));
-        };
-        let kept = || ["a", "b", "c", "d"].map(|name| results.get(&id(name), "").is_some());
-        end("a", 10);
-        end("b", 10);
-        end("c", 10);
-        assert_eq!(kept(), [false, true, true, false]);
-        end("d", 95);
-        assert_eq!(kept(), [false, false, false, true]);
-        end("d", 5);
-        assert_eq!((kept(), results.shelf().bytes), ([false, false, false, true], 5));
-    }
-
-    #[test]
-    fn what_is_too_old_is_gone() {
-        let config = DetachedConfig { keep: Duration::ZERO, ..DetachedConfig::default() };
-        let results = Results::new(config);
-        results.keep(title("a", ""), State::Running).end(text(1), Ok(DONE));
-        assert!(results.get(&id("a"), "").is_none());
-        assert_eq!(results.shelf().bytes, 0);
-    }
-
-    #[test]
-    fn so_many_go_on_without_a_client() {
-        let results = Results::new(DetachedConfig { requests_max: 1, ..Default::default() });
-        let place = results.place();
-        assert!(place.is_some() && results.place().is_none());
-        drop(place);
-        assert!(results.place().is_some());
-    }
-}
+mod tests;

@@ -24,6 +24,7 @@ use crate::doors::Over;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
+use crate::pieces::EndKind;
 use crate::{ServedModel, later, paths};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -202,12 +203,15 @@ impl Host {
         response
     }
 
-    fn model_card(&self, model: &ServedModel) -> serde_json::Value {
+    /// A model under one of its names. `root` is the one that its answers give.
+    fn model_card(&self, name: &str, model: &ServedModel) -> serde_json::Value {
         json!({
-            "id": model.id.as_str(),
+            "id": name,
             "object": "model",
             "created": self.started_at,
             "owned_by": "interlock",
+            "root": model.id.as_str(),
+            "parent": null,
         })
     }
 }
@@ -241,8 +245,15 @@ async fn responses(
     generate(host, Endpoint::Responses, meta, headers, body).await
 }
 
+/// All names that a request may give: the models' own, the default one first, then the others.
 async fn models(State(host): State<Arc<Host>>) -> Response {
-    let cards: Vec<_> = host.models.iter().map(|model| host.model_card(model)).collect();
+    let own = host.models.iter().map(|model| (model.id.as_str(), model));
+    let aliases = host
+        .models
+        .iter()
+        .flat_map(|model| model.aliases.iter().map(move |alias| (alias.as_str(), model)));
+    let cards: Vec<_> =
+        own.chain(aliases).map(|(name, model)| host.model_card(name, model)).collect();
     Json(json!({ "object": "list", "data": cards })).into_response()
 }
 
@@ -253,11 +264,12 @@ async fn model(
 ) -> Answer {
     let asked = asked.map_or_else(|_| as_written(&uri, "/v1/models/"), |Path(asked)| asked);
     let model = host.models.called(&asked)?;
-    Ok(Json(host.model_card(model)).into_response())
+    Ok(Json(host.model_card(&asked, model)).into_response())
 }
 
 /// Cancels a request wherever it is, and all others of its id and tenant. Its client is told; asking
-/// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart.
+/// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart, and is
+/// told what became of it: it may have come to its own end before.
 async fn cancel(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
@@ -265,20 +277,22 @@ async fn cancel(
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Answer {
-    let visit = host.identify_to_look_up(&meta, &headers).await?;
     let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
-    let known = RequestId::parse(&id).ok().map(|id| {
-        let requests = host.live.cancel(&id, &visit.identity.tenant, CancelCause::Operator);
-        (id, requests)
-    });
-    match known.filter(|(_, requests)| *requests > 0) {
-        Some((id, requests)) => {
-            tracing::info!(request = %id, requests, "cancelled by an operator");
-            Ok(Json(json!({ "id": id.as_str(), "object": "request", "cancelled": true }))
-                .into_response())
-        }
-        _ => Err(Failure::UnknownRequest(cut(&id))),
-    }
+    let unknown = || Failure::UnknownRequest(cut(&id));
+    let request = RequestId::parse(&id).ok();
+    let endpoint = host.endpoint_of(request.as_ref());
+    let visit = host.identify_to_look_up(&meta, endpoint, &headers).await?;
+    let request = request.ok_or_else(unknown)?;
+    let end = host.cancel(&request, &visit.identity.tenant, CancelCause::Operator).await;
+    let end = end.ok_or_else(unknown)?;
+    tracing::info!(%request, end = end.as_str(), "a request was asked to stop by its client");
+    Ok(Json(json!({
+        "id": request.as_str(),
+        "object": "request",
+        "cancelled": end == EndKind::Cancelled,
+        "status": end.as_str(),
+    }))
+    .into_response())
 }
 
 async fn live() -> Response {

@@ -69,8 +69,7 @@ impl Hearing {
         });
         asked?;
         let plan = merged.clamp(&self.chain.ceilings).under(facts.identity.priority);
-        let id = facts.request_id.clone();
-        let admitted = Admitted::new(id, prompt, generation, plan, merged.tokens_max);
+        let admitted = Admitted::new(&facts, prompt, generation, plan, merged.tokens_max);
         let Self { chain, mut duty, said, headers, draft } = self;
         if let Some(mut draft) = draft {
             draft.admitted(plan, admitted.tokens_max());

@@ -66,10 +66,13 @@ fn somewhere() -> Candidate {
     }
 }
 
+/// What a policy is told and no record keeps.
+const PREFIX_KEY: u64 = 9_753_186_420;
+
 fn ask(chain: &Arc<PolicyChain>) -> Result<(), Refused> {
     let mut hearing = chain.hear(SERIAL, id());
     at_once(hearing.identify(&Caller { headers: secretive(), ..caller() }))?;
-    let mut facts = Facts { headers: secretive(), ..facts() };
+    let mut facts = Facts { headers: secretive(), prefix_key: PREFIX_KEY, ..facts() };
     at_once(hearing.transform(&mut facts, &body()))?;
     at_once(hearing.route(&facts, &[somewhere()], &body()))?;
     at_once(hearing.admit(facts, &Load::default(), prompt(), generation(), &body())).map(|_| ())
@@ -95,6 +98,26 @@ fn no_secret_header_is_recorded_whoever_was_granted_it() {
     let line = serde_json::to_string(&*kept.0.lock().unwrap()).expect("it can be written");
     assert!(line.contains("x-tenant"), "{line}");
     assert!(!line.contains("s3cret"), "{line}");
+}
+
+#[test]
+fn no_hash_of_a_prompt_is_recorded() {
+    let (chain, kept) = chain(vec![busy(10).link()]);
+    ask(&chain).expect("it admits");
+    let line = serde_json::to_string(&*kept.0.lock().unwrap()).expect("it can be written");
+    assert!(!line.contains(&PREFIX_KEY.to_string()), "{line}");
+    assert_eq!(line.matches(r#""prefix_key":0"#).count(), 3, "{line}");
+}
+
+#[test]
+fn a_record_of_a_host_that_kept_the_hash_is_still_read() {
+    let (chain, kept) = chain(vec![busy(10).link()]);
+    ask(&chain).expect("it admits");
+    let line = serde_json::to_string(&kept.0.lock().unwrap()[0]).expect("it can be written");
+    let old = line.replace(r#""prefix_key":0"#, &format!(r#""prefix_key":{PREFIX_KEY}"#));
+    let read: Record = serde_json::from_str(&old).expect("it can be read");
+    let Asked::Admit { facts, .. } = &read.steps[3].asked else { panic!("{read:?}") };
+    assert_eq!(facts.prefix_key, PREFIX_KEY);
 }
 
 #[test]

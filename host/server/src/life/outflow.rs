@@ -179,11 +179,16 @@ impl Outflow {
 
     /// Tells whoever wants to know how it ended. Again, nothing happens.
     pub(super) fn end(&mut self, how: Result<Done, Failure>) {
+        self.end_kept(&how);
+        self.client.end(how);
+    }
+
+    /// The same, but for the client.
+    pub(super) fn end_kept(&mut self, how: &Result<Done, Failure>) {
         self.guards = None;
         if let Some(keeping) = self.keeping.take() {
             keeping.end(self.said.take().unwrap_or_default(), how.clone());
         }
-        self.client.end(how);
     }
 }
 

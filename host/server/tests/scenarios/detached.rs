@@ -9,16 +9,16 @@ use serde_json::Value;
 
 use crate::rig::{Rig, Script, Setup, within};
 
-const BACKGROUND: &str =
+pub(crate) const BACKGROUND: &str =
     r#"{"model":"sim","input":"hello","max_output_tokens":8,"temperature":0,"background":true}"#;
 
-fn detach() -> Setup {
+pub(crate) fn detach() -> Setup {
     let limits = DrainLimits { time_max: Duration::from_secs(20), tokens_max: 1000 };
     let on_disconnect = Some(DisconnectAction::Detach(limits));
     Setup::planning(PlanProposal { on_disconnect, ..PlanProposal::default() })
 }
 
-async fn becomes(rig: &Rig, path: &str, status: &str) -> Value {
+pub(crate) async fn becomes(rig: &Rig, path: &str, status: &str) -> Value {
     within(async {
         loop {
             let answer = rig.get(path).await.json();
@@ -126,7 +126,7 @@ async fn so_many_go_on_without_a_client_and_no_more() {
 }
 
 /// A policy that believes what a header says.
-fn tenants() -> Script {
+pub(crate) fn tenants() -> Script {
     let identify = |caller: &interlock_admission::Caller| {
         let tenant = caller.headers.0.first().map_or("", |(_, value)| value).to_owned();
         Identified::Known(Identity { tenant, ..Identity::default() }, "header".into())

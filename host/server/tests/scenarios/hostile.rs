@@ -102,11 +102,11 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
         DELETE /v1/models 
             405 method_not_allowed -: this URL does not take this method
         POST /v1/requests/nobody/cancel 
-            404 request_not_found -: no request "nobody" is in flight
+            404 request_not_found -: no request "nobody" is in flight, and no answer to one is kept
         POST /v1/requests/a%2Fb/cancel 
-            404 request_not_found -: no request "a/b" is in flight
+            404 request_not_found -: no request "a/b" is in flight, and no answer to one is kept
         POST /v1/requests/%ff/cancel 
-            404 request_not_found -: no request "%ff" is in flight
+            404 request_not_found -: no request "%ff" is in flight, and no answer to one is kept
         GET /v1/models/other 
             404 model_not_found model: the model "other" does not exist; this host serves "sim"
         GET /v1/models/%ff 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod answers;
+mod cancelling;
 mod crowds;
 mod deciding;
 mod detached;
@@ -17,6 +18,7 @@ mod models;
 mod rig;
 mod stopping;
 mod telling;
+mod tenants;
 mod texts;
 mod watching;
 mod wire;

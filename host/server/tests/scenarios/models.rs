@@ -42,11 +42,24 @@ async fn all_models_are_listed_and_an_unknown_one_is_told_so() {
     let list = rig.get("/v1/models").await.json();
     let ids: Vec<_> =
         list["data"].as_array().expect("a list").iter().map(|card| &card["id"]).collect();
-    assert_eq!(ids, ["sim", "other"]);
-    assert_eq!(rig.get("/v1/models/gpt-4o-mini").await.json()["id"], "other");
+    assert_eq!(ids, ["sim", "other", "gpt-4o-mini"]);
     let unknown = rig.post("/v1/completions", &ask("gpt-5")).await;
     assert_eq!((unknown.status, unknown.code().as_str()), (404, "model_not_found"));
     assert!(unknown.body.contains(r#"this host serves \"sim\", \"other\""#), "{}", unknown.body);
     let ready = rig.get("/health/ready").await.json();
     assert_eq!(ready["models"].to_string(), r#"{"other":"ready","sim":"ready"}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alias_is_listed_and_shown_under_its_own_name_with_the_model_behind_it() {
+    let rig = two().await;
+    let list = rig.get("/v1/models").await.json();
+    for (name, root) in [("sim", "sim"), ("other", "other"), ("gpt-4o-mini", "other")] {
+        let card = rig.get(&format!("/v1/models/{name}")).await.json();
+        assert_eq!((&card["id"], &card["root"]), (&name.into(), &root.into()));
+        assert!(
+            list["data"].as_array().expect("a list").contains(&card),
+            "{card} is not in {list}"
+        );
+    }
 }

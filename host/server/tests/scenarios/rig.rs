@@ -11,13 +11,14 @@ use interlock_admission::{
     PolicyChain, PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
 };
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, WaitingConfig,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, PrefixSharing,
+    WaitingConfig,
 };
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
-    WorkMetrics, WorkPool, listen, serve, system_time,
+    DetachedConfig, PrefixKeys, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts,
+    WorkConfig, WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -44,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) decision: Decision,
     /// What the policy before it does.
     pub(crate) script: Script,
+    /// `cache.prefix_sharing`.
+    pub(crate) prefix_sharing: PrefixSharing,
     /// `[detached]`.
     pub(crate) detached: DetachedConfig,
     /// `[work]`.
@@ -66,6 +69,7 @@ impl Default for Setup {
             other: None,
             decision: Decision::Admit(Admission::default()),
             script: Script::default(),
+            prefix_sharing: PrefixSharing::default(),
             detached: DetachedConfig::default(),
             work: WorkConfig::default(),
             limits: LimitsConfig::default(),
@@ -281,6 +285,7 @@ impl Rig {
             other,
             decision,
             script,
+            prefix_sharing,
             detached,
             work,
             limits,
@@ -294,7 +299,8 @@ impl Rig {
         let device = gate.clone();
         let seats = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
         let metrics = EngineMetrics::register(&registry);
-        let (config, cache) = (EngineConfig::default(), CacheConfig::default());
+        let (config, cache) =
+            (EngineConfig::default(), CacheConfig { prefix_sharing, ..CacheConfig::default() });
         let mut engines = Engines::default();
         let engine = engines.add(&config, &cache, &seats, &metrics, move || {
             loads.wait();
@@ -323,6 +329,7 @@ impl Rig {
             detached,
             models,
             policies: Arc::new(Policies::from(chain)),
+            prefix_keys: PrefixKeys::new(prefix_sharing),
             wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
             registry: Arc::clone(&registry),

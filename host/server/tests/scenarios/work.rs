@@ -19,13 +19,14 @@ use interlock_admission::{
     Identified, Identity, LimitsConfig, Policies, PolicyMetrics, Reason, Rejection,
 };
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineMetrics, EngineState, EngineThread, Engines, WaitingConfig,
+    CacheConfig, EngineConfig, EngineMetrics, EngineState, EngineThread, Engines, PrefixSharing,
+    WaitingConfig,
 };
 use interlock_metrics::Registry;
 use interlock_request::{ByteSize, ModelId, SamplingDefaults};
 use interlock_server::{
-    Class, DetachedConfig, Job, NotDone, Part, STUCK_MAX, ServedModel, ServerConfig, ServerMetrics,
-    ServerParts, WorkConfig, WorkMetrics, WorkPool, app, system_time,
+    Class, DetachedConfig, Job, NotDone, Part, PrefixKeys, STUCK_MAX, ServedModel, ServerConfig,
+    ServerMetrics, ServerParts, WorkConfig, WorkMetrics, WorkPool, app, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use tokio::task::JoinHandle;
@@ -358,6 +359,7 @@ fn stalled(limits: &LimitsConfig) -> (axum::Router, Stalled) {
         detached: DetachedConfig::default(),
         policies: Arc::new(Policies::new(vec![], limits.ceilings(), metrics)),
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
+        prefix_keys: PrefixKeys::new(PrefixSharing::default()),
         wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),

@@ -204,8 +204,10 @@ pub mod interlock {
         pub max_tokens_asked: bool,
         /// Size of the request's body.
         pub body_bytes: u64,
-        /// A hash of how its prompt begins (its first 1024 bytes of text): equal beginnings have equal
-        /// keys on this host as long as it runs. 0: the prompt is not text.
+        /// A hash of how its prompt begins (its first 1024 bytes of text), with a secret that the host
+        /// makes when it starts: equal beginnings of one tenant have equal keys as long as it runs. Those
+        /// of two tenants have not, unless `cache.prefix_sharing` is `all`. 0: the prompt is not text, or
+        /// this is a replay, since no record keeps it.
         pub prefix_key: u64,
         /// Who asks, as an `identify` said; empty: nobody said.
         pub tenant: _rt::String,

@@ -37,7 +37,8 @@ pub mod exports {
           pub request_id: _rt::String,
           /// When its head was read.
           pub arrived_at: Micros,
-          /// The endpoint that it came through.
+          /// The endpoint that it came through. A call that fetches a request's answer, deletes it or
+          /// cancels the request: the endpoint that the request came through, if there is one of that id.
           pub endpoint: Endpoint,
           /// The SHA-256 of the bearer token (`authorization: Bearer ...`), or of `x-api-key`, in 64
           /// lower-case hex digits; empty: there is none. The token itself is only seen with the grant

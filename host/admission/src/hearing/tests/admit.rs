@@ -49,7 +49,7 @@ fn the_engine_is_told_the_merged_priority() {
     let consent = admit(&chain(links).0, facts()).expect("both admit");
     assert_eq!(consent.admitted.plan().priority, Priority::Batch);
     assert_eq!(consent.said.len(), 2);
-    assert_eq!(consent.admitted.into_work().2.priority, Priority::Batch);
+    assert_eq!(consent.admitted.into_work().generation.priority, Priority::Batch);
 }
 
 #[test]
@@ -67,8 +67,8 @@ fn who_the_caller_is_bounds_the_priority_and_urges_nothing() {
 fn the_smallest_bound_on_tokens_holds_and_nothing_asks_for_more_than_it() {
     let links =
         vec![Fake::admitting("a", tokens(40)).link(), Fake::admitting("b", tokens(1000)).link()];
-    let (_, _, generation) =
-        admit(&chain(links).0, facts()).expect("both admit").admitted.into_work();
+    let admitted = admit(&chain(links).0, facts()).expect("both admit").admitted;
+    let generation = admitted.into_work().generation;
     assert_eq!((generation.tokens_max, generation.tokens_min), (40, 40));
     let refused = admit(&chain(vec![Fake::admitting("a", tokens(0)).link()]).0, facts());
     assert_eq!(
