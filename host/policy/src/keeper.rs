@@ -746,7 +746,7 @@ mod tests {
             assert!(keeper.book().probation[0].failed());
         };
         fail();
-        let fixed = replace(r#"{"n": 1}"#);
+        let fixed = replace(r#"{"init": "still fine"}"#);
         // It was here that it waited.
         keeper.take_back();
         assert_eq!(keeper.policies.current().generation(), fixed);

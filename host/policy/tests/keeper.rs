@@ -143,17 +143,18 @@ fn what_changes_nothing_is_no_step_back() {
 fn the_start_is_back_after_any_number_of_swaps() {
     let (keeper, _) = keeper(&[admits()], None);
     for n in 0..9 {
-        let settings = Some(settings(&format!(r#"{{"n": {n}}}"#)));
+        let settings = Some(settings(&format!(r#"{{"init": "fine {n}"}}"#)));
         let change = Change { settings, ..upload("guest-misbehaves") };
         keeper.replace("p", change).expect("it is fine");
     }
-    keeper.replace("p", upload("guest-mute")).expect("it is fine");
+    let mute = || Change { settings: Some(settings("{}")), ..upload("guest-mute") };
+    keeper.replace("p", mute()).expect("it is fine");
     let back = keeper.rollback(Earlier::Start).expect("it is kept");
     assert_eq!((back.generation, back.from, version(&keeper)), (1, 11, "9.9.9".into()));
     assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
     // What was swapped after it is gone, and the next one is a new one.
     assert_eq!(keeper.policies().kept(), [1]);
-    assert_eq!(keeper.replace("p", upload("guest-mute")).expect("it is fine").generation, 12);
+    assert_eq!(keeper.replace("p", mute()).expect("it is fine").generation, 12);
 }
 
 #[test]
@@ -440,7 +441,7 @@ fn what_is_replaced_keeps_no_room_that_others_need() {
         live.rsplit(' ').next().unwrap_or_default().to_owned()
     };
     for n in 0..3 {
-        let settings = Some(settings(&format!(r#"{{"n": {n}}}"#)));
+        let settings = Some(settings(&format!(r#"{{"init": "fine {n}"}}"#)));
         keeper.replace("p", Change { settings, ..Change::default() }).expect("it is fine");
         assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
         assert_eq!(live(), "1", "those that were replaced kept theirs");

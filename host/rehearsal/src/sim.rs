@@ -177,6 +177,7 @@ async fn live(
         models: served.collect(),
         policies: Arc::new(Policies::from(chain)),
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
+        in_flight: interlock_server::InFlight::default(),
         wall: Arc::new(move || EPOCH + clock.now()),
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),

@@ -10,7 +10,7 @@ use interlock_metrics::Registry;
 use interlock_request::CancelCause;
 
 use crate::failure::Failure;
-use crate::live::Live;
+use crate::live::{InFlight, Live};
 use crate::models::{ModelState, Models};
 use crate::results::Results;
 use crate::{DetachedConfig, ServedModel, ServerConfig, ServerMetrics, WorkPool};
@@ -30,6 +30,8 @@ pub struct ServerParts {
     pub policies: Arc<Policies>,
     /// Where bodies are read, chats rendered and prompts tokenized.
     pub work: WorkPool,
+    /// Where the requests in flight are known, for whoever looks on.
+    pub in_flight: InFlight,
     /// What time it is; [`system_time`] but in simulations.
     pub wall: Wall,
     /// The server's own metrics.
@@ -81,8 +83,17 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { config, detached, models, policies, work, wall, metrics, registry } =
-            parts;
+        let ServerParts {
+            config,
+            detached,
+            models,
+            policies,
+            work,
+            in_flight,
+            wall,
+            metrics,
+            registry,
+        } = parts;
         for model in &models {
             metrics.serves(&model.id);
         }
@@ -93,7 +104,7 @@ impl Host {
             results: Results::new(detached),
             metrics: Arc::new(metrics),
             registry,
-            live: Live::new(),
+            live: in_flight.0,
             work,
             started_at: wall().as_secs(),
             wall,

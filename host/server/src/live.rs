@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use interlock_request::{CancelCause, RequestId};
 use tokio::sync::{oneshot, watch};
 
+use crate::activity::{Activity, Seen};
+
 /// All requests in flight.
 #[derive(Debug)]
 pub(crate) struct Live {
@@ -40,6 +42,44 @@ struct Place {
     /// Whose request it is, once that is known.
     tenant: Option<String>,
     ask: Option<oneshot::Sender<CancelCause>>,
+    activity: Activity,
+}
+
+/// A request of a list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) id: RequestId,
+    /// Whose it is, once that is known.
+    pub(crate) tenant: Option<String>,
+    pub(crate) seen: Seen,
+}
+
+/// The requests that a server has in flight, for whoever lists or cancels them from outside.
+///
+/// Made before the server, which is given one, and so is who looks on. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct InFlight(pub(crate) Arc<Live>);
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self(Live::new())
+    }
+}
+
+impl InFlight {
+    /// As [`Live::list`].
+    pub(crate) fn list(
+        &self,
+        most: usize,
+        wanted: impl Fn(&Listed) -> bool,
+    ) -> (usize, Vec<Listed>) {
+        self.0.list(most, wanted)
+    }
+
+    /// As [`Live::cancel_of_any`].
+    pub(crate) fn cancel(&self, id: &RequestId, tenant: Option<&str>, cause: CancelCause) -> usize {
+        self.0.cancel_of_any(id, tenant, cause)
+    }
 }
 
 /// A place among the requests in flight, and where its request learns that it should stop.
@@ -48,6 +88,7 @@ pub(crate) struct Claim {
     live: Arc<Live>,
     name: Name,
     asked: Option<oneshot::Receiver<CancelCause>>,
+    activity: Activity,
 }
 
 impl Live {
@@ -61,9 +102,11 @@ impl Live {
         let mut asks = self.asks();
         asks.claimed += 1;
         let name = (id.clone(), asks.claimed);
-        asks.by_name.insert(name.clone(), Place { tenant: None, ask: Some(ask) });
+        let activity = Activity::new();
+        let place = Place { tenant: None, ask: Some(ask), activity: activity.clone() };
+        asks.by_name.insert(name.clone(), place);
         self.count.send_replace(asks.by_name.len());
-        Claim { live: Arc::clone(self), name, asked: Some(asked) }
+        Claim { live: Arc::clone(self), name, asked: Some(asked), activity }
     }
 
     /// Asks a tenant's requests of an id to stop; how many there are. Asking twice is harmless.
@@ -72,6 +115,37 @@ impl Live {
         let all = asks.by_name.range_mut((id.clone(), 0)..=(id.clone(), u64::MAX));
         let theirs = all.filter(|(_, place)| place.tenant.as_deref() == Some(tenant));
         theirs.map(|(_, place)| place.ask(cause)).count()
+    }
+
+    /// The same of any tenant, or of this one, also before it is known whose they are: for an
+    /// operator.
+    pub(crate) fn cancel_of_any(
+        &self,
+        id: &RequestId,
+        tenant: Option<&str>,
+        cause: CancelCause,
+    ) -> usize {
+        let mut asks = self.asks();
+        let all = asks.by_name.range_mut((id.clone(), 0)..=(id.clone(), u64::MAX));
+        let theirs = all.filter(|(_, place)| tenant.is_none() || place.tenant.as_deref() == tenant);
+        theirs.map(|(_, place)| place.ask(cause)).count()
+    }
+
+    /// Those that are wanted, at most so many, the oldest first; and how many are wanted in all.
+    pub(crate) fn list(
+        &self,
+        most: usize,
+        wanted: impl Fn(&Listed) -> bool,
+    ) -> (usize, Vec<Listed>) {
+        let listed = |((id, number), place): (&Name, &Place)| {
+            let (tenant, seen) = (place.tenant.clone(), place.activity.seen());
+            (*number, Listed { id: id.clone(), tenant, seen })
+        };
+        let mut all: Vec<_> = self.asks().by_name.iter().map(listed).collect();
+        all.retain(|(_, request)| wanted(request));
+        all.sort_by_key(|(number, _)| *number);
+        let total = all.len();
+        (total, all.into_iter().take(most).map(|(_, request)| request).collect())
     }
 
     /// Asks all of them; how many there were.
@@ -125,6 +199,11 @@ impl Claim {
     /// Where to say whose request it is.
     pub(crate) fn owner(&self) -> Owner {
         Owner { live: Arc::clone(&self.live), name: self.name.clone() }
+    }
+
+    /// Where to say how far it is.
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// Returns when someone asks to stop, with the cause; once.

@@ -16,7 +16,7 @@ use interlock_engine::{
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
+    DetachedConfig, InFlight, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
     WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
@@ -313,12 +313,14 @@ impl Rig {
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
         let work = WorkPool::start(&work, WorkMetrics::register(&registry)).expect("threads");
+        let in_flight = InFlight::default();
         let parts = ServerParts {
             work: work.clone(),
             config: server,
             detached,
             models,
             policies: Arc::new(Policies::from(chain)),
+            in_flight: in_flight.clone(),
             wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
             registry: Arc::clone(&registry),
@@ -333,6 +335,7 @@ impl Rig {
         Self {
             gate,
             work,
+            in_flight,
             address,
             registry,
             ended,
