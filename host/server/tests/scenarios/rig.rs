@@ -203,6 +203,8 @@ pub(crate) struct Rig {
     pub(crate) gate: Gate,
     /// Where requests are read, to fill it.
     pub(crate) work: WorkPool,
+    /// Where its requests in flight are known, for an operator.
+    pub(crate) in_flight: InFlight,
     address: SocketAddr,
     registry: Arc<Registry>,
     ended: mpsc::Receiver<(Facts, Summary)>,
