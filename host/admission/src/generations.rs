@@ -73,6 +73,16 @@ fn listed(numbers: &[u64]) -> String {
     numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
+impl fmt::Display for Earlier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Previous => f.write_str("previous"),
+            Self::Start => f.write_str("start"),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
 impl FromStr for Earlier {
     type Err = BadEarlier;
 

@@ -53,8 +53,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use crate::listener::{Listener, Rules};
 use crate::failure::{BodyProblem, Failure};
+use crate::listener::{Listener, Rules};
 use crate::live::InFlight;
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
 

@@ -43,11 +43,7 @@ pub(super) async fn replace(
 }
 
 /// `POST /admin/policies/rollback`
-pub(super) async fn rollback(
-    State(desk): State<Arc<Desk>>,
-    uri: Uri,
-    mut body: Body,
-) -> Answer {
+pub(super) async fn rollback(State(desk): State<Arc<Desk>>, uri: Uri, mut body: Body) -> Answer {
     let bytes = desk.read(&mut body).await?;
     let query = Query::read(&uri, &["to"])?;
     if !bytes.is_empty() {

@@ -82,9 +82,7 @@ pub(super) async fn cancel(
     let id = id.map_or_else(|_| uri.path().to_owned(), |Path(id)| id);
     let tenant = query.get("tenant");
     let known = RequestId::parse(&id).ok();
-    let requests = known.map_or(0, |id| {
-        desk.in_flight.cancel(&id, tenant, CancelCause::Operator)
-    });
+    let requests = known.map_or(0, |id| desk.in_flight.cancel(&id, tenant, CancelCause::Operator));
     if requests == 0 {
         let of = tenant.map_or_else(String::new, |tenant| format!(" of tenant {tenant:?}"));
         let (status, code) = (StatusCode::NOT_FOUND, "request_not_found");

@@ -13,6 +13,7 @@ mod leaving;
 mod likelihood;
 mod limits;
 mod models;
+mod operator;
 mod rig;
 mod stopping;
 mod telling;

@@ -16,8 +16,8 @@ use interlock_engine::{
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, InFlight, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
-    WorkMetrics, WorkPool, listen, serve, system_time,
+    DetachedConfig, InFlight, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts,
+    WorkConfig, WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
