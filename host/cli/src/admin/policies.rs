@@ -202,7 +202,19 @@ mod tests {
                 {"generation": 12, "origin": "admin", "at": "2026-03-07T22:30:00Z", "policies": [one("1.10.0", "canary:20")]},
             ],
         });
-        expect![[r#""#]].assert_eq(&list(&told));
+        expect![[r#"
+            generation 12 is in place
+
+              policy        version   mode        sha256                  source                since
+              guard         1.10.0    canary:20   0123456789ab (posted)   builtin:guard         2026-03-07T22:30:00Z
+              night-shift   1         enforce     0123456789ab            policies/night.wasm   2026-03-07T22:00:00Z
+
+            generations, the last one in place
+
+              generation   origin   since                  policies
+                       1   start    2026-03-07T22:00:00Z   guard 1.9.0 (0123456789ab, enforce)
+                      12   admin    2026-03-07T22:30:00Z   guard 1.10.0 (0123456789ab, canary:20)
+        "#]].assert_eq(&list(&told));
     }
 
     #[test]
@@ -211,7 +223,13 @@ mod tests {
         let told = json!({"generation": 8, "from_generation": 7, "changed": [
             {"policy": "guard", "from": version("1.9.0", "enforce"), "to": version("1.10.0", "canary:20"), "settings_changed": false},
         ]});
-        expect![[r#""#]].assert_eq(&changed(&told));
+        expect![[r#"
+            generation 8 is in place; it was 7
+
+              policy   from                            to                                 settings
+              guard    1.9.0 (0123456789ab, enforce)   1.10.0 (0123456789ab, canary:20)   as before
+        "#]]
+        .assert_eq(&changed(&told));
         let same = json!({"generation": 7, "from_generation": 7, "changed": []});
         assert_eq!(changed(&same), "nothing has changed: generation 7 stays in place\n");
     }

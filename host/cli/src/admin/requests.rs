@@ -119,7 +119,13 @@ mod tests {
             {"id": "b", "tenant": null, "endpoint": "responses", "model": null, "priority": null,
              "state": "admission", "detached": false, "generated_tokens": 0, "age_ms": 7, "queue_ms": null},
         ]});
-        expect![[r#""#]].assert_eq(&list(&told));
+        expect![[r#"
+            12 in flight, the 2 oldest of them here
+
+              id          tenant   endpoint    model   priority   state               tokens   queued      age
+              a-long-id   acme     chat        m       batch      decode (detached)     1203    0.0 s   65.4 s
+              b           -        responses   -       -          admission                0        -    0.0 s
+        "#]].assert_eq(&list(&told));
         assert_eq!(list(&json!({"total": 0, "requests": []})), "no requests in flight\n");
     }
 }
