@@ -199,7 +199,10 @@ impl Keeper {
             entries[at] = entry;
             contradictions(&entries).pop().map_or(Ok(()), Err)
         });
-        replaced.inspect_err(|failed| self.refused(failed, Some(&stays), origin))?;
+        replaced.inspect_err(|failed| {
+            self.policies.swap_failed();
+            refused(failed, Some(&stays), origin);
+        })?;
         Ok(self.swap(entries, origin))
     }
 
@@ -213,9 +216,10 @@ impl Keeper {
         let _changing = self.changing();
         let before = self.book().now.entries.clone();
         let entries = load_all(&self.host, configs, &before).inspect_err(|failures| {
+            self.policies.swap_failed();
             for failed in failures {
                 let old = before.iter().find(|entry| entry.config.name == failed.policy);
-                self.refused(failed, old.map(Entry::version).as_ref(), Origin::Sighup);
+                refused(failed, old.map(Entry::version).as_ref(), Origin::Sighup);
             }
         })?;
         Ok(self.swap(entries, Origin::Sighup))
@@ -245,16 +249,6 @@ impl Keeper {
         let changed = Changed { generation: number, from, policies };
         changed.log_rollback();
         Ok(changed)
-    }
-
-    /// A policy that does not load is logged and counted.
-    fn refused(&self, failed: &LoadFailed, stays: Option<&PolicyVersion>, origin: Origin) {
-        self.policies.swap_failed();
-        let stays = stays.map(tracing::field::display);
-        tracing::error!(
-            policy = failed.policy, origin = origin.as_str(), %failed, stays,
-            "a policy was not replaced: the one that was there stays"
-        );
     }
 
     /// Looks after the policies on a thread of its own, called `interlock-policies`, until what it
@@ -364,7 +358,10 @@ impl Keeper {
         let from = self.policies.current().generation();
         let back = if trial.generation == from {
             let back = self.policies.restore_before(from);
-            back.inspect(|number| _ = self.went_back(*number))
+            back.inspect(|&generation| {
+                let policies = self.went_back(generation);
+                Changed { generation, from, policies }.log_rollback();
+            })
         } else {
             // What was swapped since is not its doing, and stays.
             trial.before.and_then(|before| self.put_back(&trial.policy, before))
@@ -414,7 +411,6 @@ impl Keeper {
         }
         config.mode = change.mode.unwrap_or(config.mode);
         let stamp = if given { stamp(&config.source) } else { old.stamp };
-        let posted = sent || (old.posted && !given && read.is_none());
         let bytes = match (read, change.component) {
             (Some(bytes), _) => Some(Ok(bytes)),
             (None, Some(bytes)) => Some(Bytes::new(bytes.into())),
@@ -422,6 +418,7 @@ impl Keeper {
         };
         let same = |bytes: &Bytes| bytes.digest == old.compiled.digest;
         let other = bytes.filter(|bytes| !bytes.as_ref().is_ok_and(same));
+        let posted = if other.is_some() { sent } else { old.posted && (sent || !given) };
         let fresh = other.is_some() || moved || config.settings != old.config.settings;
         let compiled = match other {
             Some(bytes) => self.host.compile(&config, bytes)?,
@@ -441,18 +438,18 @@ impl Keeper {
     /// These entries are in place from now on, in a generation of their own; unless nothing differs
     /// from those that are.
     fn swap(&self, entries: Vec<Entry>, origin: Origin) -> Changed {
-        let policies = changes(&self.book().now.entries, &entries);
-        let from = self.policies.current().generation();
-        let alike = entries.len() == self.book().now.entries.len()
-            && entries.iter().zip(&self.book().now.entries).all(|(new, old)| new.is_same_as(old));
-        if alike {
-            self.book().now.entries = entries;
+        let mut book = self.book();
+        let from = book.now.number;
+        let policies = changes(&book.now.entries, &entries);
+        if all_same(&book.now.entries, &entries) {
+            // What is known of the files may be newer.
+            book.now.entries = entries;
+            drop(book);
             let changed = Changed { generation: from, from, policies };
             changed.log(origin, &self.versions());
             return changed;
         }
         let generation = self.policies.swap(links(&entries));
-        let mut book = self.book();
         let now = Generation { number: generation, origin, at: SystemTime::now(), entries };
         let before = std::mem::replace(&mut book.now, now);
         in_place(&self.host, &before.entries, &book.now.entries);
@@ -542,6 +539,19 @@ impl Entry {
             posted: self.posted,
         }
     }
+}
+
+/// A policy does not load, and another one stays in its place.
+fn refused(failed: &LoadFailed, stays: Option<&PolicyVersion>, origin: Origin) {
+    let stays = stays.map(tracing::field::display);
+    tracing::error!(
+        policy = failed.policy, origin = origin.as_str(), %failed, stays,
+        "a policy was not replaced: the one that was there stays"
+    );
+}
+
+fn all_same(before: &[Entry], now: &[Entry]) -> bool {
+    before.len() == now.len() && now.iter().zip(before).all(|(new, old)| new.is_same_as(old))
 }
 
 /// What differs between these entries and those, policy by policy.

@@ -119,6 +119,8 @@ fn a_policy_is_replaced_and_taken_back() {
 #[test]
 fn what_changes_nothing_is_no_step_back() {
     let (keeper, registry) = keeper(&[admits()], None);
+    let same = keeper.replace("p", upload("guest-misbehaves")).expect("it is what is there");
+    assert!(same.is_nothing() && keeper.list()["policies"][0]["posted"] == false, "{same:?}");
     keeper.replace("p", upload("guest-mute")).expect("it is fine");
     let same = [
         Change::default(),
