@@ -235,6 +235,16 @@ fn unsupported(headers: &HeaderMap) -> AdminError {
     AdminError { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, code: "bad_content_type", message }
 }
 
+fn bad_body(message: String) -> AdminError {
+    AdminError { status: StatusCode::BAD_REQUEST, code: "bad_body", message }
+}
+
+/// Where a body says nothing, it is empty, or what a client writes that always sends JSON.
+fn nothing_in(body: &Bytes, message: &str) -> Result<(), AdminError> {
+    let nothing = matches!(body.trim_ascii(), b"" | b"{}");
+    if nothing { Ok(()) } else { Err(bad_body(message.to_owned())) }
+}
+
 /// A body that did not arrive.
 fn unread(why: Failure) -> AdminError {
     let (status, code, message) = match why {

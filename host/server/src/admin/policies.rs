@@ -13,7 +13,9 @@ use interlock_admission::{Earlier, NotKept};
 use serde_json::{Map, Value};
 
 use super::query::{self, Query};
-use super::{AdminError, Desk, FORMS, Kind, NotSwapped, Replacement, unsupported};
+use super::{
+    AdminError, Desk, FORMS, Kind, NotSwapped, Replacement, bad_body, nothing_in, unsupported,
+};
 
 type Answer = Result<Response, AdminError>;
 
@@ -46,10 +48,7 @@ pub(super) async fn replace(
 pub(super) async fn rollback(State(desk): State<Arc<Desk>>, uri: Uri, mut body: Body) -> Answer {
     let bytes = desk.read(&mut body).await?;
     let query = Query::read(&uri, &["to"])?;
-    if !bytes.is_empty() {
-        let why = "a rollback has no body; ?to=start or ?to=GENERATION says where it goes";
-        return Err(bad_body(why.to_owned()));
-    }
+    nothing_in(&bytes, "a rollback has no body; ?to=start or ?to=GENERATION says where it goes")?;
     let expected = "previous, start or the number of a generation";
     let to = query.parsed("to", expected)?.unwrap_or(Earlier::Previous);
     Ok(Json(desk.admin.rollback(to).await?).into_response())
@@ -78,16 +77,16 @@ fn sent(headers: &HeaderMap, bytes: Bytes) -> Result<Replacement, AdminError> {
 /// The same with what the query says beside it.
 fn with_query(mut with: Replacement, query: &Query) -> Result<Replacement, AdminError> {
     let twice = |name: &str| query::bad(format!("{name} is in the query and in the body"));
-    if let Some(mode) = query.parsed("mode", "enforce, shadow or canary:PERCENT (1 to 99)")? {
-        if with.mode.replace(mode).is_some() {
-            return Err(twice("mode"));
-        }
+    let mode = query.parsed("mode", "enforce, shadow or canary:PERCENT (1 to 99)")?;
+    if mode.is_some() && with.mode.is_some() {
+        return Err(twice("mode"));
     }
-    if let Some(settings) = query.get("settings") {
-        if with.settings.replace(object(settings)?).is_some() {
-            return Err(twice("settings"));
-        }
+    with.mode = mode.or(with.mode);
+    let settings = query.get("settings").map(object).transpose()?;
+    if settings.is_some() && with.settings.is_some() {
+        return Err(twice("settings"));
     }
+    with.settings = settings.or(with.settings);
     Ok(with)
 }
 
@@ -95,10 +94,6 @@ fn object(text: &str) -> Result<Map<String, Value>, AdminError> {
     serde_json::from_str(text).map_err(|error| {
         query::bad(format!("query parameter \"settings\" is a JSON object, got {text:?}: {error}"))
     })
-}
-
-fn bad_body(message: String) -> AdminError {
-    AdminError { status: StatusCode::BAD_REQUEST, code: "bad_body", message }
 }
 
 impl From<NotSwapped> for AdminError {

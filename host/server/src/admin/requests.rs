@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::query::{self, Query};
-use super::{AdminError, Desk};
+use super::{AdminError, Desk, nothing_in};
 use crate::live::Listed;
 use crate::router::cut;
 
@@ -74,11 +74,7 @@ pub(super) async fn cancel(
 ) -> Answer {
     let bytes = desk.read(&mut body).await?;
     let query = Query::read(&uri, &["tenant"])?;
-    if !matches!(bytes.trim_ascii(), b"" | b"{}") {
-        let (status, code) = (StatusCode::BAD_REQUEST, "bad_body");
-        let message = "a cancel has no body; ?tenant=NAME says whose request it is".to_owned();
-        return Err(AdminError { status, code, message });
-    }
+    nothing_in(&bytes, "a cancel has no body; ?tenant=NAME says whose request it is")?;
     let id = id.map_or_else(|_| uri.path().to_owned(), |Path(id)| id);
     let tenant = query.get("tenant");
     let known = RequestId::parse(&id).ok();

@@ -184,7 +184,7 @@ async fn what_an_endpoint_does_not_know_is_refused_by_name_and_nothing_is_done()
         ("GET", "/admin/policies?all=1".into(), none, "", "bad_query", "takes none"),
         ("POST", format!("{rollback}?steps=2"), none, "", "bad_query", "takes to"),
         ("POST", format!("{rollback}?to=+1"), none, "", "bad_query", "previous, start or"),
-        ("POST", rollback.into(), JSON, "{}", "bad_body", "a rollback has no body"),
+        ("POST", rollback.into(), JSON, r#"{"to":"start"}"#, "bad_body", "a rollback has no body"),
         ("GET", format!("{requests}?user=a"), none, "", "bad_query", "tenant, model, limit"),
         ("GET", format!("{requests}?limit=0"), none, "", "bad_query", "from 1 to 1000"),
         ("POST", format!("{requests}/a/cancel?model=a"), none, "", "bad_query", "takes tenant"),
