@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 /// A served model that takes for ever, with an admin listener that wants a token.
@@ -44,7 +44,7 @@ impl Host {
             .stderr(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let (heard, log) = channel();
+        let (heard, log) = sync_channel(1024);
         let lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
         std::thread::spawn(move || {
             lines.map_while(Result::ok).try_for_each(|line| heard.send(line))
