@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use expect_test::{Expect, expect};
 use interlock_admission::{
     Admission, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, FailureKind,
