@@ -264,7 +264,10 @@ def test_a_policy_is_swapped_by_post_and_taken_back(configured, tmp_path):
     refused = host.http.post(f"{url}/hello", content=b"nothing", headers=component)
     assert refused.status_code == 422 and "component" in refused.text
     assert ask(host).status_code == 413
-    assert host.http.post(f"{url}/nobody", json={}).status_code == 404
+    assert host.http.post(f"{url}/nobody", json={"mode": "shadow"}).status_code == 404
+    # Said twice, it is one step back.
+    again = host.http.post(f"{url}/hello", json={"settings": {"max_prompt_tokens": 3}})
+    assert again.status_code == 200 and again.json()["changed"] == [], again.text
     back = host.http.post(f"{url}/rollback")
     assert back.status_code == 200, back.text
     assert ask(host).headers["x-hello"] == "welcome"
@@ -309,6 +312,7 @@ def test_sighup_reads_the_files_again(configured, tmp_path):
     assert generation(host) == now, "nobody has said so"
     host.process.send_signal(signal.SIGHUP)
     host.wait(lambda: generation(host) > now, "swapped")
+    logged(host, "a policy was swapped", "sighup", "enforce")
     assert ask(host).status_code == 200
 
 
@@ -319,7 +323,7 @@ def test_swaps_under_load_cost_no_request(configured, tmp_path):
     swaps = 50
     with Crowd(host) as crowd:
         for n in range(swaps):
-            swapped = host.http.post(url, json={"settings": {"max_prompt_tokens": 100 + n}})
+            swapped = host.http.post(url, json={"settings": {"max_prompt_tokens": 2000 + n}})
             assert swapped.status_code == 200, swapped.text
     crowd.all_were_served()
     assert host.metric('policy_swaps_total{result="swapped"}') == swaps

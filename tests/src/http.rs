@@ -84,6 +84,7 @@ impl Served {
             work: WorkPool::start(&WorkConfig::default(), WorkMetrics::register(&rig.registry))
                 .expect("there are threads"),
             prefix_keys: PrefixKeys::new(PrefixSharing::default()),
+            in_flight: interlock_server::InFlight::default(),
             wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
             registry: Arc::clone(&rig.registry),

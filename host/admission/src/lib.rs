@@ -66,7 +66,7 @@ pub use decision::{
 };
 pub use duty::{Closing, Summary};
 pub use facts::{Caller, Candidate, Facts, Headers, Identity, Load};
-pub use generations::Policies;
+pub use generations::{BadEarlier, Earlier, NotKept, Policies};
 pub use guards::{GuardEnd, Guards, Passed};
 pub use hearing::Hearing;
 pub use metrics::PolicyMetrics;

@@ -10,6 +10,7 @@
 //! and could not be made anew. Whoever supervises the process starts it again after 3, and need not
 //! after 2.
 
+mod admin;
 mod bench;
 mod config;
 mod descriptors;
@@ -51,6 +52,12 @@ enum Command {
     /// Make, check, test, simulate and measure policies
     #[command(subcommand, after_help = policy::EXAMPLES)]
     Policy(policy::Command),
+    /// List, swap and roll back the policies of a host that runs
+    #[command(subcommand, after_help = admin::POLICIES_EXAMPLES)]
+    Policies(admin::Policies),
+    /// List and cancel the requests that a running host has in flight
+    #[command(subcommand, after_help = admin::REQUESTS_EXAMPLES)]
+    Requests(admin::Requests),
 }
 
 const EXAMPLES: &str = "\
@@ -60,7 +67,9 @@ Examples:
   interlock bench --url http://127.0.0.1:8080       how fast a server answers
   interlock config check interlock.toml             every problem at once
   interlock models list                             what is on this machine
-  interlock policy new night-shift                  a policy of your own";
+  interlock policy new night-shift                  a policy of your own
+  interlock policies swap guard new.wasm            another one in a host that runs
+  interlock requests list                           what it is doing for whom";
 
 fn main() -> ExitCode {
     for (key, value) in interlock_models::ENVIRONMENT {
@@ -89,6 +98,8 @@ fn run() -> ExitCode {
         Command::Config(command) => command.run(),
         Command::Models(command) => command.run(),
         Command::Policy(command) => command.run(),
+        Command::Policies(command) => command.run(),
+        Command::Requests(command) => command.run(),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use interlock_admission::{Commons, PolicyMetrics, RecordFile};
+use interlock_admission::{Commons, Earlier, PolicyMetrics, RecordFile};
 use interlock_config::Config;
 use interlock_metrics::Registry;
 use interlock_policy::{
-    Change, Keeper, NotChanged, PolicyHost, PolicySource, Services, default_cache,
+    Change, Changed, Keeper, NotChanged, PolicyHost, PolicySource, Services, default_cache,
 };
 use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
 use interlock_state::{State, StateMetrics};
@@ -73,28 +73,32 @@ impl PolicyAdmin for Desk {
         Box::pin(async move {
             let change = change(with).map_err(NotSwapped::Unfit)?;
             let replaced = aside(move || keeper.replace(&name, change)).await;
-            replaced.map_err(NotSwapped::Unfit)?.map_err(|why| match why {
+            let replaced = replaced.map_err(NotSwapped::Unfit)?.map_err(|why| match why {
                 NotChanged::Unknown(name) => NotSwapped::Unknown(name),
                 NotChanged::Load(failed) => NotSwapped::Unfit(failed.to_string()),
-            })
+            });
+            replaced.map(|changed| told(&changed))
         })
     }
 
-    fn rollback(&self) -> Swapping<'_> {
+    fn rollback(&self, to: Earlier) -> Swapping<'_> {
         let keeper = Arc::clone(&self.0);
         Box::pin(async move {
             // Waits for a swap that is being tried out.
-            let back = aside(move || keeper.rollback()).await;
-            back.map_err(NotSwapped::Unfit)?.ok_or(NotSwapped::Nothing)
+            let back = aside(move || keeper.rollback(to)).await;
+            Ok(told(&back.map_err(NotSwapped::Unfit)??))
         })
     }
+}
+
+/// What a change came to, as the admin listener answers it.
+fn told(changed: &Changed) -> Value {
+    serde_json::to_value(changed).expect("texts and numbers are JSON")
 }
 
 /// The same in the keeper's words.
 fn change(with: Replacement) -> Result<Change, String> {
     let Replacement { component, source, settings, mode } = with;
     let source = source.map(PolicySource::try_from).transpose().map_err(|bad| bad.to_string())?;
-    let mode = mode.map(|mode| mode.parse()).transpose();
-    let mode = mode.map_err(|bad: interlock_admission::BadPolicyMode| bad.to_string())?;
     Ok(Change { component: component.map(|bytes| bytes.to_vec()), source, settings, mode })
 }

@@ -9,7 +9,7 @@ mod inspect;
 mod new;
 mod replay;
 mod sim;
-mod subject;
+pub(crate) mod subject;
 mod test;
 
 use clap::Subcommand;

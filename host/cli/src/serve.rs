@@ -23,8 +23,8 @@ use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenize
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    AdminParts, PrefixKeys, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool,
-    system_time,
+    AdminParts, InFlight, PrefixKeys, ServedModel, ServerMetrics, ServerParts, WorkMetrics,
+    WorkPool, system_time,
 };
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
@@ -105,6 +105,7 @@ async fn serve(
     ))?;
 
     let metrics = ServerMetrics::register(&registry);
+    let in_flight = InFlight::default();
     let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
     if let Some(bind) = config.admin.bind {
         let listener = interlock_server::listen(bind)
@@ -120,6 +121,7 @@ async fn serve(
             server: config.server.clone(),
             metrics: metrics.clone(),
             admin: Arc::new(Desk(Arc::clone(&keeper))),
+            in_flight: in_flight.clone(),
         };
         tokio::spawn(interlock_server::serve_admin(listener, parts, over));
     }
@@ -131,7 +133,7 @@ async fn serve(
         let keeper = Arc::clone(&keeper);
         async move {
             while hangup.recv().await.is_some() {
-                tracing::info!("told to reload policies");
+                tracing::info!("SIGHUP: the files of all policies are read again");
                 policies::reload(&keeper).await;
             }
         }
@@ -147,6 +149,7 @@ async fn serve(
         policies: Arc::clone(keeper.policies()),
         work,
         prefix_keys,
+        in_flight,
         wall: Arc::new(system_time),
         metrics,
         registry,

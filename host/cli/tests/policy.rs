@@ -93,6 +93,43 @@ fn an_afternoon() {
     assert_eq!(status, 0, "{said}");
 }
 
+/// A file of cases with settings of its own.
+fn cases(name: &str) -> String {
+    let cases = r#"
+        settings = { tenants = {}, anonymous = "all", limits = { requests_per_minute = 1 } }
+        [[case]]
+        name = "one a minute"
+        step = [{ expect = { decision = "admit" } }, { expect = { decision = "reject" } }]
+    "#;
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, cases).expect("there is room");
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+#[test]
+fn settings_of_the_command_line_go_before_those_of_the_cases_and_it_says_so() {
+    let (desk, cases) = (Desk(std::env::temp_dir()), cases("wins.toml"));
+    let (status, said) = desk.interlock(&["policy", "test", "builtin:quota", &cases]);
+    assert_eq!(status, 0, "{said}");
+    let more = r#"{"limits": {"requests_per_minute": 2}}"#;
+    let with = ["policy", "test", "builtin:quota", &cases, "--settings", more];
+    let (status, said) = desk.interlock(&with);
+    assert_eq!(status, 1, "two a minute now: {said}");
+    assert!(said.contains("wins.toml sets limits too; --settings wins"), "{said}");
+}
+
+#[test]
+fn a_component_that_is_not_there_is_no_failed_case() {
+    let (desk, cases) = (Desk(std::env::temp_dir()), cases("absent.toml"));
+    for (component, part) in
+        [("no-such.wasm", "no-such.wasm"), ("/dev/null", "/dev/null"), ("builtin:no", "builtin:no")]
+    {
+        let (status, said) = desk.interlock(&["policy", "test", component, &cases]);
+        assert_eq!(status, 2, "{component}: {said}");
+        assert!(said.contains(part) && !said.contains("FAILED"), "{component}: {said}");
+    }
+}
+
 #[test]
 fn what_makes_no_sense_is_said_in_a_sentence() {
     let desk = Desk(std::env::temp_dir());
@@ -100,7 +137,7 @@ fn what_makes_no_sense_is_said_in_a_sentence() {
         (vec!["policy", "new", "Night"], 2, "a policy's name begins with a lower-case letter"),
         (vec!["policy", "check", "no-such.wasm"], 1, "no-such.wasm"),
         (vec!["policy", "check", "builtin:nobody"], 1, "nobody"),
-        (vec!["policy", "test", "builtin:guard", "no-such.toml"], 1, "cannot read no-such.toml"),
+        (vec!["policy", "test", "builtin:guard", "no-such.toml"], 2, "cannot read no-such.toml"),
         (vec!["policy", "check", "a.wasm", "--grant", "stat"], 2, "a grant is"),
     ] {
         let (ended, said) = desk.interlock(&arguments);

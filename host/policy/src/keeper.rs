@@ -19,32 +19,29 @@
 //! - A policy is on probation for its minute, whatever else is swapped meanwhile; and only a policy
 //!   that is in place is taken back.
 
-use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
+mod change;
+mod list;
+mod looking;
+
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use interlock_admission::{Ceilings, Commons, Link, Policies, Policy as _, PolicyMode};
-use serde_json::json;
+use interlock_admission::{
+    Ceilings, Commons, Earlier, Link, NotKept, Policies, Policy as _, PolicyMode,
+};
 
-use crate::fit::interface_of;
+pub use change::{Changed, Origin, PolicyChange, PolicyVersion};
+pub use looking::LookingAfter;
+
 use crate::host::Compiled;
 use crate::load::Bytes;
 use crate::{Digest, LoadFailed, PolicyConfig, PolicyHost, PolicySource, Unfit, WasmPolicy};
 
-/// Generations that can be gone back to: as many as `Policies` keeps.
-const KEPT: usize = 3;
-
 /// How long a new policy is on probation.
 const PROBATION: Duration = Duration::from_secs(60);
-
-/// How often it is looked at meanwhile.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// How often a file is tried that could not be loaded for a reason that passes.
 const TRIES: u32 = 5;
@@ -61,11 +58,20 @@ pub struct Keeper {
 
 /// What there is and what there was.
 struct Book {
-    entries: Vec<Entry>,
-    past: VecDeque<Vec<Entry>>,
+    now: Generation,
+    /// Those that `Policies` keeps, the start first.
+    past: Vec<Generation>,
     probation: Vec<Trial>,
     /// Files that were found not to do, so that each is complained about once, by policy.
     refused: HashMap<String, Refusal>,
+}
+
+/// One state of all policies, and where it came from.
+struct Generation {
+    number: u64,
+    origin: Origin,
+    at: SystemTime,
+    entries: Vec<Entry>,
 }
 
 /// A policy that has to prove itself.
@@ -102,7 +108,9 @@ struct Entry {
     previous: Option<Arc<WasmPolicy>>,
     /// The file as it was when it was last looked at.
     stamp: Option<Stamp>,
-    loaded_at: std::time::SystemTime,
+    loaded_at: SystemTime,
+    /// Was the component itself sent here? Then the source holds another one, or an older one.
+    posted: bool,
 }
 
 /// What a file has to change for its content to be read again.
@@ -152,8 +160,9 @@ impl Keeper {
         let entries = load_all(&host, configs, &[])?;
         let policies = Arc::new(Policies::new(links(&entries), ceilings, commons));
         in_place(&host, &[], &entries);
-        let book =
-            Book { entries, past: VecDeque::new(), probation: Vec::new(), refused: HashMap::new() };
+        let number = policies.current().generation();
+        let now = Generation { number, origin: Origin::Start, at: SystemTime::now(), entries };
+        let book = Book { now, past: Vec::new(), probation: Vec::new(), refused: HashMap::new() };
         Ok(Arc::new(Self { host, policies, changing: Mutex::default(), book: Mutex::new(book) }))
     }
 
@@ -162,42 +171,15 @@ impl Keeper {
         &self.policies
     }
 
-    /// What there is, for people and programs.
-    pub fn list(&self) -> serde_json::Value {
-        let book = self.book();
-        let entry = |entry: &Entry| {
-            let description = entry.policy.describe();
-            let phases: Vec<_> = description.phases.iter().map(|p| interface_of(*p)).collect();
-            json!({
-                "name": entry.config.name,
-                "source": entry.config.source.to_string(),
-                "sha256": description.digest.as_str(),
-                "itself": description.says.as_ref().map(|says| &says.name),
-                "version": entry.policy.version(),
-                "wit": description.wit,
-                "phases": phases,
-                "mode": entry.config.mode.to_string(),
-                "grants": entry.config.grants,
-                "quarantines": entry.policy.quarantines(),
-                "loaded_at": seconds(entry.loaded_at),
-                "instead": entry.previous.as_ref().map(|p| p.describe().digest.as_str()),
-            })
-        };
-        json!({
-            "generation": self.policies.current().generation(),
-            "earlier": book.past.len(),
-            "policies": book.entries.iter().map(entry).collect::<Vec<_>>(),
-        })
-    }
-
     /// Replaces a policy: compiles it, has it read its settings, and gives it to the requests that
-    /// come from now on. Takes as long as compiling does; call it where that may be.
+    /// come from now on. Takes as long as compiling does; call it where that may be. The same
+    /// component with the same settings and mode is the same policy, and nothing changes.
     ///
     /// # Errors
     ///
     /// When there is no such policy or the new one cannot be loaded; nothing has changed then.
-    pub fn replace(&self, name: &str, change: Change) -> Result<u64, NotChanged> {
-        self.replace_by(name, change, None)
+    pub fn replace(&self, name: &str, change: Change) -> Result<Changed, NotChanged> {
+        self.replace_by(name, change, None, Origin::Admin)
     }
 
     /// The same with a component that was read already.
@@ -206,47 +188,41 @@ impl Keeper {
         name: &str,
         change: Change,
         read: Option<Bytes>,
-    ) -> Result<u64, NotChanged> {
+        origin: Origin,
+    ) -> Result<Changed, NotChanged> {
         let _changing = self.changing();
-        let mut entries = self.book().entries.clone();
+        let mut entries = self.book().now.entries.clone();
         let at = entries.iter().position(|entry| entry.config.name == name);
         let at = at.ok_or_else(|| NotChanged::Unknown(name.to_owned()))?;
+        let stays = entries[at].version();
         let replaced = self.changed(&entries[at], change, read).and_then(|entry| {
             entries[at] = entry;
             contradictions(&entries).pop().map_or(Ok(()), Err)
         });
         replaced.inspect_err(|failed| {
             self.policies.swap_failed();
-            tracing::error!(policy = name, %failed, "policy not replaced: the one that was there stays");
+            refused(failed, Some(&stays), origin);
         })?;
-        Ok(self.swap(entries))
+        Ok(self.swap(entries, origin))
     }
 
     /// Makes the policies those of another configuration; what did not change is shared. Files are
-    /// read again, so with the same configuration this is what SIGHUP wants. `None`: nothing has
-    /// changed.
+    /// read again, so with the same configuration this is what SIGHUP wants.
     ///
     /// # Errors
     ///
     /// Every policy that cannot be loaded; nothing has changed then.
-    pub fn reconfigure(&self, configs: &[PolicyConfig]) -> Result<Option<u64>, Vec<LoadFailed>> {
+    pub fn reconfigure(&self, configs: &[PolicyConfig]) -> Result<Changed, Vec<LoadFailed>> {
         let _changing = self.changing();
-        let before = self.book().entries.clone();
-        let entries = load_all(&self.host, configs, &before).inspect_err(|failed| {
+        let before = self.book().now.entries.clone();
+        let entries = load_all(&self.host, configs, &before).inspect_err(|failures| {
             self.policies.swap_failed();
-            for failed in failed {
-                tracing::error!(%failed, "policies not changed: what was there stays");
+            for failed in failures {
+                let old = before.iter().find(|entry| entry.config.name == failed.policy);
+                refused(failed, old.map(Entry::version).as_ref(), Origin::Sighup);
             }
         })?;
-        let same = entries.len() == before.len()
-            && entries.iter().zip(&before).all(|(new, old)| {
-                new.config == old.config && Arc::ptr_eq(&new.policy, &old.policy)
-            });
-        if same {
-            self.book().entries = entries;
-            return Ok(None);
-        }
-        Ok(Some(self.swap(entries)))
+        Ok(self.swap(entries, Origin::Sighup))
     }
 
     /// Reads the files of all policies again, as SIGHUP asks for.
@@ -254,18 +230,25 @@ impl Keeper {
     /// # Errors
     ///
     /// As [`Keeper::reconfigure`].
-    pub fn reload(&self) -> Result<Option<u64>, Vec<LoadFailed>> {
-        let configs: Vec<_> = self.book().entries.iter().map(|e| e.config.clone()).collect();
+    pub fn reload(&self) -> Result<Changed, Vec<LoadFailed>> {
+        let configs: Vec<_> = self.book().now.entries.iter().map(|e| e.config.clone()).collect();
         self.reconfigure(&configs)
     }
 
-    /// Takes the last change back; the number of the generation that is back. `None`: there is
-    /// none to go back to.
-    pub fn rollback(&self) -> Option<u64> {
+    /// Goes back to an earlier generation, which takes its own number again. Those that came after
+    /// it are gone.
+    ///
+    /// # Errors
+    ///
+    /// When that generation is not kept.
+    pub fn rollback(&self, to: Earlier) -> Result<Changed, NotKept> {
         let _changing = self.changing();
-        let generation = self.policies.rollback()?;
-        self.went_back();
-        Some(generation)
+        let from = self.policies.current().generation();
+        let number = self.policies.rollback(to)?;
+        let policies = if number == from { Vec::new() } else { self.went_back(number) };
+        let changed = Changed { generation: number, from, policies };
+        changed.log_rollback();
+        Ok(changed)
     }
 
     /// Looks after the policies on a thread of its own, called `interlock-policies`, until what it
@@ -276,29 +259,21 @@ impl Keeper {
     ///
     /// When there is no room for a thread.
     pub fn look_after(self: &Arc<Self>, every: Option<Duration>) -> std::io::Result<LookingAfter> {
-        let keeper = Arc::downgrade(self);
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let (running, ended) = sync_channel(0);
-        let thread = thread::Builder::new().name("interlock-policies".into()).spawn(move || {
-            let _running: SyncSender<Infallible> = running;
-            look_after(&keeper, every, &stopped);
-        })?;
-        Ok(LookingAfter { stop, handle: thread.thread().clone(), ended })
+        LookingAfter::start(Arc::downgrade(self), every)
     }
 
     /// Loads the files that changed since they were last looked at.
     pub fn look_at_files(&self) {
         // A disk may take its time, and nobody who wants to look at the book waits for one.
         let found: Vec<_> = {
-            let entries = self.book().entries.clone();
+            let entries = self.book().now.entries.clone();
             let found = |entry: Entry| Some((stamp(&entry.config.source)?, entry.config));
             entries.into_iter().filter_map(found).collect()
         };
         // One that is not there now is in the middle of being replaced, or a mistake that the next
         // start will name.
         for (now, config) in found {
-            let changed = self.book().entries.iter_mut().any(|entry| {
+            let changed = self.book().now.entries.iter_mut().any(|entry| {
                 let same = entry.config.name == config.name && entry.config.source == config.source;
                 same && entry.stamp.replace(now) != Some(now)
             });
@@ -311,7 +286,7 @@ impl Keeper {
     fn look_at(&self, name: &str) {
         let found = {
             let book = self.book();
-            book.entries.iter().find(|entry| entry.config.name == name).cloned()
+            book.now.entries.iter().find(|entry| entry.config.name == name).cloned()
         };
         let Some(entry) = found else { return };
         let bytes = match Bytes::read(&entry.config.source) {
@@ -342,8 +317,8 @@ impl Keeper {
             return;
         }
         tracing::info!(policy = name, from = %entry.config.source, %digest, "a policy's file changed");
-        let Err(NotChanged::Load(failed)) = self.replace_by(name, Change::default(), Some(bytes))
-        else {
+        let replaced = self.replace_by(name, Change::default(), Some(bytes), Origin::File);
+        let Err(NotChanged::Load(failed)) = replaced else {
             return;
         };
         let passes = failed.why.passes();
@@ -352,7 +327,7 @@ impl Keeper {
         if passes && tries < TRIES {
             tracing::warn!(policy = name, %digest, tries, "it is tried again: the reason may pass");
             // As if nobody had looked at it.
-            let entry = book.entries.iter_mut().find(|entry| entry.config.name == name);
+            let entry = book.now.entries.iter_mut().find(|entry| entry.config.name == name);
             entry.into_iter().for_each(|entry| entry.stamp = None);
         }
         book.refused.insert(name.to_owned(), Refusal { digest, tries });
@@ -383,7 +358,10 @@ impl Keeper {
         let from = self.policies.current().generation();
         let back = if trial.generation == from {
             let back = self.policies.restore_before(from);
-            back.inspect(|_| self.went_back())
+            back.inspect(|&generation| {
+                let policies = self.went_back(generation);
+                Changed { generation, from, policies }.log_rollback();
+            })
         } else {
             // What was swapped since is not its doing, and stays.
             trial.before.and_then(|before| self.put_back(&trial.policy, before))
@@ -400,13 +378,13 @@ impl Keeper {
 
     /// Puts an earlier policy into the place of this one, in a generation of its own.
     fn put_back(&self, failed: &Arc<WasmPolicy>, mut before: Entry) -> Option<u64> {
-        let mut entries = self.book().entries.clone();
+        let mut entries = self.book().now.entries.clone();
         let place = entries.iter_mut().find(|entry| Arc::ptr_eq(&entry.policy, failed))?;
         // What the file has now is what is taken back: only a further change counts.
         before.stamp = stamp(&before.config.source);
         let policy = Arc::clone(&before.policy);
         *place = before;
-        let generation = self.swap(entries);
+        let generation = self.swap(entries, Origin::Quarantine).generation;
         // It has proved itself; and what it could be replaced by has not.
         self.book().probation.retain(|trial| !Arc::ptr_eq(&trial.policy, &policy));
         Some(generation)
@@ -420,11 +398,11 @@ impl Keeper {
         read: Option<Bytes>,
     ) -> Result<Entry, LoadFailed> {
         let mut config = old.config.clone();
-        let given = change.component.is_some() || change.source.is_some();
+        let sent = change.component.is_some();
+        let given = sent || change.source.is_some();
         // In shadow it has a state of its own, so what comes out of it begins anew.
         let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
         let moved = change.mode.is_some_and(|mode| shadow(mode) != shadow(config.mode));
-        let fresh = given || read.is_some() || moved || change.settings.is_some();
         if let Some(source) = change.source {
             config.source = source;
         }
@@ -438,7 +416,11 @@ impl Keeper {
             (None, Some(bytes)) => Some(Bytes::new(bytes.into())),
             (None, None) => given.then(|| Bytes::read(&config.source)),
         };
-        let compiled = match bytes {
+        let same = |bytes: &Bytes| bytes.digest == old.compiled.digest;
+        let other = bytes.filter(|bytes| !bytes.as_ref().is_ok_and(same));
+        let posted = if other.is_some() { sent } else { old.posted && (sent || !given) };
+        let fresh = other.is_some() || moved || config.settings != old.config.settings;
+        let compiled = match other {
             Some(bytes) => self.host.compile(&config, bytes)?,
             // Only what it is told changes: there is nothing to compile.
             None => Arc::clone(&old.compiled),
@@ -448,45 +430,65 @@ impl Keeper {
         } else {
             Arc::clone(&old.policy)
         };
-        let mut entry = Entry { config, compiled, policy, stamp, ..old.clone() };
+        let mut entry = Entry { config, compiled, policy, stamp, posted, ..old.clone() };
         entry.succeeds(old);
         Ok(entry)
     }
 
-    fn swap(&self, entries: Vec<Entry>) -> u64 {
-        let generation = self.policies.swap(links(&entries));
+    /// These entries are in place from now on, in a generation of their own; unless nothing differs
+    /// from those that are.
+    fn swap(&self, entries: Vec<Entry>, origin: Origin) -> Changed {
         let mut book = self.book();
-        let before = std::mem::replace(&mut book.entries, entries);
-        in_place(&self.host, &before, &book.entries);
-        let Book { entries, probation, past, .. } = &mut *book;
+        let from = book.now.number;
+        let policies = changes(&book.now.entries, &entries);
+        if all_same(&book.now.entries, &entries) {
+            // What is known of the files may be newer.
+            book.now.entries = entries;
+            drop(book);
+            let changed = Changed { generation: from, from, policies };
+            changed.log(origin, &self.versions());
+            return changed;
+        }
+        let generation = self.policies.swap(links(&entries));
+        let now = Generation { number: generation, origin, at: SystemTime::now(), entries };
+        let before = std::mem::replace(&mut book.now, now);
+        in_place(&self.host, &before.entries, &book.now.entries);
+        let Book { now: Generation { entries, .. }, probation, past, .. } = &mut *book;
         probation.retain(|trial| has(entries, &trial.policy));
         let until = Instant::now() + PROBATION;
-        let fresh = entries.iter().filter(|entry| !has(&before, &entry.policy));
+        let fresh = entries.iter().filter(|entry| !has(&before.entries, &entry.policy));
         probation.extend(fresh.map(|entry| Trial {
             policy: Arc::clone(&entry.policy),
             generation,
             until,
             quarantines: entry.policy.quarantines(),
-            before: before.iter().find(|old| old.config.name == entry.config.name).cloned(),
+            before: before.entries.iter().find(|old| old.config.name == entry.config.name).cloned(),
         }));
-        past.push_back(before);
-        if past.len() > KEPT {
-            past.pop_front();
-        }
-        generation
+        past.push(before);
+        let kept = self.policies.kept();
+        past.retain(|generation| kept.contains(&generation.number));
+        drop(book);
+        let changed = Changed { generation, from, policies };
+        changed.log(origin, &self.versions());
+        changed
     }
 
-    fn went_back(&self) {
+    /// The generation of this number is in place again; what that changed.
+    fn went_back(&self, number: u64) -> Vec<PolicyChange> {
         let mut book = self.book();
-        let Some(mut back) = book.past.pop_back() else { return };
+        let at = book.past.iter().position(|generation| generation.number == number);
+        let at = at.expect("the book keeps the generations that can be gone back to");
+        book.past.truncate(at + 1);
+        let mut back = book.past.pop().expect("it was found there");
         // What the files have now is what was taken back: only a further change counts.
-        for entry in &mut back {
+        for entry in &mut back.entries {
             entry.stamp = stamp(&entry.config.source);
         }
-        let left = std::mem::replace(&mut book.entries, back);
-        in_place(&self.host, &left, &book.entries);
-        let Book { entries, probation, .. } = &mut *book;
+        let left = std::mem::replace(&mut book.now, back);
+        in_place(&self.host, &left.entries, &book.now.entries);
+        let Book { now: Generation { entries, .. }, probation, .. } = &mut *book;
         probation.retain(|trial| has(entries, &trial.policy));
+        changes(&left.entries, entries)
     }
 
     fn changing(&self) -> MutexGuard<'_, ()> {
@@ -518,9 +520,56 @@ impl Entry {
         let tried = self.config.mode != PolicyMode::Enforce;
         self.previous = decided.filter(|_| tried && !itself);
         if !Arc::ptr_eq(&self.policy, &old.policy) {
-            self.loaded_at = std::time::SystemTime::now();
+            self.loaded_at = SystemTime::now();
         }
     }
+
+    /// Does it decide as that one does?
+    fn is_same_as(&self, other: &Self) -> bool {
+        self.config == other.config && Arc::ptr_eq(&self.policy, &other.policy)
+    }
+
+    /// What a person needs to tell it from others.
+    fn version(&self) -> PolicyVersion {
+        PolicyVersion {
+            version: self.policy.version().to_owned(),
+            sha256: self.compiled.digest.clone(),
+            mode: self.config.mode,
+            source: self.config.source.to_string(),
+            posted: self.posted,
+        }
+    }
+}
+
+/// A policy does not load, and another one stays in its place.
+fn refused(failed: &LoadFailed, stays: Option<&PolicyVersion>, origin: Origin) {
+    let stays = stays.map(tracing::field::display);
+    tracing::error!(
+        policy = failed.policy, origin = origin.as_str(), %failed, stays,
+        "a policy was not replaced: the one that was there stays"
+    );
+}
+
+fn all_same(before: &[Entry], now: &[Entry]) -> bool {
+    before.len() == now.len() && now.iter().zip(before).all(|(new, old)| new.is_same_as(old))
+}
+
+/// What differs between these entries and those, policy by policy.
+fn changes(before: &[Entry], now: &[Entry]) -> Vec<PolicyChange> {
+    let named = |entries: &'_ [Entry], name: &str| {
+        entries.iter().find(|entry| entry.config.name == name).cloned()
+    };
+    let change = |name: &String| {
+        let (from, to) = (named(before, name), named(now, name));
+        let both = from.as_ref().zip(to.as_ref());
+        let same = both.is_some_and(|(from, to)| to.is_same_as(from));
+        let settings_changed =
+            both.is_some_and(|(from, to)| to.config.settings != from.config.settings);
+        let (from, to) = (from.as_ref().map(Entry::version), to.as_ref().map(Entry::version));
+        (!same).then(|| PolicyChange { policy: name.clone(), from, to, settings_changed })
+    };
+    let gone = before.iter().filter(|old| named(now, &old.config.name).is_none());
+    now.iter().chain(gone).filter_map(|entry| change(&entry.config.name)).collect()
 }
 
 /// Loads what is not among these already: the same component with the same configuration is the
@@ -622,7 +671,8 @@ fn load_one(
         policy,
         previous: None,
         stamp,
-        loaded_at: old.map_or_else(std::time::SystemTime::now, |old| old.loaded_at),
+        loaded_at: old.map_or_else(SystemTime::now, |old| old.loaded_at),
+        posted: false,
     };
     if let Some(old) = old {
         entry.succeeds(old);
@@ -646,57 +696,6 @@ fn stamp(source: &PolicySource) -> Option<Stamp> {
     let found = fs::metadata(path).ok()?;
     let modified = (found.mtime(), found.mtime_nsec());
     Some(Stamp { modified, size: found.size(), inode: found.ino() })
-}
-
-fn seconds(at: std::time::SystemTime) -> u64 {
-    at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// A thread that looks after policies, until this is dropped.
-#[derive(Debug)]
-pub struct LookingAfter {
-    stop: Arc<std::sync::atomic::AtomicBool>,
-    handle: Thread,
-    // Nothing comes from there; it is closed when the thread ends.
-    ended: Receiver<Infallible>,
-}
-
-/// Longest wait for that thread. It may be reading a file on a disk that does not answer.
-const END_MAX: Duration = Duration::from_secs(1);
-
-impl Drop for LookingAfter {
-    fn drop(&mut self) {
-        self.stop.store(true, std::sync::atomic::Ordering::SeqCst);
-        self.handle.unpark();
-        let _ = self.ended.recv_timeout(END_MAX);
-    }
-}
-
-fn look_after(
-    keeper: &Weak<Keeper>,
-    every: Option<Duration>,
-    stop: &std::sync::atomic::AtomicBool,
-) {
-    let mut looked = Instant::now();
-    // A change may put a generation on probation at any time, so it is asked about each second.
-    let pause = every.map_or(LOOK, |every| every.min(LOOK));
-    while !stop.load(std::sync::atomic::Ordering::SeqCst) {
-        thread::park_timeout(pause);
-        let Some(keeper) = keeper.upgrade() else { return };
-        go_on(|| keeper.judge());
-        if every.is_some_and(|every| looked.elapsed() >= every) {
-            go_on(|| keeper.look_at_files());
-            looked = Instant::now();
-        }
-    }
-}
-
-/// A panic, over one strange component, must not end the looking after all others.
-fn go_on(look: impl FnOnce()) {
-    // What it had changed until then is whole: a swap is the last step.
-    if catch_unwind(AssertUnwindSafe(look)).is_err() {
-        tracing::error!("looking after the policies panicked; it is tried again");
-    }
 }
 
 impl PolicyHost {
@@ -735,14 +734,6 @@ mod tests {
         PolicySource::File(folder.join(format!("{name}.wasm")))
     }
 
-    #[test]
-    fn a_look_that_panics_is_not_the_last() {
-        go_on(|| std::panic::resume_unwind(Box::new("oh")));
-        let mut looked = false;
-        go_on(|| looked = true);
-        assert!(looked);
-    }
-
     /// The keeper saw that a policy had failed, and waited for the operator, who was replacing it.
     #[test]
     fn what_put_it_right_is_not_taken_back() {
@@ -752,18 +743,20 @@ mod tests {
         let host = PolicyHost::new().expect("WebAssembly works here");
         let ceilings = LimitsConfig::default().ceilings();
         let keeper = Keeper::new(host, &[first], ceilings, metrics).expect("it is fine");
-        let replace = |name: &str| {
-            let change = Change { source: Some(guest(name)), ..Change::default() };
-            keeper.replace("p", change).expect("it is fine so far")
+        let replace = |settings: &str| {
+            let source = Some(guest("guest-misbehaves"));
+            let settings = serde_json::from_str(settings).expect("it is JSON");
+            let change = Change { source, settings: Some(settings), ..Change::default() };
+            keeper.replace("p", change).expect("it is fine so far").generation
         };
-        replace("guest-misbehaves");
+        replace("{}");
         let fail = || {
-            let policy = Arc::clone(&keeper.book().entries[0].policy);
+            let policy = Arc::clone(&keeper.book().now.entries[0].policy);
             policy.fail();
             assert!(keeper.book().probation[0].failed());
         };
         fail();
-        let fixed = replace("guest-misbehaves");
+        let fixed = replace(r#"{"init": "still fine"}"#);
         // It was here that it waited.
         keeper.take_back();
         assert_eq!(keeper.policies.current().generation(), fixed);

@@ -49,7 +49,9 @@ pub use config::{
 pub use describe::{Description, Says};
 pub use grants::{BadGrant, Grant};
 pub use host::{HostFailed, PolicyHost, Services};
-pub use keeper::{Change, Keeper, LookingAfter, NotChanged};
+pub use keeper::{
+    Change, Changed, Keeper, LookingAfter, NotChanged, Origin, PolicyChange, PolicyVersion,
+};
 pub use load::{Digest, LoadFailed, Unfit};
 pub use policy::WasmPolicy;
 pub use profile::DeclaredMetric;

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use interlock_admission::{Body, LimitsConfig, Load, PolicyMetrics, PolicyMode, Prompt, at_once};
+use interlock_admission::{
+    Body, Earlier, LimitsConfig, Load, NotKept, PolicyMetrics, PolicyMode, Prompt, at_once,
+};
 use interlock_metrics::Registry;
 use interlock_policy::{
     Change, Keeper, LookingAfter, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services,
@@ -96,20 +98,114 @@ fn a_policy_is_replaced_and_taken_back() {
     let (keeper, registry) = keeper(&[admits()], None);
     assert_eq!(version(&keeper), "9.9.9");
     let before = keeper.policies().current();
-    let generation = keeper.replace("p", upload("guest-mute")).expect("it is fine");
+    let generation = keeper.replace("p", upload("guest-mute")).expect("it is fine").generation;
     assert_eq!(
         (version(&keeper), keeper.policies().current().generation()),
         ("1.0.0".into(), generation)
     );
     // Whoever began with the other one stays with it.
     assert_eq!(before.links()[0].policy.version(), "9.9.9");
-    assert_eq!(keeper.rollback(), Some(before.generation()));
+    let back = keeper.rollback(Earlier::Previous).expect("there was another");
+    assert_eq!(back.generation, before.generation());
     assert_eq!(version(&keeper), "9.9.9");
-    assert_eq!(keeper.rollback(), None);
+    assert_eq!(keeper.rollback(Earlier::Previous), Err(NotKept::NothingEarlier));
     let swaps = metrics(&registry, "interlock_policy_swaps_total");
     assert!(
         swaps.contains(r#"result="swapped"} 1"#) && swaps.contains(r#"result="rolled_back"} 1"#)
     );
+}
+
+/// An empty post was a step, and three of them put the start out of reach.
+#[test]
+fn what_changes_nothing_is_no_step_back() {
+    let (keeper, registry) = keeper(&[admits()], None);
+    let same = keeper.replace("p", upload("guest-misbehaves")).expect("it is what is there");
+    assert!(same.is_nothing() && keeper.list()["policies"][0]["posted"] == false, "{same:?}");
+    keeper.replace("p", upload("guest-mute")).expect("it is fine");
+    let same = [
+        Change::default(),
+        upload("guest-mute"),
+        Change { mode: Some(PolicyMode::Enforce), ..upload("guest-mute") },
+        Change { settings: Some(settings("{}")), ..Change::default() },
+    ];
+    for change in same {
+        let changed = keeper.replace("p", change).expect("it is what is there");
+        assert!(changed.is_nothing() && changed.policies.is_empty(), "{changed:?}");
+    }
+    let nonsense = Change { component: Some(b"nonsense".to_vec()), ..Change::default() };
+    keeper.replace("p", nonsense).expect_err("it is none");
+    assert_eq!(keeper.policies().kept(), [1, 2]);
+    let swaps = metrics(&registry, "interlock_policy_swaps_total");
+    assert!(swaps.contains(r#"result="swapped"} 1"#), "{swaps}");
+    keeper.rollback(Earlier::Previous).expect("there was another");
+    assert_eq!(version(&keeper), "9.9.9");
+}
+
+#[test]
+fn the_start_is_back_after_any_number_of_swaps() {
+    let (keeper, _) = keeper(&[admits()], None);
+    for n in 0..9 {
+        let settings = Some(settings(&format!(r#"{{"init": "fine {n}"}}"#)));
+        let change = Change { settings, ..upload("guest-misbehaves") };
+        keeper.replace("p", change).expect("it is fine");
+    }
+    let mute = || Change { settings: Some(settings("{}")), ..upload("guest-mute") };
+    keeper.replace("p", mute()).expect("it is fine");
+    let back = keeper.rollback(Earlier::Start).expect("it is kept");
+    assert_eq!((back.generation, back.from, version(&keeper)), (1, 11, "9.9.9".into()));
+    assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
+    // What was swapped after it is gone, and the next one is a new one.
+    assert_eq!(keeper.policies().kept(), [1]);
+    assert_eq!(keeper.replace("p", mute()).expect("it is fine").generation, 12);
+}
+
+#[test]
+fn a_change_says_from_what_to_what_and_in_which_mode() {
+    let (keeper, _) = keeper(&[admits()], None);
+    let canary = Change { mode: Some(PolicyMode::Canary(20)), ..upload("guest-mute") };
+    let changed = keeper.replace("p", canary).expect("it is fine");
+    let [change] = &changed.policies[..] else { panic!("{changed:?}") };
+    let (from, to) = (change.from.as_ref().expect("it was there"), change.to.as_ref().expect("is"));
+    assert_eq!(from.to_string(), format!("9.9.9 (sha256 {}, enforce)", from.sha256));
+    assert_eq!(to.to_string(), format!("1.0.0 (sha256 {}, canary:20)", to.sha256));
+    assert!(!from.posted && to.posted && !change.settings_changed, "{changed:?}");
+    // SIGHUP takes what the files hold, in the mode that the policy has.
+    let hup = keeper.reload().expect("it is fine");
+    let to = hup.policies[0].to.as_ref().expect("it is there");
+    assert!(to.version == "9.9.9" && to.mode == PolicyMode::Canary(20) && !to.posted, "{hup:?}");
+}
+
+#[test]
+fn generations_are_listed_with_where_they_came_from() {
+    let scratch = Scratch::new("listed");
+    let path = scratch.file("p.wasm", &guest("guest-misbehaves"));
+    let (keeper, _) = keeper(&[config("p", path)], None);
+    keeper.replace("p", upload("guest-mute")).expect("it is fine");
+    keeper.reload().expect("the file is fine");
+    scratch.file("p.wasm", &guest("guest-mute"));
+    keeper.look_at_files();
+    let listed = keeper.list();
+    let generations = listed["generations"].as_array().expect("a list");
+    let shown: Vec<_> = generations
+        .iter()
+        .map(|generation| {
+            let policy = &generation["policies"][0];
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").to_owned();
+            let (origin, version) = (text(&generation["origin"]), text(&policy["version"]));
+            format!("{} {origin} {version} {}", generation["generation"], text(&policy["mode"]))
+        })
+        .collect();
+    let wanted = [
+        "1 start 9.9.9 enforce",
+        "2 admin 1.0.0 enforce",
+        "3 sighup 9.9.9 enforce",
+        "4 file 1.0.0 enforce",
+    ];
+    assert_eq!(shown, wanted);
+    for generation in generations {
+        let at = generation["at"].as_str().expect("a time");
+        humantime::parse_rfc3339(at).expect("a time as RFC 3339 writes it");
+    }
 }
 
 #[test]
@@ -142,8 +238,10 @@ fn what_did_not_change_is_shared() {
     let after = keeper.policies().current();
     let same = |at: usize| Arc::ptr_eq(&before.links()[at].policy, &after.links()[at].policy);
     assert!(!same(0) && same(1));
-    assert_eq!(keeper.reload().expect("all are fine"), Some(3), "the file is still the other one");
-    assert_eq!(keeper.reload().expect("all are fine"), None);
+    let reloaded = || keeper.reload().expect("all are fine");
+    assert_eq!(reloaded().generation, 3, "the file is still the other one");
+    let again = reloaded();
+    assert!(again.is_nothing() && again.generation == 3, "{again:?}");
 }
 
 #[test]
@@ -231,7 +329,7 @@ fn another_configuration_shares_what_it_can() {
     let before = keeper.policies().current();
     let heavier = PolicyConfig { weight: 3, ..admits() };
     let added = PolicyConfig { name: "added".into(), ..admits() };
-    assert_eq!(keeper.reconfigure(&[added, heavier]).expect("all are fine"), Some(2));
+    assert_eq!(keeper.reconfigure(&[added, heavier]).expect("all are fine").generation, 2);
     let after = keeper.policies().current();
     let names: Vec<_> = after.names().collect();
     assert_eq!(names, ["added", "p"]);
@@ -333,7 +431,7 @@ fn a_failed_change_leaves_what_is_counted_as_it_was() {
     assert_eq!((counted(), quarantined()), (deeds.clone(), gauge.clone()));
     keeper.reconfigure(&[silent]).expect("it is fine");
     assert_eq!((counted(), quarantined()), (String::new(), String::new()));
-    keeper.rollback().expect("there was another");
+    keeper.rollback(Earlier::Previous).expect("there was another");
     assert_eq!((counted(), quarantined()), (deeds, gauge));
 }
 
@@ -344,12 +442,13 @@ fn what_is_replaced_keeps_no_room_that_others_need() {
         let live = metrics(&registry, r#"interlock_policy_instances{policy="p",state="live"}"#);
         live.rsplit(' ').next().unwrap_or_default().to_owned()
     };
-    for _ in 0..3 {
-        keeper.replace("p", upload("guest-misbehaves")).expect("it is fine");
+    for n in 0..3 {
+        let settings = Some(settings(&format!(r#"{{"init": "fine {n}"}}"#)));
+        keeper.replace("p", Change { settings, ..Change::default() }).expect("it is fine");
         assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
         assert_eq!(live(), "1", "those that were replaced kept theirs");
     }
-    keeper.rollback().expect("there was another");
+    keeper.rollback(Earlier::Previous).expect("there was another");
     assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
     assert_eq!(live(), "1");
 }

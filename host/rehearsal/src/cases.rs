@@ -22,6 +22,11 @@
 //! [[case.step]]
 //! at = "61s"
 //! expect = { decision = "admit" }
+//!
+//! [[case]]
+//! name = "nobody is let in at night"
+//! at = "2026-03-07T22:30:00Z"
+//! expect = { decision = "reject", status = 503 }
 //! ```
 //!
 //! The steps of a case share the policy's state and a clock that only they move; cases share
@@ -33,7 +38,7 @@
 //! Where policies come from: whoever runs cases hands in a way to begin one. No chain: a case is
 //! about what one policy says, not about what becomes of it between others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,10 +48,11 @@ use interlock_state::Space;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::at::{self, At};
 use crate::clock::HandClock;
 use crate::differences::{Difference, differences};
 use crate::given::{
-    self, CallerGiven, CandidateGiven, EndedGiven, EventGiven, LoadGiven, ProgressGiven,
+    self, CallerGiven, CandidateGiven, EPOCH, EndedGiven, EventGiven, LoadGiven, ProgressGiven,
     RequestGiven,
 };
 use crate::spelled::Spelled;
@@ -55,6 +61,8 @@ use crate::spelled::Spelled;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cases {
+    /// When cases begin.
+    at: Option<At>,
     #[serde(default)]
     settings: Map<String, Value>,
     #[serde(default)]
@@ -68,6 +76,8 @@ pub struct Cases {
 #[serde(deny_unknown_fields)]
 struct Case {
     name: String,
+    /// When it begins.
+    at: Option<At>,
     settings: Option<Map<String, Value>>,
     /// Values of its state before the first step.
     #[serde(default)]
@@ -95,8 +105,7 @@ struct Case {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Step {
-    #[serde(default, with = "humantime_serde")]
-    at: Option<Duration>,
+    at: Option<At>,
     phase: Option<PhaseGiven>,
     times: Option<u32>,
     #[serde(default)]
@@ -125,7 +134,7 @@ enum PhaseGiven {
 }
 
 /// A file that is none.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadCases(String);
 
@@ -139,8 +148,29 @@ pub struct Specimen {
     pub clock: HandClock,
 }
 
-/// Begins a policy with these settings; the error is what its `init` or the host said.
-pub type Begin<'a> = dyn FnMut(&Map<String, Value>) -> Result<Specimen, String> + 'a;
+/// Begins a policy with these settings.
+pub type Begin<'a> = dyn FnMut(&Map<String, Value>) -> Result<Specimen, NotBegun> + 'a;
+
+/// Why a policy did not begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotBegun {
+    /// It does not accept its settings, or fails with them, in these words: a case may expect that.
+    Refused(String),
+    /// It would begin with no settings: it is not there, or no policy of this host. No case is about
+    /// that.
+    Unusable(String),
+}
+
+/// Why no case was played.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotPlayed {
+    /// A case makes no sense: what it gives cannot be given.
+    #[error(transparent)]
+    Cases(#[from] BadCases),
+    /// There is no policy to put cases before.
+    #[error("{0}")]
+    Policy(String),
+}
 
 /// How the cases went.
 #[derive(Debug, Clone, Default)]
@@ -250,12 +280,17 @@ impl Cases {
     ///
     /// # Errors
     ///
-    /// When a case makes no sense: what it gives cannot be given.
-    pub fn play(&self, only: &str, begin: &mut Begin<'_>) -> Result<Played, BadCases> {
+    /// When a case makes no sense, or there is no policy that could be asked.
+    pub fn play(&self, only: &str, begin: &mut Begin<'_>) -> Result<Played, NotPlayed> {
         let mut played = Played::default();
         for case in self.cases.iter().filter(|case| case.name.contains(only)) {
             let wrong = self.play_case(case, begin);
-            let wrong = wrong.map_err(|why| BadCases(format!("case {:?}: {why}", case.name)))?;
+            let wrong = wrong.map_err(|why| match why {
+                NotPlayed::Cases(BadCases(why)) => {
+                    BadCases(format!("case {:?}: {why}", case.name)).into()
+                }
+                policy @ NotPlayed::Policy(_) => policy,
+            })?;
             played.cases.push(CasePlayed { name: case.name.clone(), wrong });
         }
         // Nothing played is nothing tested.
@@ -265,17 +300,27 @@ impl Cases {
             return Err(BadCases(format!(
                 "no case's name contains {only:?}; there are {}",
                 if named.is_empty() { "none".to_owned() } else { named.join(", ") }
-            )));
+            ))
+            .into());
         }
         Ok(played)
     }
 
-    fn play_case(&self, case: &Case, begin: &mut Begin<'_>) -> Result<Vec<Wrong>, String> {
+    /// Settings that the file gives to a case.
+    pub fn settings_given(&self) -> BTreeSet<&str> {
+        let own = self.cases.iter().filter_map(|case| case.settings.as_ref());
+        own.chain([&self.settings])
+            .flat_map(|settings| settings.keys().map(String::as_str))
+            .collect()
+    }
+
+    fn play_case(&self, case: &Case, begin: &mut Begin<'_>) -> Result<Vec<Wrong>, NotPlayed> {
         let settings = case.settings.as_ref().unwrap_or(&self.settings);
         let begun = begin(settings);
         let init = match &begun {
             Ok(_) => json!({"init": "ok"}),
-            Err(why) => json!({"init": "refused", "message": why}),
+            Err(NotBegun::Refused(why)) => json!({"init": "refused", "message": why}),
+            Err(NotBegun::Unusable(why)) => return Err(NotPlayed::Policy(why.clone())),
         };
         let expected = match &case.expect_init {
             None => json!({"init": "ok"}),
@@ -292,9 +337,11 @@ impl Cases {
         let Ok(specimen) = begun else { return Ok(vec![]) };
         for (key, value) in &case.state {
             let set = specimen.state.set(key, value.as_bytes(), None);
-            set.map_err(|fault| format!("state.{key}: {fault:?}"))?;
+            set.map_err(|fault| BadCases(format!("state.{key}: {fault:?}")))?;
         }
-        let mut stage = Stage { specimen, now: Duration::ZERO, admitted: BTreeMap::new() };
+        let file_begins = self.at.map_or(EPOCH, |at| at.since_epoch(EPOCH));
+        let begins = case.at.map_or(file_begins, |at| at.since_epoch(file_begins));
+        let mut stage = Stage { specimen, begins, now: begins, admitted: BTreeMap::new() };
         let alone = Step {
             at: None,
             phase: case.phase,
@@ -318,9 +365,9 @@ impl Cases {
                 merge(&mut request, given);
             }
             let request: RequestGiven = serde_json::from_value(Value::Object(request))
-                .map_err(|why| format!("request: {why}"))?;
+                .map_err(|why| BadCases(format!("request: {why}")))?;
             for time in 0..step.times.unwrap_or(1) {
-                let (phase, answer) = stage.ask(step, case, &request)?;
+                let (phase, answer) = stage.ask(step, case, &request).map_err(BadCases)?;
                 let found = differences(step.expect.as_ref().unwrap_or(&json!({})), &answer);
                 if found.is_empty() {
                     continue;
@@ -352,12 +399,15 @@ fn merge(into: &mut Map<String, Value>, from: &Map<String, Value>) {
 /// Where a case is played.
 struct Stage {
     specimen: Specimen,
+    /// When the case began, since the Unix epoch.
+    begins: Duration,
+    /// The same of what it is now.
     now: Duration,
     /// By request id: its number, what was noted, and when.
     admitted: BTreeMap<String, Known>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Known {
     serial: u64,
     note: String,
@@ -372,14 +422,11 @@ impl Stage {
         request: &RequestGiven,
     ) -> Result<(Phase, Value), String> {
         if let Some(at) = step.at {
-            if at < self.now {
-                return Err(format!("at {at:?} is before {:?}: time goes forward", self.now));
-            }
-            self.now = at;
-            self.specimen.clock.set(at);
+            self.go_on(at)?;
         }
         let now = self.now;
-        let next = Known { serial: self.admitted.len() as u64 + 1, ..Known::default() };
+        let serial = self.admitted.len() as u64 + 1;
+        let next = Known { serial, note: String::new(), at: self.begins };
         let mut known = self.admitted.get(&request.id).cloned().unwrap_or(next);
         if let Some(note) = &request.note {
             known.note.clone_from(note);
@@ -439,6 +486,18 @@ impl Stage {
         }
         self.look(step.expect.as_ref(), &body, &mut answer)?;
         Ok((phase, answer))
+    }
+
+    /// It is this late from now on.
+    fn go_on(&mut self, at: At) -> Result<(), String> {
+        let now = at.since_epoch(self.begins);
+        if now < self.now {
+            let (then, is) = (at::written(now), at::written(self.now));
+            return Err(format!("a step at {then} comes after one at {is}: time goes forward"));
+        }
+        self.now = now;
+        self.specimen.clock.set(now - self.begins);
+        Ok(())
     }
 
     /// What an expectation asks for beside the answer: `body` by pointer, `state` by key.

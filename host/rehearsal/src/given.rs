@@ -14,7 +14,8 @@ use interlock_request::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// When cases begin: a moment that never changes, so that no case depends on the day it is run.
+/// When cases and simulations begin, unless a file of cases says so: a moment that never changes, so
+/// that none depends on the day it is run.
 pub const EPOCH: Duration = Duration::from_secs(1_767_225_600); // 2026-01-01T00:00:00Z
 
 /// `request`: the facts.
@@ -79,13 +80,13 @@ impl RequestGiven {
     /// Tokens that a request may generate when a case does not say.
     const TOKENS_MAX: u32 = 4096;
 
-    /// The facts as they are in this phase, when it is this time.
+    /// The facts as they are in this phase, when it is so long since the Unix epoch.
     pub(crate) fn facts(&self, serial: u64, now: Duration, phase: Phase) -> Result<Facts, String> {
         let early = matches!(phase, Phase::Transform | Phase::Route);
         Ok(Facts {
             serial,
             request_id: self.request_id()?,
-            arrived_at_micros: micros(EPOCH + now),
+            arrived_at_micros: micros(now),
             endpoint: self.endpoint(),
             model: ModelId::new(&self.model),
             streaming: self.streaming,
@@ -159,7 +160,7 @@ impl CallerGiven {
         Ok(Caller {
             serial,
             request_id: request.request_id()?,
-            arrived_at_micros: micros(EPOCH + now),
+            arrived_at_micros: micros(now),
             endpoint: request.endpoint(),
             credential,
             address: self.address.clone().unwrap_or_else(|| "192.0.2.1".into()),
@@ -338,7 +339,7 @@ impl ProgressGiven {
 
     pub(crate) fn progress(&self, prompt_tokens: u32, now: Duration, since: Duration) -> Progress {
         Progress {
-            at_micros: micros(EPOCH + now),
+            at_micros: micros(now),
             elapsed: self.elapsed.unwrap_or_else(|| now.saturating_sub(since)),
             since_token: self.since_token,
             usage: self.usage(prompt_tokens),

@@ -12,6 +12,7 @@
 //! No terminal and no flags: `cli` has them. No policy of its own, and no word that policies and
 //! the host do not use between themselves.
 
+mod at;
 pub mod bench;
 pub mod cases;
 pub mod clock;

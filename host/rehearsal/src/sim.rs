@@ -179,6 +179,7 @@ async fn live(
         policies: Arc::new(Policies::from(chain)),
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
         prefix_keys,
+        in_flight: interlock_server::InFlight::default(),
         wall: Arc::new(move || EPOCH + clock.now()),
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),

@@ -1,14 +1,22 @@
-//! What an operator does to the policies of a running host, on a listener of its own.
+//! What an operator does with a running host, on a listener of its own.
 //!
 //! | request | does |
 //! |---|---|
-//! | `GET /admin/policies` | lists them: generation, places, versions, modes |
-//! | `POST /admin/policies/{name}` | swaps one: a component (`application/wasm`), or JSON with `source`, `settings`, `mode` |
-//! | `POST /admin/policies/rollback` | takes the last swap back |
+//! | `GET /admin/policies` | lists them: places, versions, modes, and the generations that are kept |
+//! | `POST /admin/policies/{name}` | swaps one: a component (`application/wasm`), with `?mode=` and `?settings=` beside it; or JSON with `source`, `settings`, `mode`; or only a query |
+//! | `POST /admin/policies/rollback` | takes the last swap back, or goes to the generation in `?to=` |
+//! | `GET /admin/requests` | lists those in flight, the oldest first: `?tenant=`, `?model=`, `?limit=` |
+//! | `POST /admin/requests/{id}/cancel` | cancels those of this id, or of `?tenant=` alone |
 //!
 //! A swap is tried out before it counts: a component that does not load, or does not accept its
 //! settings, is answered with 422, and everything stays as it is. Requests in flight stay with the
 //! policies that they began with.
+//!
+//! # Invariants
+//!
+//! - Nothing that was sent is passed over: a query parameter or a key that is not known here is an
+//!   error that names those that are. On the port of the clients a query means nothing, and clients
+//!   send some (`?beta=true`, `?api-version=`), so there it is ignored.
 //!
 //! # Browsers
 //!
@@ -19,8 +27,12 @@
 //!
 //! # Not here
 //!
-//! How a policy is loaded: [`PolicyAdmin`] is implemented by who knows. Nothing of this is on the
-//! port of the clients.
+//! How a policy is loaded: [`PolicyAdmin`] is implemented by who knows. How a request is cancelled:
+//! as its client cancels it, see `live`. Nothing of this is on the port of the clients.
+
+mod policies;
+mod query;
+mod requests;
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +40,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -36,27 +48,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use interlock_admission::{Earlier, NotKept, PolicyMode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
+use crate::failure::{BodyProblem, Failure};
 use crate::listener::{Listener, Rules};
+use crate::live::InFlight;
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
 
 /// Something that changes policies while they are in use.
 pub trait PolicyAdmin: Send + Sync {
-    /// The policies, as JSON.
+    /// The policies and the generations that are kept, as JSON.
     fn list(&self) -> Value;
 
-    /// Tries one out and swaps it in; the number of the new generation.
+    /// Tries one out and swaps it in; what that changed, as JSON.
     fn replace(&self, name: String, with: Replacement) -> Swapping<'_>;
 
-    /// Takes the last swap back; the number of the generation that is back.
-    fn rollback(&self) -> Swapping<'_>;
+    /// Goes back to an earlier generation; what that changed, as JSON.
+    fn rollback(&self, to: Earlier) -> Swapping<'_>;
 }
 
 /// What [`PolicyAdmin::replace`] and [`PolicyAdmin::rollback`] return.
-pub type Swapping<'a> = Pin<Box<dyn Future<Output = Result<u64, NotSwapped>> + Send + 'a>>;
+pub type Swapping<'a> = Pin<Box<dyn Future<Output = Result<Value, NotSwapped>> + Send + 'a>>;
 
 /// What takes the place of a policy. What is not said stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -73,7 +88,7 @@ pub struct Replacement {
     pub settings: Option<Map<String, Value>>,
     /// As in `[[policy]] mode`.
     #[serde(default)]
-    pub mode: Option<String>,
+    pub mode: Option<PolicyMode>,
 }
 
 /// Why nothing was swapped.
@@ -85,9 +100,9 @@ pub enum NotSwapped {
     /// It cannot be loaded.
     #[error("{0}")]
     Unfit(String),
-    /// There is no earlier generation.
-    #[error("there is no earlier generation to go back to")]
-    Nothing,
+    /// That generation cannot be gone back to.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
 }
 
 /// What the operator's listener is made of.
@@ -100,6 +115,8 @@ pub struct AdminParts {
     pub metrics: ServerMetrics,
     /// Who changes policies.
     pub admin: Arc<dyn PolicyAdmin>,
+    /// Where the requests in flight of the server are known.
+    pub in_flight: InFlight,
 }
 
 /// Serves until `shutdown`. A swap that goes on then comes to its end.
@@ -108,14 +125,18 @@ pub async fn serve_admin(
     parts: AdminParts,
     shutdown: impl Future<Output = ()>,
 ) {
-    let AdminParts { config, server, metrics, admin } = parts;
+    let AdminParts { config, server, metrics, admin, in_flight } = parts;
     let rules = Rules::of_admin(&config, &server);
     let address = listener.local_addr().ok();
-    let desk = Arc::new(Desk { config, server, admin, address });
+    let desk = Arc::new(Desk { config, server, admin, in_flight, address });
     let router = Router::new()
-        .route("/admin/policies", get(list))
-        .route("/admin/policies/rollback", post(rollback))
-        .route("/admin/policies/{name}", post(replace))
+        .route("/admin/policies", get(policies::list))
+        .route("/admin/policies/rollback", post(policies::rollback))
+        .route("/admin/policies/{name}", post(policies::replace))
+        .route("/admin/requests", get(requests::list))
+        .route("/admin/requests/{id}/cancel", post(requests::cancel))
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorized))
         .with_state(desk);
     let open = metrics.admin_connections.clone();
@@ -127,6 +148,7 @@ struct Desk {
     config: AdminConfig,
     server: ServerConfig,
     admin: Arc<dyn PolicyAdmin>,
+    in_flight: InFlight,
     /// Where it listens.
     address: Option<SocketAddr>,
 }
@@ -159,9 +181,15 @@ impl Desk {
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", why));
         }
         if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {
-            return Some(unsupported());
+            return Some(unsupported(headers).into_response());
         }
         None
+    }
+
+    /// A body, which is a component at most.
+    async fn read(&self, body: &mut Body) -> Result<Bytes, AdminError> {
+        let limits = ServerConfig { body_max: self.config.component_max, ..self.server.clone() };
+        Ok(body::read(body, &limits, None).await.map_err(unread)?.bytes)
     }
 
     /// Is this a name of ours? The port may be that of a tunnel.
@@ -195,9 +223,42 @@ impl Kind {
     }
 }
 
-fn unsupported() -> Response {
-    let why = "content-type must be application/wasm or application/json";
-    complain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_content_type", why)
+/// What a swap is made of.
+const FORMS: &str = "a swap is a component with content-type application/wasm, with ?mode=MODE and \
+    ?settings=JSON beside it, or content-type application/json with an object of source, settings and \
+    mode, or only the query";
+
+fn unsupported(headers: &HeaderMap) -> AdminError {
+    let said = headers.get(header::CONTENT_TYPE);
+    let said = said.map_or_else(|| "none".to_owned(), |said| format!("{said:?}"));
+    let message = format!("content-type {said} is not taken: {FORMS}");
+    AdminError { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, code: "bad_content_type", message }
+}
+
+fn bad_body(message: String) -> AdminError {
+    AdminError { status: StatusCode::BAD_REQUEST, code: "bad_body", message }
+}
+
+/// Where a body says nothing, it is empty, or what a client writes that always sends JSON.
+fn nothing_in(body: &Bytes, message: &str) -> Result<(), AdminError> {
+    let nothing = matches!(body.trim_ascii(), b"" | b"{}");
+    if nothing { Ok(()) } else { Err(bad_body(message.to_owned())) }
+}
+
+/// A body that did not arrive.
+fn unread(why: Failure) -> AdminError {
+    let (status, code, message) = match why {
+        Failure::Body(BodyProblem::TooLarge { limit }) => {
+            let message = format!("the body is larger than {limit} bytes (admin.component_max)");
+            (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+        }
+        Failure::Body(BodyProblem::TooSlow { limit }) => {
+            let message = format!("the body took longer than {limit:?} (server.body_timeout)");
+            (StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+        }
+        why => (StatusCode::BAD_REQUEST, "bad_body", format!("the body broke off: {why:?}")),
+    };
+    AdminError { status, code, message }
 }
 
 /// In a time that does not tell where they differ.
@@ -205,52 +266,28 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
-async fn list(State(desk): State<Arc<Desk>>) -> Response {
-    Json(desk.admin.list()).into_response()
+async fn unknown_url(request: Request) -> AdminError {
+    let path = request.uri().path();
+    let message = format!("nothing is at {path:?}; there are /admin/policies and /admin/requests");
+    AdminError { status: StatusCode::NOT_FOUND, code: "unknown_url", message }
 }
 
-async fn rollback(State(desk): State<Arc<Desk>>) -> Response {
-    swapped(desk.admin.rollback().await)
+async fn method_not_allowed(request: Request) -> AdminError {
+    let message = format!("{} is not taken at {:?}", request.method(), request.uri().path());
+    AdminError { status: StatusCode::METHOD_NOT_ALLOWED, code: "method_not_allowed", message }
 }
 
-async fn replace(
-    State(desk): State<Arc<Desk>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    mut body: Body,
-) -> Response {
-    let Some(kind) = Kind::of(&headers) else { return unsupported() };
-    let limits = ServerConfig { body_max: desk.config.component_max, ..desk.server.clone() };
-    let bytes = match body::read(&mut body, &limits, None).await {
-        Ok(arrived) => arrived.bytes,
-        Err(problem) => {
-            let why = format!("the body could not be read: {problem:?}");
-            return complain(StatusCode::PAYLOAD_TOO_LARGE, "bad_body", &why);
-        }
-    };
-    let with = match kind {
-        Kind::Component => Replacement { component: Some(bytes), ..Replacement::default() },
-        Kind::Json => match serde_json::from_slice::<Replacement>(&bytes) {
-            Ok(with) => with,
-            Err(error) => {
-                return complain(StatusCode::BAD_REQUEST, "bad_body", &error.to_string());
-            }
-        },
-    };
-    swapped(desk.admin.replace(name, with).await)
+/// Why an admin request came to nothing.
+#[derive(Debug)]
+struct AdminError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
 }
 
-fn swapped(result: Result<u64, NotSwapped>) -> Response {
-    match result {
-        Ok(generation) => Json(json!({ "generation": generation })).into_response(),
-        Err(why) => {
-            let (status, code) = match &why {
-                NotSwapped::Unknown(_) => (StatusCode::NOT_FOUND, "policy_not_found"),
-                NotSwapped::Unfit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "policy_unfit"),
-                NotSwapped::Nothing => (StatusCode::CONFLICT, "no_earlier_generation"),
-            };
-            complain(status, code, &why.to_string())
-        }
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        complain(self.status, self.code, &self.message)
     }
 }
 

@@ -166,7 +166,7 @@ impl ServerConfig {
     }
 }
 
-/// `[admin]`: where an operator swaps policies while the host runs.
+/// `[admin]`: where an operator swaps policies, and lists and cancels requests, while the host runs.
 ///
 /// A listener of its own, so that the port of the clients has nothing of it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

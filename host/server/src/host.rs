@@ -10,7 +10,7 @@ use interlock_metrics::Registry;
 use interlock_request::CancelCause;
 
 use crate::failure::Failure;
-use crate::live::Live;
+use crate::live::{InFlight, Live};
 use crate::models::{ModelState, Models};
 use crate::results::Results;
 use crate::{DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, WorkPool};
@@ -32,6 +32,8 @@ pub struct ServerParts {
     pub work: WorkPool,
     /// How policies are told which prompts begin alike.
     pub prefix_keys: PrefixKeys,
+    /// Where the requests in flight are known, for whoever looks on.
+    pub in_flight: InFlight,
     /// What time it is; [`system_time`] but in simulations.
     pub wall: Wall,
     /// The server's own metrics.
@@ -91,6 +93,7 @@ impl Host {
             policies,
             work,
             prefix_keys,
+            in_flight,
             wall,
             metrics,
             registry,
@@ -105,7 +108,7 @@ impl Host {
             results: Results::new(detached),
             metrics: Arc::new(metrics),
             registry,
-            live: Live::new(),
+            live: in_flight.0,
             work,
             prefix_keys,
             started_at: wall().as_secs(),

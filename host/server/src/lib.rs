@@ -35,6 +35,7 @@
 //! No WebAssembly, no MLX: policies are a chain that answers, the model a handle that computes.
 //! No TLS and no authentication: something in front of it does both.
 
+mod activity;
 mod admin;
 mod admit;
 mod ask;
@@ -70,6 +71,7 @@ pub use ask::request_fields_md;
 pub use config::{AdminConfig, DetachedConfig, HalfClose, ServerConfig};
 pub use host::{ServerParts, Wall, system_time};
 pub use listener::descriptors;
+pub use live::InFlight;
 pub use metrics::ServerMetrics;
 pub use models::ServedModel;
 pub use prefix_keys::PrefixKeys;

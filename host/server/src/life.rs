@@ -127,6 +127,11 @@ impl Life {
             Reader::Client(client) => (Some(client), None, None),
             Reader::Nobody(keeping, place) => (None, Some(keeping), Some(place)),
         };
+        let activity = claim.activity();
+        activity.admitted(ledger.admitted_at(), &ledger.model, plan.priority);
+        if client.is_none() {
+            activity.detached();
+        }
         // Only who may detach has to keep what was said so far: by its plan, or when a policy hears
         // of something and decides so.
         let keeps = matches!(plan.on_disconnect, DisconnectAction::Detach(_))
@@ -192,6 +197,7 @@ impl Life {
 
     async fn started(&mut self) {
         self.ledger.started();
+        self.claim.activity().started();
         self.clock.started();
         self.out.started();
         if self.watched.dispatched {
@@ -201,6 +207,7 @@ impl Life {
 
     async fn preempted(&mut self) {
         self.preempted += 1;
+        self.claim.activity().preempted();
         tracing::debug!(request = %self.ledger.id, times = self.preempted, "preempted");
         if self.watched.preempted {
             self.happened(Happened::Preempted(self.preempted)).await;
@@ -209,6 +216,7 @@ impl Life {
 
     async fn token(&mut self, drawn: Drawn) {
         let first = self.ledger.token();
+        self.claim.activity().token();
         self.clock.token();
         if first && self.watched.first_token {
             self.happened(Happened::FirstToken).await;
@@ -387,6 +395,7 @@ impl Life {
         let state = if self.ledger.has_started() { State::Running } else { State::Queued };
         let keep = || self.after.results.keep(Arc::clone(&self.after.title), state);
         self.out.leave((detach && !self.out.is_kept()).then(keep));
+        self.claim.activity().detached();
         self.clock.drain(at, time_max);
         self.after.left = Some(Left { at, tokens, goes_on: action, tokens_end });
     }

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use interlock_request::{CancelCause, Endpoint, RequestId};
 use tokio::sync::{oneshot, watch};
 
+use crate::activity::{Activity, Seen};
 use crate::pieces::EndKind;
 
 /// All requests in flight.
@@ -47,6 +48,49 @@ struct Place {
     endpoint: Endpoint,
     ask: Option<oneshot::Sender<CancelCause>>,
     end: watch::Receiver<Option<EndKind>>,
+    activity: Activity,
+}
+
+/// A request of a list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) id: RequestId,
+    /// Whose it is, once that is known.
+    pub(crate) tenant: Option<String>,
+    pub(crate) seen: Seen,
+}
+
+/// The requests that a server has in flight, for whoever lists or cancels them from outside.
+///
+/// Made before the server, which is given one, and so is who looks on. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct InFlight(pub(crate) Arc<Live>);
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self(Live::new())
+    }
+}
+
+impl InFlight {
+    /// As [`Live::list`].
+    pub(crate) fn list(
+        &self,
+        most: usize,
+        wanted: impl Fn(&Listed) -> bool,
+    ) -> (usize, Vec<Listed>) {
+        self.0.list(most, wanted)
+    }
+
+    /// As [`Live::cancel_of_any`].
+    pub(crate) fn cancel(
+        &self,
+        id: &RequestId,
+        tenant: Option<&str>,
+        cause: CancelCause,
+    ) -> Vec<Stopping> {
+        self.0.cancel_of_any(id, tenant, cause)
+    }
 }
 
 /// A place among the requests in flight, and where its request learns that it should stop.
@@ -56,6 +100,7 @@ pub(crate) struct Claim {
     name: Name,
     asked: Option<oneshot::Receiver<CancelCause>>,
     end: watch::Sender<Option<EndKind>>,
+    activity: Activity,
 }
 
 /// A request that was asked to stop.
@@ -81,10 +126,12 @@ impl Live {
         let mut asks = self.asks();
         asks.claimed += 1;
         let name = (id.clone(), asks.claimed);
-        let place = Place { tenant: None, endpoint, ask: Some(ask), end };
+        let activity = Activity::new();
+        let place =
+            Place { tenant: None, endpoint, ask: Some(ask), end, activity: activity.clone() };
         asks.by_name.insert(name.clone(), place);
         self.count.send_replace(asks.by_name.len());
-        Claim { live: Arc::clone(self), name, asked: Some(asked), end: end_in }
+        Claim { live: Arc::clone(self), name, asked: Some(asked), end: end_in, activity }
     }
 
     /// Asks a tenant's requests of an id to stop: all that there are. Asking twice is harmless.
@@ -98,6 +145,37 @@ impl Live {
     /// The endpoint that the latest request of this id came through, whosever it is.
     pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
         self.asks().by_name.range(named(id)).next_back().map(|(_, place)| place.endpoint)
+    }
+
+    /// The same of any tenant, or of this one, also before it is known whose they are: for an
+    /// operator.
+    pub(crate) fn cancel_of_any(
+        &self,
+        id: &RequestId,
+        tenant: Option<&str>,
+        cause: CancelCause,
+    ) -> Vec<Stopping> {
+        let mut asks = self.asks();
+        let all = asks.by_name.range_mut(named(id));
+        let theirs = all.filter(|(_, place)| tenant.is_none() || place.tenant.as_deref() == tenant);
+        theirs.map(|(_, place)| place.ask(cause)).collect()
+    }
+
+    /// Those that are wanted, at most so many, the oldest first; and how many are wanted in all.
+    pub(crate) fn list(
+        &self,
+        most: usize,
+        wanted: impl Fn(&Listed) -> bool,
+    ) -> (usize, Vec<Listed>) {
+        let listed = |((id, number), place): (&Name, &Place)| {
+            let (tenant, seen) = (place.tenant.clone(), place.activity.seen());
+            (*number, Listed { id: id.clone(), tenant, seen })
+        };
+        let mut all: Vec<_> = self.asks().by_name.iter().map(listed).collect();
+        all.retain(|(_, request)| wanted(request));
+        all.sort_by_key(|(number, _)| *number);
+        let total = all.len();
+        (total, all.into_iter().take(most).map(|(_, request)| request).collect())
     }
 
     /// Asks all of them; how many there were.
@@ -188,6 +266,11 @@ impl Claim {
             known.get_or_insert(end);
             first
         });
+    }
+
+    /// Where to say how far it is.
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// Returns when someone asks to stop, with the cause; once.

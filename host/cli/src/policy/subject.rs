@@ -68,6 +68,11 @@ impl Circumstances {
         self.config.is_some() || !self.grants.is_empty()
     }
 
+    /// What --settings says.
+    pub(crate) fn settings_said(&self) -> Option<&Map<String, Value>> {
+        self.settings.as_ref()
+    }
+
     pub(crate) fn policy(&self, source: &PolicySource) -> anyhow::Result<PolicyConfig> {
         let mut policy = match &self.config {
             Some(path) => self.configured(path, source)?,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy::{PolicyConfig, PolicyHost, Services, default_cache};
-use interlock_rehearsal::cases::{Cases, Specimen};
+use interlock_policy::{LoadFailed, PolicyConfig, PolicyHost, Services, Unfit, default_cache};
+use interlock_rehearsal::cases::{Cases, NotBegun, NotPlayed, Specimen};
 use interlock_rehearsal::clock::HandClock;
 use interlock_state::State;
 use serde_json::{Map, Value};
 
 use super::subject::{Subject, read};
-use crate::{BadUsage, say};
+use crate::{BadUsage, note, say};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -52,11 +52,22 @@ One of several steps, with a state and a clock in common:
           { expect = { decision = "reject", retry_after = { max = "1m" } } },
           { at = "61s", expect = { decision = "admit" } }]
 
-Without --grant and --config it is granted what it needs. Status 1 when a decision is another one."#;
+One at a time of day; cases begin on 2026-01-01T00:00:00Z, a Thursday, unless they say when:
+  [[case]]
+  name = "nobody is let in at night"
+  at = "2026-03-07T22:30:00Z"
+  step = [{ expect = { decision = "reject" } },
+          { at = "2026-03-08T06:00:00Z", expect = { decision = "admit" } }]
+
+Settings are those of --config, then what a case says, then --settings, key by key: the last wins.
+Without --grant and --config it is granted what it needs.
+
+It exits with 0 when every decision is as expected, 1 when one is not, and 2 when there was nothing to
+ask: no such component, one that this host cannot load, or cases that make no sense."#;
 
 impl Test {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let text = read(&self.cases)?;
+        let text = read(&self.cases).map_err(|why| BadUsage(format!("{why:#}")))?;
         let file = self.cases.display();
         let cases = Cases::parse(&text).map_err(|why| BadUsage(format!("{file}: {why}")))?;
         let mut policy = self.subject.policy()?;
@@ -66,14 +77,24 @@ impl Test {
         policy.crash_budget = 0;
         let generous = !self.subject.circumstances.grants_said();
         let configured = policy.settings.clone();
+        let said = self.subject.circumstances.settings_said().cloned().unwrap_or_default();
+        let given = cases.settings_given().into_iter();
+        let both: Vec<_> = given.filter(|key| said.contains_key(*key)).collect();
+        if !both.is_empty() {
+            note(&format!("{file} sets {} too; --settings wins", both.join(", ")));
+        }
         let mut begin = |settings: &Map<String, Value>| {
             let mut settled = configured.clone();
             settled.extend(settings.clone());
+            settled.extend(said.clone());
             let policy = PolicyConfig { settings: settled, ..policy.clone() };
             begin(&policy, generous)
         };
         let played = cases.play(&self.only, &mut begin);
-        let played = played.map_err(|why| BadUsage(format!("{file}: {why}")))?;
+        let played = played.map_err(|why| match why {
+            NotPlayed::Cases(why) => BadUsage(format!("{file}: {why}")),
+            NotPlayed::Policy(why) => BadUsage(why),
+        })?;
         if self.json {
             say(&format!("{:#}\n", played.to_json()))?;
         } else {
@@ -87,21 +108,31 @@ impl Test {
 }
 
 /// A policy with a state of its own that nobody else has touched.
-fn begin(policy: &PolicyConfig, generous: bool) -> Result<Specimen, String> {
+fn begin(policy: &PolicyConfig, generous: bool) -> Result<Specimen, NotBegun> {
     let clock = HandClock::default();
     let state = State::memory_with(Arc::new(clock.clone()));
     let registry = interlock_metrics::Registry::new();
     let services = Services { state: state.clone(), registry: &registry, cache: default_cache() };
-    let host = PolicyHost::with(services).map_err(|why| why.to_string())?;
+    let host = PolicyHost::with(services).map_err(|why| NotBegun::Unusable(why.to_string()))?;
     let mut policy = policy.clone();
     let mut loaded = host.load(&policy);
     if loaded.is_err() && generous {
-        let description = host.describe(&policy).map_err(|why| why.to_string())?;
+        let description = host.describe(&policy).map_err(not_begun)?;
         if !description.missing.is_empty() {
             policy.grants.extend(description.missing);
             loaded = host.load(&policy);
         }
     }
-    let loaded = loaded.map_err(|why| why.to_string())?;
+    let loaded = loaded.map_err(not_begun)?;
     Ok(Specimen { policy: loaded, state: state.space(&policy.name), clock })
+}
+
+/// A case may be about what a policy makes of its settings, and about nothing before that.
+fn not_begun(failed: LoadFailed) -> NotBegun {
+    match failed.why {
+        Unfit::Settings(_) | Unfit::Start(_) | Unfit::Descriptor(_) => {
+            NotBegun::Refused(failed.to_string())
+        }
+        _ => NotBegun::Unusable(failed.to_string()),
+    }
 }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use expect_test::{Expect, expect};
 use interlock_admission::{
     Admission, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, FailureKind,
@@ -18,6 +16,11 @@ struct Parrot {
 
 fn reason(code: &str) -> Reason {
     Reason { code: Code::from(code), detail: Some(format!("because {code}")) }
+}
+
+fn time_of_day(micros: u64) -> String {
+    let minutes = micros / 60_000_000;
+    format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60)
 }
 
 impl Policy for Parrot {
@@ -60,7 +63,11 @@ impl Policy for Parrot {
         let taken = self.state.take(&key, bucket, 1.0).expect("memory answers");
         Ok(match taken {
             Taken::Ok { .. } => Decision::Admit(Admission {
-                note: format!("{in_flight} in flight"),
+                // What a case says of the load, or else the time of day.
+                note: match in_flight {
+                    0 => time_of_day(facts.arrived_at_micros),
+                    some => format!("{some} in flight"),
+                },
                 code: Code::from("within"),
                 ..Admission::default()
             }),
@@ -94,11 +101,12 @@ impl Policy for Parrot {
     }
 }
 
-fn begin(settings: &Map<String, Value>) -> Result<Specimen, String> {
+fn begin(settings: &Map<String, Value>) -> Result<Specimen, NotBegun> {
     let clock = HandClock::default();
     let state = State::memory_with(Arc::new(clock.clone())).space("parrot");
     let per_minute = settings.get("per_minute").and_then(Value::as_f64);
-    let per_minute = per_minute.ok_or("per_minute must be a number, got nothing")?;
+    let why = "per_minute must be a number, got nothing";
+    let per_minute = per_minute.ok_or_else(|| NotBegun::Refused(why.into()))?;
     let policy = Arc::new(Parrot { state: state.clone(), per_minute });
     Ok(Specimen { policy, state, clock })
 }
@@ -168,7 +176,7 @@ fn what_differs_is_shown_with_the_answer() {
                         status
                           - 429
                           + nothing
-                        it answered {"decision":"admit","reason":"within","note":"0 in flight"}
+                        it answered {"decision":"admit","reason":"within","note":"00:00"}
               FAILED  wrong the second time
                       step 1 (admit, time 2)
                         decision
@@ -272,9 +280,69 @@ fn a_file_that_makes_no_sense_is_refused_with_the_reason() {
     assert!(typo.contains("unknown field `expct`"), "{typo}");
     let back = "settings = { per_minute = 9 }\n[[case]]\nname = \"a\"\n\
                 step = [{ at = \"2s\", expect = {} }, { at = \"1s\", expect = {} }]";
-    assert_eq!(why(back), "case \"a\": at 1s is before 2s: time goes forward");
+    assert_eq!(
+        why(back),
+        "case \"a\": a step at 2026-01-01T00:00:01Z comes after one at 2026-01-01T00:00:02Z: time \
+         goes forward"
+    );
     let absent =
         "settings = { per_minute = 1 }\n[[case]]\nname = \"a\"\nphase = \"transform\"\nexpect = {}";
     assert_eq!(why(absent), "case \"a\": the policy takes no part in transform");
-    assert!(Duration::ZERO < crate::given::EPOCH);
+}
+
+/// Cases began on 1 January at midnight, whatever they said, so none could be about the night.
+#[test]
+fn a_case_is_at_the_time_that_it_says() {
+    check(
+        r#"
+        at = 2026-03-07T00:00:00Z
+        settings = { per_minute = 2 }
+        [[case]]
+        name = "when the file begins"
+        expect = { note = "00:00" }
+        [[case]]
+        name = "so long after that"
+        at = "22h 30m"
+        expect = { note = "22:30" }
+        [[case]]
+        name = "at a moment of its own"
+        at = "2026-12-24T23:30:00+01:00"
+        step = [{ expect = { note = "22:30" } }, { at = "2026-12-24T22:45:00Z", expect = { note = "22:45" } },
+                { at = "1h", expect = { note = "23:30" } }]
+        "#,
+        &expect![[r#"
+              ok      when the file begins
+              ok      so long after that
+              ok      at a moment of its own
+
+            3 cases, all as expected
+        "#]],
+    );
+}
+
+#[test]
+fn a_case_that_says_no_time_begins_on_the_first_of_january_at_midnight() {
+    check(
+        r#"
+        settings = { per_minute = 1 }
+        [[case]]
+        name = "a"
+        expect = { note = "00:00" }
+        "#,
+        &expect![[r#"
+              ok      a
+
+            1 cases, all as expected
+        "#]],
+    );
+    assert_eq!(at::written(EPOCH), "2026-01-01T00:00:00Z");
+}
+
+/// It was a case that failed, as if the policy had decided otherwise.
+#[test]
+fn a_policy_that_is_not_there_is_no_case_that_fails() {
+    let cases = Cases::parse("[[case]]\nname = \"a\"\nexpect_init = \"not there\"").expect("cases");
+    let why = "no-such.wasm is not there";
+    let played = cases.play("", &mut |_| Err(NotBegun::Unusable(why.into())));
+    assert_eq!(played.expect_err("there is none"), NotPlayed::Policy(why.into()));
 }

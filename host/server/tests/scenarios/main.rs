@@ -15,6 +15,7 @@ mod leaving;
 mod likelihood;
 mod limits;
 mod models;
+mod operator;
 mod rig;
 mod stopping;
 mod telling;

@@ -17,8 +17,8 @@ use interlock_engine::{
 use interlock_metrics::Registry;
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, PrefixKeys, Served, ServedModel, ServerConfig, ServerMetrics, ServerParts,
-    WorkConfig, WorkMetrics, WorkPool, listen, serve, system_time,
+    DetachedConfig, InFlight, PrefixKeys, Served, ServedModel, ServerConfig, ServerMetrics,
+    ServerParts, WorkConfig, WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
@@ -210,6 +210,8 @@ pub(crate) struct Rig {
     pub(crate) gate: Gate,
     /// Where requests are read, to fill it.
     pub(crate) work: WorkPool,
+    /// Where its requests in flight are known, for an operator.
+    pub(crate) in_flight: InFlight,
     address: SocketAddr,
     registry: Arc<Registry>,
     ended: mpsc::Receiver<(Facts, Summary)>,
@@ -323,6 +325,7 @@ impl Rig {
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
         let work = WorkPool::start(&work, WorkMetrics::register(&registry)).expect("threads");
+        let in_flight = InFlight::default();
         let parts = ServerParts {
             work: work.clone(),
             config: server,
@@ -330,6 +333,7 @@ impl Rig {
             models,
             policies: Arc::new(Policies::from(chain)),
             prefix_keys: PrefixKeys::new(prefix_sharing),
+            in_flight: in_flight.clone(),
             wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
             registry: Arc::clone(&registry),
@@ -344,6 +348,7 @@ impl Rig {
         Self {
             gate,
             work,
+            in_flight,
             address,
             registry,
             ended,

@@ -360,6 +360,7 @@ fn stalled(limits: &LimitsConfig) -> (axum::Router, Stalled) {
         policies: Arc::new(Policies::new(vec![], limits.ceilings(), metrics)),
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
         prefix_keys: PrefixKeys::new(PrefixSharing::default()),
+        in_flight: interlock_server::InFlight::default(),
         wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
         registry: Arc::clone(&registry),

@@ -1,0 +1,127 @@
+//! What an operator may see of a request in flight: where it is, never what it says.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use interlock_request::{Endpoint, ModelId, Priority};
+use tokio::time::Instant;
+
+/// Where a request is on its way through the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Its body arrives, it is tokenized, policies are asked.
+    Admission,
+    /// It waits for a pass of the engine, for the first time or since it gave its pages to another.
+    Queued,
+    /// Its prompt is computed.
+    Prefill,
+    /// It produces tokens.
+    Decode,
+}
+
+impl State {
+    /// Its name in answers.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Admission => "admission",
+            Self::Queued => "queued",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// A request as it was at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) arrived_at: Instant,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) model: Option<ModelId>,
+    pub(crate) priority: Option<Priority>,
+    pub(crate) state: State,
+    /// Does it go on without a client?
+    pub(crate) detached: bool,
+    /// Tokens that were generated.
+    pub(crate) tokens: u32,
+    admitted_at: Option<Instant>,
+    started_at: Option<Instant>,
+}
+
+impl Seen {
+    /// The model's name, once it is known.
+    pub(crate) fn model(&self) -> Option<&str> {
+        self.model.as_ref().map(ModelId::as_str)
+    }
+
+    /// How long it waited for its first pass, or waits until now.
+    pub(crate) fn queue_time(&self, now: Instant) -> Option<Duration> {
+        Some(self.started_at.unwrap_or(now) - self.admitted_at?)
+    }
+}
+
+/// Where a request is, written by whoever moves it on and read by whoever lists it.
+///
+/// Clones are the same. The lock is the request's own and held for a few stores, so that no request
+/// waits for another one's, nor for a long list.
+#[derive(Debug, Clone)]
+pub(crate) struct Activity(Arc<Mutex<Seen>>);
+
+impl Activity {
+    /// Of a request that comes now.
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Seen {
+            arrived_at: Instant::now(),
+            endpoint: None,
+            model: None,
+            priority: None,
+            state: State::Admission,
+            detached: false,
+            tokens: 0,
+            admitted_at: None,
+            started_at: None,
+        })))
+    }
+
+    /// As it is now.
+    pub(crate) fn seen(&self) -> Seen {
+        self.lock().clone()
+    }
+
+    /// It is asked for there.
+    pub(crate) fn asks(&self, endpoint: Endpoint) {
+        self.lock().endpoint = Some(endpoint);
+    }
+
+    /// It was admitted then, for this model.
+    pub(crate) fn admitted(&self, at: Instant, model: &ModelId, priority: Priority) {
+        let mut seen = self.lock();
+        (seen.admitted_at, seen.state) = (Some(at), State::Queued);
+        (seen.model, seen.priority) = (Some(model.clone()), Some(priority));
+    }
+
+    /// Its first pass begins.
+    pub(crate) fn started(&self) {
+        let mut seen = self.lock();
+        (seen.started_at, seen.state) = (Some(Instant::now()), State::Prefill);
+    }
+
+    /// It has a token more.
+    pub(crate) fn token(&self) {
+        let mut seen = self.lock();
+        (seen.tokens, seen.state) = (seen.tokens.saturating_add(1), State::Decode);
+    }
+
+    /// It gave its pages to another one.
+    pub(crate) fn preempted(&self) {
+        self.lock().state = State::Queued;
+    }
+
+    /// It goes on without a client.
+    pub(crate) fn detached(&self) {
+        self.lock().detached = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
