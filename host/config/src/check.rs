@@ -8,9 +8,10 @@ use interlock_catalog::ExtraModelConfig;
 use interlock_policy::PolicyConfig;
 use serde::Deserialize;
 
-use crate::keys::{Key, Kind, dotted};
-use crate::layers::{Merged, Place};
+use crate::keys::{Key, Kind, dotted, spoken};
+use crate::layers::{Merged, Place, Wrong};
 use crate::show::is_secret;
+use crate::values::shortened;
 use crate::{Config, Problem, Problems, Sources};
 
 /// A configuration without problems, and where each of its values came from.
@@ -113,6 +114,9 @@ pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
     let root = Key::root::<Config>();
     let merged = sources.merge(&root).map_err(Problems)?;
     let mut reader = Reader { root: &root, merged: &merged, problems: Vec::new() };
+    reader.problems.extend(merged.wrong.iter().map(|Wrong { text, place, origin, .. }| {
+        (*place, Problem::new(text.clone(), Some(origin.clone())))
+    }));
     let (config, places) = reader.config();
     for text in config.problems() {
         // A section's problem begins with the key it is about; where that came from we add.
@@ -178,7 +182,8 @@ impl Reader<'_> {
 
     /// Deserializes until nothing is wrong any more, taking out what is.
     fn read<T: for<'de> Deserialize<'de>>(&mut self, mut value: Value, at: &[String]) -> Option<T> {
-        let mut taken = BTreeSet::new();
+        let mut taken: BTreeSet<_> =
+            self.merged.wrong.iter().map(|wrong| dotted(&wrong.key)).collect();
         loop {
             let error = match value.deserialize::<T>() {
                 Ok(read) => return Some(read),
@@ -249,6 +254,7 @@ impl Reader<'_> {
         if let Some((_, instead)) = RETIRED.iter().find(|(retired, _)| *retired == key) {
             return format!("{key} is no key any more: {instead}");
         }
+        let key = shortened(&key);
         let nearest = self.root.nearest(path).unwrap_or_default();
         format!("{key} is not a known key, the nearest is {nearest}")
     }
@@ -296,15 +302,6 @@ impl Reader<'_> {
     }
 }
 
-/// `policy[0].deadline`
-fn spoken(path: &[String]) -> String {
-    path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
-        Ok(at) => format!("{name}[{at}]"),
-        Err(_) if name.is_empty() => part.clone(),
-        Err(_) => format!("{name}.{part}"),
-    })
-}
-
 fn value_at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, part| match value {
         Value::Dict(_, dict) => dict.get(part),
@@ -338,5 +335,6 @@ fn take(value: &mut Value, path: &[String]) -> Option<()> {
 
 /// A value as the file would write it.
 fn literal(value: &Value) -> String {
-    toml::Value::try_from(value).map_or_else(|_| "nothing".into(), |value| value.to_string())
+    let literal = toml::Value::try_from(value).map(|value| value.to_string());
+    literal.map_or_else(|_| "nothing".into(), |literal| shortened(&literal))
 }

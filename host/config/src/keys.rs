@@ -83,8 +83,11 @@ impl Key {
     ///
     /// Either the whole name is nearly right, or the last part is right and the section wrong.
     pub(crate) fn nearest(&self, unknown: &[String]) -> Option<String> {
-        let last = unknown.last()?;
-        let whole = dotted(unknown.iter().filter(|part| part.parse::<usize>().is_err()));
+        // No key of ours is as long, and comparing takes as long as both.
+        let start = |text: &str| text.chars().take(80).collect::<String>();
+        let last = &start(unknown.last()?);
+        let named = unknown.iter().filter(|part| part.parse::<usize>().is_err());
+        let whole = start(&dotted(named.take(8)));
         let mut known = Vec::new();
         self.collect("", &mut known);
         let closeness = |candidate: &String| {
@@ -112,6 +115,15 @@ pub(crate) fn dotted<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> Strin
         }
         name.push_str(part.as_ref());
         name
+    })
+}
+
+/// `policy[0].deadline`
+pub(crate) fn spoken(path: &[String]) -> String {
+    path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
+        Ok(at) => format!("{name}[{at}]"),
+        Err(_) if name.is_empty() => part.clone(),
+        Err(_) => format!("{name}.{part}"),
     })
 }
 

@@ -16,7 +16,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ use crate::Unfit;
 use crate::load::Digest;
 
 const SUM: usize = 32;
+
+/// Longest compiled component that is read back; of the largest component's size it is many times.
+const COMPILED_BYTES_MAX: u64 = 1 << 30;
 
 /// What was not used for so long is deleted.
 const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -98,16 +101,11 @@ impl Cache {
 
     fn read(&self, engine: &Engine, path: &Path) -> io::Result<Component> {
         // What is checked is what is read: one file, opened once, and no link to another.
-        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-        let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        ours_alone(&found)?;
+        let mut file = interlock_files::open_no_link(path)?;
+        ours_alone(&file.metadata()?)?;
         // It was used: see `sweep`.
         let _ = file.set_modified(SystemTime::now());
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        let mut bytes = interlock_files::read_open(&mut file, COMPILED_BYTES_MAX)?;
         let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let at = bytes.len().checked_sub(SUM).ok_or_else(|| bad("it is too short".into()))?;
         let sum = bytes.split_off(at);
