@@ -17,6 +17,7 @@ mod log;
 mod models;
 mod policies;
 mod policy;
+mod preflight;
 mod serve;
 mod settings;
 mod stop;
@@ -93,11 +94,15 @@ fn run() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            note(&format!("{error:#}"));
-            let usage = error.is::<interlock_config::Problems>() || error.is::<BadUsage>();
+            let problems = error.downcast_ref::<interlock_config::Problems>();
             let stopped = error.downcast_ref::<serve::EngineStopped>();
-            let status = stopped.map_or(1, serve::EngineStopped::status);
-            ExitCode::from(if usage { 2 } else { status })
+            let status = match problems.is_some() || error.is::<BadUsage>() {
+                true => 2,
+                false => stopped.map_or(1, serve::EngineStopped::status),
+            };
+            let problems = problems.map_or(&[][..], |problems| &problems.0);
+            log::last(&format!("{error:#}"), problems, status);
+            ExitCode::from(status)
         }
     }
 }

@@ -28,6 +28,11 @@ impl std::fmt::Debug for Effective {
 }
 
 impl Effective {
+    /// A problem with a key that shows later, when the value is used.
+    pub fn problem(&self, key: &str, text: String) -> Problem {
+        Problem::new(text, self.merged.place(&split(key)).1)
+    }
+
     /// Where a value came from: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
     /// `--bind`.
     pub fn origin(&self, key: &str) -> String {

@@ -50,6 +50,32 @@ pub fn default_cache() -> Option<PathBuf> {
     Some(caches.join("interlock/policies"))
 }
 
+/// Why compiled policies could not be kept in this folder; it is not made to find out.
+pub fn unusable_cache(folder: &Path) -> Option<String> {
+    let exists = |folder: &&Path| folder.symlink_metadata().is_ok();
+    let there = folder.ancestors().find(exists).unwrap_or(Path::new("."));
+    let looked = match there == folder {
+        true => private(folder).map(drop),
+        false => can_hold(there),
+    };
+    looked.err().map(|why| why.to_string())
+}
+
+/// A folder of ours can be made in there.
+fn can_hold(folder: &Path) -> io::Result<()> {
+    let real = fs::canonicalize(folder)?;
+    if !real.is_dir() {
+        return Err(io::Error::other(format!("{} is no folder", folder.display())));
+    }
+    let name = std::ffi::CString::new(real.as_os_str().as_bytes())?;
+    // SAFETY: it reads a path that ends with NUL.
+    if unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } != 0 {
+        let why = io::Error::last_os_error();
+        return Err(io::Error::new(why.kind(), format!("{}: {why}", folder.display())));
+    }
+    real.ancestors().try_for_each(|above| guarded(above, &fs::symlink_metadata(above)?))
+}
+
 /// A folder of compiled components.
 pub(crate) struct Cache {
     folder: PathBuf,
