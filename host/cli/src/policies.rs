@@ -8,8 +8,8 @@ use interlock_admission::{Commons, PolicyMetrics, RecordFile};
 use interlock_config::{Effective, Problems};
 use interlock_metrics::Registry;
 use interlock_policy::{
-    Change, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services, Unfit,
-    default_cache,
+    Change, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services,
+    Unfit, default_cache,
 };
 use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
 use interlock_state::{State, StateMetrics};

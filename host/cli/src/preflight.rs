@@ -12,7 +12,9 @@ use interlock_admission::RecordFile;
 use interlock_catalog::{Catalog, ModelRef};
 use interlock_config::{Config, Draft};
 use interlock_models::Unknown;
-use interlock_policy::{PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache};
+use interlock_policy::{
+    PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
+};
 
 use crate::{descriptors, models, policies};
 
@@ -93,7 +95,9 @@ impl Findings {
             Err(missing) if !missing.can_be_pulled() => {
                 self.wrong(&*key, models::not_served(&key, &missing));
             }
-            Err(missing) if catalog.hub.offline && matches!(reference, ModelRef::HuggingFace(_)) => {
+            Err(missing)
+                if catalog.hub.offline && matches!(reference, ModelRef::HuggingFace(_)) =>
+            {
                 let why = format!("{missing}; HF_HUB_OFFLINE says not to pull");
                 self.wrong(&*key, models::not_served(&key, &why));
             }
@@ -104,7 +108,9 @@ impl Findings {
     fn policies(&mut self, draft: &Draft) {
         let host = match PolicyHost::new() {
             Ok(host) => host,
-            Err(error) => return self.wrong("policy", format!("policy cannot be checked: {error}")),
+            Err(error) => {
+                return self.wrong("policy", format!("policy cannot be checked: {error}"));
+            }
         };
         let mut loaded: Vec<Arc<WasmPolicy>> = Vec::new();
         for (at, policy) in draft.policies() {

@@ -294,7 +294,9 @@ fn sources(effective: &Effective) -> anyhow::Result<Vec<Source>> {
             Err(NotFound::Refused(why)) => {
                 problems.push(effective.problem(&key, models::not_served(&key, &why)));
             }
-            Err(NotFound::Failed(error)) => return Err(error.context(models::not_served(&key, reference))),
+            Err(NotFound::Failed(error)) => {
+                return Err(error.context(models::not_served(&key, reference)));
+            }
         }
     }
     if problems.is_empty() { Ok(found) } else { bail!(Problems(problems)) }
@@ -335,7 +337,8 @@ impl SourceKind {
             other => NotFound::Failed(other.into()),
         })?;
         // Reads headers only: what cannot be a model is found out before the port is open.
-        let description = interlock_models::inspect(&path, options.unknown).map_err(|why| refused(&why))?;
+        let description =
+            interlock_models::inspect(&path, options.unknown).map_err(|why| refused(&why))?;
         tracing::info!(
             model = %reference,
             path = %path.display(),

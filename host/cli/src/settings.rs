@@ -60,7 +60,8 @@ impl Settings {
                 .map_or_else(|_| LogConfig::default(), |draft| draft.config.log),
         };
         let usable = log.problems().is_empty();
-        let log = if usable { log } else { LogConfig { format: log.format, ..LogConfig::default() } };
+        let log =
+            if usable { log } else { LogConfig { format: log.format, ..LogConfig::default() } };
         (log, read)
     }
 }

@@ -1,6 +1,7 @@
 //! From merged values to a configuration, or to everything that is wrong with them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use figment::error::Kind as Cause;
 use figment::value::Value;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use crate::keys::{Key, Kind, dotted, spoken};
 use crate::layers::{Merged, Place, Wrong};
+use crate::reference::default_values;
 use crate::show::is_secret;
 use crate::values::shortened;
 use crate::{Config, Problem, Problems, Sources};
@@ -123,6 +125,7 @@ pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
         (*place, Problem::new(text.clone(), Some(origin.clone())))
     }));
     let (config, places) = reader.config();
+    reader.times(&root, Some(&default_values().into()), &merged.value, &mut Vec::new());
     for text in config.problems() {
         // A section's problem begins with the key it is about; where that came from we add.
         let path = split(text.split_whitespace().next().unwrap_or_default());
@@ -135,6 +138,9 @@ pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
 fn split(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
+
+/// Longest time that any setting takes, a year: whoever means no limit says so with less.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Keys that once were, and what to do instead.
 const RETIRED: [(&str, &str); 1] = [(
@@ -262,6 +268,43 @@ impl Reader<'_> {
         let key = shortened(&key);
         let nearest = self.root.nearest(path).unwrap_or_default();
         format!("{key} is not a known key, the nearest is {nearest}")
+    }
+
+    /// No time is longer than a clock can count to: whoever adds it to now would panic.
+    fn times(
+        &mut self,
+        key: &Key,
+        default: Option<&toml::Value>,
+        value: &Value,
+        path: &mut Vec<String>,
+    ) {
+        match value {
+            Value::Dict(_, dict) => {
+                for (name, inside) in dict {
+                    let Some(key) = key.get(name) else { continue };
+                    let default = default.and_then(|table| table.get(name));
+                    path.push(name.clone());
+                    self.times(key, default, inside, path);
+                    path.pop();
+                }
+            }
+            Value::Array(_, items) => {
+                for (at, item) in items.iter().enumerate() {
+                    path.push(at.to_string());
+                    self.times(key, None, item, path);
+                    path.pop();
+                }
+            }
+            Value::String(_, text) if key.is_time(default) => {
+                let time = humantime::parse_duration(text).unwrap_or_default();
+                if time > TIME_MAX {
+                    let days = TIME_MAX.as_secs() / (24 * 60 * 60);
+                    let (key, got) = (spoken(path), shortened(&format!("{text:?}")));
+                    self.note(path, format!("{key} must be at most {days}days, got {got}"));
+                }
+            }
+            _ => {}
+        }
     }
 
     fn note(&mut self, path: &[String], text: String) {

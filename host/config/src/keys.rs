@@ -60,6 +60,15 @@ impl Key {
         Self { name, doc, kind, default, example, optional }
     }
 
+    /// Whether it is a time: a text to the schema, its default or example tells.
+    pub(crate) fn is_time(&self, default: Option<&toml::Value>) -> bool {
+        let is_time = |text: &str| humantime::parse_duration(text).is_ok();
+        let shown = [self.default.as_ref(), self.example.as_ref()];
+        let shown = shown.into_iter().flatten().filter_map(Value::as_str);
+        let default = default.and_then(toml::Value::as_str);
+        matches!(self.kind, Kind::Text) && default.into_iter().chain(shown).any(is_time)
+    }
+
     /// The keys inside, if it is a table or a list of tables.
     pub(crate) fn inside(&self) -> &[Self] {
         match &self.kind {

@@ -234,7 +234,7 @@ impl Layer {
             let problem = |(line, message): (usize, &str)| {
                 let written = text.lines().nth(line - 1).unwrap_or_default().trim();
                 let message = message.replace('\n', ", ");
-                let text = format!("{written:?} is not TOML: {message}");
+                let text = format!("{:?} is not TOML: {message}", shortened(written));
                 Problem::new(text, Some(format!("{origin}:{line}")))
             };
             return Err(lines.into_iter().map(problem).collect());
@@ -262,16 +262,21 @@ impl Layer {
         let mut path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let parts = path.len();
         if parts > PARTS_MAX {
-            let key = shortened(key);
-            let text = format!("{key} is not a known key: a key has at most {PARTS_MAX} parts, got {parts}");
+            let (key, origin) = (shortened(key), shortened(&origin));
+            let text = format!(
+                "{key} is not a known key: a key has at most {PARTS_MAX} parts, got {parts}"
+            );
             wrong.push(Wrong { key: vec![], text, place, origin });
             return None;
         }
         let mut unreadable = Vec::new();
         let kind = root.find(&path).map(|key| &key.kind);
         let value = read(text, kind, &mut path, &mut unreadable);
-        wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, .. }| {
-            Wrong { key, text, place, origin: origin.clone() }
+        wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, .. }| Wrong {
+            key,
+            text,
+            place,
+            origin: origin.clone(),
         }));
         let value =
             path.into_iter().rev().fold(value?, |value, part| Dict::from([(part, value)]).into());

@@ -15,8 +15,12 @@ fn stream_guard_that_counts(name: &str, file: &str) -> PolicyConfig {
     const ITS: &[u8] = b"matches_total";
     assert_eq!(name.len(), ITS.len());
     let mut bytes = fs::read(guest("stream-guard")).expect("it was built");
-    let places: Vec<_> =
-        bytes.windows(ITS.len()).enumerate().filter(|(_, it)| *it == ITS).map(|(at, _)| at).collect();
+    let places: Vec<_> = bytes
+        .windows(ITS.len())
+        .enumerate()
+        .filter(|(_, it)| *it == ITS)
+        .map(|(at, _)| at)
+        .collect();
     assert!(!places.is_empty(), "it declares its metric");
     for at in places {
         bytes[at..at + ITS.len()].copy_from_slice(name.as_bytes());
@@ -57,7 +61,8 @@ fn a_swap_to_a_metric_with_other_labels_changes_nothing() {
     let fine = stream_guard_that_counts("matches_total", "before");
     let keeper = keeper(&[quota(), fine]).expect("each has metrics of its own");
     let generation = keeper.policies().current().generation();
-    let PolicySource::File(other) = stream_guard_that_counts("refused_total", "after").source else {
+    let PolicySource::File(other) = stream_guard_that_counts("refused_total", "after").source
+    else {
         unreachable!("it is a file")
     };
     let change = Change { source: Some(PolicySource::File(other)), ..Change::default() };

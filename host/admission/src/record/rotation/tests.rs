@@ -64,7 +64,8 @@ impl Recorder {
 /// The numbers of the records in a file.
 fn numbers(path: &Path) -> Vec<u64> {
     let text = fs::read_to_string(path).expect("it is there");
-    let number = |line: &str| serde_json::from_str::<Record>(line).expect("a whole record").generation;
+    let number =
+        |line: &str| serde_json::from_str::<Record>(line).expect("a whole record").generation;
     text.lines().map(number).collect()
 }
 
@@ -179,7 +180,8 @@ fn looking_whether_it_could_be_written_makes_nothing() {
     let refused = |path: &Path| check(path).expect_err("it could not").to_string();
     assert_eq!(refused(&scratch.0), "it is a folder");
     let nowhere = scratch.0.join("no/r.jsonl");
-    let says = format!("its folder {}/no: No such file or directory (os error 2)", scratch.0.display());
+    let says =
+        format!("its folder {}/no: No such file or directory (os error 2)", scratch.0.display());
     assert_eq!(refused(&nowhere), says);
     std::os::unix::fs::symlink(&nowhere, scratch.0.join("dangling")).expect("there is room");
     assert_eq!(refused(&scratch.0.join("dangling")), says);
