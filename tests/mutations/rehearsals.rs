@@ -23,7 +23,10 @@ fn specimen() -> Specimen {
     let host = PolicyHost::with(services).expect("WebAssembly works here");
     let source = PolicySource::Builtin("quota".to_owned());
     let grants = ["state", "metrics"].map(|grant| grant.parse().expect("a grant")).to_vec();
-    let config = PolicyConfig { grants, crash_budget: 0, ..PolicyConfig::new("quota", source) };
+    let settings = serde_json::json!({ "anonymous": "nobody" });
+    let settings = settings.as_object().cloned().expect("a table");
+    let config =
+        PolicyConfig { grants, settings, crash_budget: 0, ..PolicyConfig::new("quota", source) };
     let policy: Arc<dyn Policy> = host.load(&config).expect("it comes with the host");
     Specimen { policy, state: state.space("quota"), clock }
 }
@@ -62,7 +65,7 @@ step = [
 
 [[case]]
 name = "alone"
-request = { prompt_tokens = 10, tokens_max = 20, body_bytes = 300, model = "m" }
+request = { prompt_tokens = 10, max_tokens = 20, body_bytes = 300, model = "m" }
 load = { waiting = 3, running = 2 }
 expect = { decision = "admit", code = "within_limits" }
 "#;

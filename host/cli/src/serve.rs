@@ -52,7 +52,8 @@ Examples:
 SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
 
 It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
-configuration is wrong, and 3 when the device that computes has failed: start it again.";
+configuration is wrong or names what cannot be used (a policy, a model, a path), and 3 when the
+device that computes has failed: start it again. `interlock config check` finds what 2 is about.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {

@@ -231,7 +231,8 @@ fn two_policies_that_mean_two_things_by_one_metric_are_found_by_the_check() {
     fs::write(desk.0.join("guard.wasm"), guard).expect("there is room");
     desk.refused(
         "[model]\nreference = \"sim:\"\n[policies]\ncache = \"off\"\n[[policy]]\nname = \"quota\"\n\
-         source = \"builtin:quota\"\ngrants = [\"state\", \"metrics\"]\n[[policy]]\nname = \"words\"\n\
+         source = \"builtin:quota\"\ngrants = [\"state\", \"metrics\"]\nsettings.anonymous = \"x\"\n\
+         [[policy]]\nname = \"words\"\n\
          source = \"guard.wasm\"\ngrants = [\"metrics\"]\n[policy.settings]\n\
          patterns = [{ text = \"x\" }]\n",
         &["policy[1] \"words\" (guard.wasm): its descriptor: its metric \"refused_total\" has the \

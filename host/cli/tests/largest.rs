@@ -24,11 +24,15 @@ fn largest(key: &str, candidates: impl Iterator<Item = String>) -> Option<Flag> 
 
 fn numbers() -> impl Iterator<Item = String> {
     let decades = (0..=18).rev().map(|power| 10_i64.pow(power));
-    let powers = (0..=62).rev().map(|power| 1_i64 << power);
-    let mut all: Vec<i64> =
-        [i64::MAX, i64::from(u32::MAX)].into_iter().chain(decades).chain(powers).collect();
+    let round = [i64::MAX, u32::MAX.into(), 1 << 20, 1 << 16, 1 << 14, 1 << 13, 1 << 10, 64, 32, 8];
+    let mut all: Vec<i64> = round.into_iter().chain(decades).collect();
     all.sort_unstable_by(|a, b| b.cmp(a));
     all.into_iter().map(|number| number.to_string())
+}
+
+fn sizes() -> impl Iterator<Item = String> {
+    let large = (0..=33).rev().step_by(3).map(|power| format!("{}GiB", 1_u64 << power));
+    large.chain((0..30).rev().step_by(2).map(|power| format!("{}B", 1_u64 << power)))
 }
 
 fn all_largest() -> Vec<Flag> {
@@ -42,13 +46,7 @@ fn all_largest() -> Vec<Flag> {
             let key = format!("{section}.{name}");
             let flag = match value {
                 toml::Value::Integer(_) => largest(&key, numbers()),
-                toml::Value::String(text) if text.ends_with('B') => largest(
-                    &key,
-                    (0..=33)
-                        .rev()
-                        .map(|power| format!("{}GiB", 1_u64 << power))
-                        .chain((0..=33).rev().map(|power| format!("{}B", 1_u64 << power))),
-                ),
+                toml::Value::String(text) if text.ends_with('B') => largest(&key, sizes()),
                 toml::Value::String(text) if humantime::parse_duration(text).is_ok() => {
                     let times = ["365days", "31days", "1day", "1h", "1m", "1s"];
                     largest(&key, times.iter().map(ToString::to_string))
@@ -59,6 +57,23 @@ fn all_largest() -> Vec<Flag> {
         }
     }
     flags
+}
+
+/// The whole answer; what goes wrong instead.
+fn ask(address: &str, line: &str, body: &str) -> String {
+    let asked = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let length = body.len();
+        write!(
+            stream,
+            "{line} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    asked().expect("it answers")
 }
 
 #[test]
@@ -76,27 +91,17 @@ fn a_host_starts_and_serves_with_the_largest_of_everything() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut line = String::new();
     BufReader::new(host.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-    let served = line.split_once("http://").and_then(|(_, rest)| rest.split_once(',')).map(
-        |(address, _)| {
-            let mut stream = TcpStream::connect(address).expect("it listens");
-            stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-            let body = r#"{"model":"sim","prompt":"hello","max_tokens":3}"#;
-            let length = body.len();
-            write!(
-                stream,
-                "POST /v1/completions HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
-            content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-            )
-            .expect("it reads");
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
-        },
-    );
+    let address = line.split_once("http://").and_then(|(_, rest)| rest.split_once(','));
+    let answer = address.map(|(address, _)| {
+        while !ask(address, "GET /health/ready", "").starts_with("HTTP/1.1 200") {
+            std::thread::yield_now();
+        }
+        ask(address, "POST /v1/completions", r#"{"model":"sim","prompt":"x","max_tokens":3}"#)
+    });
     let _ = host.kill();
     let said = host.wait_with_output().expect("it ends").stderr;
     let said = String::from_utf8_lossy(&said);
-    let answer = served.unwrap_or_else(|| panic!("it does not listen: {said}"));
-    let answer = answer.unwrap_or_else(|why| panic!("{why}: {said}"));
+    let answer = answer.unwrap_or_else(|| panic!("it does not listen: {said}"));
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}\n{said}");
     assert!(!said.contains("panicked"), "{said}");
 }

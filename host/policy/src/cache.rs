@@ -289,6 +289,21 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_could_not_be_used_is_told_of_and_none_is_made_to_find_out() {
+        let scratch = Scratch::new("looked");
+        let folder = scratch.0.join("caches/policies");
+        assert_eq!(unusable_cache(&folder), None);
+        assert!(!scratch.0.join("caches").exists());
+        File::create(scratch.0.join("caches")).unwrap();
+        let why = unusable_cache(&folder).expect("a file is in its place");
+        assert!(why.ends_with("caches is no folder"), "{why}");
+        fs::remove_file(scratch.0.join("caches")).unwrap();
+        allow(&scratch.0, 0o777);
+        let why = unusable_cache(&folder).expect("others may write there");
+        assert!(why.contains("others may put another in its place"), "{why}");
+    }
+
+    #[test]
     fn only_what_is_old_and_ours_is_swept() {
         let scratch = Scratch::new("sweep");
         let long_ago = SystemTime::now() - KEPT_FOR - Duration::from_secs(60);

@@ -35,7 +35,11 @@ fn stream_guard_that_counts(name: &str, file: &str) -> PolicyConfig {
 }
 
 fn quota() -> PolicyConfig {
-    PolicyConfig { grants: grants(&["state", "metrics"]), ..config("quota", guest("quota")) }
+    PolicyConfig {
+        grants: grants(&["state", "metrics"]),
+        settings: settings(r#"{"anonymous": "nobody"}"#),
+        ..config("quota", guest("quota"))
+    }
 }
 
 const SAYS: &str = "its metric \"refused_total\" has the labels pattern, action, and that of the \
