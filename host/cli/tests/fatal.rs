@@ -135,7 +135,7 @@ fn a_configuration_a_record_cases_and_settings_that_are_no_files_are_refused_and
 fn a_link_that_leads_nowhere_is_a_configuration_that_cannot_be_read() {
     let desk = Desk::new("dangling");
     std::os::unix::fs::symlink("gone.toml", desk.0.join("interlock.toml")).expect("a link");
-    let (status, said) = desk.interlock(&["serve", "--model", "sim:", "--bind", "127.0.0.1:0"]);
+    let (status, said) = desk.interlock(&["config", "show"]);
     assert_eq!(status, Some(2), "{said}");
     assert!(said.contains("interlock.toml cannot be read: No such file or directory"), "{said}");
 }

@@ -48,7 +48,8 @@ fn all_largest() -> Vec<Flag> {
                 toml::Value::Integer(_) => largest(&key, numbers()),
                 toml::Value::String(text) if text.ends_with('B') => largest(&key, sizes()),
                 toml::Value::String(text) if humantime::parse_duration(text).is_ok() => {
-                    let times = ["365days", "31days", "1day", "1h", "1m", "1s"];
+                    let times =
+                        ["18446744073709551615s", "365days", "31days", "1day", "1h", "1m", "1s"];
                     largest(&key, times.iter().map(ToString::to_string))
                 }
                 _ => continue,

@@ -142,7 +142,7 @@ fn what_cannot_be_written_anywhere_is_counted_and_the_next_is_tried_again() {
 }
 
 #[test]
-fn a_file_that_cannot_be_renamed_costs_records_and_pushes_no_earlier_one_out() {
+fn a_file_that_cannot_be_renamed_costs_records_and_the_bound_holds() {
     let scratch = Scratch::new("stuck");
     let path = scratch.0.join("r.jsonl");
     let mut recorder = Recorder::start(&path, 10_000, 2);
@@ -154,6 +154,19 @@ fn a_file_that_cannot_be_renamed_costs_records_and_pushes_no_earlier_one_out() {
     assert!(fs::metadata(&path).expect("it is there").len() <= 10_000, "the bound holds");
     let earlier = fs::read_to_string(scratch.0.join("r.jsonl.1")).expect("it is there");
     assert_eq!(earlier, "earlier\n");
+}
+
+/// Where a step fails and all is tried again, the others would be pushed out one by one.
+#[test]
+fn earlier_files_move_on_only_where_their_number_is_wanted() {
+    let scratch = Scratch::new("gap");
+    let path = scratch.0.join("r.jsonl");
+    fs::write(&path, "x".repeat(9_999) + "\n").expect("there is room");
+    fs::write(scratch.0.join("r.jsonl.2"), "earlier\n").expect("there is room");
+    Recorder::start(&path, 10_000, 3).take(1);
+    assert_eq!(scratch.names(), ["r.jsonl", "r.jsonl.1", "r.jsonl.2"]);
+    let earlier = fs::read_to_string(scratch.0.join("r.jsonl.2")).expect("it is there");
+    assert_eq!((earlier.as_str(), numbers(&path)), ("earlier\n", vec![0]));
 }
 
 #[test]
