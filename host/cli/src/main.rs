@@ -6,9 +6,9 @@
 //! # Exit status
 //!
 //! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
-//! configuration is wrong or names what cannot be used (a policy, a model, a path), 3 when the device that computes has failed for good: its caches were lost
-//! and could not be made anew. Whoever supervises the process starts it again after 3, and need not
-//! after 2.
+//! configuration is wrong or names what cannot be used (a policy, a model, a path), 3 when the device
+//! that computes has failed for good: its caches were lost and could not be made anew. Whoever
+//! supervises the process starts it again after 3, and need not after 2.
 
 mod bench;
 mod config;

@@ -45,7 +45,9 @@ pub(crate) fn record_problem(path: &Path) -> Option<String> {
 /// Why an address cannot be listened on, in the words of a person who can change that.
 pub(crate) fn not_listening(key: &str, bind: SocketAddr, error: &std::io::Error) -> String {
     let cure = match error.kind() {
-        ErrorKind::AddrInUse => format!("it is in use; {}:0 takes any free port", bind.ip()),
+        ErrorKind::AddrInUse => {
+            format!("it is in use; {} takes any free port", SocketAddr::new(bind.ip(), 0))
+        }
         ErrorKind::AddrNotAvailable => {
             format!("{} is no address of this machine; 0.0.0.0 or [::] stand for all", bind.ip())
         }
@@ -153,15 +155,16 @@ impl Findings {
 
     fn listeners(&mut self, config: &Config) {
         let binds = [("server.bind", Some(config.server.bind)), ("admin.bind", config.admin.bind)];
-        let mut taken: Vec<TcpListener> = Vec::new();
+        // Held, so that a second one for the same address is found out.
+        let (mut ports, mut held) = (Vec::new(), Vec::new());
         for (key, bind) in binds {
             let Some(bind) = bind else { continue };
+            let twice = bind.port() != 0 && ports.contains(&bind.port());
+            ports.push(bind.port());
             match TcpListener::bind(bind) {
-                // Held, so that a second one for the same address is found out.
-                Ok(listener) => taken.push(listener),
+                Ok(listener) => held.push(listener),
                 Err(error) => {
                     let text = not_listening(key, bind, &error);
-                    let twice = taken.iter().any(|l| l.local_addr().is_ok_and(|it| it == bind));
                     if error.kind() == ErrorKind::AddrInUse && !twice {
                         self.remarks.push(format!("{text} (now; perhaps by the host that runs)"));
                     } else {

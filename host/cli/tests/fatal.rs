@@ -189,6 +189,21 @@ fn a_port_that_is_taken_ends_the_start_and_is_a_remark_of_the_check() {
 }
 
 #[test]
+fn one_address_for_two_listeners_is_a_problem() {
+    let desk = Desk::new("twice");
+    // One that is taken looks the same to who does not compare.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let bind = taken.local_addr().expect("it has one");
+    desk.put(
+        "interlock.toml",
+        &format!("model.reference = \"sim:\"\nserver.bind = \"{bind}\"\nadmin.bind = \"{bind}\"\n"),
+    );
+    let (status, said) = desk.interlock(&["config", "check", "interlock.toml"]);
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains(&format!("admin.bind: cannot listen on {bind}: it is in use")), "{said}");
+}
+
+#[test]
 fn in_a_log_for_a_collector_the_last_line_says_why_the_host_ended() {
     let desk = Desk::new("json");
     desk.put(
