@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use interlock_request::{Deadlines, DrainLimits};
+use interlock_request::{ByteSize, Deadlines, DrainLimits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ceilings, Phase};
+use crate::{Ceilings, Phase, RecordBounds};
+
+/// Largest file of records that the host writes and `interlock policy replay` reads.
+pub const RECORD_BYTES_MAX: u64 = 1 << 30;
 
 /// `[limits]`: the most that any policy may grant.
 ///
@@ -123,10 +126,16 @@ pub struct PoliciesConfig {
     /// A file to append one line of JSON to for each request: what policies were asked, what they
     /// said and why, for `interlock policy replay`. Prompts and answers are not in there, nor
     /// headers that no policy was granted, nor credentials as they came. Set this while you work
-    /// on a policy, and mind that the file grows by a kilobyte or two with each request; unset,
-    /// nothing is recorded.
+    /// on a policy: each request takes a kilobyte or two. When the file is moved or deleted, the
+    /// next record begins a new one (at SIGHUP that is done at once). Unset, nothing is recorded.
     #[schemars(example = &"policies.jsonl")]
     pub record: Option<PathBuf>,
+    /// Most bytes of that file, 1MiB to 1GiB. When it is full it is renamed to `.1`, what was `.1`
+    /// to `.2` and so on, and a new one is begun. Turn this up when one file is to hold a whole day.
+    pub record_max: ByteSize,
+    /// How many earlier files are kept, 0 to 1000; the oldest is deleted, or the only one where none
+    /// is kept. Turn this up when there is room on the disk and a day is more than they hold.
+    pub record_kept: u32,
     /// A folder to keep compiled policies in, so that the next start need not compile them again;
     /// `off`: they are not kept. Unset, it is `interlock/policies` in the user's cache folder. What
     /// lies there is run as it is, so a folder that others may write to, or put another in the
@@ -137,13 +146,22 @@ pub struct PoliciesConfig {
 
 impl Default for PoliciesConfig {
     fn default() -> Self {
-        Self { reload: Duration::from_secs(2), record: None, cache: None }
+        Self {
+            reload: Duration::from_secs(2),
+            record: None,
+            record_max: ByteSize(64 << 20),
+            record_kept: 3,
+            cache: None,
+        }
     }
 }
 
 impl PoliciesConfig {
     const RELOAD_MIN: Duration = Duration::from_millis(100);
     const RELOAD_MAX: Duration = Duration::from_secs(3600);
+    const RECORD_MAX_MIN: ByteSize = ByteSize(1 << 20);
+    const RECORD_MAX_MAX: ByteSize = ByteSize(RECORD_BYTES_MAX);
+    const RECORD_KEPT_MAX: u32 = 1000;
 
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
@@ -155,11 +173,24 @@ impl PoliciesConfig {
         if self.record.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             problems.push("policies.record must be the path of a file, got \"\"".into());
         }
+        let (least, most, bytes) = (Self::RECORD_MAX_MIN, Self::RECORD_MAX_MAX, self.record_max);
+        if !(least..=most).contains(&bytes) {
+            problems.push(format!("policies.record_max must be {least} to {most}, got {bytes}"));
+        }
+        let (most, kept) = (Self::RECORD_KEPT_MAX, self.record_kept);
+        if kept > most {
+            problems.push(format!("policies.record_kept must be 0 to {most}, got {kept}"));
+        }
         if self.cache.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             problems
                 .push("policies.cache must be the path of a folder or \"off\", got \"\"".into());
         }
         problems
+    }
+
+    /// How much is kept of records.
+    pub fn record_bounds(&self) -> RecordBounds {
+        RecordBounds { bytes_max: self.record_max.0, kept: self.record_kept }
     }
 
     /// Where compiled policies are kept, if this is where they are when nobody says otherwise.

@@ -58,7 +58,7 @@ pub use body::{BadPointer, Body};
 pub use chain::{Commons, Link, PolicyChain};
 pub use config::{
     BadFailureAction, BadPolicyMode, FailureAction, LimitsConfig, OnFailure, PoliciesConfig,
-    PolicyMode,
+    PolicyMode, RECORD_BYTES_MAX,
 };
 pub use decision::{
     Admission, Choice, Code, Decision, Edits, FailureKind, Identified, Phase, PolicyFailure,
@@ -73,7 +73,7 @@ pub use metrics::PolicyMetrics;
 pub use oversight::{Cancelled, Oversight, Reacted};
 pub use plan::{Ceilings, Plan, PlanProposal};
 pub use policy::{Answer, CallTime, Policy, Told};
-pub use record::{Asked, Record, RecordFile, RecordSink, Ruled, Step};
+pub use record::{Asked, Record, RecordBounds, RecordFile, RecordSink, Ruled, Step};
 pub use said::{Answered, Said};
 pub use watch::{
     Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize,

@@ -13,12 +13,14 @@
 //! - No request waits for a sink: what does not fit is dropped and counted.
 
 mod file;
+mod rotation;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use file::RecordFile;
+pub use rotation::RecordBounds;
 
 use crate::consult::guarded;
 use crate::hearing::counted;

@@ -206,8 +206,10 @@ fn snapshots(folder: &Path, name: &str) -> Vec<Entry> {
     for path in children(&folder.join("snapshots")).filter(|path| hub::missing_in(path).is_none()) {
         let commit =
             path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into());
-        let points_here =
-            |file: &&PathBuf| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == commit);
+        let points_here = |file: &&PathBuf| {
+            let named = interlock_files::read_text(file, hub::LINE_BYTES_MAX);
+            named.is_ok_and(|text| text.trim() == commit)
+        };
         let mut revisions: Vec<String> = refs
             .iter()
             .filter(points_here)

@@ -82,6 +82,9 @@ pub struct ExtraModelConfig {
 }
 
 impl ModelConfig {
+    /// No machine has more cores for one model.
+    pub const THREADS_MAX: usize = 1024;
+
     /// What clients call it.
     pub fn model_id(&self) -> ModelId {
         self.name.as_ref().map_or_else(|| self.reference.model_id(), ModelId::new)
@@ -113,6 +116,10 @@ pub fn problems(model: &ModelConfig, extra: &[ExtraModelConfig]) -> Vec<String> 
     take("model", model.model_id().to_string(), &model.aliases);
     for extra in extra {
         take("extra_model", extra.model_id().to_string(), &extra.aliases);
+    }
+    let most = ModelConfig::THREADS_MAX;
+    if let Some(threads) = model.threads.filter(|threads| threads.get() > most) {
+        problems.push(format!("model.threads must be at most {most}, got {threads}"));
     }
     problems
 }

@@ -12,9 +12,13 @@ use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use interlock_files::read_text;
 use interlock_model_files::{BadWeights, NotAModel, Weights, recognize, weights_named_in};
 
 use crate::{HubRepo, Progress, verify};
+
+/// Longest file that holds a token or a commit.
+pub(crate) const LINE_BYTES_MAX: u64 = 64 << 10;
 
 /// Which hub, as whom, into which cache.
 #[derive(Debug, Clone)]
@@ -157,7 +161,7 @@ impl Hub {
             cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
         });
         let token_path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-        let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_path).ok());
+        let token = set("HF_TOKEN").or_else(|| read_text(&token_path, LINE_BYTES_MAX).ok());
         let endpoint = set("HF_ENDPOINT");
         let endpoint = endpoint.as_deref().unwrap_or("https://huggingface.co");
         Self {
@@ -179,8 +183,8 @@ impl Hub {
     /// The folder that the revision points at: a branch through its ref, a commit by its name.
     pub(crate) fn folder(&self, repo: &HubRepo) -> Option<PathBuf> {
         let root = Repo::new(repo.name.clone(), RepoType::Model).folder_name();
-        let commit =
-            std::fs::read_to_string(self.cache.join(root).join("refs").join(&repo.revision));
+        let named_in = self.cache.join(root).join("refs").join(&repo.revision);
+        let commit = read_text(&named_in, LINE_BYTES_MAX);
         let commit = commit.ok().map(|commit| commit.trim().to_owned());
         let folder = self.snapshot(repo, commit.as_deref().unwrap_or(&repo.revision));
         folder.is_dir().then_some(folder)

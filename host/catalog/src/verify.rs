@@ -1,6 +1,5 @@
 //! Whether a file holds what it should.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -10,7 +9,7 @@ use crate::progress::Bar;
 
 /// The SHA-256 of a file, in lower-case hexadecimal.
 pub(crate) fn sha256(path: &Path, bar: &Bar) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = interlock_files::open(path)?;
     bar.start("checking", file.metadata()?.len());
     let mut hash = Sha256::new();
     let mut block = vec![0; 1 << 20];

@@ -180,10 +180,13 @@ impl Bench {
     }
 }
 
+/// Longest report that is read: one of a long storm has some MiB.
+const REPORT_BYTES_MAX: u64 = 256 << 20;
+
 fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
     let read = |path: &Path| {
-        let json =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let json = interlock_files::read_text(path, REPORT_BYTES_MAX);
+        let json = json.with_context(|| format!("cannot read {}", path.display()))?;
         Report::parse(&json).with_context(|| path.display().to_string())
     };
     say(&interlock_bench::compare(&read(a)?, &read(b)?)?.to_string())

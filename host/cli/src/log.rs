@@ -13,12 +13,14 @@ use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use interlock_config::{LogConfig, LogFormat};
+use interlock_config::{LogConfig, LogFormat, Problem};
 use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::prelude::*;
+
+use crate::note;
 
 /// Longest wait for the last lines to be read. Whoever reads at all has read them by then.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
@@ -28,6 +30,8 @@ const PANIC_FLUSH_MAX: Duration = Duration::from_millis(100);
 
 static STDERR: OnceLock<LineWriter> = OnceLock::new();
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+/// Set where the log is a host's, which somebody collects.
+static SERVING: OnceLock<LogFormat> = OnceLock::new();
 
 /// Begins to log. What `[log]` allows, [`LogConfig::problems`] has checked before.
 pub(crate) fn start(config: &LogConfig, metrics: Option<&LogMetrics>) -> anyhow::Result<()> {
@@ -35,6 +39,7 @@ pub(crate) fn start(config: &LogConfig, metrics: Option<&LogMetrics>) -> anyhow:
     stderr.set_bytes_max(config.buffer_max.in_memory());
     if let Some(metrics) = metrics {
         stderr.count_in(metrics.lines_dropped.clone());
+        let _ = SERVING.set(config.format);
     }
     let filter: Targets = config.filter.replace(' ', "").parse()?;
     let lines = tracing_subscriber::fmt::layer().with_writer(|| Lines(stderr));
@@ -51,6 +56,26 @@ pub(crate) fn start(config: &LogConfig, metrics: Option<&LogMetrics>) -> anyhow:
 /// For commands without a configuration: what goes wrong, and nothing else.
 pub(crate) fn start_quiet() -> anyhow::Result<()> {
     start(&LogConfig { filter: "warn".into(), ..LogConfig::default() }, None)
+}
+
+/// Says why the process ends: as a line of the log where a host logs, whatever the filter; else as
+/// any remark.
+pub(crate) fn last(text: &str, problems: &[Problem], status: u8) {
+    let (Some(stderr), Some(format)) = (STDERR.get(), SERVING.get()) else {
+        return note(text);
+    };
+    let mut fields = vec![("exit_status", status.into())];
+    let text = match format {
+        // A collector wants them one by one, and a person below each other.
+        LogFormat::Json if !problems.is_empty() => {
+            let each: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            fields.push(("problems", each.into()));
+            text.lines().next().unwrap_or_default().trim_end_matches(':')
+        }
+        LogFormat::Json | LogFormat::Text => text,
+    };
+    stderr.push(&line("ERROR", "interlock", text, &fields));
+    flush();
 }
 
 /// Says something on stderr that is no line of the log.

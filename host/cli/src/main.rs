@@ -6,9 +6,9 @@
 //! # Exit status
 //!
 //! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
-//! configuration is wrong, 3 when the device that computes has failed for good: its caches were lost
-//! and could not be made anew. Whoever supervises the process starts it again after 3, and need not
-//! after 2.
+//! configuration is wrong or names what cannot be used (a policy, a model, a path), 3 when the device
+//! that computes has failed for good: its caches were lost and could not be made anew. Whoever
+//! supervises the process starts it again after 3, and need not after 2.
 
 mod admin;
 mod bench;
@@ -18,6 +18,7 @@ mod log;
 mod models;
 mod policies;
 mod policy;
+mod preflight;
 mod serve;
 mod settings;
 mod stop;
@@ -104,11 +105,15 @@ fn run() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            note(&format!("{error:#}"));
-            let usage = error.is::<interlock_config::Problems>() || error.is::<BadUsage>();
+            let problems = error.downcast_ref::<interlock_config::Problems>();
             let stopped = error.downcast_ref::<serve::EngineStopped>();
-            let status = stopped.map_or(1, serve::EngineStopped::status);
-            ExitCode::from(if usage { 2 } else { status })
+            let status = match problems.is_some() || error.is::<BadUsage>() {
+                true => 2,
+                false => stopped.map_or(1, serve::EngineStopped::status),
+            };
+            let problems = problems.map_or(&[][..], |problems| &problems.0);
+            log::last(&format!("{error:#}"), problems, status);
+            ExitCode::from(status)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use indicatif::BinaryBytes;
-use interlock_catalog::{Catalog, ModelRef, Progress};
+use interlock_catalog::{Catalog, ModelRef, NotPulled, Progress};
 use interlock_models::Unknown;
 use interlock_sim::SimSettings;
 
@@ -86,7 +86,7 @@ impl Command {
 }
 
 /// Where the model's files lie, after pulling them if they are not here.
-pub(crate) fn at_hand(reference: &ModelRef) -> anyhow::Result<PathBuf> {
+pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
     let catalog = Catalog::from_env();
     match catalog.locate(reference) {
         Ok(located) => Ok(located.path),
@@ -95,6 +95,23 @@ pub(crate) fn at_hand(reference: &ModelRef) -> anyhow::Result<PathBuf> {
             Ok(catalog.pull(reference, Progress::Shown)?.path)
         }
         Err(missing) => Err(missing.into()),
+    }
+}
+
+/// Why a model cannot be served, by the setting that names it.
+pub(crate) fn not_served(key: &str, why: &dyn std::fmt::Display) -> String {
+    let key = match key.split('.').collect::<Vec<_>>()[..] {
+        [section, at, name] => format!("{section}[{at}].{name}"),
+        _ => key.to_owned(),
+    };
+    format!("{key} cannot be served: {why}")
+}
+
+/// The same setting in the words of those who read models.
+pub(crate) fn unknown(setting: interlock_catalog::Unknown) -> Unknown {
+    match setting {
+        interlock_catalog::Unknown::Refuse => Unknown::Refuse,
+        interlock_catalog::Unknown::Warn => Unknown::Warn,
     }
 }
 

@@ -5,14 +5,34 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use interlock_admission::{Commons, Earlier, PolicyMetrics, RecordFile};
-use interlock_config::Config;
+use interlock_config::{Effective, Problems};
 use interlock_metrics::Registry;
 use interlock_policy::{
-    Change, Changed, Keeper, NotChanged, PolicyHost, PolicySource, Services, default_cache,
+    Change, Changed, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource,
+    Services, Unfit, default_cache,
 };
 use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
+
+use crate::preflight::record_problem;
+
+/// The policies of a host, and the file that they are recorded in.
+pub(crate) struct Loaded {
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) record: Option<Arc<RecordFile>>,
+}
+
+/// What is wrong with a policy: the key to blame, and the words.
+pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String, String) {
+    let PolicyConfig { name, source, .. } = policy;
+    let key = match why {
+        Unfit::Settings(_) => "settings",
+        Unfit::Grants { .. } => "grants",
+        _ => "source",
+    };
+    (format!("policy.{at}.{key}"), format!("policy[{at}] {name:?} ({source}): {why}"))
+}
 
 /// Loads every policy.
 ///
@@ -20,32 +40,54 @@ use serde_json::Value;
 ///
 /// Every policy that cannot be loaded; or the state that they were to share, or the file that was
 /// to record them.
-pub(crate) fn load(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Keeper>> {
+pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result<Loaded> {
+    let config = &effective.config;
     let state = State::open(&config.state)?.with_metrics(StateMetrics::register(registry));
     let cache = config.policies.cache_or(default_cache());
-    let host = PolicyHost::with(Services { state, registry, cache })?;
+    let host = PolicyHost::with(Services { state, registry, cache })
+        .context("WebAssembly cannot be run here, so no policy can")?;
     let metrics = PolicyMetrics::register(registry);
-    let commons = match &config.policies.record {
-        Some(path) => {
-            let sink = RecordFile::open(path, &metrics)
-                .with_context(|| format!("cannot write to policies.record {}", path.display()))?;
-            Commons::new(metrics).recording(Arc::new(sink))
-        }
+    let record = record(effective, &metrics)?;
+    let commons = match &record {
+        Some(file) => Commons::new(metrics).recording(Arc::clone(file) as _),
         None => Commons::new(metrics),
     };
     match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
-        Ok(keeper) => Ok(keeper),
+        Ok(keeper) => Ok(Loaded { keeper, record }),
         Err(failed) => {
-            let failed: Vec<String> = failed.iter().map(|failed| format!("\n  {failed}")).collect();
-            bail!("not all policies can be loaded:{}", failed.concat())
+            let problem = |failed: &LoadFailed| {
+                let named = |(_, policy): &(usize, &PolicyConfig)| policy.name == failed.policy;
+                let (at, policy) = config.policy.iter().enumerate().find(named)?;
+                let (key, text) = problem(at, policy, &failed.why);
+                Some(effective.problem(&key, text))
+            };
+            bail!(Problems(failed.iter().filter_map(problem).collect()))
         }
     }
 }
 
-/// Reads the files of all policies again. The keeper logs what comes of it.
-pub(crate) async fn reload(keeper: &Arc<Keeper>) {
-    let keeper = Arc::clone(keeper);
+fn record(
+    effective: &Effective,
+    metrics: &PolicyMetrics,
+) -> anyhow::Result<Option<Arc<RecordFile>>> {
+    let policies = &effective.config.policies;
+    let Some(path) = &policies.record else { return Ok(None) };
+    if let Some(problem) = record_problem(path) {
+        bail!(Problems(vec![effective.problem("policies.record", problem)]))
+    }
+    let file = RecordFile::open(path, policies.record_bounds(), metrics);
+    let file = file.with_context(|| format!("policies.record {path:?} cannot be written"))?;
+    Ok(Some(Arc::new(file)))
+}
+
+/// Reads the files of all policies again, and begins the file of records anew where it was moved.
+/// The keeper logs what comes of it.
+pub(crate) async fn reload(keeper: &Arc<Keeper>, record: Option<&Arc<RecordFile>>) {
+    let (keeper, record) = (Arc::clone(keeper), record.cloned());
     let reload = move || {
+        if let Some(record) = record {
+            record.reopen();
+        }
         let _logged = keeper.reload();
     };
     if let Err(error) = aside(reload).await {

@@ -4,23 +4,22 @@
 //! configuration, the policies, the model's files. Loading the model takes long and happens
 //! behind the open port, where readiness can be asked for.
 
-use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use interlock_catalog::{self as catalog, ModelRef};
-use interlock_config::Config;
+use interlock_catalog::{ModelRef, NotPulled};
+use interlock_config::{Config, Effective, Problems};
 use interlock_engine::{
     EngineExit, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
 };
 use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer, Unknown};
-use interlock_policy::Keeper;
+use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
     AdminParts, InFlight, PrefixKeys, ServedModel, ServerMetrics, ServerParts, WorkMetrics,
@@ -28,12 +27,14 @@ use interlock_server::{
 };
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::policies::Desk;
+use crate::preflight::not_listening;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
-use crate::{descriptors, log, models, note, policies};
+use crate::{descriptors, log, models, policies};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -52,18 +53,22 @@ Examples:
 SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
 
 It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
-configuration is wrong, and 3 when the device that computes has failed: start it again.";
+configuration is wrong or names what cannot be used (a policy, a model, a path), and 3 when the
+device that computes has failed: start it again. `interlock config check` finds what 2 is about.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let mut config = self.settings.load()?.config;
         let registry = Arc::new(Registry::new());
-        log::start(&config.log, Some(&LogMetrics::register(&registry)))?;
-        descriptors::provide(&mut config)?;
-        let sources = sources(&config)?;
-        let keeper = policies::load(&config, &registry)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let served = runtime.block_on(serve(config, sources, keeper, registry));
+        let (log, draft) = self.settings.draft();
+        // Before anything can be wrong, so that it is said where somebody looks for it.
+        log::start(&log, Some(&LogMetrics::register(&registry)))?;
+        let mut effective = draft?.finish()?;
+        descriptors::provide(&mut effective.config)?;
+        let sources = sources(&effective)?;
+        let loaded = policies::load(&effective, &registry)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the threads that serve")?;
+        let served = runtime.block_on(serve(effective.config, sources, loaded, registry));
         // What still runs there (a policy that is being compiled, say), or blocks there for ever on a
         // disk that does not answer, is not waited for.
         runtime.shutdown_background();
@@ -74,19 +79,13 @@ impl Serve {
 async fn serve(
     config: Config,
     sources: Vec<Source>,
-    keeper: Arc<Keeper>,
+    policies::Loaded { keeper, record }: policies::Loaded,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
-    let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))?;
-    let bind = config.server.bind;
-    let listener = interlock_server::listen(bind).map_err(|error| match error.kind() {
-        ErrorKind::AddrInUse => anyhow::anyhow!(
-            "cannot listen on {bind}: it is in use; `--bind {}:0` takes any free port",
-            bind.ip()
-        ),
-        _ => anyhow::anyhow!("cannot listen on {bind}: {error}"),
-    })?;
-    let address = listener.local_addr()?;
+    let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
+        .context("cannot hear signals")?;
+    let (listener, address) = listen("server.bind", config.server.bind)?;
+    let admin = config.admin.bind.map(|bind| listen("admin.bind", bind)).transpose()?;
 
     let (models, thread) = start(sources, &config, &EngineMetrics::register(&registry))?;
     let engines: Vec<_> =
@@ -102,15 +101,12 @@ async fn serve(
     tracing::info!(%address, "listening");
     let _stdout = announce(&format!(
         "interlock listening on http://{address}, {what} {served}, policies: {policies}\n"
-    ))?;
+    ));
 
     let metrics = ServerMetrics::register(&registry);
     let in_flight = InFlight::default();
     let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
-    if let Some(bind) = config.admin.bind {
-        let listener = interlock_server::listen(bind)
-            .with_context(|| format!("cannot listen for admin requests on {bind}"))?;
-        let address = listener.local_addr()?;
+    if let Some((listener, address)) = admin {
         tracing::info!(%address, "admin requests are taken");
         let over = async {
             // Dropped when serving has ended.
@@ -128,13 +124,13 @@ async fn serve(
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
     let _looking_after = keeper.look_after(every).context("cannot look after the policies")?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot hear SIGHUP")?;
     let reloader = tokio::spawn({
         let keeper = Arc::clone(&keeper);
         async move {
             while hangup.recv().await.is_some() {
                 tracing::info!("SIGHUP: the files of all policies are read again");
-                policies::reload(&keeper).await;
+                policies::reload(&keeper, record.as_ref()).await;
             }
         }
     });
@@ -181,7 +177,7 @@ async fn serve(
         tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
         // The other models' passes are in the device that has failed: they need not end.
         leave(stopped.map_or(1, |stopped| {
-            note(&stopped.to_string());
+            log::last(&stopped.to_string(), &[], stopped.status());
             stopped.status().into()
         }))
     }
@@ -212,11 +208,20 @@ impl EngineStopped {
 
 /// Says on stdout that there is a host now. Whoever reads that is not waited for, and that nobody
 /// can is no reason not to serve.
-fn announce(line: &str) -> anyhow::Result<LineWriter> {
-    let out = Output::same_as(&std::io::stdout())?;
-    let stdout = LineWriter::start("interlock-out", out, line.len(), NotAnnounced)?;
+fn announce(line: &str) -> Option<LineWriter> {
+    let stdout = Output::same_as(&std::io::stdout())
+        .and_then(|out| LineWriter::start("interlock-out", out, line.len(), NotAnnounced));
+    let stdout = stdout.inspect_err(|why| NotAnnounced.began(&why.to_string())).ok()?;
     stdout.push(line.as_bytes());
-    Ok(stdout)
+    Some(stdout)
+}
+
+/// A listener, and where it listens.
+fn listen(key: &str, bind: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = interlock_server::listen(bind);
+    let listener = listener.map_err(|error| anyhow!(not_listening(key, bind, &error)))?;
+    let address = listener.local_addr().with_context(|| format!("{key}: no address"))?;
+    Ok((listener, address))
 }
 
 struct NotAnnounced;
@@ -265,31 +270,51 @@ enum SourceKind {
 }
 
 /// All that is to be served, the default model first.
-fn sources(config: &Config) -> anyhow::Result<Vec<Source>> {
-    let Config { model, extra_model, .. } = config;
+fn sources(effective: &Effective) -> anyhow::Result<Vec<Source>> {
+    let Config { model, extra_model, cache, .. } = &effective.config;
     let neighbours = u32::try_from(extra_model.len()).unwrap_or(u32::MAX);
-    let find =
-        |id, aliases: &[String], reference: &ModelRef, context_max: Option<NonZeroU32>, unknown| {
-            let options = LoadOptions {
-                context_max: context_max.map(NonZeroU32::get),
-                // One team of threads computes for all.
-                threads: model.threads,
-                cache_max: config.cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
-                neighbours,
-                unknown: match unknown {
-                    catalog::Unknown::Refuse => Unknown::Refuse,
-                    catalog::Unknown::Warn => Unknown::Warn,
-                },
-            };
-            let kind = SourceKind::find(reference, options)?;
-            Ok(Source { id, aliases: aliases.to_vec(), reference: reference.clone(), kind })
-        };
-    let first =
-        find(model.model_id(), &model.aliases, &model.reference, model.context_max, model.unknown);
-    let extra = extra_model.iter().map(|extra| {
-        find(extra.model_id(), &extra.aliases, &extra.reference, extra.context_max, extra.unknown)
-    });
-    std::iter::once(first).chain(extra).collect()
+    let options = |context_max: Option<NonZeroU32>, unknown| LoadOptions {
+        context_max: context_max.map(NonZeroU32::get),
+        // One team of threads computes for all.
+        threads: model.threads,
+        cache_max: cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
+        neighbours,
+        unknown: models::unknown(unknown),
+    };
+    let mut wanted = vec![(
+        "model.reference".to_owned(),
+        (model.model_id(), &model.aliases, &model.reference),
+        options(model.context_max, model.unknown),
+    )];
+    wanted.extend(extra_model.iter().enumerate().map(|(at, extra)| {
+        let names = (extra.model_id(), &extra.aliases, &extra.reference);
+        let key = format!("extra_model.{at}.reference");
+        (key, names, options(extra.context_max, extra.unknown))
+    }));
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    for (key, (id, aliases, reference), options) in wanted {
+        match SourceKind::find(reference, options) {
+            Ok(kind) => {
+                let (aliases, reference) = (aliases.clone(), reference.clone());
+                found.push(Source { id, aliases, reference, kind });
+            }
+            Err(NotFound::Refused(why)) => {
+                problems.push(effective.problem(&key, models::not_served(&key, &why)));
+            }
+            Err(NotFound::Failed(error)) => {
+                return Err(error.context(models::not_served(&key, reference)));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(found) } else { bail!(Problems(problems)) }
+}
+
+/// Why a model is not served.
+enum NotFound {
+    /// It cannot be: as the configuration is, it will not be next time either.
+    Refused(String),
+    /// It could not be fetched.
+    Failed(anyhow::Error),
 }
 
 /// Starts the engine thread, which loads the models one after the other.
@@ -306,16 +331,21 @@ fn start(
 
 impl SourceKind {
     /// Parses or locates, and pulls what is not here.
-    fn find(reference: &ModelRef, options: LoadOptions) -> anyhow::Result<Self> {
+    fn find(reference: &ModelRef, options: LoadOptions) -> Result<Self, NotFound> {
+        let refused = |why: &dyn std::fmt::Display| NotFound::Refused(why.to_string());
         if let ModelRef::Sim { settings, .. } = reference {
-            let settings = models::simulated(settings)?;
+            let settings = models::simulated(settings).map_err(|why| refused(&why))?;
             let most = options.context_max.unwrap_or(settings.context);
             let context = most.min(settings.context);
             return Ok(Self::Simulated(SimSettings { context, ..settings }));
         }
-        let path = models::at_hand(reference)?;
+        let path = models::at_hand(reference).map_err(|missing| match missing {
+            NotPulled::NotHere(why) => refused(&why),
+            other => NotFound::Failed(other.into()),
+        })?;
         // Reads headers only: what cannot be a model is found out before the port is open.
-        let description = interlock_models::inspect(&path, options.unknown)?;
+        let description =
+            interlock_models::inspect(&path, options.unknown).map_err(|why| refused(&why))?;
         tracing::info!(
             model = %reference,
             path = %path.display(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use interlock_config::{Effective, Flag, Problems, Sources, load};
+use interlock_config::{Draft, Flag, LogConfig, Problems, Sources, draft};
 
 /// Where settings come from. Later wins: default, file, environment, flag.
 #[derive(Debug, Args)]
@@ -49,7 +49,19 @@ impl Settings {
         Sources::of_process(self.config.clone(), flags)
     }
 
-    pub(crate) fn load(&self) -> Result<Effective, Problems> {
-        load(&self.sources())
+    /// What could be read; and how to log, also where the rest cannot be.
+    pub(crate) fn draft(&self) -> (LogConfig, Result<Draft, Problems>) {
+        let sources = self.sources();
+        let read = draft(&sources);
+        let log = match &read {
+            Ok(draft) => draft.config.log.clone(),
+            // The file cannot be read: flags and variables may say it all the same.
+            Err(_) => draft(&Sources { file: None, ..sources })
+                .map_or_else(|_| LogConfig::default(), |draft| draft.config.log),
+        };
+        let usable = log.problems().is_empty();
+        let log =
+            if usable { log } else { LogConfig { format: log.format, ..LogConfig::default() } };
+        (log, read)
     }
 }

@@ -38,12 +38,12 @@ fn what_is_refused_is_refused_by_every_command_and_before_anything_listens() {
         (&unknown, "unknown keys: novelty = 3; if you know that the model means the same without"),
     ] {
         let model = model.to_str().expect("a path in UTF-8");
-        for command in [
-            &["models", "inspect", model][..],
-            &["serve", "--model", model, "--bind", "127.0.0.1:0"],
+        for (command, expected) in [
+            (&["models", "inspect", model][..], 1),
+            (&["serve", "--model", model, "--bind", "127.0.0.1:0"], 2),
         ] {
             let (status, said) = interlock(command);
-            assert_eq!(status, Some(1), "{command:?}: {said}");
+            assert_eq!(status, Some(expected), "{command:?}: {said}");
             assert!(said.contains(says), "{command:?}: {said}");
             assert!(!said.contains("listening"), "{command:?}: {said}");
         }

@@ -288,7 +288,10 @@ fn a_panic_is_told_whatever_the_filter_and_in_the_logs_format() {
     let message = panic["message"].as_str().expect("it says why");
     assert!(message.contains("panicked at host/sim/src/"), "{message}");
     assert!(message.ends_with("told to panic at pass 3"), "{message}");
-    assert!(last.starts_with("interlock: the engine of sim stopped"), "{last}");
+    let last: serde_json::Value = serde_json::from_str(last).expect("an object");
+    let message = last["message"].as_str().expect("it says why");
+    assert!(message.starts_with("the engine of sim stopped"), "{message}");
+    assert_eq!((&last["level"], &last["exit_status"]), (&"ERROR".into(), &1.into()));
 }
 
 #[test]
@@ -356,10 +359,10 @@ fn records_that_nobody_reads_hold_up_neither_requests_nor_the_end() {
     // Without a reader there is nothing to start with, and it says so instead of waiting.
     let lonely = recorded().args(["--bind", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn();
     let mut lonely = lonely.expect("it starts");
-    assert_eq!(ended(&mut lonely).code(), Some(1));
+    assert_eq!(ended(&mut lonely).code(), Some(2));
     let mut why = String::new();
     lonely.stderr.take().expect("piped").read_to_string(&mut why).expect("text");
-    let path_named = format!("policies.record {}: it is a pipe that nobody reads", path.display());
+    let path_named = format!("got {path:?}: it is a pipe that nobody reads");
     assert!(why.contains(&path_named), "{why}");
 
     // Reading and writing, so that the opening of it waits for nobody.
@@ -403,4 +406,32 @@ fn a_policy_that_became_a_pipe_holds_up_neither_a_reload_nor_the_end() {
     assert!(host.complete(1).starts_with("HTTP/1.1 200"));
     host.signal("TERM");
     assert_eq!(host.ended().code(), Some(0));
+}
+
+/// As logrotate does it: the file is moved, then the host is told.
+#[test]
+fn a_moved_file_of_records_is_begun_anew_at_sighup_and_the_old_one_gets_nothing_more() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("moved-records");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("there is room");
+    let (file, moved) = (folder.join("records"), folder.join("yesterday"));
+    let record = format!("policies.record={}", file.display());
+    let host = Host::start(serve("sim:stop=0").args(["--set", &record]));
+    let lines =
+        |file: &std::path::Path| fs::read_to_string(file).map_or(0, |text| text.lines().count());
+    let until = |holds: &dyn Fn() -> bool, what: &str| {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < LONG, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    host.complete(1);
+    until(&|| lines(&file) == 1, "the first is recorded");
+    fs::rename(&file, &moved).expect("it is there");
+    host.signal("HUP");
+    until(&|| file.exists(), "a new file is begun");
+    host.complete(1);
+    until(&|| lines(&file) == 1, "the second is recorded");
+    assert_eq!(lines(&moved), 1, "the old file is left alone");
 }

@@ -1,6 +1,7 @@
 //! From merged values to a configuration, or to everything that is wrong with them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use figment::error::Kind as Cause;
 use figment::value::Value;
@@ -8,9 +9,11 @@ use interlock_catalog::ExtraModelConfig;
 use interlock_policy::PolicyConfig;
 use serde::Deserialize;
 
-use crate::keys::{Key, Kind, dotted};
-use crate::layers::{Merged, Place};
+use crate::keys::{Key, Kind, dotted, spoken};
+use crate::layers::{Merged, Place, Wrong};
+use crate::reference::default_values;
 use crate::show::is_secret;
+use crate::values::shortened;
 use crate::{Config, Problem, Problems, Sources};
 
 /// A configuration without problems, and where each of its values came from.
@@ -27,6 +30,11 @@ impl std::fmt::Debug for Effective {
 }
 
 impl Effective {
+    /// A problem with a key that shows later, when the value is used.
+    pub fn problem(&self, key: &str, text: String) -> Problem {
+        Problem::new(text, self.merged.place(&split(key)).1)
+    }
+
     /// Where a value came from: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
     /// `--bind`.
     pub fn origin(&self, key: &str) -> String {
@@ -113,7 +121,11 @@ pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
     let root = Key::root::<Config>();
     let merged = sources.merge(&root).map_err(Problems)?;
     let mut reader = Reader { root: &root, merged: &merged, problems: Vec::new() };
+    reader.problems.extend(merged.wrong.iter().map(|Wrong { text, place, origin, .. }| {
+        (*place, Problem::new(text.clone(), Some(origin.clone())))
+    }));
     let (config, places) = reader.config();
+    reader.times(&root, Some(&default_values().into()), &merged.value, &mut Vec::new());
     for text in config.problems() {
         // A section's problem begins with the key it is about; where that came from we add.
         let path = split(text.split_whitespace().next().unwrap_or_default());
@@ -126,6 +138,9 @@ pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
 fn split(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
+
+/// Longest time that any setting takes, a year: whoever means no limit says so with less.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Keys that once were, and what to do instead.
 const RETIRED: [(&str, &str); 1] = [(
@@ -178,7 +193,8 @@ impl Reader<'_> {
 
     /// Deserializes until nothing is wrong any more, taking out what is.
     fn read<T: for<'de> Deserialize<'de>>(&mut self, mut value: Value, at: &[String]) -> Option<T> {
-        let mut taken = BTreeSet::new();
+        let mut taken: BTreeSet<_> =
+            self.merged.wrong.iter().map(|wrong| dotted(&wrong.key)).collect();
         loop {
             let error = match value.deserialize::<T>() {
                 Ok(read) => return Some(read),
@@ -249,8 +265,46 @@ impl Reader<'_> {
         if let Some((_, instead)) = RETIRED.iter().find(|(retired, _)| *retired == key) {
             return format!("{key} is no key any more: {instead}");
         }
+        let key = shortened(&key);
         let nearest = self.root.nearest(path).unwrap_or_default();
         format!("{key} is not a known key, the nearest is {nearest}")
+    }
+
+    /// No time is longer than a clock can count to: whoever adds it to now would panic.
+    fn times(
+        &mut self,
+        key: &Key,
+        default: Option<&toml::Value>,
+        value: &Value,
+        path: &mut Vec<String>,
+    ) {
+        match value {
+            Value::Dict(_, dict) => {
+                for (name, inside) in dict {
+                    let Some(key) = key.get(name) else { continue };
+                    let default = default.and_then(|table| table.get(name));
+                    path.push(name.clone());
+                    self.times(key, default, inside, path);
+                    path.pop();
+                }
+            }
+            Value::Array(_, items) => {
+                for (at, item) in items.iter().enumerate() {
+                    path.push(at.to_string());
+                    self.times(key, None, item, path);
+                    path.pop();
+                }
+            }
+            Value::String(_, text) if key.is_time(default) => {
+                let time = humantime::parse_duration(text).unwrap_or_default();
+                if time > TIME_MAX {
+                    let days = TIME_MAX.as_secs() / (24 * 60 * 60);
+                    let (key, got) = (spoken(path), shortened(&format!("{text:?}")));
+                    self.note(path, format!("{key} must be at most {days}days, got {got}"));
+                }
+            }
+            _ => {}
+        }
     }
 
     fn note(&mut self, path: &[String], text: String) {
@@ -296,15 +350,6 @@ impl Reader<'_> {
     }
 }
 
-/// `policy[0].deadline`
-fn spoken(path: &[String]) -> String {
-    path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
-        Ok(at) => format!("{name}[{at}]"),
-        Err(_) if name.is_empty() => part.clone(),
-        Err(_) => format!("{name}.{part}"),
-    })
-}
-
 fn value_at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, part| match value {
         Value::Dict(_, dict) => dict.get(part),
@@ -338,5 +383,6 @@ fn take(value: &mut Value, path: &[String]) -> Option<()> {
 
 /// A value as the file would write it.
 fn literal(value: &Value) -> String {
-    toml::Value::try_from(value).map_or_else(|_| "nothing".into(), |value| value.to_string())
+    let literal = toml::Value::try_from(value).map(|value| value.to_string());
+    literal.map_or_else(|_| "nothing".into(), |literal| shortened(&literal))
 }

@@ -60,6 +60,15 @@ impl Key {
         Self { name, doc, kind, default, example, optional }
     }
 
+    /// Whether it is a time: a text to the schema, its default or example tells.
+    pub(crate) fn is_time(&self, default: Option<&toml::Value>) -> bool {
+        let is_time = |text: &str| humantime::parse_duration(text).is_ok();
+        let shown = [self.default.as_ref(), self.example.as_ref()];
+        let shown = shown.into_iter().flatten().filter_map(Value::as_str);
+        let default = default.and_then(toml::Value::as_str);
+        matches!(self.kind, Kind::Text) && default.into_iter().chain(shown).any(is_time)
+    }
+
     /// The keys inside, if it is a table or a list of tables.
     pub(crate) fn inside(&self) -> &[Self] {
         match &self.kind {
@@ -83,8 +92,11 @@ impl Key {
     ///
     /// Either the whole name is nearly right, or the last part is right and the section wrong.
     pub(crate) fn nearest(&self, unknown: &[String]) -> Option<String> {
-        let last = unknown.last()?;
-        let whole = dotted(unknown.iter().filter(|part| part.parse::<usize>().is_err()));
+        // No key of ours is as long, and comparing takes as long as both.
+        let start = |text: &str| text.chars().take(80).collect::<String>();
+        let last = &start(unknown.last()?);
+        let named = unknown.iter().filter(|part| part.parse::<usize>().is_err());
+        let whole = start(&dotted(named.take(8)));
         let mut known = Vec::new();
         self.collect("", &mut known);
         let closeness = |candidate: &String| {
@@ -112,6 +124,15 @@ pub(crate) fn dotted<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> Strin
         }
         name.push_str(part.as_ref());
         name
+    })
+}
+
+/// `policy[0].deadline`
+pub(crate) fn spoken(path: &[String]) -> String {
+    path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
+        Ok(at) => format!("{name}[{at}]"),
+        Err(_) if name.is_empty() => part.clone(),
+        Err(_) => format!("{name}.{part}"),
     })
 }
 

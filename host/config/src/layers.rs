@@ -1,6 +1,8 @@
 //! Where values come from: defaults, a file, the environment, flags.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value};
@@ -8,7 +10,14 @@ use figment::{Figment, Metadata, Profile, Provider};
 use toml::de::{DeTable, DeValue};
 
 use crate::keys::{Key, Kind, dotted};
+use crate::values::{Unreadable, shortened, value, values};
 use crate::{Config, Problem};
+
+/// Longest configuration that is read. The default one, with a reason for every setting, has 30 KiB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Most parts of a setting's name that a variable or a flag may have: no setting has as many.
+const PARTS_MAX: usize = 16;
 
 /// What to merge, lowest precedence first. The environment is part of the value, so that a test
 /// has its own.
@@ -17,7 +26,7 @@ pub struct Sources {
     /// A TOML file.
     pub file: Option<PathBuf>,
     /// Variables; those that do not begin with `INTERLOCK__` are ignored.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(OsString, OsString)>,
     /// Flags, in the order they were given.
     pub flags: Vec<Flag>,
 }
@@ -61,12 +70,12 @@ impl Sources {
     /// environment; the flags.
     pub fn of_process(config: Option<PathBuf>, flags: Vec<Flag>) -> Self {
         let named = || std::env::var_os(Self::ENV_FILE).filter(|path| !path.is_empty());
-        let found = || Self::PLACES.iter().map(PathBuf::from).find(|path| path.exists());
-        let env = std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into(), value.to_string_lossy().into()));
+        // A link that leads nowhere is there: to pass it over would be to serve with other settings.
+        let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
+        let found = || Self::PLACES.iter().map(PathBuf::from).find(is_there);
         Self {
             file: config.or_else(|| named().map(PathBuf::from)).or_else(found),
-            env: env.collect(),
+            env: std::env::vars_os().collect(),
             flags,
         }
     }
@@ -78,30 +87,40 @@ impl Sources {
 
     /// Everything merged, each value tagged with the layer it came from.
     pub(crate) fn merge(&self, root: &Key) -> Result<Merged, Vec<Problem>> {
-        let mut lines = BTreeMap::new();
+        let (mut lines, mut wrong) = (BTreeMap::new(), Vec::new());
         let defaults =
             Value::serialize(Config::default()).expect("a configuration can be serialized");
         let mut layers =
             vec![Layer { origin: DEFAULT.into(), is_file: false, values: dict(defaults) }];
         if let Some(path) = &self.file {
-            layers.push(Layer::file(path, &mut lines)?);
+            layers.push(Layer::file(path, &mut lines, &mut wrong)?);
         }
-        let mut env: Vec<_> = self.env.iter().collect();
+        let ours = |(name, _): &&(OsString, OsString)| {
+            name.as_bytes().starts_with(Self::ENV_PREFIX.as_bytes())
+        };
+        let mut env: Vec<_> = self.env.iter().filter(ours).collect();
         env.sort();
         for (name, value) in env {
-            if let Some(key) = name.strip_prefix(Self::ENV_PREFIX) {
-                let key = key.to_ascii_lowercase().replace("__", ".");
-                layers.push(Layer::single(format!("{ENV}{name}"), &key, value, root));
-            }
+            let origin = format!("{ENV}{}", name.to_string_lossy());
+            let place = Place::Environment;
+            // The value is not shown: it may be a secret.
+            let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
+                let text = "a variable must be UTF-8, name and value, got bytes that are not";
+                wrong.push(Wrong { key: vec![], text: text.to_owned(), place, origin });
+                continue;
+            };
+            let key = name[Self::ENV_PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+            layers.extend(Layer::single(origin, place, &key, value, root, &mut wrong));
         }
-        for flag in &self.flags {
-            layers.push(Layer::single(flag.flag.clone(), &flag.key, &flag.value, root));
+        for Flag { flag, key, value } in &self.flags {
+            let (origin, place) = (flag.clone(), Place::Flags);
+            layers.extend(Layer::single(origin, place, key, value, root, &mut wrong));
         }
         let figment = layers.into_iter().fold(Figment::new(), Figment::merge);
         let value = figment.find_value("").map_err(|error| {
             error.into_iter().map(|error| Problem::new(error.to_string(), None)).collect::<Vec<_>>()
         })?;
-        Ok(Merged { figment, value, lines })
+        Ok(Merged { figment, value, lines, wrong })
     }
 }
 
@@ -114,6 +133,17 @@ pub(crate) struct Merged {
     pub(crate) value: Value,
     /// Lines of the file's keys, by dotted name.
     lines: BTreeMap<String, usize>,
+    /// Values that are no values, which are in no layer.
+    pub(crate) wrong: Vec<Wrong>,
+}
+
+/// A value that is none, whatever its key wants.
+pub(crate) struct Wrong {
+    /// Whose it was; empty if that is not known.
+    pub(crate) key: Vec<String>,
+    pub(crate) text: String,
+    pub(crate) place: Place,
+    pub(crate) origin: String,
 }
 
 impl Merged {
@@ -184,9 +214,13 @@ struct Layer {
 }
 
 impl Layer {
-    fn file(path: &Path, lines: &mut BTreeMap<String, usize>) -> Result<Self, Vec<Problem>> {
+    fn file(
+        path: &Path,
+        lines: &mut BTreeMap<String, usize>,
+        wrong: &mut Vec<Wrong>,
+    ) -> Result<Self, Vec<Problem>> {
         let origin = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = interlock_files::read_text(path, FILE_BYTES_MAX).map_err(|error| {
             vec![Problem::new(format!("{origin} cannot be read: {error}"), None)]
         })?;
         let (table, errors) = DeTable::parse_recoverable(&text);
@@ -200,25 +234,53 @@ impl Layer {
             let problem = |(line, message): (usize, &str)| {
                 let written = text.lines().nth(line - 1).unwrap_or_default().trim();
                 let message = message.replace('\n', ", ");
-                let text = format!("{written:?} is not TOML: {message}");
+                let text = format!("{:?} is not TOML: {message}", shortened(written));
                 Problem::new(text, Some(format!("{origin}:{line}")))
             };
             return Err(lines.into_iter().map(problem).collect());
         }
         note_lines(table.get_ref(), "", &line_at, lines);
-        let table: toml::Table = toml::from_str(&text).expect("it was parsed just now");
-        let values = Value::serialize(table).expect("TOML is no richer than a figment value");
-        Ok(Self { origin, is_file: true, values: dict(values) })
+        let mut unreadable = Vec::new();
+        let values = values(table.get_ref(), &mut Vec::new(), &mut unreadable);
+        wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, at }| {
+            let line = line_at(at);
+            let origin = format!("{origin}:{line}");
+            Wrong { key, text, place: Place::File { line }, origin }
+        }));
+        Ok(Self { origin, is_file: true, values })
     }
 
     /// A layer of one key, whose value is text that the key's type says how to read.
-    fn single(origin: String, key: &str, text: &str, root: &Key) -> Self {
-        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-        let value = read(text, root.find(&path).map(|key| &key.kind));
-        let value = Value::serialize(value).expect("TOML is no richer than a figment value");
+    fn single(
+        origin: String,
+        place: Place,
+        key: &str,
+        text: &str,
+        root: &Key,
+        wrong: &mut Vec<Wrong>,
+    ) -> Option<Self> {
+        let mut path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let parts = path.len();
+        if parts > PARTS_MAX {
+            let (key, origin) = (shortened(key), shortened(&origin));
+            let text = format!(
+                "{key} is not a known key: a key has at most {PARTS_MAX} parts, got {parts}"
+            );
+            wrong.push(Wrong { key: vec![], text, place, origin });
+            return None;
+        }
+        let mut unreadable = Vec::new();
+        let kind = root.find(&path).map(|key| &key.kind);
+        let value = read(text, kind, &mut path, &mut unreadable);
+        wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, .. }| Wrong {
+            key,
+            text,
+            place,
+            origin: origin.clone(),
+        }));
         let value =
-            path.into_iter().rev().fold(value, |value, part| Dict::from([(part, value)]).into());
-        Self { origin, is_file: false, values: dict(value) }
+            path.into_iter().rev().fold(value?, |value, part| Dict::from([(part, value)]).into());
+        Some(Self { origin, is_file: false, values: dict(value) })
     }
 }
 
@@ -243,21 +305,24 @@ fn dict(value: Value) -> Dict {
 /// Reads a variable's or a flag's text as what its key wants: a text needs no quotes, a list of
 /// texts may do without brackets, everything else is TOML. What cannot be read stays a text, and
 /// is reported with the other wrong types.
-fn read(text: &str, kind: Option<&Kind>) -> toml::Value {
-    let as_toml = || {
-        let mut table: toml::Table = toml::from_str(&format!("value = {text}")).ok()?;
-        table.remove("value")
-    };
-    let plain = || toml::Value::String(text.to_owned());
-    match kind {
-        None | Some(Kind::Text | Kind::Choice(_)) => {
-            as_toml().filter(toml::Value::is_str).unwrap_or_else(plain)
-        }
-        Some(Kind::List(_)) if !text.starts_with('[') => {
+fn read(
+    text: &str,
+    kind: Option<&Kind>,
+    path: &mut Vec<String>,
+    unreadable: &mut Vec<Unreadable>,
+) -> Option<Value> {
+    let as_toml = DeValue::parse(text.trim()).ok();
+    match (kind, as_toml) {
+        (None | Some(Kind::Text | Kind::Choice(_)), Some(parsed)) => match parsed.into_inner() {
+            DeValue::String(quoted) => Some(quoted.into_owned().into()),
+            _ => Some(text.into()),
+        },
+        (Some(Kind::List(_)), _) if !text.starts_with('[') => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            items.map(|item| toml::Value::String(item.to_owned())).collect::<Vec<_>>().into()
+            Some(items.map(Value::from).collect::<Vec<_>>().into())
         }
-        Some(_) => as_toml().unwrap_or_else(plain),
+        (Some(_), Some(parsed)) => value(&parsed, path, unreadable),
+        (_, None) => Some(text.into()),
     }
 }
 

@@ -29,6 +29,7 @@ mod log;
 mod problem;
 mod reference;
 mod show;
+mod values;
 
 pub use check::{Draft, Effective, draft, load};
 pub use config::Config;

@@ -44,7 +44,9 @@ impl LogConfig {
     pub fn problems(&self) -> Vec<String> {
         let bad = self.filter.split(',').map(str::trim).filter(|directive| {
             let (target, level) = directive.split_once('=').unwrap_or(("any", directive));
-            target.is_empty() || !Self::LEVELS.contains(&level)
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-' | '.');
+            let is_target = !target.is_empty() && target.chars().all(plain);
+            !is_target || !Self::LEVELS.contains(&level)
         });
         let bad = bad.map(|directive| {
             format!(
@@ -72,7 +74,9 @@ mod tests {
             |filter: &str| LogConfig { filter: filter.into(), ..LogConfig::default() }.problems();
         assert_eq!(problems("info"), Vec::<String>::new());
         assert_eq!(problems("warn, interlock_engine=trace,hyper=off"), Vec::<String>::new());
-        for filter in ["", "verbose", "info,", "=info", "interlock_engine", "a=b"] {
+        for filter in
+            ["", "verbose", "info,", "=info", "interlock_engine", "a=b", "a[b]=info", "a\0=off"]
+        {
             assert_eq!(problems(filter).len(), 1, "{filter:?} was taken");
         }
     }

@@ -142,20 +142,16 @@ fn rows(key: &Key, value: Option<&toml::Value>, unset: &str, before: &str, text:
         let unset = if inside.optional { "not set" } else { unset };
         let default = value.map_or_else(|| unset.into(), |value| format!("`{value}`"));
         let meaning = unwrapped(&plain(&inside.doc)).replace("\n\n", "<br>").replace('|', "\\|");
-        let kind = type_name(&inside.kind, value);
+        let kind = if inside.is_time(value) { "time".into() } else { type_name(&inside.kind) };
         text.push_str(&format!("| `{name}` | {kind} | {default} | {meaning} |\n"));
     }
 }
 
-fn type_name(kind: &Kind, default: Option<&toml::Value>) -> String {
+fn type_name(kind: &Kind) -> String {
     match kind {
         Kind::Table(_) | Kind::Open => "table".into(),
         Kind::Tables(_) => "tables".into(),
-        // A time is a text to the schema; its default tells.
-        Kind::Text => match default.and_then(toml::Value::as_str) {
-            Some(text) if humantime::parse_duration(text).is_ok() => "time".into(),
-            _ => "text".into(),
-        },
+        Kind::Text => "text".into(),
         Kind::Flag => "true or false".into(),
         Kind::Whole { least: least @ 1.., .. } => format!("whole number, at least {least}"),
         Kind::Whole { .. } => "whole number".into(),
@@ -163,11 +159,11 @@ fn type_name(kind: &Kind, default: Option<&toml::Value>) -> String {
         Kind::Choice(choices) => {
             choices.iter().map(|choice| format!("`\"{choice}\"`")).collect::<Vec<_>>().join(", ")
         }
-        Kind::List(item) => format!("list of {}", type_name(item, None)),
+        Kind::List(item) => format!("list of {}", type_name(item)),
     }
 }
 
-fn default_values() -> toml::Table {
+pub(crate) fn default_values() -> toml::Table {
     toml::Table::try_from(Config::default()).expect("a configuration is a table")
 }
 

@@ -345,6 +345,8 @@ per_minute = 60
         [policies]
         reload = "2s"                        # default
         # record =                           # not set
+        record_max = "64MiB"                 # default
+        record_kept = 3                      # default
         # cache =                            # not set
 
         [[policy]]

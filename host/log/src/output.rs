@@ -1,6 +1,6 @@
 //! Where lines go.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -26,6 +26,15 @@ impl Output {
     /// When the process has no descriptor left.
     pub fn same_as(other: &impl AsFd) -> io::Result<Self> {
         Ok(Self::new(other.as_fd().try_clone_to_owned()?))
+    }
+
+    /// What it is and how long.
+    ///
+    /// # Errors
+    ///
+    /// As the system says.
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.0.metadata()
     }
 }
 

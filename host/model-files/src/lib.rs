@@ -7,22 +7,19 @@
 //!
 //! # Invariants
 //!
-//! - Only regular files are opened, and opening waits for nobody: a FIFO, a device or a socket is
-//!   refused by name. Links are followed.
-//! - Nothing is read without a bound ([`read`]).
+//! - Files are opened and read through `interlock-files`: only regular ones, with a bound.
 //!
 //! # Not here
 //!
 //! What stands in the files beyond their first bytes and the index: `models` reads it. Downloading:
 //! the catalog's.
 
-mod file;
 mod weights;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub use file::{open, read, read_if_there};
+pub use interlock_files::{open, read, read_if_there};
 pub use weights::{Bad as BadWeights, Weights, weights_named_in};
 
 /// Longest `config.json` or index of weights that is read; the largest known take 10 MiB.
@@ -102,7 +99,7 @@ pub fn recognize(path: &Path) -> Result<ModelFiles, NotAModel> {
         return folder(path);
     }
     let mut start = [0; 9];
-    let length = file::beginning(path, &mut start).map_err(read)?;
+    let length = beginning(path, &mut start).map_err(read)?;
     let start = &start[..length];
     // Whoever calls it so means a GGUF file: what is wrong with it, its reader says.
     let called = path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
@@ -117,6 +114,19 @@ pub fn recognize(path: &Path) -> Result<ModelFiles, NotAModel> {
         }
         start => format!("it begins with {:?}", String::from_utf8_lossy(start)),
     }))
+}
+
+/// Fills `start` with a file's first bytes, and says how many there were.
+fn beginning(path: &Path, start: &mut [u8]) -> io::Result<usize> {
+    let mut file = open(path)?;
+    let mut length = 0;
+    while length < start.len() {
+        match file.read(&mut start[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
 }
 
 fn folder(path: &Path) -> Result<ModelFiles, NotAModel> {

@@ -16,7 +16,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ use crate::Unfit;
 use crate::load::Digest;
 
 const SUM: usize = 32;
+
+/// Longest compiled component that is read back; of the largest component's size it is many times.
+const COMPILED_BYTES_MAX: u64 = 1 << 30;
 
 /// What was not used for so long is deleted.
 const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -45,6 +48,32 @@ pub fn default_cache() -> Option<PathBuf> {
         None => home()?.join(".cache"),
     };
     Some(caches.join("interlock/policies"))
+}
+
+/// Why compiled policies could not be kept in this folder; it is not made to find out.
+pub fn unusable_cache(folder: &Path) -> Option<String> {
+    let exists = |folder: &&Path| folder.symlink_metadata().is_ok();
+    let there = folder.ancestors().find(exists).unwrap_or(Path::new("."));
+    let looked = match there == folder {
+        true => private(folder).map(drop),
+        false => can_hold(there),
+    };
+    looked.err().map(|why| why.to_string())
+}
+
+/// A folder of ours can be made in there.
+fn can_hold(folder: &Path) -> io::Result<()> {
+    let real = fs::canonicalize(folder)?;
+    if !real.is_dir() {
+        return Err(io::Error::other(format!("{} is no folder", folder.display())));
+    }
+    let name = std::ffi::CString::new(real.as_os_str().as_bytes())?;
+    // SAFETY: it reads a path that ends with NUL.
+    if unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } != 0 {
+        let why = io::Error::last_os_error();
+        return Err(io::Error::new(why.kind(), format!("{}: {why}", folder.display())));
+    }
+    real.ancestors().try_for_each(|above| guarded(above, &fs::symlink_metadata(above)?))
 }
 
 /// A folder of compiled components.
@@ -98,16 +127,11 @@ impl Cache {
 
     fn read(&self, engine: &Engine, path: &Path) -> io::Result<Component> {
         // What is checked is what is read: one file, opened once, and no link to another.
-        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-        let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        ours_alone(&found)?;
+        let mut file = interlock_files::open_no_link(path)?;
+        ours_alone(&file.metadata()?)?;
         // It was used: see `sweep`.
         let _ = file.set_modified(SystemTime::now());
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        let mut bytes = interlock_files::read_open(&mut file, COMPILED_BYTES_MAX)?;
         let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let at = bytes.len().checked_sub(SUM).ok_or_else(|| bad("it is too short".into()))?;
         let sum = bytes.split_off(at);
@@ -262,6 +286,21 @@ mod tests {
         // As everyone's folder for temporary files is.
         allow(&scratch.0, 0o1777);
         private(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_could_not_be_used_is_told_of_and_none_is_made_to_find_out() {
+        let scratch = Scratch::new("looked");
+        let folder = scratch.0.join("caches/policies");
+        assert_eq!(unusable_cache(&folder), None);
+        assert!(!scratch.0.join("caches").exists());
+        File::create(scratch.0.join("caches")).unwrap();
+        let why = unusable_cache(&folder).expect("a file is in its place");
+        assert!(why.ends_with("caches is no folder"), "{why}");
+        fs::remove_file(scratch.0.join("caches")).unwrap();
+        allow(&scratch.0, 0o777);
+        let why = unusable_cache(&folder).expect("others may write there");
+        assert!(why.contains("others may put another in its place"), "{why}");
     }
 
     #[test]

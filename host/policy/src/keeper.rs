@@ -596,10 +596,9 @@ fn load_all(
 /// Policies whose metrics cannot be shown together.
 fn contradictions(entries: &[Entry]) -> Vec<LoadFailed> {
     let contradiction = |(at, entry): (usize, &Entry)| {
-        let mine = entry.policy.shown()?;
         let previous = entries.iter().filter_map(|other| other.previous.as_ref());
         let mut others = entries[..at].iter().map(|other| &other.policy).chain(previous);
-        let why = others.find_map(|other| mine.contradicts(&other.shown()?))?;
+        let why = others.find_map(|other| entry.policy.contradicts(other))?;
         let (policy, from) = (entry.config.name.clone(), entry.config.source.clone());
         Some(LoadFailed { policy, from, why: Unfit::Descriptor(why) })
     };

@@ -42,7 +42,7 @@ mod quarantine;
 mod reach;
 mod wit;
 
-pub use cache::default_cache;
+pub use cache::{default_cache, unusable_cache};
 pub use config::{
     BadByteSize, BadSource, ByteSize, PolicyConfig, PolicySource, default_policies, problems,
 };

@@ -1,9 +1,9 @@
 //! From a file to a component, or to the reason why not.
 
-use std::fs;
 use std::path::Path;
 
 use interlock_admission::PolicyFailure;
+use interlock_files::TooLong;
 use sha2::{Digest as _, Sha256};
 
 use crate::PolicySource;
@@ -176,16 +176,10 @@ impl Bytes {
 }
 
 fn file(path: &Path) -> Result<Vec<u8>, Unfit> {
-    let found = fs::metadata(path)?;
-    // Reading a pipe waits for whoever writes it, which may be nobody.
-    if !found.is_file() {
-        return Err(std::io::Error::other("it is not a file").into());
-    }
-    let bytes = found.len();
-    if bytes > COMPONENT_BYTES_MAX {
-        return Err(Unfit::TooLarge { bytes });
-    }
-    Ok(fs::read(path)?)
+    interlock_files::read(path, COMPONENT_BYTES_MAX).map_err(|error| match TooLong::of(&error) {
+        Some(TooLong { bytes, .. }) => Unfit::TooLarge { bytes },
+        None => error.into(),
+    })
 }
 
 /// Says what the file is instead of a component, which wasmtime's parser would say in terms of

@@ -282,6 +282,11 @@ impl WasmPolicy {
         drop(given_up);
     }
 
+    /// Why the metrics of this policy and of another one cannot be shown together.
+    pub fn contradicts(&self, other: &Self) -> Option<String> {
+        self.shown()?.contradicts(&other.shown()?)
+    }
+
     /// Its metrics, for whoever shows them.
     pub(crate) fn shown(&self) -> Option<Shown<'_>> {
         let (policy, metrics) = (self.own.as_str(), self.profile.metrics.as_slice());

@@ -11,6 +11,7 @@ use crate::grants::Grant;
 use crate::limits::{
     METRIC_LABELS_MAX, METRICS_MAX, NEEDS_MAX, REASON_CODE_BYTES_MAX, REASONS_MAX, SCHEMA_BYTES_MAX,
 };
+use crate::reach::overlap;
 use crate::wit::now::exports::interlock::policy::lifecycle;
 use crate::wit::v0_1::exports::interlock::policy::lifecycle as old;
 
@@ -144,10 +145,20 @@ impl Profile {
                 return said(format!("the help of {name:?} is one line of at most 512 bytes"));
             }
         }
-        match repeated(self.metrics.iter().map(|metric| &metric.name)) {
-            Some(twice) => said(format!("metrics must differ, got {twice:?} twice")),
-            None => Ok(()),
+        if let Some(twice) = repeated(self.metrics.iter().map(|metric| &metric.name)) {
+            return said(format!("metrics must differ, got {twice:?} twice"));
         }
+        for (at, metric) in self.metrics.iter().enumerate() {
+            let ending = |other| Some((other, overlap(metric, other)?));
+            if let Some((other, ending)) = self.metrics[..at].iter().find_map(ending) {
+                let (name, other) = (&metric.name, &other.name);
+                return said(format!(
+                    "{name:?} and {other:?} would be taken for each other, since a histogram has \
+                     series that end with {ending}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What it watches, as far as it exports what would be called.

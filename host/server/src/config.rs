@@ -127,6 +127,8 @@ impl ServerConfig {
     pub const PIPELINED_MAX_MAX: ByteSize = ByteSize(16 << 20);
     /// What the head's parser can count.
     pub const HEADERS_MAX_MAX: usize = 1024;
+    /// Each takes a file descriptor, and no system gives a process more.
+    pub const CONNECTIONS_MAX_MAX: usize = 1 << 20;
 
     /// Connections that one address may have.
     pub(crate) fn per_address(&self) -> usize {
@@ -145,6 +147,17 @@ impl ServerConfig {
         for (key, value, least, most) in sizes {
             if !(least..=most).contains(&value) {
                 problems.push(format!("server.{key} must be {least} to {most}, got {value}"));
+            }
+        }
+        let most = Self::CONNECTIONS_MAX_MAX;
+        let per_address = self.connections_per_address_max;
+        let connections = [
+            ("connections_max", Some(self.connections_max)),
+            ("connections_per_address_max", per_address),
+        ];
+        for (key, value) in connections {
+            if let Some(value) = value.filter(|value| value.get() > most) {
+                problems.push(format!("server.{key} must be at most {most}, got {value}"));
             }
         }
         let (most, headers) = (Self::HEADERS_MAX_MAX, self.headers_max);
@@ -255,12 +268,20 @@ impl Default for DetachedConfig {
 }
 
 impl DetachedConfig {
+    /// More of them than this only fill memory with what nobody fetches.
+    pub const REQUESTS_MAX_MAX: usize = 1_000_000;
+
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
         let most = KEEP_MAX;
         let too_long = (self.keep > most)
             .then(|| format!("detached.keep must be at most {most:?}, got {:?}", self.keep));
-        too_long.into_iter().collect()
+        let most = Self::REQUESTS_MAX_MAX;
+        let numbers = [("requests_max", self.requests_max), ("results_max", self.results_max)];
+        let too_many = numbers.into_iter().filter(|(_, number)| *number > most);
+        let too_many = too_many
+            .map(|(key, number)| format!("detached.{key} must be at most {most}, got {number}"));
+        too_long.into_iter().chain(too_many).collect()
     }
 }
 

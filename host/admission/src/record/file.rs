@@ -1,15 +1,16 @@
 //! Records in a file, one line each.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
-use interlock_log::{LineWriter, Losses, Output};
+use interlock_log::{LineWriter, Losses};
 use serde::Serialize;
 use serde::ser::Error as _;
 
+use super::rotation::{self, RecordBounds, Rotation};
 use super::{Record, RecordSink};
 use crate::PolicyMetrics;
 
@@ -20,13 +21,15 @@ const WAITING_BYTES_MAX: usize = 8 << 20;
 /// machine too.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
-/// A file that records are appended to, by a thread of its own. Nobody waits for the file.
+/// A file that records are appended to, by a thread of its own. Nobody waits for the file. When it is
+/// full, or no longer at its path, a new one is begun.
 ///
 /// When it is dropped, what waits is written first, if that takes no longer than 5 s.
 #[derive(Debug)]
 pub struct RecordFile {
     path: PathBuf,
     lines: LineWriter,
+    file: Shared,
 }
 
 impl RecordFile {
@@ -35,29 +38,57 @@ impl RecordFile {
     /// # Errors
     ///
     /// When it cannot be opened for appending, or there is no thread to write it.
-    pub fn open(path: &Path, metrics: &PolicyMetrics) -> io::Result<Self> {
-        let out = Output::new(open(path)?.into());
+    pub fn open(path: &Path, bounds: RecordBounds, metrics: &PolicyMetrics) -> io::Result<Self> {
+        let file = Shared(Arc::new(Mutex::new(Rotation::open(path, bounds)?)));
         let losses = NotRecorded { path: path.to_owned() };
-        let lines = LineWriter::start("policy-records", out, WAITING_BYTES_MAX, losses)?;
+        let lines = LineWriter::start("policy-records", file.clone(), WAITING_BYTES_MAX, losses)?;
         lines.count_in(metrics.records_dropped.clone());
-        Ok(Self { path: path.to_owned(), lines })
+        Ok(Self { path: path.to_owned(), lines, file })
+    }
+
+    /// Looks whether it could be opened, without making or changing anything.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not: also when its folder cannot take the earlier files.
+    pub fn check(path: &Path) -> io::Result<()> {
+        rotation::check(path)
+    }
+
+    /// Lets go of a file that was moved or deleted, and begins the one that belongs at the path, as
+    /// SIGHUP asks for; the next record would do so as well. Waits for the disk.
+    pub fn reopen(&self) {
+        let settled = match self.file.0.try_lock() {
+            Ok(mut file) => file.settle_between_lines(),
+            // It is being written to, and looked at before the next record.
+            Err(TryLockError::WouldBlock) => Ok(()),
+            Err(TryLockError::Poisoned(file)) => file.into_inner().settle_between_lines(),
+        };
+        if let Err(why) = settled {
+            let path = self.path.display();
+            tracing::error!(%path, %why, "policies.record cannot be opened again");
+        }
     }
 }
 
-/// Opens it without waiting for anybody: a named pipe that nobody reads would have us wait.
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.create(true).append(true);
-    // Whoever may read it learns who asked for what: nobody else on this machine should.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600).custom_flags(libc::O_NONBLOCK);
+/// The file of the thread that writes, and of whoever looks after it.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Rotation>>);
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
     }
-    options.open(path).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENXIO) => io::Error::other("it is a pipe that nobody reads"),
-        _ => error,
-    })
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl RecordSink for RecordFile {
@@ -76,9 +107,16 @@ impl RecordSink for RecordFile {
     }
 }
 
+impl RecordFile {
+    /// Waits until what was taken is written; whether it was.
+    pub(super) fn flush(&self) -> bool {
+        self.lines.flush(FLUSH_MAX)
+    }
+}
+
 impl Drop for RecordFile {
     fn drop(&mut self) {
-        if !self.lines.flush(FLUSH_MAX) {
+        if !self.flush() {
             let path = self.path.display();
             tracing::warn!(%path, waited = ?FLUSH_MAX, "the last records of policies are not written");
         }

@@ -175,10 +175,13 @@ impl Drop for Scratch {
     }
 }
 
+/// More than these tests write.
+const LARGE: RecordBounds = RecordBounds { bytes_max: 1 << 30, kept: 0 };
+
 /// Asks so often that the records fit nowhere; how many were lost.
 fn recorded_in(path: &std::path::Path) -> u64 {
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let file = Arc::new(RecordFile::open(path, &metrics).expect("it opens"));
+    let file = Arc::new(RecordFile::open(path, LARGE, &metrics).expect("it opens"));
     let commons = Commons::new(metrics.clone()).recording(file);
     let ceilings = LimitsConfig::default().ceilings();
     let chain = Arc::new(PolicyChain::new(vec![busy(10).link()], ceilings, commons));
@@ -204,8 +207,8 @@ fn a_pipe_that_is_not_read_costs_records_and_holds_up_nobody() {
 fn a_pipe_without_a_reader_is_found_at_the_start() {
     let pipe = Scratch::pipe("lonely");
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let refused = RecordFile::open(&pipe.0, &metrics).expect_err("nobody reads it");
-    assert_eq!(refused.to_string(), "it is a pipe that nobody reads");
+    let refused = RecordFile::open(&pipe.0, LARGE, &metrics).expect_err("nobody reads it");
+    assert_eq!(refused.to_string(), "it is a pipe that nobody reads, or a socket");
 }
 
 #[cfg(target_os = "linux")]
@@ -219,7 +222,7 @@ fn the_file_holds_a_line_for_each_request_and_only_its_owner_reads_it() {
     let scratch = Scratch::new("file");
     let path = &scratch.0;
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let file = Arc::new(RecordFile::open(path, &metrics).expect("a file"));
+    let file = Arc::new(RecordFile::open(path, LARGE, &metrics).expect("a file"));
     let commons = Commons::new(metrics).recording(file);
     let ceilings = LimitsConfig::default().ceilings();
     let chain = Arc::new(PolicyChain::new(vec![busy(10).link()], ceilings, commons));

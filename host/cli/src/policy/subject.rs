@@ -1,6 +1,5 @@
 //! Which policy a command is about, and with which grants and settings.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -10,6 +9,13 @@ use interlock_policy::{Grant, PolicyConfig, PolicySource};
 use serde_json::{Map, Value};
 
 use crate::BadUsage;
+
+/// Longest file of a policy's settings.
+const SETTINGS_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest file of cases, workloads or records that is read: as much as the host writes of records
+/// into one file.
+pub(crate) const FILE_BYTES_MAX: u64 = interlock_admission::RECORD_BYTES_MAX;
 
 #[derive(Debug, Args)]
 pub(crate) struct Subject {
@@ -48,7 +54,8 @@ pub(crate) fn settings(text: &str) -> Result<Map<String, Value>, String> {
     if text.trim_start().starts_with('{') {
         return serde_json::from_str(text).map_err(|why| why.to_string());
     }
-    let read = fs::read_to_string(text).map_err(|why| format!("cannot read it: {why}"))?;
+    let read = interlock_files::read_text(Path::new(text), SETTINGS_BYTES_MAX);
+    let read = read.map_err(|why| format!("cannot read {text}: {why}"))?;
     if Path::new(text).extension().is_some_and(|extension| extension == "json") {
         return serde_json::from_str(&read).map_err(|why| why.to_string());
     }
@@ -117,9 +124,6 @@ impl Circumstances {
 
 /// A configuration of this file alone: what the environment says is about the host that runs here.
 pub(crate) fn load(path: &Path) -> anyhow::Result<interlock_config::Config> {
-    if !path.is_file() {
-        bail!(BadUsage(format!("there is no file {}", path.display())));
-    }
     let sources = Sources { file: Some(path.to_owned()), env: vec![], flags: vec![] };
     Ok(interlock_config::load(&sources)?.config)
 }
@@ -151,5 +155,6 @@ pub(crate) fn name_of(source: &PolicySource) -> String {
 
 /// A file that a command needs.
 pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    let read = interlock_files::read_text(path, FILE_BYTES_MAX);
+    read.with_context(|| format!("cannot read {}", path.display()))
 }

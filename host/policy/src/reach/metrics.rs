@@ -9,18 +9,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use interlock_metrics::proto::{
-    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Sample, MetricFamily, MetricType,
 };
 use interlock_metrics::{Collector, Desc};
 
 use super::{GuestState, Misuse};
 use crate::answers::cut;
 use crate::limits::{METRIC_LABEL_BYTES_MAX, METRIC_SERIES_MAX};
-use crate::wit::now::exports::interlock::policy::lifecycle::{self, MetricKind};
+use crate::wit::now::exports::interlock::policy::lifecycle::{Metric, MetricKind};
 use crate::wit::words::metrics as wit;
 
 /// What is counted beyond the sets of label values that a metric may have.
 const OTHER: &str = "__other__";
+
+/// What the names of a histogram's series end with.
+const ENDINGS: [&str; 3] = ["_bucket", "_sum", "_count"];
 
 /// Upper bounds of histograms: two in each power of ten, 1e-6 to 1e6.
 const BOUNDS: [f64; 25] = [
@@ -41,7 +44,7 @@ pub(crate) struct Meters(Vec<Arc<Family>>);
 /// The metrics of one policy, as they are shown.
 pub(crate) struct Shown<'a> {
     pub(crate) policy: &'a str,
-    pub(crate) metrics: &'a [lifecycle::Metric],
+    pub(crate) metrics: &'a [Metric],
     pub(crate) meters: &'a Meters,
 }
 
@@ -54,24 +57,62 @@ impl Shown<'_> {
     }
 
     /// Why the metrics of two policies cannot be shown together: both would stand in one family,
-    /// which is of one kind.
+    /// which has one kind, one set of labels and one help.
     pub(crate) fn contradicts(&self, other: &Self) -> Option<String> {
         // Of two generations of a policy one is shown.
         if self.policy == other.policy {
             return None;
         }
-        let (mine, theirs) = self.metrics.iter().find_map(|mine| {
-            let theirs = other.metrics.iter().find(|theirs| theirs.name == mine.name)?;
-            (theirs.kind != mine.kind).then_some((mine, theirs))
-        })?;
+        let with = |mine| other.metrics.iter().find_map(|theirs| self.clash(mine, other, theirs));
+        self.metrics.iter().find_map(with)
+    }
+
+    fn clash(&self, mine: &Metric, other: &Self, theirs: &Metric) -> Option<String> {
+        let (name, policy) = (&mine.name, other.policy);
+        if let Some(ending) = overlap(mine, theirs) {
+            let theirs = &theirs.name;
+            return Some(format!(
+                "its metric {name:?} and {theirs:?} of the policy {policy:?} would be taken for each \
+                 other, since a histogram has series that end with {ending}: rename one of them"
+            ));
+        }
+        let (mine, theirs) = difference(mine, theirs)?;
         Some(format!(
-            "its metric {:?} is a {}, and that of the policy {:?} is a {}",
-            mine.name,
-            kind(mine.kind),
-            other.policy,
-            kind(theirs.kind)
+            "its metric {name:?} {mine}, and that of the policy {policy:?} {theirs}; both would be \
+             shown as interlock_plugin_{name}: make them alike, or rename one of them"
         ))
     }
+}
+
+/// What two metrics of one name say of themselves where they differ, in words.
+fn difference(mine: &Metric, theirs: &Metric) -> Option<(String, String)> {
+    if mine.name != theirs.name {
+        return None;
+    }
+    let both = |of: fn(&Metric) -> String| Some((of(mine), of(theirs)));
+    if mine.kind != theirs.kind {
+        return both(|metric| format!("is a {}", kind(metric.kind)));
+    }
+    if mine.labels != theirs.labels {
+        return both(|metric| match metric.labels.is_empty() {
+            true => "has no labels".to_owned(),
+            false => format!("has the labels {}", metric.labels.join(", ")),
+        });
+    }
+    if mine.help != theirs.help {
+        return both(|metric| format!("has the help {:?}", metric.help));
+    }
+    None
+}
+
+/// What the name of one metric ends with when the other is a histogram that has such a series.
+pub(crate) fn overlap<'a>(a: &'a Metric, b: &'a Metric) -> Option<&'a str> {
+    let series = |histogram: &'a Metric, other: &'a Metric| {
+        let ending = other.name.strip_prefix(&histogram.name)?;
+        let is_one = histogram.kind == MetricKind::Histogram && ENDINGS.contains(&ending);
+        is_one.then_some(ending)
+    };
+    series(a, b).or_else(|| series(b, a))
 }
 
 /// One metric of one policy.
@@ -91,7 +132,7 @@ struct Series {
 impl PluginMetrics {
     /// The metrics that a policy will count, which nobody sees yet: it may come to nothing. What is
     /// shown under the same name and of the same shape goes on; of another shape, it begins anew.
-    pub(crate) fn prepare(&self, policy: &str, metrics: &[lifecycle::Metric]) -> Meters {
+    pub(crate) fn prepare(&self, policy: &str, metrics: &[Metric]) -> Meters {
         let families = self.families();
         let prepared = metrics.iter().map(|metric| {
             let shown = families.get(&metric.name).and_then(|policies| policies.get(policy));
@@ -139,12 +180,12 @@ fn kind(kind: MetricKind) -> &'static str {
 }
 
 impl Family {
-    fn new(metric: &lifecycle::Metric) -> Self {
+    fn new(metric: &Metric) -> Self {
         let (help, labels) = (metric.help.clone(), metric.labels.clone());
         Self { kind: metric.kind, help, labels, series: RwLock::default() }
     }
 
-    fn is(&self, metric: &lifecycle::Metric) -> bool {
+    fn is(&self, metric: &Metric) -> bool {
         (self.kind, &self.help, &self.labels) == (metric.kind, &metric.help, &metric.labels)
     }
 
@@ -289,7 +330,7 @@ fn measured<'a>(
     labels: impl Iterator<Item = (&'a str, &'a str)>,
     kind: MetricKind,
     series: &Series,
-) -> Metric {
+) -> Sample {
     let pair = |(name, value): (&str, &str)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.to_owned());
@@ -298,7 +339,7 @@ fn measured<'a>(
     };
     let mut labels: Vec<LabelPair> = labels.map(pair).collect();
     labels.sort_by(|a, b| a.name().cmp(b.name()));
-    let mut metric = Metric::from_label(labels);
+    let mut metric = Sample::from_label(labels);
     match (kind, &series.buckets) {
         (MetricKind::Counter, _) => {
             let mut counter = Counter::default();
@@ -330,3 +371,6 @@ fn measured<'a>(
     }
     metric
 }
+
+#[cfg(test)]
+mod tests;

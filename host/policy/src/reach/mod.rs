@@ -26,7 +26,7 @@ use crate::wit::words;
 use crate::wit::{now, v0_1};
 
 pub(crate) use http::Web;
-pub(crate) use metrics::{Meters, PluginMetrics, Shown};
+pub(crate) use metrics::{Meters, PluginMetrics, Shown, overlap};
 pub(crate) use voice::Voice;
 
 /// What the instances of a policy share of the host.

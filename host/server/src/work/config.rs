@@ -51,6 +51,8 @@ impl WorkConfig {
     pub const THREADS_MIN: usize = 2;
     /// Each is a thread with a stack of its own, and takes a core from the model.
     pub const THREADS_MAX: usize = 64;
+    /// More waiting requests than this only fill memory with bodies.
+    pub const REQUESTS_MAX_MAX: usize = 100_000;
     /// Below this hardly anything is ever read.
     pub const MEMORY_MAX_MIN: ByteSize = ByteSize(16 << 20);
 
@@ -69,6 +71,10 @@ impl WorkConfig {
         let (least, most) = (Self::THREADS_MIN, Self::THREADS_MAX);
         if let Some(threads) = self.threads.filter(|n| !(least..=most).contains(&n.get())) {
             problems.push(format!("work.threads must be {least} to {most}, got {threads}"));
+        }
+        let (most, requests) = (Self::REQUESTS_MAX_MAX, self.requests_max);
+        if requests.get() > most {
+            problems.push(format!("work.requests_max must be at most {most}, got {requests}"));
         }
         let (least, memory) = (Self::MEMORY_MAX_MIN, self.memory_max);
         if memory < least {

@@ -1,0 +1,177 @@
+//! What the start of a host will need, looked at without changing anything: `interlock config check`.
+//!
+//! What is wrong here ends `interlock serve` in the same words, from the functions that both use.
+//! What only may be wrong (a port that is taken now, a model that is still to be pulled) is a remark.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use interlock_admission::RecordFile;
+use interlock_catalog::{Catalog, ModelRef};
+use interlock_config::{Config, Draft};
+use interlock_models::Unknown;
+use interlock_policy::{
+    PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
+};
+
+use crate::{descriptors, models, policies};
+
+/// Looks at everything; adds what is wrong to the draft, and returns what may be.
+pub(crate) fn look(draft: &mut Draft) -> Vec<String> {
+    let mut found = Findings::default();
+    found.models(draft);
+    found.policies(draft);
+    found.files(&draft.config);
+    found.listeners(&draft.config);
+    if let Err(error) = descriptors::provide(&mut draft.config.clone()) {
+        found.wrong("server.connections_max", error.to_string());
+    }
+    for (key, text) in found.wrong {
+        draft.add(&key, text);
+    }
+    found.remarks
+}
+
+/// Why records could not be written to `policies.record`.
+pub(crate) fn record_problem(path: &Path) -> Option<String> {
+    let why = RecordFile::check(path).err()?;
+    Some(format!(
+        "policies.record must be a file that can be written, renamed and made anew, got {path:?}: {why}"
+    ))
+}
+
+/// Why an address cannot be listened on, in the words of a person who can change that.
+pub(crate) fn not_listening(key: &str, bind: SocketAddr, error: &std::io::Error) -> String {
+    let cure = match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!("it is in use; {} takes any free port", SocketAddr::new(bind.ip(), 0))
+        }
+        ErrorKind::AddrNotAvailable => {
+            format!("{} is no address of this machine; 0.0.0.0 or [::] stand for all", bind.ip())
+        }
+        ErrorKind::PermissionDenied => {
+            format!("{error}; ports below 1024 may need a privilege (CAP_NET_BIND_SERVICE)")
+        }
+        _ => error.to_string(),
+    };
+    format!("{key}: cannot listen on {bind}: {cure}")
+}
+
+#[derive(Default)]
+struct Findings {
+    /// By key.
+    wrong: Vec<(String, String)>,
+    remarks: Vec<String>,
+}
+
+impl Findings {
+    fn wrong(&mut self, key: impl Into<String>, text: String) {
+        self.wrong.push((key.into(), text));
+    }
+
+    fn models(&mut self, draft: &Draft) {
+        let model = &draft.config.model;
+        self.model("model.reference".into(), &model.reference, models::unknown(model.unknown));
+        for (at, extra) in draft.extra_models() {
+            let key = format!("extra_model.{at}.reference");
+            self.model(key, &extra.reference, models::unknown(extra.unknown));
+        }
+    }
+
+    fn model(&mut self, key: String, reference: &ModelRef, unknown: Unknown) {
+        if let ModelRef::Sim { settings, .. } = reference {
+            if let Err(why) = models::simulated(settings) {
+                self.wrong(&*key, models::not_served(&key, &why));
+            }
+            return;
+        }
+        let catalog = Catalog::from_env();
+        match catalog.locate(reference) {
+            Ok(located) => {
+                if let Err(why) = interlock_models::inspect(&located.path, unknown) {
+                    self.wrong(&*key, models::not_served(&key, &why));
+                }
+            }
+            Err(missing) if !missing.can_be_pulled() => {
+                self.wrong(&*key, models::not_served(&key, &missing));
+            }
+            Err(missing)
+                if catalog.hub.offline && matches!(reference, ModelRef::HuggingFace(_)) =>
+            {
+                let why = format!("{missing}; HF_HUB_OFFLINE says not to pull");
+                self.wrong(&*key, models::not_served(&key, &why));
+            }
+            Err(missing) => self.remarks.push(format!("{missing}, or `interlock serve` will")),
+        }
+    }
+
+    fn policies(&mut self, draft: &Draft) {
+        let host = match PolicyHost::new() {
+            Ok(host) => host,
+            Err(error) => {
+                return self.wrong("policy", format!("policy cannot be checked: {error}"));
+            }
+        };
+        let mut loaded: Vec<Arc<WasmPolicy>> = Vec::new();
+        for (at, policy) in draft.policies() {
+            // What the configuration finds wrong it reports; a better one is asked for the rest.
+            let mended = (!policy.problems().is_empty()).then(|| PolicyConfig {
+                settings: policy.settings.clone(),
+                ..PolicyConfig::new("mended", policy.source.clone())
+            });
+            let why = match host.load(mended.as_ref().unwrap_or(policy)) {
+                Ok(fine) => {
+                    let why = loaded.iter().find_map(|other| fine.contradicts(other));
+                    loaded.push(fine);
+                    why.map(Unfit::Descriptor)
+                }
+                Err(failed) => Some(failed.why),
+            };
+            if let Some(why) = why.filter(|why| !matches!(why, Unfit::Config(_))) {
+                let (key, text) = policies::problem(at, policy, &why);
+                self.wrong(key, text);
+            }
+        }
+    }
+
+    fn files(&mut self, config: &Config) {
+        let policies = &config.policies;
+        if let Some(problem) = policies.record.as_deref().and_then(record_problem) {
+            self.wrong("policies.record", problem);
+        }
+        // A host without one starts all the same, only slower.
+        let cache = policies.cache_or(default_cache());
+        let unusable = cache.and_then(|folder| Some((unusable_cache(&folder)?, folder)));
+        if let Some((why, folder)) = unusable {
+            self.remarks.push(format!(
+                "policies.cache: compiled policies are not kept in {}, which makes each start \
+                 slower: {why}",
+                folder.display()
+            ));
+        }
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let binds = [("server.bind", Some(config.server.bind)), ("admin.bind", config.admin.bind)];
+        // Held, so that a second one for the same address is found out.
+        let (mut ports, mut held) = (Vec::new(), Vec::new());
+        for (key, bind) in binds {
+            let Some(bind) = bind else { continue };
+            let twice = bind.port() != 0 && ports.contains(&bind.port());
+            ports.push(bind.port());
+            match TcpListener::bind(bind) {
+                Ok(listener) => held.push(listener),
+                Err(error) => {
+                    let text = not_listening(key, bind, &error);
+                    if error.kind() == ErrorKind::AddrInUse && !twice {
+                        self.remarks.push(format!("{text} (now; perhaps by the host that runs)"));
+                    } else {
+                        self.wrong(key, text);
+                    }
+                }
+            }
+        }
+    }
+}
