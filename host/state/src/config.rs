@@ -204,12 +204,14 @@ mod tests {
         let bad = StateConfig {
             store: StoreUrl::Memory,
             timeout: Duration::from_secs(2),
+            lease: Duration::from_millis(999),
             keys_max: 0,
             bytes_max: ByteSize(4),
             value_bytes_max: ByteSize(2 << 20),
         };
         expect![[r#"
             state.timeout must be 1ms to 1s, got 2s
+            state.lease must be 1s to 3600s, got 999ms
             state.keys_max must be 1 to 10000000, got 0
             state.value_bytes_max must be 1B to 64KiB, got 2MiB
             state.bytes_max must be 2097280B (one value of state.value_bytes_max) to 16GiB, got 4B"#]]

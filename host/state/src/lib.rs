@@ -99,6 +99,9 @@ trait Store: Send + Sync {
     /// Counts what fails, from now on. What cannot fail counts nothing.
     fn count_in(&self, metrics: &StateMetrics);
 
+    /// Waits until what was ended is, or for so long; whether it is.
+    fn flush(&self, wait_max: Duration) -> bool;
+
     /// The shelf of a policy; the same one for the same name.
     fn shelf(&self, policy: &str) -> Arc<dyn space::Shelf>;
 }
@@ -171,6 +174,11 @@ impl State {
     pub fn with_metrics(self, metrics: StateMetrics) -> Self {
         self.store.count_in(&metrics);
         Self { metrics: Some(metrics), ..self }
+    }
+
+    /// Waits until the store has heard of all that was ended, or for so long; whether it has.
+    pub fn flush(&self, wait_max: Duration) -> bool {
+        self.store.flush(wait_max)
     }
 
     /// A policy's own namespace, with its own quota of keys and bytes. Asked twice, it is the same.

@@ -128,6 +128,10 @@ impl Store for Redis {
         self.leases.count_in(metrics.leases_lost.clone());
     }
 
+    fn flush(&self, wait_max: Duration) -> bool {
+        self.leases.flush(wait_max)
+    }
+
     fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
         Arc::new(RedisShelf {
             server: Arc::clone(&self.server),

@@ -130,6 +130,13 @@ impl Leases {
         self.enter(hold, Due { ending, until, begun: false });
     }
 
+    /// Waits until what has ended is ended, or for so long; whether it is.
+    pub(super) fn flush(&self, wait_max: Duration) -> bool {
+        let waits = |book: &mut Book| book.ending.values().any(|due| due.begun);
+        let waited = self.shared.ended.wait_timeout_while(self.shared.book(), wait_max, waits);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
     fn enter(&self, hold: Hold, due: Due) {
         let mut book = self.shared.book();
         book.held.remove(&hold);
@@ -143,12 +150,10 @@ impl Leases {
 impl Drop for Leases {
     /// Waits a little for what has ended to be ended; leases do the rest.
     fn drop(&mut self) {
-        let mut book = self.shared.book();
-        book.closing = true;
+        self.shared.book().closing = true;
         self.shared.wanted.notify_all();
         if self.shared.server.link.down().is_none() {
-            let waits = |book: &mut Book| book.ending.values().any(|due| due.begun);
-            drop(self.shared.ended.wait_timeout_while(book, FAREWELL, waits));
+            self.flush(FAREWELL);
         }
     }
 }
