@@ -71,7 +71,10 @@ mod tests {
     #[test]
     fn nothing_shows_a_secret_but_whoever_reveals_it() {
         let secret = Secret::from("s3cret");
-        assert_eq!(format!("{secret} {secret:?} {secret:#?} {:?}", Some(&secret)), "*** *** *** Some(***)");
+        assert_eq!(
+            format!("{secret} {secret:?} {secret:#?} {:?}", Some(&secret)),
+            "*** *** *** Some(***)"
+        );
         assert_eq!(secret.reveal(), "s3cret");
     }
 }

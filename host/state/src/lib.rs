@@ -45,8 +45,8 @@ use std::sync::Arc;
 
 pub use clock::StateClock;
 pub use config::{BadStoreUrl, StateConfig, StoreUrl};
-pub use redis::{BadRedisUrl, RedisUrl};
 pub use metrics::StateMetrics;
+pub use redis::{BadRedisUrl, RedisUrl};
 pub use space::{Bucket, Entered, NEVER, Reservation, Reserved, Space, StateFault, Taken, Window};
 
 use clock::Monotonic;
@@ -129,9 +129,11 @@ impl State {
         let quota = Quota::of(config);
         let store: Arc<dyn Store> = match &config.store {
             StoreUrl::Memory => Arc::new(memory::Memory::new(clock, quota)),
-            StoreUrl::Redis(url) => Arc::new(redis::Redis::open(url, config, quota).map_err(
-                |why| StateFailed::NoThread { store: config.store.to_string(), why },
-            )?),
+            StoreUrl::Redis(url) => {
+                Arc::new(redis::Redis::open(url, config, quota).map_err(|why| {
+                    StateFailed::NoThread { store: config.store.to_string(), why }
+                })?)
+            }
         };
         Ok(Self { store, quota, metrics: None })
     }

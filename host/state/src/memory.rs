@@ -29,8 +29,8 @@ use self::table::{Room, Table};
 use crate::clock::StateClock;
 use crate::metrics::StateMetrics;
 use crate::space::{
-    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES, Shelf,
-    StateFault, Taken, Window,
+    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
+    Shelf, StateFault, Taken, Window,
 };
 use crate::{RESERVATION_LIFE, Store};
 

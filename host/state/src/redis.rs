@@ -55,8 +55,8 @@ use self::link::Link;
 use self::server::{Answer, Hold, Scripts, Server, entry, micros, reservation_life};
 use crate::metrics::StateMetrics;
 use crate::space::{
-    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES, Shelf,
-    StateFault, Taken, Window,
+    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
+    Shelf, StateFault, Taken, Window,
 };
 use crate::{RESERVATION_LIFE, StateConfig, Store};
 

@@ -1,4 +1,4 @@
-//! Where Redis is: a name that is looked up within a bound, each time a connection is made.
+//! Where Redis is: a name that is looked up within a bound, anew each time that the server was lost.
 //!
 //! The system's own look-up may take as long as it likes, and nobody can interrupt it. So it is made
 //! on a thread of its own, one at a time, and who waits for it gives up.
@@ -24,13 +24,20 @@ pub(super) fn system() -> LookUp {
 pub(super) struct Connector {
     info: ConnectionInfo,
     look_up: LookUp,
+    /// Where the last connection was made to.
+    found: Option<SocketAddr>,
     /// A look-up that has not ended.
     running: Option<Receiver<io::Result<Vec<SocketAddr>>>>,
 }
 
 impl Connector {
     pub(super) fn new(info: ConnectionInfo, look_up: LookUp) -> Self {
-        Self { info, look_up, running: None }
+        Self { info, look_up, found: None, running: None }
+    }
+
+    /// The server was lost: it may have another address by now.
+    pub(super) fn look_again(&mut self) {
+        self.found = None;
     }
 
     /// One connection, or none after so long.
@@ -41,14 +48,20 @@ impl Connector {
             return Client::open(self.info.clone())?.get_connection_with_timeout(left());
         };
         let mut failed: RedisError = io::Error::other("the name of the host has no address").into();
-        let addresses = self.addresses(&host, port, wait_max)?;
+        let addresses = match self.found.take() {
+            Some(address) => vec![address],
+            None => self.addresses(&host, port, wait_max)?,
+        };
         for (nth, address) in addresses.iter().enumerate() {
             // Each has its share, so that one that swallows everything leaves time for the next.
             let share = left() / u32::try_from(addresses.len() - nth).unwrap_or(u32::MAX);
             let at = ConnectionAddr::Tcp(address.ip().to_string(), address.port());
             let client = Client::open(self.info.clone().set_addr(at))?;
             match client.get_connection_with_timeout(share) {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => {
+                    self.found = Some(*address);
+                    return Ok(connection);
+                }
                 Err(error) => failed = error,
             }
         }

@@ -36,7 +36,11 @@ impl Failure {
     /// The server answered with a refusal. What else it may be, a line that broke, is `sent`.
     pub(super) fn of(error: &RedisError) -> Self {
         let kind = kind(error);
-        let mut why = format!("redis: {error}");
+        let mut why = match (error.code(), error.detail()) {
+            // As it says it; the client would put its own words between these two.
+            (Some(code), Some(detail)) => format!("redis: {code} {detail}"),
+            _ => format!("redis: {error}"),
+        };
         why.truncate(why.floor_char_boundary(WORDS_MAX));
         let sent = matches!(kind, FailureKind::Unreachable | FailureKind::Late);
         Self { kind, why, sent }
@@ -142,7 +146,9 @@ impl Reports {
         }
         let Some(times) = self.worth_saying(kind, Instant::now()) else { return };
         tracing::warn!(
-            kind = kind.as_str(), words = failure.why, times,
+            kind = kind.as_str(),
+            words = failure.why,
+            times,
             "redis answers and refuses; policies decide as without their state"
         );
     }

@@ -27,13 +27,16 @@
 //! - Nothing is sent twice. Whether a call that failed was carried out is not known, and taking
 //!   twice is worse than saying so.
 
-use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod keeper;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::redis::{Connection, RedisResult, Script};
 
+use self::keeper::keep;
 use super::address::Connector;
 use super::failure::{Failure, Reports};
 use crate::metrics::{FailureKind, StateMetrics};
@@ -129,16 +132,9 @@ pub(super) const CONNECT: Duration = Duration::from_secs(2);
 /// Longest that the start waits for a server before it goes on without one.
 const START: Duration = Duration::from_secs(5);
 
-/// After this much rest a connection is tried before somebody needs it: servers and firewalls drop
-/// what is quiet.
-const REST: Duration = Duration::from_secs(10);
-
 /// So often in a row a call waits its whole time for nothing until the server counts as lost. Calls
 /// that wait at the same time wait for the same silence, which counts once.
 const SILENCES_MAX: u32 = 3;
-
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Link {
     /// A link that is up, or, if the server cannot be used within [`START`], one that will be.
@@ -332,7 +328,11 @@ impl Shared {
             return;
         }
         let Failure { kind, why, .. } = failure;
-        tracing::warn!(kind = kind.as_str(), why, "policies' state is unavailable until redis answers");
+        tracing::warn!(
+            kind = kind.as_str(),
+            why,
+            "policies' state is unavailable until redis answers"
+        );
         lines.epoch += 1;
         lines.down = Some(failure.clone());
         self.show(&lines);
@@ -341,228 +341,5 @@ impl Shared {
         drop(closed);
         self.returned.notify_all();
         self.wanted.notify_all();
-    }
-
-    fn connect_all(&self, connector: &mut Connector) -> RedisResult<Vec<Idle>> {
-        let mut first = connector.connect(CONNECT)?;
-        first.set_read_timeout(Some(CONNECT))?;
-        first.set_write_timeout(Some(CONNECT))?;
-        // A server that was restarted has forgotten them.
-        for script in &self.scripts {
-            script.load(&mut first)?;
-        }
-        let mut all = vec![Idle { connection: first, used: Instant::now() }];
-        while all.len() < connections() {
-            all.push(Idle { connection: connector.connect(CONNECT)?, used: Instant::now() });
-        }
-        Ok(all)
-    }
-
-    /// Makes a connection anew that was closed because an answer was late.
-    fn replace_one(&self, connector: &mut Connector) {
-        let epoch = {
-            let lines = self.lines();
-            if lines.missing == 0 {
-                return;
-            }
-            lines.epoch
-        };
-        match connector.connect(CONNECT) {
-            Ok(connection) => {
-                let mut lines = self.lines();
-                if lines.epoch == epoch {
-                    lines.missing -= 1;
-                    lines.idle.push(Idle { connection, used: Instant::now() });
-                    self.returned.notify_one();
-                }
-            }
-            Err(error) => self.lost(epoch, &Failure::of(&error)),
-        }
-    }
-
-    /// Tries a connection that rested for long.
-    fn ping_one(&self) {
-        let (connection, epoch) = {
-            let mut lines = self.lines();
-            let rested = lines.idle.iter().position(|idle| idle.used.elapsed() >= REST);
-            let Some(at) = rested else { return };
-            (lines.idle.swap_remove(at).connection, lines.epoch)
-        };
-        let mut borrowed = self.borrowed(connection, epoch);
-        let answer = borrowed.ask(CONNECT, |it| ::redis::cmd("PING").query::<()>(it));
-        let connection = borrowed.take();
-        match answer {
-            Ok(()) => self.take_back(connection, epoch),
-            Err(error) => self.lost(epoch, &Failure::of(&error)),
-        }
-    }
-
-    /// One attempt; whether it worked. Down at the start, and up at the first attempt, is no news.
-    fn mend(&self, since: Instant, connector: &mut Connector) -> bool {
-        let connected = self.connect_all(connector);
-        let mut lines = self.lines();
-        let first = !std::mem::replace(&mut lines.tried, true);
-        let up = match connected {
-            Ok(idle) => {
-                lines.idle = idle;
-                (lines.missing, lines.silences) = (0, 0);
-                lines.down = None;
-                if !first {
-                    tracing::info!(after = ?since.elapsed(), "policies' state is available again");
-                }
-                true
-            }
-            Err(error) => {
-                let failure = Failure::of(&error);
-                let news = lines.down.as_ref().is_some_and(|down| down.kind != failure.kind);
-                if news && !first {
-                    let Failure { kind, why, .. } = &failure;
-                    tracing::warn!(kind = kind.as_str(), why, "policies' state is still unavailable");
-                }
-                lines.down = Some(failure);
-                false
-            }
-        };
-        self.show(&lines);
-        self.returned.notify_all();
-        up
-    }
-}
-
-/// What the keeper knows from one round to the next.
-struct Keeping {
-    connector: Connector,
-    pause: Duration,
-    down_since: Option<Instant>,
-}
-
-/// The keeper: until the link is dropped, mends it when it is down; when not, replaces what was
-/// closed and keeps the rest warm.
-fn keep(shared: &Shared, connector: Connector) {
-    let mut keeping = Keeping { connector, pause: PAUSE_MIN, down_since: None };
-    while !survived(shared, || keeping.round(shared)).is_break() {}
-}
-
-/// A round, whatever comes of it: without its keeper the link would stay down for good.
-fn survived(shared: &Shared, round: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
-    catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
-        tracing::error!("the keeper of the connections to redis panicked; it goes on");
-        let closing = |lines: &mut Lines| !lines.closing;
-        let waited = shared.wanted.wait_timeout_while(shared.lines(), PAUSE_MAX, closing);
-        match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })
-}
-
-impl Keeping {
-    fn round(&mut self, shared: &Shared) -> ControlFlow<()> {
-        let lines = shared.lines();
-        if lines.closing {
-            return ControlFlow::Break(());
-        }
-        if lines.down.is_some() {
-            drop(lines);
-            let since = *self.down_since.get_or_insert_with(Instant::now);
-            if shared.mend(since, &mut self.connector) {
-                (self.pause, self.down_since) = (PAUSE_MIN, None);
-                return ControlFlow::Continue(());
-            }
-            let lines = shared.lines();
-            let closing = |lines: &mut Lines| !lines.closing;
-            drop(shared.wanted.wait_timeout_while(lines, self.pause, closing));
-            self.pause = PAUSE_MAX.min(self.pause * 2);
-        } else {
-            let quiet =
-                |lines: &mut Lines| !lines.closing && lines.down.is_none() && lines.missing == 0;
-            let woken = shared.wanted.wait_timeout_while(lines, REST / 8, quiet);
-            let (lines, waited) = woken.unwrap_or_else(PoisonError::into_inner);
-            drop(lines);
-            shared.replace_one(&mut self.connector);
-            shared.reports.look();
-            if waited.timed_out() {
-                for _ in 0..connections() {
-                    shared.ping_one();
-                }
-            }
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read as _, Write as _};
-    use std::net::TcpListener;
-
-    use ::redis::IntoConnectionInfo as _;
-
-    use super::super::address::system;
-    use super::*;
-
-    fn open(url: &str) -> Link {
-        let info = url.into_connection_info().expect("a URL");
-        let link = Link::open(Connector::new(info, system()), Duration::from_secs(1), vec![]);
-        link.expect("there is room for a thread")
-    }
-
-    /// A server that says `OK` to whatever comes, each read once.
-    fn agreeable() -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        std::thread::spawn(move || {
-            for connection in listener.incoming() {
-                let Ok(mut connection) = connection else { return };
-                std::thread::spawn(move || {
-                    let mut read = [0; 4096];
-                    while let Ok(1..) = connection.read(&mut read) {
-                        // One for each command of a pipeline.
-                        let commands = read.iter().filter(|byte| **byte == b'*').count();
-                        let answers = "+OK\r\n".repeat(commands);
-                        read = [0; 4096];
-                        if connection.write_all(answers.as_bytes()).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        format!("redis://{address}")
-    }
-
-    fn ping(link: &Link) -> Result<String, Failure> {
-        link.with(|connection| ::redis::cmd("PING").query(connection))
-    }
-
-    /// As many panics as there are connections used to leave none, and all calls after them waited
-    /// for one in vain.
-    #[test]
-    fn a_call_that_panics_costs_no_connection() {
-        let link = open(&agreeable());
-        assert_eq!(ping(&link), Ok("OK".into()));
-        let patience = Instant::now() + Duration::from_secs(60);
-        let mut panics = 0;
-        while panics < 2 * connections() {
-            let panic =
-                || link.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
-            // It may have to wait for a connection that is made anew, and in vain.
-            panics += usize::from(catch_unwind(AssertUnwindSafe(panic)).is_err());
-            assert!(Instant::now() < patience, "no connection comes back after {panics} panics");
-        }
-        while ping(&link).is_err() {
-            assert!(Instant::now() < patience, "no connection comes back");
-        }
-        assert_eq!(link.shared.lines().down, None);
-    }
-
-    #[test]
-    fn a_keeper_that_panics_goes_on_until_the_link_is_closed() {
-        let link = open(&agreeable());
-        let shared = Arc::clone(&link.shared);
-        let panics = || survived(&shared, || std::panic::resume_unwind(Box::new("oh")));
-        assert_eq!(panics(), ControlFlow::Continue(()));
-        drop(link);
-        assert_eq!(panics(), ControlFlow::Break(()));
     }
 }

@@ -99,11 +99,8 @@ impl Server {
             call.arg(&*hold.key).arg(hold.number).arg(micros(*most));
         }
         let lost: Vec<(String, u64)> = self.run_patiently(&call)?;
-        let hold = |(key, number): (String, u64)| Hold {
-            prefix: prefix.into(),
-            key: key.into(),
-            number,
-        };
+        let hold =
+            |(key, number): (String, u64)| Hold { prefix: prefix.into(), key: key.into(), number };
         Ok(lost.into_iter().map(hold).collect())
     }
 }
@@ -137,8 +134,7 @@ impl Hold {
 impl Scripts {
     pub(super) fn new() -> Self {
         // Each begins with what they share: the time, the account, and how a window is read.
-        let script =
-            |own: &str| Script::new(&format!("{}\n{own}", include_str!("shared.lua")));
+        let script = |own: &str| Script::new(&format!("{}\n{own}", include_str!("shared.lua")));
         Self {
             take: script(include_str!("take.lua")),
             reserve: script(include_str!("reserve.lua")),
