@@ -1,8 +1,11 @@
 //! The flags that are settings, shared by `serve` and `config show`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 use interlock_config::{Effective, Flag, Problems, Sources, load};
 
 /// Where settings come from. Later wins: default, file, environment, flag.
@@ -31,12 +34,29 @@ pub(crate) struct Settings {
     ///
     /// A text needs no quotes, a list may be written a,b. The same from the environment:
     /// INTERLOCK__SECTION__KEY=value.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = set)]
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = SetParser)]
     set: Vec<Flag>,
 }
 
-fn set(text: &str) -> Result<Flag, String> {
-    Flag::set(text).ok_or_else(|| "a --set is section.key=value".to_owned())
+/// Reads a `--set`. Where it cannot, it says so without quoting it, as clap would: it may be a secret.
+#[derive(Clone)]
+struct SetParser;
+
+impl TypedValueParser for SetParser {
+    type Value = Flag;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Flag, clap::Error> {
+        Flag::set(&value.to_string_lossy()).ok_or_else(|| {
+            let why = "a --set is section.key=value; one is not, and may be a secret, so it is not \
+                       shown";
+            command.clone().error(ErrorKind::ValueValidation, why)
+        })
+    }
 }
 
 impl Settings {

@@ -6,11 +6,11 @@ use figment::error::Kind as Cause;
 use figment::value::Value;
 use interlock_catalog::ExtraModelConfig;
 use interlock_policy::PolicyConfig;
+use interlock_request::{is_secret, without_logins};
 use serde::Deserialize;
 
 use crate::keys::{Key, Kind, dotted};
 use crate::layers::{Merged, Place};
-use crate::show::is_secret;
 use crate::{Config, Problem, Problems, Sources};
 
 /// A configuration without problems, and where each of its values came from.
@@ -261,16 +261,19 @@ impl Reader<'_> {
     /// Key, relation, value.
     fn wrong(&self, path: &[String], cause: &Cause) -> String {
         let key = spoken(path);
+        let known = self.root.find(path);
         let found = value_at(&self.merged.value, path);
         if let Some(inside) = found.and_then(Value::as_dict).and_then(|dict| dict.keys().next())
-            && self.root.find(path).is_some_and(|key| key.kind.is_value())
+            && known.is_some_and(|key| key.kind.is_value())
         {
-            return format!("{key} has no keys inside, got {key}.{inside}");
+            return format!("{key} has no keys inside, got {key}.{}", spoken_part(inside));
         }
-        let value = found.map_or_else(|| "nothing".into(), literal);
-        let secret = path.last().is_some_and(|name| is_secret(name));
-        let value = if secret { "a secret that is not shown".to_owned() } else { value };
-        let expected = match self.root.find(path).map(|key| &key.kind) {
+        let secret = known.is_some_and(|key| key.secret) || path.iter().any(|name| is_secret(name));
+        let value = match found {
+            Some(_) if secret => "a value that is not shown".to_owned(),
+            found => found.map_or_else(|| "nothing".into(), literal),
+        };
+        let expected = match known.map(|key| &key.kind) {
             Some(Kind::List(item))
                 if path.last().is_some_and(|part| part.parse::<usize>().is_ok()) =>
             {
@@ -284,11 +287,15 @@ impl Reader<'_> {
             (Cause::InvalidType(_, expected) | Cause::InvalidValue(_, expected), None) => {
                 return format!("{key} must be {expected}, got {value}");
             }
-            (other, None) => other.to_string(),
+            (other, None) => without_logins(&other.to_string()),
         };
         // Many types quote the text that they could not read.
         let quoted = why.contains(&value);
         match (secret, quoted) {
+            // A secret's type says what is wrong and quotes nothing of it; other types may quote.
+            (true, _) if known.is_some_and(|key| key.secret) => {
+                format!("{key} cannot be read: {why}, got {value}")
+            }
             (true, _) => format!("{key} cannot be read, got {value}"),
             (false, true) => format!("{key} cannot be read: {why}"),
             (false, false) => format!("{key} cannot be read: {why}, got {value}"),
@@ -300,9 +307,14 @@ impl Reader<'_> {
 fn spoken(path: &[String]) -> String {
     path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
         Ok(at) => format!("{name}[{at}]"),
-        Err(_) if name.is_empty() => part.clone(),
-        Err(_) => format!("{name}.{part}"),
+        Err(_) if name.is_empty() => spoken_part(part).to_owned(),
+        Err(_) => format!("{name}.{}", spoken_part(part)),
     })
+}
+
+/// A part of a key as a message may quote it: what no key looks like is perhaps a value, and a secret.
+fn spoken_part(part: &str) -> &str {
+    if crate::keys::is_name(part) { part } else { "(a name that is not shown)" }
 }
 
 fn value_at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
@@ -336,7 +348,8 @@ fn take(value: &mut Value, path: &[String]) -> Option<()> {
     take(dict.get_mut(name)?, rest)
 }
 
-/// A value as the file would write it.
+/// A value as the file would write it, without a login that it may have in it.
 fn literal(value: &Value) -> String {
-    toml::Value::try_from(value).map_or_else(|_| "nothing".into(), |value| value.to_string())
+    let text = toml::Value::try_from(value).map_or_else(|_| "nothing".into(), |it| it.to_string());
+    without_logins(&text)
 }

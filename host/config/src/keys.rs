@@ -19,6 +19,8 @@ pub(crate) struct Key {
     pub(crate) example: Option<Value>,
     /// It may be left out, and then has no value: its default, null, may not be in the schema.
     pub(crate) optional: bool,
+    /// Its type is one that nobody shows, readable or not.
+    pub(crate) secret: bool,
 }
 
 /// What a key holds.
@@ -56,8 +58,9 @@ impl Key {
         let example = schema.get("examples").and_then(|examples| examples.get(0)).cloned();
         let default = schema.get("default").cloned();
         let value = without_null(schema);
+        let secret = [schema, &value].iter().any(|it| it.get("writeOnly") == Some(&true.into()));
         let (name, kind, optional) = (name.to_owned(), Kind::of(&value), value != *schema);
-        Self { name, doc, kind, default, example, optional }
+        Self { name, doc, kind, default, example, optional, secret }
     }
 
     /// The keys inside, if it is a table or a list of tables.
@@ -102,6 +105,11 @@ impl Key {
             key.collect(&name, known);
         }
     }
+}
+
+/// Whether a key can have this name, as a part or as a whole.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 /// `a.b.c`; a part in front that is empty leaves no dot.

@@ -417,6 +417,14 @@ fn hasty(server: &RedisServer) -> State {
     State::open(&StateConfig { timeout, lease, ..server.config() }).unwrap()
 }
 
+/// It says nothing any more, and the host has found that: what is called now is not even sent.
+fn stall(server: &RedisServer, space: &Space) {
+    server.signal("STOP");
+    for _ in 0..4 {
+        unavailable(space.get("k"));
+    }
+}
+
 fn slot(space: &Space) -> Option<u64> {
     match space.enter("k", 2, HOUR.per).ok()? {
         Entered::Ok { slot, .. } => Some(slot),
@@ -440,7 +448,7 @@ fn left(server: &RedisServer) -> f64 {
 fn a_slot_that_was_left_while_redis_stalled_is_free_when_it_goes_on(server: RedisServer) {
     let space = hasty(&server).space("p");
     let slots = [slot(&space).unwrap(), slot(&space).unwrap()];
-    server.signal("STOP");
+    stall(&server, &space);
     unavailable(space.leave("k", slots[0]));
     space.vacate("k", slots[1]);
     server.signal("CONT");
@@ -456,7 +464,7 @@ fn what_was_settled_while_redis_stalled_is_charged_when_it_goes_on(server: Redis
         denied @ Reserved::Denied { .. } => panic!("there is room, but {denied:?}"),
     };
     let (used, came_to_nothing, ran) = (reserve(), reserve(), reserve());
-    server.signal("STOP");
+    stall(&server, &space);
     unavailable(space.settle(used, 10.0));
     // The host knows no better than the policy that has said it.
     space.charge(used);
