@@ -9,7 +9,7 @@ use interlock_policy::PolicyConfig;
 use interlock_request::{is_secret, without_logins};
 use serde::Deserialize;
 
-use crate::keys::{Key, Kind, dotted};
+use crate::keys::{Key, Kind, dotted, is_name};
 use crate::layers::{Merged, Place};
 use crate::{Config, Problem, Problems, Sources};
 
@@ -263,12 +263,15 @@ impl Reader<'_> {
         let key = spoken(path);
         let known = self.root.find(path);
         let found = value_at(&self.merged.value, path);
+        // What stands in place of a table of secrets may be one.
+        let is_hidden = |key: &Key| key.secret || key.inside().iter().any(|key| key.secret);
+        let secret = known.is_some_and(is_hidden) || path.iter().any(|name| is_secret(name));
         if let Some(inside) = found.and_then(Value::as_dict).and_then(|dict| dict.keys().next())
             && known.is_some_and(|key| key.kind.is_value())
         {
-            return format!("{key} has no keys inside, got {key}.{}", spoken_part(inside));
+            let inside = if secret { NOT_SHOWN } else { spoken_part(inside) };
+            return format!("{key} has no keys inside, got {key}.{inside}");
         }
-        let secret = known.is_some_and(|key| key.secret) || path.iter().any(|name| is_secret(name));
         let value = match found {
             Some(_) if secret => "a value that is not shown".to_owned(),
             found => found.map_or_else(|| "nothing".into(), literal),
@@ -303,6 +306,9 @@ impl Reader<'_> {
     }
 }
 
+/// Stands for a name that may be a secret.
+const NOT_SHOWN: &str = "(a name that is not shown)";
+
 /// `policy[0].deadline`
 fn spoken(path: &[String]) -> String {
     path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
@@ -314,7 +320,7 @@ fn spoken(path: &[String]) -> String {
 
 /// A part of a key as a message may quote it: what no key looks like is perhaps a value, and a secret.
 fn spoken_part(part: &str) -> &str {
-    if crate::keys::is_name(part) { part } else { "(a name that is not shown)" }
+    if is_name(part) { part } else { NOT_SHOWN }
 }
 
 fn value_at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
