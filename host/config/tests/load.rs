@@ -337,6 +337,7 @@ per_minute = 60
         [state]
         store = "memory"                     # default
         timeout = "3ms"                      # default
+        lease = "30s"                        # default
         keys_max = 100000                    # default
         bytes_max = "32MiB"                  # default
         value_bytes_max = "64KiB"            # default
