@@ -79,6 +79,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    if let Some(problem) = settings::unreadable_set(std::env::args_os()) {
+        note(&problem);
+        return ExitCode::from(2);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

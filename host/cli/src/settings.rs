@@ -1,11 +1,9 @@
 //! The flags that are settings, shared by `serve` and `config show`.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use clap::builder::TypedValueParser;
-use clap::error::ErrorKind;
 use interlock_config::{Effective, Flag, Problems, Sources, load};
 
 /// Where settings come from. Later wins: default, file, environment, flag.
@@ -34,29 +32,32 @@ pub(crate) struct Settings {
     ///
     /// A text needs no quotes, a list may be written a,b. The same from the environment:
     /// INTERLOCK__SECTION__KEY=value.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = SetParser)]
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = set)]
     set: Vec<Flag>,
 }
 
-/// Reads a `--set`. Where it cannot, it says so without quoting it, as clap would: it may be a secret.
-#[derive(Clone)]
-struct SetParser;
+fn set(text: &str) -> Result<Flag, String> {
+    Flag::set(text).ok_or_else(|| NOT_A_SET.to_owned())
+}
 
-impl TypedValueParser for SetParser {
-    type Value = Flag;
+const NOT_A_SET: &str = "a --set is section.key=value";
 
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        _: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<Flag, clap::Error> {
-        Flag::set(&value.to_string_lossy()).ok_or_else(|| {
-            let why = "a --set is section.key=value; one is not, and may be a secret, so it is not \
-                       shown";
-            command.clone().error(ErrorKind::ValueValidation, why)
-        })
+/// What is wrong with a `--set`, before clap looks at the command line: clap would quote it, and what
+/// stands behind it, and either may be a secret.
+pub(crate) fn unreadable_set(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let argument = argument.to_string_lossy().into_owned();
+        let text = match argument.strip_prefix("--set") {
+            Some("") => arguments.next()?.to_string_lossy().into_owned(),
+            Some(rest) if rest.starts_with('=') => rest[1..].to_owned(),
+            _ => continue,
+        };
+        if Flag::set(&text).is_none() {
+            return Some(format!("{NOT_A_SET}; one is not, and is not shown: it may be a secret"));
+        }
     }
+    None
 }
 
 impl Settings {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ::redis::RedisResult;
 
 use super::{CONNECT, Idle, Lines, Shared, connections};
+use crate::metrics::FailureKind;
 use crate::redis::address::Connector;
 use crate::redis::failure::Failure;
 
@@ -156,7 +157,11 @@ impl Shared {
                 true
             }
             Err(error) => {
-                let failure = Failure::of(&error);
+                let mut failure = Failure::of(&error);
+                // Whoever does not even answer the connect is not there.
+                if failure.is_silence() {
+                    failure.kind = FailureKind::Unreachable;
+                }
                 let news = lines.down.as_ref().is_none_or(|down| down.kind != failure.kind);
                 if news && !first {
                     let Failure { kind, why, .. } = &failure;
