@@ -84,6 +84,22 @@ fn a_flag_that_is_wrong_is_not_quoted() {
     }
 }
 
+#[test]
+fn a_measurement_that_cannot_begin_quotes_neither_its_headers_nor_a_login() {
+    let folder = Folder::new("bench");
+    let url = "http://127.0.0.1:1";
+    for arguments in [
+        &["bench", "--url", url, "--header", "authorization Bearer s3cret"][..],
+        &["bench", "--url", url, "--header", "authorization: s3cret\n"],
+        &["bench", "--url", "https://me:s3cret@127.0.0.1:1"],
+        &["bench", "--url", "http://me:s3cret@127.0.0.1:1?x"],
+    ] {
+        let (status, said) = folder.told(arguments);
+        assert_ne!(status, Some(0), "{arguments:?}: {said}");
+        assert!(!said.contains(SECRET), "{arguments:?}: {said}");
+    }
+}
+
 /// Redis is not there, the log is as loud as it can be, and clients show their keys.
 #[test]
 fn a_host_starts_without_its_redis_and_never_says_a_secret() {

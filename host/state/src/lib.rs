@@ -22,17 +22,17 @@
 //! - What a request holds, a slot or a reservation, is held as long as its host lives and has not ended
 //!   it; of a host that has died nothing is held for longer than `state.lease`. What could not be
 //!   ended because the store did not answer is ended when it does.
-//! - Memory answers in microseconds, and [`State::waits`] says so. Redis answers within `state.timeout`, or the fault is
-//!   [`StateFault::Unavailable`]; then it is left alone until it answers again, and until then each
-//!   call fails at once.
+//! - Memory answers in microseconds, and [`State::waits`] says so. Redis answers within
+//!   `state.timeout`, or the fault is [`StateFault::Unavailable`]; then it is left alone until it
+//!   answers again, and until then each call fails at once. It need not be there at the start.
 //!
 //! # Not here
 //!
-//! No wasmtime, no request and no tokio: calls are synchronous and made inline. Which reservations
-//! belong to which request is the caller's bookkeeping, since the caller is who knows when a request
-//! ends; what it has to [`Space::abandon`], [`Space::charge`] or [`Space::vacate`] then are numbers. Hosts that each have their own Redis,
-//! and a Redis that loses what it was told (a failover to a replica that is behind), are limits of
-//! Redis that nothing here repairs.
+//! No wasmtime, no request and no tokio: calls are synchronous and made inline. Which reservations and
+//! slots belong to which request is the caller's bookkeeping, since the caller is who knows when a
+//! request ends; what it has to [`Space::abandon`], [`Space::charge`] or [`Space::vacate`] then are
+//! numbers. Hosts that each have their own Redis, and a Redis that loses what it was told (a failover
+//! to a replica that is behind), are limits of Redis that nothing here repairs.
 
 mod clock;
 mod config;

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 
 use ::redis::IntoConnectionInfo as _;
 
@@ -87,7 +87,7 @@ fn a_keeper_that_panics_goes_on_until_the_link_is_closed() {
 /// The system's look-up may take a minute, and cannot be interrupted.
 #[test]
 fn a_name_that_is_not_looked_up_holds_up_neither_the_start_nor_a_call() {
-    let (answer, answered) = channel();
+    let (answer, answered) = sync_channel(1);
     let answered = Mutex::new(answered);
     // Waited for, it would never end: neither would the start.
     let link = open_with(
