@@ -234,7 +234,7 @@ impl Farewell {
     }
 
     /// There is no thread to account on, and no room to wait for one.
-    fn give_up(mut self) {
+    fn give_up(self) {
         if let Some(facts) = &self.about {
             let message = "too many accounts wait for a thread".into();
             let failure = PolicyFailure { kind: FailureKind::Busy, message };
@@ -242,9 +242,6 @@ impl Farewell {
             self.member.meters.called(Phase::Account, Duration::ZERO, &answer);
             self.unaccounted(facts, &failure);
         }
-        // Here, where many are served, nothing may be asked of another machine: what was reserved is
-        // not given back, as if it had run.
-        self.ran = true;
         self.forget();
     }
 

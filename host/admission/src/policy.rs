@@ -127,7 +127,8 @@ pub trait Policy: Send + Sync {
 
     /// Nothing more will be asked about the request of this [`Facts::serial`], whether it was
     /// admitted or not: whatever is held for it can be let go. But if it `ran`, what is reserved
-    /// for it and not settled is spent, and nobody knows how much of it: it stays charged.
+    /// for it and not settled is spent, and nobody knows how much of it: it stays charged. Called
+    /// where many are served: it waits for nobody.
     fn forget(&self, serial: u64, ran: bool) {
         let _ = (serial, ran);
     }

@@ -29,7 +29,7 @@ use crate::{
     Refused, Said, Transformed,
 };
 
-/// Headers that are never recorded.
+/// Headers that are never recorded, beside those whose name says that they are secrets.
 pub(crate) const SECRET: [&str; 5] =
     ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
@@ -211,7 +211,8 @@ impl Drop for Draft {
 }
 
 fn hide(headers: &mut Vec<(String, String)>) {
-    headers.retain(|(name, _)| !SECRET.contains(&name.to_ascii_lowercase().as_str()));
+    let is_hidden = |name: &str| SECRET.contains(&name.to_ascii_lowercase().as_str());
+    headers.retain(|(name, _)| !is_hidden(name) && !interlock_request::is_secret(name));
 }
 
 #[cfg(test)]

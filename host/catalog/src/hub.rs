@@ -14,6 +14,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use interlock_files::read_text;
 use interlock_model_files::{BadWeights, NotAModel, Weights, recognize, weights_named_in};
+use interlock_request::{Secret, UrlWithLogin, without_logins};
 
 use crate::{HubRepo, Progress, verify};
 
@@ -24,9 +25,9 @@ pub(crate) const LINE_BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug, Clone)]
 pub struct Hub {
     /// Where the hub is, without a trailing slash.
-    pub endpoint: String,
+    pub endpoint: UrlWithLogin,
     /// Who we are, for private and gated models.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// The folder with a `models--org--name` folder for each model.
     pub cache: PathBuf,
     /// How long to wait before going on with a file whose connection was cut; it doubles each
@@ -165,8 +166,8 @@ impl Hub {
         let endpoint = set("HF_ENDPOINT");
         let endpoint = endpoint.as_deref().unwrap_or("https://huggingface.co");
         Self {
-            endpoint: endpoint.trim().trim_end_matches('/').to_owned(),
-            token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            endpoint: endpoint.trim().trim_end_matches('/').to_owned().into(),
+            token: token.filter(|token| !token.trim().is_empty()).map(|token| token.trim().into()),
             cache: set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
             retry_pause: Duration::from_secs(1),
             offline: set("HF_HUB_OFFLINE")
@@ -197,8 +198,8 @@ impl Hub {
         }
         let cache = Cache::new(self.cache.clone());
         let api = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(self.token.clone())
+            .with_endpoint(self.endpoint.reveal().to_owned())
+            .with_token(self.token.as_ref().map(|token| token.reveal().to_owned()))
             .with_user_agent("interlock", env!("CARGO_PKG_VERSION"))
             .build()
             .map_err(|error| self.failure(repo, "client", error))?;
@@ -280,20 +281,23 @@ impl Hub {
     }
 
     fn failure(&self, repo: &HubRepo, what: &str, error: ApiError) -> HubFailure {
-        let (endpoint, repo) = (self.endpoint.clone(), repo.clone());
+        // Its words may quote a URL, and a proxy's has a login in it.
+        let (endpoint, repo) = (self.endpoint.to_string(), repo.clone());
+        let words = |error: &dyn std::fmt::Display| without_logins(&error.to_string());
         let request = match error {
             ApiError::RequestError(request) => *request,
             ApiError::TooManyRetries(inner) => return self.failure(&repo, what, *inner),
             ApiError::LockAcquisition(lock) => return HubFailure::Busy { repo, lock },
             // Reading a body fails as plain I/O; so does writing it, and then going on fails too.
             ApiError::IoError(source) if source.raw_os_error() != Some(28) => {
-                return HubFailure::Unreachable { endpoint, repo, why: source.to_string() };
+                return HubFailure::Unreachable { endpoint, repo, why: words(&source) };
             }
             ApiError::IoError(source) => {
                 return HubFailure::Disk { path: self.cache.clone(), source };
             }
             other => {
-                return HubFailure::Answer { endpoint, repo, answer: format!("{what}: {other}") };
+                let answer = format!("{what}: {}", words(&other));
+                return HubFailure::Answer { endpoint, repo, answer };
             }
         };
         match request {
@@ -315,10 +319,14 @@ impl Hub {
             | ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
             | ureq::Error::Protocol(_)
-            | ureq::Error::ConnectProxyFailed(_)) => {
-                HubFailure::Unreachable { endpoint, repo, why: format!("{what}: {error}") }
+            | ureq::Error::ConnectProxyFailed(_)) => HubFailure::Unreachable {
+                endpoint,
+                repo,
+                why: format!("{what}: {}", words(&error)),
+            },
+            error => {
+                HubFailure::Answer { endpoint, repo, answer: format!("{what}: {}", words(&error)) }
             }
-            error => HubFailure::Answer { endpoint, repo, answer: format!("{what}: {error}") },
         }
     }
 }

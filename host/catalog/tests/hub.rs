@@ -178,7 +178,7 @@ fn a_hub_that_nobody_answers_for_is_named_with_what_to_set() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
     let folder = Folder::new();
     let hub = Hub {
-        endpoint: format!("http://{port}"),
+        endpoint: format!("http://{port}").into(),
         token: None,
         cache: folder.0.clone(),
         retry_pause: Duration::ZERO,
@@ -244,8 +244,8 @@ fn catalog(hub: &StubHub, token: Option<&str>) -> (Folder, Catalog) {
 
 fn hub_of(hub: &StubHub, cache: &Path, token: Option<&str>) -> Hub {
     Hub {
-        endpoint: hub.endpoint.clone(),
-        token: token.map(str::to_owned),
+        endpoint: hub.endpoint.clone().into(),
+        token: token.map(Into::into),
         cache: cache.to_owned(),
         retry_pause: Duration::ZERO,
         offline: false,

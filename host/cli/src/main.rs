@@ -27,7 +27,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
+use interlock_request::{Secret, without_logins};
 
 /// Serves large language models on MLX, under policies that you write.
 #[derive(Debug, Parser)]
@@ -89,9 +91,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    if let Some(problem) = settings::unreadable_set(std::env::args_os()) {
+        note(&problem);
+        return ExitCode::from(2);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(error),
     };
     let ended = match cli.command {
         Command::Serve(serve) => serve.run(),
@@ -121,10 +127,17 @@ fn run() -> ExitCode {
 /// The exit status when the device has failed.
 const DEVICE_FAILED: u8 = 3;
 /// What clap has to say: help, the version, or what is wrong with the command line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(mut error: clap::Error) -> ExitCode {
     if error.use_stderr() {
+        // It quotes the value that it could not read, and that may be a secret.
+        let argument = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+        if argument.is_some_and(|it| it.starts_with("--header") || it.starts_with("--set")) {
+            let mask = ContextValue::String(Secret::MASK.to_owned());
+            error.insert(ContextKind::InvalidValue, mask);
+        }
         let text = error.render();
-        log::tell(&if log::is_coloured() { text.ansi().to_string() } else { text.to_string() });
+        let text = if log::is_coloured() { text.ansi().to_string() } else { text.to_string() };
+        log::tell(&without_logins(&text));
     } else {
         // A reader that has had enough is not a failure.
         let _ = error.print();

@@ -1,5 +1,6 @@
 //! The flags that are settings, shared by `serve` and `config show`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -36,7 +37,27 @@ pub(crate) struct Settings {
 }
 
 fn set(text: &str) -> Result<Flag, String> {
-    Flag::set(text).ok_or_else(|| "a --set is section.key=value".to_owned())
+    Flag::set(text).ok_or_else(|| NOT_A_SET.to_owned())
+}
+
+const NOT_A_SET: &str = "a --set is section.key=value";
+
+/// What is wrong with a `--set`, before clap looks at the command line: clap would quote it, and what
+/// stands behind it, and either may be a secret.
+pub(crate) fn unreadable_set(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let argument = argument.to_string_lossy().into_owned();
+        let text = match argument.strip_prefix("--set") {
+            Some("") => arguments.next()?.to_string_lossy().into_owned(),
+            Some(rest) if rest.starts_with('=') => rest[1..].to_owned(),
+            _ => continue,
+        };
+        if Flag::set(&text).is_none() {
+            return Some(format!("{NOT_A_SET}; one is not, and is not shown: it may be a secret"));
+        }
+    }
+    None
 }
 
 impl Settings {

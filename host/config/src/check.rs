@@ -7,12 +7,12 @@ use figment::error::Kind as Cause;
 use figment::value::Value;
 use interlock_catalog::ExtraModelConfig;
 use interlock_policy::PolicyConfig;
+use interlock_request::{is_secret, without_logins};
 use serde::Deserialize;
 
-use crate::keys::{Key, Kind, dotted, spoken};
+use crate::keys::{Key, Kind, NOT_SHOWN, dotted, spoken, spoken_part};
 use crate::layers::{Merged, Place, Wrong};
 use crate::reference::default_values;
-use crate::show::is_secret;
 use crate::values::shortened;
 use crate::{Config, Problem, Problems, Sources};
 
@@ -315,16 +315,22 @@ impl Reader<'_> {
     /// Key, relation, value.
     fn wrong(&self, path: &[String], cause: &Cause) -> String {
         let key = spoken(path);
+        let known = self.root.find(path);
         let found = value_at(&self.merged.value, path);
+        // What stands in place of a table of secrets may be one.
+        let is_hidden = |key: &Key| key.secret || key.inside().iter().any(|key| key.secret);
+        let secret = known.is_some_and(is_hidden) || path.iter().any(|name| is_secret(name));
         if let Some(inside) = found.and_then(Value::as_dict).and_then(|dict| dict.keys().next())
-            && self.root.find(path).is_some_and(|key| key.kind.is_value())
+            && known.is_some_and(|key| key.kind.is_value())
         {
+            let inside = if secret { NOT_SHOWN } else { spoken_part(inside) };
             return format!("{key} has no keys inside, got {key}.{inside}");
         }
-        let value = found.map_or_else(|| "nothing".into(), literal);
-        let secret = path.last().is_some_and(|name| is_secret(name));
-        let value = if secret { "a secret that is not shown".to_owned() } else { value };
-        let expected = match self.root.find(path).map(|key| &key.kind) {
+        let value = match found {
+            Some(_) if secret => "a value that is not shown".to_owned(),
+            found => found.map_or_else(|| "nothing".into(), literal),
+        };
+        let expected = match known.map(|key| &key.kind) {
             Some(Kind::List(item))
                 if path.last().is_some_and(|part| part.parse::<usize>().is_ok()) =>
             {
@@ -338,11 +344,15 @@ impl Reader<'_> {
             (Cause::InvalidType(_, expected) | Cause::InvalidValue(_, expected), None) => {
                 return format!("{key} must be {expected}, got {value}");
             }
-            (other, None) => other.to_string(),
+            (other, None) => without_logins(&other.to_string()),
         };
         // Many types quote the text that they could not read.
         let quoted = why.contains(&value);
         match (secret, quoted) {
+            // A secret's type says what is wrong and quotes nothing of it; other types may quote.
+            (true, _) if known.is_some_and(|key| key.secret) => {
+                format!("{key} cannot be read: {why}, got {value}")
+            }
             (true, _) => format!("{key} cannot be read, got {value}"),
             (false, true) => format!("{key} cannot be read: {why}"),
             (false, false) => format!("{key} cannot be read: {why}, got {value}"),
@@ -381,8 +391,8 @@ fn take(value: &mut Value, path: &[String]) -> Option<()> {
     take(dict.get_mut(name)?, rest)
 }
 
-/// A value as the file would write it.
+/// A value as the file would write it, without a login that it may have in it.
 fn literal(value: &Value) -> String {
     let literal = toml::Value::try_from(value).map(|value| value.to_string());
-    literal.map_or_else(|_| "nothing".into(), |literal| shortened(&literal))
+    literal.map_or_else(|_| "nothing".into(), |literal| shortened(&without_logins(&literal)))
 }

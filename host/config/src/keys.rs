@@ -19,6 +19,8 @@ pub(crate) struct Key {
     pub(crate) example: Option<Value>,
     /// It may be left out, and then has no value: its default, null, may not be in the schema.
     pub(crate) optional: bool,
+    /// Its type is one that nobody shows, readable or not.
+    pub(crate) secret: bool,
 }
 
 /// What a key holds.
@@ -56,8 +58,9 @@ impl Key {
         let example = schema.get("examples").and_then(|examples| examples.get(0)).cloned();
         let default = schema.get("default").cloned();
         let value = without_null(schema);
+        let secret = [schema, &value].iter().any(|it| it.get("writeOnly") == Some(&true.into()));
         let (name, kind, optional) = (name.to_owned(), Kind::of(&value), value != *schema);
-        Self { name, doc, kind, default, example, optional }
+        Self { name, doc, kind, default, example, optional, secret }
     }
 
     /// Whether it is a time: a text to the schema, its default or example tells.
@@ -116,6 +119,11 @@ impl Key {
     }
 }
 
+/// Whether a key can have this name, as a part or as a whole.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+}
+
 /// `a.b.c`; a part in front that is empty leaves no dot.
 pub(crate) fn dotted<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> String {
     parts.into_iter().fold(String::new(), |mut name, part| {
@@ -127,13 +135,21 @@ pub(crate) fn dotted<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> Strin
     })
 }
 
+/// Stands for a name that may be a secret.
+pub(crate) const NOT_SHOWN: &str = "(a name that is not shown)";
+
 /// `policy[0].deadline`
 pub(crate) fn spoken(path: &[String]) -> String {
     path.iter().fold(String::new(), |name, part| match part.parse::<usize>() {
         Ok(at) => format!("{name}[{at}]"),
-        Err(_) if name.is_empty() => part.clone(),
-        Err(_) => format!("{name}.{part}"),
+        Err(_) if name.is_empty() => spoken_part(part).to_owned(),
+        Err(_) => format!("{name}.{}", spoken_part(part)),
     })
+}
+
+/// A part of a key as a message may quote it: what no key looks like is perhaps a value, and a secret.
+pub(crate) fn spoken_part(part: &str) -> &str {
+    if is_name(part) { part } else { NOT_SHOWN }
 }
 
 /// An `Option` in schemars' words, unwrapped.

@@ -9,7 +9,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use toml::de::{DeTable, DeValue};
 
-use crate::keys::{Key, Kind, dotted};
+use crate::keys::{Key, Kind, dotted, is_name};
 use crate::values::{Unreadable, shortened, value, values};
 use crate::{Config, Problem};
 
@@ -52,7 +52,7 @@ impl Flag {
     pub fn set(text: &str) -> Option<Self> {
         let (key, value) = text.split_once('=')?;
         let key = key.trim();
-        let named = key.split('.').all(|part| !part.trim().is_empty());
+        let named = key.split('.').all(|part| !part.trim().is_empty() && is_name(part));
         named.then(|| Self::new(&format!("--set {key}"), key, value.trim()))
     }
 }
@@ -232,9 +232,15 @@ impl Layer {
                 errors.iter().map(|error| (line(error), error.message())).collect();
             lines.sort();
             let problem = |(line, message): (usize, &str)| {
-                let written = text.lines().nth(line - 1).unwrap_or_default().trim();
+                // The line may have a secret in it; its key, if it begins with one, says enough.
+                let written = text.lines().nth(line - 1).unwrap_or_default();
+                let key = written.split_once('=').map(|(key, _)| key.trim());
+                let what = match key.filter(|key| !key.is_empty() && is_name(key)) {
+                    Some(key) => format!("the line of {key}"),
+                    None => "this line".to_owned(),
+                };
                 let message = message.replace('\n', ", ");
-                let text = format!("{:?} is not TOML: {message}", shortened(written));
+                let text = format!("{what} is not TOML: {message}");
                 Problem::new(text, Some(format!("{origin}:{line}")))
             };
             return Err(lines.into_iter().map(problem).collect());

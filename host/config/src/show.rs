@@ -1,5 +1,7 @@
 //! The effective configuration, with where each value came from.
 
+use interlock_request::{Secret, is_secret, without_logins};
+
 use crate::keys::{Key, Kind, dotted};
 use crate::{Config, Effective};
 
@@ -97,43 +99,10 @@ fn open_keys(table: &toml::Value) -> Kind {
                 default: None,
                 example: None,
                 optional: false,
+                secret: false,
             })
             .collect(),
     )
-}
-
-const MASK: &str = "***";
-
-/// Secrets by their whole name, or by its last words.
-const SECRETS: &[&str] = &[
-    "secret",
-    "secrets",
-    "password",
-    "passwords",
-    "passphrase",
-    "credential",
-    "credentials",
-    "private_key",
-    "api_key",
-    "api_keys",
-    "apikey",
-    "access_token",
-    "api_token",
-    "auth_token",
-    "bearer_token",
-    "hf_token",
-    "refresh_token",
-];
-
-/// Whether a key's name says that its value must not be shown.
-///
-/// Not every `*_token`: here, most of these are about what a model generates.
-pub(crate) fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase().replace('-', "_");
-    let ends_in = |secret: &&str| {
-        name.strip_suffix(*secret).is_some_and(|before| before.is_empty() || before.ends_with('_'))
-    };
-    name == "token" || SECRETS.iter().any(ends_in)
 }
 
 /// A value without the secrets in it. Tables stay tables: whoever reads the output must see which
@@ -149,7 +118,8 @@ fn masked(value: &toml::Value, secret: bool) -> toml::Value {
         toml::Value::Array(items) => {
             items.iter().map(|item| masked(item, secret)).collect::<Vec<_>>().into()
         }
-        _ if secret => MASK.into(),
+        _ if secret => Secret::MASK.into(),
+        toml::Value::String(text) => without_logins(text).into(),
         other => other.clone(),
     }
 }

@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::keys::spoken;
-use crate::show::is_secret;
+use interlock_request::is_secret;
 
 /// Longest text that a message repeats.
 const SHOWN_CHARS_MAX: usize = 200;
@@ -47,7 +47,7 @@ pub(crate) fn value(
     path: &mut Vec<String>,
     unreadable: &mut Vec<Unreadable>,
 ) -> Option<Value> {
-    let secret = path.last().is_some_and(|name| is_secret(name));
+    let secret = path.iter().any(|name| is_secret(name));
     let got = |written: String| match secret {
         true => "a secret that is not shown".to_owned(),
         false => shortened(&written),

@@ -230,8 +230,8 @@ source = \"builtin:guard\"
 fn a_file_that_is_not_toml_says_on_which_lines() {
     Story::of("[server]\nbind = 127.0.0.1:80\nbody_max = 1\n[log\n", &[], &[]).says(expect![[r#"
         the configuration has 2 problems:
-          "bind = 127.0.0.1:80" is not TOML: invalid float, expected nothing (interlock.toml:2)
-          "[log" is not TOML: unclosed table, expected `]` (interlock.toml:4)"#]]);
+          the line of bind is not TOML: invalid float, expected nothing (interlock.toml:2)
+          this line is not TOML: unclosed table, expected `]` (interlock.toml:4)"#]]);
 }
 
 #[test]
@@ -338,6 +338,7 @@ per_minute = 60
         [state]
         store = "memory"                     # default
         timeout = "3ms"                      # default
+        lease = "30s"                        # default
         keys_max = 100000                    # default
         bytes_max = "32MiB"                  # default
         value_bytes_max = "64KiB"            # default

@@ -17,7 +17,7 @@ use crate::host::BUILTINS;
 use crate::limits::{HOST_CALLS_MAX, INIT_TIME_MAX, MEMORY_MAX, TICK};
 
 /// `[[policy]]`: one policy. The order of the tables is the order in which they are asked.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyConfig {
     /// What logs, metrics and verdicts call it: 1 to 64 lower-case letters, digits, `-` and `_`,
@@ -75,6 +75,21 @@ pub struct PolicyConfig {
     /// What the policy itself reads: its own documentation says which keys there are.
     #[serde(default)]
     pub settings: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Of its settings only the names: some of them may be secrets.
+impl fmt::Debug for PolicyConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, source, on_failure, grants, mode, settings, .. } = self;
+        f.debug_struct("PolicyConfig")
+            .field("name", name)
+            .field("source", source)
+            .field("on_failure", on_failure)
+            .field("grants", grants)
+            .field("mode", mode)
+            .field("settings", &settings.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a component comes from. Written `builtin:NAME`, or as a path.

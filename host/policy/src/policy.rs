@@ -132,7 +132,7 @@ impl WasmPolicy {
         let ungranted = shape.missing(&config.grants);
         let own = own_name(config);
         let reach = Reach::new(
-            Voice::new(&own),
+            Voice::new(&own, &config.settings),
             config.grants.clone(),
             shared.state.space(&own),
             Arc::clone(&shared.web),
@@ -228,7 +228,7 @@ impl WasmPolicy {
         let Compiled { shape, component, .. } = compiled;
         let said = || {
             let reach = Reach::new(
-                Voice::new(&config.name),
+                Voice::new(&config.name, &config.settings),
                 Vec::new(),
                 shared.state.space(&config.name),
                 Arc::clone(&shared.web),

@@ -188,6 +188,19 @@ fn quota_gives_back_a_place_and_tokens_when_a_request_has_ended() {
     assert!(matches!(left, Some("743" | "850")), "{left:?}");
 }
 
+/// Its account may have failed, or there was no thread for it: the place was taken for an hour.
+#[test]
+fn a_place_is_free_when_its_request_is_forgotten_whoever_accounted_for_it() {
+    let case = quota(r#"{"concurrent": 1}"#);
+    let acme = of("acme");
+    for ran in [false, true] {
+        admit(&case, &acme).expect("it is alone");
+        admit(&case, &acme).expect_err("it is not alone");
+        case.policy.forget(acme.serial, ran);
+    }
+    admit(&case, &acme).expect("all have ended");
+}
+
 #[test]
 fn stream_guard_redacts_what_comes_in_two_windows() {
     let case = case("stream-guard", &["metrics"], r#"{"patterns": [{"text": "Project Blue"}]}"#);

@@ -13,7 +13,7 @@ use interlock_admission::{
 use interlock_metrics::Registry;
 use interlock_policy::{PolicyConfig, PolicyHost, Services, default_policies};
 use interlock_request::{Generation, Priority, Sampling};
-use interlock_state::{State, StateConfig, StoreUrl};
+use interlock_state::{State, StateConfig};
 
 mod common;
 use common::{caller, config, facts, grants, guest, settings};
@@ -53,7 +53,7 @@ impl FakeRedis {
 
     /// The longest that a call may wait, as an operator may set it.
     fn state(&self) -> State {
-        let store = StoreUrl::Redis(self.url.clone());
+        let store = self.url.parse().expect("a URL");
         let timeout = Duration::from_secs(1);
         State::open(&StateConfig { store, timeout, ..StateConfig::default() }).expect("it answers")
     }

@@ -9,6 +9,7 @@
 mod ending;
 mod generation;
 mod names;
+mod secret;
 mod size;
 
 pub use ending::{CancelCause, Deadline, Fault, FaultKind, Finish, Outcome, Stage, Usage};
@@ -17,4 +18,5 @@ pub use generation::{
     Sampling, SamplingDefaults,
 };
 pub use names::{BadRequestId, Endpoint, ModelId, RequestId, TokenId};
+pub use secret::{Secret, UrlWithLogin, is_secret, without_logins};
 pub use size::{BadByteSize, ByteSize};

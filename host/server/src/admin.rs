@@ -159,7 +159,7 @@ async fn authorized(State(desk): State<Arc<Desk>>, request: Request, next: Next)
     }
     let Some(token) = &desk.config.token else { return next.run(request).await };
     let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let wanted = format!("Bearer {token}");
+    let wanted = format!("Bearer {}", token.reveal());
     if shown.is_some_and(|shown| same(shown, wanted.as_bytes())) {
         return next.run(request).await;
     }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use interlock_request::ByteSize;
+use interlock_request::{ByteSize, Secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -192,7 +192,7 @@ pub struct AdminConfig {
     pub bind: Option<SocketAddr>,
     /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
     #[schemars(example = &"a long random text")]
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// Connections that may be open there at once, 1 to 1024. Over it, whoever sends no request
     /// soon makes way for whoever comes. Its connections are timed as those of clients are
     /// (`server.header_timeout`, `server.write_timeout`).
@@ -225,7 +225,7 @@ impl AdminConfig {
         if connections.get() > most {
             problems.push(format!("admin.connections_max must be 1 to {most}, got {connections}"));
         }
-        if self.token.as_ref().is_some_and(|token| token.is_empty()) {
+        if self.token.as_ref().is_some_and(|token| token.reveal().is_empty()) {
             problems.push("admin.token must not be empty, got \"\"".into());
         }
         problems

@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use interlock_request::ByteSize;
+use interlock_request::{ByteSize, Secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::redis::{BadRedisUrl, RedisUrl};
 use crate::space::ENTRY_BYTES;
 
 /// `[state]`: what policies remember between calls. Each policy has its own keys and its own quota.
@@ -15,9 +16,10 @@ use crate::space::ENTRY_BYTES;
 #[serde(deny_unknown_fields, default)]
 pub struct StateConfig {
     /// `memory`, which is this process's own and ends with it, or a server of Redis 6.2 or later, or
-    /// of Valkey, as `redis://[user:password@]host[:port][/database]`; what is tested is Redis 6.2,
+    /// of Valkey, as `redis://[user:password@]host[:port][/database]`; what is shown of it has no login. What is tested is Redis 6.2,
     /// the oldest, and Valkey 9.1, the newest. Turn this to Redis when several hosts are to share
-    /// their limits, or when limits have to outlive a restart.
+    /// their limits, or when limits have to outlive a restart. A host starts whether or not it answers, says so,
+    /// and connects when it does.
     pub store: StoreUrl,
     /// Longest time that one call may wait for Redis, 1ms to 1s; memory never waits. The default is
     /// several times a round trip within a data centre. A policy that waited in vain hears that the
@@ -27,6 +29,14 @@ pub struct StateConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub timeout: Duration,
+    /// How long a slot or a reservation in Redis outlives the host that took it, 1s to 1h. A host
+    /// renews what its requests hold each third of this; of one that was killed it is free again
+    /// after this, and of one that Redis did not hear for longer it is lost while the request goes on.
+    /// Turn this up when Redis is away for longer now and then, as while a replica takes over; turn it
+    /// down when tenants must not wait that long for the slots of a host that died.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub lease: Duration,
     /// Most keys of one policy: buckets, windows, open reservations, counted slots and values. A
     /// limit per user takes a key per user. Turn this up when the log or the metrics say `quota`
     /// and there are that many users.
@@ -41,28 +51,29 @@ pub struct StateConfig {
 
 /// Where the state is. Written `memory`, or as a Redis URL.
 ///
-/// Wherever it is shown or written, the password is not.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+/// Wherever it is shown or written, the login is not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "Secret")]
 pub enum StoreUrl {
     /// In this process.
     #[default]
     Memory,
-    /// In Redis, at this URL, password included.
-    Redis(String),
+    /// In Redis.
+    Redis(RedisUrl),
 }
 
-/// A text that names no store.
-#[derive(Debug, thiserror::Error)]
-#[error("a store is \"memory\" or \"redis://host[:port][/database]\", got {0:?}")]
-pub struct BadStoreUrl(String);
+/// A text that names no store. It may be a URL with a password in the wrong place, so it is not quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct BadStoreUrl(#[from] BadRedisUrl);
 
 impl Default for StateConfig {
     fn default() -> Self {
         Self {
             store: StoreUrl::Memory,
             timeout: Duration::from_millis(3),
+            lease: Duration::from_secs(30),
             keys_max: 100_000,
             bytes_max: ByteSize(32 << 20),
             value_bytes_max: ByteSize(64 << 10),
@@ -73,6 +84,8 @@ impl Default for StateConfig {
 impl StateConfig {
     const TIMEOUT_MIN: Duration = Duration::from_millis(1);
     const TIMEOUT_MAX: Duration = Duration::from_secs(1);
+    const LEASE_MIN: Duration = Duration::from_secs(1);
+    const LEASE_MAX: Duration = Duration::from_secs(3600);
     const KEYS_MAX: usize = 10_000_000;
     const BYTES_MAX: ByteSize = ByteSize(16 << 30);
     const VALUE_BYTES_MAX: ByteSize = ByteSize(64 << 10);
@@ -90,6 +103,12 @@ impl StateConfig {
             "timeout",
             format!("be {:?} to {:?}", Self::TIMEOUT_MIN, Self::TIMEOUT_MAX),
             &format!("{:?}", self.timeout),
+        );
+        must(
+            (Self::LEASE_MIN..=Self::LEASE_MAX).contains(&self.lease),
+            "lease",
+            format!("be {:?} to {:?}", Self::LEASE_MIN, Self::LEASE_MAX),
+            &format!("{:?}", self.lease),
         );
         must(
             (1..=Self::KEYS_MAX).contains(&self.keys_max),
@@ -115,30 +134,11 @@ impl StateConfig {
     }
 }
 
-impl StoreUrl {
-    /// The URL with anything between `:` and `@` hidden: it goes into logs.
-    fn shown(url: &str) -> String {
-        let start = url.find("://").map_or(0, |at| at + 3);
-        let Some(at) = url[start..].rfind('@') else { return url.to_owned() };
-        let login = &url[start..start + at];
-        let user = login.split(':').next().unwrap_or_default();
-        let password = if login.contains(':') { ":***" } else { "" };
-        format!("{}{user}{password}{}", &url[..start], &url[start + at..])
-    }
-}
-
 impl FromStr for StoreUrl {
     type Err = BadStoreUrl;
 
     fn from_str(text: &str) -> Result<Self, BadStoreUrl> {
-        if text == "memory" {
-            return Ok(Self::Memory);
-        }
-        if crate::redis::is_url(text) {
-            Ok(Self::Redis(text.to_owned()))
-        } else {
-            Err(BadStoreUrl(Self::shown(text)))
-        }
+        Ok(if text == "memory" { Self::Memory } else { Self::Redis(text.parse()?) })
     }
 }
 
@@ -160,14 +160,8 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
-            Self::Redis(url) => f.write_str(&Self::shown(url)),
+            Self::Redis(url) => url.fmt(f),
         }
-    }
-}
-
-impl fmt::Debug for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
     }
 }
 
@@ -181,7 +175,7 @@ mod tests {
     fn a_store_is_memory_or_a_redis_url() {
         assert_eq!("memory".parse::<StoreUrl>().unwrap(), StoreUrl::Memory);
         for url in ["redis://cache", "redis://cache:6380/2", "redis+unix:///run/redis.sock"] {
-            assert_eq!(url.parse::<StoreUrl>().unwrap(), StoreUrl::Redis(url.into()));
+            assert_eq!(url.parse::<StoreUrl>().unwrap(), StoreUrl::Redis(url.parse().unwrap()));
         }
         for bad in ["", "cache:6379", "http://cache", "rediss://cache", "redis:cache", "redis://"] {
             assert!(bad.parse::<StoreUrl>().is_err(), "{bad:?}");
@@ -191,11 +185,9 @@ mod tests {
     #[test]
     fn a_password_is_not_shown() {
         let store: StoreUrl = "redis://host:p@ss:w0rd@cache:6379/1".parse().unwrap();
-        assert_eq!(store.to_string(), "redis://host:***@cache:6379/1");
-        assert_eq!(format!("{store:?}"), store.to_string());
+        assert_eq!(store.to_string(), "redis://***@cache:6379/1");
+        assert!(!format!("{store:?}").contains("w0rd"), "{store:?}");
         assert_eq!(serde_json::to_string(&store).unwrap(), format!("\"{store}\""));
-        let bad = "http://me:secret@cache".parse::<StoreUrl>().unwrap_err();
-        assert!(!bad.to_string().contains("secret"), "{bad}");
     }
 
     #[test]
@@ -212,12 +204,14 @@ mod tests {
         let bad = StateConfig {
             store: StoreUrl::Memory,
             timeout: Duration::from_secs(2),
+            lease: Duration::from_millis(999),
             keys_max: 0,
             bytes_max: ByteSize(4),
             value_bytes_max: ByteSize(2 << 20),
         };
         expect![[r#"
             state.timeout must be 1ms to 1s, got 2s
+            state.lease must be 1s to 3600s, got 999ms
             state.keys_max must be 1 to 10000000, got 0
             state.value_bytes_max must be 1B to 64KiB, got 2MiB
             state.bytes_max must be 2097280B (one value of state.value_bytes_max) to 16GiB, got 4B"#]]

@@ -19,17 +19,20 @@
 //! - What one policy can fill is bounded in keys and bytes. What has ended is swept before anything
 //!   is refused, and nothing that still counts is dropped to make room.
 //! - Nothing is kept for longer than [`LIFE_MAX`] after it was last written.
-//! - Memory answers in microseconds, and [`State::waits`] says so. Redis answers within `state.timeout`, or the fault is
-//!   [`StateFault::Unavailable`]; then it is left alone until it answers again, and until then each
-//!   call fails at once.
+//! - What a request holds, a slot or a reservation, is held as long as its host lives and has not ended
+//!   it; of a host that has died nothing is held for longer than `state.lease`. What could not be
+//!   ended because the store did not answer is ended when it does.
+//! - Memory answers in microseconds, and [`State::waits`] says so. Redis answers within
+//!   `state.timeout`, or the fault is [`StateFault::Unavailable`]; then it is left alone until it
+//!   answers again, and until then each call fails at once. It need not be there at the start.
 //!
 //! # Not here
 //!
-//! No wasmtime, no request and no tokio: calls are synchronous and made inline. Which reservations
-//! belong to which request is the caller's bookkeeping, since the caller is who knows when a request
-//! ends; what it has to [`Space::abandon`] then are numbers. Hosts that each have their own Redis,
-//! and a Redis that loses what it was told (a failover to a replica that is behind), are limits of
-//! Redis that nothing here repairs.
+//! No wasmtime, no request and no tokio: calls are synchronous and made inline. Which reservations and
+//! slots belong to which request is the caller's bookkeeping, since the caller is who knows when a
+//! request ends; what it has to [`Space::abandon`], [`Space::charge`] or [`Space::vacate`] then are
+//! numbers. Hosts that each have their own Redis, and a Redis that loses what it was told (a failover
+//! to a replica that is behind), are limits of Redis that nothing here repairs.
 
 mod clock;
 mod config;
@@ -43,6 +46,7 @@ use std::sync::Arc;
 pub use clock::StateClock;
 pub use config::{BadStoreUrl, StateConfig, StoreUrl};
 pub use metrics::StateMetrics;
+pub use redis::{BadRedisUrl, RedisUrl};
 pub use space::{Bucket, Entered, NEVER, Reservation, Reserved, Space, StateFault, Taken, Window};
 
 use clock::Monotonic;
@@ -66,16 +70,23 @@ pub struct State {
     metrics: Option<StateMetrics>,
 }
 
-/// Why the state could not be opened.
+/// Why there is no state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateFailed {
-    /// Nobody answers there, or not as Redis does. Found at the start and not at the first
-    /// request, since at the start it is most often a typing error.
+    /// There is no room for the threads that keep the connections.
+    #[error("cannot start the threads that keep state.store {store}: {why}")]
+    NoThread {
+        /// Where, without the login.
+        store: String,
+        /// What the system says.
+        why: std::io::Error,
+    },
+    /// Nobody answers there, or not as Redis does.
     #[error("state.store {store} cannot be used: {why}")]
     Unusable {
-        /// Where, without the password.
+        /// Where, without the login.
         store: String,
-        /// What the client says.
+        /// What the client or the server says.
         why: String,
     },
 }
@@ -84,6 +95,12 @@ pub enum StateFailed {
 trait Store: Send + Sync {
     /// May a call wait for another process?
     fn waits(&self) -> bool;
+
+    /// Counts what fails, from now on. What cannot fail counts nothing.
+    fn count_in(&self, metrics: &StateMetrics);
+
+    /// Waits until what was ended is, or for so long; whether it is.
+    fn flush(&self, wait_max: Duration) -> bool;
 
     /// The shelf of a policy; the same one for the same name.
     fn shelf(&self, policy: &str) -> Arc<dyn space::Shelf>;
@@ -94,7 +111,8 @@ impl State {
     ///
     /// # Errors
     ///
-    /// When it names a Redis that does not answer.
+    /// When there is no room for a thread. A Redis that does not answer, or refuses, is none: it is
+    /// said in the log, calls fail until it answers, and policies decide without their state.
     pub fn open(config: &StateConfig) -> Result<Self, StateFailed> {
         Self::open_with(config, Arc::new(Monotonic::new()))
     }
@@ -112,14 +130,28 @@ impl State {
         let store: Arc<dyn Store> = match &config.store {
             StoreUrl::Memory => Arc::new(memory::Memory::new(clock, quota)),
             StoreUrl::Redis(url) => {
-                let opened = redis::Redis::open(url, config.timeout, quota);
-                Arc::new(opened.map_err(|error| StateFailed::Unusable {
-                    store: config.store.to_string(),
-                    why: error.to_string(),
+                Arc::new(redis::Redis::open(url, config, quota).map_err(|why| {
+                    StateFailed::NoThread { store: config.store.to_string(), why }
                 })?)
             }
         };
         Ok(Self { store, quota, metrics: None })
+    }
+
+    /// Asks whether what the configuration names can be used now, for whoever checks it: within a few
+    /// seconds, however the network fares.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer, or refuses.
+    pub fn probe(config: &StateConfig) -> Result<(), StateFailed> {
+        let StoreUrl::Redis(url) = &config.store else { return Ok(()) };
+        let store = config.store.to_string();
+        match redis::Redis::probe(url, config, Quota::of(config)) {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => Err(StateFailed::Unusable { store, why }),
+            Err(why) => Err(StateFailed::NoThread { store, why }),
+        }
     }
 
     /// State in the memory of this process, within the default quota.
@@ -142,7 +174,13 @@ impl State {
     /// Counts what the spaces are asked, from now on.
     #[must_use]
     pub fn with_metrics(self, metrics: StateMetrics) -> Self {
+        self.store.count_in(&metrics);
         Self { metrics: Some(metrics), ..self }
+    }
+
+    /// Waits until the store has heard of all that was ended, or for so long; whether it has.
+    pub fn flush(&self, wait_max: Duration) -> bool {
+        self.store.flush(wait_max)
     }
 
     /// A policy's own namespace, with its own quota of keys and bytes. Asked twice, it is the same.

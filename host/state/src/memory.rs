@@ -27,9 +27,10 @@ use std::time::Duration;
 
 use self::table::{Room, Table};
 use crate::clock::StateClock;
+use crate::metrics::StateMetrics;
 use crate::space::{
-    Bucket, ENTRY_BYTES, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES, Shelf,
-    StateFault, Taken, Window,
+    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
+    Shelf, StateFault, Taken, Window,
 };
 use crate::{RESERVATION_LIFE, Store};
 
@@ -107,6 +108,14 @@ impl Memory {
 impl Store for Memory {
     fn waits(&self) -> bool {
         false
+    }
+
+    fn count_in(&self, metrics: &StateMetrics) {
+        metrics.available.set(1);
+    }
+
+    fn flush(&self, _: Duration) -> bool {
+        true
     }
 
     fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
@@ -189,6 +198,49 @@ impl Shard {
     }
 }
 
+impl MemoryShelf {
+    fn settle(&self, reservation: u64, actual: Option<f64>) -> Result<bool, StateFault> {
+        self.on(Self::shard_of_number(reservation), |shard, now| {
+            if shard.reservations.get(&reservation, now).is_none() {
+                return Ok(false);
+            }
+            // The reservation goes first: its key and bytes are what a window that has to be made
+            // again needs at most, so settling works however full the shelf is.
+            let held = shard.reservations.remove(&reservation, &self.room);
+            let Some(held) = held else { return Ok(false) };
+            let mut spent = shard.window(&held.key, held.window.per, now);
+            let beyond = actual.map_or(0.0, |actual| actual - held.total);
+            if beyond > 0.0 {
+                spent.used += beyond;
+            } else if held.began == spent.began {
+                spent.used = (spent.used + beyond.max(-held.here)).max(0.0);
+            } else {
+                return Ok(true);
+            }
+            let (size, until) = (entry(&held.key), (now, spent.ends));
+            shard.windows.put_anyhow(held.key.as_str(), spent, size, until, &self.room);
+            Ok(true)
+        })
+    }
+
+    fn leave(&self, key: &str, slot: u64) -> Result<bool, StateFault> {
+        self.on(Self::shard_of(key), |shard, now| {
+            let Some(slots) = shard.slots.get(key, now) else { return Ok(false) };
+            let running = slots.iter().filter(|one| one.ends > now);
+            let left: Vec<Slot> = running.clone().filter(|one| one.id != slot).copied().collect();
+            let found = left.len() < running.count();
+            match left.iter().map(|slot| slot.ends).max() {
+                Some(ends) => {
+                    let size = entry(key) + SLOT_BYTES * left.len() as u64;
+                    shard.slots.put(key, left, size, (now, ends), &self.room)?;
+                }
+                None => drop(shard.slots.remove(key, &self.room)),
+            }
+            Ok(found)
+        })
+    }
+}
+
 impl Shelf for MemoryShelf {
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault> {
         let Bucket { capacity, refill_per_second } = bucket;
@@ -262,40 +314,13 @@ impl Shelf for MemoryShelf {
         })
     }
 
-    fn settle(&self, reservation: u64, actual: f64) -> Result<bool, StateFault> {
-        self.on(Self::shard_of_number(reservation), |shard, now| {
-            if shard.reservations.get(&reservation, now).is_none() {
-                return Ok(false);
-            }
-            // The reservation goes first: its key and bytes are what a window that has to be made
-            // again needs at most, so settling works however full the shelf is.
-            let held = shard.reservations.remove(&reservation, &self.room);
-            let Some(held) = held else { return Ok(false) };
-            let mut spent = shard.window(&held.key, held.window.per, now);
-            let beyond = actual - held.total;
-            if beyond > 0.0 {
-                spent.used += beyond;
-            } else if held.began == spent.began {
-                spent.used = (spent.used + beyond.max(-held.here)).max(0.0);
-            } else {
-                return Ok(true);
-            }
-            let (size, until) = (entry(&held.key), (now, spent.ends));
-            shard.windows.put_anyhow(held.key.as_str(), spent, size, until, &self.room);
-            Ok(true)
-        })
-    }
-
     fn enter(&self, key: &str, limit: u32, lease: Duration) -> Result<Entered, StateFault> {
         let place = Self::shard_of(key);
         self.on(place, |shard, now| {
             let mut slots = shard.slots.get(key, now).cloned().unwrap_or_default();
             slots.retain(|slot| slot.ends > now);
             if slots.len() >= limit as usize {
-                // Below the limit again once all but `limit - 1` are gone.
-                slots.sort_unstable_by_key(|slot| slot.ends);
-                let last = slots[slots.len() - limit as usize];
-                return Ok(Entered::Denied { available_in: last.ends - now });
+                return Ok(Entered::Full);
             }
             let id = self.number(place);
             slots.push(Slot { id, ends: now + lease });
@@ -307,21 +332,16 @@ impl Shelf for MemoryShelf {
         })
     }
 
-    fn leave(&self, key: &str, slot: u64) -> Result<bool, StateFault> {
-        self.on(Self::shard_of(key), |shard, now| {
-            let Some(slots) = shard.slots.get(key, now) else { return Ok(false) };
-            let running = slots.iter().filter(|one| one.ends > now);
-            let left: Vec<Slot> = running.clone().filter(|one| one.id != slot).copied().collect();
-            let found = left.len() < running.count();
-            match left.iter().map(|slot| slot.ends).max() {
-                Some(ends) => {
-                    let size = entry(key) + SLOT_BYTES * left.len() as u64;
-                    shard.slots.put(key, left, size, (now, ends), &self.room)?;
-                }
-                None => drop(shard.slots.remove(key, &self.room)),
-            }
-            Ok(found)
-        })
+    fn end(&self, ending: Ending) -> Result<bool, StateFault> {
+        match ending {
+            Ending::Settle { reservation, actual } => self.settle(reservation, actual),
+            Ending::Leave { key, slot } => self.leave(&key, slot),
+        }
+    }
+
+    fn end_soon(&self, ending: Ending) {
+        // It always answers, and there is room for an ending.
+        let _known = self.end(ending);
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StateFault> {

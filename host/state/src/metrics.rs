@@ -1,6 +1,6 @@
 //! What the state tells the outside. Registered as `interlock_policy_state_*`.
 
-use interlock_metrics::{IntCounter, IntCounterVec, Registry};
+use interlock_metrics::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use crate::space::StateFault;
 
@@ -9,6 +9,40 @@ use crate::space::StateFault;
 #[derive(Debug, Clone)]
 pub struct StateMetrics {
     ops: IntCounterVec,
+    failures: IntCounterVec,
+    /// Does the store answer?
+    pub(crate) available: IntGauge,
+    /// Slots and reservations that ended before their requests.
+    pub(crate) leases_lost: IntCounter,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// There is no connection.
+    Unreachable,
+    /// It did not answer within `state.timeout`.
+    Late,
+    /// Every connection was in use.
+    Crowded,
+    /// It has no memory left (OOM).
+    Memory,
+    /// It is a replica (READONLY).
+    ReadOnly,
+    /// It cannot save, and takes no writes until it can (MISCONF).
+    Persistence,
+    /// The login is missing, wrong, or may not do this.
+    Auth,
+    /// It has just started and reads its data.
+    Loading,
+    /// It is part of a cluster that is not whole, or another part has the key.
+    Cluster,
+    /// It lacks its replicas or its master.
+    Replication,
+    /// Somebody's script runs for too long.
+    Busy,
+    /// Something else that it said.
+    Refused,
 }
 
 /// Something that a policy, or the host on its behalf, asks.
@@ -57,7 +91,29 @@ impl StateMetrics {
                  (a reservation that is over) or a fault.",
                 &["policy", "op", "result"],
             ),
+            failures: registry.counters(
+                "policy_state_failures_total",
+                "Calls that the store of policies' state did not carry out, by why: unreachable, \
+                 late, crowded (every connection in use), or what Redis said: memory (OOM), \
+                 read_only, persistence (MISCONF), auth, loading, cluster, replication, busy, \
+                 refused (anything else).",
+                &["kind"],
+            ),
+            available: registry.gauge(
+                "policy_state_available",
+                "1 while the store of policies' state answers, 0 while it does not.",
+            ),
+            leases_lost: registry.counter(
+                "policy_state_leases_lost_total",
+                "Slots and reservations of running requests that ended since they were not renewed \
+                 within state.lease.",
+            ),
         }
+    }
+
+    /// One for each kind of failure, in its order.
+    pub(crate) fn failures(&self) -> [IntCounter; FailureKind::ALL.len()] {
+        FailureKind::ALL.map(|kind| self.failures.with_label_values(&[kind.as_str()]))
     }
 
     /// All of a policy's counters: they are there before the first call, or a rate would miss it.
@@ -71,6 +127,41 @@ impl StateMetrics {
 impl Counts {
     pub(crate) fn count(&self, op: Op, said: Said) {
         self.0[op as usize][said as usize].inc();
+    }
+}
+
+impl FailureKind {
+    /// In the order of the declaration.
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Unreachable,
+        Self::Late,
+        Self::Crowded,
+        Self::Memory,
+        Self::ReadOnly,
+        Self::Persistence,
+        Self::Auth,
+        Self::Loading,
+        Self::Cluster,
+        Self::Replication,
+        Self::Busy,
+        Self::Refused,
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Late => "late",
+            Self::Crowded => "crowded",
+            Self::Memory => "memory",
+            Self::ReadOnly => "read_only",
+            Self::Persistence => "persistence",
+            Self::Auth => "auth",
+            Self::Loading => "loading",
+            Self::Cluster => "cluster",
+            Self::Replication => "replication",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
+        }
     }
 }
 
@@ -158,6 +249,9 @@ mod tests {
         }
         for (at, said) in Said::ALL.into_iter().enumerate() {
             assert_eq!(said as usize, at, "{said:?}");
+        }
+        for (at, kind) in FailureKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at, "{kind:?}");
         }
     }
 }

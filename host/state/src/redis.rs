@@ -9,12 +9,17 @@
 //! ```text
 //! interlock:{POLICY}:b:KEY     bucket       "tokens since", a string
 //! interlock:{POLICY}:w:KEY     window       "began ends used"
-//! interlock:{POLICY}:r:ID      reservation  "began here total limit per KEY"
+//! interlock:{POLICY}:r:ID      reservation  "began here total limit per KEY"; given back: total 0
 //! interlock:{POLICY}:c:KEY     slots        sorted set: slot by the end of its lease
 //! interlock:{POLICY}:v:KEY     value        as the policy gave it
 //! interlock:{POLICY}:ends      sorted set of the above by when they end
 //! interlock:{POLICY}:sizes     hash of the above by size; the sum is in the field ""
 //! ```
+//!
+//! Slots and reservations are held by leases of `state.lease`, which the host renews while their
+//! requests live ([`leases`]): of a host that has died nothing is held for longer. A reservation's
+//! lease is its end in `ends`; when that has come, whoever sweeps gives back what it holds, and it is
+//! remembered for the rest of its life, so that a host which was only slow can still charge.
 //!
 //! All have an expiry. The last two are the policy's account: quotas are checked against them, and
 //! what has ended is taken off them before anything is refused. The braces make a cluster keep a
@@ -28,62 +33,88 @@
 //! # Not here
 //!
 //! TLS, clusters of more than one shard, and sentinels: the client can do each of them behind a
-//! feature of its own, and none has been tested here. How connections fail and heal is [`link`]'s.
+//! feature of its own, and none has been tested here. How connections fail and heal is [`link`]'s;
+//! what it means that the server refuses something is [`failure`]'s.
 
+mod address;
+mod failure;
+mod leases;
 mod link;
+mod server;
+mod url;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{IntoConnectionInfo, RedisResult, Script, ScriptInvocation};
+use ::redis::{Script, ScriptInvocation};
 
+use self::address::{Connector, LookUp, system};
+use self::leases::Leases;
 use self::link::Link;
+use self::server::{Answer, Hold, Scripts, Server, entry, micros, reservation_life};
+use crate::metrics::StateMetrics;
 use crate::space::{
-    Bucket, ENTRY_BYTES, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES, Shelf,
-    StateFault, Taken, Window,
+    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
+    Shelf, StateFault, Taken, Window,
 };
-use crate::{LIFE_MAX, RESERVATION_LIFE, Store};
+use crate::{RESERVATION_LIFE, StateConfig, Store};
 
-/// Whether the client takes this for a server that it can reach: no TLS.
-pub(crate) fn is_url(text: &str) -> bool {
-    let plain = ["redis://", "redis+unix://"].iter().any(|scheme| text.starts_with(scheme));
-    plain && text.into_connection_info().is_ok()
-}
+pub use self::url::{BadRedisUrl, RedisUrl};
 
-/// A connection to Redis, with the scripts.
+/// A connection to Redis, and what this host holds there.
 pub(crate) struct Redis {
-    link: Arc<Link>,
-    scripts: Arc<Scripts>,
-    quota: Quota,
+    server: Arc<Server>,
+    leases: Arc<Leases>,
 }
 
 /// One policy's keys.
 struct RedisShelf {
-    link: Arc<Link>,
-    scripts: Arc<Scripts>,
-    quota: Quota,
-    prefix: String,
-}
-
-struct Scripts {
-    take: Script,
-    reserve: Script,
-    extend: Script,
-    settle: Script,
-    enter: Script,
-    leave: Script,
-    set: Script,
-    delete: Script,
-    compare_and_set: Script,
-    increment: Script,
+    server: Arc<Server>,
+    leases: Arc<Leases>,
+    prefix: Arc<str>,
 }
 
 impl Redis {
-    pub(crate) fn open(url: &str, timeout: Duration, quota: Quota) -> RedisResult<Self> {
-        let scripts = Arc::new(Scripts::new());
-        let link = Link::open(url, timeout, scripts.all().cloned().collect())?;
-        Ok(Self { link: Arc::new(link), scripts, quota })
+    /// Opens it, whether it answers or not: until it does, each call fails at once.
+    pub(crate) fn open(
+        url: &RedisUrl,
+        config: &StateConfig,
+        quota: Quota,
+    ) -> std::io::Result<Self> {
+        let opened = Self::open_with(url, config, quota, system())?;
+        if let Some(down) = opened.server.link.down() {
+            tracing::warn!(
+                store = %url, kind = down.kind.as_str(), why = down.why,
+                "policies' state is unavailable; the host starts without it, and policies decide \
+                 without it until it answers"
+            );
+        }
+        Ok(opened)
+    }
+
+    fn open_with(
+        url: &RedisUrl,
+        config: &StateConfig,
+        quota: Quota,
+        look_up: LookUp,
+    ) -> std::io::Result<Self> {
+        let scripts = Scripts::new();
+        let connector = Connector::new(url.info(), look_up);
+        let link = Link::open(connector, config.timeout, scripts.all().cloned().collect())?;
+        let server = Arc::new(Server { link, scripts, quota, lease: config.lease });
+        let leases = Arc::new(Leases::start(Arc::clone(&server))?);
+        Ok(Self { server, leases })
+    }
+
+    /// Why it cannot be used now, if it cannot.
+    pub(crate) fn probe(
+        url: &RedisUrl,
+        config: &StateConfig,
+        quota: Quota,
+    ) -> std::io::Result<Option<String>> {
+        let opened = Self::open_with(url, config, quota, system())?;
+        Ok(opened.server.link.down().map(|down| down.why))
     }
 }
 
@@ -92,12 +123,20 @@ impl Store for Redis {
         true
     }
 
+    fn count_in(&self, metrics: &StateMetrics) {
+        self.server.link.count_in(metrics);
+        self.leases.count_in(metrics.leases_lost.clone());
+    }
+
+    fn flush(&self, wait_max: Duration) -> bool {
+        self.leases.flush(wait_max)
+    }
+
     fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
         Arc::new(RedisShelf {
-            link: Arc::clone(&self.link),
-            scripts: Arc::clone(&self.scripts),
-            quota: self.quota,
-            prefix: format!("interlock:{{{}}}:", plain(policy)),
+            server: Arc::clone(&self.server),
+            leases: Arc::clone(&self.leases),
+            prefix: format!("interlock:{{{}}}:", plain(policy)).into(),
         })
     }
 }
@@ -116,94 +155,40 @@ fn plain(policy: &str) -> String {
     name
 }
 
-impl Scripts {
-    fn new() -> Self {
-        // Each begins with what they share: the time, the account, and how a window is read.
-        let script =
-            |own: &str| Script::new(&format!("{}\n{own}", include_str!("redis/shared.lua")));
-        Self {
-            take: script(include_str!("redis/take.lua")),
-            reserve: script(include_str!("redis/reserve.lua")),
-            extend: script(include_str!("redis/extend.lua")),
-            settle: script(include_str!("redis/settle.lua")),
-            enter: script(include_str!("redis/enter.lua")),
-            leave: script(include_str!("redis/leave.lua")),
-            set: script(include_str!("redis/set.lua")),
-            delete: script(include_str!("redis/delete.lua")),
-            compare_and_set: script(include_str!("redis/compare_and_set.lua")),
-            increment: script(include_str!("redis/increment.lua")),
-        }
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Script> {
-        let Self { take, reserve, extend, settle, enter, leave, .. } = self;
-        let Self { set, delete, compare_and_set, increment, .. } = self;
-        [take, reserve, extend, settle, enter, leave, set, delete, compare_and_set, increment]
-            .into_iter()
-    }
-}
-
-/// What a script says: a word, and what belongs to it.
-struct Answer(Vec<String>);
-
-impl Answer {
-    fn word(&self) -> &str {
-        self.0.first().map_or("", String::as_str)
-    }
-
-    fn number<T: std::str::FromStr>(&self, at: usize) -> Result<T, StateFault> {
-        let number = self.0.get(at).and_then(|text| text.parse().ok());
-        number.ok_or_else(|| self.nonsense())
-    }
-
-    /// Microseconds, as the scripts count them. Rounded up: who waits that long must not come early.
-    fn time(&self, at: usize) -> Result<Duration, StateFault> {
-        let micros: f64 = self.number(at)?;
-        Ok(Duration::from_micros(micros.max(0.0).ceil() as u64))
-    }
-
-    fn nonsense(&self) -> StateFault {
-        StateFault::Unavailable(format!(
-            "redis answered {:?}, which is none of our scripts' answers",
-            self.0
-        ))
-    }
-}
-
 /// A number that no other reservation or slot of the policy has: drawn by whoever makes it, so
 /// that hosts need not agree on a counter. One in 10^19 that it is taken.
 fn draw() -> u64 {
     fastrand::u64(NonZeroU64::MIN.get()..)
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn entry(key: &str) -> u64 {
-    key.len() as u64 + ENTRY_BYTES
+fn room(answer: Answer) -> Result<Answer, StateFault> {
+    if answer.word() == "quota" { Err(StateFault::Quota) } else { Ok(answer) }
 }
 
 impl RedisShelf {
-    /// What every script is told first, in the order of `shared.lua`.
     fn call<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
-        let mut call = script.prepare_invoke();
-        call.key(&self.prefix);
-        call.arg(self.quota.keys_max).arg(self.quota.bytes_max);
-        call.arg(LIFE_MAX.as_millis() as u64);
-        call
+        self.server.call(script, &self.prefix)
     }
 
     fn run(&self, call: &ScriptInvocation<'_>) -> Result<Answer, StateFault> {
-        let answer = Answer(self.link.with(|connection| call.invoke(connection))?);
-        if answer.word() == "quota" { Err(StateFault::Quota) } else { Ok(answer) }
+        room(self.server.run(call)?)
+    }
+
+    /// The same for what begins to hold something. Where nobody knows whether it did, it is undone.
+    fn begin(&self, call: &ScriptInvocation<'_>, hold: &Hold) -> Result<Answer, StateFault> {
+        let answer = self.server.run(call).inspect_err(|failure| {
+            if failure.sent {
+                self.leases.undo(hold.clone());
+            }
+        });
+        room(answer?)
     }
 }
 
 impl Shelf for RedisShelf {
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault> {
         let Bucket { capacity, refill_per_second } = bucket;
-        let mut call = self.call(&self.scripts.take);
+        let mut call = self.call(&self.server.scripts.take);
         call.arg(key).arg(entry(key)).arg(capacity).arg(refill_per_second).arg(cost);
         call.arg(u8::from(take));
         let answer = self.run(&call)?;
@@ -216,24 +201,26 @@ impl Shelf for RedisShelf {
 
     fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault> {
         let id = draw();
-        let mut call = self.call(&self.scripts.reserve);
+        let mut call = self.call(&self.server.scripts.reserve);
         call.arg(key).arg(entry(key)).arg(window.limit).arg(micros(window.per)).arg(estimate);
-        call.arg(id).arg(micros(RESERVATION_LIFE));
-        let answer = self.run(&call)?;
+        call.arg(id).arg(reservation_life()).arg(micros(self.server.lease));
+        let hold = Hold::reservation(&self.prefix, id);
+        let answer = self.begin(&call, &hold)?;
         match answer.word() {
-            "ok" => Ok(Reserved::Ok(Reservation {
-                id,
-                remaining: answer.number(1)?,
-                resets_in: answer.time(2)?,
-            })),
+            "ok" => {
+                self.leases.hold(hold, RESERVATION_LIFE);
+                let (remaining, resets_in) = (answer.number(1)?, answer.time(2)?);
+                Ok(Reserved::Ok(Reservation { id, remaining, resets_in }))
+            }
             "denied" => Ok(Reserved::Denied { available_in: answer.time(1)? }),
             _ => Err(answer.nonsense()),
         }
     }
 
     fn extend(&self, reservation: u64, extra: f64) -> Result<Extended, StateFault> {
-        let mut call = self.call(&self.scripts.extend);
-        call.arg(reservation).arg(extra).arg(micros(RESERVATION_LIFE)).arg(ENTRY_BYTES);
+        let mut call = self.call(&self.server.scripts.extend);
+        call.arg(reservation).arg(extra).arg(ENTRY_BYTES);
+        call.arg(reservation_life()).arg(micros(self.server.lease));
         let answer = self.run(&call)?;
         match answer.word() {
             "ok" => Ok(Extended::Ok),
@@ -243,55 +230,54 @@ impl Shelf for RedisShelf {
         }
     }
 
-    fn settle(&self, reservation: u64, actual: f64) -> Result<bool, StateFault> {
-        let mut call = self.call(&self.scripts.settle);
-        call.arg(reservation).arg(actual).arg(ENTRY_BYTES);
-        let answer = self.run(&call)?;
-        match answer.word() {
-            "ok" => Ok(true),
-            "unknown" => Ok(false),
-            _ => Err(answer.nonsense()),
-        }
-    }
-
     fn enter(&self, key: &str, limit: u32, lease: Duration) -> Result<Entered, StateFault> {
         let slot = draw();
-        let mut call = self.call(&self.scripts.enter);
-        call.arg(key).arg(entry(key)).arg(SLOT_BYTES).arg(limit).arg(micros(lease)).arg(slot);
-        let answer = self.run(&call)?;
+        let mut call = self.call(&self.server.scripts.enter);
+        let first = lease.min(self.server.lease);
+        call.arg(key).arg(entry(key)).arg(SLOT_BYTES).arg(limit).arg(micros(first)).arg(slot);
+        let hold = Hold::slot(&self.prefix, key, slot);
+        let answer = self.begin(&call, &hold)?;
         match answer.word() {
-            "ok" => Ok(Entered::Ok { slot, running: answer.number(1)? }),
-            "denied" => Ok(Entered::Denied { available_in: answer.time(1)? }),
+            "ok" => {
+                self.leases.hold(hold, lease);
+                Ok(Entered::Ok { slot, running: answer.number(1)? })
+            }
+            "full" => Ok(Entered::Full),
             _ => Err(answer.nonsense()),
         }
     }
 
-    fn leave(&self, key: &str, slot: u64) -> Result<bool, StateFault> {
-        let mut call = self.call(&self.scripts.leave);
-        call.arg(key).arg(entry(key)).arg(SLOT_BYTES).arg(slot);
-        let answer = self.run(&call)?;
-        match answer.word() {
-            "ok" => Ok(true),
-            "unknown" => Ok(false),
-            _ => Err(answer.nonsense()),
+    fn end(&self, ending: Ending) -> Result<bool, StateFault> {
+        let hold = Hold::of(&self.prefix, &ending);
+        self.leases.release(&hold);
+        match self.server.end(&self.prefix, &ending) {
+            Ok(answer) => answer.known(),
+            Err(failure) => {
+                self.leases.end_soon(hold, ending);
+                Err(failure.into())
+            }
         }
+    }
+
+    fn end_soon(&self, ending: Ending) {
+        self.leases.end_soon(Hold::of(&self.prefix, &ending), ending);
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StateFault> {
         let mut get = ::redis::cmd("GET");
         get.arg(format!("{}v:{key}", self.prefix));
-        self.link.with(|connection| get.query(connection))
+        Ok(self.server.link.with(|connection| get.query(connection))?)
     }
 
     fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), StateFault> {
-        let mut call = self.call(&self.scripts.set);
+        let mut call = self.call(&self.server.scripts.set);
         call.arg(key).arg(entry(key) + value.len() as u64).arg(value).arg(micros(ttl));
         let answer = self.run(&call)?;
         if answer.word() == "ok" { Ok(()) } else { Err(answer.nonsense()) }
     }
 
     fn delete(&self, key: &str) -> Result<bool, StateFault> {
-        let mut call = self.call(&self.scripts.delete);
+        let mut call = self.call(&self.server.scripts.delete);
         call.arg(key);
         let answer = self.run(&call)?;
         match answer.word() {
@@ -308,7 +294,7 @@ impl Shelf for RedisShelf {
         new: &[u8],
         ttl: Duration,
     ) -> Result<bool, StateFault> {
-        let mut call = self.call(&self.scripts.compare_and_set);
+        let mut call = self.call(&self.server.scripts.compare_and_set);
         call.arg(key).arg(entry(key) + new.len() as u64).arg(new).arg(micros(ttl));
         if let Some(old) = old {
             call.arg(old);
@@ -322,7 +308,7 @@ impl Shelf for RedisShelf {
     }
 
     fn increment(&self, key: &str, by: i64, ttl: Duration) -> Result<i64, StateFault> {
-        let mut call = self.call(&self.scripts.increment);
+        let mut call = self.call(&self.server.scripts.increment);
         call.arg(key).arg(entry(key)).arg(by).arg(micros(ttl));
         let answer = self.run(&call)?;
         match answer.word() {

@@ -94,11 +94,8 @@ pub enum Entered {
         /// How many are in now, this one included.
         running: u32,
     },
-    /// As many as may are in.
-    Denied {
-        /// When a lease ends that makes room, at the latest: others may leave before.
-        available_in: Duration,
-    },
+    /// As many as may are in. When one of them leaves nobody knows.
+    Full,
 }
 
 /// Why an operation was not carried out. Nothing has changed then, except where
@@ -119,6 +116,25 @@ pub enum StateFault {
     /// The policy asked for something that has no meaning. Retrying cannot help.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// How something ends that a request held. To end it twice changes nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ending {
+    /// A reservation, of which so much was used; `None`: all that it holds.
+    Settle {
+        /// Which.
+        reservation: u64,
+        /// How much.
+        actual: Option<f64>,
+    },
+    /// A slot.
+    Leave {
+        /// Among whom it counts.
+        key: String,
+        /// Which.
+        slot: u64,
+    },
 }
 
 /// What came of extending, for the counters.
@@ -153,11 +169,12 @@ pub(crate) trait Shelf: Send + Sync {
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault>;
     fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault>;
     fn extend(&self, reservation: u64, extra: f64) -> Result<Extended, StateFault>;
-    /// Whether there was such a reservation.
-    fn settle(&self, reservation: u64, actual: f64) -> Result<bool, StateFault>;
     fn enter(&self, key: &str, limit: u32, lease: Duration) -> Result<Entered, StateFault>;
-    /// Whether there was such a slot.
-    fn leave(&self, key: &str, slot: u64) -> Result<bool, StateFault>;
+    /// Whether there was such a reservation or slot. Where the store does not answer, it is ended
+    /// as soon as it does.
+    fn end(&self, ending: Ending) -> Result<bool, StateFault>;
+    /// The same without waiting for another process.
+    fn end_soon(&self, ending: Ending);
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StateFault>;
     fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), StateFault>;
     fn delete(&self, key: &str) -> Result<bool, StateFault>;
@@ -245,8 +262,9 @@ impl Space {
 
     /// Charges an estimate to a window, to be settled when the actual amount is known.
     ///
-    /// A reservation that is neither settled nor abandoned stays charged until its window ends,
-    /// and takes a key for [`RESERVATION_LIFE`](crate::RESERVATION_LIFE).
+    /// It stays charged until it is settled, charged or abandoned, as long as this host lives. When
+    /// the host has died, it is given back within `state.lease`; should it come back and settle after
+    /// that, what was used is charged then.
     ///
     /// # Errors
     ///
@@ -303,10 +321,11 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// See [`Space`]; never [`StateFault::Quota`].
+    /// See [`Space`]; never [`StateFault::Quota`]. After [`StateFault::Unavailable`] this host
+    /// settles as soon as the store answers: there is no need to try again.
     pub fn settle(&self, reservation: u64, actual: f64) -> Result<bool, StateFault> {
         let answer = Self::amount_or_zero("actual", actual)
-            .and_then(|()| self.shelf.settle(reservation, actual));
+            .and_then(|()| self.shelf.end(Ending::Settle { reservation, actual: Some(actual) }));
         self.count(Op::Settle, &answer, known);
         answer
     }
@@ -314,18 +333,21 @@ impl Space {
     /// Ends a reservation whose request came to nothing: all that it held in the window as it is
     /// now goes back. What the host does for those that nobody settled.
     ///
-    /// Nobody is there to hear of a fault, so it is only logged and counted; the charge then stays
-    /// until the window ends.
+    /// Never waits: where another process keeps the state, it is told soon, and until it has heard.
     pub fn abandon(&self, reservation: u64) {
-        let answer = self.shelf.settle(reservation, 0.0);
-        self.count(Op::Abandon, &answer, known);
-        if let Err(fault) = answer {
-            tracing::debug!(reservation, %fault, "a reservation was not given back");
-        }
+        self.count(Op::Abandon, &Ok(true), known);
+        self.shelf.end_soon(Ending::Settle { reservation, actual: Some(0.0) });
     }
 
-    /// Takes one of `limit` slots. Who does not leave is out when `lease` ends, so that a host
-    /// that dies holds nothing for ever: make it the longest that the work may take.
+    /// Ends a reservation whose request ran, while nobody said what it used: all that it holds stays
+    /// charged. Never waits, as [`Space::abandon`] does not.
+    pub fn charge(&self, reservation: u64) {
+        self.count(Op::Settle, &Ok(true), known);
+        self.shelf.end_soon(Ending::Settle { reservation, actual: None });
+    }
+
+    /// Takes one of `limit` slots, until it is left, or for `lease`: make that the longest that the
+    /// work may take. A host that dies holds it no longer than `state.lease`.
     ///
     /// # Errors
     ///
@@ -339,7 +361,7 @@ impl Space {
         let answer = checked.and_then(|()| self.shelf.enter(key, limit, lease));
         self.count(Op::Enter, &answer, |entered| match entered {
             Entered::Ok { .. } => Said::Ok,
-            Entered::Denied { .. } => Said::Denied,
+            Entered::Full => Said::Denied,
         });
         answer
     }
@@ -348,11 +370,19 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// See [`Space`]; never [`StateFault::Quota`].
+    /// See [`Space`]; never [`StateFault::Quota`]. After [`StateFault::Unavailable`] this host gives
+    /// it back as soon as the store answers: there is no need to try again.
     pub fn leave(&self, key: &str, slot: u64) -> Result<(), StateFault> {
-        let answer = Self::key(key).and_then(|()| self.shelf.leave(key, slot));
+        let ending = Ending::Leave { key: key.to_owned(), slot };
+        let answer = Self::key(key).and_then(|()| self.shelf.end(ending));
         self.count(Op::Leave, &answer, known);
         answer.map(|_| ())
+    }
+
+    /// Gives a slot back that a request left behind. Never waits, as [`Space::abandon`] does not.
+    pub fn vacate(&self, key: &str, slot: u64) {
+        self.count(Op::Leave, &Ok(true), known);
+        self.shelf.end_soon(Ending::Leave { key: key.to_owned(), slot });
     }
 
     /// The value of a key.

@@ -2,11 +2,13 @@
 
 mod rig;
 
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use interlock_metrics::Registry;
 use interlock_state::{
-    Bucket, Entered, Reserved, Space, State, StateConfig, StateFault, StoreUrl, Taken, Window,
+    Bucket, Entered, Reserved, Space, State, StateConfig, StateFault, StateMetrics, Taken, Window,
 };
 use rig::{RedisServer, Version};
 
@@ -38,8 +40,19 @@ stories![
     everything_has_an_expiry_and_is_written_under_the_policys_prefix,
     the_account_is_empty_when_all_has_ended,
     a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives,
-    a_store_that_does_not_answer_is_found_at_the_start,
-    a_wrong_password_is_found_at_the_start,
+    a_host_starts_without_redis_says_so_once_and_finds_it_when_it_comes,
+    a_probe_says_why_a_store_cannot_be_used_without_its_login,
+    a_slot_that_was_left_while_redis_stalled_is_free_when_it_goes_on,
+    what_was_settled_while_redis_stalled_is_charged_when_it_goes_on,
+    what_began_while_redis_stalled_and_nobody_heard_of_is_undone,
+    what_a_killed_host_held_is_free_after_a_lease,
+    what_was_reserved_by_a_host_that_slept_is_charged_as_it_was_used,
+    what_a_request_holds_is_renewed_while_it_lives,
+    a_host_that_slept_for_longer_than_its_lease_has_lost_its_slots_and_takes_nobody_elses,
+    what_has_ended_is_over_before_the_host_is,
+    what_is_held_is_renewed_and_given_back_by_a_server_without_memory,
+    what_redis_refuses_is_said_in_its_words_once_and_counted_by_kind,
+    a_login_that_is_refused_is_said_and_counted,
 ];
 
 const STILL: Bucket = Bucket { capacity: 400.0, refill_per_second: 0.001 };
@@ -50,6 +63,50 @@ const SLACK: Duration = Duration::from_millis(2500);
 
 /// Nothing here takes long, unless it hangs.
 const LONG: Duration = Duration::from_secs(60);
+
+/// What a counter or gauge says.
+#[track_caller]
+fn metric(registry: &Registry, name: &str) -> String {
+    let text = registry.expose().unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is not in\n{text}")).to_owned()
+}
+
+/// What is logged on this thread meanwhile, from warnings on.
+fn logged<T>(run: impl FnOnce() -> T) -> (T, String) {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let lines = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_ansi(false)
+        .with_writer(move || lines.clone())
+        .finish();
+    let done = tracing::subscriber::with_default(subscriber, run);
+    let bytes = std::mem::take(&mut *log.0.lock().unwrap());
+    (done, String::from_utf8(bytes).unwrap())
+}
+
+/// Waits for something that another thread does: by when is promised nowhere.
+#[track_caller]
+fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is() {
+        assert!(started.elapsed() < LONG, "not within {LONG:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 fn unavailable<T: std::fmt::Debug>(answer: Result<T, StateFault>) -> String {
     match answer {
@@ -269,10 +326,10 @@ fn everything_has_an_expiry_and_is_written_under_the_policys_prefix(server: Redi
 /// or never.
 fn the_account_is_empty_when_all_has_ended(server: RedisServer) {
     let space = server.open().space("p");
-    let short = Duration::from_millis(50);
+    let short = Duration::from_secs(50);
     let window = Window { limit: 10.0, per: short };
     for key in ["a", "b", "c"] {
-        let bucket = Bucket { capacity: 1.0, refill_per_second: 20.0 };
+        let bucket = Bucket { capacity: 1.0, refill_per_second: 0.02 };
         space.take(key, bucket, 1.0).unwrap();
         let Reserved::Ok(open) = space.reserve(key, window, 1.0).unwrap() else { panic!("room") };
         space.extend(open.id, 1.0).unwrap();
@@ -284,7 +341,7 @@ fn the_account_is_empty_when_all_has_ended(server: RedisServer) {
         space.set(key, b"1", Some(short)).unwrap();
         space.increment(key, 1000, None).unwrap();
     }
-    thread::sleep(short * 2);
+    server.age(short * 2);
     // Each new entry sweeps two that have ended; what is deleted is gone at once.
     for at in 0..20 {
         space.set(&at.to_string(), b"", None).unwrap();
@@ -314,33 +371,254 @@ fn a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives(server: Redis
     write("interlock:{p}:w:k", format!("{future} {} 399", future + 1_000_000));
     let bucket = Bucket { capacity: 10.0, refill_per_second: 100.0 };
     assert!(matches!(space.take("k", bucket, 5.0).unwrap(), Taken::Denied { .. }));
-    thread::sleep(Duration::from_millis(60));
+    server.age(Duration::from_millis(60));
     assert!(matches!(space.take("k", bucket, 5.0).unwrap(), Taken::Ok { .. }));
     let denied = space.reserve("k", HOUR, 2.0).unwrap();
     let Reserved::Denied { available_in } = denied else { panic!("forgiven: {denied:?}") };
     assert!(available_in <= HOUR.per, "{available_in:?}");
 }
 
-fn a_store_that_does_not_answer_is_found_at_the_start(server: RedisServer) {
+fn a_host_starts_without_redis_says_so_once_and_finds_it_when_it_comes(server: RedisServer) {
     server.kill();
-    let error = State::open(&server.config()).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("state.store {} cannot be used", server.url())), "{error}");
-
-    let secret = format!("redis://me:secret@{}", server.url().trim_start_matches("redis://"));
-    let store = StoreUrl::Redis(secret);
-    let error = State::open(&StateConfig { store, ..server.config() }).unwrap_err().to_string();
-    assert!(!error.contains("secret"), "{error}");
+    let (state, log) = logged(|| server.open());
+    let space = state.space("p");
+    assert_eq!(log.matches("WARN").count(), 1, "{log}");
+    assert!(log.contains("the host starts without it") && log.contains("refused"), "{log}");
+    for _ in 0..1000 {
+        unavailable(space.take("k", STILL, 1.0));
+    }
+    server.restart();
+    recovers(&space);
+    assert!(matches!(space.take("k", STILL, 400.0).unwrap(), Taken::Ok { .. }));
 }
 
-fn a_wrong_password_is_found_at_the_start(server: RedisServer) {
-    server.told::<()>(&["CONFIG", "SET", "requirepass", "right"]);
-    let with = |login: &str| {
+fn a_probe_says_why_a_store_cannot_be_used_without_its_login(server: RedisServer) {
+    let probe = |login: &str| {
         let url = server.url().replace("redis://", &format!("redis://{login}"));
-        State::open(&StateConfig { store: StoreUrl::Redis(url), ..server.config() })
+        let store = url.parse().expect("a URL");
+        State::probe(&StateConfig { store, ..server.config() }).map_err(|error| error.to_string())
     };
-    assert!(with(":right@").is_ok());
-    for wrong in [":wrong@", ""] {
-        let error = with(wrong).unwrap_err().to_string();
-        assert!(!error.contains("wrong"), "{error}");
+    assert_eq!(probe(""), Ok(()));
+    server.told::<()>(&["CONFIG", "SET", "requirepass", "right"]);
+    assert_eq!(probe(":right@"), Ok(()));
+    for login in [":s3cret@", "me:s3cret@", "s3cret@", ""] {
+        let error = probe(login).expect_err("it is not let in");
+        assert!(error.starts_with("state.store redis://"), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
     }
+    server.kill();
+    let error = probe(":s3cret@").expect_err("nobody answers");
+    assert!(error.contains("refused") && !error.contains("s3cret"), "{error}");
+}
+
+/// Hosts that have a short time for each call, and leases that no story outlives.
+fn hasty(server: &RedisServer) -> State {
+    let (timeout, lease) = (Duration::from_millis(300), Duration::from_secs(3600));
+    State::open(&StateConfig { timeout, lease, ..server.config() }).unwrap()
+}
+
+/// It says nothing any more, and the host has found that: what is called now is not even sent.
+fn stall(server: &RedisServer, space: &Space) {
+    server.signal("STOP");
+    for _ in 0..4 {
+        unavailable(space.get("k"));
+    }
+}
+
+fn slot(space: &Space) -> Option<u64> {
+    match space.enter("k", 2, HOUR.per).ok()? {
+        Entered::Ok { slot, .. } => Some(slot),
+        Entered::Full => None,
+    }
+}
+
+/// What is left of the window, by another host that has time.
+fn left(server: &RedisServer) -> f64 {
+    let space = server.open().space("p");
+    match space.reserve("k", HOUR, 1e-6).unwrap() {
+        Reserved::Ok(probe) => {
+            assert!(space.settle(probe.id, 0.0).unwrap());
+            probe.remaining.ceil()
+        }
+        Reserved::Denied { .. } => 0.0,
+    }
+}
+
+/// Two of two slots stayed taken for an hour, since their requests had ended in a pause of 2 s.
+fn a_slot_that_was_left_while_redis_stalled_is_free_when_it_goes_on(server: RedisServer) {
+    let space = hasty(&server).space("p");
+    let slots = [slot(&space).unwrap(), slot(&space).unwrap()];
+    stall(&server, &space);
+    unavailable(space.leave("k", slots[0]));
+    space.vacate("k", slots[1]);
+    server.signal("CONT");
+    eventually("both slots are free", || slot(&space).is_some());
+    eventually("both slots are free", || slot(&space).is_some());
+    assert_eq!(slot(&space), None);
+}
+
+fn what_was_settled_while_redis_stalled_is_charged_when_it_goes_on(server: RedisServer) {
+    let space = hasty(&server).space("p");
+    let reserve = || match space.reserve("k", HOUR, 100.0).unwrap() {
+        Reserved::Ok(reservation) => reservation.id,
+        denied @ Reserved::Denied { .. } => panic!("there is room, but {denied:?}"),
+    };
+    let (used, came_to_nothing, ran) = (reserve(), reserve(), reserve());
+    stall(&server, &space);
+    unavailable(space.settle(used, 10.0));
+    // The host knows no better than the policy that has said it.
+    space.charge(used);
+    space.abandon(came_to_nothing);
+    space.charge(ran);
+    server.signal("CONT");
+    eventually("all are settled", || left(&server) == 290.0);
+}
+
+/// Redis reads what lay in its queue when it goes on, and carries it out for whoever has gone.
+fn what_began_while_redis_stalled_and_nobody_heard_of_is_undone(server: RedisServer) {
+    let space = hasty(&server).space("p");
+    server.signal("STOP");
+    unavailable(space.enter("k", 1, HOUR.per));
+    unavailable(space.reserve("k", HOUR, 100.0));
+    server.signal("CONT");
+    eventually("the slot is free", || {
+        matches!(space.enter("k", 1, HOUR.per), Ok(Entered::Ok { .. }))
+    });
+    eventually("nothing is charged", || left(&server) == 400.0);
+}
+
+fn what_a_killed_host_held_is_free_after_a_lease(server: RedisServer) {
+    let (killed, other) = (server.open(), server.open().space("p"));
+    let space = killed.space("p");
+    assert!(slot(&space).is_some() && slot(&space).is_some());
+    assert!(matches!(space.reserve("k", HOUR, 400.0).unwrap(), Reserved::Ok(_)));
+    server.age(server.config().lease - Duration::from_secs(20));
+    assert_eq!(slot(&other), None);
+    assert!(matches!(other.reserve("k", HOUR, 1.0).unwrap(), Reserved::Denied { .. }));
+    server.age(Duration::from_secs(20));
+    assert!(slot(&other).is_some());
+    assert!(matches!(other.reserve("k", HOUR, 400.0).unwrap(), Reserved::Ok(_)));
+}
+
+/// Its requests went on, and what they used is not forgiven.
+fn what_was_reserved_by_a_host_that_slept_is_charged_as_it_was_used(server: RedisServer) {
+    let slept = server.open().space("p");
+    let reserve = || match slept.reserve("k", HOUR, 200.0).unwrap() {
+        Reserved::Ok(reservation) => reservation.id,
+        denied @ Reserved::Denied { .. } => panic!("there is room, but {denied:?}"),
+    };
+    let (settled, extended) = (reserve(), reserve());
+    server.age(server.config().lease);
+    assert_eq!(left(&server), 400.0);
+    assert!(slept.settle(settled, 50.0).unwrap());
+    assert!(slept.extend(extended, 10.0).unwrap());
+    assert_eq!(left(&server), 340.0);
+    assert!(slept.settle(extended, 30.0).unwrap());
+    assert!(!slept.settle(settled, 50.0).unwrap(), "once");
+    assert_eq!(left(&server), 320.0);
+}
+
+/// A state that renews soon, and does not lose what it holds where a machine takes its time.
+fn renewing(server: &RedisServer) -> (State, Registry) {
+    let registry = Registry::new();
+    let state = State::open(&StateConfig { lease: Duration::from_secs(9), ..server.config() });
+    (state.unwrap().with_metrics(StateMetrics::register(&registry)), registry)
+}
+
+fn what_a_request_holds_is_renewed_while_it_lives(server: RedisServer) {
+    let (state, _) = renewing(&server);
+    let space = state.space("p");
+    let slot = slot(&space).unwrap().to_string();
+    let Reserved::Ok(reservation) = space.reserve("k", HOUR, 1.0).unwrap() else { panic!("room") };
+    let reservation = format!("r:{}", reservation.id);
+    let ends = |key: &str, member: &str| -> f64 {
+        server.told(&["ZSCORE", &format!("interlock:{{p}}:{key}"), member])
+    };
+    let held = [("c:k", slot.as_str()), ("ends", "c:k"), ("ends", &reservation)];
+    let first = held.map(|(key, member)| ends(key, member));
+    eventually("all are renewed", || {
+        held.iter().zip(first).all(|((key, member), first)| ends(key, member) > first)
+    });
+}
+
+fn a_host_that_slept_for_longer_than_its_lease_has_lost_its_slots_and_takes_nobody_elses(
+    server: RedisServer,
+) {
+    let (state, registry) = renewing(&server);
+    let (slept, other) = (state.space("p"), server.open().space("p"));
+    let lost = slot(&slept).unwrap();
+    server.age(Duration::from_secs(3600));
+    assert!(slot(&other).is_some() && slot(&other).is_some(), "it is nobody's any more");
+    eventually("it hears that", || {
+        metric(&registry, "interlock_policy_state_leases_lost_total") == "1"
+    });
+    slept.leave("k", lost).unwrap();
+    assert_eq!(slot(&other), None, "both are still the other's");
+}
+
+fn what_has_ended_is_over_before_the_host_is(server: RedisServer) {
+    let other = server.open().space("p");
+    let state = server.open();
+    let space = state.space("p");
+    let slots = [slot(&space).unwrap(), slot(&space).unwrap()];
+    slots.into_iter().for_each(|slot| space.vacate("k", slot));
+    drop((state, space));
+    assert!(slot(&other).is_some() && slot(&other).is_some());
+}
+
+fn what_is_held_is_renewed_and_given_back_by_a_server_without_memory(server: RedisServer) {
+    let (state, registry) = renewing(&server);
+    let space = state.space("p");
+    let slots = [slot(&space).unwrap(), slot(&space).unwrap()];
+    let Reserved::Ok(reservation) = space.reserve("k", HOUR, 400.0).unwrap() else {
+        panic!("room")
+    };
+    server.told::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let score = || -> f64 { server.told(&["ZSCORE", "interlock:{p}:c:k", &slots[1].to_string()]) };
+    let first = score();
+    eventually("it is renewed", || score() > first);
+    space.leave("k", slots[0]).unwrap();
+    assert!(space.settle(reservation.id, 100.0).unwrap());
+    assert_eq!(metric(&registry, "interlock_policy_state_leases_lost_total"), "0");
+    server.told::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(left(&server), 300.0);
+}
+
+/// It answered, so nobody heard of it: policies were told that there is no state, and clients 503.
+fn what_redis_refuses_is_said_in_its_words_once_and_counted_by_kind(server: RedisServer) {
+    let (state, registry) = renewing(&server);
+    let space = state.space("p");
+    let failures = |kind: &str| {
+        metric(&registry, &format!("interlock_policy_state_failures_total{{kind=\"{kind}\"}}"))
+    };
+    server.told::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let (_, log) = logged(|| {
+        for _ in 0..100 {
+            unavailable(space.set("k", b"1", None));
+        }
+    });
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("OOM command not allowed") && log.contains("memory"), "{log}");
+    assert_eq!(failures("memory"), "100");
+    server.told::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    server.told::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    let (_, log) = logged(|| unavailable(space.set("k", b"1", None)));
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("READONLY"), "{log}");
+    assert_eq!(failures("read_only"), "1");
+    server.told::<()>(&["REPLICAOF", "NO", "ONE"]);
+    space.set("k", b"1", None).unwrap();
+    assert_eq!(metric(&registry, "interlock_policy_state_available"), "1");
+}
+
+fn a_login_that_is_refused_is_said_and_counted(server: RedisServer) {
+    server.told::<()>(&["CONFIG", "SET", "requirepass", "right"]);
+    let registry = Registry::new();
+    let (state, log) = logged(|| server.open());
+    let state = state.with_metrics(StateMetrics::register(&registry));
+    assert!(log.contains("NOAUTH") && log.contains("auth"), "{log}");
+    assert_eq!(metric(&registry, "interlock_policy_state_available"), "0");
+    unavailable(state.space("p").get("k"));
+    let refused = "interlock_policy_state_failures_total{kind=\"auth\"}";
+    assert_eq!(metric(&registry, refused), "1");
 }

@@ -26,6 +26,7 @@ fn chain(links: Vec<Link>) -> (Arc<PolicyChain>, Arc<Kept>) {
 fn secretive() -> Headers {
     let pair = |name: &str| (name.to_owned(), "s3cret".to_owned());
     let mut headers: Vec<_> = SECRET.into_iter().map(pair).collect();
+    headers.extend(["api-key", "X-Auth-Token", "ocp-apim-subscription-key"].map(pair));
     headers.push(("x-tenant".into(), "acme".into()));
     Headers(headers)
 }

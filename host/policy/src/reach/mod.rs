@@ -39,9 +39,17 @@ pub(crate) struct Reach {
     pub(crate) calls_max: u32,
     /// Its metrics: there when its first instance said what they are.
     pub(crate) meters: OnceLock<Meters>,
-    // Reservations by the request that they were made for, until they are settled or the request
-    // is forgotten.
-    held: Mutex<HashMap<u64, Vec<u64>>>,
+    // By the request that it is held for, until the policy ends it or the request is forgotten.
+    held: Mutex<HashMap<u64, Vec<Held>>>,
+}
+
+/// Something of the policy's state that a request holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Part of a budget.
+    Reservation(u64),
+    /// One among those that run at once.
+    Slot { key: String, slot: u64 },
 }
 
 impl Reach {
@@ -56,16 +64,38 @@ impl Reach {
         Self { voice, grants, space, web, calls_max, meters, held }
     }
 
-    /// A request is over: what was held for it and not settled goes back if nothing `ran`, and stays
-    /// charged if something did: an account that failed must not be a gift.
+    /// A request is over: it runs no more, so its slots are free; what was reserved for it and not
+    /// settled goes back if nothing `ran`, and stays charged if something did: an account that failed
+    /// must not be a gift. Waits for nobody.
     pub(crate) fn forget(&self, serial: u64, ran: bool) {
-        let held = self.held().remove(&serial).filter(|_| !ran);
-        for reservation in held.into_iter().flatten() {
-            self.space.abandon(reservation);
+        let held = self.held().remove(&serial);
+        for held in held.into_iter().flatten() {
+            match held {
+                Held::Slot { key, slot } => self.space.vacate(&key, slot),
+                Held::Reservation(reservation) if ran => self.space.charge(reservation),
+                Held::Reservation(reservation) => self.space.abandon(reservation),
+            }
         }
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Vec<u64>>> {
+    /// The request of this serial holds something.
+    fn hold(&self, serial: u64, held: Held) {
+        self.held().entry(serial).or_default().push(held);
+    }
+
+    /// The policy has ended it. What was begun for another request stays in that one's list; to end it
+    /// twice changes nothing.
+    fn release(&self, serial: u64, ended: &Held) {
+        let mut held = self.held();
+        if let Some(list) = held.get_mut(&serial) {
+            list.retain(|held| held != ended);
+            if list.is_empty() {
+                held.remove(&serial);
+            }
+        }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Vec<Held>>> {
         // Whoever panicked held it for an insertion or a removal: the map is whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use interlock_state::{Bucket, Entered, NEVER, Reserved, StateFault, Taken, Window};
 
-use super::GuestState;
+use super::{GuestState, Held};
 use crate::lend::micros;
 use crate::limits::{STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX};
 use crate::wit::words::state as wit;
@@ -62,7 +62,7 @@ impl wit::Host for GuestState {
             let window = Window { limit: budget.limit, per };
             Ok(match state.reach.space.reserve(&key, window, estimate).map_err(fault)? {
                 Reserved::Ok(reservation) => {
-                    state.reach.held().entry(state.call.serial).or_default().push(reservation.id);
+                    state.reach.hold(state.call.serial, Held::Reservation(reservation.id));
                     wit::Reserved::Ok(wit::Reservation {
                         id: reservation.id,
                         remaining: reservation.remaining,
@@ -80,17 +80,12 @@ impl wit::Host for GuestState {
 
     fn settle(&mut self, reservation: u64, actual: f64) -> Said<bool> {
         self.remember("", |state| {
-            let settled = state.reach.space.settle(reservation, actual).map_err(fault)?;
-            // One that was made for another request stays in that one's list; to abandon what is
-            // settled changes nothing.
-            let mut held = state.reach.held();
-            if let Some(list) = held.get_mut(&state.call.serial) {
-                list.retain(|held| *held != reservation);
-                if list.is_empty() {
-                    held.remove(&state.call.serial);
-                }
+            let settled = state.reach.space.settle(reservation, actual);
+            // Where the store did not answer the host settles when it does, as was said here.
+            if !matches!(settled, Err(StateFault::Invalid(_))) {
+                state.reach.release(state.call.serial, &Held::Reservation(reservation));
             }
-            Ok(settled)
+            settled.map_err(fault)
         })
     }
 
@@ -98,14 +93,25 @@ impl wit::Host for GuestState {
         self.remember(&key, |state| {
             let lease = Duration::from_micros(lease);
             Ok(match state.reach.space.enter(&key, limit, lease).map_err(fault)? {
-                Entered::Ok { slot, .. } => wit::Entered::Ok(slot),
-                Entered::Denied { .. } => wit::Entered::Full,
+                Entered::Ok { slot, .. } => {
+                    // One that no request is to blame for ends with its lease.
+                    if state.call.request.is_some() {
+                        state.reach.hold(state.call.serial, Held::Slot { key: key.clone(), slot });
+                    }
+                    wit::Entered::Ok(slot)
+                }
+                Entered::Full => wit::Entered::Full,
             })
         })
     }
 
     fn leave(&mut self, key: String, number: u64) -> Said<()> {
-        self.remember(&key, |state| state.reach.space.leave(&key, number).map_err(fault))
+        self.remember(&key, |state| {
+            let left = state.reach.space.leave(&key, number);
+            let slot = Held::Slot { key: key.clone(), slot: number };
+            state.reach.release(state.call.serial, &slot);
+            left.map_err(fault)
+        })
     }
 
     fn get(&mut self, key: String) -> Said<Option<Vec<u8>>> {

@@ -1,9 +1,11 @@
 //! What a policy says, in our log: tagged, bounded, and at a bounded rate.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use interlock_request::RequestId;
+use interlock_request::{RequestId, Secret, is_secret};
+use serde_json::{Map, Value};
 
 use crate::answers::cut;
 use crate::limits::{LOG_BURST, LOG_LINE_BYTES_MAX, LOG_LINES_PER_SECOND};
@@ -12,12 +14,23 @@ use crate::wit::words::log::Level;
 /// One policy's access to the log, shared by its instances.
 pub(crate) struct Voice {
     policy: String,
+    /// Of its settings: they are not for those who read the log, whoever writes to it.
+    secrets: Vec<String>,
     gate: Mutex<Gate>,
 }
 
+/// A shorter one is a word that anybody may say.
+const SECRET_BYTES_MIN: usize = 4;
+
 impl Voice {
-    pub(crate) fn new(policy: &str) -> Self {
-        Self { policy: policy.to_owned(), gate: Mutex::new(Gate::new(Instant::now())) }
+    pub(crate) fn new(policy: &str, settings: &Map<String, Value>) -> Self {
+        let mut secrets = Vec::new();
+        settings
+            .iter()
+            .for_each(|(name, value)| find_secrets(value, is_secret(name), &mut secrets));
+        // The longest first: a shorter one may be part of it.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Self { policy: policy.to_owned(), secrets, gate: Mutex::new(Gate::new(Instant::now())) }
     }
 
     /// Writes a line, if anybody listens and the rate allows it. What nobody would see costs
@@ -57,8 +70,15 @@ impl Voice {
     }
 
     /// A guest's text as it may stand in a log: one line, of bounded length, nothing a terminal
-    /// would obey.
+    /// would obey, none of its settings' secrets.
     pub(crate) fn presentable(&self, message: &str) -> String {
+        let message =
+            &*self.secrets.iter().fold(Cow::from(message), |message, secret| {
+                match message.contains(&**secret) {
+                    true => message.replace(&**secret, Secret::MASK).into(),
+                    false => message,
+                }
+            });
         let mut line = String::with_capacity(message.len().min(LOG_LINE_BYTES_MAX));
         for c in cut(message, LOG_LINE_BYTES_MAX).chars() {
             if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
@@ -67,6 +87,19 @@ impl Voice {
             line.push('…');
         }
         line
+    }
+}
+
+fn find_secrets(value: &Value, secret: bool, found: &mut Vec<String>) {
+    match value {
+        Value::Object(inside) => {
+            inside.iter().for_each(|(name, value)| {
+                find_secrets(value, secret || is_secret(name), found);
+            });
+        }
+        Value::Array(items) => items.iter().for_each(|item| find_secrets(item, secret, found)),
+        Value::String(text) if secret && text.len() >= SECRET_BYTES_MIN => found.push(text.clone()),
+        _ => {}
     }
 }
 
@@ -114,14 +147,27 @@ mod tests {
 
     #[test]
     fn a_guests_text_is_one_line_that_no_terminal_obeys() {
-        let voice = Voice::new("p");
+        let voice = Voice::new("p", &Map::new());
         assert_eq!(voice.presentable("a\nb\u{1b}[2J"), r"a\nb\u{1b}[2J");
         assert_eq!(voice.presentable(&"ß".repeat(9999)).len(), LOG_LINE_BYTES_MAX + "…".len());
     }
 
     #[test]
+    fn a_guest_that_says_its_secrets_is_not_heard_saying_them() {
+        let settings = serde_json::json!({
+            "webhook": {"api_key": "s3cret-1", "retries": 3},
+            "passwords": ["s3cret-1-and-2", "x"],
+            "name": "blue",
+        });
+        let voice = Voice::new("p", settings.as_object().unwrap());
+        let said = "blue: invalid type: string \"s3cret-1\", expected a map; s3cret-1-and-2, x";
+        let shown = "blue: invalid type: string \"***\", expected a map; ***, x";
+        assert_eq!(voice.presentable(said), shown);
+    }
+
+    #[test]
     fn lines_that_nobody_hears_cost_no_line_that_somebody_would() {
-        let voice = Voice::new("p");
+        let voice = Voice::new("p", &Map::new());
         // Nothing listens here.
         (0..1000).for_each(|_| voice.write(Level::Debug, None, "a line"));
         let gate = voice.gate.lock().unwrap();

@@ -4,12 +4,7 @@ local entry = 'c:' .. key
 
 redis.call('ZREMRANGEBYSCORE', AT .. entry, '-inf', now)
 local running = redis.call('ZCARD', AT .. entry)
-if running >= limit then
-    -- Below the limit again once all but `limit - 1` are gone.
-    local at = running - limit
-    local last = redis.call('ZRANGE', AT .. entry, at, at, 'WITHSCORES')
-    return { 'denied', text(tonumber(last[2]) - now) }
-end
+if running >= limit then return { 'full' } end
 
 size = size + slot_size * (running + 1)
 if not fits({ entry, size }) then return { 'quota' } end

@@ -12,7 +12,8 @@
 //! pauses for a moment, or one slow script, is not a server that is gone.
 //!
 //! A call never connects, resolves a name or retries: it takes a connection that is open, or waits
-//! its turn within its time. All else is done by one thread, the keeper.
+//! its turn within its time. All else is done by one thread, the keeper. A link begins down; who
+//! opens it waits for the keeper's first attempt, within a bound, and has a link either way.
 //!
 //! # Invariants
 //!
@@ -26,14 +27,19 @@
 //! - Nothing is sent twice. Whether a call that failed was carried out is not known, and taking
 //!   twice is worse than saying so.
 
-use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod keeper;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script};
+use ::redis::{Connection, RedisResult, Script};
 
-use crate::space::StateFault;
+use self::keeper::keep;
+use super::address::Connector;
+use super::failure::{Failure, Reports};
+use crate::metrics::{FailureKind, StateMetrics};
 
 /// The host's connections to one server, and the thread that keeps them.
 pub(super) struct Link {
@@ -41,9 +47,10 @@ pub(super) struct Link {
 }
 
 struct Shared {
-    client: Client,
     scripts: Vec<Script>,
     timeout: Duration,
+    reports: Reports,
+    metrics: OnceLock<StateMetrics>,
     lines: Mutex<Lines>,
     /// Somebody gave a connection back, or there are none to wait for.
     returned: Condvar,
@@ -61,7 +68,9 @@ struct Lines {
     /// Times in a row that nothing was answered. See [`SILENCES_MAX`].
     silences: u32,
     /// Why there are none.
-    down: Option<String>,
+    down: Option<Failure>,
+    /// The keeper has tried to connect at least once.
+    tried: bool,
     closing: bool,
 }
 
@@ -75,16 +84,6 @@ struct Idle {
 struct Lent {
     epoch: u64,
     silences: u32,
-}
-
-/// Why a call failed, for the connections.
-enum Failed {
-    /// The server said so, over a line that works.
-    Refused,
-    /// No answer yet; it may come when nobody waits for it.
-    Late,
-    /// The line is broken.
-    Broken,
 }
 
 /// A connection that is lent. Dropped without having been taken out, as by a panic, it is replaced.
@@ -127,85 +126,73 @@ fn connections() -> usize {
     std::thread::available_parallelism().map_or(16, usize::from).clamp(16, 32)
 }
 
-/// To connect and load the scripts. On nobody's path but the start's.
-const CONNECT: Duration = Duration::from_secs(2);
+/// To connect. On nobody's path but the start's.
+pub(super) const CONNECT: Duration = Duration::from_secs(2);
 
-/// After this much rest a connection is tried before somebody needs it: servers and firewalls drop
-/// what is quiet.
-const REST: Duration = Duration::from_secs(10);
+/// Longest that the start waits for a server before it goes on without one.
+const START: Duration = Duration::from_secs(5);
 
 /// So often in a row a call waits its whole time for nothing until the server counts as lost. Calls
 /// that wait at the same time wait for the same silence, which counts once.
 const SILENCES_MAX: u32 = 3;
 
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-
 impl Link {
-    pub(super) fn open(url: &str, timeout: Duration, scripts: Vec<Script>) -> RedisResult<Self> {
-        let shared = Shared {
-            client: Client::open(url)?,
+    /// A link that is up, or, if the server cannot be used within [`START`], one that will be.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for a thread.
+    pub(super) fn open(
+        connector: Connector,
+        timeout: Duration,
+        scripts: Vec<Script>,
+    ) -> std::io::Result<Self> {
+        let none = Failure::unsent(FailureKind::Unreachable, format!("no answer within {START:?}"));
+        let shared = Arc::new(Shared {
             scripts,
             timeout,
-            lines: Mutex::new(Lines::default()),
+            reports: Reports::default(),
+            metrics: OnceLock::new(),
+            lines: Mutex::new(Lines { down: Some(none), ..Lines::default() }),
             returned: Condvar::new(),
             wanted: Condvar::new(),
-        };
-        shared.lines().idle = shared.connect_all()?;
-        let shared = Arc::new(shared);
+        });
         let kept = Arc::clone(&shared);
-        std::thread::Builder::new().name("interlock-redis".into()).spawn(move || keep(&kept))?;
+        let keeper = std::thread::Builder::new().name("interlock-redis".into());
+        keeper.spawn(move || keep(&kept, connector))?;
+        let untried = |lines: &mut Lines| !lines.tried;
+        drop(shared.returned.wait_timeout_while(shared.lines(), START, untried));
         Ok(Self { shared })
+    }
+
+    /// Why no call can succeed now.
+    pub(super) fn down(&self) -> Option<Failure> {
+        self.shared.lines().down.clone()
+    }
+
+    /// Counts what fails, from now on.
+    pub(super) fn count_in(&self, metrics: &StateMetrics) {
+        self.shared.reports.count_in(metrics.failures());
+        let _first = self.shared.metrics.set(metrics.clone());
+        self.shared.show(&self.shared.lines());
     }
 
     /// Runs one call on one connection.
     pub(super) fn with<T>(
         &self,
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Result<T, StateFault> {
-        let until = Instant::now() + self.shared.timeout;
-        let (connection, lent) = self.shared.lend(until)?;
-        let mut borrowed = self.shared.borrowed(connection, lent.epoch);
-        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_micros(100));
-        let answer = borrowed.ask(left, call);
-        let connection = borrowed.take();
-        match answer {
-            Ok(value) => {
-                self.shared.take_back(connection, lent.epoch);
-                Ok(value)
-            }
-            Err(error) => {
-                let why = match failed(&error) {
-                    Failed::Refused => {
-                        self.shared.take_back(connection, lent.epoch);
-                        format!("redis: {error}")
-                    }
-                    Failed::Late => {
-                        drop(connection);
-                        let why = format!("redis did not answer within {:?}", self.shared.timeout);
-                        self.shared.late(lent, &why);
-                        why
-                    }
-                    Failed::Broken => {
-                        drop(connection);
-                        let why = format!("redis: {error}");
-                        self.shared.lost(lent.epoch, &why);
-                        why
-                    }
-                };
-                Err(StateFault::Unavailable(why))
-            }
-        }
+    ) -> Result<T, Failure> {
+        self.with_patience(self.shared.timeout, call)
     }
-}
 
-fn failed(error: &RedisError) -> Failed {
-    match error.kind() {
-        // An extension is any code that the client does not know by name: OOM, MISCONF and BUSY
-        // among them.
-        ErrorKind::Server(_) | ErrorKind::Extension => Failed::Refused,
-        _ if error.is_timeout() => Failed::Late,
-        _ => Failed::Broken,
+    /// The same for whoever can wait longer than a request does.
+    pub(super) fn with_patience<T>(
+        &self,
+        wait_max: Duration,
+        call: impl FnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> Result<T, Failure> {
+        let answer = self.shared.call(wait_max, call);
+        answer.inspect_err(|failure| self.shared.reports.failed(failure))
     }
 }
 
@@ -222,12 +209,55 @@ impl Shared {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lend(&self, until: Instant) -> Result<(Connection, Lent), StateFault> {
+    fn call<T>(
+        &self,
+        wait_max: Duration,
+        call: impl FnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> Result<T, Failure> {
+        let until = Instant::now() + wait_max;
+        let (connection, lent) = self.lend(until, wait_max)?;
+        let mut borrowed = self.borrowed(connection, lent.epoch);
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_micros(100));
+        let answer = borrowed.ask(left, call);
+        let connection = borrowed.take();
+        let mut failure = match answer {
+            Ok(value) => {
+                self.take_back(connection, lent.epoch);
+                return Ok(value);
+            }
+            Err(error) => Failure::of(&error),
+        };
+        match failure.kind {
+            // No answer yet; it may come when nobody waits for it.
+            FailureKind::Late => {
+                drop(connection);
+                failure.why = format!("redis did not answer within {wait_max:?}");
+                self.late(lent, &failure);
+            }
+            // The line is broken.
+            FailureKind::Unreachable => {
+                drop(connection);
+                self.lost(lent.epoch, &failure);
+            }
+            // The server said so, over a line that works.
+            _ => self.take_back(connection, lent.epoch),
+        }
+        Err(failure)
+    }
+
+    /// Shows whether there is a server.
+    fn show(&self, lines: &Lines) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.available.set(lines.down.is_none().into());
+        }
+    }
+
+    fn lend(&self, until: Instant, wait_max: Duration) -> Result<(Connection, Lent), Failure> {
         let mut lines = self.lines();
         let came = Lent { epoch: lines.epoch, silences: lines.silences };
         loop {
-            if let Some(why) = &lines.down {
-                return Err(StateFault::Unavailable(why.clone()));
+            if let Some(down) = &lines.down {
+                return Err(Failure { sent: false, ..down.clone() });
             }
             if let Some(idle) = lines.idle.pop() {
                 let lent = Lent { epoch: lines.epoch, silences: lines.silences };
@@ -236,14 +266,14 @@ impl Shared {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // Nobody has one, and none was made meanwhile: that is silence too.
-                let why = if lines.missing == connections() {
-                    let why = format!("there was no connection to redis for {:?}", self.timeout);
-                    self.silent(lines, came, &why);
-                    why
-                } else {
-                    format!("every connection to redis was in use for {:?}", self.timeout)
-                };
-                return Err(StateFault::Unavailable(why));
+                if lines.missing == connections() {
+                    let why = format!("there was no connection to redis for {wait_max:?}");
+                    let failure = Failure::unsent(FailureKind::Late, why);
+                    self.silent(lines, came, &failure);
+                    return Err(failure);
+                }
+                let why = format!("every connection to redis was in use for {wait_max:?}");
+                return Err(Failure::unsent(FailureKind::Crowded, why));
             }
             lines =
                 self.returned.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -265,9 +295,9 @@ impl Shared {
     }
 
     /// A call got no answer in time, and its connection is closed.
-    fn late(&self, lent: Lent, why: &str) {
+    fn late(&self, lent: Lent, failure: &Failure) {
         self.replace(lent.epoch);
-        self.silent(self.lines(), lent, why);
+        self.silent(self.lines(), lent, failure);
     }
 
     /// A connection of this epoch is closed; the keeper makes another.
@@ -280,224 +310,36 @@ impl Shared {
     }
 
     /// Counts a silence, unless one who waited at the same time has; after too many all is lost.
-    fn silent(&self, mut lines: MutexGuard<'_, Lines>, since: Lent, why: &str) {
+    fn silent(&self, mut lines: MutexGuard<'_, Lines>, since: Lent, failure: &Failure) {
         if (lines.epoch, lines.silences) != (since.epoch, since.silences) {
             return;
         }
         lines.silences += 1;
         if lines.silences >= SILENCES_MAX {
             drop(lines);
-            self.lost(since.epoch, why);
+            self.lost(since.epoch, failure);
         }
     }
 
     /// The server of this epoch is gone. The first to say so closes the rest and wakes the keeper.
-    fn lost(&self, epoch: u64, why: &str) {
+    fn lost(&self, epoch: u64, failure: &Failure) {
         let mut lines = self.lines();
         if lines.epoch != epoch {
             return;
         }
-        tracing::warn!(why, "policies' state is unavailable until redis answers");
+        let Failure { kind, why, .. } = failure;
+        tracing::warn!(
+            kind = kind.as_str(),
+            why,
+            "policies' state is unavailable until redis answers"
+        );
         lines.epoch += 1;
-        lines.down = Some(why.to_owned());
+        lines.down = Some(failure.clone());
+        self.show(&lines);
         let closed = std::mem::take(&mut lines.idle);
         drop(lines);
         drop(closed);
         self.returned.notify_all();
         self.wanted.notify_all();
-    }
-
-    fn connect_all(&self) -> RedisResult<Vec<Idle>> {
-        let mut first = self.client.get_connection_with_timeout(CONNECT)?;
-        first.set_read_timeout(Some(CONNECT))?;
-        first.set_write_timeout(Some(CONNECT))?;
-        // A server that was restarted has forgotten them.
-        for script in &self.scripts {
-            script.load(&mut first)?;
-        }
-        let mut all = vec![Idle { connection: first, used: Instant::now() }];
-        while all.len() < connections() {
-            let connection = self.client.get_connection_with_timeout(CONNECT)?;
-            all.push(Idle { connection, used: Instant::now() });
-        }
-        Ok(all)
-    }
-
-    /// Makes a connection anew that was closed because an answer was late.
-    fn replace_one(&self) {
-        let epoch = {
-            let lines = self.lines();
-            if lines.missing == 0 {
-                return;
-            }
-            lines.epoch
-        };
-        match self.client.get_connection_with_timeout(CONNECT) {
-            Ok(connection) => {
-                let mut lines = self.lines();
-                if lines.epoch == epoch {
-                    lines.missing -= 1;
-                    lines.idle.push(Idle { connection, used: Instant::now() });
-                    self.returned.notify_one();
-                }
-            }
-            Err(error) => self.lost(epoch, &format!("redis: {error}")),
-        }
-    }
-
-    /// Tries a connection that rested for long.
-    fn ping_one(&self) {
-        let (connection, epoch) = {
-            let mut lines = self.lines();
-            let rested = lines.idle.iter().position(|idle| idle.used.elapsed() >= REST);
-            let Some(at) = rested else { return };
-            (lines.idle.swap_remove(at).connection, lines.epoch)
-        };
-        let mut borrowed = self.borrowed(connection, epoch);
-        let answer = borrowed.ask(CONNECT, |it| ::redis::cmd("PING").query::<()>(it));
-        let connection = borrowed.take();
-        match answer {
-            Ok(()) => self.take_back(connection, epoch),
-            Err(error) => self.lost(epoch, &format!("redis: {error}")),
-        }
-    }
-
-    /// One attempt; whether it worked.
-    fn mend(&self, since: Instant) -> bool {
-        let Ok(idle) = self.connect_all() else { return false };
-        let mut lines = self.lines();
-        lines.idle = idle;
-        (lines.missing, lines.silences) = (0, 0);
-        lines.down = None;
-        tracing::info!(after = ?since.elapsed(), "policies' state is available again");
-        true
-    }
-}
-
-/// What the keeper knows from one round to the next.
-#[derive(Default)]
-struct Keeping {
-    pause: Duration,
-    down_since: Option<Instant>,
-}
-
-/// The keeper: until the link is dropped, mends it when it is down; when not, replaces what was
-/// closed and keeps the rest warm.
-fn keep(shared: &Shared) {
-    let mut keeping = Keeping { pause: PAUSE_MIN, down_since: None };
-    while !survived(shared, || keeping.round(shared)).is_break() {}
-}
-
-/// A round, whatever comes of it: without its keeper the link would stay down for good.
-fn survived(shared: &Shared, round: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
-    catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
-        tracing::error!("the keeper of the connections to redis panicked; it goes on");
-        let closing = |lines: &mut Lines| !lines.closing;
-        let waited = shared.wanted.wait_timeout_while(shared.lines(), PAUSE_MAX, closing);
-        match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })
-}
-
-impl Keeping {
-    fn round(&mut self, shared: &Shared) -> ControlFlow<()> {
-        let lines = shared.lines();
-        if lines.closing {
-            return ControlFlow::Break(());
-        }
-        if lines.down.is_some() {
-            drop(lines);
-            let since = *self.down_since.get_or_insert_with(Instant::now);
-            if shared.mend(since) {
-                (self.pause, self.down_since) = (PAUSE_MIN, None);
-                return ControlFlow::Continue(());
-            }
-            let lines = shared.lines();
-            let closing = |lines: &mut Lines| !lines.closing;
-            drop(shared.wanted.wait_timeout_while(lines, self.pause, closing));
-            self.pause = PAUSE_MAX.min(self.pause * 2);
-        } else {
-            let quiet =
-                |lines: &mut Lines| !lines.closing && lines.down.is_none() && lines.missing == 0;
-            let woken = shared.wanted.wait_timeout_while(lines, REST / 8, quiet);
-            let (lines, waited) = woken.unwrap_or_else(PoisonError::into_inner);
-            drop(lines);
-            shared.replace_one();
-            if waited.timed_out() {
-                for _ in 0..connections() {
-                    shared.ping_one();
-                }
-            }
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read as _, Write as _};
-    use std::net::TcpListener;
-
-    use super::*;
-
-    /// A server that says `OK` to whatever comes, each read once.
-    fn agreeable() -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        std::thread::spawn(move || {
-            for connection in listener.incoming() {
-                let Ok(mut connection) = connection else { return };
-                std::thread::spawn(move || {
-                    let mut read = [0; 4096];
-                    while let Ok(1..) = connection.read(&mut read) {
-                        // One for each command of a pipeline.
-                        let commands = read.iter().filter(|byte| **byte == b'*').count();
-                        let answers = "+OK\r\n".repeat(commands);
-                        read = [0; 4096];
-                        if connection.write_all(answers.as_bytes()).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        format!("redis://{address}")
-    }
-
-    fn ping(link: &Link) -> Result<String, StateFault> {
-        link.with(|connection| ::redis::cmd("PING").query(connection))
-    }
-
-    /// As many panics as there are connections used to leave none, and all calls after them waited
-    /// for one in vain.
-    #[test]
-    fn a_call_that_panics_costs_no_connection() {
-        let link = Link::open(&agreeable(), Duration::from_secs(1), vec![]).expect("it answers");
-        assert_eq!(ping(&link).as_deref(), Ok("OK"));
-        let patience = Instant::now() + Duration::from_secs(60);
-        let mut panics = 0;
-        while panics < 2 * connections() {
-            let panic =
-                || link.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
-            // It may have to wait for a connection that is made anew, and in vain.
-            panics += usize::from(catch_unwind(AssertUnwindSafe(panic)).is_err());
-            assert!(Instant::now() < patience, "no connection comes back after {panics} panics");
-        }
-        while ping(&link).is_err() {
-            assert!(Instant::now() < patience, "no connection comes back");
-        }
-        assert_eq!(link.shared.lines().down, None);
-    }
-
-    #[test]
-    fn a_keeper_that_panics_goes_on_until_the_link_is_closed() {
-        let link = Link::open(&agreeable(), Duration::from_secs(1), vec![]).expect("it answers");
-        let shared = Arc::clone(&link.shared);
-        let panics = || survived(&shared, || std::panic::resume_unwind(Box::new("oh")));
-        assert_eq!(panics(), ControlFlow::Continue(()));
-        drop(link);
-        assert_eq!(panics(), ControlFlow::Break(()));
     }
 }

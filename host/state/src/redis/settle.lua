@@ -1,3 +1,4 @@
+-- Without a number, `actual` is what is held.
 local id, actual, overhead = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local held = reservation(id)
@@ -5,7 +6,7 @@ if not held then return { 'unknown' } end
 forget('r:' .. id)
 
 local began, ends, used = window(held.key, held.per)
-local beyond = actual - held.total
+local beyond = (actual or held.total) - held.total
 if beyond > 0 then
     used = used + beyond
 elseif held.began == began then

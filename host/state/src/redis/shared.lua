@@ -26,10 +26,16 @@ local function forget(entry)
     return redis.call('DEL', AT .. entry) == 1
 end
 
+local give_back -- below; it needs what is between
+
+-- Takes off the account what has ended; whether there was any. A reservation whose host renews it no
+-- more is given back first.
 local function sweep(most)
-    for _, entry in ipairs(redis.call('ZRANGEBYSCORE', ENDS, '-inf', now, 'LIMIT', 0, most)) do
-        forget(entry)
+    local ended = redis.call('ZRANGEBYSCORE', ENDS, '-inf', now, 'LIMIT', 0, most)
+    for _, entry in ipairs(ended) do
+        if not give_back(entry) then forget(entry) end
     end
+    return #ended > 0
 end
 
 -- Whether these entries would fit at these sizes: {entry, size, entry, size}. Sweeps if they would
@@ -95,9 +101,28 @@ local function reservation(id)
     }
 end
 
-local function hold(id, size, held, life)
+-- Holds a reservation until its lease ends, and remembers it for as long as `life`.
+local function hold(id, size, held, life, lease)
     local numbers = { held.began, held.here, held.total, held.limit, held.per }
     for at, number in ipairs(numbers) do numbers[at] = text(number) end
     redis.call('SET', AT .. 'r:' .. id, table.concat(numbers, ' ') .. ' ' .. held.key)
-    keep('r:' .. id, size, now + life)
+    keep('r:' .. id, size, now + lease)
+    redis.call('PEXPIRE', AT .. 'r:' .. id, string.format('%.0f', math.ceil(life / 1000)))
+end
+
+-- Whether this is a reservation that still holds something: then it holds nothing any more, and is
+-- remembered for the rest of its life, so that what was used can still be charged.
+function give_back(entry)
+    local id = string.match(entry, '^r:(.*)$')
+    local held = id and reservation(id)
+    if not held or held.total == 0 then return false end
+    local began, ends, used = window(held.key, held.per)
+    if held.began == began then
+        -- A window is as large as what is reserved in it.
+        charge(held.key, size_of(entry), began, ends, math.max(0, used - held.here))
+    end
+    local life = redis.call('PTTL', AT .. entry) * 1000
+    held.here, held.total = 0, 0
+    hold(id, size_of(entry), held, life, life)
+    return true
 end

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use interlock_state::{State, StateClock, StateConfig, StoreUrl};
+use interlock_state::{State, StateClock, StateConfig};
 
 /// Nothing here takes long, unless it hangs.
 const LONG: Duration = Duration::from_secs(60);
@@ -52,7 +52,9 @@ impl World {
 
     pub(crate) fn redis(version: Version) -> Self {
         let server = RedisServer::start(version);
-        Self { config: server.config(), store: StoreOf::Redis(server) }
+        // No host that sleeps for as long as a story's longest wait is taken for dead.
+        let config = StateConfig { lease: Duration::from_secs(3600), ..server.config() };
+        Self { config, store: StoreOf::Redis(server) }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -63,11 +65,11 @@ impl World {
         State::open_with(&self.config, clock).expect("the store opens")
     }
 
-    /// Redis has the time that it has: there it really passes, so stories keep to milliseconds.
+    /// Redis' clock is nobody's to move: there, all that it keeps gets older instead.
     pub(crate) fn wait(&self, time: Duration) {
         match &self.store {
             StoreOf::Memory(clock) => clock.advance(time),
-            StoreOf::Redis(_) => thread::sleep(time),
+            StoreOf::Redis(server) => server.age(time),
         }
     }
 }
@@ -126,7 +128,7 @@ impl RedisServer {
     /// With time enough for a machine on which other tests run too.
     pub(crate) fn config(&self) -> StateConfig {
         StateConfig {
-            store: StoreUrl::Redis(self.url()),
+            store: self.url().parse().expect("a URL"),
             timeout: Duration::from_secs(60),
             ..StateConfig::default()
         }
@@ -145,6 +147,15 @@ impl RedisServer {
     pub(crate) fn told<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
         let answer = redis::cmd(command[0]).arg(&command[1..]).query(&mut self.raw());
         answer.unwrap_or_else(|refused| panic!("{command:?}: {refused}"))
+    }
+
+    /// As if so much time had passed, in which no host did anything: whatever is written down is
+    /// that much older, and what would have expired has. No story waits for a clock, and none is
+    /// disturbed by a machine that takes its time.
+    pub(crate) fn age(&self, by: Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap();
+        let script = redis::Script::new(include_str!("age.lua"));
+        script.arg(micros).invoke::<()>(&mut self.raw()).expect("everything ages");
     }
 
     pub(crate) fn kill(&self) {

@@ -1,0 +1,181 @@
+//! The thread that keeps the connections: makes them, tries those that rest, replaces those that were
+//! closed, and connects anew when the server was lost.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use ::redis::RedisResult;
+
+use super::{CONNECT, Idle, Lines, Shared, connections};
+use crate::metrics::FailureKind;
+use crate::redis::address::Connector;
+use crate::redis::failure::Failure;
+
+/// After this much rest a connection is tried before somebody needs it: servers and firewalls drop
+/// what is quiet.
+const REST: Duration = Duration::from_secs(10);
+
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What the keeper knows from one round to the next.
+struct Keeping {
+    connector: Connector,
+    pause: Duration,
+    down_since: Option<Instant>,
+}
+
+/// The keeper: until the link is dropped, mends it when it is down; when not, replaces what was
+/// closed and keeps the rest warm.
+pub(super) fn keep(shared: &Shared, connector: Connector) {
+    let mut keeping = Keeping { connector, pause: PAUSE_MIN, down_since: None };
+    while !survived(shared, || keeping.round(shared)).is_break() {}
+}
+
+/// A round, whatever comes of it: without its keeper the link would stay down for good.
+pub(super) fn survived(
+    shared: &Shared,
+    round: impl FnOnce() -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
+        tracing::error!("the keeper of the connections to redis panicked; it goes on");
+        let closing = |lines: &mut Lines| !lines.closing;
+        let waited = shared.wanted.wait_timeout_while(shared.lines(), PAUSE_MAX, closing);
+        match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
+}
+
+impl Keeping {
+    fn round(&mut self, shared: &Shared) -> ControlFlow<()> {
+        let lines = shared.lines();
+        if lines.closing {
+            return ControlFlow::Break(());
+        }
+        if lines.down.is_some() {
+            drop(lines);
+            let since = *self.down_since.get_or_insert_with(Instant::now);
+            if shared.mend(since, &mut self.connector) {
+                (self.pause, self.down_since) = (PAUSE_MIN, None);
+                return ControlFlow::Continue(());
+            }
+            let lines = shared.lines();
+            let closing = |lines: &mut Lines| !lines.closing;
+            drop(shared.wanted.wait_timeout_while(lines, self.pause, closing));
+            self.pause = PAUSE_MAX.min(self.pause * 2);
+        } else {
+            let quiet =
+                |lines: &mut Lines| !lines.closing && lines.down.is_none() && lines.missing == 0;
+            let woken = shared.wanted.wait_timeout_while(lines, REST / 8, quiet);
+            let (lines, waited) = woken.unwrap_or_else(PoisonError::into_inner);
+            drop(lines);
+            shared.replace_one(&mut self.connector);
+            shared.reports.look();
+            if waited.timed_out() {
+                for _ in 0..connections() {
+                    shared.ping_one();
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Shared {
+    fn connect_all(&self, connector: &mut Connector) -> RedisResult<Vec<Idle>> {
+        connector.look_again();
+        let mut first = connector.connect(CONNECT)?;
+        first.set_read_timeout(Some(CONNECT))?;
+        first.set_write_timeout(Some(CONNECT))?;
+        // A server that was restarted has forgotten them.
+        for script in &self.scripts {
+            script.load(&mut first)?;
+        }
+        let mut all = vec![Idle { connection: first, used: Instant::now() }];
+        while all.len() < connections() {
+            all.push(Idle { connection: connector.connect(CONNECT)?, used: Instant::now() });
+        }
+        Ok(all)
+    }
+
+    /// Makes a connection anew that was closed because an answer was late.
+    fn replace_one(&self, connector: &mut Connector) {
+        let epoch = {
+            let lines = self.lines();
+            if lines.missing == 0 {
+                return;
+            }
+            lines.epoch
+        };
+        match connector.connect(CONNECT) {
+            Ok(connection) => {
+                let mut lines = self.lines();
+                if lines.epoch == epoch {
+                    lines.missing -= 1;
+                    lines.idle.push(Idle { connection, used: Instant::now() });
+                    self.returned.notify_one();
+                }
+            }
+            Err(error) => self.lost(epoch, &Failure::of(&error)),
+        }
+    }
+
+    /// Tries a connection that rested for long.
+    fn ping_one(&self) {
+        let (connection, epoch) = {
+            let mut lines = self.lines();
+            let rested = lines.idle.iter().position(|idle| idle.used.elapsed() >= REST);
+            let Some(at) = rested else { return };
+            (lines.idle.swap_remove(at).connection, lines.epoch)
+        };
+        let mut borrowed = self.borrowed(connection, epoch);
+        let answer = borrowed.ask(CONNECT, |it| ::redis::cmd("PING").query::<()>(it));
+        let connection = borrowed.take();
+        match answer {
+            Ok(()) => self.take_back(connection, epoch),
+            Err(error) => self.lost(epoch, &Failure::of(&error)),
+        }
+    }
+
+    /// One attempt; whether it worked. Down at the start, and up at the first attempt, is no news.
+    fn mend(&self, since: Instant, connector: &mut Connector) -> bool {
+        let connected = self.connect_all(connector);
+        let mut lines = self.lines();
+        let first = !std::mem::replace(&mut lines.tried, true);
+        let up = match connected {
+            Ok(idle) => {
+                lines.idle = idle;
+                (lines.missing, lines.silences) = (0, 0);
+                lines.down = None;
+                if !first {
+                    tracing::info!(after = ?since.elapsed(), "policies' state is available again");
+                }
+                true
+            }
+            Err(error) => {
+                let mut failure = Failure::of(&error);
+                // Whoever does not even answer the connect is not there.
+                if failure.is_silence() {
+                    failure.kind = FailureKind::Unreachable;
+                }
+                let news = lines.down.as_ref().is_none_or(|down| down.kind != failure.kind);
+                if news && !first {
+                    let Failure { kind, why, .. } = &failure;
+                    let kind = kind.as_str();
+                    tracing::warn!(kind, why, "policies' state is still unavailable");
+                }
+                if news || first {
+                    lines.down = Some(failure);
+                }
+                false
+            }
+        };
+        self.show(&lines);
+        self.returned.notify_all();
+        up
+    }
+}
