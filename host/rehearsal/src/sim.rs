@@ -179,7 +179,7 @@ async fn live(
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
         wall: Arc::new(move || EPOCH + clock.now()),
         metrics: ServerMetrics::register(&registry),
-        registry: Arc::clone(&registry),
+        registry: Some(Arc::clone(&registry)),
     };
     let app = interlock_server::app(parts);
     let clients = client::Clients::new(app, workload, seed);

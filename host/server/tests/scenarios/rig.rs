@@ -321,7 +321,7 @@ impl Rig {
             policies: Arc::new(Policies::from(chain)),
             wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
-            registry: Arc::clone(&registry),
+            registry: Some(Arc::clone(&registry)),
         };
         let (shutdown, asked) = oneshot::channel();
         let server = tokio::spawn(serve(listener, parts, async {

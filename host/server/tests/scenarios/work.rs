@@ -360,7 +360,7 @@ fn stalled(limits: &LimitsConfig) -> (axum::Router, Stalled) {
         work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
         wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
-        registry: Arc::clone(&registry),
+        registry: Some(Arc::clone(&registry)),
     };
     (app(parts), Stalled(gate, Some(thread)))
 }
