@@ -13,6 +13,7 @@
 mod bench;
 mod config;
 mod descriptors;
+mod listeners;
 mod log;
 mod models;
 mod policies;

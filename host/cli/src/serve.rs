@@ -4,7 +4,6 @@
 //! configuration, the policies, the model's files. Loading the model takes long and happens
 //! behind the open port, where readiness can be asked for.
 
-use std::io::ErrorKind;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -23,12 +22,14 @@ use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenize
 use interlock_policy::Keeper;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    AdminParts, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool, system_time,
+    AdminParts, MetricsParts, ServedModel, ServerMetrics, ServerParts, WorkMetrics, WorkPool,
+    system_time,
 };
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::listeners::Listeners;
 use crate::policies::Desk;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
@@ -77,15 +78,8 @@ async fn serve(
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))?;
-    let bind = config.server.bind;
-    let listener = interlock_server::listen(bind).map_err(|error| match error.kind() {
-        ErrorKind::AddrInUse => anyhow::anyhow!(
-            "cannot listen on {bind}: it is in use; `--bind {}:0` takes any free port",
-            bind.ip()
-        ),
-        _ => anyhow::anyhow!("cannot listen on {bind}: {error}"),
-    })?;
-    let address = listener.local_addr()?;
+    let listeners = Listeners::open(&config)?;
+    let address = listeners.clients.local_addr()?;
 
     let (models, thread) = start(sources, &config, &EngineMetrics::register(&registry))?;
     let engines: Vec<_> =
@@ -104,16 +98,27 @@ async fn serve(
     ))?;
 
     let metrics = ServerMetrics::register(&registry);
-    let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
-    if let Some(bind) = config.admin.bind {
-        let listener = interlock_server::listen(bind)
-            .with_context(|| format!("cannot listen for admin requests on {bind}"))?;
+    // Dropped when serving has ended.
+    let (serving, over) = tokio::sync::watch::channel(());
+    let until_served = |mut over: tokio::sync::watch::Receiver<()>| async move {
+        let _ = over.changed().await;
+    };
+    if let Some(listener) = listeners.metrics {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "metrics are served");
+        let parts = MetricsParts {
+            config: config.metrics.clone(),
+            server: config.server.clone(),
+            metrics: metrics.clone(),
+            registry: Arc::clone(&registry),
+        };
+        let over = until_served(over.clone());
+        tokio::spawn(interlock_server::serve_metrics(listener, parts, over));
+    }
+    if let Some(listener) = listeners.admin {
         let address = listener.local_addr()?;
         tracing::info!(%address, "admin requests are taken");
-        let over = async {
-            // Dropped when serving has ended.
-            let _ = admin_over.await;
-        };
+        let over = until_served(over.clone());
         let parts = AdminParts {
             config: config.admin,
             server: config.server.clone(),
@@ -146,16 +151,17 @@ async fn serve(
         work,
         wall: Arc::new(system_time),
         metrics,
-        registry,
+        registry: config.metrics.bind.is_none().then_some(registry),
     };
-    let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;
+    let served =
+        interlock_server::serve(listeners.clients, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
     // Blocks this thread, on which nothing else runs any more.
     let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
     if unheard > 0 {
         tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
     }
-    drop(admin_done);
+    drop(serving);
     reloader.abort();
 
     // Before the thread is told to stop: from then on they end because they were asked to.

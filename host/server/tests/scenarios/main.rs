@@ -2,6 +2,8 @@
 
 mod admin;
 mod answers;
+mod browsers;
+mod connections;
 mod crowds;
 mod deciding;
 mod detached;
@@ -12,8 +14,10 @@ mod least;
 mod leaving;
 mod likelihood;
 mod limits;
+mod metrics;
 mod models;
 mod rig;
+mod shapes;
 mod stopping;
 mod telling;
 mod watching;

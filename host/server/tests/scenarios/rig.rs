@@ -50,6 +50,8 @@ pub(crate) struct Setup {
     pub(crate) work: WorkConfig,
     /// `[limits]`.
     pub(crate) limits: LimitsConfig,
+    /// Are metrics on a listener of their own?
+    pub(crate) metrics_apart: bool,
 }
 
 impl Default for Setup {
@@ -67,6 +69,7 @@ impl Default for Setup {
             detached: DetachedConfig::default(),
             work: WorkConfig::default(),
             limits: LimitsConfig::default(),
+            metrics_apart: false,
         }
     }
 }
@@ -281,6 +284,7 @@ impl Rig {
             detached,
             work,
             limits,
+            metrics_apart,
         } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
@@ -321,7 +325,7 @@ impl Rig {
             policies: Arc::new(Policies::from(chain)),
             wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
-            registry: Some(Arc::clone(&registry)),
+            registry: (!metrics_apart).then(|| Arc::clone(&registry)),
         };
         let (shutdown, asked) = oneshot::channel();
         let server = tokio::spawn(serve(listener, parts, async {
