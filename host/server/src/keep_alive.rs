@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderValue, Request, Version, header};
+use axum::http::{HeaderValue, Request, Response, Version, header};
+use hyper::body::Body;
 
 /// `Keep-Alive: timeout=...`
 #[derive(Debug, Clone)]
@@ -35,9 +36,15 @@ impl KeepAlive {
         !says("close") && (request.version() > Version::HTTP_10 || says("keep-alive"))
     }
 
-    /// Says so in an answer.
-    pub(crate) fn say(self, headers: &mut HeaderMap) {
-        headers.insert("keep-alive", self.0);
+    /// Says so in an answer to a request of this version.
+    pub(crate) fn say<B: Body>(self, version: Version, answer: &mut Response<B>) {
+        if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
+            // Only the end of the connection tells where this one ends. hyper takes an answer in
+            // that version to mean so, and would say `keep-alive` otherwise.
+            *answer.version_mut() = version;
+            return;
+        }
+        answer.headers_mut().insert("keep-alive", self.0);
     }
 }
 

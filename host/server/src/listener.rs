@@ -369,7 +369,7 @@ async fn converse(
         let (client, guest) = (watch.client().clone(), guest.as_ref().map(|(guest, _)| guest));
         let guest = guest.cloned();
         service_fn(move |mut request: hyper::Request<Incoming>| {
-            let answering = clock.answering();
+            let (answering, version) = (clock.answering(), request.version());
             // This one is not the last, as far as it is for us to say.
             let stays = crowded.is_none() && goodbye.has_changed().is_ok();
             let keep_alive = keep_alive.clone().filter(|_| stays && KeepAlive::wanted(&request));
@@ -388,7 +388,7 @@ async fn converse(
             async move {
                 let mut answer = answer.await.unwrap_or_else(|never| match never {});
                 if let Some(keep_alive) = keep_alive {
-                    keep_alive.say(answer.headers_mut());
+                    keep_alive.say(version, &mut answer);
                 }
                 // What is asked once is still being sent.
                 if let Some(guest) = guest.filter(|_| crowded.is_none()) {

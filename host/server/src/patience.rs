@@ -230,3 +230,120 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         self.poll_linger(cx).map(Ok)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::Body;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::request_clock::{AnswerBody, RequestLimits};
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    /// A connection on which few bytes fit, with limits of so many seconds, whose requests are
+    /// answered with this; and when it ended.
+    fn serve(
+        header_timeout: u64,
+        idle_timeout: u64,
+        answer: fn() -> Body,
+    ) -> (DuplexStream, JoinHandle<Duration>) {
+        let (client, server) = duplex(1024);
+        let limits = RequestLimits {
+            header_timeout: Duration::from_secs(header_timeout),
+            idle_timeout: Duration::from_secs(idle_timeout),
+        };
+        let clock = RequestClock::new(limits);
+        let heads = HeadLimits { header_max: 1, headers_max: 1, header_timeout: Duration::ZERO };
+        let write_timeout = Duration::from_secs(60);
+        let io = Patient::new(server, write_timeout, clock.clone(), heads, Arc::new(|_| {}));
+        let service = service_fn(move |_| {
+            let answer = AnswerBody { body: answer(), _answering: clock.answering() };
+            async { Ok::<_, Infallible>(hyper::Response::new(answer)) }
+        });
+        let served = tokio::spawn(async move {
+            let began = Instant::now();
+            let mut rules = http1::Builder::new();
+            rules.header_read_timeout(None).half_close(true);
+            let _ended = rules.serve_connection(TokioIo::new(io), service).await;
+            began.elapsed()
+        });
+        (client, served)
+    }
+
+    async fn ended(served: JoinHandle<Duration>) -> u64 {
+        served.await.expect("no panic").as_secs()
+    }
+
+    /// Reads up to the end of the connection.
+    async fn rest(mut client: DuplexStream) -> String {
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.expect("reads");
+        rest
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_its_time_has_the_whole_answer_and_then_its_idle_time() {
+        let (mut client, served) = serve(30, 5, || Body::from("x".repeat(10_000)));
+        client.write_all(GET).await.expect("sends");
+        // Far longer than it may idle, and all of the answer was given long ago.
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert!(!served.is_finished(), "it is being answered");
+        let whole = rest(client).await;
+        assert!(whole.ends_with(&"x".repeat(10_000)), "{} bytes came", whole.len());
+        assert_eq!(ended(served).await, 50 + 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_has_left_whatever_it_may_idle() {
+        let (mut client, served) = serve(30, 5, || Body::from("x".repeat(10_000)));
+        client.write_all(GET).await.expect("sends");
+        assert_eq!(ended(served).await, 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_be_longer_in_the_making_than_any_request() {
+        let (mut client, served) = serve(30, 5, || {
+            Body::new(Slow(Box::pin(tokio::time::sleep(Duration::from_secs(100)))))
+        });
+        client.write_all(GET).await.expect("sends");
+        assert!(rest(client).await.ends_with("0\r\n\r\n"));
+        assert_eq!(ended(served).await, 100 + 5);
+    }
+
+    /// A body of nothing, whose end comes in time.
+    struct Slow(Pin<Box<Sleep>>);
+
+    impl hyper::body::Body for Slow {
+        type Data = bytes::Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, Infallible>>> {
+            self.0.as_mut().poll(cx).map(|()| None)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_has_its_time_from_its_first_byte_on() {
+        let (mut client, served) = serve(30, 100, Body::empty);
+        client.write_all(GET).await.expect("sends");
+        tokio::time::sleep(Duration::from_secs(90)).await;
+        client.write_all(&GET[..10]).await.expect("sends");
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        client.write_all(&GET[10..]).await.expect("sends");
+        tokio::time::sleep(Duration::from_secs(90)).await;
+        client.write_all(&GET[..10]).await.expect("sends");
+        let told = rest(client).await;
+        assert!(told.contains("408 Request Timeout"), "{told}");
+        assert_eq!(ended(served).await, 90 + 29 + 90 + 30);
+    }
+}

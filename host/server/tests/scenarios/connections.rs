@@ -173,3 +173,18 @@ async fn comments_end_with_their_client_and_are_none_where_none_are_wanted() {
     silent.gate.open();
     assert!(!quiet.rest().await.contains("keep-alive\n"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_to_an_old_client_promises_nothing_since_its_connection_ends_it() {
+    let rig = Rig::start().await;
+    let (path, body, end) = STREAMS[1];
+    let mut connection = rig.connect().await;
+    let length = body.len();
+    let head =
+        format!("POST {path} HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: {length}");
+    connection.raw(format!("{head}\r\n\r\n{body}").as_bytes()).await;
+    let answer = connection.answer().await;
+    assert_eq!((answer.status, answer.header("keep-alive")), (200, None));
+    assert_ne!(answer.header("connection"), Some("keep-alive"));
+    assert!(answer.body.ends_with(end), "{answer:?}");
+}
