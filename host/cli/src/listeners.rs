@@ -32,11 +32,11 @@ impl Listeners {
 }
 
 fn open(key: &str, bind: SocketAddr) -> anyhow::Result<TcpListener> {
-    interlock_server::listen(bind).map_err(|error| anyhow!(cannot(key, bind, &error)))
+    interlock_server::listen(bind).map_err(|error| anyhow!(not_listening(key, bind, &error)))
 }
 
-/// Key, value, cause and cure.
-fn cannot(key: &str, bind: SocketAddr, error: &io::Error) -> String {
+/// Why an address cannot be listened on: key, value, cause and cure.
+fn not_listening(key: &str, bind: SocketAddr, error: &io::Error) -> String {
     let (ip, port) = (bind.ip(), bind.port());
     let (why, cure) = match error.kind() {
         ErrorKind::AddrInUse => (
@@ -60,7 +60,7 @@ fn cannot(key: &str, bind: SocketAddr, error: &io::Error) -> String {
         ),
         _ => (error.to_string(), format!("127.0.0.1:{port} is an address of every machine")),
     };
-    format!("cannot listen on {bind}, as {key} says: {why}; {cure}")
+    format!("{key}: cannot listen on {bind}: {why}; {cure}")
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
         let foreign = "192.0.2.1:8185".parse().expect("an address");
         assert_eq!(
             told(foreign).await,
-            "cannot listen on 192.0.2.1:8185, as metrics.bind says: this machine has no address \
+            "metrics.bind: cannot listen on 192.0.2.1:8185: this machine has no address \
              192.0.2.1; write one that it has, 127.0.0.1:8185 for this machine alone, or \
              0.0.0.0:8185 for all its addresses"
         );
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(
             told(bind).await,
             format!(
-                "cannot listen on {bind}, as metrics.bind says: another program listens there; stop \
+                "metrics.bind: cannot listen on {bind}: another program listens there; stop \
                  it, or write another port; 127.0.0.1:0 takes any free one"
             )
         );
@@ -103,7 +103,7 @@ mod tests {
     fn a_port_that_needs_a_right_says_which() {
         // Whoever runs the tests may have it.
         let bind = "127.0.0.1:80".parse().expect("an address");
-        let told = cannot("server.bind", bind, &ErrorKind::PermissionDenied.into());
+        let told = not_listening("server.bind", bind, &ErrorKind::PermissionDenied.into());
         assert!(told.contains("this user may not open port 80"), "{told}");
         assert!(told.contains("1024") && told.contains("CAP_NET_BIND_SERVICE"), "{told}");
     }
