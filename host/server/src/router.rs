@@ -148,7 +148,7 @@ async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> 
         }
     };
     if let Some(failure) = response.extensions_mut().remove::<Failure>() {
-        response = host.refuse(&id, &line, &failure, &response);
+        response = host.refuse(&id, &line, &failure);
     }
     let value = HeaderValue::from_str(id.as_str()).expect("ids are made of ASCII letters");
     response.headers_mut().insert(REQUEST_ID, value);
@@ -205,13 +205,7 @@ impl IntoResponse for Failure {
 
 impl Host {
     /// Counts a failure and tells it to the client.
-    fn refuse(
-        &self,
-        id: &RequestId,
-        line: &Line,
-        failure: &Failure,
-        before: &Response,
-    ) -> Response {
+    fn refuse(&self, id: &RequestId, line: &Line, failure: &Failure) -> Response {
         /// Enough to know the route by; what follows is the client's.
         const PATH_CHARS: usize = 200;
 
@@ -226,7 +220,7 @@ impl Host {
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
-        let mut response = shaped(failure, id, before);
+        let mut response = shaped(failure, id);
         let headers = response.headers_mut();
         policies_say(failure.headers(), headers);
         let retry_after = match failure.retry() {

@@ -51,7 +51,7 @@ pub(crate) async fn json_errors(request: Request, next: Next) -> Response {
             let id = RequestId::generate();
             let status = failure.status().as_u16();
             tracing::warn!(status, code = failure.reason(), "a request was refused");
-            shaped(&failure, &id, &response)
+            shaped(&failure, &id)
         }
         None => response,
     }
@@ -86,13 +86,8 @@ fn failure_of(status: StatusCode, said: &str) -> Failure {
     }
 }
 
-/// A failure as a response, with what the one that it replaces says of the resource.
-pub(crate) fn shaped(failure: &Failure, id: &RequestId, before: &Response) -> Response {
+/// A failure as a response. What else it has to say of the resource (`Allow`) the route adds.
+pub(crate) fn shaped(failure: &Failure, id: &RequestId) -> Response {
     let body = Json(json!({ "error": failure.complaint(id) }));
-    let mut response = (failure.status(), body).into_response();
-    // Who may do what here is for the route to say.
-    if let Some(allow) = before.headers().get(header::ALLOW) {
-        response.headers_mut().insert(header::ALLOW, allow.clone());
-    }
-    response
+    (failure.status(), body).into_response()
 }
