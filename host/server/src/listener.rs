@@ -60,8 +60,6 @@ pub(crate) struct HeadLimits {
     pub(crate) header_max: usize,
     /// `server.headers_max`
     pub(crate) headers_max: usize,
-    /// `server.header_timeout`
-    pub(crate) header_timeout: Duration,
 }
 
 /// What is done for who comes in through the reserve.
@@ -123,7 +121,6 @@ impl Rules {
             heads: HeadLimits {
                 header_max: config.header_max.in_memory(),
                 headers_max: config.headers_max,
-                header_timeout: config.header_timeout,
             },
             watch: WatchRules {
                 pipelined_max: config.pipelined_max.in_memory(),

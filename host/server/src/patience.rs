@@ -147,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Patient<S> {
 
     /// Says that a head took too long, if the client takes it at once: nothing is waited for.
     fn refuse_slow(&mut self, cx: &mut Context<'_>) {
-        let limit = self.limits.header_timeout;
+        let limit = self.clock.header_timeout();
         self.refuse(&Failure::Unreadable(HeadProblem::TooSlow { limit }), None);
         let _said = self.poll_refuse(cx, 0);
     }
@@ -260,7 +260,7 @@ mod tests {
             idle_timeout: Duration::from_secs(idle_timeout),
         };
         let clock = RequestClock::new(limits);
-        let heads = HeadLimits { header_max: 1, headers_max: 1, header_timeout: Duration::ZERO };
+        let heads = HeadLimits { header_max: 1, headers_max: 1 };
         let write_timeout = Duration::from_secs(60);
         let io = Patient::new(server, write_timeout, clock.clone(), heads, Arc::new(|_| {}));
         let service = service_fn(move |_| {

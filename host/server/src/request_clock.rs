@@ -63,6 +63,11 @@ impl RequestClock {
         Self { limits, state: Arc::new(Mutex::new(state)) }
     }
 
+    /// How long a head may take.
+    pub(crate) fn header_timeout(&self) -> Duration {
+        self.limits.header_timeout
+    }
+
     /// A head is here, and is answered for as long as this lives.
     pub(crate) fn answering(&self) -> Answering {
         self.enter(Awaited::Nothing);

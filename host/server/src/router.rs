@@ -77,13 +77,15 @@ pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
         .route("/v1/responses/{id}", get(later::response).delete(later::delete_response))
         .route("/v1/responses/{id}/cancel", post(later::cancel_response))
         .route("/health/live", get(live))
-        .route("/health/ready", get(ready))
-        .fallback(unknown_url)
-        .method_not_allowed_fallback(method_not_allowed);
+        .route("/health/ready", get(ready));
     if host.registry.is_some() {
         routes = routes.route("/metrics", get(metrics));
     }
-    let routes = routes.with_state(host).layer(middleware::from_fn_with_state(front, frame));
+    let routes = routes
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(host)
+        .layer(middleware::from_fn_with_state(front, frame));
     match origins.cors() {
         None => routes,
         Some(cors) => for_pages(routes, cors, origins),
@@ -216,7 +218,8 @@ impl Host {
         tracing::info!(
             request = %id, method = %line.method, ?path, status = status.as_u16(),
             code, reason = failure.reason(), param = failure.field(), policy,
-            foreign = failure.foreign().map(cut), failure = why.flatten().map(tracing::field::display), spoiled = failure.spoiled(),
+            foreign = failure.foreign().map(cut), spoiled = failure.spoiled(),
+            failure = why.flatten().map(tracing::field::display),
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
