@@ -141,7 +141,7 @@ class Host:
             }
         ).encode()
         head = (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
         with socket.create_connection(("127.0.0.1", self.port)) as link:

@@ -118,7 +118,7 @@ import json, socket, sys, threading, time
 port, tokens, stream, clients, seconds = (json.loads(a) for a in sys.argv[1:])
 body = json.dumps({"model": "sim", "messages": [{"role": "user", "content": "hello " * 20}],
                    "max_tokens": tokens, "stream": stream}).encode()
-head = (b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nContent-Type: application/json\\r\\n"
+head = (b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Type: application/json\\r\\n"
         b"Content-Length: %d\\r\\n\\r\\n" % len(body))
 until = time.monotonic() + seconds
 answered, others = [0] * clients, [0] * clients

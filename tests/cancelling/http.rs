@@ -201,7 +201,7 @@ async fn a_client_that_leaves_while_waiting_never_reaches_the_device() {
 /// What may lie in a socket behind a request whose client leaves.
 fn behind() -> [(&'static str, Vec<u8>); 5] {
     let post = |body: &str| {
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: interlock\r\ncontent-length:";
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length:";
         format!("{head} {}\r\n\r\n{body}", body.len()).into_bytes()
     };
     [

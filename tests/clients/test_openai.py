@@ -266,3 +266,28 @@ def test_more_at_least_than_at_most_is_refused_with_both_numbers(serve):
         )
     assert refused.value.param == "min_tokens"
     assert "5" in refused.value.message and "6" in refused.value.message
+
+
+def test_a_stream_that_is_kept_alive_reads_like_any_other(serve):
+    """Comments come between events, and the package passes over them."""
+    host = serve("sim:stop=0,decode=60ms", "--set", "server.stream_keepalive=10ms")
+    ask = dict(model=host.model, max_tokens=4)
+    for path, body in [
+        ("chat/completions", ask | {"messages": HELLO}),
+        ("completions", ask | {"prompt": "hello"}),
+        ("responses", {"model": host.model, "input": "hello", "max_output_tokens": 16}),
+    ]:
+        raw = host.http.post(f"/v1/{path}", json=body | {"stream": True}).text
+        assert raw.count(": keep-alive\n\n") >= 4, raw
+    whole = host.openai.chat.completions.create(messages=HELLO, **ask)
+    chunks = list(host.openai.chat.completions.create(messages=HELLO, stream=True, **ask))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    whole = host.openai.completions.create(prompt="hello", **ask)
+    chunks = list(host.openai.completions.create(prompt="hello", stream=True, **ask))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
+    ask = dict(model=host.model, input="hello", max_output_tokens=16)
+    whole = host.openai.responses.create(**ask)
+    events = list(host.openai.responses.create(stream=True, **ask))
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.output_text == whole.output_text

@@ -365,7 +365,7 @@ limits = { requests_per_minute = 1 }
     assert host.http.post("/v1/completions", content=b"{").status_code == 400
     url = host.http.base_url
     with socket.create_connection((url.host, url.port), PATIENCE) as connection:
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n"
         connection.sendall(head.encode())
         connection.settimeout(PATIENCE)
         answer = connection.recv(65536).decode().lower()

@@ -87,7 +87,7 @@ impl Served {
             in_flight: interlock_server::InFlight::default(),
             wall: Arc::new(interlock_server::system_time),
             metrics: ServerMetrics::register(&rig.registry),
-            registry: Arc::clone(&rig.registry),
+            registry: Some(Arc::clone(&rig.registry)),
         };
         let server = tokio::spawn(async move {
             serve(listener, parts, std::future::pending()).await;
@@ -99,7 +99,7 @@ impl Served {
     pub async fn post(&self, path: &str, id: &str, body: &str) -> Call {
         let mut connection = within(TcpStream::connect(self.address)).await.expect("connects");
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: interlock\r\nx-request-id: {id}\r\n\
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nx-request-id: {id}\r\n\
              content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         );

@@ -54,7 +54,7 @@ pub(crate) fn provide(config: &mut Config) -> anyhow::Result<()> {
 
 /// Descriptors that this configuration may come to use.
 fn needed(config: &Config) -> usize {
-    descriptors(&config.server, &config.admin).saturating_add(OTHERS)
+    descriptors(&config.server, &config.admin, &config.metrics).saturating_add(OTHERS)
 }
 
 /// As many connections as fit, and not more than are configured.
@@ -126,10 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_connections_count_as_well() {
+    fn the_connections_of_all_listeners_count() {
         let mut config = with(1024);
         let without = needed(&config);
         config.admin.bind = Some("127.0.0.1:0".parse().expect("an address"));
-        assert_eq!(needed(&config), without + config.admin.connections_max.get() + 1);
+        let with_admin = without + config.admin.connections_max.get() + 1;
+        assert_eq!(needed(&config), with_admin);
+        config.metrics.bind = Some("127.0.0.1:0".parse().expect("an address"));
+        assert_eq!(needed(&config), with_admin + config.metrics.connections_max.get() + 1);
     }
 }

@@ -14,6 +14,7 @@ mod admin;
 mod bench;
 mod config;
 mod descriptors;
+mod listeners;
 mod log;
 mod models;
 mod policies;

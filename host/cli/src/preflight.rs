@@ -4,7 +4,7 @@
 //! What only may be wrong (a port that is taken now, a model that is still to be pulled) is a remark.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use interlock_policy::{
     PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
 };
 
+use crate::listeners::not_listening;
 use crate::{descriptors, models, policies};
 
 /// Looks at everything; adds what is wrong to the draft, and returns what may be.
@@ -40,23 +41,6 @@ pub(crate) fn record_problem(path: &Path) -> Option<String> {
     Some(format!(
         "policies.record must be a file that can be written, renamed and made anew, got {path:?}: {why}"
     ))
-}
-
-/// Why an address cannot be listened on, in the words of a person who can change that.
-pub(crate) fn not_listening(key: &str, bind: SocketAddr, error: &std::io::Error) -> String {
-    let cure = match error.kind() {
-        ErrorKind::AddrInUse => {
-            format!("it is in use; {} takes any free port", SocketAddr::new(bind.ip(), 0))
-        }
-        ErrorKind::AddrNotAvailable => {
-            format!("{} is no address of this machine; 0.0.0.0 or [::] stand for all", bind.ip())
-        }
-        ErrorKind::PermissionDenied => {
-            format!("{error}; ports below 1024 may need a privilege (CAP_NET_BIND_SERVICE)")
-        }
-        _ => error.to_string(),
-    };
-    format!("{key}: cannot listen on {bind}: {cure}")
 }
 
 #[derive(Default)]
@@ -154,7 +138,11 @@ impl Findings {
     }
 
     fn listeners(&mut self, config: &Config) {
-        let binds = [("server.bind", Some(config.server.bind)), ("admin.bind", config.admin.bind)];
+        let binds = [
+            ("server.bind", Some(config.server.bind)),
+            ("admin.bind", config.admin.bind),
+            ("metrics.bind", config.metrics.bind),
+        ];
         // Held, so that a second one for the same address is found out.
         let (mut ports, mut held) = (Vec::new(), Vec::new());
         for (key, bind) in binds {

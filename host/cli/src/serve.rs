@@ -4,13 +4,12 @@
 //! configuration, the policies, the model's files. Loading the model takes long and happens
 //! behind the open port, where readiness can be asked for.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use interlock_catalog::{ModelRef, NotPulled};
 use interlock_config::{Config, Effective, Problems};
@@ -22,16 +21,15 @@ use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
-    AdminParts, InFlight, PrefixKeys, ServedModel, ServerMetrics, ServerParts, WorkMetrics,
-    WorkPool, system_time,
+    AdminParts, InFlight, MetricsParts, PrefixKeys, ServedModel, ServerMetrics, ServerParts,
+    WorkMetrics, WorkPool, system_time,
 };
 use interlock_sim::{SimModel, SimSettings};
 use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::listeners::Listeners;
 use crate::policies::Desk;
-use crate::preflight::not_listening;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
 use crate::{descriptors, log, models, policies};
@@ -84,8 +82,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
         .context("cannot hear signals")?;
-    let (listener, address) = listen("server.bind", config.server.bind)?;
-    let admin = config.admin.bind.map(|bind| listen("admin.bind", bind)).transpose()?;
+    let listeners = Listeners::open(&config)?;
+    let address = listeners.clients.local_addr()?;
 
     let (models, thread) = start(sources, &config, &EngineMetrics::register(&registry))?;
     let engines: Vec<_> =
@@ -105,13 +103,27 @@ async fn serve(
 
     let metrics = ServerMetrics::register(&registry);
     let in_flight = InFlight::default();
-    let (admin_done, admin_over) = tokio::sync::oneshot::channel::<()>();
-    if let Some((listener, address)) = admin {
-        tracing::info!(%address, "admin requests are taken");
-        let over = async {
-            // Dropped when serving has ended.
-            let _ = admin_over.await;
+    // Dropped when serving has ended.
+    let (serving, over) = tokio::sync::watch::channel(());
+    let until_served = |mut over: tokio::sync::watch::Receiver<()>| async move {
+        let _ = over.changed().await;
+    };
+    if let Some(listener) = listeners.metrics {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "metrics are served");
+        let parts = MetricsParts {
+            config: config.metrics.clone(),
+            server: config.server.clone(),
+            metrics: metrics.clone(),
+            registry: Arc::clone(&registry),
         };
+        let over = until_served(over.clone());
+        tokio::spawn(interlock_server::serve_metrics(listener, parts, over));
+    }
+    if let Some(listener) = listeners.admin {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "admin requests are taken");
+        let over = until_served(over.clone());
         let parts = AdminParts {
             config: config.admin,
             server: config.server.clone(),
@@ -148,16 +160,17 @@ async fn serve(
         in_flight,
         wall: Arc::new(system_time),
         metrics,
-        registry,
+        registry: config.metrics.bind.is_none().then_some(registry),
     };
-    let served = interlock_server::serve(listener, parts, stop.or_failure_of(&engines)).await;
+    let served =
+        interlock_server::serve(listeners.clients, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
     // Blocks this thread, on which nothing else runs any more.
     let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
     if unheard > 0 {
         tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
     }
-    drop(admin_done);
+    drop(serving);
     reloader.abort();
 
     // Before the thread is told to stop: from then on they end because they were asked to.
@@ -214,14 +227,6 @@ fn announce(line: &str) -> Option<LineWriter> {
     let stdout = stdout.inspect_err(|why| NotAnnounced.began(&why.to_string())).ok()?;
     stdout.push(line.as_bytes());
     Some(stdout)
-}
-
-/// A listener, and where it listens.
-fn listen(key: &str, bind: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = interlock_server::listen(bind);
-    let listener = listener.map_err(|error| anyhow!(not_listening(key, bind, &error)))?;
-    let address = listener.local_addr().with_context(|| format!("{key}: no address"))?;
-    Ok((listener, address))
 }
 
 struct NotAnnounced;

@@ -72,7 +72,7 @@ impl Host {
         let mut connection = TcpStream::connect(self.clients).expect("connects");
         connection.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
         let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
         write!(connection, "{head}content-length: {length}\r\n\r\n{body}").expect("sends");
         let mut answer = String::new();
         connection.read_to_string(&mut answer).expect("it answers in time");

@@ -47,7 +47,7 @@ impl Served {
         let length = body.len();
         write!(
             stream,
-            "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+            "{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
         )
         .expect("it reads");
         let mut answer = String::new();

@@ -49,13 +49,13 @@ impl Host {
     }
 
     fn get(&self, path: &str) -> Option<String> {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
     }
 
     fn complete(&self, tokens: u32) -> String {
         let body = format!(r#"{{"model":"sim","prompt":"x","max_tokens":{tokens}}}"#);
         let answer = self.ask(&format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         ));
@@ -231,7 +231,7 @@ fn a_host_whose_log_nobody_reads_ends_when_told_to_once_or_twice() {
             move || {
                 let mut connection = TcpStream::connect(address).expect("it listens");
                 let body = r#"{"model":"sim","prompt":"x","max_tokens":4000,"stream":true}"#;
-                let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\n";
+                let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n";
                 let length = body.len();
                 write!(connection, "{head}content-length: {length}\r\n\r\n{body}").expect("sent");
                 connection.read_exact(&mut [0; 500]).expect("a stream");

@@ -1,10 +1,12 @@
 //! All sections, side by side.
 
+use std::net::SocketAddr;
+
 use interlock_admission::{LimitsConfig, PoliciesConfig};
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy::{PolicyConfig, default_policies};
-use interlock_server::{AdminConfig, DetachedConfig, ServerConfig, WorkConfig};
+use interlock_server::{AdminConfig, DetachedConfig, MetricsConfig, ServerConfig, WorkConfig};
 use interlock_state::StateConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ pub struct Config {
     pub extra_model: Vec<ExtraModelConfig>,
     pub server: ServerConfig,
     pub admin: AdminConfig,
+    pub metrics: MetricsConfig,
     pub log: LogConfig,
     pub waiting: WaitingConfig,
     pub limits: LimitsConfig,
@@ -40,6 +43,7 @@ impl Default for Config {
             extra_model: Vec::new(),
             server: ServerConfig::default(),
             admin: AdminConfig::default(),
+            metrics: MetricsConfig::default(),
             log: LogConfig::default(),
             waiting: WaitingConfig::default(),
             limits: LimitsConfig::default(),
@@ -60,6 +64,7 @@ impl Config {
         let mut problems = interlock_catalog::problems(&self.model, &self.extra_model);
         problems.extend(self.server.problems());
         problems.extend(self.admin.problems());
+        problems.extend(self.metrics.problems());
         problems.extend(self.log.problems());
         problems.extend(self.waiting.problems());
         problems.extend(self.limits.problems());
@@ -84,6 +89,7 @@ impl Config {
                  {requests}"
             ));
         }
+        problems.extend(self.listeners_in_the_way());
         // One request may hold half of the memory; a usual body takes three times its size.
         let (memory, body) = (self.work.memory_max, self.server.body_max);
         if memory.0 < body.0.saturating_mul(8) {
@@ -93,4 +99,27 @@ impl Config {
         }
         problems
     }
+
+    /// Listeners that would take each other's port.
+    fn listeners_in_the_way(&self) -> Vec<String> {
+        let server = ("server.bind", Some(self.server.bind));
+        let (admin, metrics) =
+            (("admin.bind", self.admin.bind), ("metrics.bind", self.metrics.bind));
+        let mut problems = Vec::new();
+        for ((key, bind), (other_key, other)) in
+            [(admin, server), (metrics, server), (metrics, admin)]
+        {
+            let (Some(bind), Some(other)) = (bind, other) else { continue };
+            if overlap(bind, other) {
+                problems.push(format!("{key} must differ from {other_key} ({other}), got {bind}"));
+            }
+        }
+        problems
+    }
+}
+
+/// Would these two listeners want the same port of an address? Of port 0 each gets one of its own.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || everywhere)
 }

@@ -185,7 +185,7 @@ on_failure = { admit = \"shut\" }
               model.reference cannot be read: "smollm" is no built-in model (did you mean `smollm2-135m-instruct`?); a folder is written with a slash (`./smollm`), a repository as `hf:org/name`, a simulated model as `sim:...` (interlock.toml:3)
               model.threads must be a whole number of at least 1, got 0 (interlock.toml:4)
               model.aliases[0] must be a string, got 1 (interlock.toml:5)
-              server.bind cannot be read: invalid socket address syntax, got "localhost" (interlock.toml:8)
+              server.bind cannot be read: "localhost" has no port: write one behind it, such as "localhost:8080" (interlock.toml:8)
               server.body_max cannot be read: a size is a whole number followed by B, KiB, MiB or GiB, got "4MB" (interlock.toml:9)
               log.format must be "text" or "json", got "xml" (interlock.toml:12)
               limits.queue_max must be a duration, got 300 (interlock.toml:15)
@@ -273,6 +273,8 @@ per_minute = 60
 
         [server]
         bind = "0.0.0.0:9000"                # interlock.toml:3
+        allowed_origins = []                 # default
+        allowed_hosts = []                   # default
         connections_max = 1024               # default
         # connections_per_address_max =      # not set
         body_max = "4MiB"                    # default
@@ -280,6 +282,8 @@ per_minute = 60
         header_max = "16KiB"                 # default
         headers_max = 64                     # default
         header_timeout = "30s"               # default
+        idle_timeout = "1m 15s"              # default
+        stream_keepalive = "10s"             # default
         write_timeout = "1m"                 # default
         half_close = "left"                  # default
         pipelined_max = "256KiB"             # default
@@ -292,6 +296,10 @@ per_minute = 60
         # token =                            # not set
         connections_max = 256                # default
         component_max = "64MiB"              # default
+
+        [metrics]
+        # bind =                             # not set
+        connections_max = 64                 # default
 
         [log]
         filter = "info"                      # default
@@ -538,4 +546,55 @@ name = \"other\"
     let config = Story::of(good, &[], &[]).effective().config;
     let names: Vec<_> = config.extra_model.iter().map(|m| m.model_id().to_string()).collect();
     assert_eq!(names, ["sim", "other"]);
+}
+
+#[test]
+fn an_address_to_listen_on_may_be_localhost_and_says_otherwise_what_to_write() {
+    let story =
+        Story::of("", &[("INTERLOCK__ADMIN__BIND", "localhost:8081")], &["--bind [::1]:80"]);
+    let config = story.effective().config;
+    assert_eq!(config.server.bind.to_string(), "[::1]:80");
+    assert_eq!(config.admin.bind.map(|bind| bind.to_string()), Some("127.0.0.1:8081".into()));
+
+    let file = "[admin]\nbind = 8081\n";
+    Story::of(file, &[("INTERLOCK__METRICS__BIND", "gpu-box:9090")], &["--bind :8185"])
+        .says(expect![[r#"
+            the configuration has 3 problems:
+              admin.bind must be an address and a port, such as "127.0.0.1:8080", got 8081 (interlock.toml:2)
+              metrics.bind cannot be read: "gpu-box:9090" begins with "gpu-box", which is no IP address, and no name but localhost is looked up: write "127.0.0.1:9090" for this machine alone, "0.0.0.0:9090" for all addresses that it has, or one of them (env INTERLOCK__METRICS__BIND)
+              server.bind cannot be read: ":8185" does not say on which addresses: write "127.0.0.1:8185" for this machine alone, or "0.0.0.0:8185" for all addresses that it has (--bind)"#]]);
+}
+
+#[test]
+fn listeners_that_take_each_others_port_are_named_together() {
+    let flags = ["--bind 0.0.0.0:80", "admin.bind=127.0.0.1:80", "metrics.bind=127.0.0.1:80"];
+    Story::of("", &[], &flags).says(expect![[r#"
+        the configuration has 3 problems:
+          admin.bind must differ from server.bind (0.0.0.0:80), got 127.0.0.1:80 (--set admin.bind)
+          metrics.bind must differ from server.bind (0.0.0.0:80), got 127.0.0.1:80 (--set metrics.bind)
+          metrics.bind must differ from admin.bind (127.0.0.1:80), got 127.0.0.1:80 (--set metrics.bind)"#]]);
+    // Each gets a free one.
+    Story::of("", &[], &["--bind 127.0.0.1:0", "admin.bind=127.0.0.1:0"]).effective();
+}
+
+#[test]
+fn what_web_pages_and_connections_are_allowed_is_checked() {
+    let file = "[server]
+allowed_origins = [\"https://chat.example/\"]
+allowed_hosts = [\"llm.example:443\"]
+stream_keepalive = \"1ms\"
+idle_timeout = \"0s\"
+";
+    Story::of(file, &[], &["metrics.connections_max=5000"]).says(expect![[r#"
+        the configuration has 5 problems:
+          server.allowed_origins must have origins such as "https://chat.example" (a scheme, a host and, if it is not the usual one, a port; nothing behind), or "*" for all, got "https://chat.example/" (interlock.toml:2)
+          server.allowed_hosts must have names such as "llm.example" (no scheme, no port), or "*" for all, got "llm.example:443" (interlock.toml:3)
+          server.stream_keepalive must be 0s (none) or at least 10ms, got 1ms (interlock.toml:4)
+          server.idle_timeout must exceed 0s, got 0s (interlock.toml:5)
+          metrics.connections_max must be 1 to 1024, got 5000 (--set metrics.connections_max)"#]]);
+    let list = Story::of("", &[], &["server.allowed_origins=https://a.example,http://b.example:1"]);
+    assert_eq!(
+        list.effective().config.server.allowed_origins,
+        ["https://a.example", "http://b.example:1"]
+    );
 }

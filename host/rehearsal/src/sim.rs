@@ -182,7 +182,7 @@ async fn live(
         in_flight: interlock_server::InFlight::default(),
         wall: Arc::new(move || EPOCH + clock.now()),
         metrics: ServerMetrics::register(&registry),
-        registry: Arc::clone(&registry),
+        registry: Some(Arc::clone(&registry)),
     };
     let app = interlock_server::app(parts);
     let clients = client::Clients::new(app, workload, seed);

@@ -35,14 +35,13 @@ mod query;
 mod requests;
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -56,6 +55,8 @@ use tokio::net::TcpListener;
 use crate::failure::{BodyProblem, Failure};
 use crate::listener::{Listener, Rules};
 use crate::live::InFlight;
+use crate::origin::{Foreign, OriginRules};
+use crate::shape::json_errors;
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
 
 /// Something that changes policies while they are in use.
@@ -138,6 +139,7 @@ pub async fn serve_admin(
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorized))
+        .layer(middleware::from_fn(json_errors))
         .with_state(desk);
     let open = metrics.admin_connections.clone();
     let metrics = Arc::new(metrics);
@@ -175,10 +177,12 @@ impl Desk {
             return Some(complain(StatusCode::FORBIDDEN, "cross_origin", why));
         }
         // Where others can reach it there is a token, and it has names that are not known here.
-        let alone = self.address.is_none_or(|address| address.ip().is_loopback());
-        if alone && !headers.get(header::HOST).is_some_and(|host| self.is_called(host)) {
-            let why = "the host header must be localhost or the address of this listener";
-            return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", why));
+        let origins = OriginRules::of_operators(self.address);
+        if let Err(Foreign::Host(host)) = origins.check(request.uri(), headers) {
+            let why = format!(
+                "the host header must be localhost or the address of this listener, got {host:?}"
+            );
+            return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }
         if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {
             return Some(unsupported(headers).into_response());
@@ -190,17 +194,6 @@ impl Desk {
     async fn read(&self, body: &mut Body) -> Result<Bytes, AdminError> {
         let limits = ServerConfig { body_max: self.config.component_max, ..self.server.clone() };
         Ok(body::read(body, &limits, None).await.map_err(unread)?.bytes)
-    }
-
-    /// Is this a name of ours? The port may be that of a tunnel.
-    fn is_called(&self, host: &HeaderValue) -> bool {
-        let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else {
-            return false;
-        };
-        let name = host.host();
-        let ip = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-        name.eq_ignore_ascii_case("localhost")
-            || ip.is_some_and(|ip| self.address.is_some_and(|address| address.ip() == ip))
     }
 }
 

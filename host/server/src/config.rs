@@ -8,6 +8,8 @@ use interlock_request::{ByteSize, Secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::bind;
+use crate::origin::{host_problem, origin_problem};
 use crate::results::KEEP_MAX;
 
 /// `[server]`: who may talk to us, how much and how slowly.
@@ -18,7 +20,22 @@ use crate::results::KEEP_MAX;
 pub struct ServerConfig {
     /// Address and port to listen on. Anyone who can reach it can use the model: there is no
     /// authentication here. Open it up (`0.0.0.0:8080`) when something in front of it checks.
+    /// `localhost` stands for `127.0.0.1`; no other name is looked up.
+    #[serde(deserialize_with = "bind::address")]
     pub bind: SocketAddr,
+    /// Origins of web pages that may use this host from a browser, as in
+    /// `["https://chat.example", "http://localhost:3000"]`; `["*"]` for all pages, none by default.
+    /// They get CORS headers and their preflights are answered before any policy is asked. A request
+    /// that a page of another origin sends is refused with 403, `/health` excepted. Add the origin of
+    /// a page that calls this host itself, rather than by way of a server of its own.
+    pub allowed_origins: Vec<String>,
+    /// Names by which clients may call this host (the `Host` header, without its port), as in
+    /// `["llm.example"]`, beside `localhost`, `127.0.0.1`, `[::1]` and the address of `bind`; `["*"]`
+    /// for all. Another name is refused with 421, `/health` excepted. Unset, all names are taken
+    /// where `bind` is an address that others reach, and none beside those where it is a loopback
+    /// address: a name there that is not its own may be a web page's that wants to read answers.
+    /// Add a name that a proxy or a container on this machine passes on.
+    pub allowed_hosts: Vec<String>,
     /// Connections that may be open at once. Over it, health and metrics still answer and
     /// everything else gets 503: there are as many places again (64 to 1024) for that, in which
     /// whoever sends no request soon makes way for whoever comes. Turn this up when many clients
@@ -45,11 +62,26 @@ pub struct ServerConfig {
     pub header_max: ByteSize,
     /// Most headers of a request (431 over it). Turn this up when proxies add many.
     pub headers_max: usize,
-    /// Longest time for a request's head to arrive, and so for a connection to be idle: it is
-    /// closed after this. Turn this up when clients should keep connections for longer.
+    /// Longest time for a request's head to arrive, from its first byte on, and for the first request
+    /// of a connection to begin (408 after it, or nothing where nothing came). Turn this up when
+    /// clients are slow to send their heads.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub header_timeout: Duration,
+    /// How long a connection may be idle between two requests; it is closed after this. Clients are
+    /// told somewhat less (`Keep-Alive: timeout=...`), so that none sends its next request to a
+    /// connection that is being closed. Turn this up above the time for which a proxy or a load
+    /// balancer in front of this host keeps idle connections (often 60 s).
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+    /// How long a stream may be silent before a comment (`: keep-alive`, which clients pass over) is
+    /// sent in it, so that nothing on the way takes the connection for dead during a long prompt or
+    /// a pause; 0s for none. Answers in one piece have nothing of the kind: their clients and proxies
+    /// have to wait, or to stream. Turn this down below the shortest read timeout on the way.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub stream_keepalive: Duration,
     /// Longest time that a client may take nothing of what we send; its connection is closed
     /// after this. Turn this up when readers pause for longer.
     #[serde(with = "humantime_serde")]
@@ -99,6 +131,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            allowed_origins: vec![],
+            allowed_hosts: vec![],
             connections_max: NonZeroUsize::new(1024).expect("1024 is not 0"),
             connections_per_address_max: None,
             body_max: ByteSize(4 << 20),
@@ -106,6 +140,8 @@ impl Default for ServerConfig {
             header_max: ByteSize(16 << 10),
             headers_max: 64,
             header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            stream_keepalive: Duration::from_secs(10),
             write_timeout: Duration::from_secs(60),
             half_close: HalfClose::Left,
             pipelined_max: ByteSize(256 << 10),
@@ -129,6 +165,9 @@ impl ServerConfig {
     pub const HEADERS_MAX_MAX: usize = 1024;
     /// Each takes a file descriptor, and no system gives a process more.
     pub const CONNECTIONS_MAX_MAX: usize = 1 << 20;
+
+    /// Comments that come more often than this cost more than the stream.
+    pub const STREAM_KEEPALIVE_MIN: Duration = Duration::from_millis(10);
 
     /// Connections that one address may have.
     pub(crate) fn per_address(&self) -> usize {
@@ -167,6 +206,7 @@ impl ServerConfig {
         let times = [
             ("body_timeout", self.body_timeout),
             ("header_timeout", self.header_timeout),
+            ("idle_timeout", self.idle_timeout),
             ("write_timeout", self.write_timeout),
         ];
         problems.extend(
@@ -175,6 +215,16 @@ impl ServerConfig {
                 .filter(|(_, time)| time.is_zero())
                 .map(|(key, _)| format!("server.{key} must exceed 0s, got 0s")),
         );
+        let (least, keepalive) = (Self::STREAM_KEEPALIVE_MIN, self.stream_keepalive);
+        if !keepalive.is_zero() && keepalive < least {
+            problems.push(format!(
+                "server.stream_keepalive must be 0s (none) or at least {least:?}, got {keepalive:?}"
+            ));
+        }
+        let origins = self.allowed_origins.iter().filter_map(|origin| origin_problem(origin));
+        problems.extend(origins.map(|why| format!("server.allowed_origins {why}")));
+        let hosts = self.allowed_hosts.iter().filter_map(|host| host_problem(host));
+        problems.extend(hosts.map(|why| format!("server.allowed_hosts {why}")));
         problems
     }
 }
@@ -188,6 +238,7 @@ pub struct AdminConfig {
     /// Address and port to listen on; unset, there is no such listener. An address that others can
     /// reach needs a token. Requests of web pages are refused, and so are those for a host that is
     /// neither `localhost` nor this address, where only this machine can reach it.
+    #[serde(deserialize_with = "bind::optional_address")]
     #[schemars(example = &"127.0.0.1:8081")]
     pub bind: Option<SocketAddr>,
     /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
@@ -195,7 +246,7 @@ pub struct AdminConfig {
     pub token: Option<Secret>,
     /// Connections that may be open there at once, 1 to 1024. Over it, whoever sends no request
     /// soon makes way for whoever comes. Its connections are timed as those of clients are
-    /// (`server.header_timeout`, `server.write_timeout`).
+    /// (`server.header_timeout`, `server.idle_timeout`, `server.write_timeout`).
     pub connections_max: NonZeroUsize,
     /// Most bytes of a component that is sent there.
     pub component_max: ByteSize,
@@ -229,6 +280,42 @@ impl AdminConfig {
             problems.push("admin.token must not be empty, got \"\"".into());
         }
         problems
+    }
+}
+
+/// `[metrics]`: where `/metrics` is, if not on the clients' port.
+///
+/// Metrics name models, policies and, if a policy counts by them, tenants, and nothing asks there for
+/// a token: a listener of their own keeps them from whoever may only use the model.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Address and port to listen on for `GET /metrics`, which is then not on the clients' port;
+    /// unset, it is there. Requests of web pages are refused, and so are those for a host that is
+    /// neither `localhost` nor this address, where only this machine can reach it. Set this where
+    /// clients can reach `server.bind` who should not see metrics.
+    #[serde(deserialize_with = "bind::optional_address")]
+    #[schemars(example = &"127.0.0.1:9090")]
+    pub bind: Option<SocketAddr>,
+    /// Connections that may be open there at once, 1 to 1024. Over it, whoever sends no request
+    /// soon makes way for whoever comes. Its connections are timed as those of clients are
+    /// (`server.header_timeout`, `server.idle_timeout`, `server.write_timeout`).
+    pub connections_max: NonZeroUsize,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { bind: None, connections_max: NonZeroUsize::new(64).expect("64 is not 0") }
+    }
+}
+
+impl MetricsConfig {
+    /// Every problem, as key, relation, value.
+    pub fn problems(&self) -> Vec<String> {
+        let (most, connections) = (AdminConfig::CONNECTIONS_MAX_MAX, self.connections_max);
+        let too_many = (connections.get() > most)
+            .then(|| format!("metrics.connections_max must be 1 to {most}, got {connections}"));
+        too_many.into_iter().collect()
     }
 }
 

@@ -4,8 +4,11 @@
 //! |---|---|---|
 //! | a field is wrong, missing or not served | 400 | `invalid_value`, `unsupported_parameter`, ... |
 //! | unknown model, route or request id | 404 | `model_not_found`, `unknown_url`, `request_not_found` |
+//! | a web page, or a name, that is not allowed | 403, 421 | `cross_origin`, `wrong_host` |
 //! | wrong method | 405 | `method_not_allowed` |
-//! | body too slow, too large; head too large | 408, 413, 431 | `body_timeout`, `body_too_large`, `headers_too_large` |
+//! | not HTTP, or what the framework cannot read | 400 | `malformed_request` |
+//! | head too slow, URL too long, head too large | 408, 414, 431 | `header_timeout`, `url_too_long`, `headers_too_large` |
+//! | body too slow, too large | 408, 413 | `body_timeout`, `body_too_large` |
 //! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
@@ -39,6 +42,8 @@ use serde::Serialize;
 
 use crate::ask::Invalid;
 use crate::doors::Over;
+use crate::listener::HeadLimits;
+use crate::origin::Foreign;
 use crate::router::cut;
 use crate::work::{NotDone, Part, STUCK_MAX};
 
@@ -60,6 +65,10 @@ pub(crate) enum Failure {
         /// How many there may be.
         limit: usize,
     },
+    /// The head cannot be read, or not as it should be.
+    Unreadable(HeadProblem),
+    /// It comes from a web page that may not ask, or calls us by a name that we do not have.
+    Foreign(Foreign),
     /// We serve other models.
     UnknownModel {
         /// The client's name for it.
@@ -114,6 +123,29 @@ pub(crate) struct Intervention {
     pub(crate) failed: Option<u16>,
 }
 
+/// Why a head did not become a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HeadProblem {
+    /// It is not HTTP/1.1.
+    Malformed,
+    /// Far larger than configured.
+    TooLarge(HeadLimits),
+    /// Its first line is longer than can be.
+    UrlTooLong,
+    /// Slower than configured.
+    TooSlow {
+        /// Longest time.
+        limit: Duration,
+    },
+    /// The framework refused it before we were asked.
+    Rejected {
+        /// With which status.
+        status: StatusCode,
+        /// In whose words.
+        why: String,
+    },
+}
+
 /// How a body failed to arrive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BodyProblem {
@@ -163,13 +195,18 @@ impl Failure {
     pub(crate) const INTERNAL: Self = Self::Failed(FaultKind::Internal);
 
     /// Whatever [`Self::reason`] says, for metrics that must be there before the first of each.
-    pub(crate) const REASONS: [&str; 32] = [
+    pub(crate) const REASONS: &[&str] = &[
         "invalid_request",
         "invalid_request_id",
         "body_too_large",
         "body_timeout",
         "body_broken",
         "headers_too_large",
+        "malformed_request",
+        "url_too_long",
+        "header_timeout",
+        "cross_origin",
+        "wrong_host",
         "model_not_found",
         "unknown_url",
         "method_not_allowed",
@@ -204,7 +241,15 @@ impl Failure {
             Self::Body(BodyProblem::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Body(BodyProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(BodyProblem::Broken(_)) => StatusCode::BAD_REQUEST,
-            Self::Head { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Head { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            Self::Unreadable(HeadProblem::Malformed) => StatusCode::BAD_REQUEST,
+            Self::Unreadable(HeadProblem::UrlTooLong) => StatusCode::URI_TOO_LONG,
+            Self::Unreadable(HeadProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
+            Self::Unreadable(HeadProblem::Rejected { status, .. }) => *status,
+            Self::Foreign(Foreign::Origin(_)) => StatusCode::FORBIDDEN,
+            Self::Foreign(Foreign::Host(_)) => StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownModel { .. }
             | Self::UnknownUrl { .. }
             | Self::UnknownRequest(_)
@@ -280,7 +325,14 @@ impl Failure {
             Self::Body(BodyProblem::TooLarge { .. }) => "body_too_large",
             Self::Body(BodyProblem::TooSlow { .. }) => "body_timeout",
             Self::Body(BodyProblem::Broken(_)) => "body_broken",
-            Self::Head { .. } => "headers_too_large",
+            Self::Head { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => "headers_too_large",
+            Self::Unreadable(HeadProblem::Malformed | HeadProblem::Rejected { .. }) => {
+                "malformed_request"
+            }
+            Self::Unreadable(HeadProblem::UrlTooLong) => "url_too_long",
+            Self::Unreadable(HeadProblem::TooSlow { .. }) => "header_timeout",
+            Self::Foreign(Foreign::Origin(_)) => "cross_origin",
+            Self::Foreign(Foreign::Host(_)) => "wrong_host",
             Self::UnknownModel { .. } => "model_not_found",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
@@ -352,6 +404,14 @@ impl Failure {
         Some(theirs.map_or(param, |map| map.trim_end_matches('.').to_owned()))
     }
 
+    /// Whose page or which name was not allowed, for our log.
+    pub(crate) fn foreign(&self) -> Option<&str> {
+        match self {
+            Self::Foreign(Foreign::Origin(name) | Foreign::Host(name)) => Some(name),
+            _ => None,
+        }
+    }
+
     /// What was wrong inside, for our log.
     pub(crate) fn spoiled(&self) -> Option<&str> {
         match self {
@@ -391,6 +451,34 @@ impl Failure {
             Self::Head { unit, got, limit } => {
                 format!("the request's head has {got} {unit}, the limit is {limit}")
             }
+            Self::Unreadable(HeadProblem::Malformed) => {
+                "the request is not HTTP/1.1: its first line or one of its headers cannot be read"
+                    .into()
+            }
+            Self::Unreadable(HeadProblem::TooLarge(limits)) => format!(
+                "the request's head is more than twice as large as it may be: the limits are {} \
+                 bytes and {} headers",
+                limits.header_max, limits.headers_max
+            ),
+            Self::Unreadable(HeadProblem::UrlTooLong) => {
+                "the request's URL is longer than 65534 bytes, which is the limit".into()
+            }
+            Self::Unreadable(HeadProblem::TooSlow { limit }) => {
+                format!("the request's head did not arrive within {limit:?}")
+            }
+            Self::Unreadable(HeadProblem::Rejected { why, .. }) => {
+                format!("the request cannot be read: {}", cut(why))
+            }
+            Self::Foreign(Foreign::Origin(origin)) => format!(
+                "web pages of the origin {:?} may not use this host: they are not in its setting \
+                 server.allowed_origins",
+                cut(origin)
+            ),
+            Self::Foreign(Foreign::Host(host)) => format!(
+                "this host is not called {:?} here: names that it has beside localhost and its \
+                 address are in its setting server.allowed_hosts",
+                cut(host)
+            ),
             Self::UnknownModel { asked, served } => {
                 let asked = cut(asked);
                 let served: Vec<_> = served.iter().map(|name| format!("{name:?}")).collect();
@@ -564,6 +652,11 @@ mod tests {
             BodyProblem::TooSlow { limit: Duration::ZERO }.into(),
             BodyProblem::Broken(String::new()).into(),
             Failure::Head { unit: "bytes", got: 2, limit: 1 },
+            Failure::Unreadable(HeadProblem::Malformed),
+            Failure::Unreadable(HeadProblem::UrlTooLong),
+            Failure::Unreadable(HeadProblem::TooSlow { limit: Duration::ZERO }),
+            Failure::Foreign(Foreign::Origin(String::new())),
+            Failure::Foreign(Foreign::Host(String::new())),
             Failure::UnknownModel { asked: String::new(), served: vec![] },
             Failure::UnknownUrl { path: String::new() },
             Failure::Method,
@@ -593,7 +686,7 @@ mod tests {
         failures.extend(causes.map(Failure::Cancelled));
         failures.extend(deadlines.map(|which| Failure::Cancelled(CancelCause::Deadline(which))));
         let given: BTreeSet<_> = failures.iter().map(Failure::reason).collect();
-        assert_eq!(given, BTreeSet::from(Failure::REASONS));
+        assert_eq!(given, Failure::REASONS.iter().copied().collect());
     }
 
     #[test]

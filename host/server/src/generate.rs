@@ -1,6 +1,7 @@
 //! The one path of every generating request: claim, read, parse, admit, submit, answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::HeaderName;
@@ -104,6 +105,8 @@ pub(crate) async fn generate(
                 // The connection drops this next, and what would be answered is for nobody.
                 return std::future::pending().await;
             }
+            let keepalive = host.config.stream_keepalive;
+            let stream = stream.then_some(keepalive);
             answer((&host.work, &title.tenant), shape, head, stream, inlet).await?
         }
     };
@@ -223,13 +226,14 @@ async fn answer(
     (work, tenant): (&WorkPool, &str),
     shape: Shape,
     head: Head,
-    stream: bool,
+    stream: Option<Duration>,
     inlet: Inlet,
 ) -> Result<Response, Failure> {
     let request = head.request.clone();
     let mut voice = voice(shape, head);
-    let (content_type, body) = if stream {
-        ("text/event-stream; charset=utf-8", Body::new(Stream::new(request, voice, inlet)))
+    let (content_type, body) = if let Some(keepalive) = stream {
+        let stream = Stream::new(request, voice, inlet, keepalive);
+        ("text/event-stream; charset=utf-8", Body::new(stream))
     } else {
         let (said, done) = inlet.whole().await?;
         let bytes = said.bytes();
@@ -240,7 +244,7 @@ async fn answer(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if stream {
+    if stream.is_some() {
         // Proxies that gather a body before they pass it on would defeat the purpose.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }

@@ -38,8 +38,8 @@ pub struct ServerParts {
     pub wall: Wall,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
-    /// Everyone's metrics, for `/metrics`.
-    pub registry: Arc<Registry>,
+    /// Everyone's metrics, for `/metrics`; none where those are on a listener of their own.
+    pub registry: Option<Arc<Registry>>,
 }
 
 /// What `/health/ready` says.
@@ -73,7 +73,7 @@ pub(crate) struct Host {
     pub(crate) policies: Arc<Policies>,
     pub(crate) results: Arc<Results>,
     pub(crate) metrics: Arc<ServerMetrics>,
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Option<Arc<Registry>>,
     pub(crate) live: Arc<Live>,
     pub(crate) work: WorkPool,
     pub(crate) prefix_keys: PrefixKeys,

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use interlock_request::{Endpoint, RequestId};
@@ -21,6 +21,7 @@ use crate::generate::written;
 use crate::host::Host;
 use crate::results::{State as Kept, Title};
 use crate::router::{Meta, cut};
+use crate::shape::PathPart;
 use crate::voice::{shown_response, voice};
 use crate::work::WorkPool;
 
@@ -44,7 +45,7 @@ struct Shown<'a> {
 pub(crate) async fn response(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Answer {
     let (title, kept) = host.kept_response(&meta, &headers, &id).await?;
@@ -56,7 +57,7 @@ pub(crate) async fn response(
 pub(crate) async fn cancel_response(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Answer {
     let (title, _) = host.kept_response(&meta, &headers, &id).await?;
@@ -69,7 +70,7 @@ pub(crate) async fn cancel_response(
 pub(crate) async fn delete_response(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Answer {
     let (title, _) = host.kept_response(&meta, &headers, &id).await?;
@@ -84,7 +85,7 @@ pub(crate) async fn delete_response(
 pub(crate) async fn request(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Answer {
     let endpoint = host.endpoint_of(RequestId::parse(&id).ok().as_ref());

@@ -25,10 +25,11 @@
 //! sending half is taken to have left, as nearly all that do have, unless `server.half_close` says
 //! otherwise; it still gets what is answered at once (see `client`).
 //!
-//! # Not in OpenAI's shape
+//! # Errors have one shape
 //!
-//! What never becomes a request is answered by hyper alone, with a bare status and without
-//! `x-request-id`: bytes that are not HTTP (400), and heads over twice the limits (431).
+//! Whatever is refused, and by whom, is told in OpenAI's shape and as JSON: what a framework's own
+//! extractors refuse (`shape`), and what hyper alone answers because it never becomes a request:
+//! bytes that are not HTTP (400), heads that do not fit (431, 414) (`refusal`).
 //!
 //! # Not here
 //!
@@ -39,6 +40,7 @@ mod activity;
 mod admin;
 mod admit;
 mod ask;
+mod bind;
 mod body;
 mod cancel;
 mod client;
@@ -47,32 +49,39 @@ mod doors;
 mod failure;
 mod generate;
 mod host;
+mod keep_alive;
 mod later;
 mod ledger;
 mod life;
 mod listener;
 mod live;
 mod metrics;
+mod metrics_listener;
 mod models;
+mod origin;
 mod paths;
 mod patience;
 mod pieces;
 mod prefix_keys;
 mod recent;
+mod refusal;
+mod request_clock;
 mod results;
 mod router;
 mod serve;
+mod shape;
 mod socket;
 mod voice;
 mod work;
 
 pub use admin::{AdminParts, NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
 pub use ask::request_fields_md;
-pub use config::{AdminConfig, DetachedConfig, HalfClose, ServerConfig};
+pub use config::{AdminConfig, DetachedConfig, HalfClose, MetricsConfig, ServerConfig};
 pub use host::{ServerParts, Wall, system_time};
 pub use listener::descriptors;
 pub use live::InFlight;
 pub use metrics::ServerMetrics;
+pub use metrics_listener::{MetricsParts, serve_metrics};
 pub use models::ServedModel;
 pub use prefix_keys::PrefixKeys;
 pub use serve::{Served, app, listen, serve};

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,11 +29,14 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::doors::{Doors, Guest, Over, Place, Places};
+use crate::failure::Failure;
+use crate::keep_alive::KeepAlive;
 use crate::metrics::{Cut, ServerMetrics};
 use crate::patience::Patient;
+use crate::request_clock::{AnswerBody, RequestClock, RequestLimits};
 use crate::router::{Crowded, Peer, watches};
 use crate::socket::{WatchRules, watched};
-use crate::{AdminConfig, ServerConfig};
+use crate::{AdminConfig, MetricsConfig, ServerConfig};
 
 /// What holds for each connection of a listener.
 #[derive(Debug, Clone)]
@@ -40,17 +44,22 @@ pub(crate) struct Rules {
     pub(crate) places: Places,
     /// What is done for who comes in through the reserve.
     pub(crate) reserve: Reserve,
-    /// `server.header_timeout`
-    pub(crate) header_timeout: Duration,
+    pub(crate) requests: RequestLimits,
     /// `server.write_timeout`
     pub(crate) write_timeout: Duration,
+    pub(crate) heads: HeadLimits,
+    pub(crate) watch: WatchRules,
+    /// How long answers may take to leave once there is nothing more to serve.
+    pub(crate) farewell_max: Duration,
+}
+
+/// What a request's head may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeadLimits {
     /// `server.header_max`
     pub(crate) header_max: usize,
     /// `server.headers_max`
     pub(crate) headers_max: usize,
-    pub(crate) watch: WatchRules,
-    /// How long answers may take to leave once there is nothing more to serve.
-    pub(crate) farewell_max: Duration,
 }
 
 /// What is done for who comes in through the reserve.
@@ -84,22 +93,35 @@ impl Rules {
 
     /// Of the operator's. Whoever comes with a request gets in: all there is, is a reserve.
     pub(crate) fn of_admin(config: &AdminConfig, server: &ServerConfig) -> Self {
-        let reserve = config.connections_max.get();
-        let places = Places { connections_max: 0, per_address_max: 0, reserve };
         // A policy that is being tried out comes to its end.
         let farewell_max = Duration::from_secs(600);
-        Self { places, reserve: Reserve::All, farewell_max, ..Self::of(server) }
+        Self { farewell_max, ..Self::of_reserve(config.connections_max, server) }
+    }
+
+    /// Of the listener of metrics, in the same way.
+    pub(crate) fn of_metrics(config: &MetricsConfig, server: &ServerConfig) -> Self {
+        Self::of_reserve(config.connections_max, server)
+    }
+
+    fn of_reserve(connections_max: NonZeroUsize, server: &ServerConfig) -> Self {
+        let reserve = connections_max.get();
+        let places = Places { connections_max: 0, per_address_max: 0, reserve };
+        Self { places, reserve: Reserve::All, ..Self::of(server) }
     }
 
     fn of(config: &ServerConfig) -> Self {
         Self {
             places: Places { connections_max: 0, per_address_max: 0, reserve: 0 },
             reserve: Reserve::Probes,
-            header_timeout: config.header_timeout,
+            requests: RequestLimits {
+                header_timeout: config.header_timeout,
+                idle_timeout: config.idle_timeout,
+            },
             write_timeout: config.write_timeout,
-            // hyper's own refusal has no body; up to twice the limits ours has.
-            header_max: config.header_max.in_memory().saturating_mul(2),
-            headers_max: config.headers_max.saturating_mul(2),
+            heads: HeadLimits {
+                header_max: config.header_max.in_memory(),
+                headers_max: config.headers_max,
+            },
             watch: WatchRules {
                 pipelined_max: config.pipelined_max.in_memory(),
                 half_close: config.half_close,
@@ -115,10 +137,11 @@ impl Rules {
 }
 
 /// Descriptors that the connections of these listeners may take at once.
-pub fn descriptors(server: &ServerConfig, admin: &AdminConfig) -> usize {
+pub fn descriptors(server: &ServerConfig, admin: &AdminConfig, metrics: &MetricsConfig) -> usize {
     let clients = Rules::of_clients(server).descriptors();
     let admin = admin.bind.map_or(0, |_| Rules::of_admin(admin, server).descriptors());
-    clients.saturating_add(admin)
+    let metrics = metrics.bind.map_or(0, |_| Rules::of_metrics(metrics, server).descriptors());
+    clients.saturating_add(admin).saturating_add(metrics)
 }
 
 /// A listener, and what it serves.
@@ -332,10 +355,21 @@ async fn converse(
     let guest = open.guest();
     let crowded =
         guest.as_ref().filter(|_| rules.reserve == Reserve::Probes).map(|(_, over)| *over);
+    let mut limits = rules.requests;
+    if crowded.is_some() {
+        limits.header_timeout = limits.header_timeout.min(CROWDED_HEAD_MAX);
+    }
+    let clock = RequestClock::new(limits);
+    let keep_alive = KeepAlive::of(limits.idle_timeout);
     let service = {
+        let (clock, goodbye) = (clock.clone(), goodbye.clone());
         let (client, guest) = (watch.client().clone(), guest.as_ref().map(|(guest, _)| guest));
         let guest = guest.cloned();
         service_fn(move |mut request: hyper::Request<Incoming>| {
+            let (answering, version) = (clock.answering(), request.version());
+            // This one is not the last, as far as it is for us to say.
+            let stays = crowded.is_none() && goodbye.has_changed().is_ok();
+            let keep_alive = keep_alive.clone().filter(|_| stays && KeepAlive::wanted(&request));
             let extensions = request.extensions_mut();
             extensions.insert(Peer(from.ip()));
             extensions.insert(client.clone());
@@ -349,26 +383,32 @@ async fn converse(
             }
             let answer = router.clone().oneshot(request);
             async move {
-                let answer = answer.await.unwrap_or_else(|never| match never {});
+                let mut answer = answer.await.unwrap_or_else(|never| match never {});
+                if let Some(keep_alive) = keep_alive {
+                    keep_alive.say(version, &mut answer);
+                }
                 // What is asked once is still being sent.
                 if let Some(guest) = guest.filter(|_| crowded.is_none()) {
                     guest.is_busy(false);
                 }
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _answering: answering }))
             }
         })
     };
-    let header_timeout = match crowded {
-        Some(_) => rules.header_timeout.min(CROWDED_HEAD_MAX),
-        None => rules.header_timeout,
+    let on_refusal = {
+        let metrics = Arc::clone(metrics);
+        Arc::new(move |failure: &Failure| metrics.answered_with(failure))
     };
-    let io = TokioIo::new(Patient::new(socket, rules.write_timeout));
+    let io = Patient::new(socket, rules.write_timeout, clock, rules.heads, on_refusal);
+    let io = TokioIo::new(io);
     let mut conversation = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(header_timeout)
-            .max_header_size(rules.header_max)
-            .max_headers(rules.headers_max)
+            // Ours tells a slow head from a connection that idles: see `request_clock`.
+            .header_read_timeout(None)
+            // Up to twice the limits `frame` says what is too much; beyond, `refusal` does.
+            .max_header_size(rules.heads.header_max.saturating_mul(2))
+            .max_headers(rules.heads.headers_max.saturating_mul(2))
             .keep_alive(crowded.is_none())
             // Whether a client that has closed its sending side has left is for the watch to say.
             .half_close(true)

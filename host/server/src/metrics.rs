@@ -22,6 +22,7 @@ pub struct ServerMetrics {
     errors: IntCounterVec,
     pub(crate) connections: IntGauge,
     pub(crate) admin_connections: IntGauge,
+    pub(crate) metrics_connections: IntGauge,
     cut: IntCounterVec,
 }
 
@@ -112,6 +113,8 @@ impl ServerMetrics {
             connections: registry.gauge("http_connections", "Open connections of clients."),
             admin_connections: registry
                 .gauge("admin_connections", "Open connections of the admin listener."),
+            metrics_connections: registry
+                .gauge("metrics_connections", "Open connections of the listener of metrics."),
             cut: registry.counters(
                 "http_connections_refused_total",
                 "Connections that a limit refused or cut short, by which.",

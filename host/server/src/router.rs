@@ -1,22 +1,22 @@
 //! Routes, and what all answers have in common: the request's id and the shape of errors.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use interlock_metrics::Registry;
 use interlock_request::{CancelCause, Endpoint, RequestId};
 use serde_json::json;
 use tokio::time::Instant;
+use tower::ServiceExt;
+use tower_http::cors::CorsLayer;
 
 use crate::body;
 use crate::client::Client;
@@ -24,7 +24,10 @@ use crate::doors::Over;
 use crate::failure::{Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
+use crate::metrics_listener::expose;
+use crate::origin::OriginRules;
 use crate::pieces::EndKind;
+use crate::shape::{PathPart, shaped, unshaped};
 use crate::{ServedModel, later, paths};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -56,13 +59,23 @@ pub(crate) fn watches(path: &str) -> bool {
     path.starts_with("/health/") || path == "/metrics"
 }
 
-pub(crate) fn router(host: Arc<Host>) -> Router {
-    // A layer comes after the routing that it surrounds, so a path is rewritten around all of it.
-    Router::new().fallback_service(routes(host)).layer(middleware::map_request(paths::rewrite))
+/// Does it ask how we are? Whoever does is told, from wherever and under whatever name.
+fn is_health(path: &str) -> bool {
+    path == "/health" || path.starts_with("/health/")
 }
 
-fn routes(host: Arc<Host>) -> Router {
+/// All that a listener at this address serves.
+pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
+    // A layer comes after the routing that it surrounds, so a path is rewritten around all of it.
     Router::new()
+        .fallback_service(routes(host, address))
+        .layer(middleware::map_request(paths::rewrite))
+}
+
+fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
+    let origins = OriginRules::of_clients(&host.config, address);
+    let front = Front { host: Arc::clone(&host), origins: origins.clone() };
+    let mut routes = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route("/v1/responses", post(responses))
@@ -73,19 +86,51 @@ fn routes(host: Arc<Host>) -> Router {
         .route("/v1/responses/{id}", get(later::response).delete(later::delete_response))
         .route("/v1/responses/{id}/cancel", post(later::cancel_response))
         .route("/health/live", get(live))
-        .route("/health/ready", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/health/ready", get(ready));
+    if host.registry.is_some() {
+        routes = routes.route("/metrics", get(metrics));
+    }
+    let routes = routes
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(Arc::clone(&host), frame))
         .with_state(host)
+        .layer(middleware::from_fn_with_state(front, frame));
+    match origins.cors() {
+        None => routes,
+        Some(cors) => for_pages(routes, cors, origins),
+    }
+}
+
+/// The same for web pages: what is refused is refused in words, their preflights included, and all
+/// else says what browsers want to hear, errors included.
+fn for_pages(routes: Router, cors: CorsLayer, origins: OriginRules) -> Router {
+    let refusing = routes.clone();
+    let choose = move |request: Request, next: Next| {
+        let taken = origins.check(request.uri(), request.headers()).is_ok();
+        let refusing = refusing.clone();
+        async move {
+            match taken {
+                true => next.run(request).await,
+                false => refusing.oneshot(request).await.unwrap_or_else(|never| match never {}),
+            }
+        }
+    };
+    routes.layer(cors).layer(middleware::from_fn(choose))
+}
+
+/// What `frame` knows.
+#[derive(Clone)]
+struct Front {
+    host: Arc<Host>,
+    origins: OriginRules,
 }
 
 /// Longest time for the body of a request that is refused because there are too many connections.
 const CROWDED_BODY_MAX: Duration = Duration::from_secs(1);
 
 /// Around every request: names it, looks at its head, and gives errors their shape.
-async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) -> Response {
+async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> Response {
+    let Front { host, origins } = front;
     let (at_micros, arrived_at) = (micros((host.wall)()), Instant::now());
     let line = Line { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
@@ -96,13 +141,16 @@ async fn frame(State(host): State<Arc<Host>>, mut request: Request, next: Next) 
     };
     let id = id.unwrap_or_else(RequestId::generate);
     let crowded = request.extensions().get::<Crowded>().map(|crowded| crowded.0);
-    let checked = checked.and_then(|()| room_for(&line, crowded));
+    let checked = checked.and_then(|()| room_for(&line, crowded)).and_then(|()| {
+        let checked = origins.check(request.uri(), request.headers()).map_err(Failure::Foreign);
+        if is_health(line.uri.path()) { Ok(()) } else { checked }
+    });
     let address = request.extensions().get::<Peer>().map(|peer| peer.0);
     let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
     let meta = Meta { id: id.clone(), at_micros, arrived_at, address, client };
     request.extensions_mut().insert(meta);
     let mut response = match checked {
-        Ok(()) => next.run(request).await,
+        Ok(()) => unshaped(next.run(request).await).await,
         Err(failure) => {
             let most = if crowded.is_some() { CROWDED_BODY_MAX } else { Duration::MAX };
             let discarding = body::discard(request.body_mut(), &host.config);
@@ -173,17 +221,18 @@ impl Host {
         const PATH_CHARS: usize = 200;
 
         let status = failure.status();
-        let complaint = failure.complaint(id);
+        let code = failure.complaint(id).code;
         let path: String = line.uri.path().chars().take(PATH_CHARS).collect();
         let (policy, why) = failure.policy().unzip();
         tracing::info!(
             request = %id, method = %line.method, ?path, status = status.as_u16(),
-            code = complaint.code, reason = failure.reason(), param = failure.field(), policy,
-            failure = why.flatten().map(tracing::field::display), spoiled = failure.spoiled(),
+            code, reason = failure.reason(), param = failure.field(), policy,
+            foreign = failure.foreign().map(cut), spoiled = failure.spoiled(),
+            failure = why.flatten().map(tracing::field::display),
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
-        let mut response = (status, Json(json!({ "error": complaint }))).into_response();
+        let mut response = shaped(failure, id);
         let headers = response.headers_mut();
         policies_say(failure.headers(), headers);
         let retry_after = match failure.retry() {
@@ -257,12 +306,7 @@ async fn models(State(host): State<Arc<Host>>) -> Response {
     Json(json!({ "object": "list", "data": cards })).into_response()
 }
 
-async fn model(
-    State(host): State<Arc<Host>>,
-    uri: Uri,
-    asked: Result<Path<String>, PathRejection>,
-) -> Answer {
-    let asked = asked.map_or_else(|_| as_written(&uri, "/v1/models/"), |Path(asked)| asked);
+async fn model(State(host): State<Arc<Host>>, PathPart(asked): PathPart) -> Answer {
     let model = host.models.called(&asked)?;
     Ok(Json(host.model_card(&asked, model)).into_response())
 }
@@ -273,11 +317,9 @@ async fn model(
 async fn cancel(
     State(host): State<Arc<Host>>,
     Extension(meta): Extension<Meta>,
-    uri: Uri,
-    id: Result<Path<String>, PathRejection>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Answer {
-    let id = id.map_or_else(|_| as_written(&uri, "/v1/requests/"), |Path(id)| id);
     let unknown = || Failure::UnknownRequest(cut(&id));
     let request = RequestId::parse(&id).ok();
     let endpoint = host.endpoint_of(request.as_ref());
@@ -317,11 +359,10 @@ async fn ready(State(host): State<Arc<Host>>) -> Response {
 }
 
 async fn metrics(State(host): State<Arc<Host>>) -> Answer {
-    let text = host.registry.expose().map_err(|error| {
-        tracing::error!(%error, "metrics could not be encoded");
-        Failure::INTERNAL
-    })?;
-    Ok(([(header::CONTENT_TYPE, Registry::CONTENT_TYPE)], text).into_response())
+    match &host.registry {
+        Some(registry) => expose(registry),
+        None => Err(Failure::UnknownUrl { path: "/metrics".into() }),
+    }
 }
 
 async fn unknown_url(request: Request) -> Failure {
@@ -330,12 +371,6 @@ async fn unknown_url(request: Request) -> Failure {
 
 async fn method_not_allowed() -> Failure {
     Failure::Method
-}
-
-/// A name in a path that does not decode to text, so that it can be nobody's.
-fn as_written(uri: &Uri, before: &str) -> String {
-    let name = uri.path().trim_start_matches(before);
-    name.trim_end_matches("/cancel").to_owned()
 }
 
 /// As much of a client's text as an error repeats.

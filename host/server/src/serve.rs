@@ -41,7 +41,7 @@ pub fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
 
 /// What [`serve`] serves, without sockets: for simulations. A dropped answer is a client that left.
 pub fn app(parts: ServerParts) -> Router {
-    router(Host::new(parts))
+    router(Host::new(parts), None)
 }
 
 /// Serves until `shutdown` and then some: requests in flight finish or are cancelled, every
@@ -53,10 +53,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Served {
     let host = Host::new(parts);
+    let address = listener.local_addr().ok();
     let listener = Listener {
         listener,
         rules: Rules::of_clients(&host.config),
-        router: router(Arc::clone(&host)),
+        router: router(Arc::clone(&host), address),
         metrics: Arc::clone(&host.metrics),
         open: host.metrics.connections.clone(),
     };

@@ -2,12 +2,14 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use interlock_request::RequestId;
 use serde::Serialize;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Voice;
 use crate::pieces::{Inlet, Piece};
@@ -60,13 +62,60 @@ pub(crate) struct Stream {
     inlet: Inlet,
     frames: Frames,
     ended: bool,
+    silence: Option<Silence>,
+}
+
+/// A comment, which readers of events pass over. It ends with an empty line, as an event does, since
+/// some readers look for that.
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+
+/// How long nothing was sent.
+struct Silence {
+    /// `server.stream_keepalive`
+    most: Duration,
+    since: Instant,
+    /// Strikes when it has lasted for that long, or before.
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    /// From now on; none where it may last.
+    fn new(most: Duration) -> Option<Self> {
+        let since = Instant::now();
+        let alarm = Box::pin(sleep_until(since.checked_add(most).filter(|_| !most.is_zero())?));
+        Some(Self { most, since, alarm })
+    }
+
+    /// Something is sent. The alarm is left where it is: it would be put forward with each token.
+    fn is_broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Ready when it has lasted too long.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.alarm.as_mut().poll(cx));
+            let Some(until) = self.since.checked_add(self.most) else { return Poll::Pending };
+            if self.alarm.deadline() >= until {
+                return Poll::Ready(());
+            }
+            self.alarm.as_mut().reset(until);
+        }
+    }
 }
 
 impl Stream {
-    pub(crate) fn new(request: RequestId, mut voice: Box<dyn Voice>, inlet: Inlet) -> Self {
+    /// A stream that is never silent for longer than this; 0: it may be.
+    pub(crate) fn new(
+        request: RequestId,
+        mut voice: Box<dyn Voice>,
+        inlet: Inlet,
+        keepalive: Duration,
+    ) -> Self {
         let mut frames = Frames::default();
         voice.open(&mut frames);
-        Self { request, voice, inlet, frames, ended: false }
+        let silence = Silence::new(keepalive);
+        Self { request, voice, inlet, frames, ended: false, silence }
     }
 
     fn take(&mut self, piece: Piece) {
@@ -101,12 +150,17 @@ impl Body for Stream {
                 None => self.ended = true,
             }
         }
-        let chunk = self.frames.take();
-        match (chunk.is_empty(), self.ended) {
-            (false, _) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
-            (true, true) => Poll::Ready(None),
-            (true, false) => Poll::Pending,
+        let mut chunk = self.frames.take();
+        if chunk.is_empty() {
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            let Some(silence) = &mut self.silence else { return Poll::Pending };
+            ready!(silence.poll_over(cx));
+            chunk = Bytes::from_static(KEEP_ALIVE);
         }
+        self.silence.iter_mut().for_each(Silence::is_broken);
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -121,7 +121,7 @@ async fn policies_see_the_headers_they_may_in_the_order_in_which_they_came() {
     let headers = vec!["x-tenant".into(), "x-tag".into(), "x-unsent".into()];
     let script = Script { headers, ..Script::default() };
     let mut rig = Rig::with(Setup::scripted(script)).await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
     let sent = "X-Tag: b\r\nauthorization: secret\r\nx-tag: a\r\nx-tenant: \u{e9}\r\nx-tag: ";
     let body = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
     let rest = format!("\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -158,7 +158,7 @@ async fn a_connection_serves_one_request_after_another() {
     let rig = Rig::start().await;
     let mut connection = rig.connect().await;
     for _ in 0..3 {
-        let head = "GET /health/live HTTP/1.1\r\nhost: interlock\r\n\r\n";
+        let head = "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
         connection.raw(head.as_bytes()).await;
         assert_eq!(connection.line().await, "HTTP/1.1 200 OK");
         while !connection.line().await.is_empty() {}

@@ -113,7 +113,7 @@ async fn requests_of_the_same_id_are_served_and_cancelled_together() {
 async fn a_client_that_is_cancelled_while_it_sends_reads_the_answer_and_no_reset() {
     let rig = Rig::start().await;
     let mut connection = rig.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: early\r\ncontent-length: 3000000\r\n\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: early\r\ncontent-length: 3000000\r\n\r\n";
     connection.raw(head.as_bytes()).await;
     crate::rig::within(async {
         while rig.post("/v1/requests/early/cancel", "").await.status != 200 {
@@ -133,7 +133,7 @@ async fn a_client_that_is_cancelled_while_it_sends_reads_the_answer_and_no_reset
 async fn a_request_is_cancelled_even_while_its_body_arrives() {
     let rig = Rig::start().await;
     let mut connection = rig.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: early\r\ncontent-length: 50\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: early\r\ncontent-length: 50\r\n\r\n{";
     connection.raw(head.as_bytes()).await;
     crate::rig::within(async {
         while rig.post("/v1/requests/early/cancel", "").await.status != 200 {

@@ -91,6 +91,10 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
             ("POST", "/v1/requests/%ff/cancel", ""),
             ("GET", "/v1/models/other", ""),
             ("GET", "/v1/models/%ff", ""),
+            ("GET", "/v1/responses/%ff", ""),
+            ("DELETE", "/v1/responses/%ff", ""),
+            ("POST", "/v1/responses/%ff/cancel", ""),
+            ("GET", "/v1/requests/%C3%28", ""),
         ],
     )
     .await;
@@ -111,6 +115,14 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
             404 model_not_found model: the model "other" does not exist; this host serves "sim"
         GET /v1/models/%ff 
             404 model_not_found model: the model "%ff" does not exist; this host serves "sim"
+        GET /v1/responses/%ff 
+            404 request_not_found -: no request "%ff" is in flight
+        DELETE /v1/responses/%ff 
+            404 request_not_found -: no request "%ff" is in flight
+        POST /v1/responses/%ff/cancel 
+            404 request_not_found -: no request "%ff" is in flight
+        GET /v1/requests/%C3%28 
+            404 request_not_found -: no request "%C3%28" is in flight
     "#]]
     .assert_eq(&told);
 }

@@ -102,7 +102,7 @@ async fn a_drain_that_reaches_the_end_is_a_whole_answer() {
 async fn leaving_before_the_body_is_there_leaves_nothing_behind() {
     let rig = Rig::start().await;
     let mut connection = rig.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-request-id: half\r\ncontent-length: 50\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-request-id: half\r\ncontent-length: 50\r\n\r\n{";
     connection.raw(head.as_bytes()).await;
     rig.metric_is("http_connections", 1.0).await;
     drop(connection);
@@ -116,7 +116,7 @@ async fn leaving_before_the_body_is_there_leaves_nothing_behind() {
 fn request(method: &str, path: &str, id: &str, body: &str) -> String {
     let length = body.len();
     format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nx-request-id: {id}\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nx-request-id: {id}\r\n\
          content-length: {length}\r\n\r\n{body}"
     )
 }
@@ -266,8 +266,7 @@ async fn requests_behind_one_another_are_answered_in_their_order_while_the_clien
     let first = request("POST", "/v1/completions", "first", SHORT);
     let second = request("POST", "/v1/completions", "second", &padded);
     let third = request("GET", "/health/live", "third", "");
-    let last =
-        "GET /v1/models HTTP/1.1\r\nhost: x\r\nx-request-id: last\r\nconnection: close\r\n\r\n";
+    let last = "GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx-request-id: last\r\nconnection: close\r\n\r\n";
     connection.raw(format!("{first}\r\n{second}{third}{last}").as_bytes()).await;
     rig.gate.wait_begun(1);
     rig.gate.open();

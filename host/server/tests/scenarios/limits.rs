@@ -25,7 +25,7 @@ async fn a_body_over_the_limit_is_413_even_while_it_is_still_sent() {
     }
     // Chunked, so that nobody says beforehand how much it will be.
     let mut connection = rig.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
     connection.raw(format!("{head}5dc\r\n{}\r\n0\r\n\r\n", "x".repeat(1500)).as_bytes()).await;
     assert_eq!(connection.answer().await.code(), "body_too_large");
     assert_eq!(rig.post("/v1/completions", GOOD).await.status, 200);
@@ -36,7 +36,7 @@ async fn a_body_that_does_not_come_is_408() {
     let body_timeout = Duration::from_millis(50);
     let rig = limited(ServerConfig { body_timeout, ..ServerConfig::default() }).await;
     let mut connection = rig.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 50\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 50\r\n\r\n{";
     connection.raw(head.as_bytes()).await;
     let answer = connection.answer().await;
     assert_eq!((answer.status, answer.code().as_str()), (408, "body_timeout"));
@@ -122,7 +122,7 @@ async fn a_long_prompt_is_tokenized_and_counted_like_any_other() {
 async fn answers_meanwhile(rig: &Rig, body: &str) -> usize {
     let mut connection = rig.connect().await;
     let length = body.len();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
     let (most, last) = body.split_at(length - 1);
     connection.raw(format!("{head}content-length: {length}\r\n\r\n{most}").as_bytes()).await;
     // What was sent has been read when the only worker has had time for others again.

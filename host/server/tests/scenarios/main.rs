@@ -2,7 +2,9 @@
 
 mod admin;
 mod answers;
+mod browsers;
 mod cancelling;
+mod connections;
 mod crowds;
 mod deciding;
 mod detached;
@@ -14,9 +16,11 @@ mod least;
 mod leaving;
 mod likelihood;
 mod limits;
+mod metrics;
 mod models;
 mod operator;
 mod rig;
+mod shapes;
 mod stopping;
 mod telling;
 mod tenants;

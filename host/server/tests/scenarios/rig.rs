@@ -55,6 +55,8 @@ pub(crate) struct Setup {
     pub(crate) limits: LimitsConfig,
     /// What makes tokens of text and text of tokens for the model, whose tokens are its first 512.
     pub(crate) text: Arc<TextModel>,
+    /// Are metrics on a listener of their own?
+    pub(crate) metrics_apart: bool,
 }
 
 impl Default for Setup {
@@ -74,6 +76,7 @@ impl Default for Setup {
             work: WorkConfig::default(),
             limits: LimitsConfig::default(),
             text: text(),
+            metrics_apart: false,
         }
     }
 }
@@ -292,6 +295,7 @@ impl Rig {
             work,
             limits,
             text,
+            metrics_apart,
         } = setup;
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
@@ -336,7 +340,7 @@ impl Rig {
             in_flight: in_flight.clone(),
             wall: Arc::new(system_time),
             metrics: ServerMetrics::register(&registry),
-            registry: Arc::clone(&registry),
+            registry: (!metrics_apart).then(|| Arc::clone(&registry)),
         };
         let (shutdown, asked) = oneshot::channel();
         let server = tokio::spawn(serve(listener, parts, async {

@@ -66,7 +66,7 @@ impl Connection {
         headers: &[(&str, &str)],
         body: &str,
     ) {
-        self.send_to("interlock", method, path, headers, body).await;
+        self.send_to("localhost", method, path, headers, body).await;
     }
 
     /// The same, to a host of this name.

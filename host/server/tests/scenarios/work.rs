@@ -363,7 +363,7 @@ fn stalled(limits: &LimitsConfig) -> (axum::Router, Stalled) {
         in_flight: interlock_server::InFlight::default(),
         wall: Arc::new(system_time),
         metrics: ServerMetrics::register(&registry),
-        registry: Arc::clone(&registry),
+        registry: Some(Arc::clone(&registry)),
     };
     (app(parts), Stalled(gate, Some(thread)))
 }

@@ -1,0 +1,352 @@
+//! Which web pages may ask, and by which names a listener is called.
+//!
+//! Whoever runs the host may have a browser open beside it, and any page in it can send requests
+//! here: a form or a script may post a text to any address (and the browser says from where, in
+//! `Origin`), and a page whose own name was made to stand for this machine may even read the answers
+//! (DNS rebinding; then that name is in `Host`). So a page is refused unless its origin is allowed,
+//! and where only this machine can reach a listener, so is a name that is not the listener's.
+//!
+//! Programs that are no browsers send no `Origin`, and call a host by the name or the address that
+//! they reach it by.
+//!
+//! # Not here
+//!
+//! Who a request is from: policies identify clients, and a token is not looked at here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
+
+use crate::ServerConfig;
+
+/// What a listener takes from browsers.
+#[derive(Debug, Clone)]
+pub(crate) struct OriginRules {
+    /// Where it listens; `None`: on no socket, so nobody's browser reaches it.
+    address: Option<SocketAddr>,
+    /// Origins whose pages may ask.
+    origins: Arc<NameList>,
+    /// Names by which it may be called beside its own.
+    hosts: Arc<NameList>,
+    /// Is it for operators, who have no pages and no old clients?
+    operators: bool,
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Foreign {
+    /// It comes from a page of this origin.
+    Origin(String),
+    /// It calls us by this name.
+    Host(String),
+}
+
+/// Names that are allowed, in lower case.
+#[derive(Debug, Default)]
+struct NameList {
+    any: bool,
+    names: Vec<String>,
+}
+
+impl NameList {
+    fn new(names: &[String], canonical: fn(&str) -> String) -> Arc<Self> {
+        let any = names.iter().any(|name| name == ANY);
+        Arc::new(Self { any, names: names.iter().map(|name| canonical(name)).collect() })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.any || self.names.iter().any(|known| known == name)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+/// Allows all.
+const ANY: &str = "*";
+
+impl OriginRules {
+    /// Of the clients' listener.
+    pub(crate) fn of_clients(config: &ServerConfig, address: Option<SocketAddr>) -> Self {
+        Self {
+            address,
+            origins: NameList::new(&config.allowed_origins, canonical_origin),
+            hosts: NameList::new(&config.allowed_hosts, canonical_host),
+            operators: false,
+        }
+    }
+
+    /// Of listeners that are no page's business.
+    pub(crate) fn of_operators(address: Option<SocketAddr>) -> Self {
+        Self { address, origins: Arc::default(), hosts: Arc::default(), operators: true }
+    }
+
+    /// Is it taken from whom it comes?
+    ///
+    /// # Errors
+    ///
+    /// The origin or the name that is not allowed.
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+        // No browser leaves out the name; HTTP/1.0 had none.
+        let unnamed = self.operators && !headers.contains_key(header::HOST);
+        let absolute = uri.authority().map(|authority| authority.as_str().as_bytes());
+        let mut names =
+            headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes).chain(absolute);
+        let foreign = names.find(|host| !self.is_called(host));
+        if let Some(host) = foreign.or(unnamed.then_some(b""))
+            && !self.is_called(host)
+        {
+            return Err(Foreign::Host(String::from_utf8_lossy(host).into_owned()));
+        }
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        match origins.find(|origin| !self.allows(origin, headers)) {
+            Some(origin) => {
+                Err(Foreign::Origin(String::from_utf8_lossy(origin.as_bytes()).into_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What browsers are told where pages of other origins may ask.
+    pub(crate) fn cors(&self) -> Option<CorsLayer> {
+        /// As long as Chrome believes it; within it an origin that is allowed no longer asks in vain.
+        const MAX_AGE: Duration = Duration::from_secs(7200);
+
+        let origins = Arc::clone(&self.origins);
+        let allowed = match (origins.is_empty(), origins.any) {
+            (true, _) => return None,
+            (false, true) => AllowOrigin::any(),
+            (false, false) => AllowOrigin::predicate(move |origin: &HeaderValue, _: &Parts| {
+                origin.to_str().is_ok_and(|origin| origins.has(&canonical_origin(origin)))
+            }),
+        };
+        let layer = CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            // Clients send headers of their own making (`x-stainless-...`), and none does harm.
+            .allow_headers(AllowHeaders::mirror_request())
+            // Policies add some whose names nobody knows here.
+            .expose_headers(ExposeHeaders::any())
+            .allow_private_network(true)
+            .max_age(MAX_AGE);
+        Some(layer)
+    }
+
+    fn allows(&self, origin: &HeaderValue, headers: &HeaderMap) -> bool {
+        let Ok(origin) = origin.to_str() else { return false };
+        let origin = canonical_origin(origin);
+        if self.origins.has(&origin) {
+            return true;
+        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        // A page that came from here, by way of a proxy.
+        !self.operators && host.is_some_and(|host| is_of_host(&origin, host))
+    }
+
+    /// Is this a name of ours? The port may be that of a tunnel.
+    fn is_called(&self, host: &[u8]) -> bool {
+        let alone = self.address.is_some_and(|address| is_loopback(address.ip()));
+        if self.hosts.any || (self.hosts.is_empty() && !alone) {
+            return true;
+        }
+        let host = std::str::from_utf8(host).ok().and_then(|host| host.parse::<Authority>().ok());
+        let Some(host) = host.filter(|host| !host.as_str().contains('@')) else { return false };
+        let name = canonical_host(host.host());
+        name == "localhost" || self.is_own_address(&name) || self.hosts.has(&name)
+    }
+
+    fn is_own_address(&self, name: &str) -> bool {
+        let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let name = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        name.is_ok_and(|name| {
+            let bound = self.address.map(|address| address.ip().to_canonical());
+            own.contains(&name) || bound == Some(name.to_canonical())
+        })
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+/// In lower case, and without the dot that a full name may end with.
+fn canonical_host(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+/// In lower case, and without the port that its scheme has anyway.
+fn canonical_origin(origin: &str) -> String {
+    let origin = origin.to_ascii_lowercase();
+    for (scheme, port) in [("http://", ":80"), ("https://", ":443")] {
+        if let Some(short) = origin.strip_suffix(port)
+            && short.starts_with(scheme)
+        {
+            return short.to_owned();
+        }
+    }
+    origin
+}
+
+/// Is the page of this origin from the host that it asks?
+fn is_of_host(origin: &str, host: &str) -> bool {
+    let Some((scheme, of_page)) = origin.split_once("://") else { return false };
+    let of_host = canonical_origin(&format!("{scheme}://{host}"));
+    of_host.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")) == Some(of_page)
+}
+
+/// What is wrong with `server.allowed_origins`, as relation and value.
+pub(crate) fn origin_problem(origin: &str) -> Option<String> {
+    let rest = origin.split_once("://").map(|(_, rest)| rest);
+    let is_origin = rest
+        .is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '?', '#', '*']))
+        && HeaderValue::from_str(origin).is_ok();
+    (!is_origin && origin != ANY).then(|| {
+        format!(
+            "must have origins such as \"https://chat.example\" (a scheme, a host and, if it is not \
+             the usual one, a port; nothing behind), or \"*\" for all, got {origin:?}"
+        )
+    })
+}
+
+/// What is wrong with `server.allowed_hosts`, as relation and value.
+pub(crate) fn host_problem(host: &str) -> Option<String> {
+    let authority = host.parse::<Authority>().ok();
+    let is_name =
+        authority.is_some_and(|authority| authority.host() == host) && !host.contains(['*', '@']);
+    (!is_name && host != ANY).then(|| {
+        format!(
+            "must have names such as \"llm.example\" (no scheme, no port), or \"*\" for all, got \
+             {host:?}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(origins: &[&str], hosts: &[&str]) -> ServerConfig {
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        ServerConfig {
+            allowed_origins: texts(origins),
+            allowed_hosts: texts(hosts),
+            ..ServerConfig::default()
+        }
+    }
+
+    /// `host origin`, either of which may be `-` for none; what is wrong with it.
+    fn checked(rules: &OriginRules, story: &str) -> Option<Foreign> {
+        let (host, origin) = story.split_once(' ').expect("host origin");
+        let mut headers = HeaderMap::new();
+        for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+            if value != "-" {
+                headers.insert(name, value.parse().expect("a header"));
+            }
+        }
+        rules.check(&Uri::from_static("/"), &headers).err()
+    }
+
+    fn host(name: &str) -> Option<Foreign> {
+        Some(Foreign::Host(name.into()))
+    }
+
+    fn origin(name: &str) -> Option<Foreign> {
+        Some(Foreign::Origin(name.into()))
+    }
+
+    fn at(address: &str) -> Option<SocketAddr> {
+        Some(address.parse().expect("an address"))
+    }
+
+    #[test]
+    fn on_loopback_only_its_own_names_and_no_pages_are_taken() {
+        let rules = OriginRules::of_clients(&config(&[], &[]), at("127.0.0.1:8080"));
+        for story in [
+            "localhost:8080 -",
+            "LOCALHOST -",
+            "localhost. -",
+            "127.0.0.1:9 -",
+            "[::1]:8080 -",
+            "- -",
+            "localhost:8080 http://localhost:8080",
+        ] {
+            assert_eq!(checked(&rules, story), None, "{story}");
+        }
+        for name in ["evil.example:8080", "localhost.evil.example", "127.0.0.2", "x@localhost"] {
+            assert_eq!(checked(&rules, &format!("{name} -")), host(name));
+        }
+        for name in ["https://evil.example", "null", "http://localhost:3000", "https://localhost"] {
+            assert_eq!(checked(&rules, &format!("localhost:8080 {name}")), origin(name));
+        }
+        let absolute = Uri::from_static("http://evil.example/v1/models");
+        let said = rules.check(&absolute, &HeaderMap::new()).err();
+        assert_eq!(said, host("evil.example"));
+    }
+
+    #[test]
+    fn the_address_that_it_has_is_a_name_of_it() {
+        let rules = OriginRules::of_clients(&config(&[], &[]), at("127.0.0.5:8080"));
+        assert_eq!(checked(&rules, "127.0.0.5:8080 -"), None);
+        let rules = OriginRules::of_clients(&config(&[], &["llm.example"]), at("10.0.0.5:8080"));
+        assert_eq!(checked(&rules, "10.0.0.5:8080 -"), None);
+        assert_eq!(checked(&rules, "10.0.0.6:8080 -"), host("10.0.0.6:8080"));
+    }
+
+    #[test]
+    fn where_others_reach_it_names_are_checked_only_if_some_are_set() {
+        let open = OriginRules::of_clients(&config(&[], &[]), at("0.0.0.0:8080"));
+        assert_eq!(checked(&open, "llm.example -"), None);
+        assert_eq!(checked(&open, "llm.example https://llm.example"), None);
+        assert_eq!(
+            checked(&open, "llm.example https://evil.example"),
+            origin("https://evil.example")
+        );
+        let named = OriginRules::of_clients(&config(&[], &["LLM.example"]), at("0.0.0.0:8080"));
+        assert_eq!(checked(&named, "llm.EXAMPLE:443 -"), None);
+        assert_eq!(checked(&named, "localhost:8080 -"), None);
+        assert_eq!(checked(&named, "evil.example -"), host("evil.example"));
+    }
+
+    #[test]
+    fn what_is_allowed_is_taken_and_nothing_like_it() {
+        let allowed = config(&["https://Chat.example:443"], &["llm.example"]);
+        let rules = OriginRules::of_clients(&allowed, at("127.0.0.1:8080"));
+        assert_eq!(checked(&rules, "llm.example https://chat.example"), None);
+        for name in
+            ["http://chat.example", "https://chat.example:8443", "https://chat.example.evil"]
+        {
+            assert_eq!(checked(&rules, &format!("localhost {name}")), origin(name));
+        }
+        let all = OriginRules::of_clients(&config(&["*"], &["*"]), at("127.0.0.1:8080"));
+        assert_eq!(checked(&all, "evil.example null"), None);
+    }
+
+    #[test]
+    fn an_operators_listener_takes_no_page_at_all() {
+        let rules = OriginRules::of_operators(at("127.0.0.1:8081"));
+        let own = "http://localhost:8081";
+        assert_eq!(checked(&rules, &format!("localhost:8081 {own}")), origin(own));
+    }
+
+    #[test]
+    fn what_cannot_be_an_origin_or_a_name_is_said() {
+        for good in ["*", "https://a.example", "http://localhost:3000", "tauri://localhost"] {
+            assert_eq!(origin_problem(good), None);
+        }
+        for bad in ["", "a.example", "https://", "https://a/", "https://*.example", "null"] {
+            assert!(origin_problem(bad).is_some_and(|why| why.contains(bad)), "{bad}");
+        }
+        for good in ["*", "a.example", "10.0.0.1", "[::1]"] {
+            assert_eq!(host_problem(good), None, "{good}");
+        }
+        for bad in ["", "a.example:80", "https://a.example", "*.example", "a b", "u@a"] {
+            assert!(host_problem(bad).is_some_and(|why| why.contains(bad)), "{bad}");
+        }
+    }
+}
