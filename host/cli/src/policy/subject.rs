@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use interlock_admission::LimitsConfig;
 use interlock_config::Sources;
 use interlock_policy::{Grant, PolicyConfig, PolicySource};
 use serde_json::{Map, Value};
@@ -66,6 +67,11 @@ impl Circumstances {
     /// Was something said about what it may reach?
     pub(crate) fn grants_said(&self) -> bool {
         self.config.is_some() || !self.grants.is_empty()
+    }
+
+    /// `[limits]` of the configuration, or the default ones.
+    pub(crate) fn limits(&self) -> anyhow::Result<LimitsConfig> {
+        Ok(self.config.as_deref().map(load).transpose()?.unwrap_or_default().limits)
     }
 
     pub(crate) fn policy(&self, source: &PolicySource) -> anyhow::Result<PolicyConfig> {
