@@ -5,6 +5,7 @@
 //! | [`cases`] | facts in, the decision that is expected |
 //! | [`sim`], [`workload`] | a day's traffic on the host's own code, with a clock that is paused |
 //! | [`replay`] | recorded traffic before another policy |
+//! | [`mod@beside`] | recorded traffic before the policies of then and one more |
 //! | [`mod@bench`] | what a call costs |
 //!
 //! # Not here
@@ -14,6 +15,7 @@
 
 mod at;
 pub mod bench;
+pub mod beside;
 pub mod cases;
 pub mod clock;
 mod dice;

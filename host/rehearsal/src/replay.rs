@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use interlock_admission::{Answered, Facts, Identified, Identity, Phase, Policy, PolicyFailure};
 use interlock_admission::{Asked, Record};
+use interlock_request::RequestId;
 use serde_json::{Value, json};
 
 use crate::clock::HandClock;
@@ -77,13 +78,8 @@ pub fn replay(
     let mut replayed = Replayed::default();
     let mut names: BTreeMap<String, u64> = BTreeMap::new();
     let mut began = None;
-    for (line, text) in trace.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-        let record: Record = serde_json::from_str(text)
-            .map_err(|why| BadTrace::Line { line: line + 1, why: why.to_string() })?;
-        if record.version != Record::VERSION {
-            let why = format!("it is of format {}, this is {}", record.version, Record::VERSION);
-            return Err(BadTrace::Line { line: line + 1, why });
-        }
+    for record in records(trace) {
+        let record = record?;
         replayed.requests += 1;
         let (mut serial, mut known) = (None, None);
         for step in &record.steps {
@@ -114,7 +110,7 @@ pub fn replay(
             let phase = step.asked.phase();
             let change = (phase.as_str(), short(&was), short(&is));
             *replayed.changes.entry(change).or_default() += 1;
-            replayed.changed.push(Changed { request: id, phase, was, is });
+            replayed.changed.push(Changed { request: id.to_string(), phase, was, is });
         }
         if let Some(serial) = serial {
             // How it ended is not asked about here, so nothing is left charged either.
@@ -131,13 +127,28 @@ pub fn replay(
     }
 }
 
-fn about(asked: &Asked) -> (String, u64, u64) {
+/// The lines of a trace.
+pub(crate) fn records(trace: &str) -> impl Iterator<Item = Result<Record, BadTrace>> {
+    let lines = trace.lines().enumerate().filter(|(_, text)| !text.trim().is_empty());
+    lines.map(|(line, text)| {
+        let bad = |why| BadTrace::Line { line: line + 1, why };
+        let record: Record = serde_json::from_str(text).map_err(|why| bad(why.to_string()))?;
+        match record.version {
+            Record::VERSION => Ok(record),
+            other => Err(bad(format!("it is of format {other}, this is {}", Record::VERSION))),
+        }
+    })
+}
+
+/// The request that a question is about: its id, its serial, and when it came, in microseconds since
+/// the Unix epoch.
+pub(crate) fn about(asked: &Asked) -> (RequestId, u64, u64) {
     match asked {
         Asked::Identify(caller) => {
-            (caller.request_id.to_string(), caller.serial, caller.arrived_at_micros)
+            (caller.request_id.clone(), caller.serial, caller.arrived_at_micros)
         }
         Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
-            (facts.request_id.to_string(), facts.serial, facts.arrived_at_micros)
+            (facts.request_id.clone(), facts.serial, facts.arrived_at_micros)
         }
     }
 }

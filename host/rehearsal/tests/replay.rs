@@ -1,9 +1,13 @@
 //! A trace that was recorded with one policy, before another.
 
+use std::sync::Arc;
+
 use interlock_admission::{
-    Admission, Answer, Asked, Body, Caller, Code, Decision, Facts, Headers, Identified, Identity,
-    Load, Phase, Policy, Reason, Record, Rejection, Ruled, Said, Step,
+    Admission, Answer, Asked, Body, Caller, Code, Decision, Facts, FailureAction, FailureKind,
+    Headers, Identified, Identity, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal,
+    Policy, PolicyFailure, Reason, Record, Rejection, Ruled, Said, Step,
 };
+use interlock_rehearsal::beside::{Beside, beside};
 use interlock_rehearsal::clock::HandClock;
 use interlock_rehearsal::replay::replay;
 use interlock_request::{Endpoint, ModelId, RequestId};
@@ -193,4 +197,89 @@ fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
     };
     assert!(ask("acme").contains(r#""note":"today""#), "{}", ask("acme"));
     assert_eq!(ask("somebody else"), "[]", "that one it did not identify");
+}
+
+/// Admits two of a tenant at a time, in half the time that the host allows.
+struct TwoAtOnce;
+
+impl Policy for TwoAtOnce {
+    fn name(&self) -> &str {
+        "two-at-once"
+    }
+
+    fn version(&self) -> &str {
+        "1"
+    }
+
+    fn takes(&self, phase: Phase) -> bool {
+        phase == Phase::Admit
+    }
+
+    fn admit(&self, _: &Facts, _: &Load, in_flight: u32, _: &Body) -> Answer<Decision> {
+        if in_flight >= 2 {
+            return Ok(Decision::Reject(Rejection {
+                status: 429,
+                reason: Reason { code: Code::from("too_many"), detail: None },
+                retry_after: None,
+                headers: vec![],
+            }));
+        }
+        let proposal = PlanProposal { tokens_max: Some(5), ..PlanProposal::default() };
+        Ok(Decision::Admit(Admission { proposal, ..Admission::default() }))
+    }
+}
+
+/// The requests of [`trace`] as they came while so many of the tenant were inside.
+fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
+    let line = |line: &str| {
+        let mut record: Record = serde_json::from_str(line).expect("a record");
+        for step in &mut record.steps {
+            if let Asked::Admit { tenant_in_flight: inside, .. } = &mut step.asked {
+                *inside = tenant_in_flight;
+            }
+        }
+        serde_json::to_string(&record).expect("a record is JSON") + "\n"
+    };
+    trace.lines().map(line).collect()
+}
+
+fn put_beside(trace: &str, policy: impl Policy + 'static) -> Beside {
+    let link = Link::new(Arc::new(policy), OnFailure::default());
+    let ceilings = LimitsConfig::default().ceilings();
+    beside(trace, &link, ceilings, &HandClock::default()).expect("a trace")
+}
+
+#[test]
+fn one_more_policy_is_asked_what_those_of_the_record_let_through() {
+    let trace = trace(&AtMost(250));
+    let found = put_beside(&while_inside(&trace, 2), TwoAtOnce);
+    assert_eq!(
+        found.to_json()["changes"],
+        serde_json::json!([
+            {"was": "admitted", "is": "refused 429 (too_many) by two-at-once in admit", "count": 2}
+        ])
+    );
+    assert_eq!(found.to_json()["questions"], 2, "the third one at-most had turned away: {found}");
+}
+
+#[test]
+fn a_plan_that_is_tighter_with_one_more_policy_is_shown() {
+    let found = put_beside(&while_inside(&trace(&AtMost(250)), 1), TwoAtOnce);
+    let shown = found.to_string();
+    assert!(shown.contains("admitted   admitted, under another plan       2"), "{shown}");
+    assert!(shown.contains("outcome.admitted.tokens_max   10    5"), "{shown}");
+}
+
+#[test]
+fn what_failed_then_has_the_consequence_that_it_had() {
+    let mut record: Record =
+        serde_json::from_str(trace(&AtMost(250)).lines().next().expect("a line"))
+            .expect("a record");
+    let said = &mut record.steps[0].said[0];
+    said.decision = Err(PolicyFailure { kind: FailureKind::Trap, message: "unreachable".into() });
+    // Not the default, which would have turned the request away.
+    said.fallback = Some(FailureAction::Open);
+    let trace = serde_json::to_string(&record).expect("a record is JSON");
+    let found = put_beside(&trace, TwoAtOnce);
+    assert_eq!(found.to_json()["questions"], 1, "{found}");
 }

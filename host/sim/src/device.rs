@@ -14,6 +14,12 @@ pub trait Device {
     fn pass(&mut self, rows: &[RowSeen], time: Duration) -> Result<(), PassFailed>;
 }
 
+impl<D: Device + ?Sized> Device for Box<D> {
+    fn pass(&mut self, rows: &[RowSeen], time: Duration) -> Result<(), PassFailed> {
+        (**self).pass(rows, time)
+    }
+}
+
 /// A row of a pass, as the device saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowSeen {

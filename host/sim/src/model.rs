@@ -15,9 +15,9 @@ use crate::{Gate, SimSettings};
 /// Its cache is real: each position holds a hash of all tokens up to it, and what comes next is a
 /// function of the hash that is found in the page before. A page that was given to two requests,
 /// shared too early or not written gives other tokens, as it would in a real model.
-pub struct SimModel {
+pub struct SimModel<D = Box<dyn Device>> {
     settings: SimSettings,
-    device: Box<dyn Device>,
+    device: D,
     pages: Vec<u64>,
     opened: usize,
     passes: u64,
@@ -36,7 +36,7 @@ pub struct History {
     logprobs: Option<u32>,
 }
 
-impl fmt::Debug for SimModel {
+impl<D> fmt::Debug for SimModel<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimModel").field("settings", &self.settings).finish_non_exhaustive()
     }
@@ -60,6 +60,13 @@ impl SimModel {
 
     /// A model on this device.
     pub fn on(settings: SimSettings, device: Box<dyn Device>) -> Self {
+        Self::with(settings, device)
+    }
+}
+
+impl<D: Device> SimModel<D> {
+    /// A model with a device of one kind, which may borrow.
+    pub fn with(settings: SimSettings, device: D) -> Self {
         take(settings.load);
         let positions = pages(&settings) as usize * settings.page.get() as usize;
         Self { settings, device, pages: vec![0; positions], opened: 0, passes: 0 }
@@ -144,7 +151,7 @@ fn tokens((row, _): (&Row<'_, History>, &RowSeen)) -> usize {
     row.tokens.len()
 }
 
-impl Forward for SimModel {
+impl<D: Device> Forward for SimModel<D> {
     type Sequence = History;
 
     fn shape(&self) -> ModelShape {
@@ -152,7 +159,7 @@ impl Forward for SimModel {
         let pages = pages(&self.settings);
         ModelShape {
             context: self.settings.context.min(pages.saturating_mul(page_tokens)),
-            vocabulary: Self::VOCABULARY,
+            vocabulary: SimModel::VOCABULARY,
             page_tokens,
             pages,
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use interlock_policy::{PolicyHost, PolicySource, Services};
+use interlock_rehearsal::beside::beside;
 use interlock_rehearsal::clock::HandClock;
 use interlock_rehearsal::replay::replay;
 use interlock_state::State;
@@ -28,6 +29,11 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "NAME")]
     instead_of: Option<String>,
 
+    /// Put it behind the policies that were there, instead of in the place of one: what becomes of
+    /// each request with one more policy
+    #[arg(long, conflicts_with = "instead_of")]
+    beside: bool,
+
     #[command(flatten)]
     circumstances: Circumstances,
 
@@ -39,10 +45,13 @@ pub(crate) struct Replay {
 const EXAMPLES: &str = "\
 Examples:
   interlock policy replay trace.jsonl --policy new.wasm --instead-of quota
+  interlock policy replay trace.jsonl --policy new.wasm --beside
   interlock policy replay trace.jsonl --policy new.wasm --config interlock.toml --json
 
 It is asked at the times of the trace, so limits fill and empty as they did. Bodies are not recorded:
 a policy that reads them finds null. Without --grant and --config it is granted what it needs.
+With --beside the others say what they said, and their plans are merged with its own under the
+`[limits]` of --config, or the default ones.
 Status 0 whether or not something changes.";
 
 impl Replay {
@@ -59,11 +68,23 @@ impl Replay {
             policy.grants.extend(host.describe(&policy)?.missing);
         }
         let loaded = host.load(&policy)?;
+        if self.beside {
+            let limits = self.circumstances.limits()?;
+            let link = policy.link(loaded);
+            let found = beside(&trace, &link, limits.ceilings(), &clock)
+                .map_err(|why| anyhow::anyhow!("{}: {why}", self.trace.display()))?;
+            return show(self.json, &found.to_json(), &found);
+        }
         let replayed = replay(&trace, self.instead_of.as_deref(), loaded.as_ref(), &clock)
             .map_err(|why| anyhow::anyhow!("{}: {why}", self.trace.display()))?;
-        if self.json {
-            return say(&format!("{:#}\n", replayed.to_json()));
-        }
-        say(&replayed.to_string())
+        show(self.json, &replayed.to_json(), &replayed)
     }
+}
+
+fn show(
+    as_json: bool,
+    json: &serde_json::Value,
+    text: &impl std::fmt::Display,
+) -> anyhow::Result<()> {
+    if as_json { say(&format!("{json:#}\n")) } else { say(&text.to_string()) }
 }

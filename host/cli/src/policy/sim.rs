@@ -1,4 +1,4 @@
-//! `interlock policy sim`: a day's traffic in seconds.
+//! `interlock policy sim`: an hour's traffic in a second.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use interlock_admission::LimitsConfig;
 use interlock_config::Sources;
 use interlock_policy::{Grant, PolicyConfig, PolicySource};
 use serde_json::{Map, Value};
@@ -78,6 +79,11 @@ impl Circumstances {
     /// What --settings says.
     pub(crate) fn settings_said(&self) -> Option<&Map<String, Value>> {
         self.settings.as_ref()
+    }
+
+    /// `[limits]` of the configuration, or the default ones.
+    pub(crate) fn limits(&self) -> anyhow::Result<LimitsConfig> {
+        Ok(self.config.as_deref().map(load).transpose()?.unwrap_or_default().limits)
     }
 
     pub(crate) fn policy(&self, source: &PolicySource) -> anyhow::Result<PolicyConfig> {

@@ -9,12 +9,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, header};
 use http_body_util::BodyExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::reader::{Answer, Reader, unknown};
 use crate::dice::Dice;
 use crate::workload::{Burst, Endpoint, Tenant, Workload};
 
@@ -294,11 +295,12 @@ impl Crowd {
             let Ok(whole) = body.collect().await else {
                 return End::Broken { code: "connection".into() };
             };
-            let value: Value = serde_json::from_slice(&whole.to_bytes()).unwrap_or_default();
+            let answer: Answer = serde_json::from_slice(&whole.to_bytes()).unwrap_or_default();
             if status >= 400 {
-                return End::Refused { status, code: code(&value["error"]) };
+                let code = answer.error.map_or_else(unknown, |error| error.code());
+                return End::Refused { status, code };
             }
-            return reader.whole(&value);
+            return reader.whole(answer);
         }
         loop {
             if wish.leaves_with.is_some_and(|with| reader.pieces >= with) {
@@ -307,144 +309,13 @@ impl Crowd {
             match body.frame().await {
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
-                    reader.buffer.extend_from_slice(&data);
-                    reader.events(wish.leaves_with);
+                    reader.read(&data, wish.leaves_with);
                 }
                 Some(Err(_)) => return End::Broken { code: "connection".into() },
                 None => return reader.end.take().unwrap_or(End::Lost),
             }
         }
     }
-}
-
-/// Reads an answer.
-struct Reader {
-    at: Duration,
-    began: Instant,
-    buffer: Vec<u8>,
-    first_token: Option<Duration>,
-    first_at: Duration,
-    last_token: Duration,
-    longest_pause: Duration,
-    pieces: u32,
-    usage: Option<(u32, u32)>,
-    retry_after: Duration,
-    finish: Option<String>,
-    end: Option<End>,
-}
-
-impl Reader {
-    fn new(at: Duration, began: Instant) -> Self {
-        Self {
-            at,
-            began,
-            buffer: vec![],
-            first_token: None,
-            first_at: Duration::ZERO,
-            last_token: Duration::ZERO,
-            longest_pause: Duration::ZERO,
-            pieces: 0,
-            usage: None,
-            retry_after: Duration::ZERO,
-            finish: None,
-            end: None,
-        }
-    }
-
-    /// Takes the events that are whole. A client that leaves with a token reads none after it.
-    fn events(&mut self, leaves_with: Option<u32>) {
-        while let Some(at) = self.buffer.windows(2).position(|two| two == b"\n\n") {
-            let event: Vec<u8> = self.buffer.drain(..at + 2).collect();
-            for line in event.split(|byte| *byte == b'\n') {
-                let Some(data) = line.strip_prefix(b"data: ") else { continue };
-                self.event(data);
-            }
-            if leaves_with.is_some_and(|with| self.pieces >= with) {
-                return;
-            }
-        }
-    }
-
-    fn event(&mut self, data: &[u8]) {
-        if data == b"[DONE]" {
-            let finish = self.finish.take().unwrap_or_default();
-            self.end.get_or_insert(End::Answered { finish });
-            return;
-        }
-        let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
-        if value["error"].is_object() {
-            self.end = Some(End::Broken { code: code(&value["error"]) });
-            return;
-        }
-        let choice = &value["choices"][0];
-        let kind = value["type"].as_str().unwrap_or_default();
-        let text = choice["delta"]["content"]
-            .as_str()
-            .or_else(|| choice["text"].as_str())
-            .or_else(|| (kind == "response.output_text.delta").then(|| value["delta"].as_str())?);
-        if text.is_some_and(|text| !text.is_empty()) {
-            self.piece();
-        }
-        if let Some(finish) = choice["finish_reason"].as_str() {
-            self.finish = Some(finish.to_owned());
-        }
-        self.note_usage(&value["usage"]);
-        match kind {
-            "response.completed" | "response.incomplete" => {
-                let response = &value["response"];
-                self.note_usage(&response["usage"]);
-                let why = response["incomplete_details"]["reason"].as_str();
-                let finish = why.unwrap_or("stop").to_owned();
-                self.end = Some(End::Answered { finish });
-            }
-            "response.failed" | "response.cancelled" => {
-                let code = code(&value["response"]["error"]);
-                self.end = Some(End::Broken { code });
-            }
-            _ => {}
-        }
-    }
-
-    fn whole(&mut self, value: &Value) -> End {
-        let usage = &value["usage"];
-        self.note_usage(usage);
-        let choice = &value["choices"][0];
-        let finish = choice["finish_reason"].as_str();
-        let incomplete = value["incomplete_details"]["reason"].as_str();
-        End::Answered { finish: finish.or(incomplete).unwrap_or("stop").to_owned() }
-    }
-
-    fn note_usage(&mut self, usage: &Value) {
-        let count = |names: [&str; 2]| {
-            let found = names.iter().find_map(|name| usage[*name].as_u64());
-            found.and_then(|tokens| u32::try_from(tokens).ok())
-        };
-        let prompt = count(["prompt_tokens", "input_tokens"]);
-        let generated = count(["completion_tokens", "output_tokens"]);
-        if let (Some(prompt), Some(generated)) = (prompt, generated) {
-            self.usage = Some((prompt, generated));
-        }
-    }
-
-    fn piece(&mut self) {
-        let now = self.began.elapsed();
-        match self.first_token {
-            None => {
-                self.first_token = Some(now - self.at);
-                self.first_at = now;
-            }
-            Some(_) => {
-                self.longest_pause = self.longest_pause.max(now - self.last_token);
-            }
-        }
-        self.last_token = now;
-        self.pieces += 1;
-    }
-}
-
-fn code(error: &Value) -> String {
-    let code = error["code"].as_str().or_else(|| error["type"].as_str());
-    code.unwrap_or("unknown").to_owned()
 }
 
 /// What a request's id may be made of.

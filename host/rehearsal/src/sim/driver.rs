@@ -1,11 +1,9 @@
-//! Runs the engines on their thread, one turn at a time, and lets the time of a pass go by.
+//! Runs the engines, one turn at a time, and lets the time of a pass go by.
 
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use corosensei::{Coroutine, CoroutineResult, Yielder};
 use interlock_engine::{
     CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Turn, WaitingConfig,
     by_hand,
@@ -13,27 +11,37 @@ use interlock_engine::{
 use interlock_sim::{SimModel, SimSettings};
 use tokio::time::Instant;
 
-use super::SimFailed;
 use super::client::Awake;
-use super::device::Patient;
+use super::device::SimDevice;
 use crate::clock::HandClock;
 use crate::workload::Model;
 
-/// To the engines' thread.
-pub(super) enum Go {
+/// What the engines are resumed with.
+pub(super) enum Resume {
+    /// Make yourselves.
+    Open,
     /// Let this engine take a turn.
     Turn(usize),
     /// The time of the pass has gone by.
     PassDone,
+    /// No more turns.
+    End,
 }
 
-/// From the engines' thread.
-pub(super) enum Told {
+/// Where the engines stopped.
+pub(super) enum EngineStep {
+    /// They are there.
+    Opened(Vec<EngineHandle>),
     /// A pass begins that takes so long.
-    Passing { time: Duration, decoded: usize, stalled: bool, failed: bool },
+    Pass { time: Duration, decoded: usize, stalled: bool, failed: bool },
     /// The turn is over.
-    Turned(Turn),
+    TurnOver(Turn),
 }
+
+/// The engines, with a stack of their own: in the middle of a turn, when a pass begins, everyone
+/// else goes on until its time has passed. A thread would do the same, at two changes of thread a
+/// pass, which take far longer than the pass.
+type Engines = Coroutine<Resume, EngineStep, Vec<String>>;
 
 /// What engines are made of.
 pub(super) struct Build {
@@ -45,14 +53,11 @@ pub(super) struct Build {
     pub(super) clock: HandClock,
 }
 
-/// The engines' thread, and the way to it.
+/// Resumes the engines, and takes simulated time for their passes.
 pub(super) struct Driver {
-    // The sender is taken to end the thread.
-    go: Option<SyncSender<Go>>,
-    told: Receiver<Told>,
+    engines: Engines,
     clock: HandClock,
     handles: Vec<EngineHandle>,
-    thread: Option<JoinHandle<Vec<String>>>,
     began: Instant,
     /// The exact time at which the device is free: timers know whole milliseconds only.
     free_at: Duration,
@@ -90,51 +95,24 @@ impl Driver {
     pub(super) fn start(
         build: Build,
         plans: &[(&Model, SimSettings)],
-    ) -> Result<(Self, Vec<EngineHandle>), SimFailed> {
-        // They take turns: there is never more than one word on its way.
-        let (go, going) = sync_channel(1);
-        let (tell, told) = sync_channel(1);
-        let (here, handles) = sync_channel(1);
+    ) -> (Self, Vec<EngineHandle>) {
         let clock = build.clock.clone();
         let plans: Vec<(Model, SimSettings)> =
             plans.iter().map(|(model, settings)| ((*model).clone(), settings.clone())).collect();
-        let thread = std::thread::Builder::new().name("sim-engine".into()).spawn(move || {
-            let going = Rc::new(going);
-            let mut engines = vec![];
-            let mut doors = vec![];
-            let mut made = vec![];
-            for (model, settings) in plans {
-                let device = Patient::new(&model, build.seed, tell.clone(), Rc::clone(&going));
-                let settings = SimSettings { load: Duration::ZERO, ..settings };
-                let (handle, door, engine) = by_hand(
-                    SimModel::on(settings, Box::new(device)),
-                    &build.engine,
-                    &build.cache,
-                    &build.waiting,
-                    build.metrics.clone(),
-                    Box::new(EngineClock(build.clock.clone())),
-                );
-                made.push(handle);
-                doors.push(door);
-                engines.push((model.name, engine));
-            }
-            let _ = here.send(made);
-            work(&mut engines, &going, &tell);
-            drop(doors);
-            left(&engines)
-        })?;
-        let handles = handles.recv().unwrap_or_default();
+        let mut engines: Engines = Coroutine::new(move |driver, _open| run(&build, plans, driver));
+        let handles = match engines.resume(Resume::Open) {
+            CoroutineResult::Yield(EngineStep::Opened(handles)) => handles,
+            _ => unreachable!("the engines open first"),
+        };
         let driver = Self {
-            go: Some(go),
-            told,
+            engines,
             clock,
             handles: handles.clone(),
-            thread: Some(thread),
             began: Instant::now(),
             free_at: Duration::ZERO,
             work: Work::default(),
         };
-        Ok((driver, handles))
+        (driver, handles)
     }
 
     /// Until all clients have gone and nothing is left to compute.
@@ -192,11 +170,11 @@ impl Driver {
     async fn turn(&mut self, engine: usize) -> Turn {
         self.free_at = self.free_at.max(self.elapsed_exactly());
         self.clock.set(self.free_at);
-        self.say(Go::Turn(engine));
+        let mut resume = Resume::Turn(engine);
         loop {
-            match self.told.recv() {
-                Ok(Told::Turned(turn)) => return turn,
-                Ok(Told::Passing { time, decoded, stalled, failed }) => {
+            match self.engines.resume(resume) {
+                CoroutineResult::Yield(EngineStep::TurnOver(turn)) => return turn,
+                CoroutineResult::Yield(EngineStep::Pass { time, decoded, stalled, failed }) => {
                     self.work.passes += 1;
                     self.work.stalled += u64::from(stalled);
                     self.work.failed += u64::from(failed);
@@ -206,10 +184,11 @@ impl Driver {
                     self.free_at += time;
                     tokio::time::sleep_until(self.began + self.free_at).await;
                     self.clock.set(self.free_at);
-                    self.say(Go::PassDone);
+                    resume = Resume::PassDone;
                 }
-                // The thread has panicked: its engines are gone, and so is the simulation.
-                Err(_) => panic!("the simulated engine's thread is gone"),
+                CoroutineResult::Yield(EngineStep::Opened(_)) | CoroutineResult::Return(_) => {
+                    unreachable!("a turn is asked for, and a turn is taken")
+                }
             }
         }
     }
@@ -222,35 +201,47 @@ impl Driver {
         if rounded { self.free_at } else { now }
     }
 
-    fn say(&self, go: Go) {
-        if let Some(sender) = &self.go {
-            let _ = sender.send(go);
-        }
-    }
-
     fn end(mut self) -> Rested {
-        self.go = None;
-        let left = self.thread.take().map(JoinHandle::join);
-        let left = match left {
-            Some(Ok(left)) => left,
-            _ => vec!["the engine's thread panicked".to_owned()],
+        let left = match self.engines.resume(Resume::End) {
+            CoroutineResult::Return(left) => left,
+            CoroutineResult::Yield(_) => unreachable!("the engines end when they are told to"),
         };
-        Rested { work: self.work.clone(), left }
+        Rested { work: self.work, left }
     }
 }
 
-fn work(engines: &mut [(String, Engine<SimModel>)], going: &Receiver<Go>, tell: &SyncSender<Told>) {
-    while let Ok(go) = going.recv() {
-        if let Go::Turn(which) = go {
-            let turn = engines[which].1.turn();
-            if tell.send(Told::Turned(turn)).is_err() {
-                return;
-            }
-        }
+/// The engines' own stack, from the first to the last.
+fn run(
+    build: &Build,
+    plans: Vec<(Model, SimSettings)>,
+    driver: &Yielder<Resume, EngineStep>,
+) -> Vec<String> {
+    let (mut engines, mut doors, mut handles) = (vec![], vec![], vec![]);
+    for (model, settings) in plans {
+        let device = SimDevice::new(&model, build.seed, driver);
+        let settings = SimSettings { load: Duration::ZERO, ..settings };
+        let (handle, door, engine) = by_hand(
+            SimModel::with(settings, device),
+            &build.engine,
+            &build.cache,
+            &build.waiting,
+            build.metrics.clone(),
+            Box::new(EngineClock(build.clock.clone())),
+        );
+        handles.push(handle);
+        doors.push(door);
+        engines.push((model.name, engine));
     }
+    let mut resume = driver.suspend(EngineStep::Opened(handles));
+    while let Resume::Turn(which) = resume {
+        let turn = engines[which].1.turn();
+        resume = driver.suspend(EngineStep::TurnOver(turn));
+    }
+    drop(doors);
+    left(&engines)
 }
 
-fn left(engines: &[(String, Engine<SimModel>)]) -> Vec<String> {
+fn left(engines: &[(String, Engine<SimModel<SimDevice<'_>>>)]) -> Vec<String> {
     let mut left = vec![];
     for (name, engine) in engines {
         let audit = engine.audit();

@@ -19,14 +19,19 @@ use crate::pieces::{Inlet, Piece};
 pub(crate) struct Frames(Vec<u8>);
 
 impl Frames {
+    /// As much as a chunk with a token takes, so that it does not grow there step by step.
+    const CHUNK_BYTES: usize = 320;
+
     /// A frame with only data.
     pub(super) fn data(&mut self, value: &impl Serialize) {
+        self.0.reserve(Self::CHUNK_BYTES);
         self.0.extend_from_slice(b"data: ");
         self.json(value);
     }
 
     /// A frame with an event's name.
     pub(super) fn event(&mut self, name: &str, value: &impl Serialize) {
+        self.0.reserve(Self::CHUNK_BYTES);
         self.0.extend_from_slice(b"event: ");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\ndata: ");
