@@ -66,8 +66,14 @@ fn parse(text: &str) -> Result<SocketAddr, String> {
         return Ok(address);
     }
     if let Some((_, rest)) = text.split_once("://") {
-        let rest = rest.trim_end_matches('/');
+        // A login in front of it may be a secret, and has no place here.
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host).trim_end_matches('/');
         return Err(format!("is a URL: write what stands behind the scheme, {rest:?}"));
+    }
+    if text.contains('@') {
+        return Err(
+            "has a login in it: write an address and a port, such as \"127.0.0.1:8080\"".into()
+        );
     }
     if text.starts_with('/') || text.starts_with("unix:") {
         return Err("is a path: this host listens on TCP, such as \"127.0.0.1:8080\"".into());
@@ -160,6 +166,8 @@ mod tests {
             "[::1]",
             "::1:8185",
             "http://127.0.0.1:8185/",
+            "redis://:s3cret@cache",
+            "me:s3cret@cache",
             "unix:/run/interlock",
             "",
             "nonsense",
@@ -182,6 +190,8 @@ mod tests {
             "[::1]" has no port: write one behind it, such as "[::1]:8080"
             "::1:8185" leaves open where its port begins: write brackets round an IPv6 address, "[::1]:8185"
             "http://127.0.0.1:8185/" is a URL: write what stands behind the scheme, "127.0.0.1:8185"
+            "redis://:s3cret@cache" is a URL: write what stands behind the scheme, "cache"
+            "me:s3cret@cache" has a login in it: write an address and a port, such as "127.0.0.1:8080"
             "unix:/run/interlock" is a path: this host listens on TCP, such as "127.0.0.1:8080"
             "" is empty: write an address and a port, such as "127.0.0.1:8080"
             "nonsense" has no port from 0 to 65535 at its end: write an address and a port, such as "127.0.0.1:8080"
