@@ -58,7 +58,7 @@ impl Admin {
         let target = format!("{url}{path}{}", written(&query));
         let mut request = Request::builder().method(method).uri(&target);
         if let Some(token) = &admin.token {
-            request = request.header("authorization", format!("Bearer {token}"));
+            request = request.header("authorization", format!("Bearer {}", token.reveal()));
         }
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);

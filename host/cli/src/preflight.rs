@@ -153,10 +153,13 @@ impl Findings {
                 Ok(listener) => held.push(listener),
                 Err(error) => {
                     let text = not_listening(key, bind, &error);
-                    if error.kind() == ErrorKind::AddrInUse && !twice {
-                        self.remarks.push(format!("{text} (now; perhaps by the host that runs)"));
-                    } else {
-                        self.wrong(key, text);
+                    match error.kind() {
+                        // That two of ours have one address is said already.
+                        ErrorKind::AddrInUse if twice => {}
+                        ErrorKind::AddrInUse => self
+                            .remarks
+                            .push(format!("{text} (now; perhaps by the host that runs)")),
+                        _ => self.wrong(key, text),
                     }
                 }
             }

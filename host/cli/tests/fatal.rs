@@ -161,8 +161,7 @@ fn an_address_that_is_not_this_machines_is_told_of_with_its_key() {
         "interlock.toml",
         "[model]\nreference = \"sim:\"\n[server]\nbind = \"192.0.2.1:80\"\n",
     );
-    let says =
-        "server.bind: cannot listen on 192.0.2.1:80: 192.0.2.1 is no address of this machine";
+    let says = "server.bind: cannot listen on 192.0.2.1:80: this machine has no address 192.0.2.1";
     let (status, said) = desk.interlock(&["config", "check", "interlock.toml"]);
     assert_eq!(status, Some(2), "{said}");
     assert!(said.contains(says), "{said}");
@@ -179,7 +178,7 @@ fn a_port_that_is_taken_ends_the_start_and_is_a_remark_of_the_check() {
     let bind = taken.local_addr().expect("it has one");
     let config = format!("[model]\nreference = \"sim:\"\n[admin]\nbind = \"{bind}\"\n");
     desk.put("interlock.toml", &config);
-    let says = format!("admin.bind: cannot listen on {bind}: it is in use");
+    let says = format!("admin.bind: cannot listen on {bind}: another program listens there");
     let (status, said) = desk.interlock(&["config", "check", "interlock.toml"]);
     assert_eq!(status, Some(0), "{said}");
     assert!(said.contains(&says), "{said}");
@@ -200,7 +199,9 @@ fn one_address_for_two_listeners_is_a_problem() {
     );
     let (status, said) = desk.interlock(&["config", "check", "interlock.toml"]);
     assert_eq!(status, Some(2), "{said}");
-    assert!(said.contains(&format!("admin.bind: cannot listen on {bind}: it is in use")), "{said}");
+    assert!(said.contains("the configuration has a problem"), "{said}");
+    let says = format!("admin.bind must differ from server.bind ({bind}), got {bind}");
+    assert!(said.contains(&says), "{said}");
 }
 
 #[test]

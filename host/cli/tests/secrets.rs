@@ -153,7 +153,7 @@ settings = { anonymous = "a", limits = { concurrent = 1 }, when_unavailable = "o
         let length = body.len();
         write!(
             stream,
-            "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\
+            "{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\
              content-length: {length}\r\n\r\n{body}"
         )
         .expect("it reads");

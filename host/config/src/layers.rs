@@ -236,7 +236,7 @@ impl Layer {
                 let written = text.lines().nth(line - 1).unwrap_or_default();
                 let key = written.split_once('=').map(|(key, _)| key.trim());
                 let what = match key.filter(|key| !key.is_empty() && is_name(key)) {
-                    Some(key) => format!("the line of {key}"),
+                    Some(key) => format!("the line of {}", shortened(key)),
                     None => "this line".to_owned(),
                 };
                 let message = message.replace('\n', ", ");

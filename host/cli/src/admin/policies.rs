@@ -108,7 +108,7 @@ fn swap(
     let post = Asked { method: Method::POST, path, ..Asked::default() };
     match component {
         Some(file) => {
-            let body = std::fs::read(&file)
+            let body = interlock_files::read(&file, interlock_policy::limits::COMPONENT_BYTES_MAX)
                 .map_err(|why| BadUsage(format!("cannot read {}: {why}", file.display())))?;
             let settings = settings.map(|settings| settings.to_string());
             let said = [("mode", mode.as_deref()), ("settings", settings.as_deref())];

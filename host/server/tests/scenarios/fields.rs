@@ -181,7 +181,7 @@ async fn headers_that_mean_nothing_here_are_harmless() {
         let connection_header =
             if header.starts_with("upgrade") { "upgrade, http2-settings, close" } else { "close" };
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: interlock\r\n{header}\r\nconnection: \
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{header}\r\nconnection: \
              {connection_header}\r\ncontent-length: {length}\r\n\r\n"
         );
         connection.raw((head + &body).as_bytes()).await;

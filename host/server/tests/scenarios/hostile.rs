@@ -116,13 +116,13 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
         GET /v1/models/%ff 
             404 model_not_found model: the model "%ff" does not exist; this host serves "sim"
         GET /v1/responses/%ff 
-            404 request_not_found -: no request "%ff" is in flight
+            404 request_not_found -: no answer "%ff" is kept: those are of requests in the background, and of those that went on without their client
         DELETE /v1/responses/%ff 
-            404 request_not_found -: no request "%ff" is in flight
+            404 request_not_found -: no answer "%ff" is kept: those are of requests in the background, and of those that went on without their client
         POST /v1/responses/%ff/cancel 
-            404 request_not_found -: no request "%ff" is in flight
+            404 request_not_found -: no answer "%ff" is kept: those are of requests in the background, and of those that went on without their client
         GET /v1/requests/%C3%28 
-            404 request_not_found -: no request "%C3%28" is in flight
+            404 request_not_found -: no answer "%C3%28" is kept: those are of requests in the background, and of those that went on without their client
     "#]]
     .assert_eq(&told);
 }

@@ -144,7 +144,7 @@ async fn an_id_that_two_tenants_use_is_cancelled_for_the_one_that_is_named() {
 async fn a_request_whose_body_has_not_arrived_is_listed_and_can_be_cancelled() {
     let (rig, admin) = rig().await;
     let mut slow = rig.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: interlock\r\nx-request-id: slow\r\n\
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-request-id: slow\r\n\
                 x-tenant: acme\r\ncontent-length: 100\r\n\r\n{";
     slow.raw(head.as_bytes()).await;
     let one = listed(&admin, "?tenant=acme", |requests| requests.len() == 1).await;
