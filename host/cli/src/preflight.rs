@@ -103,6 +103,7 @@ impl Findings {
             // What the configuration finds wrong it reports; a better one is asked for the rest.
             let mended = (!policy.problems().is_empty()).then(|| PolicyConfig {
                 settings: policy.settings.clone(),
+                grants: policy.grants.clone(),
                 ..PolicyConfig::new("mended", policy.source.clone())
             });
             let why = match host.load(mended.as_ref().unwrap_or(policy)) {
@@ -143,19 +144,14 @@ impl Findings {
             ("admin.bind", config.admin.bind),
             ("metrics.bind", config.metrics.bind),
         ];
-        // Held, so that a second one for the same address is found out.
-        let (mut ports, mut held) = (Vec::new(), Vec::new());
+        // One at a time: that two of ours want one port is said by the configuration itself.
         for (key, bind) in binds {
             let Some(bind) = bind else { continue };
-            let twice = bind.port() != 0 && ports.contains(&bind.port());
-            ports.push(bind.port());
-            match TcpListener::bind(bind) {
-                Ok(listener) => held.push(listener),
+            match TcpListener::bind(bind).map(drop) {
+                Ok(()) => {}
                 Err(error) => {
                     let text = not_listening(key, bind, &error);
                     match error.kind() {
-                        // That two of ours have one address is said already.
-                        ErrorKind::AddrInUse if twice => {}
                         ErrorKind::AddrInUse => self
                             .remarks
                             .push(format!("{text} (now; perhaps by the host that runs)")),

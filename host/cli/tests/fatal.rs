@@ -70,10 +70,10 @@ impl Drop for Desk {
 fn records_that_cannot_be_written_are_told_of_with_key_path_and_line() {
     let desk = Desk::new("record");
     desk.refused(
-        "[model]\nreference = \"sim:\"\n[policies]\nrecord = \"/nope/x.jsonl\"\n",
+        "[model]\nreference = \"sim:\"\n[policies]\nrecord = \"gone/x.jsonl\"\n",
         &[
             "policies.record must be a file that can be written, renamed and made anew, got \
-             \"/nope/x.jsonl\": its folder /nope: No such file or directory",
+             \"gone/x.jsonl\": its folder gone: No such file or directory",
             "(interlock.toml:4)",
         ],
     );
@@ -129,6 +129,19 @@ fn a_configuration_a_record_cases_and_settings_that_are_no_files_are_refused_and
         assert!(matches!(status, Some(1 | 2)), "{arguments:?}: {status:?} {said}");
         assert!(said.contains(says) && said.contains("pipe"), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn a_policy_with_one_problem_has_no_other() {
+    let desk = Desk::new("one");
+    desk.put(
+        "interlock.toml",
+        "[model]\nreference = \"sim:\"\n[[policy]]\nname = \"quota\"\nsource = \"builtin:quota\"\n\
+         deadline = \"0s\"\ngrants = [\"state\", \"metrics\"]\nsettings = { anonymous = \"all\" }\n",
+    );
+    let (status, said) = desk.interlock(&["config", "check", "interlock.toml"]);
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("the configuration has a problem"), "{said}");
 }
 
 #[test]

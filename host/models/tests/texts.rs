@@ -128,6 +128,8 @@ fn a_special_token_that_the_vocabulary_does_not_have_is_refused_with_the_bound()
         |copy: Copy| inspect(&copy.model(), Default::default()).err().unwrap().to_string();
     let says = refusal(gguf(&[("bos_token_id", 6)]));
     assert!(says.ends_with("metadata tokenizer.ggml.bos_token_id is 6, must be below 6"), "{says}");
+    let padded = text(&gguf(&[("bos_token_id", 1), ("padding_token_id", 6)])).special_tokens;
+    assert_eq!(Value::Object(padded), json!({"bos_token": "<s>"}), "nothing here pads");
     let prefix = gguf(&[]).with_gguf(|gguf| {
         gguf.set("tokenizer.ggml.add_space_prefix", word("no"));
     });

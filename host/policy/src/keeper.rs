@@ -213,7 +213,15 @@ impl Keeper {
     ///
     /// Every policy that cannot be loaded; nothing has changed then.
     pub fn reconfigure(&self, configs: &[PolicyConfig]) -> Result<Changed, Vec<LoadFailed>> {
-        let _changing = self.changing();
+        self.take_over(&self.changing(), configs)
+    }
+
+    /// For whoever is the one that changes something.
+    fn take_over(
+        &self,
+        _changing: &MutexGuard<'_, ()>,
+        configs: &[PolicyConfig],
+    ) -> Result<Changed, Vec<LoadFailed>> {
         let before = self.book().now.entries.clone();
         let entries = load_all(&self.host, configs, &before).inspect_err(|failures| {
             self.policies.swap_failed();
@@ -231,8 +239,10 @@ impl Keeper {
     ///
     /// As [`Keeper::reconfigure`].
     pub fn reload(&self) -> Result<Changed, Vec<LoadFailed>> {
+        // What is configured is what the change before this one has left.
+        let changing = self.changing();
         let configs: Vec<_> = self.book().now.entries.iter().map(|e| e.config.clone()).collect();
-        self.reconfigure(&configs)
+        self.take_over(&changing, &configs)
     }
 
     /// Goes back to an earlier generation, which takes its own number again. Those that came after
@@ -475,14 +485,22 @@ impl Keeper {
 
     /// The generation of this number is in place again; what that changed.
     fn went_back(&self, number: u64) -> Vec<PolicyChange> {
+        // Before the lock, which whoever only looks takes: a file may be on a slow disk. Nothing else
+        // changes meanwhile.
+        let sources: Vec<_> = {
+            let book = self.book();
+            let kept = book.past.iter().filter(|generation| generation.number == number);
+            kept.flat_map(|kept| &kept.entries).map(|entry| entry.config.source.clone()).collect()
+        };
+        let stamps: Vec<_> = sources.iter().map(stamp).collect();
         let mut book = self.book();
         let at = book.past.iter().position(|generation| generation.number == number);
         let at = at.expect("the book keeps the generations that can be gone back to");
         book.past.truncate(at + 1);
         let mut back = book.past.pop().expect("it was found there");
         // What the files have now is what was taken back: only a further change counts.
-        for entry in &mut back.entries {
-            entry.stamp = stamp(&entry.config.source);
+        for (entry, stamp) in back.entries.iter_mut().zip(stamps) {
+            entry.stamp = stamp;
         }
         let left = std::mem::replace(&mut book.now, back);
         in_place(&self.host, &left.entries, &book.now.entries);

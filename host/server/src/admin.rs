@@ -34,6 +34,7 @@ mod policies;
 mod query;
 mod requests;
 
+use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -75,7 +76,7 @@ pub trait PolicyAdmin: Send + Sync {
 pub type Swapping<'a> = Pin<Box<dyn Future<Output = Result<Value, NotSwapped>> + Send + 'a>>;
 
 /// What takes the place of a policy. What is not said stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replacement {
     /// The component itself.
@@ -90,6 +91,19 @@ pub struct Replacement {
     /// As in `[[policy]] mode`.
     #[serde(default)]
     pub mode: Option<PolicyMode>,
+}
+
+/// Settings may hold secrets.
+impl fmt::Debug for Replacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { component, source, settings, mode } = self;
+        f.debug_struct("Replacement")
+            .field("component_bytes", &component.as_ref().map(Bytes::len))
+            .field("source", source)
+            .field("settings", &settings.as_ref().map(|_| "***"))
+            .field("mode", mode)
+            .finish()
+    }
 }
 
 /// Why nothing was swapped.

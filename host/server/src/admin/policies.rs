@@ -69,8 +69,9 @@ fn sent(headers: &HeaderMap, bytes: Bytes) -> Result<Replacement, AdminError> {
         Some(Kind::Json) if !bytes.trim_ascii_start().starts_with(b"{") => {
             Err(bad_body(format!("the body is no JSON object; {FORMS}")))
         }
-        Some(Kind::Json) => serde_json::from_slice(&bytes)
-            .map_err(|error| bad_body(format!("the body cannot be read: {error}; {FORMS}"))),
+        Some(Kind::Json) => serde_json::from_slice(&bytes).map_err(|error| {
+            bad_body(format!("the body cannot be read: {}; {FORMS}", without_values(&error)))
+        }),
     }
 }
 
@@ -92,8 +93,22 @@ fn with_query(mut with: Replacement, query: &Query) -> Result<Replacement, Admin
 
 fn object(text: &str) -> Result<Map<String, Value>, AdminError> {
     serde_json::from_str(text).map_err(|error| {
-        query::bad(format!("query parameter \"settings\" is a JSON object, got {text:?}: {error}"))
+        let why = without_values(&error);
+        query::bad(format!("query parameter \"settings\" is a JSON object: {why}"))
     })
+}
+
+/// What is wrong with a JSON text that may have secrets in it, which serde would quote.
+fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!("line {} column {}", error.line(), error.column());
+    match error.classify() {
+        // A key that is not known, or is there twice, has its name in the text, and a mode its own.
+        serde_json::error::Category::Data if text.starts_with("invalid type") => {
+            format!("a value is of another type than its key wants, at {place}")
+        }
+        _ => text,
+    }
 }
 
 impl From<NotSwapped> for AdminError {

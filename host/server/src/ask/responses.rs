@@ -1,6 +1,6 @@
 //! Reads `POST /v1/responses`.
 
-use interlock_text::{ChatOptions, Message};
+use interlock_text::Message;
 use serde_json::value::RawValue;
 
 use super::fields::{self, RESPONSES, RequestFields, UnknownFields};
@@ -73,7 +73,7 @@ pub(super) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
     };
     Ok(Ask {
         model,
-        words: Words::Chat { param: "input", messages, options: ChatOptions::default() },
+        words: Words::Chat { param: "input", messages, options: super::template::parse(&body)? },
         sampling,
         length,
         ending: super::ending(&body)?,

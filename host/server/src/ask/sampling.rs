@@ -55,7 +55,7 @@ pub(super) fn parse(body: &RequestFields<'_>) -> Result<Wished, Invalid> {
         body.get(name).map(|item| item.number(allowed).map(|n| n as f32)).transpose()
     };
     let top_k = body.get("top_k").map(|item| item.integer(-1..=i64::from(u32::MAX))).transpose()?;
-    let wished = Wished {
+    let mut wished = Wished {
         temperature: number("temperature", Numbers::from(0.0, 2.0))?,
         top_p: number("top_p", Numbers::from(0.0, 1.0))?,
         // -1 is what vLLM's clients send for off.
@@ -69,27 +69,33 @@ pub(super) fn parse(body: &RequestFields<'_>) -> Result<Wished, Invalid> {
             .get("logit_bias")
             .map_or_else(|| Ok(BTreeMap::new()), |item| logit_bias(&item))?,
     };
-    only_whole_window(body, &wished)?;
+    windows(body, &mut wished)?;
     Ok(wished)
 }
 
-/// Other servers have penalties that look at the last tokens alone. Ours look at all.
-fn only_whole_window(body: &RequestFields<'_>, wished: &Wished) -> Result<(), Invalid> {
+/// Other servers have penalties that look at the last tokens alone. Ours look at all, so a window
+/// beside a penalty is refused; but one of no tokens turns its penalties off, and one beside no
+/// penalty means none, as it does there: also where the model's own defaults have one.
+fn windows(body: &RequestFields<'_>, wished: &mut Wished) -> Result<(), Invalid> {
     const WHOLE: i64 = -1;
 
-    let repetition = wished.repetition_penalty.is_some_and(|penalty| penalty != 1.0);
-    let presence = wished.presence_penalty.is_some_and(|penalty| penalty != 0.0);
-    let frequency = wished.frequency_penalty.is_some_and(|penalty| penalty != 0.0);
-    for (name, in_force) in [
-        ("repeat_last_n", repetition || presence || frequency),
-        ("repetition_context_size", repetition),
-        ("presence_context_size", presence),
-        ("frequency_context_size", frequency),
-    ] {
-        let Some(item) = body.get(name) else { continue };
-        if item.integer(WHOLE..=i64::MAX)? != WHOLE && in_force {
-            let why = "penalties look at the prompt and the answer as a whole, which is -1";
-            return Err(Invalid::unsupported(name, why, &item.shown()));
+    let Wished { repetition_penalty, presence_penalty, frequency_penalty, .. } = wished;
+    let penalties = [
+        (repetition_penalty, 1.0, ["repeat_last_n", "repetition_context_size"]),
+        (presence_penalty, 0.0, ["repeat_last_n", "presence_context_size"]),
+        (frequency_penalty, 0.0, ["repeat_last_n", "frequency_context_size"]),
+    ];
+    for (penalty, off, names) in penalties {
+        for name in names {
+            let Some(item) = body.get(name) else { continue };
+            match item.integer(WHOLE..=i64::MAX)? {
+                WHOLE => continue,
+                1.. if penalty.is_some_and(|penalty| penalty != off) => {
+                    let why = "penalties look at the prompt and the answer as a whole, which is -1";
+                    return Err(Invalid::unsupported(name, why, &item.shown()));
+                }
+                _ => *penalty = Some(off),
+            }
         }
     }
     Ok(())

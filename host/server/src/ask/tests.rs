@@ -653,3 +653,18 @@ fn every_endpoint_takes_what_vllms_clients_say_of_the_end() {
         assert_eq!((ignore_eos, least), (true, Some(Least { tokens: 7, shown: "7".into() })));
     }
 }
+
+/// As in llama.cpp and mlx_lm, where a window without a penalty, or of no tokens, penalizes nothing.
+#[test]
+fn a_window_turns_off_what_the_model_would_penalize_by_default() {
+    let advice = SamplingDefaults { repetition_penalty: 1.05, ..SamplingDefaults::OPENAI };
+    let repetition = |fields: &str| {
+        let body = format!(r#"{{"model":"m","prompt":"x"{fields}}}"#);
+        parse(Endpoint::Completions, &body).sampling.or(&advice).penalties.repetition
+    };
+    assert_eq!(repetition(""), 1.05);
+    assert_eq!(repetition(r#","repeat_last_n":-1"#), 1.05);
+    assert_eq!(repetition(r#","repeat_last_n":64"#), 1.0);
+    assert_eq!(repetition(r#","repetition_context_size":20"#), 1.0);
+    assert_eq!(repetition(r#","repeat_last_n":0,"repeat_penalty":1.3"#), 1.0);
+}

@@ -194,6 +194,15 @@ async fn what_an_endpoint_does_not_know_is_refused_by_name_and_nothing_is_done()
         assert_eq!((answer.status, &*answer.code()), (400, code), "{path} {body}");
         assert!(answer.body.contains(part), "{path} {body}: {}", answer.body);
     }
+    let secret = guard("settings=%7B%22api_key%22:%22s3cret%22");
+    for (path, headers, body) in [
+        (&*secret, WASM, "bytes"),
+        (GUARD, JSON, r#"{"settings":"s3cret"}"#),
+        (GUARD, JSON, r#"{"mode":{"s3cret":1}}"#),
+    ] {
+        let answer = admin.ask("POST", path, headers, body).await;
+        assert!(answer.status == 400 && !answer.body.contains("s3cret"), "{}", answer.body);
+    }
     let wrong = admin.ask("POST", GUARD, &[("content-type", "application/x-tar")], "x").await;
     assert_eq!((wrong.status, wrong.code().as_str()), (415, "bad_content_type"));
     for part in ["application/x-tar", "application/wasm", "?mode=MODE", "source, settings and mode"]

@@ -64,9 +64,14 @@ pub enum VariablesError {
 }
 
 /// Names that are not for clients' variables, and why.
-const RESERVED: [(&str, &str); 6] = [
+const RESERVED: [(&str, &str); 11] = [
     ("messages", "the messages are a field of the request"),
     ("tools", "tool calls are not served"),
+    ("namespace", "it is a function that templates call"),
+    ("raise_exception", "it is a function that templates call"),
+    ("strftime_now", "it is a function that templates call"),
+    ("range", "it is a function that templates call"),
+    ("dict", "it is a function that templates call"),
     ("add_generation_prompt", "it is a field of the request itself"),
     ("continue_final_message", "it is a field of the request itself"),
     ("chat_template", "the template is the model's own"),

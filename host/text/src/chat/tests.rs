@@ -735,3 +735,15 @@ fn a_long_chat_stays_within_the_budget() {
     assert!(render(SMOLLM2, &many).is_ok());
     assert!(render(SMOLLM2, &[message("user", &"a".repeat(8 << 20))]).is_ok());
 }
+
+/// Widths that are together 2^64 were none, and the text as long as the first.
+#[test]
+fn widths_that_are_together_beyond_all_bounds_are_paid_for() {
+    for format in [
+        "'%1099511627776.18446742974197923840s' % 'x'",
+        "'%1099511627776.18446742974197923840s' | format('x')",
+    ] {
+        let met = met(&format!("{{{{ {format} }}}}"), &[]);
+        assert!(matches!(met, Err(Met::Steps | Met::Error)), "{format}");
+    }
+}

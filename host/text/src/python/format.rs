@@ -117,7 +117,8 @@ impl<'v> Given<'v> {
 fn converted(state: &State, shape: &str, kind: char, value: &Value) -> Result<String, Error> {
     let widths = shape.split(|letter: char| !letter.is_ascii_digit());
     let wide = widths.filter(|digits| !digits.is_empty());
-    let wide: u64 = wide.map(|digits| digits.parse().unwrap_or(u64::MAX / 4)).sum();
+    let wide: u64 =
+        wide.map(|digits| digits.parse().unwrap_or(u64::MAX)).fold(0, u64::saturating_add);
     state.consume_fuel(wide / super::paid::BYTES_PER_FUEL)?;
     let is_number = matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
     let (kind, value) = match kind {

@@ -1,6 +1,6 @@
 //! Fields that the parser reads.
 
-use super::harmless::{NOTHING, OFF};
+use super::harmless::OFF;
 use super::ignored::ignored;
 use super::refused::refused;
 use super::{
@@ -23,7 +23,8 @@ const fn alias(of: &'static str, fields: &'static [(&'static str, Servers)]) -> 
 }
 
 const REPETITION: &str = "above 0, at most 2; over the prompt and the whole answer";
-const WINDOW: &str = "-1: over everything; another window only where that penalty is off";
+const WINDOW: &str =
+    "-1: over everything; 0: no such penalty; another only where that penalty is off";
 
 pub(super) const BODY: &[Group] = &[
     honoured(ALL, "", &[("model", EVERYONE), ("stream", EVERYONE)]),
@@ -97,14 +98,13 @@ pub(super) const BODY: &[Group] = &[
 ];
 
 const NEW_MESSAGE: &str = "an answer is a new message";
-const NO_VARIABLES: &str = "chat templates take no variables";
 
 /// What ends a text, and how a chat becomes a prompt.
 pub(super) const TEXT: &[Group] = &[
     honoured(ALL, "up to 4 texts of up to 256 bytes", &[("stop", EVERYONE)]),
     honoured(ALL, "up to 64 token ids", &[("stop_token_ids", VLLM)]),
     honoured(
-        CHAT,
+        CHAT | RESPONSES,
         "an object of up to 64 KiB and 16 levels: variables for the model's chat template",
         &[("chat_template_kwargs", VLLM | LLAMA_CPP | MLX_LM)],
     ),
@@ -114,7 +114,6 @@ pub(super) const TEXT: &[Group] = &[
         &[("continue_final_message", VLLM | LLAMA_CPP)],
     ),
     honoured(CHAT, "", &[("add_generation_prompt", VLLM | LLAMA_CPP)]),
-    refused(RESPONSES, NO_VARIABLES, NOTHING, &[("chat_template_kwargs", VLLM)]),
     refused(RESPONSES, NEW_MESSAGE, OFF, &[("continue_final_message", VLLM)]),
     refused(RESPONSES, NEW_MESSAGE, &["true"], &[("add_generation_prompt", VLLM)]),
     ignored(

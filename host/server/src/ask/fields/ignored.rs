@@ -17,6 +17,11 @@ pub(super) const fn ignored(
 pub(super) const BODY: &[Group] = &[
     ignored(
         ALL,
+        "figures beside the answer, which metrics have",
+        &[("timings_per_token", LLAMA_CPP), ("return_progress", LLAMA_CPP)],
+    ),
+    ignored(
+        ALL,
         "it says who asks, for the provider's own records",
         &[("user", OPENAI | VLLM), ("safety_identifier", OPENAI), ("session_id", VLLM)],
     ),

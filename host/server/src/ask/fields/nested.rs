@@ -1,6 +1,6 @@
 //! What objects inside a body may hold.
 
-use super::harmless::{NOTHING, OFF};
+use super::harmless::NOTHING;
 use super::honoured::honoured;
 use super::ignored::ignored;
 use super::refused::{ONLY_TEXT, STRUCTURED, TALK, TOOLS, refused};
@@ -16,8 +16,8 @@ pub(in crate::ask) const STREAM_OPTIONS: Table = Table {
     groups: &[&[
         honoured(CHAT | COMPLETIONS, "usage in a last chunk", &[("include_usage", EVERYONE)]),
         ignored(RESPONSES, "a response's last event always has it", &[("include_usage", VLLM)]),
-        refused(ALL, "usage is told once, at the end", OFF, &[("continuous_usage_stats", VLLM)]),
-        refused(ALL, "events are not padded", OFF, &[("include_obfuscation", OPENAI)]),
+        ignored(ALL, "usage is told once, at the end", &[("continuous_usage_stats", VLLM)]),
+        ignored(ALL, "events are not padded", &[("include_obfuscation", OPENAI)]),
     ]],
 };
 

@@ -38,6 +38,10 @@ fn names_that_are_not_the_clients_are_refused_with_the_reason() {
         expect!["without eos_token: special tokens are the model's own"],
     );
     refused(
+        r#"{"namespace":1}"#,
+        expect!["without namespace: it is a function that templates call"],
+    );
+    refused(
         r#"{"chat_template":"x"}"#,
         expect!["without chat_template: the template is the model's own"],
     );
