@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use interlock_config::Sources;
+use interlock_request::without_logins;
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::{Method, Request};
@@ -63,17 +64,25 @@ impl Admin {
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
-        let request = request.body(body).map_err(|why| BadUsage(format!("{target}: {why}")))?;
-        let mut answer = agent().run(request).with_context(|| format!("cannot ask {url}"))?;
+        let request = request
+            .body(body)
+            .map_err(|why| BadUsage(format!("{}: {why}", without_logins(&url))))?;
+        let mut answer =
+            agent().run(request).with_context(|| format!("cannot ask {}", without_logins(&url)))?;
         let text = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
-        let text = text.with_context(|| format!("cannot read the answer of {url}"))?;
+        let text =
+            text.with_context(|| format!("cannot read the answer of {}", without_logins(&url)))?;
         let told: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         if answer.status().is_success() {
             return Ok(told);
         }
         match told["error"]["message"].as_str() {
             Some(message) => bail!("{message} ({})", answer.status().as_u16()),
-            None => bail!("{url} answered {}: is it an admin listener?", answer.status()),
+            None => bail!(
+                "{} answered {}: is it an admin listener?",
+                without_logins(&url),
+                answer.status()
+            ),
         }
     }
 }

@@ -11,6 +11,7 @@ use interlock_policy::{
     Change, Changed, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource,
     Services, Unfit, default_cache,
 };
+use interlock_request::without_logins;
 use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
@@ -31,7 +32,10 @@ pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String,
         Unfit::Grants { .. } => "grants",
         _ => "source",
     };
-    (format!("policy.{at}.{key}"), format!("policy[{at}] {name:?} ({source}): {why}"))
+    (
+        format!("policy.{at}.{key}"),
+        format!("policy[{at}] {name:?} ({}): {why}", without_logins(&source.to_string())),
+    )
 }
 
 /// Loads every policy.

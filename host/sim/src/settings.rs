@@ -131,8 +131,8 @@ impl FromStr for SimSettings {
                 "prefill" => settings.prefill = duration(key, value)?,
                 "decode" => settings.decode = duration(key, value)?,
                 "row" => settings.row = duration(key, value)?,
-                "cache" => settings.cache = parse(key, value, "a number of tokens")?,
-                "page" => settings.page = parse(key, value, "a number of tokens, at least 1")?,
+                "cache" => settings.cache = bounded(key, value, CACHE_MAX, CACHE)?,
+                "page" => settings.page = bounded(key, value, PAGE_MAX, PAGE)?,
                 "context" => settings.context = parse(key, value, "a number of tokens")?,
                 "stop" => settings.stop = parse(key, value, "a number of tokens")?,
                 "salt" => settings.salt = parse(key, value, "a whole number")?,
@@ -154,6 +154,26 @@ impl FromStr for SimSettings {
             }
         }
         Ok(settings)
+    }
+}
+
+/// Most tokens of a simulated cache, each of which takes eight bytes.
+const CACHE_MAX: u32 = 1 << 26;
+const CACHE: &str = "a number of tokens, at most 67108864";
+/// Most tokens of a page: the cache holds whole ones.
+const PAGE_MAX: NonZeroU32 = NonZeroU32::new(1 << 16).expect("it is not 0");
+const PAGE: &str = "a number of tokens from 1 to 65536";
+
+fn bounded<T: FromStr + PartialOrd>(
+    key: &str,
+    value: &str,
+    most: T,
+    wanted: &'static str,
+) -> Result<T, BadSettings> {
+    let read = parse(key, value, wanted)?;
+    match read <= most {
+        true => Ok(read),
+        false => Err(BadSettings::Value { key: key.to_owned(), wanted, value: value.to_owned() }),
     }
 }
 
@@ -239,6 +259,17 @@ impl fmt::Display for SimSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_that_no_machine_has_is_refused_with_the_bound() {
+        for text in ["page=4294967295", "cache=4294967295"] {
+            let why = text.parse::<SimSettings>().expect_err(text).to_string();
+            assert!(
+                why.contains("4294967295") && why.contains("6553") | why.contains("67108864"),
+                "{why}"
+            );
+        }
+    }
 
     #[test]
     fn settings_read_as_they_are_written() {

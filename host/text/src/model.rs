@@ -147,6 +147,15 @@ enum Encoder {
     Sim,
 }
 
+/// The library panics at some files that are not what it expects within a decoder.
+fn read_tokenizer(json: &[u8]) -> Result<Tokenizer, TextError> {
+    let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(json));
+    match read {
+        Ok(read) => read.map_err(|error| TextError::Json(error.to_string())),
+        Err(_) => Err(TextError::Json("a part of it is no JSON that could be read".to_owned())),
+    }
+}
+
 impl TextModel {
     /// Builds tokenizer and template, once per model.
     ///
@@ -158,12 +167,9 @@ impl TextModel {
         let Built { mut tokenizer, add_bos, add_eos } = match tokenizer {
             TokenizerSource::Sim => return Ok(Self::simulated()),
             TokenizerSource::Gguf(gguf) => gguf::build(&gguf)?,
-            TokenizerSource::Json(json) => Built {
-                tokenizer: Tokenizer::from_bytes(json)
-                    .map_err(|error| TextError::Json(error.to_string()))?,
-                add_bos: false,
-                add_eos: false,
-            },
+            TokenizerSource::Json(json) => {
+                Built { tokenizer: read_tokenizer(&json)?, add_bos: false, add_eos: false }
+            }
         };
         // Some files were saved with the settings of their training: a prompt cut to 512
         // tokens without a word would be a wrong answer.

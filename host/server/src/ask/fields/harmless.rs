@@ -6,7 +6,7 @@ use serde_json::Value;
 pub(super) const NOTHING: &[&str] = &["\"\"", "false", "[]", "{}"];
 
 /// For fields that are switched off by `false`.
-pub(super) const OFF: &[&str] = &["false"];
+pub(super) const OFF: &[&str] = &["false", "0", "\"false\""];
 
 /// For fields that are switched off by 0.
 pub(super) const ZERO: &[&str] = &["0"];
@@ -39,7 +39,10 @@ fn is_empty(value: &Value) -> bool {
         Value::Bool(true) | Value::Number(_) => false,
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
-        Value::Object(members) => members.values().all(is_empty),
+        // Within something, an object may be a schema, and an empty one takes any JSON.
+        Value::Object(members) => {
+            members.values().all(|member| !member.is_object() && is_empty(member))
+        }
     }
 }
 

@@ -136,6 +136,7 @@ fn what_asks_for_something_is_refused_however_little_it_says() {
         // Any JSON, which is less than any text.
         (r#""json_schema":{}"#, "json_schema"),
         (r#""guided_json":{}"#, "guided_json"),
+        (r#""structured_outputs":{"json":{}}"#, "structured_outputs"),
         (r#""structured_outputs":{"json":{"type":"object"}}"#, "structured_outputs"),
         // A search with the defaults.
         (r#""web_search_options":{}"#, "web_search_options"),
