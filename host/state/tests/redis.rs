@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use interlock_metrics::Registry;
+use interlock_request::ByteSize;
 use interlock_state::{
     Bucket, Entered, Reserved, Space, State, StateConfig, StateFault, StateMetrics, Taken, Window,
 };
@@ -39,6 +40,7 @@ stories![
     scripts_that_the_server_forgot_are_told_again,
     everything_has_an_expiry_and_is_written_under_the_policys_prefix,
     the_account_is_empty_when_all_has_ended,
+    an_account_that_was_lost_in_part_is_made_anew,
     a_clock_that_was_set_back_neither_refuses_for_ever_nor_forgives,
     a_host_starts_without_redis_says_so_once_and_finds_it_when_it_comes,
     a_probe_says_why_a_store_cannot_be_used_without_its_login,
@@ -355,6 +357,31 @@ fn the_account_is_empty_when_all_has_ended(server: RedisServer) {
     assert_eq!(left, [(String::new(), 0)]);
     let ends: u64 = redis::cmd("ZCARD").arg("interlock:{p}:ends").query(&mut raw).unwrap();
     assert_eq!(ends, 0);
+}
+
+/// Redis evicts whole keys, and people delete some. A sweep that could not find how large a lapsed
+/// reservation was called itself until the stack was full, and each call that had to sweep failed.
+fn an_account_that_was_lost_in_part_is_made_anew(server: RedisServer) {
+    // Enough for what is there in the end, and not for what has ended beside it.
+    let quota = StateConfig { keys_max: 8, bytes_max: ByteSize(1120), ..server.config() };
+    for (policy, lost) in [("p", "sizes"), ("q", "ends")] {
+        let space = State::open(&quota).unwrap().space(policy);
+        for _ in 0..2 {
+            let reserved = space.reserve("k", HOUR, 100.0).unwrap();
+            assert!(matches!(reserved, Reserved::Ok(_)), "{reserved:?}");
+        }
+        assert!(slot(&space).is_some());
+        space.set("value", b"1", Some(Duration::from_secs(40))).unwrap();
+        server.told::<()>(&["DEL", &format!("interlock:{{{policy}}}:{lost}")]);
+        server.age(server.config().lease * 2);
+        // More than there would be room for beside what has ended.
+        for nth in 0..3 {
+            space.set(&nth.to_string(), b"1", None).unwrap();
+        }
+        assert!(slot(&space).is_some(), "{lost}");
+        let reserved = space.reserve("k", HOUR, 1.0).unwrap();
+        assert!(matches!(reserved, Reserved::Ok(_)), "{lost}: {reserved:?}");
+    }
 }
 
 /// Somebody set the server's clock back: what was written then is in the future now. Nobody is to
