@@ -47,6 +47,10 @@ stories![
     a_slot_that_was_left_while_redis_stalled_is_free_when_it_goes_on,
     what_was_settled_while_redis_stalled_is_charged_when_it_goes_on,
     what_began_while_redis_stalled_and_nobody_heard_of_is_undone,
+    what_began_nowhere_delays_no_other_ending,
+    a_host_that_ends_tries_each_ending_once,
+    a_policy_whose_renewal_is_refused_delays_nobodys_endings,
+    what_is_extended_after_it_was_lost_is_renewed_again,
     what_a_killed_host_held_is_free_after_a_lease,
     what_was_reserved_by_a_host_that_slept_is_charged_as_it_was_used,
     what_a_request_holds_is_renewed_while_it_lives,
@@ -512,6 +516,81 @@ fn what_began_while_redis_stalled_and_nobody_heard_of_is_undone(server: RedisSer
         matches!(space.enter("k", 1, HOUR.per), Ok(Entered::Ok { .. }))
     });
     eventually("nothing is charged", || left(&server) == 400.0);
+}
+
+/// A host with one of two slots. It asked for another one while Redis was silent; that was refused,
+/// which nobody heard, so it is undone again and again for an hour and never found.
+fn undoing(server: &RedisServer) -> (State, Space) {
+    let state = hasty(server);
+    let space = state.space("p");
+    slot(&space).expect("there is room");
+    server.signal("STOP");
+    unavailable(space.enter("k", 1, HOUR.per));
+    server.signal("CONT");
+    recovers(&space);
+    (state, space)
+}
+
+fn entered(space: &Space) -> u64 {
+    let mut entered = None;
+    eventually("there is room", || {
+        entered = slot(space);
+        entered.is_some()
+    });
+    entered.unwrap()
+}
+
+/// Each waited for up to a second, as the one did that can never be ended.
+fn what_began_nowhere_delays_no_other_ending(server: RedisServer) {
+    let (_state, space) = undoing(&server);
+    let started = Instant::now();
+    for _ in 0..100 {
+        space.vacate("k", entered(&space));
+    }
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
+}
+
+fn a_host_that_ends_tries_each_ending_once(server: RedisServer) {
+    for _ in 0..3 {
+        let (state, space) = undoing(&server);
+        space.vacate("k", entered(&space));
+        drop((state, space));
+        let held = || server.told::<u64>(&["ZCARD", "interlock:{p}:c:k"]);
+        eventually("one is free, and the other held until its lease ends", || held() == 1);
+        server.told::<()>(&["FLUSHALL"]);
+    }
+}
+
+fn a_policy_whose_renewal_is_refused_delays_nobodys_endings(server: RedisServer) {
+    let (state, registry) = renewing(&server);
+    let (refused, space) = (state.space("q"), state.space("p"));
+    slot(&refused).expect("there is room");
+    let Reserved::Ok(ended) = space.reserve("k", HOUR, 1.0).unwrap() else { panic!("room") };
+    // Not what a slot's key should be: no script can read it.
+    server.told::<()>(&["SET", "interlock:{q}:c:k", "text"]);
+    let refusals = "interlock_policy_state_failures_total{kind=\"refused\"}";
+    eventually("the renewal is refused", || metric(&registry, refusals) != "0");
+    space.charge(ended.id);
+    let there = || server.told::<bool>(&["EXISTS", &format!("interlock:{{p}}:r:{}", ended.id)]);
+    eventually("the other policy's is settled", || !there());
+}
+
+fn what_is_extended_after_it_was_lost_is_renewed_again(server: RedisServer) {
+    let (state, registry) = renewing(&server);
+    let space = state.space("p");
+    let Reserved::Ok(held) = space.reserve("k", HOUR, 100.0).unwrap() else { panic!("room") };
+    eventually("it is given back, since nobody renewed it", || {
+        server.age(Duration::from_secs(9));
+        left(&server) == 400.0
+    });
+    eventually("the host hears that", || {
+        metric(&registry, "interlock_policy_state_leases_lost_total") == "1"
+    });
+    assert!(space.extend(held.id, 10.0).unwrap());
+    let reservation = format!("r:{}", held.id);
+    let ends = || server.told::<f64>(&["ZSCORE", "interlock:{p}:ends", &reservation]);
+    let first = ends();
+    eventually("it is renewed", || ends() > first);
 }
 
 fn what_a_killed_host_held_is_free_after_a_lease(server: RedisServer) {
