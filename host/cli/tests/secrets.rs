@@ -51,6 +51,7 @@ fn a_configuration_that_is_wrong_ends_every_command_with_2_and_without_its_secre
     let folder = Folder::new("wrong");
     for text in [
         "[state]\nstore = \"redis://me:a/s3cret@cache\"\n",
+        "[state]\nstore = \"redis://me:a]és3cret\"\n",
         "[state]\nstore = redis://:s3cret@cache\n",
         "[admin]\ntoken = [\"s3cret\"]\n",
         "[admin]\ntoken = \"s3cret\n",

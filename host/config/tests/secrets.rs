@@ -25,7 +25,7 @@ fn of_file(name: &str, text: &str) -> String {
 }
 
 /// Addresses with a password where it belongs, and wherever else one can end up.
-const ADDRESSES: [&str; 35] = [
+const ADDRESSES: [&str; 37] = [
     "redis://:s3cret@cache",
     "redis://s3cret@cache",
     "redis://me:s3cret@cache:6379/1",
@@ -52,6 +52,8 @@ const ADDRESSES: [&str; 35] = [
     "redis://cache/s3cret",
     "redis://[s3cret]@cache",
     "redis://[::s3cret",
+    "redis://me:a]és3cret",
+    "redis://[::1]és3cret",
     "redis:///:s3cret@cache",
     "redis:me:s3cret@cache",
     "rediss://me:s3cret@cache",

@@ -223,7 +223,11 @@ impl Shelf for RedisShelf {
         call.arg(reservation_life()).arg(micros(self.server.lease));
         let answer = self.run(&call)?;
         match answer.word() {
-            "ok" => Ok(Extended::Ok),
+            "ok" => {
+                // Given back meanwhile, it is held again, and no longer renewed.
+                self.leases.hold(Hold::reservation(&self.prefix, reservation), RESERVATION_LIFE);
+                Ok(Extended::Ok)
+            }
             "denied" => Ok(Extended::Denied),
             "unknown" => Ok(Extended::Unknown),
             _ => Err(answer.nonsense()),

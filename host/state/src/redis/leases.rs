@@ -9,6 +9,10 @@
 //!
 //! - What is being ended is not renewed.
 //! - No request waits for this thread, and no lock is held while it talks to the server.
+//! - What one ending or one policy's renewal meets, no other waits for: an ending that is refused, or
+//!   that does not find what it is to undo, waits alone. Only silence, which all would meet, is waited
+//!   out by all.
+//! - Renewals do not wait for a backlog of endings.
 //! - What has ended is not begun again: a host that slept for longer than its leases has lost what it
 //!   held, and somebody else may have it by now. It is counted and said.
 //!
@@ -60,6 +64,30 @@ struct Due {
     /// It had begun. Where nobody knows that, since the call that began it may still lie in the
     /// server's queue, it is ended again and again until it was there.
     begun: bool,
+    /// It is not tried before.
+    again_at: Instant,
+    /// Until the next attempt, if this one fails.
+    pause: Duration,
+}
+
+impl Due {
+    fn new(ending: Ending, keep: Duration, begun: bool) -> Self {
+        let now = Instant::now();
+        Self { ending, until: now + keep, begun, again_at: now, pause: PAUSE_MIN }
+    }
+
+    /// There is no use in trying it. What may have begun is tried once more: the server may have been
+    /// silent for all that time, and begin it now.
+    fn is_over(&self) -> bool {
+        self.begun && self.until <= Instant::now()
+    }
+
+    /// Puts it off; whether there will be any use in it then.
+    fn put_off(&mut self) -> bool {
+        self.again_at = Instant::now() + self.pause;
+        self.pause = PAUSE_MAX.min(self.pause * 2);
+        self.again_at < self.until
+    }
 }
 
 /// Renewed in one call. The server does nothing else meanwhile: about a millisecond.
@@ -77,6 +105,21 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Longest that the end of the host waits until what has ended is ended.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+impl Book {
+    /// What is to be ended by then, or at all.
+    fn endings(&self, by: Option<Instant>) -> Vec<(Hold, Due)> {
+        let due = |due: &Due| by.is_none_or(|by| due.again_at <= by);
+        let all = self.ending.iter().filter(|ending| due(ending.1));
+        all.map(|(hold, due)| (hold.clone(), due.clone())).collect()
+    }
+
+    /// When the next one is to be ended; far from `now` if there is none.
+    fn next_ending(&self, now: Instant) -> Instant {
+        let next = self.ending.values().map(|due| due.again_at).min();
+        next.unwrap_or(now + SETTLE_MAX)
+    }
+}
 
 impl Leases {
     pub(super) fn start(server: Arc<Server>) -> std::io::Result<Self> {
@@ -102,7 +145,10 @@ impl Leases {
     pub(super) fn hold(&self, hold: Hold, most: Duration) {
         let now = Instant::now();
         let until = now.checked_add(most).unwrap_or(now + crate::LIFE_MAX);
-        self.shared.book().held.insert(hold, until);
+        let mut book = self.shared.book();
+        if !book.ending.contains_key(&hold) {
+            book.held.insert(hold, until);
+        }
     }
 
     /// It is being ended: it is not renewed any more.
@@ -120,14 +166,13 @@ impl Leases {
             Ending::Leave { .. } => lease,
             Ending::Settle { .. } => SETTLE_MAX.max(lease),
         };
-        self.enter(hold, Due { ending, until: Instant::now() + keep, begun: true });
+        self.enter(hold, Due::new(ending, keep, true));
     }
 
     /// Ends what may have begun.
     pub(super) fn undo(&self, hold: Hold) {
         let ending = hold.undo();
-        let until = Instant::now() + self.shared.server.lease;
-        self.enter(hold, Due { ending, until, begun: false });
+        self.enter(hold, Due::new(ending, self.shared.server.lease, false));
     }
 
     /// Waits until what has ended is ended, or for so long; whether it is.
@@ -168,15 +213,27 @@ impl Shared {
 struct Keeper<'a> {
     shared: &'a Shared,
     renew_at: Instant,
+    /// Between attempts to renew what was refused.
+    renew_pause: Duration,
+    /// Between attempts while the server is silent.
     pause: Duration,
-    /// Not before this, since something failed.
+    /// Not before this, since the server was silent.
     retry_at: Option<Instant>,
+    /// The host ends, and everything is tried once more.
+    last: bool,
+}
+
+/// For one round.
+struct Work {
+    endings: Vec<(Hold, Due)>,
+    renew: bool,
 }
 
 impl<'a> Keeper<'a> {
     fn new(shared: &'a Shared) -> Self {
         let renew_at = Instant::now() + shared.server.lease / 3;
-        Self { shared, renew_at, pause: PAUSE_MIN, retry_at: None }
+        let (renew_pause, pause) = (PAUSE_MIN, PAUSE_MIN);
+        Self { shared, renew_at, renew_pause, pause, retry_at: None, last: false }
     }
 
     fn run(mut self) {
@@ -186,7 +243,7 @@ impl<'a> Keeper<'a> {
                 Ok(ControlFlow::Break(())) => return,
                 Err(_) => {
                     tracing::error!("renewing what requests hold in redis panicked; it goes on");
-                    self.failed();
+                    self.rest();
                 }
             }
         }
@@ -194,88 +251,123 @@ impl<'a> Keeper<'a> {
 
     /// Waits until there is something to do, and does it.
     fn round(&mut self) -> ControlFlow<()> {
-        let (endings, renew) = match self.wait() {
-            Some(work) => work,
-            None => return ControlFlow::Break(()),
-        };
-        let renewed = if renew { self.renew() } else { Ok(()) };
-        match renewed.and_then(|()| self.end(endings)) {
-            Ok(true) => (self.pause, self.retry_at) = (PAUSE_MIN, None),
+        let Some(work) = self.wait() else { return ControlFlow::Break(()) };
+        let renewed = if work.renew { self.renew() } else { Ok(()) };
+        match renewed.and_then(|()| self.end(work.endings)) {
+            Ok(()) => (self.pause, self.retry_at) = (PAUSE_MIN, None),
             // Of what failed, the link has said why.
-            Ok(false) | Err(_) => self.failed(),
+            Err(_silence) => self.rest(),
         }
         ControlFlow::Continue(())
     }
 
-    fn failed(&mut self) {
+    fn rest(&mut self) {
         self.retry_at = Some(Instant::now() + self.pause);
-        // Twice at least before a lease ends, or what is held is lost.
-        self.pause = PAUSE_MAX.min(self.pause * 2).min(self.shared.server.lease / 6);
+        self.pause = self.longer(self.pause);
     }
 
-    /// What is to be ended, and whether it is time to renew; nothing when the host ends.
-    fn wait(&self) -> Option<(Vec<(Hold, Due)>, bool)> {
+    /// The next pause: twice at least it is over before a lease ends, or what is held is lost.
+    fn longer(&self, pause: Duration) -> Duration {
+        PAUSE_MAX.min(pause * 2).min(self.shared.server.lease / 6)
+    }
+
+    /// Waits for work; there is none any more when the host ends.
+    fn wait(&mut self) -> Option<Work> {
         let mut book = self.shared.book();
         loop {
             let now = Instant::now();
+            if book.closing {
+                let last = std::mem::replace(&mut self.last, true);
+                let endings = book.endings(None);
+                return (!last && !endings.is_empty()).then_some(Work { endings, renew: false });
+            }
             let rests = self.retry_at.filter(|at| *at > now);
-            let due = !book.ending.is_empty();
-            if book.closing && (!due || rests.is_some()) {
-                return None;
+            let until = rests.unwrap_or_else(|| self.renew_at.min(book.next_ending(now)));
+            if until <= now {
+                return Some(Work {
+                    endings: book.endings(Some(now)),
+                    renew: self.renew_at <= now,
+                });
             }
-            if rests.is_none() && (due || self.renew_at <= now) {
-                let endings = book.ending.iter().map(|(hold, due)| (hold.clone(), due.clone()));
-                return Some((endings.collect(), self.renew_at <= now));
-            }
-            let until = rests.unwrap_or(self.renew_at);
-            let left = until.saturating_duration_since(now);
-            let waited = self.shared.wanted.wait_timeout(book, left);
+            let waited = self.shared.wanted.wait_timeout(book, until - now);
             book = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Ends what it can; whether that was all.
-    fn end(&self, endings: Vec<(Hold, Due)>) -> Result<bool, Failure> {
-        let mut all = true;
+    /// Ends what it can, until it is time to renew; fails when the server is silent.
+    fn end(&self, endings: Vec<(Hold, Due)>) -> Result<(), Failure> {
         for (hold, due) in endings {
-            let answer = self.shared.server.end_patiently(&hold.prefix, &due.ending);
-            // Refused is this one; silent is the server, to all.
-            if let Err(failure) = answer.as_ref()
-                && failure.is_silence()
-            {
-                return Err(failure.clone());
+            if self.renew_at <= Instant::now() && !self.last {
+                break;
             }
-            let known = answer.is_ok_and(|answer| due.begun || answer.known().unwrap_or(true));
-            if known || due.until <= Instant::now() {
-                self.shared.book().ending.remove(&hold);
-                self.shared.ended.notify_all();
+            if due.is_over() || self.try_to_end(&hold, &due)? {
+                self.forget(&hold);
             } else {
-                all = false;
+                self.put_off(&hold);
             }
         }
-        Ok(all)
+        Ok(())
     }
 
+    /// Whether it is ended, as far as that can be known.
+    fn try_to_end(&self, hold: &Hold, due: &Due) -> Result<bool, Failure> {
+        match self.shared.server.end_patiently(&hold.prefix, &due.ending) {
+            Ok(answer) => Ok(due.begun || answer.known().unwrap_or(true)),
+            // Silent is the server, to all; refused is this one.
+            Err(failure) if failure.is_silence() => Err(failure),
+            Err(_refused) => Ok(false),
+        }
+    }
+
+    fn forget(&self, hold: &Hold) {
+        self.shared.book().ending.remove(hold);
+        self.shared.ended.notify_all();
+    }
+
+    fn put_off(&self, hold: &Hold) {
+        let mut book = self.shared.book();
+        if !book.ending.get_mut(hold).is_some_and(Due::put_off) {
+            drop(book);
+            self.forget(hold);
+        }
+    }
+
+    /// Renews all that is held. What one policy is refused, the others are not.
     fn renew(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
-        let mut by_policy: HashMap<Arc<str>, Vec<(Hold, Duration)>> = HashMap::new();
-        {
-            let mut book = self.shared.book();
-            // What may be held no longer ends with its lease.
-            book.held.retain(|_, until| *until > now);
-            for (hold, until) in &book.held {
-                let all = by_policy.entry(Arc::clone(&hold.prefix)).or_default();
-                all.push((hold.clone(), until.saturating_duration_since(now)));
-            }
-        }
-        for (prefix, held) in &by_policy {
+        let mut refused = false;
+        for (prefix, held) in &self.held(now) {
             for batch in held.chunks(BATCH) {
-                let lost = self.shared.server.renew(prefix, batch)?;
-                self.lost(&lost);
+                match self.shared.server.renew(prefix, batch) {
+                    Ok(lost) => self.lost(&lost),
+                    Err(failure) if failure.is_silence() => return Err(failure),
+                    Err(_refused) => refused = true,
+                }
             }
         }
-        self.renew_at = now + self.shared.server.lease / 3;
+        // Where renewing takes longer than that, there is still time for endings.
+        let soonest = Instant::now() + PAUSE_MIN;
+        if refused {
+            self.renew_at = soonest.max(now + self.renew_pause);
+            self.renew_pause = self.longer(self.renew_pause);
+        } else {
+            self.renew_at = soonest.max(now + self.shared.server.lease / 3);
+            self.renew_pause = PAUSE_MIN;
+        }
         Ok(())
+    }
+
+    /// What is held, and for how long it may be, by policy.
+    fn held(&self, now: Instant) -> HashMap<Arc<str>, Vec<(Hold, Duration)>> {
+        let mut by_policy: HashMap<Arc<str>, Vec<(Hold, Duration)>> = HashMap::new();
+        let mut book = self.shared.book();
+        // What may be held no longer ends with its lease.
+        book.held.retain(|_, until| *until > now);
+        for (hold, until) in &book.held {
+            let all = by_policy.entry(Arc::clone(&hold.prefix)).or_default();
+            all.push((hold.clone(), until.saturating_duration_since(now)));
+        }
+        by_policy
     }
 
     fn lost(&self, lost: &[Hold]) {

@@ -21,21 +21,33 @@ local function forget(entry)
     if size then
         redis.call('HDEL', SIZES, entry)
         redis.call('HINCRBY', SIZES, '', -size)
-        redis.call('ZREM', ENDS, entry)
     end
+    redis.call('ZREM', ENDS, entry) -- also of an account whose sizes were evicted
     return redis.call('DEL', AT .. entry) == 1
 end
 
 local give_back -- below; it needs what is between
+local sweeping = false
 
 -- Takes off the account what has ended; whether there was any. A reservation whose host renews it no
--- more is given back first.
+-- more is given back first. What that writes is not to sweep again: it would meet the same entry.
 local function sweep(most)
+    if sweeping then return false end
+    sweeping = true
     local ended = redis.call('ZRANGEBYSCORE', ENDS, '-inf', now, 'LIMIT', 0, most)
     for _, entry in ipairs(ended) do
         if not give_back(entry) then forget(entry) end
     end
+    sweeping = false
     return #ended > 0
+end
+
+-- Sizes whose ends were evicted would never be taken off: such an account begins anew. Asked first,
+-- since after any write a server without memory lets the others of its script pass.
+local function drop_orphans()
+    if redis.call('EXISTS', ENDS) == 0 and redis.call('EXISTS', SIZES) == 1 then
+        redis.call('DEL', SIZES)
+    end
 end
 
 -- Whether these entries would fit at these sizes: {entry, size, entry, size}. Sweeps if they would
@@ -52,6 +64,7 @@ local function fits(wanted)
         end
         return (new == 0 or keys + new <= KEYS_MAX) and (more <= 0 or bytes + more <= BYTES_MAX)
     end
+    drop_orphans()
     if fit() then return true end
     sweep(1000)
     return fit()
@@ -59,6 +72,7 @@ end
 
 -- Enters what was just written into the account, and lets it end.
 local function keep(entry, size, ends)
+    drop_orphans()
     local old = size_of(entry)
     if not old then sweep(2) end
     if old ~= size then
@@ -116,13 +130,14 @@ function give_back(entry)
     local id = string.match(entry, '^r:(.*)$')
     local held = id and reservation(id)
     if not held or held.total == 0 then return false end
+    local size = size_of(entry) or #held.key + 128 -- as reserve.lua is told; see ENTRY_BYTES
     local began, ends, used = window(held.key, held.per)
     if held.began == began then
         -- A window is as large as what is reserved in it.
-        charge(held.key, size_of(entry), began, ends, math.max(0, used - held.here))
+        charge(held.key, size, began, ends, math.max(0, used - held.here))
     end
     local life = redis.call('PTTL', AT .. entry) * 1000
     held.here, held.total = 0, 0
-    hold(id, size_of(entry), held, life, life)
+    hold(id, size, held, life, life)
     return true
 end

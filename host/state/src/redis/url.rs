@@ -90,7 +90,8 @@ fn well_formed(rest: &str) -> Result<(), BadRedisUrl> {
     if host.is_empty() {
         return Err(BadRedisUrl::Host);
     }
-    if !(port.is_empty() || port[1..].parse::<u16>().is_ok_and(|port| port > 0)) {
+    let number = port.strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
+    if !port.is_empty() && number.is_none_or(|port| port == 0) {
         return Err(BadRedisUrl::Port);
     }
     let path = path.strip_prefix('/').unwrap_or(path);
@@ -170,6 +171,10 @@ mod tests {
             ("redis://cache:0", BadRedisUrl::Port),
             ("redis://cache:99999", BadRedisUrl::Port),
             ("redis://cache:", BadRedisUrl::Port),
+            // Behind a bracket without a colon, and no letter of one byte.
+            ("redis://[::1]6379", BadRedisUrl::Port),
+            ("redis://[::1]é", BadRedisUrl::Port),
+            ("redis://me:a]és3cret", BadRedisUrl::Port),
             ("redis://me:123/s3cret@cache", BadRedisUrl::Rest),
             ("redis://me:123?s3cret@cache", BadRedisUrl::Rest),
             ("redis://me:123/4#s3cret@cache", BadRedisUrl::Rest),
