@@ -193,9 +193,7 @@ impl Desk {
         // Where others can reach it there is a token, and it has names that are not known here.
         let origins = OriginRules::of_operators(self.address);
         if let Err(Foreign::Host(host)) = origins.check(request.uri(), headers) {
-            let why = format!(
-                "the host header must be localhost or the address of this listener, got {host:?}"
-            );
+            let why = format!("the host header must be localhost or an IP address, got {host:?}");
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }
         if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {

@@ -5,6 +5,8 @@
 //! `Origin`), and a page whose own name was made to stand for this machine may even read the answers
 //! (DNS rebinding; then that name is in `Host`). So a page is refused unless its origin is allowed,
 //! and where only this machine can reach a listener, so is a name that is not the listener's.
+//! Addresses need no such care, nor does `localhost` with all names under it: no page can make them
+//! stand for anything else.
 //!
 //! Programs that are no browsers send no `Origin`, and call a host by the name or the address that
 //! they reach it by.
@@ -13,7 +15,7 @@
 //!
 //! Who a request is from: policies identify clients, and a token is not looked at here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,17 +160,15 @@ impl OriginRules {
         let host = std::str::from_utf8(host).ok().and_then(|host| host.parse::<Authority>().ok());
         let Some(host) = host.filter(|host| !host.as_str().contains('@')) else { return false };
         let name = canonical_host(host.host());
-        name == "localhost" || self.is_own_address(&name) || self.hosts.has(&name)
+        stands_for_itself(&name) || self.hosts.has(&name)
     }
+}
 
-    fn is_own_address(&self, name: &str) -> bool {
-        let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let name = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        name.is_ok_and(|name| {
-            let bound = self.address.map(|address| address.ip().to_canonical());
-            own.contains(&name) || bound == Some(name.to_canonical())
-        })
-    }
+/// Is it what nobody's name server decides about: an address, or this machine's own name? Through a
+/// tunnel or by way of other machines' addresses a listener may be reached by any of them.
+fn stands_for_itself(name: &str) -> bool {
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name == "localhost" || name.ends_with(".localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 fn is_loopback(address: IpAddr) -> bool {
@@ -278,7 +278,15 @@ mod tests {
         ] {
             assert_eq!(checked(&rules, story), None, "{story}");
         }
-        for name in ["evil.example:8080", "localhost.evil.example", "127.0.0.2", "x@localhost"] {
+        for name in [
+            "evil.example:8080",
+            "localhost.evil.example",
+            "evillocalhost",
+            "10.0.0.5.evil.example",
+            "1.2.3",
+            "x@localhost",
+            "x@10.0.0.5",
+        ] {
             assert_eq!(checked(&rules, &format!("{name} -")), host(name));
         }
         for name in ["https://evil.example", "null", "http://localhost:3000", "https://localhost"] {
@@ -290,12 +298,25 @@ mod tests {
     }
 
     #[test]
-    fn the_address_that_it_has_is_a_name_of_it() {
-        let rules = OriginRules::of_clients(&config(&[], &[]), at("127.0.0.5:8080"));
-        assert_eq!(checked(&rules, "127.0.0.5:8080 -"), None);
-        let rules = OriginRules::of_clients(&config(&[], &["llm.example"]), at("10.0.0.5:8080"));
-        assert_eq!(checked(&rules, "10.0.0.5:8080 -"), None);
-        assert_eq!(checked(&rules, "10.0.0.6:8080 -"), host("10.0.0.6:8080"));
+    fn an_address_and_what_is_under_localhost_are_names_of_it_wherever_it_listens() {
+        for rules in [
+            OriginRules::of_clients(&config(&[], &[]), at("127.0.0.1:8080")),
+            OriginRules::of_clients(&config(&[], &["llm.example"]), at("0.0.0.0:8080")),
+            OriginRules::of_operators(at("[::1]:8081")),
+        ] {
+            for name in [
+                "127.0.0.2",
+                "10.0.0.5:8080",
+                "[::1]:8080",
+                "[fd00::5]",
+                "[::ffff:10.0.0.5]:80",
+                "llm.localhost:8080",
+                "a.b.LOCALHOST.",
+            ] {
+                assert_eq!(checked(&rules, &format!("{name} -")), None, "{name}");
+            }
+            assert_eq!(checked(&rules, "evil.example -"), host("evil.example"));
+        }
     }
 
     #[test]
