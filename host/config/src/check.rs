@@ -7,7 +7,7 @@ use figment::error::Kind as Cause;
 use figment::value::Value;
 use interlock_catalog::ExtraModelConfig;
 use interlock_policy::PolicyConfig;
-use interlock_request::{is_secret, without_logins};
+use interlock_request::{Secret, is_secret, without_logins};
 use serde::Deserialize;
 
 use crate::keys::{Key, Kind, NOT_SHOWN, dotted, spoken, spoken_part};
@@ -327,7 +327,7 @@ impl Reader<'_> {
             return format!("{key} has no keys inside, got {key}.{inside}");
         }
         let value = match found {
-            Some(_) if secret => "a value that is not shown".to_owned(),
+            Some(_) if secret => HIDDEN.to_owned(),
             found => found.map_or_else(|| "nothing".into(), literal),
         };
         let expected = match known.map(|key| &key.kind) {
@@ -346,6 +346,9 @@ impl Reader<'_> {
             }
             (other, None) => without_logins(&other.to_string()),
         };
+        if value == HIDDEN && found.and_then(Value::as_str).is_some_and(|text| why.contains(text)) {
+            return format!("{key} cannot be read, got {value}");
+        }
         // Many types quote the text that they could not read.
         let quoted = why.contains(&value);
         match (secret, quoted) {
@@ -391,8 +394,14 @@ fn take(value: &mut Value, path: &[String]) -> Option<()> {
     take(dict.get_mut(name)?, rest)
 }
 
-/// A value as the file would write it, without a login that it may have in it.
+/// A value as the file would write it, unless it may have a login in it.
 fn literal(value: &Value) -> String {
     let literal = toml::Value::try_from(value).map(|value| value.to_string());
-    literal.map_or_else(|_| "nothing".into(), |literal| shortened(&without_logins(&literal)))
+    let shown = literal.map_or_else(|_| "nothing".into(), |literal| without_logins(&literal));
+    // Whatever has a login in it that is no URL: nobody can tell where it begins.
+    let hidden = shown.replace(&format!("{}@", Secret::MASK), "").contains('@');
+    if hidden { HIDDEN.to_owned() } else { shortened(&shown) }
 }
+
+/// Stands for a value that may be a secret.
+const HIDDEN: &str = "a value that is not shown";

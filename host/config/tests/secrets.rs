@@ -85,6 +85,18 @@ fn no_message_quotes_an_address_with_a_password() {
 }
 
 #[test]
+fn no_message_quotes_a_login_in_an_address_to_listen_on() {
+    for address in ADDRESSES.iter().filter(|address| address.contains('@')) {
+        for table in ["server", "admin", "metrics"] {
+            let told = of_file("bind", &format!("[{table}]\nbind = {address:?}\n"));
+            assert!(!told.contains("s3"), "{address}: {told}");
+            let mends = told.contains(&format!("{table}.bind")) && told.contains("write ");
+            assert!(mends, "{address}: {told}");
+        }
+    }
+}
+
+#[test]
 fn no_message_quotes_a_secret_of_a_wrong_type_in_a_wrong_place_or_in_what_is_not_toml() {
     for (nth, text) in [
         // Where it belongs.
@@ -104,6 +116,13 @@ fn no_message_quotes_a_secret_of_a_wrong_type_in_a_wrong_place_or_in_what_is_not
         "[admin]\ntokn = \"s3cret\"\n",
         "[admn]\ntoken = \"s3cret\"\n",
         "[server]\nbind = \"redis://:s3cret@cache\"\n",
+        "[server]\nbind = \"me:s3cret@cache\"\n",
+        "[server]\nbody_max = \"me:s3cret@cache\"\n",
+        "[server]\nbody_timeout = \"me:s3cret@cache\"\nconnections_max = \"me:s3cret@cache\"\n",
+        "[server]\nallowed_hosts = \"me:s3cret@cache\"\n",
+        "[server]\nallowed_hosts = [\"me:s3cret@cache\"]\n",
+        "[server]\nallowed_origins = [\"https://me:s3cret@cache/\", \"me:s3cret@cache\"]\n",
+        "[log]\nformat = \"me:s3cret@cache\"\n",
         "[log]\nfilter = 3\nformat = \"redis://:s3cret@cache\"\n",
         "[state]\n\"redis://:s3cret@cache\" = \"store\"\n",
         "\"redis://:s3cret@cache\" = \"store\"\n",

@@ -42,6 +42,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -144,14 +145,17 @@ pub async fn serve_admin(
     let rules = Rules::of_admin(&config, &server);
     let address = listener.local_addr().ok();
     let desk = Arc::new(Desk { config, server, admin, in_flight, address });
+    let without_body = middleware::from_fn_with_state(Arc::clone(&desk), without_body);
     let router = Router::new()
         .route("/admin/policies", get(policies::list))
+        .route("/admin/requests", get(requests::list))
+        .fallback(unknown_url)
+        .layer(without_body.clone())
+        // What reads bodies comes behind that layer.
         .route("/admin/policies/rollback", post(policies::rollback))
         .route("/admin/policies/{name}", post(policies::replace))
-        .route("/admin/requests", get(requests::list))
         .route("/admin/requests/{id}/cancel", post(requests::cancel))
-        .fallback(unknown_url)
-        .method_not_allowed_fallback(method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed.layer(without_body))
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorized))
         .layer(middleware::from_fn(json_errors))
         .with_state(desk);
@@ -169,20 +173,30 @@ struct Desk {
     address: Option<SocketAddr>,
 }
 
-async fn authorized(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
-    if let Some(refusal) = desk.browsed(&request) {
-        return refusal;
-    }
-    let Some(token) = &desk.config.token else { return next.run(request).await };
-    let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let wanted = format!("Bearer {}", token.reveal());
-    if shown.is_some_and(|shown| same(shown, wanted.as_bytes())) {
-        return next.run(request).await;
-    }
-    complain(StatusCode::UNAUTHORIZED, "unauthorized", "the admin token is missing or wrong")
+async fn authorized(State(desk): State<Arc<Desk>>, mut request: Request, next: Next) -> Response {
+    let refusal = desk.browsed(&request).or_else(|| desk.unauthorized(&request));
+    let Some(mut refusal) = refusal else { return next.run(request).await };
+    let passed = body::discard(request.body_mut(), &desk.server).await;
+    body::close_unless(passed, &mut refusal);
+    refusal
+}
+
+/// Around all that reads no body, as on the clients' port.
+async fn without_body(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
+    body::pass(request, &desk.server, next).await
 }
 
 impl Desk {
+    fn unauthorized(&self, request: &Request) -> Option<Response> {
+        let wanted = format!("Bearer {}", self.config.token.as_ref()?.reveal());
+        let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        if shown.is_some_and(|shown| same(shown, wanted.as_bytes())) {
+            return None;
+        }
+        let why = "the admin token is missing or wrong";
+        Some(complain(StatusCode::UNAUTHORIZED, "unauthorized", why))
+    }
+
     /// Could it come from a page in somebody's browser?
     fn browsed(&self, request: &Request) -> Option<Response> {
         let headers = request.headers();
@@ -193,9 +207,7 @@ impl Desk {
         // Where others can reach it there is a token, and it has names that are not known here.
         let origins = OriginRules::of_operators(self.address);
         if let Err(Foreign::Host(host)) = origins.check(request.uri(), headers) {
-            let why = format!(
-                "the host header must be localhost or the address of this listener, got {host:?}"
-            );
+            let why = format!("the host header must be localhost or an IP address, got {host:?}");
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }
         if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {

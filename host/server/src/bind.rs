@@ -33,7 +33,11 @@ impl Visitor<'_> for AddressVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<SocketAddr, E> {
-        parse(text).map_err(|why| E::custom(format!("{text:?} {why}")))
+        parse(text).map_err(|why| match text.contains('@') {
+            // What stands before that may be a secret.
+            true => E::custom(format!("it {why}")),
+            false => E::custom(format!("{text:?} {why}")),
+        })
     }
 }
 

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -44,14 +48,30 @@ pub(crate) async fn read(
 }
 
 /// Lets a body pass that nobody will read. A client that is still sending when we answer and
-/// close would see a broken connection instead of the answer.
-pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) {
+/// close would see a broken connection instead of the answer. False: its end has not come, so the
+/// connection cannot be used again.
+pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) -> bool {
     /// How many times the largest body is read on, only to be polite.
     const PATIENCE: usize = 4;
 
     let budget = config.body_max.in_memory().saturating_mul(PATIENCE);
     // Whatever goes wrong, the answer is sent next anyway.
-    let _ = tokio::time::timeout(config.body_timeout, skip(body, budget)).await;
+    tokio::time::timeout(config.body_timeout, skip(body, budget)).await.unwrap_or(false)
+}
+
+/// Lets the body pass, and then answers.
+pub(crate) async fn pass(mut request: Request, config: &ServerConfig, next: Next) -> Response {
+    let passed = discard(request.body_mut(), config).await;
+    let mut response = next.run(request).await;
+    close_unless(passed, &mut response);
+    response
+}
+
+/// Says that the connection ends with this answer, unless all of the body has come.
+pub(crate) fn close_unless(passed: bool, response: &mut Response) {
+    if !passed {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 async fn within(
@@ -90,12 +110,15 @@ async fn within(
     }
 }
 
-async fn skip(body: &mut Body, mut budget: usize) {
-    while let Some(Ok(frame)) = body.frame().await {
+/// Was that all of it?
+async fn skip(body: &mut Body, mut budget: usize) -> bool {
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
         let size = frame.data_ref().map_or(0, Bytes::len);
         match budget.checked_sub(size) {
             Some(left) => budget = left,
-            None => return,
+            None => return false,
         }
     }
+    true
 }

@@ -44,8 +44,10 @@ impl Host {
         self.results.state_of(title)
     }
 
-    /// The endpoint that a request came through, for whoever has its id: of several the latest. The
-    /// one of most requests, when nobody's is called so.
+    /// The endpoint that a request came through, for whoever has its id: of several the latest,
+    /// whosever it is, and before all that are kept one in flight. Policies are to say who asks and
+    /// have not yet, so where tenants share an id this may be another tenant's. The one of most
+    /// requests, when nobody's is called so.
     pub(crate) fn endpoint_of(&self, id: Option<&RequestId>) -> Endpoint {
         let known = id.and_then(|id| self.live.endpoint(id).or_else(|| self.results.endpoint(id)));
         known.unwrap_or(Endpoint::Chat)

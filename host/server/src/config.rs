@@ -30,7 +30,7 @@ pub struct ServerConfig {
     /// a page that calls this host itself, rather than by way of a server of its own.
     pub allowed_origins: Vec<String>,
     /// Names by which clients may call this host (the `Host` header, without its port), as in
-    /// `["llm.example"]`, beside `localhost`, `127.0.0.1`, `[::1]` and the address of `bind`; `["*"]`
+    /// `["llm.example"]`, beside `localhost`, names that end in `.localhost`, and IP addresses; `["*"]`
     /// for all. Another name is refused with 421, `/health` excepted. Unset, all names are taken
     /// where `bind` is an address that others reach, and none beside those where it is a loopback
     /// address: a name there that is not its own may be a web page's that wants to read answers.

@@ -476,7 +476,7 @@ impl Failure {
             ),
             Self::Foreign(Foreign::Host(host)) => format!(
                 "this host is not called {:?} here: names that it has beside localhost and its \
-                 address are in its setting server.allowed_hosts",
+                 addresses are in its setting server.allowed_hosts",
                 cut(host)
             ),
             Self::UnknownModel { asked, served } => {

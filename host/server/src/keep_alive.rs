@@ -36,8 +36,11 @@ impl KeepAlive {
         !says("close") && (request.version() > Version::HTTP_10 || says("keep-alive"))
     }
 
-    /// Says so in an answer to a request of this version.
+    /// Says so in an answer to a request of this version, unless it says that it is the last.
     pub(crate) fn say<B: Body>(self, version: Version, answer: &mut Response<B>) {
+        if answer.headers().contains_key(header::CONNECTION) {
+            return;
+        }
         if version == Version::HTTP_10 && answer.body().size_hint().exact().is_none() {
             // Only the end of the connection tells where this one ends. hyper takes an answer in
             // that version to mean so, and would say `keep-alive` otherwise.

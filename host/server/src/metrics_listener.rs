@@ -18,6 +18,7 @@ use axum::routing::get;
 use interlock_metrics::Registry;
 use tokio::net::TcpListener;
 
+use crate::body;
 use crate::failure::Failure;
 use crate::listener::{Listener, Rules};
 use crate::origin::OriginRules;
@@ -48,7 +49,8 @@ pub async fn serve_metrics(
         .route("/metrics", get(exposition))
         .with_state(registry)
         .layer(middleware::from_fn_with_state(origins, of_no_page))
-        .layer(middleware::from_fn(json_errors));
+        .layer(middleware::from_fn(json_errors))
+        .layer(middleware::from_fn_with_state(Arc::new(server.clone()), without_body));
     let rules = Rules::of_metrics(&config, &server);
     let open = metrics.metrics_connections.clone();
     Listener { listener, rules, router, metrics: Arc::new(metrics), open }.serve(shutdown).await;
@@ -59,6 +61,15 @@ async fn of_no_page(State(origins): State<OriginRules>, request: Request, next: 
         Ok(()) => next.run(request).await,
         Err(foreign) => Failure::Foreign(foreign).into_response(),
     }
+}
+
+/// Nothing here reads a body.
+async fn without_body(
+    State(server): State<Arc<ServerConfig>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    body::pass(request, &server, next).await
 }
 
 async fn exposition(State(registry): State<Arc<Registry>>) -> Result<Response, Failure> {

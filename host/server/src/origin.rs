@@ -5,6 +5,8 @@
 //! `Origin`), and a page whose own name was made to stand for this machine may even read the answers
 //! (DNS rebinding; then that name is in `Host`). So a page is refused unless its origin is allowed,
 //! and where only this machine can reach a listener, so is a name that is not the listener's.
+//! Addresses need no such care, nor does `localhost` with all names under it: no page can make them
+//! stand for anything else.
 //!
 //! Programs that are no browsers send no `Origin`, and call a host by the name or the address that
 //! they reach it by.
@@ -13,7 +15,7 @@
 //!
 //! Who a request is from: policies identify clients, and a token is not looked at here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,17 +160,15 @@ impl OriginRules {
         let host = std::str::from_utf8(host).ok().and_then(|host| host.parse::<Authority>().ok());
         let Some(host) = host.filter(|host| !host.as_str().contains('@')) else { return false };
         let name = canonical_host(host.host());
-        name == "localhost" || self.is_own_address(&name) || self.hosts.has(&name)
+        stands_for_itself(&name) || self.hosts.has(&name)
     }
+}
 
-    fn is_own_address(&self, name: &str) -> bool {
-        let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let name = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        name.is_ok_and(|name| {
-            let bound = self.address.map(|address| address.ip().to_canonical());
-            own.contains(&name) || bound == Some(name.to_canonical())
-        })
-    }
+/// Is it what nobody's name server decides about: an address, or this machine's own name? Through a
+/// tunnel or by way of other machines' addresses a listener may be reached by any of them.
+fn stands_for_itself(name: &str) -> bool {
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name == "localhost" || name.ends_with(".localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 fn is_loopback(address: IpAddr) -> bool {
@@ -204,12 +204,13 @@ fn is_of_host(origin: &str, host: &str) -> bool {
 pub(crate) fn origin_problem(origin: &str) -> Option<String> {
     let rest = origin.split_once("://").map(|(_, rest)| rest);
     let is_origin = rest
-        .is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '?', '#', '*']))
+        .is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '?', '#', '*', '@']))
         && HeaderValue::from_str(origin).is_ok();
     (!is_origin && origin != ANY).then(|| {
         format!(
             "must have origins such as \"https://chat.example\" (a scheme, a host and, if it is not \
-             the usual one, a port; nothing behind), or \"*\" for all, got {origin:?}"
+             the usual one, a port; nothing behind), or \"*\" for all, got {}",
+            quoted(origin)
         )
     })
 }
@@ -221,10 +222,15 @@ pub(crate) fn host_problem(host: &str) -> Option<String> {
         authority.is_some_and(|authority| authority.host() == host) && !host.contains(['*', '@']);
     (!is_name && host != ANY).then(|| {
         format!(
-            "must have names such as \"llm.example\" (no scheme, no port), or \"*\" for all, got \
-             {host:?}"
+            "must have names such as \"llm.example\" (no scheme, no port), or \"*\" for all, got {}",
+            quoted(host)
         )
     })
+}
+
+/// What an operator wrote, unless it has a login in it.
+fn quoted(text: &str) -> String {
+    if text.contains('@') { "a text with a login".to_owned() } else { format!("{text:?}") }
 }
 
 #[cfg(test)]
@@ -278,7 +284,15 @@ mod tests {
         ] {
             assert_eq!(checked(&rules, story), None, "{story}");
         }
-        for name in ["evil.example:8080", "localhost.evil.example", "127.0.0.2", "x@localhost"] {
+        for name in [
+            "evil.example:8080",
+            "localhost.evil.example",
+            "evillocalhost",
+            "10.0.0.5.evil.example",
+            "1.2.3",
+            "x@localhost",
+            "x@10.0.0.5",
+        ] {
             assert_eq!(checked(&rules, &format!("{name} -")), host(name));
         }
         for name in ["https://evil.example", "null", "http://localhost:3000", "https://localhost"] {
@@ -290,12 +304,25 @@ mod tests {
     }
 
     #[test]
-    fn the_address_that_it_has_is_a_name_of_it() {
-        let rules = OriginRules::of_clients(&config(&[], &[]), at("127.0.0.5:8080"));
-        assert_eq!(checked(&rules, "127.0.0.5:8080 -"), None);
-        let rules = OriginRules::of_clients(&config(&[], &["llm.example"]), at("10.0.0.5:8080"));
-        assert_eq!(checked(&rules, "10.0.0.5:8080 -"), None);
-        assert_eq!(checked(&rules, "10.0.0.6:8080 -"), host("10.0.0.6:8080"));
+    fn an_address_and_what_is_under_localhost_are_names_of_it_wherever_it_listens() {
+        for rules in [
+            OriginRules::of_clients(&config(&[], &[]), at("127.0.0.1:8080")),
+            OriginRules::of_clients(&config(&[], &["llm.example"]), at("0.0.0.0:8080")),
+            OriginRules::of_operators(at("[::1]:8081")),
+        ] {
+            for name in [
+                "127.0.0.2",
+                "10.0.0.5:8080",
+                "[::1]:8080",
+                "[fd00::5]",
+                "[::ffff:10.0.0.5]:80",
+                "llm.localhost:8080",
+                "a.b.LOCALHOST.",
+            ] {
+                assert_eq!(checked(&rules, &format!("{name} -")), None, "{name}");
+            }
+            assert_eq!(checked(&rules, "evil.example -"), host("evil.example"));
+        }
     }
 
     #[test]
@@ -336,6 +363,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_an_origin_or_a_name_is_said() {
+        for why in [host_problem("u@a"), origin_problem("http://u:p@a")] {
+            assert!(why.is_some_and(|why| why.ends_with("got a text with a login")));
+        }
         for good in ["*", "https://a.example", "http://localhost:3000", "tauri://localhost"] {
             assert_eq!(origin_problem(good), None);
         }
@@ -345,7 +375,7 @@ mod tests {
         for good in ["*", "a.example", "10.0.0.1", "[::1]"] {
             assert_eq!(host_problem(good), None, "{good}");
         }
-        for bad in ["", "a.example:80", "https://a.example", "*.example", "a b", "u@a"] {
+        for bad in ["", "a.example:80", "https://a.example", "*.example", "a b"] {
             assert!(host_problem(bad).is_some_and(|why| why.contains(bad)), "{bad}");
         }
     }

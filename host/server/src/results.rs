@@ -152,11 +152,12 @@ impl Results {
         shelf.by_title(title).map(|kept| kept.state.clone())
     }
 
-    /// The endpoint that a kept request of this id came through, whosever it is.
+    /// The endpoint that the latest kept request of this id came through, whosever it is.
     pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
         let shelf = self.shelf();
-        let (_, kept) = shelf.by_name.range((id.clone(), String::new())..).next()?;
-        (kept.title.head.request == *id).then_some(kept.title.endpoint)
+        let all = shelf.by_name.range((id.clone(), String::new())..);
+        let of_id = all.take_while(|((kept, _), _)| kept == id);
+        of_id.max_by_key(|(_, kept)| kept.number).map(|(_, kept)| kept.title.endpoint)
     }
 
     /// Forgets it, also if it still runs: then nothing will be kept of it. False: somebody else has.

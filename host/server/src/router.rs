@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Extension, Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +22,7 @@ use tower_http::cors::CorsLayer;
 use crate::body;
 use crate::client::Client;
 use crate::doors::Over;
-use crate::failure::{Failure, Retry};
+use crate::failure::{BodyProblem, Failure, Retry};
 use crate::generate::{generate, policies_say};
 use crate::host::{Host, Readiness, micros};
 use crate::metrics_listener::expose;
@@ -75,10 +76,8 @@ pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
 fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
     let origins = OriginRules::of_clients(&host.config, address);
     let front = Front { host: Arc::clone(&host), origins: origins.clone() };
+    let without_body = middleware::from_fn_with_state(Arc::clone(&host), without_body);
     let mut routes = Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completions))
-        .route("/v1/responses", post(responses))
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
         .route("/v1/requests/{id}/cancel", post(cancel))
@@ -92,7 +91,12 @@ fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
     }
     let routes = routes
         .fallback(unknown_url)
-        .method_not_allowed_fallback(method_not_allowed)
+        .layer(without_body.clone())
+        // What reads bodies comes behind that layer.
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/responses", post(responses))
+        .method_not_allowed_fallback(method_not_allowed.layer(without_body))
         .with_state(host)
         .layer(middleware::from_fn_with_state(front, frame));
     match origins.cors() {
@@ -154,16 +158,26 @@ async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> 
         Err(failure) => {
             let most = if crowded.is_some() { CROWDED_BODY_MAX } else { Duration::MAX };
             let discarding = body::discard(request.body_mut(), &host.config);
-            let _in_time = tokio::time::timeout(most, discarding).await;
-            failure.into_response()
+            let passed = tokio::time::timeout(most, discarding).await.unwrap_or(false);
+            let mut response = failure.into_response();
+            body::close_unless(passed, &mut response);
+            response
         }
     };
     if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+        let closes = response.headers_mut().remove(header::CONNECTION);
         response = host.refuse(&id, &line, &failure);
+        response.headers_mut().extend(closes.map(|closes| (header::CONNECTION, closes)));
     }
     let value = HeaderValue::from_str(id.as_str()).expect("ids are made of ASCII letters");
     response.headers_mut().insert(REQUEST_ID, value);
     response
+}
+
+/// Around all that reads no body: one may be sent anyway, and is let pass before the answer. What
+/// came after it would be taken for the next request, and break the connection.
+async fn without_body(State(host): State<Arc<Host>>, request: Request, next: Next) -> Response {
+    body::pass(request, &host.config, next).await
 }
 
 /// A request's first line.
@@ -233,6 +247,8 @@ impl Host {
         );
         self.metrics.answered_with(failure);
         let mut response = shaped(failure, id);
+        let late = matches!(failure, Failure::Body(BodyProblem::TooSlow { .. }));
+        body::close_unless(!late, &mut response);
         let headers = response.headers_mut();
         policies_say(failure.headers(), headers);
         let retry_after = match failure.retry() {

@@ -183,6 +183,22 @@ fn what_is_removed_while_it_runs_is_kept_no_more_and_takes_no_place_of_the_next(
 }
 
 #[test]
+fn of_several_of_an_id_the_latest_tells_the_endpoint_whosever_they_are() {
+    let results = Results::new(DetachedConfig::default());
+    for (tenant, endpoint) in [
+        ("b", Endpoint::Chat),
+        ("a", Endpoint::Responses),
+        ("c", Endpoint::Completions),
+        ("b", Endpoint::Responses),
+    ] {
+        let mut title = title("same", tenant);
+        Arc::get_mut(&mut title).expect("nobody else has it").endpoint = endpoint;
+        results.keep(title, State::Running).end(text(1), Ok(DONE));
+        assert_eq!(results.endpoint(&id("same")), Some(endpoint), "{tenant}");
+    }
+}
+
+#[test]
 fn an_id_tells_the_endpoint_of_its_own_requests_alone() {
     let results = Results::new(DetachedConfig::default());
     let _kept = ["b", "d"].map(|id| results.keep(title(id, "acme"), State::Running));

@@ -136,6 +136,8 @@ async fn a_page_whose_name_was_made_to_stand_for_this_machine_gets_nothing() {
             (&own, 200),
             ("localhost", 200),
             ("[::1]:8080", 200),
+            ("10.0.0.5:8080", 200),
+            ("llm.localhost", 200),
         ] {
             for path in ["/v1/models", "/metrics"] {
                 let answer = called(host, "GET", path, "").await;

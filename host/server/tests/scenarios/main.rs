@@ -25,6 +25,7 @@ mod stopping;
 mod telling;
 mod tenants;
 mod texts;
+mod unread;
 mod watching;
 mod wire;
 mod work;

@@ -13,7 +13,7 @@ use crate::rig::{Rig, Setup};
 use crate::wire::{Answer, Connection};
 
 /// Where it listens.
-async fn start(config: MetricsConfig) -> SocketAddr {
+pub(crate) async fn start(config: MetricsConfig) -> SocketAddr {
     let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
     let address = listener.local_addr().expect("an address");
     let registry = Arc::new(Registry::new());

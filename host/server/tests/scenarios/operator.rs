@@ -106,7 +106,9 @@ async fn an_operator_cancels_any_request_and_its_client_and_the_policies_are_tol
     // Their clients could not cancel each other's.
     assert_eq!(rig.post("/v1/requests/b/cancel", "").await.status, 404);
     let cancelled = admin.ask("POST", "/admin/requests/b/cancel", &[], "").await;
-    assert_eq!((cancelled.status, &cancelled.json()["requests"]), (200, &1.into()));
+    let answer = cancelled.json();
+    assert_eq!((cancelled.status, &answer["requests"]), (200, &1.into()));
+    assert_eq!(answer["cancelled"], true, "{answer}");
     let told = second.rest().await;
     assert!(told.contains("request b was cancelled by an operator"), "{told}");
     rig.gate.open();
@@ -129,7 +131,7 @@ async fn an_id_that_two_tenants_use_is_cancelled_for_the_one_that_is_named() {
     let nobodys = admin.ask("POST", &format!("{path}?tenant=initech"), &[], "").await;
     assert_eq!(nobodys.status, 404);
     let one = admin.ask("POST", &format!("{path}?tenant=globex"), &[], "").await;
-    assert_eq!(one.json()["requests"], 1);
+    assert_eq!((&one.json()["requests"], &one.json()["cancelled"]), (&1.into(), &true.into()));
     second.until("cancelled by an operator").await;
     let both = admin.ask("POST", path, &[], "").await;
     assert!(both.json()["requests"].as_u64() >= Some(1), "{both:?}");
@@ -150,7 +152,7 @@ async fn a_request_whose_body_has_not_arrived_is_listed_and_can_be_cancelled() {
     let one = listed(&admin, "?tenant=acme", |requests| requests.len() == 1).await;
     assert_eq!((&one[0]["state"], &one[0]["model"]), (&"admission".into(), &Value::Null));
     let cancelled = admin.ask("POST", "/admin/requests/slow/cancel", &[], "").await;
-    assert_eq!(cancelled.status, 200);
+    assert_eq!((cancelled.status, &cancelled.json()["cancelled"]), (200, &true.into()));
     slow.until("HTTP/1.1 409").await;
     slow.until("request slow was cancelled by an operator").await;
 }
