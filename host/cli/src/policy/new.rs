@@ -80,7 +80,7 @@ impl New {
         say(&format!(
             "{at} is a policy. Next:\n\n  cd {at}\n  make              native tests, then \
              {name}.wasm\n  make check        would it load, and with which grants\n  make cases        \
-             facts in, decisions out\n  make sim          a day's traffic in seconds\n\nIt is \
+             facts in, decisions out\n  make sim          an hour's traffic in a second\n\nIt is \
              src/lib.rs; README.md says what it decides.\n"
         ))
     }
