@@ -1,4 +1,4 @@
-//! A day's traffic on the host itself, in seconds: the server's routes, the policies' chain, the
+//! Hours of traffic on the host itself, each in about a second: the server's routes, the policies' chain, the
 //! policies, the engine and its cache are those that `interlock serve` runs. What is simulated is
 //! the model, the clients and the time.
 //!
