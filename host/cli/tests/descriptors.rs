@@ -1,8 +1,10 @@
 //! The real process and its file descriptors: whatever idles at its ports, health is answered.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,7 +43,7 @@ impl Host {
             "--set server.connections_max=2000",
         ];
         let line = format!("ulimit {limit} && exec '{interlock}' {}", serve.join(" "));
-        let mut process = Command::new("sh")
+        let mut process = common::program("sh")
             .args(["-c", &line])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -172,7 +174,7 @@ fn without_descriptors_clients_are_turned_away_and_not_kept_waiting() {
 fn a_limit_for_no_connection_at_all_is_an_error_that_says_both_numbers() {
     let interlock = env!("CARGO_BIN_EXE_interlock");
     let line = format!("ulimit -n 150 && exec '{interlock}' serve --model sim: --bind 127.0.0.1:0");
-    let ended = Command::new("sh").args(["-c", &line]).output().expect("a shell");
+    let ended = common::program("sh").args(["-c", &line]).output().expect("a shell");
     let said = String::from_utf8_lossy(&ended.stderr);
     assert!(!ended.status.success(), "{said}");
     for part in ["2177 file descriptors", "server.connections_max (1024)", "allows 150"] {

@@ -1,45 +1,41 @@
 //! What ends `interlock serve` before it serves: said with key, value and place, in the log's own
 //! format, and found by `interlock config check` in the same words. Nobody waits, whatever a path is.
 
+mod common;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A folder that is gone when the test is; what runs, runs in it.
-struct Desk(PathBuf);
+use common::Folder;
+
+/// What runs, runs in this folder.
+struct Desk(Folder);
 
 impl Desk {
     fn new(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fatal-{name}"));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).expect("there is room");
-        Self(folder)
+        Self(Folder::new(&format!("fatal-{name}")))
     }
 
     fn put(&self, name: &str, text: &str) {
-        fs::write(self.0.join(name), text).expect("there is room");
+        self.0.put(name, text);
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.0.join(name)
     }
 
     fn fifo(&self, name: &str) {
-        let made = Command::new("mkfifo").arg(self.0.join(name)).status();
+        let made = Command::new("mkfifo").arg(self.path(name)).status();
         assert!(made.is_ok_and(|status| status.success()), "mkfifo works");
     }
 
     /// Its exit status, and what it said on stderr.
     fn interlock(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("INTERLOCK_") {
-                command.env_remove(name);
-            }
-        }
-        let output = command
-            .args(arguments)
-            .current_dir(&self.0)
-            .stdin(Stdio::null())
-            .output()
-            .expect("our own binary runs");
+        let mut command = self.0.interlock();
+        let output = command.args(arguments).stdin(Stdio::null()).output();
+        let output = output.expect("our own binary runs");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
@@ -56,12 +52,6 @@ impl Desk {
             }
             assert!(!said.contains("listening") && !said.contains("panicked"), "{said}");
         }
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -85,7 +75,7 @@ fn records_that_cannot_be_written_are_told_of_with_key_path_and_line() {
     desk.put("interlock.toml", fine);
     let (status, said) = desk.interlock(&["config", "check", "interlock.toml"]);
     assert_eq!(status, Some(0), "{said}");
-    assert!(!desk.0.join("r.jsonl").exists(), "looking makes nothing");
+    assert!(!desk.path("r.jsonl").exists(), "looking makes nothing");
 }
 
 /// The device grew the host until the kernel killed it; the FIFO held up every check and every end.
@@ -147,7 +137,7 @@ fn a_policy_with_one_problem_has_no_other() {
 #[test]
 fn a_link_that_leads_nowhere_is_a_configuration_that_cannot_be_read() {
     let desk = Desk::new("dangling");
-    std::os::unix::fs::symlink("gone.toml", desk.0.join("interlock.toml")).expect("a link");
+    std::os::unix::fs::symlink("gone.toml", desk.path("interlock.toml")).expect("a link");
     let (status, said) = desk.interlock(&["config", "show"]);
     assert_eq!(status, Some(2), "{said}");
     assert!(said.contains("interlock.toml cannot be read: No such file or directory"), "{said}");
@@ -257,7 +247,7 @@ fn two_policies_that_mean_two_things_by_one_metric_are_found_by_the_check() {
     for at in places {
         guard[at..at + other.len()].copy_from_slice(other);
     }
-    fs::write(desk.0.join("guard.wasm"), guard).expect("there is room");
+    fs::write(desk.path("guard.wasm"), guard).expect("there is room");
     desk.refused(
         "[model]\nreference = \"sim:\"\n[policies]\ncache = \"off\"\n[[policy]]\nname = \"quota\"\n\
          source = \"builtin:quota\"\ngrants = [\"state\", \"metrics\"]\nsettings.anonymous = \"x\"\n\

@@ -1,11 +1,14 @@
 //! The largest of every number, time and size that the configuration takes: with all of them at once a
 //! host starts, and serves.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use common::interlock;
 use interlock_config::{Config, Flag, Sources, load};
 
 /// Those that have no value unless somebody sets one.
@@ -82,12 +85,12 @@ fn a_host_starts_and_serves_with_the_largest_of_everything() {
     let flags = all_largest();
     assert!(flags.len() > 35, "{flags:?}");
     assert!(takes(&flags), "they are taken together, too: {flags:?}");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    let mut command = interlock();
     command.args(["serve", "--model", "sim:stop=0", "--bind", "127.0.0.1:0"]);
     for Flag { key, value, .. } in &flags {
         command.args(["--set", &format!("{key}={value}")]);
     }
-    command.current_dir(env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null());
+    command.stdin(Stdio::null());
     let mut host =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut line = String::new();

@@ -1,44 +1,34 @@
 //! The ports of the real binary: metrics on one of their own, and one that cannot be had.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::time::Duration;
+
+use common::{Running, interlock};
 
 /// The binary with a simulated model and these settings, which ends with the test.
 struct Host {
-    process: Child,
+    #[expect(dead_code, reason = "it ends with the test")]
+    process: Running,
     clients: String,
     log: BufReader<ChildStderr>,
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 fn serve(flags: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-    command
-        .args(["serve", "--model", "sim:"])
-        .args(flags)
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let mut command = interlock();
+    command.args(["serve", "--model", "sim:"]).args(flags);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 impl Host {
     fn start(flags: &[&str]) -> Self {
-        let mut process = serve(flags).spawn().expect("it starts");
-        let mut line = String::new();
-        let stdout = process.stdout.as_mut().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let address = line.split_once("http://").expect("an address").1;
-        let clients = address.split_once(',').expect("a list").0.to_owned();
-        let log = BufReader::new(process.stderr.take().expect("piped"));
+        let mut process = Running::start(&mut serve(flags));
+        let clients = process.address();
+        let log = BufReader::new(process.0.stderr.take().expect("piped"));
         Self { process, clients, log }
     }
 

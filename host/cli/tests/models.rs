@@ -1,15 +1,14 @@
 //! What an operator hears of a model that is not all understood: the same from every command, and
 //! before anything listens.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn interlock(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_interlock"))
-        .args(arguments)
-        .output()
-        .expect("our own binary runs");
+    let output = common::interlock().args(arguments).output().expect("our own binary runs");
     let both = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&both).into_owned())
 }

@@ -1,59 +1,48 @@
 //! A running host and its operator, who has nothing but this program.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
+use common::{Folder, Running};
+
 /// A served model that takes for ever, with an admin listener that wants a token.
 struct Host {
-    process: Child,
+    process: Running,
     clients: String,
     admin: String,
     /// What it logs, line by line.
     log: Receiver<String>,
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 const TOKEN: &str = "an-operators-token";
 
+/// The program with the token that an operator has in the environment.
 fn interlock() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("INTERLOCK_") {
-            command.env_remove(&name);
-        }
-    }
-    command.current_dir(env!("CARGO_TARGET_TMPDIR")).env("INTERLOCK__ADMIN__TOKEN", TOKEN);
+    let mut command = common::interlock();
+    command.env("INTERLOCK__ADMIN__TOKEN", TOKEN);
     command
 }
 
 impl Host {
     fn start() -> Self {
-        let mut process = interlock()
+        let mut command = interlock();
+        command
             .args(["serve", "--model", "sim:decode=20ms,stop=0", "--bind", "127.0.0.1:0"])
             .args(["--set", "admin.bind=127.0.0.1:0"])
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
+            .stderr(Stdio::piped());
+        let mut process = Running::start(&mut command);
         let (heard, log) = sync_channel(1024);
-        let lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
+        let lines = BufReader::new(process.0.stderr.take().expect("it is piped")).lines();
         std::thread::spawn(move || {
             lines.map_while(Result::ok).try_for_each(|line| heard.send(line))
         });
-        let mut told = String::new();
-        let stdout = process.stdout.as_mut().expect("it is piped");
-        BufReader::new(stdout).read_line(&mut told).expect("it says where it listens");
-        let clients = told.split_once("http://").expect("an address").1;
-        let clients = clients.split_once(',').expect("a list").0.to_owned();
+        let clients = process.address();
         let mut host = Self { process, clients, admin: String::new(), log };
         let line = host.logs("admin requests are taken");
         host.admin = format!("http://{}", line.split_once("address=").expect("it says where").1);
@@ -163,7 +152,7 @@ fn an_operator_swaps_a_policy_and_takes_it_back_and_the_log_says_the_same() {
     assert_eq!(status, 1, "{told}");
     assert!(told.contains("there is no earlier generation to go back to (409)"), "{told}");
     // SIGHUP says what came of it, also when it is nothing.
-    let pid = i32::try_from(host.process.id()).expect("a pid");
+    let pid = i32::try_from(host.process.0.id()).expect("a pid");
     // SAFETY: sends a signal to a child that we hold.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
     let line = host.logs("no policy has changed");
@@ -172,9 +161,9 @@ fn an_operator_swaps_a_policy_and_takes_it_back_and_the_log_says_the_same() {
 
 #[test]
 fn without_a_listener_to_ask_it_says_which_setting_is_missing() {
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let config = folder.join("no-admin.toml");
-    std::fs::write(&config, "[server]\nbind = \"127.0.0.1:0\"\n").expect("there is room");
+    let folder = Folder::new("operator-no-admin");
+    folder.put("host.toml", "[server]\nbind = \"127.0.0.1:0\"\n");
+    let config = folder.0.join("host.toml");
     for arguments in [["requests", "list"], ["policies", "list"]] {
         let output = interlock().args(arguments).arg("--config").arg(&config).output();
         let output = output.expect("it runs");

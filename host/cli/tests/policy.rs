@@ -1,9 +1,11 @@
 //! An author's afternoon: a policy is made, built, checked, tested, simulated and measured, by
 //! nothing but the commands that the template names.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 struct Desk(PathBuf);
 
@@ -16,14 +18,13 @@ impl Desk {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program);
-        // An author's settings for other builds are not ours, nor is a host that runs here.
+        let mut command = common::program(program);
+        // An author's settings for other builds are not ours either.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             let build =
                 ["RUSTFLAGS", "RUSTDOCFLAGS", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS"];
-            let ours = name.starts_with("INTERLOCK_") || name.starts_with("CARGO_BUILD_");
-            if ours || build.contains(&&*name) {
+            if name.starts_with("CARGO_BUILD_") || build.contains(&&*name) {
                 command.env_remove(&*name);
             }
         }

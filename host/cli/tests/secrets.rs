@@ -1,54 +1,30 @@
 //! No secret in anything that the program says: what is wrong with a configuration, what is in effect,
 //! the log at its loudest, the record.
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use common::Folder;
 
 /// In every story; nobody may read it.
 const SECRET: &str = "s3cret";
 
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("secrets-{name}"));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("the folder of tests can be written");
-        Self(path)
-    }
-
-    fn write(&self, text: &str) {
-        fs::write(self.0.join("interlock.toml"), text).expect("it can be written");
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-        command.args(arguments).current_dir(&self.0);
-        command
-    }
-
-    /// How a command ends, and all that it says.
-    fn told(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let output = self.command(arguments).output().expect("it runs");
-        let said =
-            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
-        (output.status.code(), said.concat())
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// How a command ends, and all that it says.
+fn told(folder: &Folder, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = folder.interlock().args(arguments).output().expect("it runs");
+    let said =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    (output.status.code(), said.concat())
 }
 
 #[test]
 fn a_configuration_that_is_wrong_ends_every_command_with_2_and_without_its_secrets() {
-    let folder = Folder::new("wrong");
+    let folder = Folder::new("secrets-wrong");
     for text in [
         "[state]\nstore = \"redis://me:a/s3cret@cache\"\n",
         "[state]\nstore = \"redis://me:a]és3cret\"\n",
@@ -56,10 +32,10 @@ fn a_configuration_that_is_wrong_ends_every_command_with_2_and_without_its_secre
         "[admin]\ntoken = [\"s3cret\"]\n",
         "[admin]\ntoken = \"s3cret\n",
     ] {
-        folder.write(text);
+        folder.put("interlock.toml", text);
         let file = ["config", "check", "interlock.toml"];
         for arguments in [&file[..], &["config", "show"], &["serve"]] {
-            let (status, said) = folder.told(arguments);
+            let (status, said) = told(&folder, arguments);
             assert_eq!(status, Some(2), "{text}{arguments:?}: {said}");
             assert!(!said.contains(SECRET), "{text}{arguments:?}: {said}");
         }
@@ -68,7 +44,7 @@ fn a_configuration_that_is_wrong_ends_every_command_with_2_and_without_its_secre
 
 #[test]
 fn a_flag_that_is_wrong_is_not_quoted() {
-    let folder = Folder::new("flags");
+    let folder = Folder::new("secrets-flags");
     for set in [
         &["admin.token", "s3cret"][..],
         &["admin.token:s3cret"],
@@ -79,7 +55,7 @@ fn a_flag_that_is_wrong_is_not_quoted() {
         &["admin=s3cret"],
     ] {
         let arguments = [&["config", "show", "--set"][..], set].concat();
-        let (status, said) = folder.told(&arguments);
+        let (status, said) = told(&folder, &arguments);
         assert_eq!(status, Some(2), "{set:?}: {said}");
         assert!(!said.contains(SECRET), "{set:?}: {said}");
     }
@@ -87,7 +63,7 @@ fn a_flag_that_is_wrong_is_not_quoted() {
 
 #[test]
 fn a_measurement_that_cannot_begin_quotes_neither_its_headers_nor_a_login() {
-    let folder = Folder::new("bench");
+    let folder = Folder::new("secrets-bench");
     let url = "http://127.0.0.1:1";
     for arguments in [
         &["bench", "--url", url, "--header", "authorization Bearer s3cret"][..],
@@ -95,7 +71,7 @@ fn a_measurement_that_cannot_begin_quotes_neither_its_headers_nor_a_login() {
         &["bench", "--url", "https://me:s3cret@127.0.0.1:1"],
         &["bench", "--url", "http://me:s3cret@127.0.0.1:1?x"],
     ] {
-        let (status, said) = folder.told(arguments);
+        let (status, said) = told(&folder, arguments);
         assert_ne!(status, Some(0), "{arguments:?}: {said}");
         assert!(!said.contains(SECRET), "{arguments:?}: {said}");
     }
@@ -104,9 +80,8 @@ fn a_measurement_that_cannot_begin_quotes_neither_its_headers_nor_a_login() {
 /// Redis is not there, the log is as loud as it can be, and clients show their keys.
 #[test]
 fn a_host_starts_without_its_redis_and_never_says_a_secret() {
-    let folder = Folder::new("right");
-    folder.write(
-        r#"
+    let folder = Folder::new("secrets-right");
+    folder.put("interlock.toml", r#"
 [model]
 reference = "sim:stop=0"
 
@@ -131,13 +106,14 @@ settings = { anonymous = "a", limits = { concurrent = 1 }, when_unavailable = "o
 ] }
 "#,
     );
-    let (status, shown) = folder.told(&["config", "show"]);
+    let (status, shown) = told(&folder, &["config", "show"]);
     assert_eq!(status, Some(0), "{shown}");
     assert!(shown.contains("redis://***@127.0.0.1:1"), "{shown}");
     assert!(!shown.contains(SECRET), "{shown}");
 
     let mut process = folder
-        .command(&["serve", "--bind", "127.0.0.1:0"])
+        .interlock()
+        .args(["serve", "--bind", "127.0.0.1:0"])
         .stdout(Stdio::piped())
         .stderr(Stdio::from(fs::File::create(folder.0.join("log")).expect("a file")))
         .spawn()

@@ -1,38 +1,26 @@
 //! `interlock serve` as whoever supervises it sees it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod common;
+
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
+
+use common::{Running, interlock};
 
 /// The binary with this simulated model, which ends with the test.
 struct Served {
-    process: Child,
+    process: Running,
     address: String,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // It may have ended, as it should.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 impl Served {
     fn start(model: &str) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_interlock"))
-            .args(["serve", "--model", model, "--bind", "127.0.0.1:0"])
-            .current_dir(env!("CARGO_TARGET_TMPDIR"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        let mut line = String::new();
-        let stdout = process.stdout.as_mut().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let address = line.split_once("http://").expect("an address").1;
-        let address = address.split_once(',').expect("a list").0.to_owned();
+        let mut command = interlock();
+        command.args(["serve", "--model", model, "--bind", "127.0.0.1:0"]);
+        let mut process = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let address = process.address();
         let served = Self { process, address };
         while !served.ask("GET /health/ready", "").starts_with("HTTP/1.1 200") {
             std::thread::yield_now();
@@ -57,9 +45,9 @@ impl Served {
 
     /// Waits for its end: its status, and what it said.
     fn ended(mut self) -> (Option<i32>, String) {
-        let status = self.process.wait().expect("it ends");
+        let status = self.process.0.wait().expect("it ends");
         let mut said = String::new();
-        self.process.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+        self.process.0.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
         (status.code(), said)
     }
 }

@@ -4,6 +4,8 @@
 //! The pipes are full before the host starts, so that not one byte of it fits: whoever waited for
 //! the reader would wait for ever, on any machine.
 
+mod common;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -110,12 +112,8 @@ fn ended(child: &mut Child) -> ExitStatus {
 }
 
 fn interlock() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("INTERLOCK_") || name == "RUST_BACKTRACE" {
-            command.env_remove(name);
-        }
-    }
+    let mut command = common::interlock();
+    command.env_remove("RUST_BACKTRACE");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.current_dir(env!("CARGO_TARGET_TMPDIR"));
     command

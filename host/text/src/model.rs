@@ -113,19 +113,6 @@ pub enum RenderLimit {
     Depth(usize),
 }
 
-impl RenderError {
-    /// Whether the model's files are to blame rather than the request: another request may meet
-    /// the same, and whoever runs the host should know.
-    pub fn is_the_models_fault(&self) -> bool {
-        match self {
-            Self::NoTemplate | Self::Refused(_) | Self::TooLong { .. } | Self::NotContinued => {
-                false
-            }
-            Self::TooCostly(_) | Self::Template(_) | Self::Tokenizer(_) => true,
-        }
-    }
-}
-
 /// The text side of one model. Cheap to share: put it behind an `Arc`.
 pub struct TextModel {
     encoder: Encoder,
