@@ -10,10 +10,13 @@
 //! # Not here
 //!
 //! Which file it is: an error says what is wrong with the file, and the caller knows its path and
-//! the setting that named it. Writing. Files of the system's own (`/proc`), which have no length.
+//! the setting that named it. Writing, but for whether it could be done. Files of the system's own
+//! (`/proc`), which have no length.
 
+use std::ffi::CString;
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -32,6 +35,20 @@ impl TooLong {
     /// The length that an error is about, if that is what it is about.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+/// Whether files can be made and renamed in a folder; nothing is made to find out.
+///
+/// # Errors
+///
+/// As the system says, when they cannot.
+pub fn can_write_in(folder: &Path) -> io::Result<()> {
+    let name = CString::new(folder.as_os_str().as_bytes())?;
+    // SAFETY: it reads a path that ends with NUL.
+    match unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

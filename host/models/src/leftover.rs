@@ -64,6 +64,23 @@ impl Leftover {
         Self::Key { key: key.to_owned(), value: shown(value) }
     }
 
+    /// Of a key that nobody asked for. `computed`: what its value may be, if it changes what is
+    /// computed. `ignored`: it is known to change nothing.
+    pub(crate) fn of(
+        key: &str,
+        value: &Value,
+        computed: Option<&Computed>,
+        ignored: bool,
+    ) -> Option<Self> {
+        match computed {
+            Some(computed) if computed.is(value) => None,
+            Some(computed) => Some(Self::differs(key, value, computed.words())),
+            // What is switched off changes nothing, whatever it is.
+            None if ignored || *value == Value::Bool(false) => None,
+            None => Some(Self::key(key, value)),
+        }
+    }
+
     /// Whether nothing is known of it, so that the operator may know better.
     pub(crate) fn is_unknown(&self) -> bool {
         match self {

@@ -67,12 +67,8 @@ fn can_hold(folder: &Path) -> io::Result<()> {
     if !real.is_dir() {
         return Err(io::Error::other(format!("{} is no folder", folder.display())));
     }
-    let name = std::ffi::CString::new(real.as_os_str().as_bytes())?;
-    // SAFETY: it reads a path that ends with NUL.
-    if unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } != 0 {
-        let why = io::Error::last_os_error();
-        return Err(io::Error::new(why.kind(), format!("{}: {why}", folder.display())));
-    }
+    interlock_files::can_write_in(&real)
+        .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", folder.display())))?;
     real.ancestors().try_for_each(|above| guarded(above, &fs::symlink_metadata(above)?))
 }
 

@@ -29,8 +29,8 @@ use self::table::{Room, Table};
 use crate::clock::StateClock;
 use crate::metrics::StateMetrics;
 use crate::space::{
-    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
-    Shelf, StateFault, Taken, Window,
+    Bucket, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES, Shelf, StateFault,
+    Taken, Window, entry_bytes,
 };
 use crate::{RESERVATION_LIFE, Store};
 
@@ -186,10 +186,6 @@ impl MemoryShelf {
     }
 }
 
-fn entry(key: &str) -> u64 {
-    key.len() as u64 + ENTRY_BYTES
-}
-
 impl Shard {
     /// A window as it is now: one that has ended, or is not there, begins now with nothing used.
     fn window(&self, key: &str, per: Duration, now: Duration) -> Spent {
@@ -217,7 +213,7 @@ impl MemoryShelf {
             } else {
                 return Ok(true);
             }
-            let (size, until) = (entry(&held.key), (now, spent.ends));
+            let (size, until) = (entry_bytes(&held.key), (now, spent.ends));
             shard.windows.put_anyhow(held.key.as_str(), spent, size, until, &self.room);
             Ok(true)
         })
@@ -231,7 +227,7 @@ impl MemoryShelf {
             let found = left.len() < running.count();
             match left.iter().map(|slot| slot.ends).max() {
                 Some(ends) => {
-                    let size = entry(key) + SLOT_BYTES * left.len() as u64;
+                    let size = entry_bytes(key) + SLOT_BYTES * left.len() as u64;
                     shard.slots.put(key, left, size, (now, ends), &self.room)?;
                 }
                 None => drop(shard.slots.remove(key, &self.room)),
@@ -258,7 +254,13 @@ impl Shelf for MemoryShelf {
             if take {
                 let full_in = Duration::from_secs_f64((capacity - remaining) / refill_per_second);
                 let level = Level { tokens: remaining, at: now };
-                shard.buckets.put(key, level, entry(key), (now, now + full_in), &self.room)?;
+                shard.buckets.put(
+                    key,
+                    level,
+                    entry_bytes(key),
+                    (now, now + full_in),
+                    &self.room,
+                )?;
             }
             Ok(Taken::Ok { remaining })
         })
@@ -282,9 +284,9 @@ impl Shelf for MemoryShelf {
                 began: spent.began,
             };
             let life = now + RESERVATION_LIFE;
-            shard.reservations.put(&id, held, entry(key), (now, life), &self.room)?;
+            shard.reservations.put(&id, held, entry_bytes(key), (now, life), &self.room)?;
             let until = (now, spent.ends);
-            if let Err(full) = shard.windows.put(key, spent, entry(key), until, &self.room) {
+            if let Err(full) = shard.windows.put(key, spent, entry_bytes(key), until, &self.room) {
                 shard.reservations.remove(&id, &self.room);
                 return Err(full);
             }
@@ -306,7 +308,7 @@ impl Shelf for MemoryShelf {
             held.here = if held.began == spent.began { held.here + extra } else { extra };
             held.began = spent.began;
             held.total += extra;
-            let (key, size) = (held.key.clone(), entry(&held.key));
+            let (key, size) = (held.key.clone(), entry_bytes(&held.key));
             shard.windows.put(key.as_str(), spent, size, (now, spent.ends), &self.room)?;
             let life = now + RESERVATION_LIFE;
             shard.reservations.put(&reservation, held, size, (now, life), &self.room)?;
@@ -326,7 +328,7 @@ impl Shelf for MemoryShelf {
             slots.push(Slot { id, ends: now + lease });
             let running = u32::try_from(slots.len()).unwrap_or(u32::MAX);
             let ends = slots.iter().map(|slot| slot.ends).max().unwrap_or(now);
-            let size = entry(key) + SLOT_BYTES * slots.len() as u64;
+            let size = entry_bytes(key) + SLOT_BYTES * slots.len() as u64;
             shard.slots.put(key, slots, size, (now, ends), &self.room)?;
             Ok(Entered::Ok { slot: id, running })
         })
@@ -350,7 +352,7 @@ impl Shelf for MemoryShelf {
 
     fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), StateFault> {
         self.on(Self::shard_of(key), |shard, now| {
-            let size = entry(key) + value.len() as u64;
+            let size = entry_bytes(key) + value.len() as u64;
             shard.values.put(key, value.to_vec(), size, (now, now + ttl), &self.room)
         })
     }
@@ -374,7 +376,7 @@ impl Shelf for MemoryShelf {
             if shard.values.get(key, now).map(Vec::as_slice) != old {
                 return Ok(false);
             }
-            let size = entry(key) + new.len() as u64;
+            let size = entry_bytes(key) + new.len() as u64;
             shard.values.put(key, new.to_vec(), size, (now, now + ttl), &self.room)?;
             Ok(true)
         })
@@ -390,7 +392,7 @@ impl Shelf for MemoryShelf {
                 StateFault::Invalid(format!("{value} + {by} leaves the range of a 64-bit number"))
             })?;
             let text = value.to_string().into_bytes();
-            let size = entry(key) + text.len() as u64;
+            let size = entry_bytes(key) + text.len() as u64;
             shard.values.put(key, text, size, (now, ends), &self.room)?;
             Ok(value)
         })

@@ -52,11 +52,11 @@ use ::redis::{Script, ScriptInvocation};
 use self::address::{Connector, LookUp, system};
 use self::leases::Leases;
 use self::link::Link;
-use self::server::{Answer, Hold, Scripts, Server, entry, micros, reservation_life};
+use self::server::{Answer, Hold, Scripts, Server, micros, reservation_life};
 use crate::metrics::StateMetrics;
 use crate::space::{
     Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
-    Shelf, StateFault, Taken, Window,
+    Shelf, StateFault, Taken, Window, entry_bytes,
 };
 use crate::{RESERVATION_LIFE, StateConfig, Store};
 
@@ -189,7 +189,7 @@ impl Shelf for RedisShelf {
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault> {
         let Bucket { capacity, refill_per_second } = bucket;
         let mut call = self.call(&self.server.scripts.take);
-        call.arg(key).arg(entry(key)).arg(capacity).arg(refill_per_second).arg(cost);
+        call.arg(key).arg(entry_bytes(key)).arg(capacity).arg(refill_per_second).arg(cost);
         call.arg(u8::from(take));
         let answer = self.run(&call)?;
         match answer.word() {
@@ -202,7 +202,7 @@ impl Shelf for RedisShelf {
     fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault> {
         let id = draw();
         let mut call = self.call(&self.server.scripts.reserve);
-        call.arg(key).arg(entry(key)).arg(window.limit).arg(micros(window.per)).arg(estimate);
+        call.arg(key).arg(entry_bytes(key)).arg(window.limit).arg(micros(window.per)).arg(estimate);
         call.arg(id).arg(reservation_life()).arg(micros(self.server.lease));
         let hold = Hold::reservation(&self.prefix, id);
         let answer = self.begin(&call, &hold)?;
@@ -238,7 +238,7 @@ impl Shelf for RedisShelf {
         let slot = draw();
         let mut call = self.call(&self.server.scripts.enter);
         let first = lease.min(self.server.lease);
-        call.arg(key).arg(entry(key)).arg(SLOT_BYTES).arg(limit).arg(micros(first)).arg(slot);
+        call.arg(key).arg(entry_bytes(key)).arg(SLOT_BYTES).arg(limit).arg(micros(first)).arg(slot);
         let hold = Hold::slot(&self.prefix, key, slot);
         let answer = self.begin(&call, &hold)?;
         match answer.word() {
@@ -275,7 +275,7 @@ impl Shelf for RedisShelf {
 
     fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), StateFault> {
         let mut call = self.call(&self.server.scripts.set);
-        call.arg(key).arg(entry(key) + value.len() as u64).arg(value).arg(micros(ttl));
+        call.arg(key).arg(entry_bytes(key) + value.len() as u64).arg(value).arg(micros(ttl));
         let answer = self.run(&call)?;
         if answer.word() == "ok" { Ok(()) } else { Err(answer.nonsense()) }
     }
@@ -283,12 +283,7 @@ impl Shelf for RedisShelf {
     fn delete(&self, key: &str) -> Result<bool, StateFault> {
         let mut call = self.call(&self.server.scripts.delete);
         call.arg(key);
-        let answer = self.run(&call)?;
-        match answer.word() {
-            "ok" => Ok(true),
-            "unknown" => Ok(false),
-            _ => Err(answer.nonsense()),
-        }
+        self.run(&call)?.known()
     }
 
     fn compare_and_set(
@@ -299,7 +294,7 @@ impl Shelf for RedisShelf {
         ttl: Duration,
     ) -> Result<bool, StateFault> {
         let mut call = self.call(&self.server.scripts.compare_and_set);
-        call.arg(key).arg(entry(key) + new.len() as u64).arg(new).arg(micros(ttl));
+        call.arg(key).arg(entry_bytes(key) + new.len() as u64).arg(new).arg(micros(ttl));
         if let Some(old) = old {
             call.arg(old);
         }
@@ -313,7 +308,7 @@ impl Shelf for RedisShelf {
 
     fn increment(&self, key: &str, by: i64, ttl: Duration) -> Result<i64, StateFault> {
         let mut call = self.call(&self.server.scripts.increment);
-        call.arg(key).arg(entry(key)).arg(by).arg(micros(ttl));
+        call.arg(key).arg(entry_bytes(key)).arg(by).arg(micros(ttl));
         let answer = self.run(&call)?;
         match answer.word() {
             "ok" => answer.number(1),

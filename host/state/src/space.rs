@@ -14,6 +14,11 @@ pub const NEVER: Duration = Duration::MAX;
 /// maps and indices take for it.
 pub(crate) const ENTRY_BYTES: u64 = 128;
 
+/// What an entry of this key costs without its value.
+pub(crate) fn entry_bytes(key: &str) -> u64 {
+    key.len() as u64 + ENTRY_BYTES
+}
+
 /// What one counted slot adds to its entry.
 pub(crate) const SLOT_BYTES: u64 = 16;
 

@@ -32,7 +32,7 @@ use tokenizers::{
 };
 
 use crate::RenderError;
-use crate::pieces::byte_token;
+use crate::pieces::{byte_token, spelled_bytes};
 use added::AddedTokens;
 use fewest::{Fewest, Pairs};
 use normalize::Normalizing;
@@ -335,7 +335,7 @@ fn pairs(tokenizer: &Tokenizer, words: &Words) -> Option<Pairs> {
     let mut pairs = Pairs::new();
     for token in vocabulary.keys() {
         match bytewise {
-            true => words.bytes(token).iter().for_each(|bytes| pairs.add(bytes)),
+            true => spelled_bytes(token).iter().for_each(|bytes| pairs.add(bytes)),
             false if byte_token(token).is_some() => {}
             false => pairs.add(token.as_bytes()),
         }

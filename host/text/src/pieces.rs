@@ -117,8 +117,9 @@ struct Step {
     prepend_scheme: Option<String>,
 }
 
+/// What a step looks for, as `tokenizer.json` spells it.
 #[derive(Debug, Deserialize)]
-enum Pattern {
+pub(crate) enum Pattern {
     String(String),
     Regex(serde::de::IgnoredAny),
 }
@@ -174,11 +175,7 @@ impl Decoding {
     fn plain(&self, token: &str) -> Vec<u8> {
         match (self.byte_fallback.then(|| byte_token(token)), self.byte_level) {
             (Some(Some(byte)), _) => vec![byte],
-            (_, true) => token
-                .chars()
-                .map(byte_letter)
-                .collect::<Option<_>>()
-                .unwrap_or_else(|| token.as_bytes().to_vec()),
+            (_, true) => spelled_bytes(token).unwrap_or_else(|| token.as_bytes().to_vec()),
             _ => self.added(token),
         }
     }
@@ -211,6 +208,11 @@ pub(crate) fn byte_letter(letter: char) -> Option<u8> {
         _ => return None,
     };
     u8::try_from(byte).ok()
+}
+
+/// What a token that is spelled in letters for bytes stands for; `None` if it is not.
+pub(crate) fn spelled_bytes(token: &str) -> Option<Vec<u8>> {
+    token.chars().map(byte_letter).collect()
 }
 
 /// The letter that spells each byte; the other direction of [`byte_letter`].

@@ -45,10 +45,6 @@ pub(crate) fn method(
 /// The sum of what may be a width: every number in a format, and where a field stands in a
 /// field, every number among its arguments.
 fn widths(format: &str, args: &[Value]) -> u64 {
-    let written = format
-        .split(|letter: char| !letter.is_ascii_digit())
-        .filter(|digits| !digits.is_empty())
-        .map(|digits| digits.parse().unwrap_or(u64::MAX));
     let nests = format.split('}').any(|part| part.matches('{').count() > 1);
     let given = args.iter().flat_map(|arg| match arg.kind() {
         ValueKind::Map => {
@@ -57,5 +53,5 @@ fn widths(format: &str, args: &[Value]) -> u64 {
         _ => vec![arg.clone()],
     });
     let given = given.filter(|_| nests).filter_map(|arg| u64::try_from(arg).ok());
-    written.chain(given).fold(0, u64::saturating_add)
+    paid::numbers(format).chain(given).fold(0, u64::saturating_add)
 }

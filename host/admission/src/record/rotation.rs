@@ -194,20 +194,13 @@ pub(super) fn check(path: &Path) -> io::Result<()> {
 
 /// A file can be made and renamed in it.
 fn writable(folder: &Path) -> io::Result<()> {
-    use std::os::unix::ffi::OsStrExt as _;
     let of = |what: &dyn std::fmt::Display| format!("its folder {}: {what}", folder.display());
     match fs::metadata(folder) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Err(io::Error::other(of(&"it is no folder"))),
         Err(error) => return Err(io::Error::new(error.kind(), of(&error))),
     }
-    let name = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
-    // SAFETY: it reads a path that ends with NUL.
-    if unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } != 0 {
-        let error = io::Error::last_os_error();
-        return Err(io::Error::new(error.kind(), of(&error)));
-    }
-    Ok(())
+    interlock_files::can_write_in(folder).map_err(|error| io::Error::new(error.kind(), of(&error)))
 }
 
 #[cfg(test)]

@@ -373,18 +373,11 @@ impl<'a> Keys<'a> {
             if value.is_null() || asked.contains(&**key) {
                 continue;
             }
-            let shown = format!("{within}{key}");
             let computed = COMPUTED.iter().find(|(known, _)| known == key);
-            if let Some((_, computed)) = computed {
-                if !computed.is(value) {
-                    leftovers.push(Leftover::differs(&shown, value, computed.words()));
-                }
-                continue;
-            }
+            let computed = computed.map(|(_, computed)| computed);
             let ignored = top && IGNORED.iter().any(|(_, keys)| keys.contains(&&**key));
-            if !ignored && *value != Value::Bool(false) {
-                leftovers.push(Leftover::key(&shown, value));
-            }
+            let shown = format!("{within}{key}");
+            leftovers.extend(Leftover::of(&shown, value, computed, ignored));
         }
         leftovers
     }

@@ -153,7 +153,7 @@ impl Meta {
         }
     }
 
-    /// 2^32 - 1 is how some files say that there is none.
+    /// See [`Metadata::token`] for the bounds.
     fn is_token(&self) -> bool {
         matches!(self, Self::Integer(value) if (-1..=i64::from(u32::MAX)).contains(value))
     }
@@ -198,8 +198,9 @@ impl Metadata {
         }
     }
 
+    /// 2^32 - 1 is how some files say that there is none.
     fn token(&self, key: &str) -> Option<TokenId> {
-        TokenId::try_from(self.integer(key)?).ok()
+        TokenId::try_from(self.integer(key)?).ok().filter(|id| *id != TokenId::MAX)
     }
 
     fn texts(&mut self, key: &str) -> Vec<String> {
@@ -245,14 +246,10 @@ impl Metadata {
                 return None;
             }
             let own = key.strip_prefix(architecture).and_then(|rest| rest.strip_prefix('.'));
-            let known = COMPUTED.iter().find(|(known, _)| Some(*known) == own);
-            match known {
-                Some((_, computed)) if computed.is(&value) => None,
-                Some((_, computed)) => Some(Leftover::differs(key, &value, computed.words())),
-                None if own.is_some_and(|own| IGNORED.contains(&own)) => None,
-                None if value == Value::Bool(false) => None,
-                None => Some(Leftover::key(key, &value)),
-            }
+            let computed = COMPUTED.iter().find(|(known, _)| Some(*known) == own);
+            let computed = computed.map(|(_, computed)| computed);
+            let ignored = own.is_some_and(|own| IGNORED.contains(&own));
+            Leftover::of(key, &value, computed, ignored)
         };
         left.into_iter().filter_map(leftover).collect()
     }
@@ -429,14 +426,13 @@ fn text(path: &Path, metadata: &mut Metadata) -> Result<TextSource, LoadError> {
         _ => Vec::new(),
     };
     let special_tokens = special_tokens(path, metadata, &tokens)?;
-    let listed = (0..).zip(&tokens).enumerate();
-    let listed = listed.map(|(at, (id, spelling))| NamedToken {
+    let listed = (0..).zip(&tokens).map(|(id, spelling)| NamedToken {
         id,
         spelling: spelling.as_str(),
-        special: token_types.get(at) == Some(&CONTROL),
+        special: token_types.get(id as usize) == Some(&CONTROL),
     });
     let named = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    let named = named.map(|name| metadata.token(&key(name)).filter(|id| *id != TokenId::MAX));
+    let named = named.map(|name| metadata.token(&key(name)));
     let eos = ends::all(named.into_iter().flatten(), named[1].is_some(), listed);
     Ok(TextSource {
         special_tokens,
@@ -467,7 +463,7 @@ fn special_tokens(
 ) -> Result<Map<String, Value>, LoadError> {
     let mut named = Map::new();
     for (key, name) in SPECIAL_TOKENS {
-        let Some(id) = metadata.token(key).filter(|id| *id != TokenId::MAX) else { continue };
+        let Some(id) = metadata.token(key) else { continue };
         let Some(token) = tokens.get(id as usize) else {
             // Whoever added one to a model often forgot the vocabulary; nothing here pads or masks.
             if !["bos_token", "eos_token"].contains(&name) {

@@ -6,7 +6,7 @@ use ::redis::{FromRedisValue, Script, ScriptInvocation};
 
 use super::failure::Failure;
 use super::link::{CONNECT, Link};
-use crate::space::{ENTRY_BYTES, Ending, Quota, SLOT_BYTES, StateFault};
+use crate::space::{ENTRY_BYTES, Ending, Quota, SLOT_BYTES, StateFault, entry_bytes};
 use crate::{LIFE_MAX, RESERVATION_LIFE};
 
 /// What all shelves share.
@@ -81,7 +81,7 @@ impl Server {
             }
             Ending::Leave { key, slot } => {
                 let mut call = self.call(&self.scripts.leave, prefix);
-                call.arg(key).arg(entry(key)).arg(SLOT_BYTES).arg(slot);
+                call.arg(key).arg(entry_bytes(key)).arg(SLOT_BYTES).arg(slot);
                 call
             }
         }
@@ -189,7 +189,7 @@ impl Answer {
         Ok(Duration::from_micros(micros.max(0.0).ceil() as u64))
     }
 
-    /// Of an ending.
+    /// Of an ending and a removal: was it there?
     pub(super) fn known(&self) -> Result<bool, StateFault> {
         match self.word() {
             "ok" => Ok(true),
@@ -208,10 +208,6 @@ impl Answer {
 
 pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn entry(key: &str) -> u64 {
-    key.len() as u64 + ENTRY_BYTES
 }
 
 /// How long a reservation is remembered, as scripts are told.

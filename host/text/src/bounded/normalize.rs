@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::pieces::Pattern;
 use serde::Deserialize;
 use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 use unicode_normalization_alignments::UnicodeNormalization;
@@ -30,12 +31,6 @@ struct Spelled {
     prepend: Option<String>,
     pattern: Option<Pattern>,
     content: Option<String>,
-}
-
-#[derive(Deserialize)]
-enum Pattern {
-    String(String),
-    Regex(serde::de::IgnoredAny),
 }
 
 impl Normalizing {

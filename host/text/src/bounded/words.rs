@@ -12,7 +12,7 @@ use tokenizers::utils::SysRegex;
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::Stop;
-use crate::pieces::{byte_letter, letters};
+use crate::pieces::letters;
 
 /// A tokenizer's pre-tokenizer.
 pub(super) struct Words {
@@ -103,11 +103,6 @@ impl Words {
 
     pub(super) fn letters(&self) -> &[char; 256] {
         &self.letters
-    }
-
-    /// What a token that is spelled in letters for bytes stands for.
-    pub(super) fn bytes(&self, token: &str) -> Option<Vec<u8>> {
-        token.chars().map(byte_letter).collect()
     }
 
     /// How a space is spelled, if not as one.

@@ -6,6 +6,7 @@
 //! twice is refused: the mark would be in the prompt.
 
 use crate::Message;
+use crate::python::text::{Ends, strip};
 
 /// No template writes this, and a template that trims takes its last letter.
 const MARK: &str = "THE-MESSAGE-GOES-ON-HERE ";
@@ -19,7 +20,7 @@ pub(super) fn marked(message: &Message) -> Message {
 /// What was rendered, up to the end of the last message. `None` if that is not in it.
 pub(super) fn cut(mut rendered: String, last: &Message) -> Option<String> {
     let at = rendered.rfind(MARK.trim_end())?;
-    if !rendered.contains(last.content.trim_matches(is_space)) {
+    if !rendered.contains(strip(&last.content, None, Ends::Both)) {
         return None;
     }
     let kept = rendered[at..].starts_with(MARK);
@@ -28,14 +29,9 @@ pub(super) fn cut(mut rendered: String, last: &Message) -> Option<String> {
         return None;
     }
     if !kept {
-        rendered.truncate(rendered.trim_end_matches(is_space).len());
+        rendered.truncate(strip(&rendered, None, Ends::Right).len());
     }
     Some(rendered)
-}
-
-/// What Python's `strip` takes for space.
-fn is_space(letter: char) -> bool {
-    letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
 #[cfg(test)]

@@ -31,20 +31,6 @@ fn judged() -> Json {
     serde_json::from_str(&text).unwrap()
 }
 
-fn value(json: &Json) -> Value {
-    match json {
-        Json::Null => Value::from(()),
-        Json::Bool(value) => Value::from(*value),
-        Json::Number(value) if value.is_f64() => Value::from(value.as_f64().unwrap()),
-        Json::Number(value) => Value::from(value.as_i64().unwrap()),
-        Json::String(value) => Value::from(value.as_str()),
-        Json::Array(values) => values.iter().map(self::value).collect(),
-        Json::Object(values) => {
-            Value::from_pairs(values.iter().map(|(name, value)| (name.clone(), self::value(value))))
-        }
-    }
-}
-
 /// A template as the judge had it, with the judge's clock.
 fn template(source: &str) -> Result<ChatTemplate, TextError> {
     const NOW: u64 = 1_795_878_245;
@@ -58,7 +44,7 @@ fn template(source: &str) -> Result<ChatTemplate, TextError> {
 
 /// What came of it, in the judge's words. What an error says is each one's own.
 fn outcome(template: &Result<ChatTemplate, TextError>, variables: &Json) -> Json {
-    match template.as_ref().map(|template| template.run(value(variables))) {
+    match template.as_ref().map(|template| template.run(options::from_json(variables.clone()))) {
         Ok(Ok(text)) => serde_json::json!({ "text": text }),
         Ok(Err(RenderError::Refused(message))) => serde_json::json!({ "refused": message }),
         Ok(Err(_)) | Err(_) => serde_json::json!({ "error": null }),

@@ -6,7 +6,7 @@ use minijinja::{Error, State, Value};
 
 use super::args::{integer, name_of, type_error};
 use super::display;
-use super::paid::PaidText;
+use super::paid::{self, PaidText};
 
 /// Python's `format % values`; a tuple is several values, and a dict has them by name.
 pub(crate) fn percent(state: &State, template: &str, values: &Value) -> Result<String, Error> {
@@ -115,11 +115,8 @@ impl<'v> Given<'v> {
 }
 
 fn converted(state: &State, shape: &str, kind: char, value: &Value) -> Result<String, Error> {
-    let widths = shape.split(|letter: char| !letter.is_ascii_digit());
-    let wide = widths.filter(|digits| !digits.is_empty());
-    let wide: u64 =
-        wide.map(|digits| digits.parse().unwrap_or(u64::MAX)).fold(0, u64::saturating_add);
-    state.consume_fuel(wide / super::paid::BYTES_PER_FUEL)?;
+    let wide = paid::numbers(shape).fold(0, u64::saturating_add);
+    state.consume_fuel(wide / paid::BYTES_PER_FUEL)?;
     let is_number = matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
     let (kind, value) = match kind {
         's' => ('s', Value::from(display::text(state, value)?)),

@@ -5,6 +5,12 @@ use minijinja::{Error, State};
 /// Bytes that one step of fuel pays for, as in minijinja.
 pub(crate) const BYTES_PER_FUEL: u64 = 64;
 
+/// Every number in a format: any of them may be a width.
+pub(crate) fn numbers(format: &str) -> impl Iterator<Item = u64> + '_ {
+    let digits = format.split(|letter: char| !letter.is_ascii_digit());
+    digits.filter(|digits| !digits.is_empty()).map(|digits| digits.parse().unwrap_or(u64::MAX))
+}
+
 /// A text that a filter or method makes: a small value that holds another many times, which holds
 /// another many times, is exponentially long when written down.
 pub(crate) struct PaidText<'a, 'b, 'c> {
