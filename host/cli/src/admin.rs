@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use interlock_config::Sources;
-use interlock_request::without_logins;
+use interlock_request::UrlWithLogin;
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::{Method, Request};
@@ -46,7 +46,7 @@ impl Admin {
     fn ask(&self, asked: Asked<'_>) -> anyhow::Result<Value> {
         let admin = interlock_config::load(&Sources::of_process(self.config.clone(), vec![]))?;
         let admin = admin.config.admin;
-        let url = match (&self.url, admin.bind) {
+        let url = UrlWithLogin::from(match (&self.url, admin.bind) {
             (Some(url), _) => url.trim_end_matches('/').to_owned(),
             (None, Some(bind)) => format!("http://{}", reached(bind)),
             (None, None) => bail!(BadUsage(
@@ -54,9 +54,9 @@ impl Admin {
                  in the host's configuration, or say with --url where the listener is"
                     .to_owned()
             )),
-        };
+        });
         let Asked { method, path, query, content_type, body } = asked;
-        let target = format!("{url}{path}{}", written(&query));
+        let target = format!("{}{path}{}", url.reveal(), written(&query));
         let mut request = Request::builder().method(method).uri(&target);
         if let Some(token) = &admin.token {
             request = request.header("authorization", format!("Bearer {}", token.reveal()));
@@ -64,25 +64,17 @@ impl Admin {
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
-        let request = request
-            .body(body)
-            .map_err(|why| BadUsage(format!("{}: {why}", without_logins(&url))))?;
-        let mut answer =
-            agent().run(request).with_context(|| format!("cannot ask {}", without_logins(&url)))?;
+        let request = request.body(body).map_err(|why| BadUsage(format!("{url}: {why}")))?;
+        let mut answer = agent().run(request).with_context(|| format!("cannot ask {url}"))?;
         let text = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
-        let text =
-            text.with_context(|| format!("cannot read the answer of {}", without_logins(&url)))?;
+        let text = text.with_context(|| format!("cannot read the answer of {url}"))?;
         let told: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         if answer.status().is_success() {
             return Ok(told);
         }
         match told["error"]["message"].as_str() {
             Some(message) => bail!("{message} ({})", answer.status().as_u16()),
-            None => bail!(
-                "{} answered {}: is it an admin listener?",
-                without_logins(&url),
-                answer.status()
-            ),
+            None => bail!("{url} answered {}: is it an admin listener?", answer.status()),
         }
     }
 }

@@ -174,11 +174,8 @@ async fn serve(
     reloader.abort();
 
     // Before the thread is told to stop: from then on they end because they were asked to.
-    let stopped = engines.iter().find_map(|(model, engine)| match engine.state() {
-        // Where another one is to blame, that one is told of.
-        EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
-        EngineState::Exited(exit) => Some(EngineStopped { model: model.clone(), exit }),
-        EngineState::Starting | EngineState::Ready(_) => None,
+    let stopped = engines.iter().find_map(|(model, engine)| {
+        Some(EngineStopped { model: model.clone(), exit: engine.state().failure()? })
     });
     // Loading cannot be interrupted, and what it has read so far nobody will miss.
     let starting = |(_, engine): &(ModelId, EngineHandle)| engine.state() == EngineState::Starting;

@@ -30,6 +30,17 @@ pub enum EngineState {
     Exited(EngineExit),
 }
 
+impl EngineState {
+    /// How it failed by itself; where another one is to blame, that one is told of.
+    pub fn failure(self) -> Option<EngineExit> {
+        match self {
+            Self::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
+            Self::Exited(exit) => Some(exit),
+            Self::Starting | Self::Ready(_) => None,
+        }
+    }
+}
+
 /// How the engine thread ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineExit {

@@ -35,7 +35,7 @@ impl State {
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) arrived_at: Instant,
-    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) endpoint: Endpoint,
     pub(crate) model: Option<ModelId>,
     pub(crate) priority: Option<Priority>,
     pub(crate) state: State,
@@ -67,11 +67,11 @@ impl Seen {
 pub(crate) struct Activity(Arc<Mutex<Seen>>);
 
 impl Activity {
-    /// Of a request that comes now.
-    pub(crate) fn new() -> Self {
+    /// Of a request that comes now, there.
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
         Self(Arc::new(Mutex::new(Seen {
             arrived_at: Instant::now(),
-            endpoint: None,
+            endpoint,
             model: None,
             priority: None,
             state: State::Admission,
@@ -85,11 +85,6 @@ impl Activity {
     /// As it is now.
     pub(crate) fn seen(&self) -> Seen {
         self.lock().clone()
-    }
-
-    /// It is asked for there.
-    pub(crate) fn asks(&self, endpoint: Endpoint) {
-        self.lock().endpoint = Some(endpoint);
     }
 
     /// It was admitted then, for this model.

@@ -36,7 +36,6 @@ mod requests;
 
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -143,9 +142,9 @@ pub async fn serve_admin(
 ) {
     let AdminParts { config, server, metrics, admin, in_flight } = parts;
     let rules = Rules::of_admin(&config, &server);
-    let address = listener.local_addr().ok();
-    let desk = Arc::new(Desk { config, server, admin, in_flight, address });
-    let without_body = middleware::from_fn_with_state(Arc::clone(&desk), without_body);
+    let without_body = middleware::from_fn_with_state(Arc::new(server.clone()), body::pass);
+    let origins = OriginRules::of_operators(listener.local_addr().ok());
+    let desk = Arc::new(Desk { config, server, admin, in_flight, origins });
     let router = Router::new()
         .route("/admin/policies", get(policies::list))
         .route("/admin/requests", get(requests::list))
@@ -169,8 +168,7 @@ struct Desk {
     server: ServerConfig,
     admin: Arc<dyn PolicyAdmin>,
     in_flight: InFlight,
-    /// Where it listens.
-    address: Option<SocketAddr>,
+    origins: OriginRules,
 }
 
 async fn authorized(State(desk): State<Arc<Desk>>, mut request: Request, next: Next) -> Response {
@@ -179,11 +177,6 @@ async fn authorized(State(desk): State<Arc<Desk>>, mut request: Request, next: N
     let passed = body::discard(request.body_mut(), &desk.server).await;
     body::close_unless(passed, &mut refusal);
     refusal
-}
-
-/// Around all that reads no body, as on the clients' port.
-async fn without_body(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
-    body::pass(request, &desk.server, next).await
 }
 
 impl Desk {
@@ -205,8 +198,7 @@ impl Desk {
             return Some(complain(StatusCode::FORBIDDEN, "cross_origin", why));
         }
         // Where others can reach it there is a token, and it has names that are not known here.
-        let origins = OriginRules::of_operators(self.address);
-        if let Err(Foreign::Host(host)) = origins.check(request.uri(), headers) {
+        if let Err(Foreign::Host(host)) = self.origins.check(request.uri(), headers) {
             let why = format!("the host header must be localhost or an IP address, got {host:?}");
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }

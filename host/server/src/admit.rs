@@ -263,7 +263,7 @@ impl Host {
             None => 0,
         };
         bias_in_vocabulary(&ask, shape)?;
-        stop_tokens_in_vocabulary(&ask, shape)?;
+        known("stop_token_ids", &ask.ending.stop_tokens, shape)?;
         let prompt = Prompt::new(tokens)
             .ok_or_else(|| Invalid::wrong_value(param, "at least one token long", "none"))?;
         let generation = Generation {
@@ -508,7 +508,7 @@ fn tokens(text: &TextModel, words: Words, shape: ModelShape) -> Result<Vec<Token
     let tokens = match words {
         Words::Chat { messages, options, .. } => text.render_chat(&messages, &options, room),
         Words::Text(prompt) => text.encode(&prompt, room),
-        Words::Tokens { path, ids } => return known(&path, ids, shape),
+        Words::Tokens { path, ids } => return known(&path, &ids, shape).map(|()| ids),
     };
     tokens.map_err(|why| {
         tracing::debug!(%why, "a prompt was not rendered");
@@ -522,10 +522,10 @@ fn tokens(text: &TextModel, words: Words, shape: ModelShape) -> Result<Vec<Token
     })
 }
 
-/// These tokens, if the model knows them all. They stand at `path`.
-fn known(path: &str, ids: Vec<TokenId>, shape: ModelShape) -> Result<Vec<TokenId>, Invalid> {
+/// Refuses tokens that the model does not have. They stand at `path`.
+fn known(path: &str, ids: &[TokenId], shape: ModelShape) -> Result<(), Invalid> {
     match ids.iter().position(|&id| id >= shape.vocabulary) {
-        None => Ok(ids),
+        None => Ok(()),
         Some(at) => {
             let path = format!("{path}[{at}]");
             Err(Invalid::wrong_value(&path, &token_id(shape), &ids[at].to_string()))
@@ -593,17 +593,6 @@ fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
                 &format!("named by {}", token_id(shape)),
                 &id.to_string(),
             ))
-        }
-    }
-}
-
-fn stop_tokens_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
-    match ask.ending.stop_tokens.iter().position(|&id| id >= shape.vocabulary) {
-        None => Ok(()),
-        Some(at) => {
-            let path = format!("stop_token_ids[{at}]");
-            let id = ask.ending.stop_tokens[at];
-            Err(Invalid::wrong_value(&path, &token_id(shape), &id.to_string()))
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Reads a request's body: not more than it may be, and not for longer than it may take.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -59,9 +60,14 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) -> bool {
     tokio::time::timeout(config.body_timeout, skip(body, budget)).await.unwrap_or(false)
 }
 
-/// Lets the body pass, and then answers.
-pub(crate) async fn pass(mut request: Request, config: &ServerConfig, next: Next) -> Response {
-    let passed = discard(request.body_mut(), config).await;
+/// Around all that reads no body: one may be sent anyway, and is let pass before the answer. What
+/// came after it would be taken for the next request, and break the connection.
+pub(crate) async fn pass(
+    State(config): State<Arc<ServerConfig>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let passed = discard(request.body_mut(), &config).await;
     let mut response = next.run(request).await;
     close_unless(passed, &mut response);
     response

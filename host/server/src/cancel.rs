@@ -23,7 +23,7 @@ impl Host {
         cause: CancelCause,
     ) -> Option<EndKind> {
         let mut ends = vec![];
-        for asked in self.live.cancel(id, tenant, cause) {
+        for asked in self.live.cancel(id, Some(tenant), cause) {
             ends.push(asked.end().await);
         }
         let kept = || match self.results.get(id, tenant)?.1 {

@@ -44,7 +44,6 @@ pub(crate) async fn generate(
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
     let mut claim = host.live.claim(&meta.id, endpoint);
-    claim.activity().asks(endpoint);
     if let Some(why) = host.closed() {
         drop(claim);
         body::discard(&mut body, &host.config).await;

@@ -45,7 +45,6 @@ type Name = (RequestId, u64);
 struct Place {
     /// Whose request it is, once that is known.
     tenant: Option<String>,
-    endpoint: Endpoint,
     ask: Option<oneshot::Sender<CancelCause>>,
     end: watch::Receiver<Option<EndKind>>,
     activity: Activity,
@@ -82,14 +81,14 @@ impl InFlight {
         self.0.list(most, wanted)
     }
 
-    /// As [`Live::cancel_of_any`].
+    /// As [`Live::cancel`].
     pub(crate) fn cancel(
         &self,
         id: &RequestId,
         tenant: Option<&str>,
         cause: CancelCause,
     ) -> Vec<Stopping> {
-        self.0.cancel_of_any(id, tenant, cause)
+        self.0.cancel(id, tenant, cause)
     }
 }
 
@@ -126,30 +125,16 @@ impl Live {
         let mut asks = self.asks();
         asks.claimed += 1;
         let name = (id.clone(), asks.claimed);
-        let activity = Activity::new();
-        let place =
-            Place { tenant: None, endpoint, ask: Some(ask), end, activity: activity.clone() };
+        let activity = Activity::new(endpoint);
+        let place = Place { tenant: None, ask: Some(ask), end, activity: activity.clone() };
         asks.by_name.insert(name.clone(), place);
         self.count.send_replace(asks.by_name.len());
         Claim { live: Arc::clone(self), name, asked: Some(asked), end: end_in, activity }
     }
 
-    /// Asks a tenant's requests of an id to stop: all that there are. Asking twice is harmless.
-    pub(crate) fn cancel(&self, id: &RequestId, tenant: &str, cause: CancelCause) -> Vec<Stopping> {
-        let mut asks = self.asks();
-        let all = asks.by_name.range_mut(named(id));
-        let theirs = all.filter(|(_, place)| place.tenant.as_deref() == Some(tenant));
-        theirs.map(|(_, place)| place.ask(cause)).collect()
-    }
-
-    /// The endpoint that the latest request of this id came through, whosever it is.
-    pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
-        self.asks().by_name.range(named(id)).next_back().map(|(_, place)| place.endpoint)
-    }
-
-    /// The same of any tenant, or of this one, also before it is known whose they are: for an
-    /// operator.
-    pub(crate) fn cancel_of_any(
+    /// Asks requests of an id to stop: all of this tenant, or of any, then also those of which it is
+    /// not known yet whose they are. Asking twice is harmless.
+    pub(crate) fn cancel(
         &self,
         id: &RequestId,
         tenant: Option<&str>,
@@ -159,6 +144,12 @@ impl Live {
         let all = asks.by_name.range_mut(named(id));
         let theirs = all.filter(|(_, place)| tenant.is_none() || place.tenant.as_deref() == tenant);
         theirs.map(|(_, place)| place.ask(cause)).collect()
+    }
+
+    /// The endpoint that the latest request of this id came through, whosever it is.
+    pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
+        let latest = self.asks().by_name.range(named(id)).next_back()?.1.activity.clone();
+        Some(latest.seen().endpoint)
     }
 
     /// Those that are wanted, at most so many, the oldest first; and how many are wanted in all.
@@ -311,11 +302,11 @@ mod tests {
         let live = Live::new();
         let id = RequestId::generate();
         let mut claim = claim(&live, &id, "acme");
-        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator).len(), 1);
-        assert_eq!(live.cancel(&id, "acme", CancelCause::Shutdown).len(), 1);
+        assert_eq!(live.cancel(&id, Some("acme"), CancelCause::Operator).len(), 1);
+        assert_eq!(live.cancel(&id, Some("acme"), CancelCause::Shutdown).len(), 1);
         assert_eq!(claim.asked().await, CancelCause::Operator);
         drop(claim);
-        assert_eq!(live.cancel(&id, "acme", CancelCause::Operator).len(), 0);
+        assert_eq!(live.cancel(&id, Some("acme"), CancelCause::Operator).len(), 0);
     }
 
     #[tokio::test]
@@ -323,7 +314,8 @@ mod tests {
         let live = Live::new();
         let id = RequestId::generate();
         let claim = claim(&live, &id, "acme");
-        let ask = || live.cancel(&id, "acme", CancelCause::Operator).pop().expect("it is live");
+        let ask =
+            || live.cancel(&id, Some("acme"), CancelCause::Operator).pop().expect("it is live");
         let before = ask();
         claim.ends(EndKind::Completed);
         claim.ends(EndKind::Cancelled);
@@ -358,12 +350,15 @@ mod tests {
             claim(&live, &ours, "globex"),
             live.claim(&ours, ENDPOINT),
         ];
-        assert_eq!(live.cancel(&ours, "acme", CancelCause::Operator).len(), 2);
+        assert_eq!(live.cancel(&ours, Some("acme"), CancelCause::Operator).len(), 2);
         for claim in &mut two {
             assert_eq!(claim.asked().await, CancelCause::Operator);
         }
         drop(two);
-        assert_eq!((live.cancel(&ours, "acme", CancelCause::Operator).len(), live.count()), (0, 4));
+        assert_eq!(
+            (live.cancel(&ours, Some("acme"), CancelCause::Operator).len(), live.count()),
+            (0, 4)
+        );
         assert_eq!(live.cancel_all(CancelCause::Shutdown), 4);
         drop(others);
         live.empty().await;

@@ -50,7 +50,7 @@ pub async fn serve_metrics(
         .with_state(registry)
         .layer(middleware::from_fn_with_state(origins, of_no_page))
         .layer(middleware::from_fn(json_errors))
-        .layer(middleware::from_fn_with_state(Arc::new(server.clone()), without_body));
+        .layer(middleware::from_fn_with_state(Arc::new(server.clone()), body::pass));
     let rules = Rules::of_metrics(&config, &server);
     let open = metrics.metrics_connections.clone();
     Listener { listener, rules, router, metrics: Arc::new(metrics), open }.serve(shutdown).await;
@@ -61,15 +61,6 @@ async fn of_no_page(State(origins): State<OriginRules>, request: Request, next: 
         Ok(()) => next.run(request).await,
         Err(foreign) => Failure::Foreign(foreign).into_response(),
     }
-}
-
-/// Nothing here reads a body.
-async fn without_body(
-    State(server): State<Arc<ServerConfig>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    body::pass(request, &server, next).await
 }
 
 async fn exposition(State(registry): State<Arc<Registry>>) -> Result<Response, Failure> {

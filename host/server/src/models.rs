@@ -136,11 +136,7 @@ impl Models {
 
     /// How the first of them failed whose engine has stopped without being told to.
     pub(crate) fn failed(&self) -> Option<EngineExit> {
-        self.iter().find_map(|model| match model.engine.state() {
-            EngineState::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
-            EngineState::Exited(exit) => Some(exit),
-            EngineState::Ready(_) | EngineState::Starting => None,
-        })
+        self.iter().find_map(|model| model.engine.state().failure())
     }
 
     /// The model that a client means.

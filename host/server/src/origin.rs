@@ -98,12 +98,9 @@ impl OriginRules {
         // No browser leaves out the name; HTTP/1.0 had none.
         let unnamed = self.operators && !headers.contains_key(header::HOST);
         let absolute = uri.authority().map(|authority| authority.as_str().as_bytes());
-        let mut names =
-            headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes).chain(absolute);
-        let foreign = names.find(|host| !self.is_called(host));
-        if let Some(host) = foreign.or(unnamed.then_some(b""))
-            && !self.is_called(host)
-        {
+        let names = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
+        let mut names = names.chain(absolute).chain(unnamed.then_some(&b""[..]));
+        if let Some(host) = names.find(|host| !self.is_called(host)) {
             return Err(Foreign::Host(String::from_utf8_lossy(host).into_owned()));
         }
         let mut origins = headers.get_all(header::ORIGIN).iter();

@@ -76,7 +76,7 @@ pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
 fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
     let origins = OriginRules::of_clients(&host.config, address);
     let front = Front { host: Arc::clone(&host), origins: origins.clone() };
-    let without_body = middleware::from_fn_with_state(Arc::clone(&host), without_body);
+    let without_body = middleware::from_fn_with_state(Arc::new(host.config.clone()), body::pass);
     let mut routes = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
@@ -172,12 +172,6 @@ async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> 
     let value = HeaderValue::from_str(id.as_str()).expect("ids are made of ASCII letters");
     response.headers_mut().insert(REQUEST_ID, value);
     response
-}
-
-/// Around all that reads no body: one may be sent anyway, and is let pass before the answer. What
-/// came after it would be taken for the next request, and break the connection.
-async fn without_body(State(host): State<Arc<Host>>, request: Request, next: Next) -> Response {
-    body::pass(request, &host.config, next).await
 }
 
 /// A request's first line.

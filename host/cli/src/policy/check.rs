@@ -27,11 +27,14 @@ impl Check {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let policy = self.subject.policy()?;
         let host = PolicyHost::new()?;
-        let description = host.describe(&policy)?;
-        say(&facts(&description, &policy.grants))?;
         match host.load(&policy) {
-            Ok(_) => say(&format!("\n{} loads\n", policy.source)),
+            Ok(loaded) => {
+                say(&facts(loaded.describe(), &policy.grants))?;
+                say(&format!("\n{} loads\n", policy.source))
+            }
             Err(failed) => {
+                let description = host.describe(&policy)?;
+                say(&facts(&description, &policy.grants))?;
                 if !description.grants_line.is_empty() {
                     say(&format!("\nadd to its [[policy]]:\n  {}\n", description.grants_line))?;
                 }

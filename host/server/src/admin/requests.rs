@@ -50,7 +50,7 @@ fn shown(request: &Listed, now: Instant) -> Value {
     json!({
         "id": id.as_str(),
         "tenant": tenant,
-        "endpoint": seen.endpoint.map(|endpoint| endpoint.as_str()),
+        "endpoint": seen.endpoint.as_str(),
         "model": seen.model(),
         "priority": seen.priority,
         "state": seen.state.as_str(),

@@ -66,10 +66,7 @@ fn words(prompt: &Item<'_>) -> Result<Words, Invalid> {
 }
 
 fn tokens(list: &Item<'_>) -> Result<Words, Invalid> {
-    let id = |item: Item<'_>| -> Result<TokenId, Invalid> {
-        let id = item.integer(0..=i64::from(TokenId::MAX))?;
-        Ok(TokenId::try_from(id).expect("the range was checked"))
-    };
+    let id = |item: Item<'_>| item.token_id();
     // A body has room for millions of ids. They are looked at one by one only to name a culprit.
     let ids = match serde_json::from_str::<Vec<TokenId>>(list.raw().get()) {
         Ok(ids) => ids,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 
+use interlock_request::TokenId;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -128,6 +129,12 @@ impl<'a> Item<'a> {
             Some((end, _)) => format!("{}...", &text[..end]),
             None => text.to_owned(),
         }
+    }
+
+    /// A number that may be a token's; whether the model has it is not known here.
+    pub(crate) fn token_id(&self) -> Result<TokenId, Invalid> {
+        let id = self.integer(0..=i64::from(TokenId::MAX))?;
+        Ok(TokenId::try_from(id).expect("the range was checked"))
     }
 
     pub(crate) fn is_text(&self) -> bool {

@@ -135,6 +135,5 @@ fn biased_token(pair: &Item<'_>) -> Result<(TokenId, f32), Invalid> {
     let (Some(id), Some(bias), None) = (both.next(), both.next(), both.next()) else {
         return Err(pair.wrong_value("a token id and a number"));
     };
-    let id = id.integer(0..=i64::from(TokenId::MAX))?;
-    Ok((TokenId::try_from(id).expect("the range was checked"), bias.number(BIAS)? as f32))
+    Ok((id.token_id()?, bias.number(BIAS)? as f32))
 }

@@ -17,7 +17,6 @@ pub(super) fn parse(body: &RequestFields<'_>) -> Result<Vec<TokenId>, Invalid> {
         if count > TOKENS_MAX {
             return Err(item.wrong_value(&format!("at most {TOKENS_MAX} token ids")));
         }
-        let id = one.integer(0..=i64::from(TokenId::MAX))?;
-        Ok(TokenId::try_from(id).expect("the range was checked"))
+        one.token_id()
     })
 }
