@@ -1,6 +1,6 @@
 //! What a cancel and a `DELETE` answer is what happened, and what everyone else says too.
 
-use interlock_admission::{
+use interlock_policy_api::{
     Admission, Caller, Event, EventSet, Identified, Identity, Reaction, Watch,
 };
 use interlock_request::{CancelCause, Endpoint, Finish, Outcome};
@@ -156,6 +156,8 @@ async fn who_was_told_that_it_is_cancelled_is_accounted_for_as_cancelled() {
     let setup = Setup { model: fails, ..Setup::scripted(thinker.script(true)) };
     let mut rig = Rig::with(setup).await;
     rig.begin("/v1/responses", "bg", BACKGROUND).await.answer().await;
+    // Its driver waits for the policy, and so has not heard yet.
+    thinker.thinks.opened().await;
     rig.metric_is(r#"engine_failed_requests_total{code="out_of_memory"}"#, 1.0).await;
     let cancelled = ask(&rig, CANCEL_RESPONSE).await.json();
     thinker.goes_on.open();
