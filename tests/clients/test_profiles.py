@@ -55,7 +55,8 @@ def test_the_teams_profile_knows_tenants_counts_in_redis_and_keeps_ports_apart(
         text = text.replace(digit * 64, hashlib.sha256(key.encode()).hexdigest())
     file = tmp_path / "team.toml"
     # A test of what is decided, not of how fast a busy machine decides it.
-    file.write_text(text.replace("[state]\n", '[state]\ntimeout = "500ms"\n'))
+    assert 'timeout = "50ms"' in text
+    file.write_text(text.replace('timeout = "50ms"', 'timeout = "1s"'))
     metrics, admin = free_port(), free_port()
     binds = [f"--set=metrics.bind=127.0.0.1:{metrics}", f"--set=admin.bind=127.0.0.1:{admin}"]
     host = serve(None, "--config", str(file), *binds)
