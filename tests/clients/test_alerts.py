@@ -1,4 +1,5 @@
-"""What README's "Watch it" tells Prometheus, and the alerts that it loads, as promtool reads them."""
+"""What README's "Watch it" tells Prometheus, and the alerts that it loads, as promtool reads them; and the
+list of all metrics beside what a host exposes."""
 
 import re
 import shutil
@@ -32,3 +33,11 @@ def test_each_alert_fires_when_it_should_and_not_before():
         # Once where it fires, once where it does not.
         assert cases.read_text().count(f"alertname: {alert}\n") == 2, alert
     promtool("test", "rules", str(cases))
+
+
+def test_a_host_exposes_no_family_that_the_inventory_lacks(serve):
+    host = serve("sim:stop=0")
+    exposed = re.findall(r"# TYPE (interlock_\w+) (\w+)\n", host.http.get("/metrics").text)
+    assert len(exposed) > 40
+    listed = re.findall(r"\| `(interlock_\w+)` \| (\w+) \|", (ROOT / "config/METRICS.md").read_text())
+    assert set(exposed) <= set(listed)
