@@ -35,7 +35,7 @@ fn who_reaches(package: &str) -> Vec<String> {
 
 #[test]
 fn policies_reach_neither_the_engine_nor_the_models() {
-    for of in ["interlock-policy", "interlock-admission"] {
+    for of in ["interlock-policy-wasm", "interlock-policy-chain"] {
         let reached = reached_by(of);
         assert!(reached.contains("interlock-request"), "{of} is in the graph: {reached:?}");
         for never in ["interlock-engine", "interlock-models", "mlx-rs", "mlx-sys"] {
@@ -51,24 +51,28 @@ fn only_models_and_the_binary_that_links_them_know_mlx() {
 
 #[test]
 fn only_policy_and_those_who_configure_it_know_webassembly() {
-    assert_eq!(who_reaches("wasmtime"), ["interlock-cli", "interlock-config", "interlock-policy"]);
+    assert_eq!(
+        who_reaches("wasmtime"),
+        ["interlock-cli", "interlock-config", "interlock-policy-wasm"]
+    );
 }
 
 #[test]
 fn only_server_and_those_who_configure_it_know_http() {
     let known = who_reaches("axum");
     // The rehearsal asks the routes of the server without sockets.
-    let expected = ["interlock-cli", "interlock-config", "interlock-rehearsal", "interlock-server"];
+    let expected =
+        ["interlock-cli", "interlock-config", "interlock-policy-tools", "interlock-server"];
     assert_eq!(known, expected);
 }
 
 #[test]
 fn the_server_does_not_know_how_policies_run_and_the_engine_not_what_a_model_is() {
     let server = reached_by("interlock-server");
-    assert!(server.contains("interlock-engine") && !server.contains("interlock-policy"));
+    assert!(server.contains("interlock-engine") && !server.contains("interlock-policy-wasm"));
     assert!(!server.contains("interlock-models"));
     let engine = reached_by("interlock-engine");
-    assert!(engine.contains("interlock-admission") && !engine.contains("interlock-models"));
+    assert!(engine.contains("interlock-policy-chain") && !engine.contains("interlock-models"));
 }
 
 #[test]
