@@ -1,4 +1,4 @@
-//! What pages show of code is the code.
+//! What pages show of code, alerts, profiles and tests is what is there.
 
 use std::fs;
 use std::path::Path;
@@ -16,4 +16,66 @@ fn the_authors_page_shows_hello_policy_as_it_is() {
     assert!(shown.contains("sdk::export!"), "the first code is a whole policy");
     let source = read("examples/hello-policy/src/lib.rs");
     assert!(source.contains(shown), "wit/README.md shows another hello-policy:\n{shown}");
+}
+
+/// A section of a page, from its heading to the next one of the same depth.
+fn section(page: &str, heading: &str) -> String {
+    let text = read(page);
+    let (_, rest) = text.split_once(&format!("\n{heading}\n")).expect(heading);
+    let depth = heading.split(' ').next().expect("a heading has hashes");
+    rest.split(&format!("\n{depth} ")).next().unwrap_or_default().to_owned()
+}
+
+fn folded(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn readme_shows_the_alerts_as_they_are() {
+    let watching = section("README.md", "## Watch it");
+    let (_, rest) = watching.split_once("```promql\n").expect("it shows expressions");
+    let (shown, _) = rest.split_once("```").expect("and ends them");
+    let shown: Vec<&str> = shown.lines().filter(|line| !line.starts_with('#')).collect();
+    let alerts = folded(&read("config/alerts.yml"));
+    assert_eq!(shown.len(), alerts.matches("- alert: ").count(), "one for each alert");
+    for expression in shown {
+        let written = [format!("expr: {expression} "), format!("expr: >- {expression} ")];
+        let is_there = written.iter().any(|written| alerts.contains(written.as_str()));
+        assert!(is_there, "config/alerts.yml has no alert on {expression}");
+    }
+}
+
+#[test]
+fn readme_and_the_operators_page_name_every_profile() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
+    let mut named = 0;
+    for entry in fs::read_dir(folder).expect("config/ is there").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".toml") {
+            for page in ["README.md", "docs/operating.md"] {
+                assert!(read(page).contains(&format!("config/{name})")), "{page} names {name}");
+            }
+            named += 1;
+        }
+    }
+    assert!(named >= 6, "the default and five profiles: {named}");
+}
+
+#[test]
+fn every_test_of_the_map_is_there() {
+    let map =
+        section("tests/README.md", "## What the project was asked for, and which test holds it");
+    let rows: Vec<&str> = map.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(rows.len() >= 15, "the map has rows: {}", rows.len());
+    for row in rows {
+        let tests: Vec<(&str, &str)> =
+            row.split('`').filter_map(|code| code.split_once("::")).collect();
+        assert!(!tests.is_empty(), "no test holds this: {row}");
+        for (file, name) in tests {
+            let text = read(file);
+            let declared = [format!("fn {name}("), format!("def {name}(")];
+            let is_there = declared.iter().any(|declared| text.contains(declared.as_str()));
+            assert!(is_there, "{file} has no test {name}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -112,6 +113,35 @@ def serve():
     yield start
     for host in hosts:
         host.close()
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Valkey of this test's own; its port, once it listens."""
+    port = free_port()
+    server = subprocess.Popen(
+        [ROOT / "target/redis/valkey-9.1", "--port", str(port), "--save", ""],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            assert time.monotonic() < until, "Redis does not listen"
+            time.sleep(0.02)
+    yield port
+    server.kill()
+    server.wait(PATIENCE)
+
+
+def free_port():
+    """A port that nobody has now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

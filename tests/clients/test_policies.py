@@ -376,18 +376,10 @@ limits = { requests_per_minute = 1 }
     assert host.http.post("/v1/requests/r-1/cancel").status_code == 404
 
 
-def test_two_hosts_share_their_limits_in_redis(configured, serve, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    redis = subprocess.Popen(
-        [ROOT / "target/redis/valkey-9.1", "--port", str(port), "--save", ""],
-        cwd=tmp_path, stdout=subprocess.DEVNULL,
-    )
-    try:
-        text = model("fine", first=True) + f"""
+def test_two_hosts_share_their_limits_in_redis(configured, serve, redis):
+    text = model("fine", first=True) + f"""
 [state]
-store = "redis://127.0.0.1:{port}"
+store = "redis://127.0.0.1:{redis}"
 # A test of what is decided, not of how fast a busy machine decides it.
 timeout = "500ms"
 [[policy]]
@@ -397,28 +389,14 @@ grants = ["state", "headers:x-tenant"]
 [policy.settings]
 requests_per_minute = 2
 """
-        wait_for(port)
-        first = configured(text)
-        second = serve(None, "--config", str(first.config))
-        blue, green = ({"headers": {"x-tenant": tenant}} for tenant in ("blue", "green"))
-        assert ask(first, **blue).status_code == 200
-        assert ask(second, **blue).status_code == 200
-        for host in (first, second):
-            assert ask(host, **blue).status_code == 429
-        assert ask(second, **green).status_code == 200
-    finally:
-        redis.kill()
-        redis.wait(PATIENCE)
-
-
-def wait_for(port):
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            assert time.monotonic() < until, "Redis does not listen"
-            time.sleep(0.02)
+    first = configured(text)
+    second = serve(None, "--config", str(first.config))
+    blue, green = ({"headers": {"x-tenant": tenant}} for tenant in ("blue", "green"))
+    assert ask(first, **blue).status_code == 200
+    assert ask(second, **blue).status_code == 200
+    for host in (first, second):
+        assert ask(host, **blue).status_code == 429
+    assert ask(second, **green).status_code == 200
 
 
 def test_an_old_release_keeps_deciding(configured):

@@ -32,7 +32,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 use interlock_request::{Secret, without_logins};
 
-/// Serves large language models on MLX, under policies that you write.
+/// Serves large language models on Metal, CUDA or a CPU, under policies that you write.
 #[derive(Debug, Parser)]
 #[command(name = "interlock", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
