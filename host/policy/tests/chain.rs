@@ -12,7 +12,8 @@ use interlock_admission::{
 use interlock_metrics::Registry;
 use interlock_policy::{PolicyConfig, PolicySource, default_policies};
 use interlock_request::{
-    Deadline, Deadlines, DisconnectAction, DrainLimits, Endpoint, Generation, Priority, Sampling, Usage,
+    Deadline, Deadlines, DisconnectAction, DrainLimits, Endpoint, Generation, Priority, Sampling,
+    Usage,
 };
 
 mod common;
@@ -189,8 +190,7 @@ fn drain() -> DisconnectAction {
 #[test]
 fn the_deadlines_of_one_policy_and_the_drain_of_another_hold() {
     let ceilings = LimitsConfig::default().ceilings();
-    let deadlines =
-        Deadlines { queue: Some(Duration::from_secs(7)), ..ceilings.deadlines };
+    let deadlines = Deadlines { queue: Some(Duration::from_secs(7)), ..ceilings.deadlines };
     let expected = Plan { priority: Priority::Standard, deadlines, on_disconnect: drain() };
     let timeouts = builtin("timeouts", r#"{"queue": {"base": "7s"}, "total": {}}"#);
     assert_eq!(plan_of(vec![timeouts.clone(), builtin("disconnect-guard", DRAINS)]), expected);

@@ -110,7 +110,8 @@ fn timeouts_says_nothing_of_a_disconnect_and_disconnect_guard_nothing_of_time() 
     let reaction = timeouts.policy.event(told, &struck, &progress).expect("it answers");
     assert_eq!(reaction, Reaction::Amend(of(90), Code::from("extended")));
 
-    let drains = r#"{"streaming": {"on_disconnect": {"drain": {"max_time": "5s", "max_tokens": 64}}}}"#;
+    let drains =
+        r#"{"streaming": {"on_disconnect": {"drain": {"max_time": "5s", "max_tokens": 64}}}}"#;
     let guard = case("disconnect-guard", &[], drains);
     let proposal = |streaming| {
         let facts = Facts { streaming, ..facts.clone() };
