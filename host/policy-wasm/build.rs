@@ -8,7 +8,8 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
-const BUILTINS: [&str; 4] = ["guard", "quota", "router", "stream-guard"];
+const BUILTINS: [&str; 6] =
+    ["disconnect-guard", "guard", "quota", "router", "stream-guard", "timeouts"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

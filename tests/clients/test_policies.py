@@ -376,6 +376,30 @@ limits = { requests_per_minute = 1 }
     assert host.http.post("/v1/requests/r-1/cancel").status_code == 404
 
 
+def test_the_deadline_of_one_policy_and_the_drain_of_another_hold_for_one_request(configured):
+    """If either were not heeded, or a third opinion came with them, it would end otherwise."""
+    host = configured(
+        model("fine", first=True, reference="sim:stop=0,decode=20ms")
+        + """
+        [[policy]]
+        name = "timeouts"
+        source = "builtin:timeouts"
+        settings.total = { base = "3s" }
+
+        [[policy]]
+        name = "disconnect-guard"
+        source = "builtin:disconnect-guard"
+        settings.streaming.on_disconnect = { drain = { max_time = "30s", max_tokens = 4000 } }
+        """
+    )
+    body = {"model": "fine", "prompt": "hello", "max_tokens": 2000, "stream": True}
+    with host.http.stream("POST", "/v1/completions", json=body) as answer:
+        assert next(line for line in answer.iter_lines() if line)
+    ended = 'requests_total{endpoint="completions",model="fine",outcome="%s"}'
+    host.wait(lambda: host.metric(ended % "timed_out") == 1, "the deadline has struck")
+    assert host.metric(ended % "disconnected") == 0
+
+
 def test_two_hosts_share_their_limits_in_redis(configured, serve, redis):
     text = model("fine", first=True) + f"""
 [state]

@@ -25,7 +25,8 @@ pub struct PolicyConfig {
     /// different from every other policy's.
     pub name: String,
     /// Where the component is: the path of a `.wasm` file, or one that comes with the host,
-    /// `builtin:guard`, `builtin:quota`, `builtin:router` or `builtin:stream-guard`.
+    /// `builtin:guard`, `builtin:disconnect-guard`, `builtin:timeouts`, `builtin:quota`,
+    /// `builtin:router` or `builtin:stream-guard`.
     pub source: PolicySource,
     /// What it means when the policy fails. By default a request that it could not decide about
     /// is turned away with 503, since a policy may be what keeps someone out. Set `admit` to
@@ -345,7 +346,7 @@ mod tests {
         };
         expect![[r#"
             policy.name of "Über" must be 1 to 64 lower-case letters, digits, '-' and '_', got "Über"
-            policy.source of "Über" must be a path or builtin: with one of guard, quota, router, stream-guard, got "builtin:gard"
+            policy.source of "Über" must be a path or builtin: with one of disconnect-guard, guard, quota, router, stream-guard, timeouts, got "builtin:gard"
             policy.deadline of "Über" must be 1ms to 1s, got 200µs
             policy.memory_max of "Über" must be 128KiB to 64MiB, got "1GiB"
             policy.calls_max of "Über" must be 1 to 100000, got 0

@@ -2,15 +2,19 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use expect_test::expect;
 use interlock_metrics::Registry;
-use interlock_policy_api::{Body, Facts, Load, Prompt};
+use interlock_policy_api::{Body, Event, Facts, Load, Plan, Progress, Prompt};
 use interlock_policy_chain::{
     Consent, LimitsConfig, OnFailure, PolicyChain, PolicyMetrics, Refused, at_once,
 };
-use interlock_policy_wasm::{PolicyConfig, default_policies};
-use interlock_request::{Endpoint, Generation, Priority, Sampling};
+use interlock_policy_wasm::{PolicyConfig, PolicySource, default_policies};
+use interlock_request::{
+    Deadline, Deadlines, DisconnectAction, DrainLimits, Endpoint, Generation, Priority, Sampling,
+    Usage,
+};
 
 mod common;
 use common::{facts, host, metrics, misbehaves, settings, summary};
@@ -155,4 +159,77 @@ fn guard_reads_its_settings_from_the_hosts() {
         }
     "#]]
     .assert_debug_eq(consent.admitted.plan());
+}
+
+fn builtin(name: &str, json: &str) -> PolicyConfig {
+    PolicyConfig {
+        settings: settings(json),
+        ..PolicyConfig::new(name, PolicySource::Builtin(name.into()))
+    }
+}
+
+/// What the policies make of a request, in whichever order they are asked.
+fn plan_of(mut policies: Vec<PolicyConfig>) -> Plan {
+    let admitted = |policies: &[PolicyConfig]| {
+        let (chain, _) = chain(policies);
+        *ask(&chain, facts("m")).expect("they turn nobody away").admitted.plan()
+    };
+    let plan = admitted(&policies);
+    policies.reverse();
+    assert_eq!(admitted(&policies), plan);
+    plan
+}
+
+const DRAINS: &str =
+    r#"{"streaming": {"on_disconnect": {"drain": {"max_time": "5s", "max_tokens": 64}}}}"#;
+
+fn drain() -> DisconnectAction {
+    DisconnectAction::Drain(DrainLimits { time_max: Duration::from_secs(5), tokens_max: 64 })
+}
+
+#[test]
+fn the_deadlines_of_one_policy_and_the_drain_of_another_hold() {
+    let ceilings = LimitsConfig::default().ceilings();
+    let deadlines = Deadlines { queue: Some(Duration::from_secs(7)), ..ceilings.deadlines };
+    let expected = Plan { priority: Priority::Standard, deadlines, on_disconnect: drain() };
+    let timeouts = builtin("timeouts", r#"{"queue": {"base": "7s"}, "total": {}}"#);
+    assert_eq!(plan_of(vec![timeouts.clone(), builtin("disconnect-guard", DRAINS)]), expected);
+
+    // And guard does either's work, where it is told to leave the other's to them.
+    let time = r#"{"first_token": {}, "inter_token": {}, "total": {}, "queue": {"base": "7s"},
+        "streaming": {"on_disconnect": "abstain"}}"#;
+    let disconnect = builtin("disconnect-guard", DRAINS);
+    assert_eq!(plan_of(vec![builtin("guard", time), disconnect]), expected);
+    let drains = r#"{"queue": {}, "first_token": {}, "inter_token": {}, "total": {},
+        "streaming": {"on_disconnect": {"drain": {"max_time": "5s", "max_tokens": 64}}}}"#;
+    assert_eq!(plan_of(vec![timeouts, builtin("guard", drains)]), expected);
+}
+
+#[test]
+fn what_no_policy_says_is_the_hosts_own_default() {
+    let unsaid = Plan {
+        priority: Priority::Standard,
+        deadlines: LimitsConfig::default().ceilings().deadlines,
+        on_disconnect: DisconnectAction::Cancel,
+    };
+    assert_eq!(plan_of(vec![builtin("timeouts", "{}"), builtin("disconnect-guard", "{}")]), unsaid);
+}
+
+#[test]
+fn a_deadline_that_is_extended_leaves_the_drain_as_it_was() {
+    let extends = r#"{"total": {"base": "60s"},
+        "extend": {"total": {"by": "30s", "since_token": "2s"}}}"#;
+    let (chain, _) = chain(&[builtin("disconnect-guard", DRAINS), builtin("timeouts", extends)]);
+    let mut oversight = ask(&chain, facts("m")).expect("they turn nobody away").oversight;
+    assert_eq!(oversight.plan().deadlines.total, Some(Duration::from_secs(60)));
+    let progress = Progress {
+        at_micros: 60_000_000,
+        elapsed: Duration::from_secs(60),
+        since_token: Some(Duration::from_secs(1)),
+        usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
+    };
+    let reacted = at_once(oversight.event(Event::TimedOut(Deadline::Total), progress));
+    assert!(reacted.plan_changed && reacted.cancel.is_none());
+    assert_eq!(oversight.plan().deadlines.total, Some(Duration::from_secs(90)));
+    assert_eq!(oversight.plan().on_disconnect, drain());
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use interlock_metrics::Registry;
 use interlock_policy_api::{
     Admission, Answer, Choice, Code, Decision, Event, Facts, Guarding, Identified, Identity,
-    Policy, Progress, Reaction, Rejection, Summary, Told, Verdict, Watch, Window,
+    PlanProposal, Policy, Progress, Reaction, Rejection, Summary, Told, Verdict, Watch, Window,
 };
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource};
-use interlock_request::{Deadline, Usage};
+use interlock_request::{Deadline, Deadlines, DisconnectAction, DrainLimits, Usage};
 
 mod common;
 use common::{
@@ -84,6 +84,43 @@ fn guard_gives_a_request_whose_tokens_flow_more_time() {
         other => panic!("{other:?}"),
     }
     assert_eq!(struck(3), Reaction::Keep);
+}
+
+#[test]
+fn timeouts_says_nothing_of_a_disconnect_and_disconnect_guard_nothing_of_time() {
+    let deadlines = r#"{"queue": {"base": "5s"}, "total": {"base": "60s"},
+        "extend": {"total": {"by": "30s", "since_token": "2s"}}}"#;
+    let timeouts = case("timeouts", &[], deadlines);
+    assert!(timeouts.policy.watch().events.timed_out);
+    let facts = facts("m");
+    let seconds = |n| Some(Duration::from_secs(n));
+    let of = |total| PlanProposal {
+        deadlines: Deadlines { queue: seconds(5), total: seconds(total), ..Deadlines::default() },
+        ..PlanProposal::default()
+    };
+    assert_eq!(admit(&timeouts, &facts).expect("it lets everyone in").proposal, of(60));
+    let progress = Progress {
+        at_micros: facts.arrived_at_micros + 60_000_000,
+        elapsed: Duration::from_secs(60),
+        since_token: seconds(1),
+        usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
+    };
+    let told = Told { facts: &facts, note: "" };
+    let struck = Event::TimedOut(Deadline::Total);
+    let reaction = timeouts.policy.event(told, &struck, &progress).expect("it answers");
+    assert_eq!(reaction, Reaction::Amend(of(90), Code::from("extended")));
+
+    let drains =
+        r#"{"streaming": {"on_disconnect": {"drain": {"max_time": "5s", "max_tokens": 64}}}}"#;
+    let guard = case("disconnect-guard", &[], drains);
+    let proposal = |streaming| {
+        let facts = Facts { streaming, ..facts.clone() };
+        admit(&guard, &facts).expect("it lets everyone in").proposal
+    };
+    let limits = DrainLimits { time_max: Duration::from_secs(5), tokens_max: 64 };
+    let on_disconnect = Some(DisconnectAction::Drain(limits));
+    assert_eq!(proposal(true), PlanProposal { on_disconnect, ..PlanProposal::default() });
+    assert_eq!(proposal(false), PlanProposal::default());
 }
 
 #[test]
@@ -242,7 +279,15 @@ fn what_a_policy_imports_and_was_not_granted_is_named_when_it_is_loaded() {
 #[test]
 fn what_a_policy_does_not_use_it_does_not_import() {
     // Nothing is granted, so what loads has no import but the log.
-    for name in ["guard", "router", "hello-policy", "route-by-length", "redact-stream"] {
+    for name in [
+        "guard",
+        "disconnect-guard",
+        "timeouts",
+        "router",
+        "hello-policy",
+        "route-by-length",
+        "redact-stream",
+    ] {
         let json = match name {
             "hello-policy" => r#"{"max_prompt_tokens": 1}"#,
             "route-by-length" => r#"{"short": "a", "long": "b", "from_prompt_tokens": 1}"#,
@@ -265,12 +310,17 @@ fn policies(toml: &str) -> Vec<PolicyConfig> {
 #[test]
 fn the_configuration_in_each_readme_is_one() {
     let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins");
-    for name in ["guard", "router", "quota", "stream-guard"] {
+    for name in ["guard", "disconnect-guard", "timeouts", "router", "quota", "stream-guard"] {
         let readme = fs::read_to_string(plugins.join(name).join("README.md")).expect("it has one");
-        let toml = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
-        for policy in policies(toml.expect("it shows a configuration")) {
-            assert_eq!(policy.source, PolicySource::Builtin(name.into()));
-            host().0.load(&policy).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let configurations: Vec<_> = readme.split("```toml\n").skip(1).collect();
+        assert!(!configurations.is_empty(), "{name}: it shows a configuration");
+        for toml in configurations {
+            let policies = policies(toml.split("```").next().expect("which ends"));
+            let itself = PolicySource::Builtin(name.into());
+            assert!(policies.iter().any(|policy| policy.source == itself), "{name}: {toml}");
+            for policy in policies {
+                host().0.load(&policy).unwrap_or_else(|why| panic!("{name}: {why}"));
+            }
         }
     }
 }

@@ -250,7 +250,7 @@ fn settings_that_it_does_not_accept() {
     check(
         &guard,
         expect![[
-            r#"policy "guard" (builtin:guard): it does not accept its settings: a time is written like 250ms, 30s or 1m 30s, got "soon""#
+            r#"policy "guard" (builtin:guard): it does not accept its settings: queue.base: a time is written like 250ms, 30s or 1m 30s, got "soon""#
         ]],
     );
 }

@@ -19,7 +19,7 @@ pub(crate) struct Settings {
     /// What a request is expected to generate that does not say how much it wants; what it really
     /// used is counted when it has ended.
     pub(crate) expected_output_tokens: u32,
-    /// After so long a request counts no more among those that run at once, in case its host died.
+    /// After so long a request counts no more among those that run at once, although it may run.
     pub(crate) longest_request: Span,
     /// What if the state cannot be reached?
     pub(crate) when_unavailable: WhenUnavailable,

@@ -316,5 +316,5 @@ fn settings_that_make_no_sense_are_refused_by_key() {
         "limits.concurrent must exceed 0, got 0"
     );
     let flat = refused(json!({"anonymous": "x", "tenants": {"a": {"concurrent": 1}}}));
-    assert!(flat.starts_with("unknown field `concurrent`"), "{flat}");
+    assert!(flat.starts_with("tenants.a: unknown field `concurrent`"), "{flat}");
 }

@@ -1,7 +1,7 @@
 //! From a type to a component.
 
 use crate::reasons::snake_case;
-use crate::{Policy, Reasons, lifecycle, log};
+use crate::{Policy, Reasons, lifecycle, log, settings};
 
 /// Makes a type the crate's policy, for the phases that it names:
 /// `export!(Mine: identify, transform, route, admit, stream_guard, events, account)`.
@@ -208,12 +208,7 @@ pub fn begin<P: Policy>(config: &str) -> Result<P, String> {
     if cfg!(target_arch = "wasm32") {
         std::panic::set_hook(Box::new(|panic| log::error(panic)));
     }
-    let settings = serde_json::from_str(config).map_err(|e| {
-        let what = e.to_string();
-        // A position in a JSON text that the operator never saw: the file was TOML. To name the
-        // whole path of keys instead would make every policy a quarter larger.
-        what.rsplit_once(" at line ").map_or(what.clone(), |(what, _)| what.to_owned())
-    })?;
+    let settings = settings::read(config)?;
     P::new(settings)
 }
 

@@ -64,6 +64,7 @@ pub mod metrics;
 mod phases;
 mod priority;
 mod reasons;
+mod settings;
 mod span;
 pub mod state;
 #[cfg(not(target_arch = "wasm32"))]

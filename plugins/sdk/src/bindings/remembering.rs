@@ -503,7 +503,8 @@ pub mod interlock {
       }
       #[allow(unused_unsafe, clippy::all)]
       /// Counts one in among at most `limit` at the same time; for requests that run at once. It is
-      /// counted out by `leave`, or after `lease`, so that a host that dies holds nobody's place.
+      /// counted out by `leave`, when the request has ended, or after `lease`, whichever comes first. A
+      /// host that dies holds a place for no longer than the operator's `state.lease`.
       #[allow(async_fn_in_trait)]
       pub fn enter(key: &str,limit: u32,lease: Micros,) -> ::core::result::Result<Entered,Fault>{
         unsafe {
