@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use interlock_admission::{Candidate, Choice, Facts};
+use interlock_policy_api::{Candidate, Choice, Facts};
 use interlock_sim::SimSettings;
 
 use crate::rig::{Rig, Script, Setup};
