@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use interlock_request::ModelId;
+use interlock_request::{ModelId, without_login};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -111,7 +111,7 @@ impl FromStr for ModelRef {
         if let Some(repo) = text.strip_prefix("hf:") {
             return hub_repo(repo)
                 .map(Self::HuggingFace)
-                .ok_or_else(|| BadModelRef::HubRepo(repo.to_owned()));
+                .ok_or_else(|| BadModelRef::HubRepo(shown(repo)));
         }
         if let Some(built_in) = BUILT_IN.iter().find(|built_in| built_in.alias == text) {
             return Ok(Self::Alias(built_in));
@@ -131,6 +131,15 @@ impl FromStr for ModelRef {
             return Err(BadModelRef::Scheme(format!("{scheme}:")));
         }
         Err(BadModelRef::UnknownAlias { given: text.to_owned(), nearest: nearest_alias(text) })
+    }
+}
+
+/// What was written in the place of a repository. Before a revision there is no colon, so what has one
+/// there is a login.
+fn shown(repo: &str) -> String {
+    match repo.rsplit_once('@') {
+        Some((before, _)) if before.contains(':') => without_login(repo),
+        _ => repo.to_owned(),
     }
 }
 

@@ -17,7 +17,8 @@ pub(crate) enum Command {
     /// Report every problem in a file, each as key, relation, value and line
     ///
     /// Checks keys, types and ranges, and what `interlock serve` will need on this machine: that a
-    /// model's files are understood (one that is to be pulled is only remarked on), that every
+    /// model's files are understood, its tokenizer and chat template among them, and that the memory
+    /// for its cache suffices (one that is to be pulled is only remarked on), that every
     /// policy's component is there (a relative path counts from the working directory), fits this
     /// host, accepts its settings and gets along with the others, that records can be written and
     /// the addresses are this machine's. Changes nothing, does not connect to Redis, and does not

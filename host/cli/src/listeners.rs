@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use anyhow::anyhow;
-use interlock_config::Config;
+use interlock_config::{Effective, Problems};
 use tokio::net::TcpListener;
 
 /// All listeners of a host.
@@ -20,8 +20,19 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// When one cannot be opened.
-    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+    /// When one cannot be opened: as a problem of the configuration, unless it may be otherwise when
+    /// it is tried again.
+    pub(crate) fn open(effective: &Effective) -> anyhow::Result<Self> {
+        let config = &effective.config;
+        let open = |key, bind| {
+            open(bind).map_err(|error| {
+                let text = not_listening(key, bind, &error);
+                match may_pass(&error) {
+                    true => anyhow!(text),
+                    false => Problems(vec![effective.problem(key, text)]).into(),
+                }
+            })
+        };
         let optional = |key, bind: Option<SocketAddr>| bind.map(|bind| open(key, bind)).transpose();
         Ok(Self {
             clients: open("server.bind", config.server.bind)?,
@@ -31,8 +42,13 @@ impl Listeners {
     }
 }
 
-fn open(key: &str, bind: SocketAddr) -> anyhow::Result<TcpListener> {
-    interlock_server::listen(bind).map_err(|error| anyhow!(not_listening(key, bind, &error)))
+fn open(bind: SocketAddr) -> io::Result<TcpListener> {
+    interlock_server::listen(bind)
+}
+
+/// Is it about this moment, and not about what the configuration says?
+pub(crate) fn may_pass(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::AddrInUse
 }
 
 /// Why an address cannot be listened on: key, value, cause and cure.
@@ -71,7 +87,7 @@ mod tests {
 
     /// What is said of an address that cannot be listened on.
     async fn told(bind: SocketAddr) -> String {
-        open("metrics.bind", bind).expect_err("it cannot be opened").to_string()
+        not_listening("metrics.bind", bind, &open(bind).expect_err("it cannot be opened"))
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use interlock_config::{LogConfig, LogFormat, Problem};
 use interlock_log::{LineWriter, LogMetrics, Losses, Output};
+use interlock_request::without_logins;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
@@ -61,6 +62,8 @@ pub(crate) fn start_quiet() -> anyhow::Result<()> {
 /// Says why the process ends: as a line of the log where a host logs, whatever the filter; else as
 /// any remark.
 pub(crate) fn last(text: &str, problems: &[Problem], status: u8) {
+    // Whoever found it may have quoted what somebody else wrote.
+    let text = &*without_logins(text);
     let (Some(stderr), Some(format)) = (STDERR.get(), SERVING.get()) else {
         return note(text);
     };
@@ -68,7 +71,8 @@ pub(crate) fn last(text: &str, problems: &[Problem], status: u8) {
     let text = match format {
         // A collector wants them one by one, and a person below each other.
         LogFormat::Json if !problems.is_empty() => {
-            let each: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            let each: Vec<_> =
+                problems.iter().map(|problem| without_logins(&problem.to_string())).collect();
             fields.push(("problems", each.into()));
             text.lines().next().unwrap_or_default().trim_end_matches(':')
         }
@@ -82,7 +86,7 @@ pub(crate) fn last(text: &str, problems: &[Problem], status: u8) {
 pub(crate) fn tell(text: &str) {
     // Without a thread there is nobody to write, and no use in saying so.
     if let Ok(stderr) = stderr() {
-        stderr.push(text.as_bytes());
+        stderr.push(without_logins(text).as_bytes());
         flush();
     }
 }

@@ -6,9 +6,9 @@
 //! # Exit status
 //!
 //! 0 when all went well, 1 when something failed at run time, 2 when the command line or the
-//! configuration is wrong or names what cannot be used (a policy, a model, a path), 3 when the device
-//! that computes has failed for good: its caches were lost and could not be made anew. Whoever
-//! supervises the process starts it again after 3, and need not after 2.
+//! configuration is wrong or names what cannot be used (a policy, a model, a path, an address), 3 when
+//! the device that computes has failed for good: its caches were lost and could not be made anew.
+//! Whoever supervises the process starts it again after 3, and need not after 2.
 
 mod admin;
 mod bench;
@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
-use interlock_request::{Secret, without_logins};
+use interlock_request::{Secret, without_login};
 
 /// Serves large language models on Metal, CUDA or a CPU, under policies that you write.
 #[derive(Debug, Parser)]
@@ -132,18 +132,37 @@ fn usage(mut error: clap::Error) -> ExitCode {
     if error.use_stderr() {
         // It quotes the value that it could not read, and that may be a secret.
         let argument = error.get(ContextKind::InvalidArg).map(ToString::to_string);
-        if argument.is_some_and(|it| it.starts_with("--header") || it.starts_with("--set")) {
+        let value = error.get(ContextKind::InvalidValue).map(ToString::to_string);
+        if argument.is_some_and(|it| may_be_secret(&it, value.as_deref().unwrap_or_default())) {
             let mask = ContextValue::String(Secret::MASK.to_owned());
             error.insert(ContextKind::InvalidValue, mask);
+        } else if let Some(value) = value.filter(|value| has_login(value)) {
+            let shown = ContextValue::String(without_login(&value));
+            error.insert(ContextKind::InvalidValue, shown);
         }
         let text = error.render();
         let text = if log::is_coloured() { text.ansi().to_string() } else { text.to_string() };
-        log::tell(&without_logins(&text));
+        log::tell(&text);
     } else {
         // A reader that has had enough is not a failure.
         let _ = error.print();
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Does what somebody took for a URL, a model or a grant have a login? A revision has an `@` as well,
+/// but no colon before it.
+fn has_login(value: &str) -> bool {
+    let behind = value.strip_prefix("hf:").unwrap_or(value);
+    behind.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'))
+}
+
+/// May a value of this argument be a secret? A file's name, which settings may be, is none.
+fn may_be_secret(argument: &str, value: &str) -> bool {
+    match argument.starts_with("--settings") {
+        true => value.trim_start().starts_with('{'),
+        false => argument.starts_with("--header") || argument.starts_with("--set"),
+    }
 }
 
 /// Something that the caller wrote, and neither clap nor the configuration could see was wrong.

@@ -1,12 +1,17 @@
 //! `interlock models`: fetch, list and describe.
 
-use std::path::PathBuf;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use indicatif::BinaryBytes;
 use interlock_catalog::{Catalog, ModelRef, NotPulled, Progress};
-use interlock_models::Unknown;
+use interlock_config::Config;
+use interlock_models::{
+    Description, LoadError, LoadOptions, TextSource, TokenizerSource as ModelTokenizer, Unknown,
+};
 use interlock_sim::SimSettings;
+use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
 
 use crate::{BadUsage, log, note, say};
 
@@ -96,6 +101,75 @@ pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
         }
         Err(missing) => Err(missing.into()),
     }
+}
+
+/// How one of the models is to be loaded: its own settings, and its part of what all share.
+pub(crate) fn load_options(
+    config: &Config,
+    context_max: Option<NonZeroU32>,
+    unknown: interlock_catalog::Unknown,
+) -> LoadOptions {
+    let neighbours = u32::try_from(config.extra_model.len()).unwrap_or(u32::MAX);
+    let cache_max = config.cache.memory_max;
+    LoadOptions {
+        context_max: context_max.map(NonZeroU32::get),
+        // One team of threads computes for all.
+        threads: config.model.threads,
+        cache_max: cache_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
+        neighbours,
+        unknown: self::unknown(unknown),
+    }
+}
+
+/// What a model's files say, and what makes text of its tokens: all that can be wrong with them before
+/// a weight is read.
+///
+/// # Errors
+///
+/// The setting that is wrong, given the one that names the model, and why.
+pub(crate) fn look(
+    key: &str,
+    path: &Path,
+    options: &LoadOptions,
+) -> Result<(Description, TextModel), (String, String)> {
+    let checked = interlock_models::check(path, options).map_err(|why| {
+        let wrong = if matches!(why, LoadError::Cache { .. }) { "cache.memory_max" } else { key };
+        (wrong.to_owned(), not_served(key, &why))
+    })?;
+    let text = TextModel::new(text_parts(checked.text));
+    let text = text
+        .map_err(|why| (key.to_owned(), not_served(key, &format!("{}: {why}", path.display()))))?;
+    Ok((checked.description, text))
+}
+
+/// From what `models` read to what `text` wants: the two do not know each other.
+fn text_parts(source: TextSource) -> TextParts {
+    let tokenizer = match source.tokenizer {
+        ModelTokenizer::Json(json) => TokenizerSource::Json(json),
+        ModelTokenizer::Gguf {
+            model,
+            pre,
+            tokens,
+            token_types,
+            scores,
+            merges,
+            add_bos,
+            add_eos,
+            add_space_prefix,
+        } => TokenizerSource::Gguf(GgufTokenizer {
+            model,
+            pre,
+            tokens,
+            token_types,
+            scores,
+            merges,
+            add_bos,
+            add_eos,
+            add_space_prefix,
+        }),
+    };
+    let TextSource { chat_template, special_tokens, eos, .. } = source;
+    TextParts { tokenizer, chat_template, special_tokens, eos }
 }
 
 /// Why a model cannot be served, by the setting that names it.

@@ -3,20 +3,19 @@
 //! What is wrong here ends `interlock serve` in the same words, from the functions that both use.
 //! What only may be wrong (a port that is taken now, a model that is still to be pulled) is a remark.
 
-use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
 use interlock_catalog::{Catalog, ModelRef};
 use interlock_config::{Config, Draft};
-use interlock_models::Unknown;
+use interlock_models::LoadOptions;
 use interlock_policy_chain::RecordFile;
 use interlock_policy_wasm::{
     PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
 };
 
-use crate::listeners::not_listening;
+use crate::listeners::{may_pass, not_listening};
 use crate::{descriptors, models, policies};
 
 /// Looks at everything; adds what is wrong to the draft, and returns what may be.
@@ -56,15 +55,22 @@ impl Findings {
     }
 
     fn models(&mut self, draft: &Draft) {
-        let model = &draft.config.model;
-        self.model("model.reference".into(), &model.reference, models::unknown(model.unknown));
+        let mut config = draft.config.clone();
+        if !config.cache.problems().is_empty() {
+            // That is said already.
+            config.cache.memory_max = None;
+        }
+        let options = |context_max, unknown| models::load_options(&config, context_max, unknown);
+        let model = &config.model;
+        let of_model = options(model.context_max, model.unknown);
+        self.model("model.reference".into(), &model.reference, &of_model);
         for (at, extra) in draft.extra_models() {
             let key = format!("extra_model.{at}.reference");
-            self.model(key, &extra.reference, models::unknown(extra.unknown));
+            self.model(key, &extra.reference, &options(extra.context_max, extra.unknown));
         }
     }
 
-    fn model(&mut self, key: String, reference: &ModelRef, unknown: Unknown) {
+    fn model(&mut self, key: String, reference: &ModelRef, options: &LoadOptions) {
         if let ModelRef::Sim { settings, .. } = reference {
             if let Err(why) = models::simulated(settings) {
                 self.wrong(&*key, models::not_served(&key, &why));
@@ -74,8 +80,8 @@ impl Findings {
         let catalog = Catalog::from_env();
         match catalog.locate(reference) {
             Ok(located) => {
-                if let Err(why) = interlock_models::inspect(&located.path, unknown) {
-                    self.wrong(&*key, models::not_served(&key, &why));
+                if let Err((key, text)) = models::look(&key, &located.path, options) {
+                    self.wrong(key, text);
                 }
             }
             Err(missing) if !missing.can_be_pulled() => {
@@ -151,11 +157,11 @@ impl Findings {
                 Ok(()) => {}
                 Err(error) => {
                     let text = not_listening(key, bind, &error);
-                    match error.kind() {
-                        ErrorKind::AddrInUse => self
+                    match may_pass(&error) {
+                        true => self
                             .remarks
                             .push(format!("{text} (now; perhaps by the host that runs)")),
-                        _ => self.wrong(key, text),
+                        false => self.wrong(key, text),
                     }
                 }
             }

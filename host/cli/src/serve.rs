@@ -4,7 +4,6 @@
 //! configuration, the policies, the model's files. Loading the model takes long and happens
 //! behind the open port, where readiness can be asked for.
 
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,14 +17,14 @@ use interlock_engine::{
 };
 use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
+use interlock_models::LoadOptions;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
     AdminParts, InFlight, MetricsParts, PrefixKeys, ServedModel, ServerMetrics, ServerParts,
     WorkMetrics, WorkPool, system_time,
 };
 use interlock_sim::{SimModel, SimSettings};
-use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
+use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::listeners::Listeners;
@@ -51,8 +50,9 @@ Examples:
 SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
 
 It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
-configuration is wrong or names what cannot be used (a policy, a model, a path), and 3 when the
-device that computes has failed: start it again. `interlock config check` finds what 2 is about.";
+configuration is wrong or names what cannot be used (a policy, a model, a path, an address), and 3
+when the device that computes has failed: start it again. `interlock config check` finds what 2 is
+about.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
@@ -66,7 +66,12 @@ impl Serve {
         let loaded = policies::load(&effective, &registry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.context("cannot start the threads that serve")?;
-        let served = runtime.block_on(serve(effective.config, sources, loaded, registry));
+        let listeners = {
+            let _on_it = runtime.enter();
+            Listeners::open(&effective)?
+        };
+        let served =
+            runtime.block_on(serve(effective.config, listeners, sources, loaded, registry));
         // What still runs there (a policy that is being compiled, say), or blocks there for ever on a
         // disk that does not answer, is not waited for.
         runtime.shutdown_background();
@@ -76,13 +81,13 @@ impl Serve {
 
 async fn serve(
     config: Config,
+    listeners: Listeners,
     sources: Vec<Source>,
     policies::Loaded { keeper, record }: policies::Loaded,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
         .context("cannot hear signals")?;
-    let listeners = Listeners::open(&config)?;
     let address = listeners.clients.local_addr()?;
 
     let (models, thread) = start(sources, &config, &EngineMetrics::register(&registry))?;
@@ -268,41 +273,31 @@ struct Source {
 
 enum SourceKind {
     Simulated(SimSettings),
-    Files { path: PathBuf, options: LoadOptions },
+    Files { path: PathBuf, options: LoadOptions, text: Box<TextModel> },
 }
 
 /// All that is to be served, the default model first.
 fn sources(effective: &Effective) -> anyhow::Result<Vec<Source>> {
-    let Config { model, extra_model, cache, .. } = &effective.config;
-    let neighbours = u32::try_from(extra_model.len()).unwrap_or(u32::MAX);
-    let options = |context_max: Option<NonZeroU32>, unknown| LoadOptions {
-        context_max: context_max.map(NonZeroU32::get),
-        // One team of threads computes for all.
-        threads: model.threads,
-        cache_max: cache.memory_max.map(|size| size.0 / (u64::from(neighbours) + 1)),
-        neighbours,
-        unknown: models::unknown(unknown),
-    };
+    let config = &effective.config;
+    let Config { model, extra_model, .. } = config;
     let mut wanted = vec![(
         "model.reference".to_owned(),
         (model.model_id(), &model.aliases, &model.reference),
-        options(model.context_max, model.unknown),
+        models::load_options(config, model.context_max, model.unknown),
     )];
     wanted.extend(extra_model.iter().enumerate().map(|(at, extra)| {
         let names = (extra.model_id(), &extra.aliases, &extra.reference);
         let key = format!("extra_model.{at}.reference");
-        (key, names, options(extra.context_max, extra.unknown))
+        (key, names, models::load_options(config, extra.context_max, extra.unknown))
     }));
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for (key, (id, aliases, reference), options) in wanted {
-        match SourceKind::find(reference, options) {
+        match SourceKind::find(&key, reference, options) {
             Ok(kind) => {
                 let (aliases, reference) = (aliases.clone(), reference.clone());
                 found.push(Source { id, aliases, reference, kind });
             }
-            Err(NotFound::Refused(why)) => {
-                problems.push(effective.problem(&key, models::not_served(&key, &why)));
-            }
+            Err(NotFound::Refused(key, why)) => problems.push(effective.problem(&key, why)),
             Err(NotFound::Failed(error)) => {
                 return Err(error.context(models::not_served(&key, reference)));
             }
@@ -313,8 +308,9 @@ fn sources(effective: &Effective) -> anyhow::Result<Vec<Source>> {
 
 /// Why a model is not served.
 enum NotFound {
-    /// It cannot be: as the configuration is, it will not be next time either.
-    Refused(String),
+    /// It cannot be: as the configuration is, it will not be next time either. The setting that is
+    /// wrong, and why.
+    Refused(String, String),
     /// It could not be fetched.
     Failed(anyhow::Error),
 }
@@ -333,8 +329,10 @@ fn start(
 
 impl SourceKind {
     /// Parses or locates, and pulls what is not here.
-    fn find(reference: &ModelRef, options: LoadOptions) -> Result<Self, NotFound> {
-        let refused = |why: &dyn std::fmt::Display| NotFound::Refused(why.to_string());
+    fn find(key: &str, reference: &ModelRef, options: LoadOptions) -> Result<Self, NotFound> {
+        let refused = |why: &dyn std::fmt::Display| {
+            NotFound::Refused(key.to_owned(), models::not_served(key, why))
+        };
         if let ModelRef::Sim { settings, .. } = reference {
             let settings = models::simulated(settings).map_err(|why| refused(&why))?;
             let most = options.context_max.unwrap_or(settings.context);
@@ -345,9 +343,9 @@ impl SourceKind {
             NotPulled::NotHere(why) => refused(&why),
             other => NotFound::Failed(other.into()),
         })?;
-        // Reads headers only: what cannot be a model is found out before the port is open.
-        let description =
-            interlock_models::inspect(&path, options.unknown).map_err(|why| refused(&why))?;
+        // Reads no weights: what cannot be a model is found out before the port is open.
+        let (description, text) =
+            models::look(key, &path, &options).map_err(|(key, why)| NotFound::Refused(key, why))?;
         tracing::info!(
             model = %reference,
             path = %path.display(),
@@ -362,7 +360,7 @@ impl SourceKind {
                 "computed without what is not known of the model's files; model.unknown says so"
             );
         }
-        Ok(Self::Files { path, options })
+        Ok(Self::Files { path, options, text: Box::new(text) })
     }
 }
 
@@ -387,22 +385,19 @@ impl Source {
         let Self { id, aliases, kind, .. } = self;
         let text = Arc::new(OnceLock::new());
         let text_in = Arc::clone(&text);
-        let arrive = move |parts: TextParts| {
-            let model = TextModel::new(parts).map_err(|error| error.to_string())?;
-            // Set once per engine, which loads one model once.
-            let _ = text_in.set(Arc::new(model));
-            Ok::<(), String>(())
-        };
+        // Set once per engine, which loads one model once.
+        let arrive = move |model: TextModel| _ = text_in.set(Arc::new(model));
         let Config { engine, cache, waiting, .. } = config;
         let engine = match kind {
             SourceKind::Simulated(settings) => {
                 engines.add(engine, cache, waiting, metrics, move || {
                     let model = SimModel::load(settings);
-                    arrive(simulated_text())?;
+                    let text = TextModel::new(simulated_text());
+                    arrive(text.map_err(|error| error.to_string())?);
                     Ok::<_, String>(model)
                 })
             }
-            SourceKind::Files { path, options } => {
+            SourceKind::Files { path, options, text } => {
                 let name = id.clone();
                 engines.add(engine, cache, waiting, metrics, move || {
                     let begun = std::time::Instant::now();
@@ -411,7 +406,7 @@ impl Source {
                     };
                     let loaded = interlock_models::load(&path, &options, &mut report)
                         .map_err(|error| error.to_string())?;
-                    arrive(text_parts(loaded.text))?;
+                    arrive(*text);
                     let arithmetic = loaded.model.arithmetic();
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
@@ -434,36 +429,6 @@ fn simulated_text() -> TextParts {
         special_tokens: Default::default(),
         eos: vec![],
     }
-}
-
-/// From what `models` read to what `text` wants: the two do not know each other.
-fn text_parts(source: TextSource) -> TextParts {
-    let tokenizer = match source.tokenizer {
-        ModelTokenizer::Json(json) => TokenizerSource::Json(json),
-        ModelTokenizer::Gguf {
-            model,
-            pre,
-            tokens,
-            token_types,
-            scores,
-            merges,
-            add_bos,
-            add_eos,
-            add_space_prefix,
-        } => TokenizerSource::Gguf(GgufTokenizer {
-            model,
-            pre,
-            tokens,
-            token_types,
-            scores,
-            merges,
-            add_bos,
-            add_eos,
-            add_space_prefix,
-        }),
-    };
-    let TextSource { chat_template, special_tokens, eos, .. } = source;
-    TextParts { tokenizer, chat_template, special_tokens, eos }
 }
 
 impl Stop {

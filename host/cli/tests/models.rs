@@ -75,3 +75,45 @@ fn a_fifo_a_device_and_a_text_are_no_models_and_nobody_waits() {
         assert!(said.contains(says), "{said}");
     }
 }
+
+/// Both came up behind the open port, with status 1, and the check saw neither.
+#[test]
+fn a_tokenizer_that_is_none_and_a_cache_too_small_are_found_by_the_check_and_before_listening() {
+    let folder = common::Folder::new("looked-at");
+    let model = model_with("looked-at-model", r#""architectures": []"#);
+    let config = model.join("config.json");
+    let text = fs::read_to_string(&config).expect("it has one");
+    let longer =
+        text.replace("\"max_position_embeddings\": 512", "\"max_position_embeddings\": 8192");
+    assert_ne!(longer, text, "its cache would be too small otherwise");
+    fs::write(config, longer).expect("there is room");
+    let reference = format!("[model]\nreference = {:?}\n", model.to_str().expect("UTF-8"));
+    let refused = |config: &str, says: &[&str]| {
+        folder.put("interlock.toml", config);
+        for command in
+            [&["config", "check", "interlock.toml"][..], &["serve", "--bind", "127.0.0.1:0"]]
+        {
+            let output = folder.interlock().args(command).output().expect("our own binary runs");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
+            for part in says {
+                assert!(said.contains(part), "{command:?}: {part}\nis not in\n{said}");
+            }
+            assert!(output.stdout.is_empty() && !said.contains("listening"), "{said}");
+        }
+    };
+    let limit = "[cache]\nmemory_max = \"1MiB\"\n";
+    refused(
+        &format!("{reference}{limit}[[extra_model]]\nreference = \"sim:name=b\"\n"),
+        &[
+            "model.reference cannot be served: cache.memory_max gives this model 512KiB, and ",
+            " tokens take ",
+            "raise it",
+            "(interlock.toml:4)",
+        ],
+    );
+    fs::write(model.join("tokenizer.json"), "{}").expect("there is room");
+    refused(&reference, &["model.reference cannot be served: ", "tokenizer", "(interlock.toml:2)"]);
+    fs::remove_file(model.join("tokenizer.json")).expect("it was there");
+    refused(&reference, &["model.reference cannot be served: ", "tokenizer", "(interlock.toml:2)"]);
+}

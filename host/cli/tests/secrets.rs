@@ -161,3 +161,35 @@ settings = { anonymous = "a", limits = { concurrent = 1 }, when_unavailable = "o
     assert!(!log.contains(SECRET), "{log}");
     assert!(!record.expect("a record").contains(SECRET), "a secret is on record");
 }
+
+/// Wherever somebody writes a URL, or takes a place for one.
+#[test]
+fn a_login_in_what_names_a_model_or_a_policy_or_a_grant_is_not_quoted() {
+    let folder = Folder::new("secrets-urls");
+    folder.put(
+        "interlock.toml",
+        "[model]\nreference = \"sim:\"\n[[policy]]\nname = \"p\"\nsource = \"builtin:guard\"\n\
+         grants = [\"http:me:s3cret@host:80\", \"http:me:s3cret:80\", \"http://me:s3cret@host\"]\n",
+    );
+    folder.put("settings.toml", "key = \"s3cret\nother = 1\n");
+    for arguments in [
+        &["models", "inspect", "http://me:s3cret@host/x"][..],
+        &["models", "inspect", "./http://me:s3cret@host/x.gguf"],
+        &["models", "inspect", "hf:me:s3cret@host/x"],
+        &["models", "pull", "hf:http://me:s3cret@host/x"],
+        &["serve", "--model", "hf:me:s3cret@host"],
+        &["serve", "--model", "http://me:s3cret@host/x.gguf"],
+        &["config", "show", "--model", "hf:me:s3cret@host/x"],
+        &["config", "check", "interlock.toml"],
+        &["config", "check", "http://me:s3cret@host/interlock.toml"],
+        &["policy", "check", "http://me:s3cret@host/p.wasm"],
+        &["policy", "check", "builtin:guard", "--grant", "http:me:s3cret@host:80"],
+        &["policy", "check", "builtin:guard", "--settings", "settings.toml"],
+        &["policies", "list", "--url", "http://me:s3cret@127.0.0.1:1"],
+        &["bench", "compare", "http://me:s3cret@host/a", "http://me:s3cret@host/b"],
+    ] {
+        let (status, said) = told(&folder, arguments);
+        assert_ne!(status, Some(0), "{arguments:?}: {said}");
+        assert!(!said.is_empty() && !said.contains(SECRET), "{arguments:?}: {said}");
+    }
+}

@@ -350,7 +350,7 @@ impl Reader<'_> {
             return format!("{key} cannot be read, got {value}");
         }
         // Many types quote the text that they could not read.
-        let quoted = why.contains(&value);
+        let quoted = why.contains(&value) || (value == HIDDEN && why.contains(Secret::MASK));
         match (secret, quoted) {
             // A secret's type says what is wrong and quotes nothing of it; other types may quote.
             (true, _) if known.is_some_and(|key| key.secret) => {

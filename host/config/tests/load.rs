@@ -587,7 +587,7 @@ idle_timeout = \"0s\"
 ";
     Story::of(file, &[], &["metrics.connections_max=5000"]).says(expect![[r#"
         the configuration has 5 problems:
-          server.allowed_origins must have origins such as "https://chat.example" (a scheme, a host and, if it is not the usual one, a port; nothing behind), or "*" for all, got "https://chat.example/" (interlock.toml:2)
+          server.allowed_origins must have origins such as "https://chat.example" (http, https or an application's own scheme, a host and, if it is not the usual one, a port; nothing behind), or "*" for all, got "https://chat.example/" (interlock.toml:2)
           server.allowed_hosts must have names such as "llm.example" (no scheme, no port), or "*" for all, got "llm.example:443" (interlock.toml:3)
           server.stream_keepalive must be 0s (none) or at least 10ms, got 1ms (interlock.toml:4)
           server.idle_timeout must exceed 0s, got 0s (interlock.toml:5)

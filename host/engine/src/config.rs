@@ -136,7 +136,10 @@ impl CacheConfig {
     pub fn problems(&self) -> Vec<String> {
         let least = ByteSize(Self::MEMORY_MAX_MIN);
         let too_small = self.memory_max.filter(|size| size.0 < Self::MEMORY_MAX_MIN);
-        let problem = |size| format!("cache.memory_max must be at least {least}, got {size}");
+        let problem = |size| {
+            let plain = "a number without a unit counts bytes";
+            format!("cache.memory_max must be at least {least}, got {size} ({plain})")
+        };
         too_small.map(problem).into_iter().collect()
     }
 

@@ -13,7 +13,7 @@
 //! the setting that named it. Writing, but for whether it could be done. Files of the system's own
 //! (`/proc`), which have no length.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -47,9 +47,37 @@ pub fn can_write_in(folder: &Path) -> io::Result<()> {
     let name = CString::new(folder.as_os_str().as_bytes())?;
     // SAFETY: it reads a path that ends with NUL.
     match unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } {
+        0 if is_of_the_system(&name) => {
+            Err(io::Error::other("it is the system's own (as /proc and /sys), and takes no files"))
+        }
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether the kernel makes up what a folder holds. The rights there look as everywhere, and nobody
+/// can make a file.
+#[cfg(target_os = "linux")]
+fn is_of_the_system(folder: &CStr) -> bool {
+    const KINDS: [i64; 7] = [
+        libc::PROC_SUPER_MAGIC as i64,
+        libc::SYSFS_MAGIC as i64,
+        libc::CGROUP_SUPER_MAGIC as i64,
+        libc::CGROUP2_SUPER_MAGIC as i64,
+        libc::DEBUGFS_MAGIC as i64,
+        libc::SECURITYFS_MAGIC as i64,
+        libc::DEVPTS_SUPER_MAGIC as i64,
+    ];
+    // SAFETY: all of its fields are numbers, which may be 0.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: it reads a path that ends with NUL, and fills what it is given.
+    let read = unsafe { libc::statfs(folder.as_ptr(), &raw mut found) };
+    read == 0 && KINDS.contains(&(found.f_type as i64))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_of_the_system(_: &CStr) -> bool {
+    false
 }
 
 /// Opens a regular file for reading; links are followed.

@@ -13,6 +13,7 @@ use crate::{JSON_BYTES_MAX, NotAModel, read};
 
 /// What every tool calls the index of weights in several files.
 const INDEX: &str = "model.safetensors.index.json";
+const ENDING: &str = ".safetensors";
 pub(crate) const SINGLE: &str = "model.safetensors";
 
 /// Sets of weights by what their files are called without number, best first, where there are
@@ -50,48 +51,60 @@ impl Weights {
     /// When there is none, or none is to be preferred.
     pub fn among<'a>(names: impl Iterator<Item = &'a str>) -> Result<Self, Bad> {
         let names: BTreeSet<&str> = names.filter(|name| !name.contains('/')).collect();
-        let index = |name: &&str| name.ends_with(".safetensors.index.json");
+        let index = |name: &&str| without_ending(name, ".safetensors.index.json").is_some();
         let indexes: Vec<&str> = names.iter().copied().filter(index).collect();
-        match (names.get(INDEX), &indexes[..]) {
+        // The last, which is the one in small letters where there are several.
+        let usual = indexes.iter().rfind(|name| name.eq_ignore_ascii_case(INDEX));
+        match (usual, &indexes[..]) {
             (Some(index), _) | (None, [index]) => return Ok(Self::Index((*index).to_owned())),
             (None, []) => {}
             (None, [one, other, ..]) => {
                 return Err(Bad::Several(format!("{one} and {other} both name weights")));
             }
         }
-        let mut sets: BTreeMap<&str, Vec<Numbered<'_>>> = BTreeMap::new();
-        for name in &names {
-            let Some(stem) = name.strip_suffix(".safetensors") else { continue };
-            let numbered = Numbered::new(stem);
-            if !ADAPTERS.contains(&numbered.set) {
-                sets.entry(numbered.set).or_default().push(numbered);
+        let mut sets: BTreeMap<String, Vec<Numbered<'_>>> = BTreeMap::new();
+        for &name in &names {
+            let Some(stem) = without_ending(name, ENDING) else { continue };
+            let numbered = Numbered::new(name, stem);
+            let set = numbered.set.to_ascii_lowercase();
+            if !ADAPTERS.contains(&&*set) {
+                sets.entry(set).or_default().push(numbered);
             }
         }
-        let preferred = PREFERRED.iter().find_map(|set| sets.remove(set));
+        let preferred = PREFERRED.iter().find_map(|&set| sets.remove(set));
         let set = match (preferred, sets.len()) {
             (Some(set), _) => set,
             (None, 0) => return Err(Bad::None),
             (None, 1) => sets.into_values().flatten().collect(),
             (None, _) => {
                 let named: Vec<_> =
-                    sets.keys().take(4).map(|s| format!("{s}.safetensors")).collect();
+                    sets.keys().take(4).map(|set| format!("{set}{ENDING}")).collect();
                 return Err(Bad::Several(format!("{} are several models", named.join(" and "))));
             }
         };
         // Whole files win over shards, as with every loader.
-        let whole = set.iter().find(|file| file.number.is_none());
+        let whole = set.iter().rfind(|file| file.number.is_none());
         if let Some(whole) = whole {
-            return Ok(Self::Files(vec![format!("{}.safetensors", whole.stem)]));
+            return Ok(Self::Files(vec![whole.name.to_owned()]));
         }
         if let Some(missing) = set.first().and_then(|first| first.missing_of(&set)) {
             return Err(Bad::Lacks(missing));
         }
-        Ok(Self::Files(set.iter().map(|file| format!("{}.safetensors", file.stem)).collect()))
+        Ok(Self::Files(set.iter().map(|file| file.name.to_owned()).collect()))
     }
+}
+
+/// What stands before this ending, whichever letters of it are capitals: some disks and some people
+/// write all names so.
+fn without_ending<'a>(name: &'a str, ending: &str) -> Option<&'a str> {
+    let (stem, rest) = name.split_at_checked(name.len().checked_sub(ending.len())?)?;
+    rest.eq_ignore_ascii_case(ending).then_some(stem)
 }
 
 /// A file's name, taken apart: `weights.00001-of-00002`.
 struct Numbered<'a> {
+    /// With its ending.
+    name: &'a str,
     stem: &'a str,
     /// `weights`.
     set: &'a str,
@@ -102,10 +115,11 @@ struct Numbered<'a> {
 }
 
 impl<'a> Numbered<'a> {
-    fn new(stem: &'a str) -> Self {
-        let whole = Self { stem, set: stem, number: None, count: None };
+    fn new(name: &'a str, stem: &'a str) -> Self {
+        let whole = Self { name, stem, set: stem, number: None, count: None };
         let digits = |text: &&str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        let (rest, count) = match stem.rsplit_once("-of-") {
+        let of = stem.to_ascii_lowercase().rfind("-of-");
+        let (rest, count) = match of.map(|at| (&stem[..at], &stem[at + "-of-".len()..])) {
             Some((rest, count)) if digits(&count) => (rest, Some(count)),
             _ => (stem, None),
         };
@@ -114,7 +128,7 @@ impl<'a> Numbered<'a> {
             Some((set, number))
                 if digits(&number) && (count.is_some() || rest[set.len()..].starts_with('.')) =>
             {
-                Self { stem, set, number: Some(number), count }
+                Self { name, stem, set, number: Some(number), count }
             }
             _ => whole,
         }
@@ -130,7 +144,8 @@ impl<'a> Numbered<'a> {
             !set.iter().any(|file| file.number.and_then(|n| n.parse().ok()) == Some(*wanted))
         })?;
         let width = number.len();
-        Some(format!("{}{separator}{missing:0width$}-of-{count}.safetensors", self.set))
+        let ending = &self.name[self.stem.len()..];
+        Some(format!("{}{separator}{missing:0width$}-of-{count}{ending}", self.set))
     }
 }
 
@@ -197,6 +212,23 @@ mod tests {
             "model-00002-of-00003.safetensors",
         );
         lacks(&["model-1-of-99999999999.safetensors"], "model-2-of-99999999999.safetensors");
+    }
+
+    #[test]
+    fn an_ending_may_be_in_capitals_and_so_may_all_of_a_name() {
+        for one in ["model.SAFETENSORS", "MODEL.SAFETENSORS", "Model.SafeTensors"] {
+            assert_eq!(among(&[one, "Adapter.safetensors", "other.safetensors"]), files(&[one]));
+        }
+        let set = ["MODEL-00001-OF-00002.SAFETENSORS", "MODEL-00002-OF-00002.SAFETENSORS"];
+        assert_eq!(among(&set), files(&set));
+        let lacks = among(&set[1..]);
+        assert_eq!(lacks, Err(Bad::Lacks(set[0].replace("OF", "of"))));
+        let index = "MODEL.SAFETENSORS.INDEX.JSON";
+        assert_eq!(among(&[index, "w1.safetensors"]), Ok(Weights::Index(index.to_owned())));
+        // Where disks tell them apart, the one that other loaders look for.
+        assert_eq!(among(&[INDEX, index]), Ok(Weights::Index(INDEX.to_owned())));
+        let both = ["MODEL.SAFETENSORS", "model.safetensors"];
+        assert_eq!(among(&both), files(&["model.safetensors"]));
     }
 
     #[test]

@@ -64,7 +64,7 @@ use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenI
 
 use cache::{Budget, Pages, Room};
 use families::{Config, NotOurs};
-use mlx_rs::{Device, DeviceType, memory};
+use mlx_rs::{Device, DeviceType, Dtype, memory};
 use source::Source;
 use weights::{Precision, Survey};
 
@@ -131,6 +131,31 @@ pub struct Loaded {
 pub fn inspect(path: &Path, unknown: Unknown) -> Result<Description, LoadError> {
     let source = Source::open(path)?;
     Understood::new(&source, unknown).map(|understood| understood.description(&source))
+}
+
+/// What a model says of itself, and what the text side needs of it.
+#[derive(Debug)]
+pub struct Checked {
+    /// As [`inspect`] has it.
+    pub description: Description,
+    /// Plain data, as [`Loaded::text`].
+    pub text: TextSource,
+}
+
+/// Looks whether the model can be loaded with these options, as far as that is known before a weight
+/// is read.
+///
+/// # Errors
+///
+/// As for [`inspect`]; and when the memory given for keys and values does not hold one sequence.
+pub fn check(path: &Path, options: &LoadOptions) -> Result<Checked, LoadError> {
+    let source = Source::open(path)?;
+    let understood = Understood::new(&source, options.unknown)?;
+    if options.cache_max.is_some() {
+        // How wide they are depends on what computes.
+        understood.bounds(&source, options, precision())?;
+    }
+    Ok(Checked { description: understood.description(&source), text: source.text })
 }
 
 /// How the makers of the model in this folder say to sample: what its `generation_config.json`
@@ -254,14 +279,8 @@ fn load_with(
     let Understood { config, survey, .. } = &understood;
     let dimensions = config.dimensions();
     let description = understood.description(&source);
-    let dtype = weights::compute_type(&source, precision);
-    let kv_bytes = dimensions.kv_bytes_per_token(dtype);
-    let own = description.context.unwrap_or(CONTEXT_OTHERWISE);
-    let context = options.context_max.map_or(own, |most| most.min(own));
-    if let Some(given) = options.cache_max {
-        // Before the weights are read: that takes minutes, and this is known.
-        Room::new(Budget::Given(given), kv_bytes, context)?;
-    }
+    // Before the weights are read: that takes minutes, and this is known.
+    let Bounds { dtype, kv_bytes, context } = understood.bounds(&source, options, precision)?;
 
     if precision == Precision::Wide {
         cpu::prepare(options.threads);
@@ -302,7 +321,35 @@ struct Understood {
     ignored: Leftovers,
 }
 
+/// What bounds a sequence, and what each of its tokens takes.
+struct Bounds {
+    dtype: Dtype,
+    kv_bytes: u64,
+    context: u32,
+}
+
 impl Understood {
+    /// As these options and the files say, and what computes.
+    ///
+    /// # Errors
+    ///
+    /// When the memory that is given does not hold one sequence.
+    fn bounds(
+        &self,
+        source: &Source,
+        options: &LoadOptions,
+        precision: Precision,
+    ) -> Result<Bounds, LoadError> {
+        let dtype = weights::compute_type(source, precision);
+        let kv_bytes = self.config.dimensions().kv_bytes_per_token(dtype);
+        let own = self.description(source).context.unwrap_or(CONTEXT_OTHERWISE);
+        let context = options.context_max.map_or(own, |most| most.min(own));
+        if let Some(given) = options.cache_max {
+            Room::new(Budget::Given(given), kv_bytes, context)?;
+        }
+        Ok(Bounds { dtype, kv_bytes, context })
+    }
+
     fn new(source: &Source, unknown: Unknown) -> Result<Self, LoadError> {
         let path = || source.path.clone();
         let read = Config::read(&source.config).map_err(|not_ours| match not_ours {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use interlock_request::without_login;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +76,7 @@ impl FromStr for Grant {
     type Err = BadGrant;
 
     fn from_str(text: &str) -> Result<Self, BadGrant> {
-        let bad = || BadGrant(text.to_owned());
+        let bad = || BadGrant(without_login(text));
         let pointer = |pointer: &str| {
             let holds = pointer.starts_with('/') && !pointer.ends_with('/');
             holds.then(|| pointer.to_owned()).ok_or_else(bad)
@@ -99,7 +100,10 @@ impl FromStr for Grant {
             },
             Some(("http", place)) => {
                 let (host, port) = place.rsplit_once(':').ok_or_else(bad)?;
-                let plain = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c);
+                // Only IPv6 addresses have colons: before a name, one would belong to a login.
+                let others = if host.starts_with('[') && host.ends_with(']') { ":[]" } else { "" };
+                let plain =
+                    |c: char| c.is_ascii_alphanumeric() || "-._".contains(c) || others.contains(c);
                 let port: u16 = port.parse().map_err(|_| bad())?;
                 if host.is_empty() || !host.chars().all(plain) || port == 0 {
                     return Err(bad());
@@ -175,6 +179,7 @@ mod tests {
             "http::80",
             "http:a:0",
             "http:a b:80",
+            "http:me:s3cret:80",
         ] {
             assert!(text.parse::<Grant>().is_err(), "{text:?} was taken");
         }

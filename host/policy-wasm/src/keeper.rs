@@ -31,6 +31,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use interlock_policy_api::{Ceilings, Policy as _};
 use interlock_policy_chain::{Commons, Earlier, Link, NotKept, Policies, PolicyMode};
+use interlock_request::without_logins;
 
 pub use change::{Changed, Origin, PolicyChange, PolicyVersion};
 pub use looking::LookingAfter;
@@ -318,14 +319,15 @@ impl Keeper {
             refusal.map_or(0, |refusal| refusal.tries)
         };
         if digest == entry.compiled.digest {
-            let from = &entry.config.source;
-            tracing::info!(policy = name, %from, %digest, "a policy's file is the one in place");
+            let from = without_logins(&entry.config.source.to_string());
+            tracing::info!(policy = name, from, %digest, "a policy's file is the one in place");
             return;
         }
         if tried >= TRIES {
             return;
         }
-        tracing::info!(policy = name, from = %entry.config.source, %digest, "a policy's file changed");
+        let from = without_logins(&entry.config.source.to_string());
+        tracing::info!(policy = name, from, %digest, "a policy's file changed");
         let replaced = self.replace_by(name, Change::default(), Some(bytes), Origin::File);
         let Err(NotChanged::Load(failed)) = replaced else {
             return;
@@ -552,7 +554,7 @@ impl Entry {
             version: self.policy.version().to_owned(),
             sha256: self.compiled.digest.clone(),
             mode: self.config.mode,
-            source: self.config.source.to_string(),
+            source: without_logins(&self.config.source.to_string()),
             posted: self.posted,
         }
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use interlock_files::TooLong;
 use interlock_policy_api::PolicyFailure;
+use interlock_request::without_logins;
 use sha2::{Digest as _, Sha256};
 
 use crate::PolicySource;
@@ -14,7 +15,7 @@ use crate::limits::COMPONENT_BYTES_MAX;
 /// A policy could not be loaded. At start the host must not go on without it; later the one that
 /// was there stays.
 #[derive(Debug, thiserror::Error)]
-#[error("policy {policy:?} ({from}): {why}")]
+#[error("policy {policy:?} ({}): {why}", without_logins(&from.to_string()))]
 pub struct LoadFailed {
     /// The operator's name for it.
     pub policy: String,

@@ -18,5 +18,5 @@ pub use generation::{
     Sampling, SamplingDefaults,
 };
 pub use names::{BadRequestId, Endpoint, ModelId, RequestId, TokenId};
-pub use secret::{Secret, UrlWithLogin, is_secret, without_logins};
+pub use secret::{Secret, UrlWithLogin, is_secret, without_login, without_logins};
 pub use size::{BadByteSize, ByteSize};

@@ -115,6 +115,19 @@ pub fn without_logins(text: &str) -> String {
     clean + rest
 }
 
+/// What somebody wrote in the place of a URL, a host or a repository, without a login: what stands
+/// before the last `@` is masked, but for the scheme.
+pub fn without_login(word: &str) -> String {
+    let (scheme, rest) = match word.find("://") {
+        Some(at) => word.split_at(at + "://".len()),
+        None => ("", word),
+    };
+    match rest.rfind('@') {
+        Some(at) => format!("{scheme}{}{}", Secret::MASK, &rest[at..]),
+        None => word.to_owned(),
+    }
+}
+
 /// Whole names of secrets, or the last words of them.
 const SECRETS: &[&str] = &[
     "secret",
@@ -173,6 +186,14 @@ mod tests {
             ("write to me@example.com", "write to me@example.com"),
         ] {
             assert_eq!(without_logins(text), clean);
+        }
+        for (word, clean) in [
+            ("https://me:s3@cret@hub/x", "https://***@hub/x"),
+            ("me:s3cret@hub", "***@hub"),
+            ("s3://cret@hub", "s3://***@hub"),
+            ("llm.example:80", "llm.example:80"),
+        ] {
+            assert_eq!(without_login(word), clean);
         }
         let url = UrlWithLogin::from("https://me:s3cret@hub".to_owned());
         assert_eq!(format!("{url} {url:?}"), "https://***@hub \"https://***@hub\"");

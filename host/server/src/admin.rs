@@ -205,13 +205,16 @@ impl Desk {
         if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {
             return Some(unsupported(headers).into_response());
         }
+        if let Err(encoded) = body::as_it_is(headers) {
+            return Some(unread(encoded.into()).into_response());
+        }
         None
     }
 
     /// A body, which is a component at most.
     async fn read(&self, body: &mut Body) -> Result<Bytes, AdminError> {
         let limits = ServerConfig { body_max: self.config.component_max, ..self.server.clone() };
-        Ok(body::read(body, &limits, None).await.map_err(unread)?.bytes)
+        Ok(body::read(body, &limits, None).await.map_err(unread)?.without_mark().bytes)
     }
 }
 
@@ -266,6 +269,10 @@ fn unread(why: Failure) -> AdminError {
         Failure::Body(BodyProblem::TooSlow { limit }) => {
             let message = format!("the body took longer than {limit:?} (server.body_timeout)");
             (StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+        }
+        Failure::Body(BodyProblem::Encoded(codings)) => {
+            let message = body::encoded(&codings);
+            (StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message)
         }
         why => (StatusCode::BAD_REQUEST, "bad_body", format!("the body broke off: {why:?}")),
     };

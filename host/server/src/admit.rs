@@ -18,7 +18,6 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::PrefixKeys;
 use crate::ask::{Ask, Invalid, Least, Length, Words};
 use crate::body::Arrived;
 use crate::doors::client;
@@ -169,7 +168,7 @@ impl Host {
         lease: &mut Lease,
     ) -> Result<Understood, Failure> {
         let (chain, endpoint) = (Arc::clone(visit.hearing.chain()), visit.endpoint);
-        let Arrived { bytes, values } = arrived;
+        let Arrived { bytes, values } = arrived.without_mark();
         let size = bytes.len();
         // Kept for nobody, unless somebody may look at it.
         let seen = if chain.wants_content() { bytes.clone() } else { Bytes::new() };
@@ -185,7 +184,8 @@ impl Host {
             self.work.run(visit.job(Class::of(size, values)), parse).await?
         };
         let mut ask = Large::new(ask?, self.work.clone());
-        let mut facts = visit.facts(&ask, size, &self.prefix_keys);
+        let mut facts = self.facts(visit, &ask, size);
+        let asked = facts.model.clone();
         let body = Large::new(Arc::new(Body::new(seen)), self.work.clone());
         if chain.takes(Phase::Transform) {
             // Otherwise the first policy that looks would parse it, on the runtime's thread.
@@ -218,14 +218,13 @@ impl Host {
                     Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
                 })?;
                 // A policy that names a model says so last.
-                let model = (facts.model.as_str() != ask.model).then(|| facts.model.clone());
+                let model = (facts.model != asked).then(|| facts.model.clone());
                 // A client hears of its own fields, not of those that a policy added.
                 let unknown = std::mem::take(&mut ask.unknown);
                 ask = Large::new(Ask { unknown, ..again }, self.work.clone());
                 let identity = std::mem::take(&mut facts.identity);
                 let seen = std::mem::take(&mut facts.headers);
-                facts =
-                    Facts { identity, headers: seen, ..visit.facts(&ask, size, &self.prefix_keys) };
+                facts = Facts { identity, headers: seen, ..self.facts(visit, &ask, size) };
                 facts.model = model.unwrap_or(facts.model);
             }
         }
@@ -326,6 +325,27 @@ impl Host {
         limits.into_iter().filter_map(due).min_by_key(|(at, _)| *at)
     }
 
+    /// What is known of a request before a model is chosen.
+    fn facts(&self, visit: &Visit, ask: &Ask, body_bytes: usize) -> Facts {
+        let tokens = ask.tokens_asked();
+        Facts {
+            serial: visit.serial,
+            request_id: visit.id.clone(),
+            arrived_at_micros: visit.at_micros,
+            endpoint: visit.endpoint,
+            model: self.models.asked(ask.model.as_deref()),
+            streaming: ask.stream,
+            background: ask.background,
+            prompt_tokens: ask.words.tokens_about(),
+            tokens_max: tokens.unwrap_or(0),
+            tokens_max_asked: tokens.is_some(),
+            body_bytes: u64::try_from(body_bytes).unwrap_or(u64::MAX),
+            prefix_key: self.prefix_keys.key(&visit.identity.tenant, &ask.words),
+            identity: visit.identity.clone(),
+            headers: visit.headers.clone(),
+        }
+    }
+
     /// The model that the request runs on: the one it asks for, unless policies choose.
     async fn route(
         &self,
@@ -405,27 +425,6 @@ impl Visit {
 
     fn job(&self, class: Class) -> Job<'_> {
         Job { due: self.due, ..Job::new(class, self.whose()) }
-    }
-
-    /// What is known of it before a model is chosen.
-    fn facts(&self, ask: &Ask, body_bytes: usize, prefix_keys: &PrefixKeys) -> Facts {
-        let asked = ask.tokens_asked();
-        Facts {
-            serial: self.serial,
-            request_id: self.id.clone(),
-            arrived_at_micros: self.at_micros,
-            endpoint: self.endpoint,
-            model: ModelId::new(&ask.model),
-            streaming: ask.stream,
-            background: ask.background,
-            prompt_tokens: ask.words.tokens_about(),
-            tokens_max: asked.unwrap_or(0),
-            tokens_max_asked: asked.is_some(),
-            body_bytes: u64::try_from(body_bytes).unwrap_or(u64::MAX),
-            prefix_key: prefix_keys.key(&self.identity.tenant, &ask.words),
-            identity: self.identity.clone(),
-            headers: self.headers.clone(),
-        }
     }
 }
 

@@ -37,8 +37,8 @@ pub(crate) use sampling::Wished;
 /// A well-formed request.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ask {
-    /// The model's name, as the client wrote it.
-    pub(crate) model: String,
+    /// The model's name, as the client wrote it; `None`: it leaves the choice to the host.
+    pub(crate) model: Option<String>,
     /// What to continue.
     pub(crate) words: Words,
     /// How to draw tokens, as far as it says so.
@@ -248,8 +248,10 @@ impl Ask {
     }
 }
 
-fn model(body: &RequestFields<'_>) -> Result<String, Invalid> {
-    body.need("model")?.text()
+/// Other servers serve one model and do not ask for its name; some of their clients send an empty one.
+fn model(body: &RequestFields<'_>) -> Result<Option<String>, Invalid> {
+    let name = body.get("model").map(|item| item.text()).transpose()?;
+    Ok(name.filter(|name| !name.is_empty()))
 }
 
 fn flag(body: &RequestFields<'_>, name: &str) -> Result<bool, Invalid> {

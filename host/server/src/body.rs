@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::ServerConfig;
 use crate::failure::{BodyProblem, Failure};
+use crate::router::cut;
 use crate::work::Lease;
 
 /// A body that has arrived.
@@ -24,6 +25,40 @@ pub(crate) struct Arrived {
     /// JSON values in it, or somewhat more: what follows a comma or an opening bracket is one. What
     /// reading it costs depends on them as well as on the bytes.
     pub(crate) values: usize,
+}
+
+impl Arrived {
+    /// The same without the byte order mark that some editors and Windows' own tools begin a text
+    /// with: who reads JSON may pass over it (RFC 8259, 8.1).
+    pub(crate) fn without_mark(self) -> Self {
+        const MARK: &[u8] = "\u{feff}".as_bytes();
+
+        let bytes =
+            if self.bytes.starts_with(MARK) { self.bytes.slice(MARK.len()..) } else { self.bytes };
+        Self { bytes, ..self }
+    }
+}
+
+/// Looks whether a body is sent as it is: nobody here undoes a compression.
+///
+/// # Errors
+///
+/// When it is, with what its sender calls it.
+pub(crate) fn as_it_is(headers: &HeaderMap) -> Result<(), BodyProblem> {
+    let codings = headers.get_all(header::CONTENT_ENCODING);
+    let codings = codings.iter().map(|coding| String::from_utf8_lossy(coding.as_bytes()));
+    let is_none = |one: &str| one.trim().is_empty() || one.trim().eq_ignore_ascii_case("identity");
+    let named = codings.collect::<Vec<_>>().join(", ");
+    if named.split(',').all(is_none) { Ok(()) } else { Err(BodyProblem::Encoded(named)) }
+}
+
+/// What who sent a compressed body is told.
+pub(crate) fn encoded(codings: &str) -> String {
+    format!(
+        "a body with the content-encoding {:?} is not supported: send it as it is, without that \
+         header",
+        cut(codings)
+    )
 }
 
 /// Reads all of it, and takes its memory as it comes, if there is someone to take it from.

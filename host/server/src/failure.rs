@@ -3,12 +3,14 @@
 //! | cause | status | code |
 //! |---|---|---|
 //! | a field is wrong, missing or not served | 400 | `invalid_value`, `unsupported_parameter`, ... |
+//! | body compressed | 415 | `content_encoding` |
 //! | unknown model, route or request id | 404 | `model_not_found`, `unknown_url`, `request_not_found` |
 //! | a web page, or a name, that is not allowed | 403, 421 | `cross_origin`, `wrong_host` |
 //! | wrong method | 405 | `method_not_allowed` |
 //! | not HTTP, or what the framework cannot read | 400 | `malformed_request` |
 //! | head too slow, URL too long, head too large | 408, 414, 431 | `header_timeout`, `url_too_long`, `headers_too_large` |
 //! | body too slow, too large | 408, 413 | `body_timeout`, `body_too_large` |
+//! | asked for while its client is being answered | 409 | `request_in_flight` |
 //! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
 //! | waiting room full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
@@ -42,6 +44,7 @@ use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 use serde::Serialize;
 
 use crate::ask::Invalid;
+use crate::body::encoded;
 use crate::doors::Over;
 use crate::listener::HeadLimits;
 use crate::origin::Foreign;
@@ -86,8 +89,10 @@ pub(crate) enum Failure {
     Method,
     /// No request of this id is in flight, and none is kept.
     UnknownRequest(String),
-    /// No answer to a request of this id is kept; it may be in flight, for its client alone.
+    /// No answer to a request of this id is kept, and none is in flight.
     NotKept(String),
+    /// The request of this id is in flight, and its answer is for its client alone.
+    InFlight(RequestId),
     /// More connections than configured.
     Connections(Over),
     /// The host is stopping and takes nothing new.
@@ -162,6 +167,8 @@ pub(crate) enum BodyProblem {
     },
     /// The connection broke, or its framing is wrong.
     Broken(String),
+    /// It is compressed, in these ways, as its sender calls them.
+    Encoded(String),
 }
 
 /// An error in OpenAI's shape, without its envelope.
@@ -202,6 +209,7 @@ impl Failure {
         "body_too_large",
         "body_timeout",
         "body_broken",
+        "content_encoding",
         "headers_too_large",
         "malformed_request",
         "url_too_long",
@@ -212,6 +220,7 @@ impl Failure {
         "unknown_url",
         "method_not_allowed",
         "request_not_found",
+        "request_in_flight",
         "too_many_connections",
         "shutting_down",
         "waiting_room_full",
@@ -242,6 +251,7 @@ impl Failure {
             Self::Body(BodyProblem::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Body(BodyProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(BodyProblem::Broken(_)) => StatusCode::BAD_REQUEST,
+            Self::Body(BodyProblem::Encoded(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Head { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
@@ -255,6 +265,7 @@ impl Failure {
             | Self::UnknownUrl { .. }
             | Self::UnknownRequest(_)
             | Self::NotKept(_) => StatusCode::NOT_FOUND,
+            Self::InFlight(_) => StatusCode::CONFLICT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotStarted(NotStarted::Full { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Self::Connections(_) | Self::Draining | Self::NotStarted(_) => {
@@ -310,6 +321,7 @@ impl Failure {
                 refused.rejection.retry_after.map_or(Retry::Unsaid, Retry::After)
             }
             Self::Cancelled(_)
+            | Self::InFlight(_)
             | Self::Intervened(_)
             | Self::Spoiled(_)
             | Self::Work(NotDone::Endless { .. }) => Retry::Never,
@@ -326,6 +338,7 @@ impl Failure {
             Self::Body(BodyProblem::TooLarge { .. }) => "body_too_large",
             Self::Body(BodyProblem::TooSlow { .. }) => "body_timeout",
             Self::Body(BodyProblem::Broken(_)) => "body_broken",
+            Self::Body(BodyProblem::Encoded(_)) => "content_encoding",
             Self::Head { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => "headers_too_large",
             Self::Unreadable(HeadProblem::Malformed | HeadProblem::Rejected { .. }) => {
                 "malformed_request"
@@ -338,6 +351,7 @@ impl Failure {
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
             Self::UnknownRequest(_) | Self::NotKept(_) => "request_not_found",
+            Self::InFlight(_) => "request_in_flight",
             Self::Connections(_) => "too_many_connections",
             Self::Draining | Self::Cancelled(CancelCause::Shutdown) => "shutting_down",
             Self::NotStarted(NotStarted::Full { .. }) => "waiting_room_full",
@@ -449,6 +463,7 @@ impl Failure {
                 format!("the body did not arrive within {limit:?}")
             }
             Self::Body(BodyProblem::Broken(why)) => format!("the body could not be read: {why}"),
+            Self::Body(BodyProblem::Encoded(codings)) => encoded(codings),
             Self::Head { unit, got, limit } => {
                 format!("the request's head has {got} {unit}, the limit is {limit}")
             }
@@ -494,6 +509,11 @@ impl Failure {
             Self::NotKept(id) => format!(
                 "no answer {id:?} is kept: those are of requests in the background, and of those that \
                  went on without their client"
+            ),
+            Self::InFlight(id) => format!(
+                "the request {:?} is in flight and its answer goes to its client alone: it is not \
+                 stored (\"background\": true stores one); POST /v1/requests/{id}/cancel cancels it",
+                id.as_str()
             ),
             Self::Connections(Over::Connections(limit)) => {
                 format!("{limit} connections are open, which is the limit")
@@ -652,6 +672,7 @@ mod tests {
             BodyProblem::TooLarge { limit: 1 }.into(),
             BodyProblem::TooSlow { limit: Duration::ZERO }.into(),
             BodyProblem::Broken(String::new()).into(),
+            BodyProblem::Encoded(String::new()).into(),
             Failure::Head { unit: "bytes", got: 2, limit: 1 },
             Failure::Unreadable(HeadProblem::Malformed),
             Failure::Unreadable(HeadProblem::UrlTooLong),
@@ -663,6 +684,7 @@ mod tests {
             Failure::Method,
             Failure::UnknownRequest(String::new()),
             Failure::NotKept(String::new()),
+            Failure::InFlight(RequestId::generate()),
             Failure::Connections(Over::Address(1)),
             Failure::Draining,
             NotStarted::Full { waiting: 1, limit: 1 }.into(),

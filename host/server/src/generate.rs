@@ -159,6 +159,10 @@ async fn prepare(
         }
     };
     owner.is(&visit.identity.tenant);
+    if let Err(encoded) = body::as_it_is(headers) {
+        body::discard(body, &host.config).await;
+        return Err(encoded.into());
+    }
     let mut lease = host.work.lease(visit.whose());
     let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.

@@ -89,7 +89,7 @@ pub(crate) async fn request(
     headers: HeaderMap,
 ) -> Answer {
     let endpoint = host.endpoint_of(RequestId::parse(&id).ok().as_ref());
-    let (title, kept) = host.kept(&meta, endpoint, &headers, &id).await?;
+    let (title, kept) = host.kept(&meta, endpoint, &headers, &id, |_| true).await?;
     let (mut answer, mut error) = (None, None);
     match &kept {
         Kept::Queued | Kept::Running => {}
@@ -124,7 +124,12 @@ impl Host {
     ) -> Result<(Arc<Title>, Kept), Failure> {
         let unknown = || Failure::NotKept(cut(id));
         let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
-        let (title, kept) = self.kept(meta, Endpoint::Responses, headers, request).await?;
+        let responses = |endpoint: Endpoint| endpoint == Endpoint::Responses;
+        let kept = self.kept(meta, Endpoint::Responses, headers, request, responses).await;
+        let (title, kept) = kept.map_err(|why| match why {
+            Failure::NotKept(_) => unknown(),
+            why => why,
+        })?;
         let is_response = matches!(title.shape, Shape::Responses(_));
         is_response.then_some((title, kept)).ok_or_else(unknown)
     }
@@ -135,11 +140,16 @@ impl Host {
         endpoint: Endpoint,
         headers: &HeaderMap,
         id: &str,
+        through: impl Fn(Endpoint) -> bool,
     ) -> Result<(Arc<Title>, Kept), Failure> {
         let visit = self.identify_to_look_up(meta, endpoint, headers).await?;
         let id = RequestId::parse(id).map_err(|_| Failure::NotKept(cut(id)))?;
-        let kept = self.results.get(&id, &visit.identity.tenant);
-        kept.ok_or_else(|| Failure::NotKept(id.to_string()))
+        let tenant = &visit.identity.tenant;
+        if let Some(kept) = self.results.get(&id, tenant) {
+            return Ok(kept);
+        }
+        let in_flight = self.live.has(&id, tenant, through);
+        Err(if in_flight { Failure::InFlight(id) } else { Failure::NotKept(id.to_string()) })
     }
 }
 

@@ -152,6 +152,20 @@ impl Live {
         Some(latest.seen().endpoint)
     }
 
+    /// Has this tenant a request of this id whose end is not certain, through one of these endpoints?
+    pub(crate) fn has(
+        &self,
+        id: &RequestId,
+        tenant: &str,
+        through: impl Fn(Endpoint) -> bool,
+    ) -> bool {
+        let asks = self.asks();
+        let theirs =
+            |place: &Place| place.tenant.as_deref() == Some(tenant) && place.end.borrow().is_none();
+        let mut all = asks.by_name.range(named(id));
+        all.any(|(_, place)| theirs(place) && through(place.activity.seen().endpoint))
+    }
+
     /// Those that are wanted, at most so many, the oldest first; and how many are wanted in all.
     pub(crate) fn list(
         &self,

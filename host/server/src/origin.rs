@@ -22,6 +22,7 @@ use std::time::Duration;
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use interlock_request::without_login;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::ServerConfig;
@@ -101,13 +102,11 @@ impl OriginRules {
         let names = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
         let mut names = names.chain(absolute).chain(unnamed.then_some(&b""[..]));
         if let Some(host) = names.find(|host| !self.is_called(host)) {
-            return Err(Foreign::Host(String::from_utf8_lossy(host).into_owned()));
+            return Err(Foreign::Host(told(host)));
         }
         let mut origins = headers.get_all(header::ORIGIN).iter();
         match origins.find(|origin| !self.allows(origin, headers)) {
-            Some(origin) => {
-                Err(Foreign::Origin(String::from_utf8_lossy(origin.as_bytes()).into_owned()))
-            }
+            Some(origin) => Err(Foreign::Origin(told(origin.as_bytes()))),
             None => Ok(()),
         }
     }
@@ -161,6 +160,11 @@ impl OriginRules {
     }
 }
 
+/// What a client wrote, for the log and for itself.
+fn told(name: &[u8]) -> String {
+    without_login(&String::from_utf8_lossy(name))
+}
+
 /// Is it what nobody's name server decides about: an address, or this machine's own name? Through a
 /// tunnel or by way of other machines' addresses a listener may be reached by any of them.
 fn stands_for_itself(name: &str) -> bool {
@@ -198,18 +202,38 @@ fn is_of_host(origin: &str, host: &str) -> bool {
 }
 
 /// What is wrong with `server.allowed_origins`, as relation and value.
+///
+/// `null` is none: it is what pages say that hide where they are from, and any page can.
 pub(crate) fn origin_problem(origin: &str) -> Option<String> {
-    let rest = origin.split_once("://").map(|(_, rest)| rest);
-    let is_origin = rest
-        .is_some_and(|rest| !rest.is_empty() && !rest.contains(['/', '?', '#', '*', '@']))
-        && HeaderValue::from_str(origin).is_ok();
+    let is_origin = origin.split_once("://").is_some_and(|(scheme, rest)| {
+        let authority = rest.parse::<Authority>().ok();
+        // A port that is no number of 16 bits is read as part of no host.
+        let is_place = authority.is_some_and(|it| {
+            let port = it.port_u16().map_or(0, |port| format!(":{port}").len());
+            !it.host().is_empty() && it.host().len() + port == rest.len()
+        });
+        is_origin_scheme(scheme) && is_place && !rest.contains(['*', '@'])
+    });
     (!is_origin && origin != ANY).then(|| {
         format!(
-            "must have origins such as \"https://chat.example\" (a scheme, a host and, if it is not \
-             the usual one, a port; nothing behind), or \"*\" for all, got {}",
+            "must have origins such as \"https://chat.example\" (http, https or an application's \
+             own scheme, a host and, if it is not the usual one, a port; nothing behind), or \"*\" \
+             for all, got {}",
             quoted(origin)
         )
     })
+}
+
+/// Are there pages of this scheme that ask servers? Of those that every browser knows there are of
+/// `http` and `https` alone; an application or a browser's extension may have one of its own, such as
+/// `tauri` or `chrome-extension`.
+fn is_origin_scheme(scheme: &str) -> bool {
+    const NO_PAGES: [&str; 8] = ["ftp", "file", "ws", "wss", "data", "blob", "about", "javascript"];
+
+    let mut letters = scheme.chars();
+    letters.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && letters.all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+        && !NO_PAGES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
 /// What is wrong with `server.allowed_hosts`, as relation and value.
@@ -290,7 +314,7 @@ mod tests {
             "x@localhost",
             "x@10.0.0.5",
         ] {
-            assert_eq!(checked(&rules, &format!("{name} -")), host(name));
+            assert_eq!(checked(&rules, &format!("{name} -")), host(&without_login(name)));
         }
         for name in ["https://evil.example", "null", "http://localhost:3000", "https://localhost"] {
             assert_eq!(checked(&rules, &format!("localhost:8080 {name}")), origin(name));
@@ -363,10 +387,30 @@ mod tests {
         for why in [host_problem("u@a"), origin_problem("http://u:p@a")] {
             assert!(why.is_some_and(|why| why.ends_with("got a text with a login")));
         }
-        for good in ["*", "https://a.example", "http://localhost:3000", "tauri://localhost"] {
+        for good in [
+            "*",
+            "https://a.example",
+            "http://localhost:3000",
+            "tauri://localhost",
+            "http://[::1]:80",
+        ] {
             assert_eq!(origin_problem(good), None);
         }
-        for bad in ["", "a.example", "https://", "https://a/", "https://*.example", "null"] {
+        for bad in [
+            "",
+            "a.example",
+            "https://",
+            "https://a/",
+            "https://*.example",
+            "null",
+            "ftp://x",
+            "FILE://x",
+            "ws://x",
+            "://x",
+            "a b://x",
+            "https://a:99999",
+            "https://a:",
+        ] {
             assert!(origin_problem(bad).is_some_and(|why| why.contains(bad)), "{bad}");
         }
         for good in ["*", "a.example", "10.0.0.1", "[::1]"] {

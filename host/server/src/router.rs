@@ -13,7 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use interlock_request::{CancelCause, Endpoint, RequestId};
+use interlock_request::{CancelCause, Endpoint, RequestId, without_logins};
 use serde_json::json;
 use tokio::time::Instant;
 use tower::ServiceExt;
@@ -230,7 +230,7 @@ impl Host {
 
         let status = failure.status();
         let code = failure.complaint(id).code;
-        let path: String = line.uri.path().chars().take(PATH_CHARS).collect();
+        let path: String = without_logins(line.uri.path()).chars().take(PATH_CHARS).collect();
         let (policy, why) = failure.policy().unzip();
         tracing::info!(
             request = %id, method = %line.method, ?path, status = status.as_u16(),

@@ -60,7 +60,11 @@ pub(crate) fn settings(text: &str) -> Result<Map<String, Value>, String> {
     if Path::new(text).extension().is_some_and(|extension| extension == "json") {
         return serde_json::from_str(&read).map_err(|why| why.to_string());
     }
-    toml::from_str(&read).map_err(|why| why.to_string())
+    // Its own text quotes the line, which may hold a secret.
+    toml::from_str(&read).map_err(|why: toml::de::Error| {
+        let before = why.span().and_then(|span| read.get(..span.start)).unwrap_or_default();
+        format!("{text}, line {}: {}", before.lines().count().max(1), why.message())
+    })
 }
 
 impl Subject {

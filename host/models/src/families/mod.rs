@@ -128,6 +128,12 @@ impl Dimensions {
                 return Err(format!("{key} is {value}, must be 1 to {most}"));
             }
         }
+        if self.head_dim % 2 != 0 {
+            return Err(format!(
+                "head_dim is {}, must be even: the dimensions of a head are rotated in pairs",
+                self.head_dim
+            ));
+        }
         if self.heads % self.kv_heads != 0 {
             return Err(format!(
                 "num_attention_heads is {}, no multiple of num_key_value_heads, {}",

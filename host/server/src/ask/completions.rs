@@ -32,7 +32,8 @@ pub(super) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
 
 /// A number of alternatives; `false` is how clients of the chat endpoint say none.
 fn logprobs(body: &RequestFields<'_>) -> Result<Option<u32>, Invalid> {
-    let asked = body.get("logprobs").filter(|item| item.raw().get() != "false");
+    let is_no = |item: &Item<'_>| matches!(item.raw().get(), "false" | "\"false\"");
+    let asked = body.get("logprobs").filter(|item| !is_no(item));
     asked.map(|item| super::likeliest(&item)).transpose()
 }
 

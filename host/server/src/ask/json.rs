@@ -131,8 +131,17 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// A number that may be a token's; whether the model has it is not known here.
+    /// A number that may be a token's; whether the model has it is not known here. In quotes it is
+    /// none: in prompts and biases, clients of llama.cpp write texts among the ids.
     pub(crate) fn token_id(&self) -> Result<TokenId, Invalid> {
+        if self.is_text() {
+            return Err(self.wrong_type(&expected_integer(&(0..=i64::from(TokenId::MAX)))));
+        }
+        self.quoted_token_id()
+    }
+
+    /// The same where no text can stand in its place, so that it may be in quotes as other numbers.
+    pub(crate) fn quoted_token_id(&self) -> Result<TokenId, Invalid> {
         let id = self.integer(0..=i64::from(TokenId::MAX))?;
         Ok(TokenId::try_from(id).expect("the range was checked"))
     }
@@ -145,17 +154,13 @@ impl<'a> Item<'a> {
         self.raw.get().starts_with('[')
     }
 
-    pub(crate) fn is_number(&self) -> bool {
-        begins_number(self.raw.get())
-    }
-
     /// Is it a list whose first element is a number?
     pub(crate) fn is_list_of_numbers(&self) -> bool {
         self.raw.get().strip_prefix('[').is_some_and(|inner| begins_number(inner.trim_start()))
     }
 
     pub(crate) fn number(&self, allowed: Numbers) -> Result<f64, Invalid> {
-        let number = self.is_number().then(|| self.raw.get().parse::<f64>().ok()).flatten();
+        let number = numeral(self.raw.get()).and_then(|numeral| numeral.parse::<f64>().ok());
         let number = number.ok_or_else(|| self.wrong_type(&format!("a number {allowed}")))?;
         if allowed.contains(number) {
             Ok(number)
@@ -165,12 +170,8 @@ impl<'a> Item<'a> {
     }
 
     pub(crate) fn integer(&self, allowed: RangeInclusive<i64>) -> Result<i64, Invalid> {
-        let expected = || match (*allowed.start(), *allowed.end()) {
-            (i64::MIN, i64::MAX) => "an integer of at most 64 bits".to_owned(),
-            (least, i64::MAX) => format!("an integer of at least {least}"),
-            (least, most) => format!("an integer from {least} to {most}"),
-        };
-        let whole = self.is_number().then(|| whole_number(self.raw.get())).flatten();
+        let expected = || expected_integer(&allowed);
+        let whole = numeral(self.raw.get()).and_then(whole_number);
         let whole = whole.ok_or_else(|| self.wrong_type(&expected()))?;
         match whole.parse::<i64>() {
             Ok(number) if allowed.contains(&number) => Ok(number),
@@ -187,14 +188,9 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// True or false; also as 1, 0 or their names in quotes, as clients write them that have no
-    /// such type.
+    /// True or false, in any of the ways of [`truth`].
     pub(crate) fn boolean(&self) -> Result<bool, Invalid> {
-        match self.raw.get() {
-            "true" | "1" | "\"true\"" => Ok(true),
-            "false" | "0" | "\"false\"" => Ok(false),
-            _ => Err(self.wrong_type("true or false")),
-        }
+        truth(self.raw.get()).ok_or_else(|| self.wrong_type("true or false"))
     }
 
     pub(crate) fn text(&self) -> Result<String, Invalid> {
@@ -253,6 +249,49 @@ fn whole_number(json: &str) -> Option<Cow<'_, str>> {
     let number: f64 = json.parse().ok()?;
     // What is infinite has no digits, and whoever reads them names the limit.
     (number.fract() == 0.0 || number.is_infinite()).then(|| format!("{number:.0}").into())
+}
+
+/// The number that a JSON text is, or that stands in its quotes: clients that take everything from a
+/// form or the environment write `"0.5"`, which vLLM (pydantic) reads.
+pub(super) fn numeral(json: &str) -> Option<&str> {
+    let text = unquoted(json).unwrap_or(json).trim();
+    let of_a_number = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E');
+    // What begins like one may go on as `-inf`, in quotes.
+    (begins_number(text) && text.chars().all(of_a_number)).then_some(text)
+}
+
+/// True and false, as vLLM (pydantic) reads them: also as 1 and 0, and in quotes as these, yes and
+/// no, on and off, or their first letters.
+pub(super) fn truth(json: &str) -> Option<bool> {
+    let Some(word) = unquoted(json) else {
+        return match json {
+            "true" => Some(true),
+            "false" => Some(false),
+            number => match numeral(number)?.parse::<f64>() {
+                Ok(1.0) => Some(true),
+                Ok(0.0) => Some(false),
+                _ => None,
+            },
+        };
+    };
+    match word.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
+        "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// What stands in the quotes of a JSON text that is a string.
+fn unquoted(json: &str) -> Option<&str> {
+    json.strip_prefix('"')?.strip_suffix('"')
+}
+
+fn expected_integer(allowed: &RangeInclusive<i64>) -> String {
+    match (*allowed.start(), *allowed.end()) {
+        (i64::MIN, i64::MAX) => "an integer of at most 64 bits".to_owned(),
+        (least, i64::MAX) => format!("an integer of at least {least}"),
+        (least, most) => format!("an integer from {least} to {most}"),
+    }
 }
 
 fn begins_number(json: &str) -> bool {

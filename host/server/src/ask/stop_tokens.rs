@@ -17,6 +17,6 @@ pub(super) fn parse(body: &RequestFields<'_>) -> Result<Vec<TokenId>, Invalid> {
         if count > TOKENS_MAX {
             return Err(item.wrong_value(&format!("at most {TOKENS_MAX} token ids")));
         }
-        one.token_id()
+        one.quoted_token_id()
     })
 }

@@ -216,3 +216,41 @@ async fn without_places_nothing_goes_on_without_its_client() {
         assert_eq!(outcome, Outcome::Cancelled(CancelCause::Disconnect), "{action:?}");
     }
 }
+
+/// They were told that no answer is kept, as if there were no such request.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_an_answer_that_its_client_is_getting_is_told_so_and_how_to_cancel_it() {
+    let mut rig = Rig::with(Setup { gated: true, ..Setup::scripted(tenants()) }).await;
+    let ask = async |method: &str, path: &str, tenant: &str, body: &str| {
+        let mut connection = rig.connect().await;
+        let headers = [("x-tenant", tenant), ("x-request-id", "mine")];
+        connection.send(method, path, &headers, body).await;
+        connection
+    };
+    let body = r#"{"model":"sim","input":"hello","max_output_tokens":3000,"stream":true}"#;
+    let mut stream = ask("POST", "/v1/responses", "acme", body).await;
+    rig.gate.wait_begun(1);
+    for (method, path) in [
+        ("GET", "/v1/responses/resp_mine"),
+        ("DELETE", "/v1/responses/resp_mine"),
+        ("POST", "/v1/responses/resp_mine/cancel"),
+        ("GET", "/v1/requests/mine"),
+    ] {
+        let answer = ask(method, path, "acme", "").await.answer().await;
+        assert_eq!((answer.status, &*answer.code()), (409, "request_in_flight"), "{method} {path}");
+        assert_eq!(answer.header("x-should-retry"), Some("false"), "{method} {path}");
+        let told = answer.json()["error"]["message"].to_string();
+        assert!(told.contains("in flight") && told.contains("/v1/requests/mine/cancel"), "{told}");
+        let others = ask(method, path, "globex", "").await.answer().await;
+        assert_eq!((others.status, &*others.code()), (404, "request_not_found"), "{method} {path}");
+    }
+    let told = ask("POST", "/v1/requests/mine/cancel", "acme", "").await.answer().await;
+    assert_eq!((told.status, &told.json()["cancelled"]), (200, &true.into()));
+    rig.gate.open();
+    assert_eq!(rig.ended().await.1.outcome, Outcome::Cancelled(CancelCause::Operator));
+    assert_eq!(stream.answer().await.status, 200, "its stream had begun");
+    let mut after = rig.connect().await;
+    after.send("GET", "/v1/responses/resp_mine", &[("x-tenant", "acme")], "").await;
+    let after = after.answer().await;
+    assert_eq!((after.status, &*after.code()), (404, "request_not_found"));
+}

@@ -193,3 +193,83 @@ async fn headers_that_mean_nothing_here_are_harmless() {
         assert_eq!(answer.status, 200, "{header}: {answer:?}");
     }
 }
+
+/// As other servers read numbers, and what their clients send from forms and environments.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_or_a_switch_in_quotes_is_what_stands_in_them() {
+    let rig = Rig::start().await;
+    let body = r#"{"model":"sim","prompt":"x","max_tokens":"3","temperature":"0.5","top_k":" 40 ",
+        "seed":"7.0","n":"1","ignore_eos":"off","echo":"False","skip_special_tokens":"yes",
+        "stop_token_ids":["5"],"logit_bias":{"7":"1.5"},"stream":"no","logprobs":"2"}"#;
+    let answer = rig.post("/v1/completions", body).await;
+    assert_eq!((answer.status, &answer.json()["usage"]["completion_tokens"]), (200, &3.into()));
+    assert_eq!(answer.json()["choices"][0]["logprobs"]["tokens"].as_array().map(Vec::len), Some(3));
+    for (field, told) in [
+        (r#""temperature":"hot""#, "temperature must be a number from 0 to 2, got \"hot\""),
+        (r#""temperature":"-inf""#, "temperature must be a number from 0 to 2, got \"-inf\""),
+        (r#""temperature":"2.5""#, "temperature must be a number from 0 to 2, got \"2.5\""),
+        (
+            r#""max_tokens":"3 or so""#,
+            "max_tokens must be an integer of at least 1, got \"3 or so\"",
+        ),
+        (r#""stream":"maybe""#, "stream must be true or false, got \"maybe\""),
+        (r#""n":"2""#, "n is not supported: one answer per request is served, got \"2\""),
+        (
+            r#""guided_regex":"false""#,
+            "guided_regex is not supported: structured output is not served",
+        ),
+    ] {
+        let answer = rig.post("/v1/completions", &format!(r#"{{"prompt":"x",{field}}}"#)).await;
+        assert_eq!(answer.status, 400, "{field}");
+        let said = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(said.starts_with(told), "{field}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_order_mark_before_a_body_is_passed_over_and_no_policy_sees_it() {
+    let transform = |_: &Facts, body: &Body| {
+        body.set("/max_tokens", "2").expect("a body");
+        Transformed::Keep
+    };
+    for script in
+        [Script::default(), Script { transform: Some(Box::new(transform)), ..Script::default() }]
+    {
+        let most = if script.transform.is_some() { 2 } else { 3 };
+        let rig = Rig::with(Setup::scripted(script)).await;
+        for (path, words) in ENDPOINTS.into_iter().filter(|(path, _)| !path.ends_with("responses"))
+        {
+            let answer = rig.post(path, &format!("\u{feff}{{\"model\":\"sim\",{words}}}")).await;
+            assert_eq!(answer.status, 200, "{path}: {answer:?}");
+            assert_eq!(answer.json()["usage"]["completion_tokens"], most, "{path}");
+        }
+        let twice = rig.post("/v1/completions", "\u{feff}\u{feff}{}").await;
+        assert_eq!((twice.status, &*twice.code()), (400, "invalid_json"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_is_refused_by_the_name_of_its_encoding() {
+    let rig = Rig::start().await;
+    let (path, words) = ENDPOINTS[1];
+    let body = format!(r#"{{"model":"sim",{words}}}"#);
+    let post = async |encoding: &str| {
+        let mut connection = rig.connect().await;
+        connection.send("POST", path, &[("content-encoding", encoding)], &body).await;
+        connection.answer().await
+    };
+    for encoding in ["gzip", "br", "identity, zstd"] {
+        let answer = post(encoding).await;
+        assert_eq!((answer.status, &*answer.code()), (415, "content_encoding"), "{encoding}");
+        assert_eq!(
+            answer.json()["error"]["message"],
+            format!(
+                "a body with the content-encoding {encoding:?} is not supported: send it as it is, \
+                 without that header"
+            )
+        );
+    }
+    for encoding in ["identity", "Identity", ""] {
+        assert_eq!(post(encoding).await.status, 200, "{encoding:?}");
+    }
+}

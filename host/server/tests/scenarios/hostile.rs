@@ -89,6 +89,7 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
             ("POST", "/v1/requests/nobody/cancel", ""),
             ("POST", "/v1/requests/a%2Fb/cancel", ""),
             ("POST", "/v1/requests/%ff/cancel", ""),
+            ("GET", "/v1/responses/resp_nobody", ""),
             ("GET", "/v1/models/other", ""),
             ("GET", "/v1/models/%ff", ""),
             ("GET", "/v1/responses/%ff", ""),
@@ -111,6 +112,8 @@ async fn what_is_not_there_is_said_in_the_same_shape() {
             404 request_not_found -: no request "a/b" is in flight, and no answer to one is kept
         POST /v1/requests/%ff/cancel 
             404 request_not_found -: no request "%ff" is in flight, and no answer to one is kept
+        GET /v1/responses/resp_nobody 
+            404 request_not_found -: no answer "resp_nobody" is kept: those are of requests in the background, and of those that went on without their client
         GET /v1/models/other 
             404 model_not_found model: the model "other" does not exist; this host serves "sim"
         GET /v1/models/%ff 

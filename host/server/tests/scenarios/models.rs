@@ -1,8 +1,11 @@
 //! Several models, each under its own names.
 
+use std::sync::{Arc, Mutex};
+
+use interlock_policy_api::{Candidate, Choice, Facts};
 use interlock_sim::SimSettings;
 
-use crate::rig::{Rig, Setup};
+use crate::rig::{Rig, Script, Setup};
 
 async fn two() -> Rig {
     let other = SimSettings { stop: 0, salt: 1, ..SimSettings::default() };
@@ -62,4 +65,42 @@ async fn an_alias_is_listed_and_shown_under_its_own_name_with_the_model_behind_i
             "{card} is not in {list}"
         );
     }
+}
+
+/// vLLM, llama.cpp's server and mlx_lm.server do not ask for a name.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_names_no_model_gets_the_default_one_and_policies_are_told_of_it() {
+    let seen = Arc::new(Mutex::new(vec![]));
+    let seen_in = Arc::clone(&seen);
+    let route = move |facts: &Facts, candidates: &[Candidate]| {
+        let asked: Vec<_> = candidates.iter().map(|one| one.asked).collect();
+        seen_in.lock().expect("no panic").push((facts.model.to_string(), asked));
+        Choice::Abstain
+    };
+    let script = Script { route: Some(Box::new(route)), ..Script::default() };
+    let other = Some(SimSettings { stop: 0, ..SimSettings::default() });
+    for setup in [Setup::scripted(script), Setup::default()] {
+        let rig = Rig::with(Setup { other: other.clone(), ..setup }).await;
+        for (path, words) in [
+            (
+                "/v1/chat/completions",
+                r#""messages":[{"role":"user","content":"x"}],"max_tokens":1"#,
+            ),
+            ("/v1/completions", r#""prompt":"x","max_tokens":1"#),
+            ("/v1/responses", r#""input":"x","max_output_tokens":1"#),
+        ] {
+            for model in ["", r#""model":null,"#, r#""model":"","#] {
+                let answer = rig.post(path, &format!("{{{model}{words}}}")).await;
+                assert_eq!(
+                    (answer.status, &answer.json()["model"]),
+                    (200, &"sim".into()),
+                    "{path}"
+                );
+            }
+        }
+        let named = rig.post("/v1/completions", r#"{"model":" ","prompt":"x"}"#).await;
+        assert_eq!((named.status, &*named.code()), (404, "model_not_found"), "a name is a name");
+    }
+    let seen = seen.lock().expect("no panic");
+    assert_eq!(seen[..9], vec![("sim".to_owned(), vec![true, false]); 9]);
 }

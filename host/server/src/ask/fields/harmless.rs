@@ -2,11 +2,13 @@
 
 use serde_json::Value;
 
+use crate::ask::json::{numeral, truth};
+
 /// Empty in any way: for fields where that is how a feature is not asked for.
 pub(super) const NOTHING: &[&str] = &["\"\"", "false", "[]", "{}"];
 
 /// For fields that are switched off by `false`.
-pub(super) const OFF: &[&str] = &["false", "0", "\"false\""];
+pub(super) const OFF: &[&str] = &["false"];
 
 /// For fields that are switched off by 0.
 pub(super) const ZERO: &[&str] = &["0"];
@@ -27,9 +29,13 @@ pub(super) fn is_harmless(json: &str, harmless: &[&str]) -> bool {
         return false;
     }
     let Ok(value) = serde_json::from_str::<Value>(json) else { return false };
+    // Where a field takes texts, "false" and "0" are two of them.
+    let takes_texts = harmless.iter().any(|one| one.starts_with('"'));
     harmless.iter().any(|&one| match one {
         "{}" => value.is_object() && is_empty(&value),
-        one => serde_json::from_str(one).is_ok_and(|one: Value| are_equal(&value, &one)),
+        "true" | "false" if !takes_texts => truth(json) == truth(one),
+        one => serde_json::from_str(one)
+            .is_ok_and(|it: Value| value == it || (!takes_texts && are_one_number(json, one))),
     })
 }
 
@@ -39,17 +45,20 @@ fn is_empty(value: &Value) -> bool {
         Value::Bool(true) | Value::Number(_) => false,
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
-        // Within something, an object may be a schema, and an empty one takes any JSON.
-        Value::Object(members) => {
-            members.values().all(|member| !member.is_object() && is_empty(member))
-        }
+        Value::Object(members) => members.iter().all(|(name, member)| match member {
+            // `false` is a schema that takes nothing, and an empty one takes any JSON.
+            Value::Bool(_) | Value::Array(_) => !SCHEMAS.contains(&&**name) && is_empty(member),
+            Value::Object(_) => false,
+            member => is_empty(member),
+        }),
     }
 }
 
+/// Members that hold a JSON schema or, as the last, what is made of some.
+const SCHEMAS: &[&str] = &["json", "json_schema", "schema", "structural_tag"];
+
 /// Numbers are equal whichever way they are written.
-fn are_equal(one: &Value, other: &Value) -> bool {
-    match (one.as_f64(), other.as_f64()) {
-        (Some(one), Some(other)) => one == other,
-        _ => one == other,
-    }
+fn are_one_number(one: &str, other: &str) -> bool {
+    let number = |json| numeral(json)?.parse::<f64>().ok();
+    number(one).is_some_and(|one| number(other) == Some(one))
 }

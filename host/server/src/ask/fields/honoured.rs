@@ -27,7 +27,12 @@ const WINDOW: &str =
     "-1: over everything; 0: no such penalty; another only where that penalty is off";
 
 pub(super) const BODY: &[Group] = &[
-    honoured(ALL, "", &[("model", EVERYONE), ("stream", EVERYONE)]),
+    honoured(
+        ALL,
+        "absent, null or empty: the host's default model, the one of `model.reference`",
+        &[("model", EVERYONE)],
+    ),
+    honoured(ALL, "", &[("stream", EVERYONE)]),
     honoured(ALL, "see below; only with `stream: true`", &[("stream_options", EVERYONE)]),
     honoured(CHAT, "see below", &[("messages", EVERYONE)]),
     honoured(COMPLETIONS, "a text, token ids, or a list of one of these", &[("prompt", EVERYONE)]),

@@ -26,11 +26,13 @@ the parser and the refusals: `UPDATE=1 cargo test -p interlock-server --test req
   `x-ignored-fields: frobnicate, messages[].mood`. The header has at most 16 names of at most 64
   printable characters; `...` at its end stands for all others. The log has the same at level debug.
 
-What clients write in several ways is read in all of them: an integer as `8` or `8.0`; true and false
-also as `1` and `0` or in quotes; null for a field that is absent; a `stop` that is empty for none; -1
-for a random `seed`, for all of `top_k` and for no limit of `max_tokens`. A number that is out of bounds is
-refused with the limit. Paths may lack `/v1` or have slashes too many: `/chat/completions`,
-`/v1/models/`; `/health` and `/v1/health` are `/health/ready`.
+What clients write in several ways is read in all of them: an integer as `8` or `8.0`; a number also in
+quotes (`\"0.5\"`), but not the ids of a prompt and of `logit_bias`, among which llama.cpp takes texts;
+true and false also as `1` and `0`, and in quotes as these, `yes` and `no`, `on` and `off`, or their first
+letters; null for a field that is absent; a `stop` that is empty for none; -1 for a random `seed`, for all
+of `top_k` and for no limit of `max_tokens`. A number that is out of bounds is refused with the limit.
+Paths may lack `/v1` or have slashes too many: `/chat/completions`, `/v1/models/`; `/health` and
+`/v1/health` are `/health/ready`.
 ";
 
 /// `docs/request-fields.md`.

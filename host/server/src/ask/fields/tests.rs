@@ -113,6 +113,10 @@ fn an_ignored_field_may_say_anything_and_changes_nothing() {
 fn what_asks_for_nothing_may_be_written_in_any_way() {
     for field in [
         r#""n":1.0"#,
+        r#""n":"1""#,
+        r#""echo":0"#,
+        r#""echo":"No""#,
+        r#""skip_special_tokens":1"#,
         r#""typical_p":1e0"#,
         r#""guided_choice":[ ]"#,
         r#""tool_choice":"\u006eone""#,
@@ -138,6 +142,12 @@ fn what_asks_for_something_is_refused_however_little_it_says() {
         (r#""guided_json":{}"#, "guided_json"),
         (r#""structured_outputs":{"json":{}}"#, "structured_outputs"),
         (r#""structured_outputs":{"json":{"type":"object"}}"#, "structured_outputs"),
+        // No JSON at all, which no text is.
+        (r#""structured_outputs":{"json":false}"#, "structured_outputs"),
+        (r#""structured_outputs":{"json":true}"#, "structured_outputs"),
+        (r#""structured_outputs":{"regex":null,"structural_tag":[]}"#, "structured_outputs"),
+        (r#""guided_json":false"#, "guided_json"),
+        (r#""guided_regex":"0""#, "guided_regex"),
         // A search with the defaults.
         (r#""web_search_options":{}"#, "web_search_options"),
         // The log probabilities of the prompt, without alternatives.
