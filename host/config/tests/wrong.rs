@@ -128,6 +128,148 @@ fn a_time_that_no_clock_counts_to_is_a_problem() {
     assert!(said.contains("policy[0].soft_deadline must be at most 365days"), "{said}");
 }
 
+/// A setting at a bound: what is set beside it, its key, the last value that is taken, the first one
+/// that is not, and what is said of that one.
+type Bound = (&'static [&'static str], &'static str, &'static str, &'static str, &'static str);
+
+#[rustfmt::skip]
+const BOUNDS: &[Bound] = &[
+    (&[], "model.threads", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "model.threads", "1024", "1025", "at most 1024, got 1025"),
+    (&[], "model.context_max", "1", "0", "a whole number from 1 to 4294967295, got 0"),
+    (&[], "model.context_max", "4294967295", "4294967296", "a whole number from 1 to 4294967295, got 4294967296"),
+    (&["waiting.requests_max=1"], "server.connections_max", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "server.connections_max", "1048576", "1048577", "at most 1048576, got 1048577"),
+    (&[], "server.connections_per_address_max", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "server.connections_per_address_max", "1048576", "1048577", "at most 1048576, got 1048577"),
+    (&[], "server.body_max", "1B", "0B", "1B to 256MiB, got 0B"),
+    (&["work.memory_max=4GiB"], "server.body_max", "256MiB", "268435457B", "1B to 256MiB, got 268435457B"),
+    (&[], "server.header_max", "1KiB", "1023B", "1KiB to 1MiB, got 1023B"),
+    (&[], "server.header_max", "1MiB", "1048577B", "1KiB to 1MiB, got 1048577B"),
+    (&[], "server.pipelined_max", "16MiB", "16777217B", "0B to 16MiB, got 16777217B"),
+    (&[], "server.headers_max", "1", "0", "1 to 1024, got 0"),
+    (&[], "server.headers_max", "1024", "1025", "1 to 1024, got 1025"),
+    (&[], "server.body_timeout", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "server.header_timeout", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "server.idle_timeout", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "server.write_timeout", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "server.stream_keepalive", "0s", "1ns", "0s (none) or at least 10ms, got 1ns"),
+    (&[], "server.stream_keepalive", "10ms", "9ms", "0s (none) or at least 10ms, got 9ms"),
+    (&[], "admin.connections_max", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "admin.connections_max", "1024", "1025", "1 to 1024, got 1025"),
+    (&[], "metrics.connections_max", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "metrics.connections_max", "1024", "1025", "1 to 1024, got 1025"),
+    (&[], "log.buffer_max", "64KiB", "65535B", "64KiB to 1GiB, got 65535B"),
+    (&[], "log.buffer_max", "1GiB", "1073741825B", "64KiB to 1GiB, got 1073741825B"),
+    (&[], "waiting.requests_max", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "waiting.requests_max", "1024", "1025", "at most server.connections_max (1024), got 1025"),
+    (&["server.connections_max=200000"], "waiting.requests_max", "100000", "100001", "at most 100000, got 100001"),
+    (&[], "limits.queue_max", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "limits.first_token_max", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "limits.inter_token_max", "1ns", "0s", "exceed 0s, got 0s"),
+    (&["limits.first_token_max=1ns"], "limits.total_max", "1ns", "0s", "exceed 0s, got 0s"),
+    (&["limits.first_token_max=10s"], "limits.total_max", "10s", "9s", "at least limits.first_token_max (10s), got 9s"),
+    (&[], "limits.total_max", "365days", "365days 1ns", "at most 365days, got \"365days 1ns\""),
+    (&[], "limits.drain_tokens_max", "4294967295", "4294967296", "a whole number from 0 to 4294967295, got 4294967296"),
+    (&[], "limits.detach_tokens_max", "4294967295", "4294967296", "a whole number from 0 to 4294967295, got 4294967296"),
+    (&[], "work.threads", "2", "1", "2 to 64, got 1"),
+    (&[], "work.threads", "64", "65", "2 to 64, got 65"),
+    (&[], "work.requests_max", "1", "0", "a whole number of at least 1, got 0"),
+    (&[], "work.requests_max", "100000", "100001", "at most 100000, got 100001"),
+    (&["server.body_max=1B"], "work.memory_max", "16MiB", "16777215B", "at least 16MiB, got 16777215B"),
+    (&[], "work.memory_max", "32MiB", "33554431B", "at least 8 times server.body_max (4MiB), got 33554431B"),
+    (&[], "work.time_max", "1ns", "0s", "exceed 0s, got 0s"),
+    (&[], "detached.requests_max", "1000000", "1000001", "at most 1000000, got 1000001"),
+    (&[], "detached.results_max", "1000000", "1000001", "at most 1000000, got 1000001"),
+    (&[], "detached.keep", "24h", "24h 1s", "at most 86400s, got 86401s"),
+    (&[], "engine.running_max", "1", "0", "a whole number from 1 to 4294967295, got 0"),
+    (&[], "engine.running_max", "16384", "16385", "at most 16384, got 16385"),
+    (&[], "engine.prefill_chunk", "1", "0", "a whole number from 1 to 4294967295, got 0"),
+    (&[], "engine.prefill_chunk", "8192", "8193", "at most 8192, got 8193"),
+    (&[], "engine.decode_stretch_max", "1", "0", "a whole number from 1 to 4294967295, got 0"),
+    (&[], "engine.decode_stretch_max", "1000", "1001", "at most 1000, got 1001"),
+    (&[], "engine.decode_pause_max", "1m", "61s", "at most 1m, got 1m 1s"),
+    (&[], "cache.memory_max", "1MiB", "1048575B", "at least 1MiB, got 1048575B"),
+    (&[], "state.timeout", "1ms", "999us", "1ms to 1s, got 999µs"),
+    (&[], "state.timeout", "1s", "1001ms", "1ms to 1s, got 1.001s"),
+    (&[], "state.lease", "1s", "999ms", "1s to 3600s, got 999ms"),
+    (&[], "state.lease", "1h", "3601s", "1s to 3600s, got 3601s"),
+    (&[], "state.keys_max", "1", "0", "1 to 10000000, got 0"),
+    (&[], "state.keys_max", "10000000", "10000001", "1 to 10000000, got 10000001"),
+    (&[], "state.value_bytes_max", "1B", "0B", "1B to 64KiB, got 0B"),
+    (&[], "state.value_bytes_max", "64KiB", "65537B", "1B to 64KiB, got 65537B"),
+    (&[], "state.bytes_max", "65664B", "65663B", "65664B (one value of state.value_bytes_max) to 16GiB, got 65663B"),
+    (&[], "state.bytes_max", "16GiB", "17179869185B", "65664B (one value of state.value_bytes_max) to 16GiB, got 17179869185B"),
+    (&[], "policies.reload", "0s", "1ns", "0s or 100ms to 1h, got 1ns"),
+    (&[], "policies.reload", "100ms", "99ms", "0s or 100ms to 1h, got 99ms"),
+    (&[], "policies.reload", "1h", "3601s", "0s or 100ms to 1h, got 3601s"),
+    (&[], "policies.record_max", "1MiB", "1048575B", "1MiB to 1GiB, got 1048575B"),
+    (&[], "policies.record_max", "1GiB", "1073741825B", "1MiB to 1GiB, got 1073741825B"),
+    (&[], "policies.record_kept", "1000", "1001", "0 to 1000, got 1001"),
+    (&[], "policy.deadline", "\"1ms\"", "\"999us\"", "1ms to 1s, got 999µs"),
+    (&[], "policy.deadline", "\"1s\"", "\"1001ms\"", "1ms to 1s, got 1.001s"),
+    (&[], "policy.memory_max", "\"128KiB\"", "\"131071B\"", "128KiB to 64MiB, got \"131071B\""),
+    (&[], "policy.memory_max", "\"64MiB\"", "\"67108865B\"", "128KiB to 64MiB, got \"67108865B\""),
+    (&[], "policy.calls_max", "1", "0", "1 to 100000, got 0"),
+    (&[], "policy.calls_max", "100000", "100001", "1 to 100000, got 100001"),
+    (&[], "policy.crash_budget", "1000", "1001", "0 to 1000, got 1001"),
+    (&[], "policy.weight", "1", "0", "1 to 1000, got 0"),
+    (&[], "policy.weight", "1000", "1001", "1 to 1000, got 1001"),
+    (&[], "policy.mode", "\"canary:1\"", "\"canary:0\"", "a whole number of 1 to 99, got \"canary:0\""),
+    (&[], "policy.mode", "\"canary:99\"", "\"canary:100\"", "a whole number of 1 to 99, got \"canary:100\""),
+    (&[], "policy.on_failure.admit", "\"closed:400\"", "\"closed:399\"", "a status of 400 to 599, got \"closed:399\""),
+    (&[], "policy.on_failure.admit", "\"closed:599\"", "\"closed:600\"", "a status of 400 to 599, got \"closed:600\""),
+    (&[], "policy.on_failure.identify", "\"last-good:1ns\"", "\"last-good:0s\"", "have a time above 0s, got \"last-good:0s\""),
+    (&[], "policy.on_failure.route", "\"last-good:1ns\"", "\"last-good:0s\"", "have a time above 0s, got \"last-good:0s\""),
+    (&[], "policy.on_failure.admit", "\"last-good:1ns\"", "\"last-good:0s\"", "have a time above 0s, got \"last-good:0s\""),
+];
+
+/// `None`: it was taken.
+fn said_of_setting(beside: &[&str], key: &str, value: &str) -> Option<String> {
+    let set = match key.strip_prefix("policy.") {
+        Some(key) => {
+            format!("policy=[{{name = \"p\", source = \"builtin:quota\", {key} = {value}}}]")
+        }
+        None => format!("{key}={value}"),
+    };
+    let flags = beside.iter().copied().chain([set.as_str()]);
+    let flags = flags.map(|text| Flag::set(text).expect("the tests write flags well")).collect();
+    load(&Sources { flags, ..Sources::default() }).err().map(|problems| problems.to_string())
+}
+
+#[test]
+fn every_number_has_its_bounds_and_is_told_them() {
+    let mut failed = Vec::new();
+    for &(beside, key, taken, refused, words) in BOUNDS {
+        if let Some(said) = said_of_setting(beside, key, taken) {
+            failed.push(format!("{key} = {taken}: {said}"));
+        }
+        let is_told = |said: &String| {
+            let key = key.strip_prefix("policy.").unwrap_or(key);
+            said.contains(key) && said.contains(words)
+        };
+        match said_of_setting(beside, key, refused) {
+            Some(said) if is_told(&said) => {}
+            said => failed.push(format!("{key} = {refused}, which must be {words}: {said:?}")),
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn a_policys_name_has_a_longest_length() {
+    let named = |length| {
+        Flag::set(&format!(
+            "policy=[{{name = {:?}, source = \"builtin:quota\"}}]",
+            "p".repeat(length)
+        ))
+    };
+    let of = |length| Sources { flags: named(length).into_iter().collect(), ..Sources::default() };
+    assert!(load(&of(64)).is_ok());
+    let said = said(&of(65));
+    assert!(said.contains("must be 1 to 64 lower-case letters"), "{said}");
+}
+
 #[test]
 fn a_size_that_does_not_fit_is_a_problem() {
     for size in ["99999999TiB", "99999999999999GiB", "-1B", "1e3"] {

@@ -54,6 +54,16 @@ pub struct Keeper {
     changing: Mutex<()>,
     // Held for a look or a push.
     book: Mutex<Book>,
+    /// How many have come to change something.
+    #[cfg(test)]
+    asked: std::sync::atomic::AtomicUsize,
+}
+
+/// The one change that is under way. It starts from what the change before it has left: whoever read
+/// that before it was its turn would put back what was changed meanwhile.
+struct Changing<'a> {
+    _alone: MutexGuard<'a, ()>,
+    entries: Vec<Entry>,
 }
 
 /// What there is and what there was.
@@ -163,7 +173,14 @@ impl Keeper {
         let number = policies.current().generation();
         let now = Generation { number, origin: Origin::Start, at: SystemTime::now(), entries };
         let book = Book { now, past: Vec::new(), probation: Vec::new(), refused: HashMap::new() };
-        Ok(Arc::new(Self { host, policies, changing: Mutex::default(), book: Mutex::new(book) }))
+        Ok(Arc::new(Self {
+            host,
+            policies,
+            changing: Mutex::default(),
+            book: Mutex::new(book),
+            #[cfg(test)]
+            asked: std::sync::atomic::AtomicUsize::new(0),
+        }))
     }
 
     /// Where requests get their chain.
@@ -190,8 +207,8 @@ impl Keeper {
         read: Option<Bytes>,
         origin: Origin,
     ) -> Result<Changed, NotChanged> {
-        let _changing = self.changing();
-        let mut entries = self.book().now.entries.clone();
+        let changing = self.changing();
+        let mut entries = changing.entries.clone();
         let at = entries.iter().position(|entry| entry.config.name == name);
         let at = at.ok_or_else(|| NotChanged::Unknown(name.to_owned()))?;
         let stays = entries[at].version();
@@ -213,17 +230,17 @@ impl Keeper {
     ///
     /// Every policy that cannot be loaded; nothing has changed then.
     pub fn reconfigure(&self, configs: &[PolicyConfig]) -> Result<Changed, Vec<LoadFailed>> {
-        self.take_over(&self.changing(), configs)
+        self.take_over(self.changing(), configs)
     }
 
     /// For whoever is the one that changes something.
     fn take_over(
         &self,
-        _changing: &MutexGuard<'_, ()>,
+        changing: Changing<'_>,
         configs: &[PolicyConfig],
     ) -> Result<Changed, Vec<LoadFailed>> {
-        let before = self.book().now.entries.clone();
-        let entries = load_all(&self.host, configs, &before).inspect_err(|failures| {
+        let before = &changing.entries;
+        let entries = load_all(&self.host, configs, before).inspect_err(|failures| {
             self.policies.swap_failed();
             for failed in failures {
                 let old = before.iter().find(|entry| entry.config.name == failed.policy);
@@ -239,10 +256,9 @@ impl Keeper {
     ///
     /// As [`Keeper::reconfigure`].
     pub fn reload(&self) -> Result<Changed, Vec<LoadFailed>> {
-        // What is configured is what the change before this one has left.
         let changing = self.changing();
-        let configs: Vec<_> = self.book().now.entries.iter().map(|e| e.config.clone()).collect();
-        self.take_over(&changing, &configs)
+        let configs: Vec<_> = changing.entries.iter().map(|entry| entry.config.clone()).collect();
+        self.take_over(changing, &configs)
     }
 
     /// Goes back to an earlier generation, which takes its own number again. Those that came after
@@ -411,9 +427,6 @@ impl Keeper {
         let mut config = old.config.clone();
         let sent = change.component.is_some();
         let given = sent || change.source.is_some();
-        // In shadow it has a state of its own, so what comes out of it begins anew.
-        let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
-        let moved = change.mode.is_some_and(|mode| shadow(mode) != shadow(config.mode));
         if let Some(source) = change.source {
             config.source = source;
         }
@@ -422,28 +435,15 @@ impl Keeper {
         }
         config.mode = change.mode.unwrap_or(config.mode);
         let stamp = if given { stamp(&config.source) } else { old.stamp };
-        let bytes = match (read, change.component) {
+        let component = match (read, change.component) {
             (Some(bytes), _) => Some(Ok(bytes)),
             (None, Some(bytes)) => Some(Bytes::new(bytes.into())),
             (None, None) => given.then(|| Bytes::read(&config.source)),
         };
-        let same = |bytes: &Bytes| bytes.digest == old.compiled.digest;
-        let other = bytes.filter(|bytes| !bytes.as_ref().is_ok_and(same));
-        let posted = if other.is_some() { sent } else { old.posted && (sent || !given) };
-        let fresh = other.is_some() || moved || config.settings != old.config.settings;
-        let compiled = match other {
-            Some(bytes) => self.host.compile(&config, bytes)?,
-            // Only what it is told changes: there is nothing to compile.
-            None => Arc::clone(&old.compiled),
-        };
-        let policy = if fresh {
-            self.host.load_compiled(&config, &compiled)?
-        } else {
-            Arc::clone(&old.policy)
-        };
-        let mut entry = Entry { config, compiled, policy, stamp, posted, ..old.clone() };
-        entry.succeeds(old);
-        Ok(entry)
+        let entry = load_one(&self.host, config, stamp, component, Some(old))?;
+        let same = Arc::ptr_eq(&entry.compiled, &old.compiled);
+        let posted = if same { old.posted && (sent || !given) } else { sent };
+        Ok(Entry { posted, ..entry })
     }
 
     /// These entries are in place from now on, in a generation of their own; unless nothing differs
@@ -510,9 +510,12 @@ impl Keeper {
         changes(&left.entries, entries)
     }
 
-    fn changing(&self) -> MutexGuard<'_, ()> {
+    fn changing(&self) -> Changing<'_> {
+        #[cfg(test)]
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         // Whoever panicked changed nothing: a swap is the last step.
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        let alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        Changing { _alone: alone, entries: self.book().now.entries.clone() }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -601,7 +604,8 @@ fn load_all(
     let (mut entries, mut failures) = (Vec::new(), Vec::new());
     for config in configs {
         let old = before.iter().find(|entry| entry.config.name == config.name);
-        match load_one(host, config, old) {
+        let (stamp, component) = (stamp(&config.source), Bytes::read(&config.source));
+        match load_one(host, config.clone(), stamp, Some(component), old) {
             Ok(entry) => entries.push(entry),
             Err(failed) => failures.push(failed),
         }
@@ -651,51 +655,53 @@ fn in_place(host: &PolicyHost, before: &[Entry], now: &[Entry]) {
     host.shared().metrics.plugins.show_only(shown.iter().filter_map(|policy| policy.shown()));
 }
 
+/// The entry of this configuration, which shares with the old one of its name whatever stays the same.
+///
+/// `component`: `None` where it is the old one's, or else what its source has.
 fn load_one(
     host: &PolicyHost,
-    config: &PolicyConfig,
+    config: PolicyConfig,
+    stamp: Option<Stamp>,
+    component: Option<Result<Bytes, Unfit>>,
     old: Option<&Entry>,
 ) -> Result<Entry, LoadFailed> {
-    let stamp = stamp(&config.source);
-    let bytes = Bytes::read(&config.source);
-    let same_code =
-        |old: &&Entry| bytes.as_ref().is_ok_and(|bytes| bytes.digest == old.compiled.digest);
-    // What the policy itself does not read can change without it.
-    let same_policy = |old: &&Entry| {
-        let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
-        let moved = shadow(old.config.mode) != shadow(config.mode);
-        let known = PolicyConfig {
-            mode: if moved { old.config.mode } else { config.mode },
-            on_failure: config.on_failure,
-            weight: config.weight,
-            soft_deadline: config.soft_deadline,
-            source: config.source.clone(),
-            ..old.config.clone()
-        };
-        known == *config
+    let is_of = |bytes: &Result<Bytes, Unfit>, old: &Entry| {
+        bytes.as_ref().is_ok_and(|bytes| bytes.digest == old.compiled.digest)
     };
-    let coded = old.filter(same_code);
+    let coded = old.filter(|old| component.as_ref().is_none_or(|bytes| is_of(bytes, old)));
     let compiled = match coded {
+        // Only what it is told changes: there is nothing to compile.
         Some(old) => Arc::clone(&old.compiled),
-        None => host.compile(config, bytes)?,
+        None => host.compile(&config, component.unwrap_or_else(|| Bytes::read(&config.source)))?,
     };
-    let policy = match coded.filter(same_policy) {
+    let policy = match coded.filter(|old| reads_the_same(&old.config, &config)) {
         Some(old) => Arc::clone(&old.policy),
-        None => host.load_compiled(config, &compiled)?,
+        None => host.load_compiled(&config, &compiled)?,
     };
-    let mut entry = Entry {
-        config: config.clone(),
-        compiled,
-        policy,
-        previous: None,
-        stamp,
-        loaded_at: old.map_or_else(SystemTime::now, |old| old.loaded_at),
-        posted: false,
-    };
+    let loaded_at = old.map_or_else(SystemTime::now, |old| old.loaded_at);
+    let mut entry =
+        Entry { config, compiled, policy, previous: None, stamp, loaded_at, posted: false };
     if let Some(old) = old {
         entry.succeeds(old);
     }
     Ok(entry)
+}
+
+/// Is a policy of the one configuration also one of the other? What it does not read itself can
+/// change without it.
+fn reads_the_same(before: &PolicyConfig, now: &PolicyConfig) -> bool {
+    // In shadow it has a state of its own, so what comes out of it begins anew.
+    let shadow = |mode: PolicyMode| mode == PolicyMode::Shadow;
+    let moved = shadow(before.mode) != shadow(now.mode);
+    let known = PolicyConfig {
+        mode: if moved { before.mode } else { now.mode },
+        on_failure: now.on_failure,
+        weight: now.weight,
+        soft_deadline: now.soft_deadline,
+        source: now.source.clone(),
+        ..before.clone()
+    };
+    known == *now
 }
 
 fn links(entries: &[Entry]) -> Vec<Link> {
@@ -742,6 +748,9 @@ impl PolicyHost {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+    use std::thread;
+
     use interlock_metrics::Registry;
     use interlock_policy_chain::{LimitsConfig, PolicyMetrics};
 
@@ -752,15 +761,41 @@ mod tests {
         PolicySource::File(folder.join(format!("{name}.wasm")))
     }
 
-    /// The keeper saw that a policy had failed, and waited for the operator, who was replacing it.
-    #[test]
-    fn what_put_it_right_is_not_taken_back() {
+    fn keeper() -> Arc<Keeper> {
         let first = PolicyConfig { crash_budget: 1, ..PolicyConfig::new("p", guest("guest-mute")) };
         let registry = Registry::new();
         let metrics = PolicyMetrics::register(&registry);
         let host = PolicyHost::new().expect("WebAssembly works here");
         let ceilings = LimitsConfig::default().ceilings();
-        let keeper = Keeper::new(host, &[first], ceilings, metrics).expect("it is fine");
+        Keeper::new(host, &[first], ceilings, metrics).expect("it is fine")
+    }
+
+    /// SIGHUP comes while a swap is under way that has changed nothing yet.
+    #[test]
+    fn a_reload_that_waits_for_a_swap_keeps_what_it_changed() {
+        let keeper = keeper();
+        let swapping = keeper.changing();
+        let asked = || keeper.asked.load(Ordering::SeqCst);
+        thread::scope(|scope| {
+            let reload = scope.spawn(|| keeper.reload());
+            // What it reads before its turn, it has read now.
+            while asked() < 2 {
+                thread::yield_now();
+            }
+            let shadow = Change { mode: Some(PolicyMode::Shadow), ..Change::default() };
+            let entry = keeper.changed(&swapping.entries[0], shadow, None).expect("it is fine");
+            keeper.swap(vec![entry], Origin::Admin);
+            drop(swapping);
+            let reloaded = reload.join().expect("no panic").expect("it is fine");
+            assert!(reloaded.policies.is_empty(), "{reloaded:?}");
+        });
+        assert_eq!(keeper.book().now.entries[0].config.mode, PolicyMode::Shadow);
+    }
+
+    /// The keeper saw that a policy had failed, and waited for the operator, who was replacing it.
+    #[test]
+    fn what_put_it_right_is_not_taken_back() {
+        let keeper = keeper();
         let replace = |settings: &str| {
             let source = Some(guest("guest-misbehaves"));
             let settings = serde_json::from_str(settings).expect("it is JSON");

@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::host::Host;
 use crate::models::Model;
 use crate::router::Meta;
-use crate::work::{Class, Job, Large, Lease, Part};
+use crate::work::{Class, Job, Large, Lease, NotDone, Part};
 
 /// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
 /// not its business.
@@ -173,17 +173,9 @@ impl Host {
         // Kept for nobody, unless somebody may look at it.
         let seen = if chain.wants_content() { bytes.clone() } else { Bytes::new() };
         lease.grow(read_bytes(size, values, !seen.is_empty())).await?;
-        let hold = lease.hold();
-        let parse = move || {
-            let _until_it_is_done = hold;
-            Ask::parse(endpoint, &bytes)
-        };
-        let ask = if size <= AT_ONCE_BYTES {
-            parse()
-        } else {
-            self.work.run(visit.job(Class::of(size, values)), parse).await?
-        };
-        let mut ask = Large::new(ask?, self.work.clone());
+        let parse = lease.held_by(move || Ask::parse(endpoint, &bytes));
+        let ask = self.read(visit, size, values, parse).await??;
+        let mut ask = Large::new(ask, self.work.clone());
         let mut facts = self.facts(visit, &ask, size);
         let asked = facts.model.clone();
         let body = Large::new(Arc::new(Body::new(seen)), self.work.clone());
@@ -191,30 +183,20 @@ impl Host {
             // Otherwise the first policy that looks would parse it, on the runtime's thread.
             // Whoever asks for something in a body that is none is told so.
             let parsed = Arc::clone(&body);
-            let hold = lease.hold();
-            let parse = move || {
-                let _until_it_is_done = hold;
-                drop(parsed.parse());
-            };
-            if size <= AT_ONCE_BYTES {
-                parse();
-            } else {
-                self.work.run(visit.job(Class::of(size, values)), parse).await?;
-            }
+            let parse = lease.held_by(move || drop(parsed.parse()));
+            self.read(visit, size, values, parse).await?;
             visit.hearing.transform(&mut facts, &body).await?;
             if body.is_changed() {
                 // What policies may write is not known before it is written out.
                 let size_max = size.saturating_mul(2) + Body::WRITTEN_BYTES_MAX;
                 lease.grow(size_max.saturating_mul(2)).await?;
                 let changed = Arc::clone(&body);
-                let hold = lease.hold();
-                let parse_again = move || {
-                    let _until_it_is_done = hold;
+                let parse_again = lease.held_by(move || {
                     let changed = changed.changed().unwrap_or_default();
                     Ask::parse(endpoint, &changed).map(|ask| (ask, changed.len()))
-                };
-                let again = self.work.run(visit.job(Class::of(size_max, values)), parse_again);
-                let (again, size) = again.await?.map_err(|invalid| {
+                });
+                let again = self.read(visit, size_max, values, parse_again).await?;
+                let (again, size) = again.map_err(|invalid| {
                     Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
                 })?;
                 // A policy that names a model says so last.
@@ -229,6 +211,23 @@ impl Host {
             }
         }
         Ok(Understood { ask, facts, body })
+    }
+
+    /// Reads so many bytes with so many values in them: few of them here, more of them in the pool.
+    async fn read<T: Send + 'static>(
+        &self,
+        visit: &Visit,
+        bytes: usize,
+        values: usize,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotDone> {
+        /// It takes less time to read these than to have them read.
+        const AT_ONCE_BYTES: usize = 4 << 10;
+
+        if bytes <= AT_ONCE_BYTES {
+            return Ok(read());
+        }
+        self.work.run(visit.job(Class::of(bytes, values)), read).await
     }
 
     /// Chooses a model, checks the request against it, seats it and asks the policies.
@@ -390,20 +389,14 @@ impl Host {
         let owner = part.map(|part| (model.clone(), part));
         let job = Job { owner, ..visit.job(class) };
         let text = Arc::clone(text);
-        // What has begun goes on when its client has left, and takes its memory all the same.
-        let hold = lease.hold();
-        let tokens = self.work.run(job, move || {
-            let _until_it_is_done = hold;
+        let tokenize = lease.held_by(move || {
             let tokens = tokens(&text, words.into_inner(), shape)?;
             let detokenizer = text.detokenizer(&tokens);
             Ok::<_, Invalid>((tokens, detokenizer))
         });
-        Ok(tokens.await??)
+        Ok(self.work.run(job, tokenize).await??)
     }
 }
-
-/// Bodies of so many bytes are read at once: that takes less time than to have it done.
-const AT_ONCE_BYTES: usize = 4 << 10;
 
 /// About as much memory as reading a body takes, beside the body itself.
 fn read_bytes(bytes: usize, values: usize, parsed_for_policies: bool) -> usize {

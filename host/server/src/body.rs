@@ -95,6 +95,12 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) -> bool {
     tokio::time::timeout(config.body_timeout, skip(body, budget)).await.unwrap_or(false)
 }
 
+/// The same behind an answer that does not wait for it. It ends with the connection, or when its time
+/// is up.
+pub(crate) fn discard_behind(mut body: Body, config: ServerConfig) {
+    tokio::spawn(async move { discard(&mut body, &config).await });
+}
+
 /// Around all that reads no body: one may be sent anyway, and is let pass before the answer. What
 /// came after it would be taken for the next request, and break the connection.
 pub(crate) async fn pass(

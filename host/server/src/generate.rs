@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::header::HeaderName;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use interlock_request::{CancelCause, Deadline, DisconnectAction, Endpoint, RequestId};
+use interlock_request::{CancelCause, DisconnectAction, Endpoint, RequestId};
 
 use crate::admit::Entry;
 use crate::ask::{Ask, Shape, UnknownFields};
@@ -20,7 +20,7 @@ use crate::live::{Claim, Owner};
 use crate::pieces::{EndKind, Inlet, pieces};
 use crate::router::Meta;
 use crate::voice::{Head, Stream, voice};
-use crate::work::{Class, Job, WorkPool};
+use crate::work::{Class, Job, WorkPool, struck};
 use crate::{later, results};
 
 /// With this header an answer names the fields that were ignored because nobody knows them.
@@ -55,15 +55,14 @@ pub(crate) async fn generate(
         biased;
         cause = claim.asked() => Err(cause),
         prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
-        deadline = late(&host, &meta) => Err(CancelCause::Deadline(deadline)),
+        deadline = struck(host.due(meta.arrived_at)) => Err(CancelCause::Deadline(deadline)),
     };
     let (ask, mut entry) = match prepared {
         Ok(prepared) => prepared,
         Err(cause) => {
             claim.ends(EndKind::Cancelled);
-            // The answer does not wait for what is still to come, but it must be let pass: see
-            // `discard`. It ends with the connection, or when its time is up.
-            tokio::spawn(async move { body::discard(&mut body, &host.config).await });
+            // The answer does not wait for what is still to come.
+            body::discard_behind(body, host.config.clone());
             return Err(Failure::Cancelled(cause));
         }
     };
@@ -130,15 +129,6 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
             headers.entry(name).or_insert(value);
         }
     }
-}
-
-/// Returns when the time of a request that was not admitted is up, with the deadline that struck.
-async fn late(host: &Host, meta: &Meta) -> Deadline {
-    let Some((at, deadline)) = host.due(meta.arrived_at) else {
-        return std::future::pending().await;
-    };
-    tokio::time::sleep_until(at).await;
-    deadline
 }
 
 /// Everything up to the policies' consent.

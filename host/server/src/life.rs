@@ -303,9 +303,7 @@ impl Life {
     /// Stops the request, also when the engine had come to its end before: the rest of its text
     /// must not pass.
     fn fail(&mut self, cause: CancelCause, failure: Failure) {
-        self.clock.stop();
-        self.after.left = None;
-        self.control.cancel(cause);
+        self.stop(cause);
         self.stopped(cause, failure);
     }
 
@@ -333,13 +331,18 @@ impl Life {
 
     /// Stops the request: the engine before its next pass, the client at once.
     fn cut_with(&mut self, cause: CancelCause, failure: Failure) {
-        self.clock.stop();
-        self.after.left = None;
         // When this is not the cancellation that counts, the one that does has told the client,
         // or the request has come to its own end and that is on its way here.
-        if self.control.cancel(cause) {
+        if self.stop(cause) {
             self.stopped(cause, failure);
         }
+    }
+
+    /// Nothing is due any more, and the engine is asked to stop. Is this the cancellation that counts?
+    fn stop(&mut self, cause: CancelCause) -> bool {
+        self.clock.stop();
+        self.after.left = None;
+        self.control.cancel(cause)
     }
 
     /// It is certain that it ends so: everyone is told. Again, nothing happens.

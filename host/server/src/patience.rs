@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::alarm::Alarm;
 use crate::failure::{Failure, HeadProblem};
 use crate::listener::HeadLimits;
 use crate::refusal;
@@ -30,8 +31,8 @@ pub(crate) struct Patient<S> {
     /// Strikes when what is to be written was not taken in time.
     stalled: Option<Pin<Box<Sleep>>>,
     clock: RequestClock,
-    /// Strikes when the clock is due, or before.
-    awaiting: Option<Pin<Box<Sleep>>>,
+    /// Strikes when the clock is due.
+    overdue: Alarm,
     limits: HeadLimits,
     on_refusal: OnRefusal,
     refusal: Option<Refusal>,
@@ -62,7 +63,7 @@ impl<S> Patient<S> {
             write_timeout,
             stalled: None,
             clock,
-            awaiting: None,
+            overdue: Alarm::default(),
             limits,
             on_refusal,
             refusal: None,
@@ -92,21 +93,9 @@ impl<S> Patient<S> {
 
     /// Ready when the client has taken too long with its next request.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            // Who still takes the last answer has the write's limit.
-            let due = self.clock.due().filter(|_| self.stalled.is_none());
-            let Some(due) = due else { return Poll::Pending };
-            // The clock is put forward far more often than it strikes.
-            let awaiting = self.awaiting.get_or_insert_with(|| Box::pin(sleep_until(due)));
-            if awaiting.deadline() > due {
-                awaiting.as_mut().reset(due);
-            }
-            ready!(awaiting.as_mut().poll(cx));
-            if Instant::now() >= due {
-                return Poll::Ready(());
-            }
-            awaiting.as_mut().reset(due);
-        }
+        // Who still takes the last answer has the write's limit.
+        let due = self.clock.due().filter(|_| self.stalled.is_none());
+        self.overdue.poll(cx, due)
     }
 
     fn refuse(&mut self, failure: &Failure, bare: Option<&[u8]>) -> &mut Refusal {

@@ -29,7 +29,7 @@ use crate::metrics_listener::expose;
 use crate::origin::OriginRules;
 use crate::pieces::EndKind;
 use crate::shape::{PathPart, shaped, unshaped};
-use crate::{ServedModel, later, paths};
+use crate::{ServedModel, ServerConfig, later, paths};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -76,7 +76,8 @@ pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
 fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
     let origins = OriginRules::of_clients(&host.config, address);
     let front = Front { host: Arc::clone(&host), origins: origins.clone() };
-    let without_body = middleware::from_fn_with_state(Arc::new(host.config.clone()), body::pass);
+    let config = Arc::new(host.config.clone());
+    let without_body = middleware::from_fn_with_state(Arc::clone(&config), body::pass);
     let mut routes = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
@@ -101,19 +102,28 @@ fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
         .layer(middleware::from_fn_with_state(front, frame));
     match origins.cors() {
         None => routes,
-        Some(cors) => for_pages(routes, cors, origins),
+        Some(cors) => for_pages(routes, cors, origins, config),
     }
 }
 
 /// The same for web pages: what is refused is refused in words, their preflights included, and all
 /// else says what browsers want to hear, errors included.
-fn for_pages(routes: Router, cors: CorsLayer, origins: OriginRules) -> Router {
+fn for_pages(
+    routes: Router,
+    cors: CorsLayer,
+    origins: OriginRules,
+    config: Arc<ServerConfig>,
+) -> Router {
     let refusing = routes.clone();
     let choose = move |request: Request, next: Next| {
         let taken = origins.check(request.uri(), request.headers()).is_ok();
-        let refusing = refusing.clone();
+        let (refusing, config) = (refusing.clone(), Arc::clone(&config));
         async move {
             match taken {
+                // What answers it looks at its head alone.
+                true if request.method() == Method::OPTIONS => {
+                    body::pass(State(config), request, next).await
+                }
                 true => next.run(request).await,
                 false => refusing.oneshot(request).await.unwrap_or_else(|never| match never {}),
             }

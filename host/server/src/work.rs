@@ -246,20 +246,11 @@ impl WorkPool {
         let place = threads.join(job, task)?;
         // Whoever stops waiting here gives its place up.
         let waiting = Waiting { threads, place };
-        let late = async {
-            match due {
-                Some((at, deadline)) => {
-                    tokio::time::sleep_until(at).await;
-                    deadline
-                }
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             // A task that is let go of without a word has panicked while it was.
             done = told => done.unwrap_or(Err(NotDone::Panicked)),
-            deadline = late => {
+            deadline = struck(due) => {
                 threads.was_late(&waiting.place);
                 Err(NotDone::Late(deadline))
             }
@@ -282,6 +273,13 @@ impl WorkPool {
             pool.0.look_later(later);
         }
     }
+}
+
+/// Returns when the time of a request that was not admitted is up, with the deadline that struck.
+pub(crate) async fn struck(due: Option<(Instant, Deadline)>) -> Deadline {
+    let Some((at, deadline)) = due else { return std::future::pending().await };
+    tokio::time::sleep_until(at).await;
+    deadline
 }
 
 /// Someone who waits for work to be done.

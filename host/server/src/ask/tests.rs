@@ -547,8 +547,32 @@ fn a_body_that_is_not_utf8_says_where() {
 
 #[test]
 fn a_deep_or_wide_body_is_refused_without_unfolding_it() {
-    let deep = format!(r#"{{"model":{}}}"#, "[".repeat(100_000));
-    assert_eq!(Ask::parse(Endpoint::Chat, deep.as_bytes()).unwrap_err().code, "invalid_json");
+    let many = 100_000;
+    let unclosed = format!(r#"{{"model":{}}}"#, "[".repeat(many));
+    assert_eq!(Ask::parse(Endpoint::Chat, unclosed.as_bytes()).unwrap_err().code, "invalid_json");
+    // Each of these is read up to where it is not what belongs there.
+    for [open, close] in [["[", "]"], [r#"{"a":"#, "}"]] {
+        let deep = format!("{}0{}", open.repeat(many), close.repeat(many));
+        for (body, param) in [
+            (format!(r#"{{"model":{deep}}}"#), "model"),
+            (format!(r#"{{"model":"m","messages":{deep}}}"#), "messages"),
+            (
+                format!(r#"{{"model":"m","messages":[{{"role":"user","content":{deep}}}]}}"#),
+                "messages[0].content",
+            ),
+            (
+                format!(
+                    r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"stop":{deep}}}"#
+                ),
+                "stop",
+            ),
+        ] {
+            let invalid = Ask::parse(Endpoint::Chat, body.as_bytes()).unwrap_err();
+            let told = invalid.param.as_deref().unwrap_or_default();
+            assert!(told.starts_with(param), "{param}: {told:?}: {}", invalid.message);
+            assert!(invalid.message.len() < 1000, "{param}: {} bytes", invalid.message.len());
+        }
+    }
     let fields: Vec<_> = (0..2000).map(|n| format!(r#""f{n}":0"#)).collect();
     let wide = format!("{{{}}}", fields.join(","));
     let invalid = Ask::parse(Endpoint::Chat, wide.as_bytes()).unwrap_err();

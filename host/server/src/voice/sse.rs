@@ -9,9 +9,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use interlock_request::RequestId;
 use serde::Serialize;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::Voice;
+use crate::alarm::Alarm;
 use crate::pieces::{Inlet, Piece};
 
 /// Frames on their way into one chunk of the body.
@@ -67,7 +68,7 @@ pub(crate) struct Stream {
     inlet: Inlet,
     frames: Frames,
     ended: bool,
-    silence: Option<Silence>,
+    silence: Silence,
 }
 
 /// A comment, which readers of events pass over. It ends with an empty line, as an event does, since
@@ -76,36 +77,28 @@ const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// How long nothing was sent.
 struct Silence {
-    /// `server.stream_keepalive`
-    most: Duration,
+    /// `server.stream_keepalive`; `None`: it may last.
+    most: Option<Duration>,
     since: Instant,
-    /// Strikes when it has lasted for that long, or before.
-    alarm: Pin<Box<Sleep>>,
+    over: Alarm,
 }
 
 impl Silence {
-    /// From now on; none where it may last.
-    fn new(most: Duration) -> Option<Self> {
-        let since = Instant::now();
-        let alarm = Box::pin(sleep_until(since.checked_add(most).filter(|_| !most.is_zero())?));
-        Some(Self { most, since, alarm })
+    /// From now on.
+    fn new(most: Duration) -> Self {
+        let most = Some(most).filter(|most| !most.is_zero());
+        Self { most, since: Instant::now(), over: Alarm::default() }
     }
 
-    /// Something is sent. The alarm is left where it is: it would be put forward with each token.
+    /// Something is sent.
     fn is_broken(&mut self) {
         self.since = Instant::now();
     }
 
     /// Ready when it has lasted too long.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.alarm.as_mut().poll(cx));
-            let Some(until) = self.since.checked_add(self.most) else { return Poll::Pending };
-            if self.alarm.deadline() >= until {
-                return Poll::Ready(());
-            }
-            self.alarm.as_mut().reset(until);
-        }
+        let due = self.most.and_then(|most| self.since.checked_add(most));
+        self.over.poll(cx, due)
     }
 }
 
@@ -160,11 +153,10 @@ impl Body for Stream {
             if self.ended {
                 return Poll::Ready(None);
             }
-            let Some(silence) = &mut self.silence else { return Poll::Pending };
-            ready!(silence.poll_over(cx));
+            ready!(self.silence.poll_over(cx));
             chunk = Bytes::from_static(KEEP_ALIVE);
         }
-        self.silence.iter_mut().for_each(Silence::is_broken);
+        self.silence.is_broken();
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 

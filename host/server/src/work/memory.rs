@@ -158,9 +158,14 @@ impl Lease {
         self.grow(bytes_max.min(room)).await
     }
 
-    /// For work that is set going.
-    pub(crate) fn hold(&self) -> Hold {
-        self.hold.clone()
+    /// The work, which holds all this until it is done: what has begun goes on when its client has
+    /// left, and takes its memory all the same.
+    pub(crate) fn held_by<T, W: FnOnce() -> T>(&self, work: W) -> impl FnOnce() -> T + use<T, W> {
+        let hold = self.hold.clone();
+        move || {
+            let _until_it_is_done = hold;
+            work()
+        }
     }
 
     /// Gives all back that it holds so far.
@@ -367,7 +372,7 @@ mod tests {
         let memory = memory();
         let mut lease = memory.lease("a");
         assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
-        let under_way = lease.hold();
+        let under_way = lease.held_by(|| ());
         drop(lease);
         assert_eq!(memory.held.get(), 7 * MIB as i64);
         drop(under_way);

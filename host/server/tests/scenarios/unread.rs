@@ -61,6 +61,17 @@ async fn a_body_that_nobody_reads_is_let_pass_and_its_connection_serves_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_preflights_body_is_let_pass_too() {
+    let allowed_origins = vec!["https://chat.example".to_owned()];
+    let server = ServerConfig { allowed_origins, ..ServerConfig::default() };
+    let rig = Rig::with(Setup { server, ..Setup::default() }).await;
+    let mut kept = rig.connect().await;
+    for (line, status) in [("OPTIONS /v1/completions", "200"), ("GET /v1/models", "200")] {
+        is_asked_for_the_body(&mut kept, line, status).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_operators_body_that_nobody_reads_is_let_pass_too() {
     let open = Admin::start(AdminConfig::default()).await;
     let mut kept = Connection::open(open.address).await;
