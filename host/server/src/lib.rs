@@ -39,6 +39,7 @@
 mod activity;
 mod admin;
 mod admit;
+mod alarm;
 mod ask;
 mod bind;
 mod body;

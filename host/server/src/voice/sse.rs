@@ -9,14 +9,40 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use interlock_request::RequestId;
 use serde::Serialize;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::Voice;
+use crate::alarm::Alarm;
 use crate::pieces::{Inlet, Piece};
 
 /// Frames on their way into one chunk of the body.
 #[derive(Debug, Default)]
 pub(crate) struct Frames(Vec<u8>);
+
+/// A frame that is the same each time but for one text in it, written out once.
+#[derive(Debug)]
+pub(super) struct TextFrame {
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl TextFrame {
+    /// What stands in `value` where texts are to go. Behind it no other text may stand.
+    pub(super) const PLACE: &str = "";
+
+    /// The frame of this value.
+    pub(super) fn new(value: &impl Serialize) -> Self {
+        const QUOTED: &[u8] = b"\"\"";
+
+        let mut frames = Frames::default();
+        frames.data(value);
+        let place = frames.0.windows(QUOTED.len()).rposition(|two| two == QUOTED);
+        let place = place.expect("the value holds a place for a text");
+        let after = frames.0.split_off(place + QUOTED.len());
+        frames.0.truncate(place);
+        Self { before: frames.0, after }
+    }
+}
 
 impl Frames {
     /// As much as a chunk with a token takes, so that it does not grow there step by step.
@@ -27,6 +53,21 @@ impl Frames {
         self.0.reserve(Self::CHUNK_BYTES);
         self.0.extend_from_slice(b"data: ");
         self.json(value);
+    }
+
+    /// A frame with this text in its place.
+    pub(super) fn text(&mut self, text: &str, TextFrame { before, after }: &TextFrame) {
+        const QUOTES: usize = 2;
+        let bytes = before.len() + text.len() + QUOTES + after.len();
+        if self.0.is_empty() {
+            // Mostly it goes out alone, and what is exactly full is not copied to its end.
+            self.0.reserve_exact(bytes);
+        } else {
+            self.0.reserve(bytes);
+        }
+        self.0.extend_from_slice(before);
+        serde_json::to_writer(&mut self.0, text).expect("a text is JSON, and a buffer takes it");
+        self.0.extend_from_slice(after);
     }
 
     /// A frame with an event's name.
@@ -79,32 +120,27 @@ struct Silence {
     /// `server.stream_keepalive`
     most: Duration,
     since: Instant,
-    /// Strikes when it has lasted for that long, or before.
-    alarm: Pin<Box<Sleep>>,
+    alarm: Alarm,
 }
 
 impl Silence {
     /// From now on; none where it may last.
     fn new(most: Duration) -> Option<Self> {
         let since = Instant::now();
-        let alarm = Box::pin(sleep_until(since.checked_add(most).filter(|_| !most.is_zero())?));
-        Some(Self { most, since, alarm })
+        since.checked_add(most).filter(|_| !most.is_zero())?;
+        Some(Self { most, since, alarm: Alarm::default() })
     }
 
-    /// Something is sent. The alarm is left where it is: it would be put forward with each token.
+    /// Something is sent.
     fn is_broken(&mut self) {
         self.since = Instant::now();
     }
 
     /// Ready when it has lasted too long.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.alarm.as_mut().poll(cx));
-            let Some(until) = self.since.checked_add(self.most) else { return Poll::Pending };
-            if self.alarm.deadline() >= until {
-                return Poll::Ready(());
-            }
-            self.alarm.as_mut().reset(until);
+        match self.since.checked_add(self.most) {
+            Some(until) => self.alarm.poll(until, cx),
+            None => Poll::Pending,
         }
     }
 }
