@@ -102,7 +102,7 @@ impl Chat {
     }
 
     /// What a chunk with this text holds.
-    fn with_text<'a>(text: &'a str, logprobs: Option<Logprobs>) -> Choice<'a> {
+    fn with_text(text: &str, logprobs: Option<Logprobs>) -> Choice<'_> {
         let delta = Delta { role: None, content: Some(text) };
         Choice { index: 0, delta, logprobs, finish_reason: None }
     }
