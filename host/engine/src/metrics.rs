@@ -22,7 +22,8 @@ pub struct EngineMetrics {
     running_here: Arc<AtomicI64>,
     pub(crate) passes: Passes,
     rows: Histogram,
-    tokens: IntCounterVec,
+    next_tokens: IntCounter,
+    prompt_tokens: IntCounter,
     retries: IntCounter,
     failures: IntCounterVec,
     failed_requests: IntCounterVec,
@@ -49,6 +50,17 @@ impl EngineMetrics {
 
     /// Declares the families.
     pub fn register(registry: &Registry) -> Self {
+        let tokens = registry.counters(
+            "engine_tokens_total",
+            "Tokens that passes computed: of prompts, or the next of a stream.",
+            &["kind"],
+        );
+        let seconds = registry.histograms(
+            "engine_pass_seconds",
+            "Time of one pass of the model.",
+            Self::PASS_SECONDS,
+            &["kind"],
+        );
         let metrics = Self {
             waiting: registry
                 .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
@@ -61,23 +73,16 @@ impl EngineMetrics {
                     "engine_passes_in_flight_max",
                     "Most passes ever in flight at once; above 1 is a bug to report.",
                 ),
-                seconds: registry.histograms(
-                    "engine_pass_seconds",
-                    "Time of one pass of the model.",
-                    Self::PASS_SECONDS,
-                    &["kind"],
-                ),
+                // Looked up once, and not with each pass.
+                seconds: PassKind::ALL.map(|kind| seconds.with_label_values(&[kind.as_str()])),
             },
             rows: registry.histogram(
                 "engine_pass_rows",
                 "Requests that one pass computed for.",
                 Self::ROWS,
             ),
-            tokens: registry.counters(
-                "engine_tokens_total",
-                "Tokens that passes computed: of prompts, or the next of a stream.",
-                &["kind"],
-            ),
+            next_tokens: tokens.with_label_values(&["next"]),
+            prompt_tokens: tokens.with_label_values(&["prompt"]),
             retries: registry.counter(
                 "engine_pass_retries_total",
                 "Requests whose pass failed through no known fault of theirs, and which tried again.",
@@ -129,17 +134,11 @@ impl EngineMetrics {
         for (cause, stage) in CancelCause::ALL.iter().flat_map(|c| Stage::ALL.map(|s| (c, s))) {
             metrics.cancellations.with_label_values(&[cause.as_str(), stage.as_str()]);
         }
-        for kind in PassKind::ALL {
-            metrics.passes.seconds.with_label_values(&[kind.as_str()]);
-        }
         for kind in [PassFault::Row(0), PassFault::TooLarge, PassFault::Broken] {
             metrics.failures.with_label_values(&[kind.as_str()]);
         }
         for kind in FaultKind::ALL {
             metrics.failed_requests.with_label_values(&[kind.as_str()]);
-        }
-        for kind in ["prompt", "next"] {
-            metrics.tokens.with_label_values(&[kind]);
         }
         metrics
     }
@@ -147,8 +146,8 @@ impl EngineMetrics {
     /// A pass has ended, well or not.
     pub(crate) fn passed(&self, rows: usize, decoding: usize, prompt_tokens: u32) {
         self.rows.observe(rows as f64);
-        self.tokens.with_label_values(&["next"]).inc_by(decoding as u64);
-        self.tokens.with_label_values(&["prompt"]).inc_by(u64::from(prompt_tokens));
+        self.next_tokens.inc_by(decoding as u64);
+        self.prompt_tokens.inc_by(u64::from(prompt_tokens));
     }
 
     pub(crate) fn retried(&self, requests: usize) {

@@ -18,6 +18,7 @@
 //! - Every page is free, idle or leased; the three add up to all of them ([`Pages::audit`]).
 
 use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -43,7 +44,7 @@ pub(crate) struct Lease {
 type Content = u64;
 
 /// What the index knows a page by: what it follows, and its own tokens.
-type Key = (Before, Box<[TokenId]>);
+type Key = (Before, Rc<[TokenId]>);
 
 /// What a page follows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -362,16 +363,20 @@ impl Pool {
     /// If another page is known for the same tokens, because two requests computed them at the
     /// same time, that one stays, and this one is its lease's own; both have the same name.
     fn learn(&mut self, before: Before, tokens: &[TokenId], page: PageId) -> Content {
-        let key = (before, tokens.into());
-        if let Some(known) = self.index.get(&key) {
-            let known = self.page(*known).known.as_ref();
-            return known.expect("what the index has is known").content;
-        }
+        let place = match self.index.entry((before, tokens.into())) {
+            Entry::Occupied(known) => {
+                let PageId(at) = *known.get();
+                let known = self.pages[at as usize].known.as_ref();
+                return known.expect("what the index has is known").content;
+            }
+            Entry::Vacant(place) => place,
+        };
         self.named += 1;
         let content = self.named;
         if self.remember {
-            self.index.insert(key.clone(), page);
-            self.page_mut(page).known = Some(Known { content, key });
+            let known = Known { content, key: place.key().clone() };
+            place.insert(page);
+            self.page_mut(page).known = Some(known);
         }
         content
     }

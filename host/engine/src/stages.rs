@@ -386,16 +386,16 @@ impl<S> Running<S> {
         Waiting { request, since: Since::Preemption(running), found }
     }
 
-    /// Its next `tokens` tokens are in the cache, and a token may have come of it. `None`: with
-    /// that it has ended.
+    /// Its next `tokens` tokens are in the cache, and a token may have come of it. How it has ended
+    /// with that, if it has.
+    #[must_use]
     pub(crate) fn advance(
-        mut self,
+        &mut self,
         tokens: NonZeroU32,
         alone: bool,
         drawn: Option<Drawn>,
         context: u32,
-        metrics: &EngineMetrics,
-    ) -> Option<Self> {
+    ) -> Option<Finish> {
         self.computed += tokens.get() as usize;
         self.request.served = self.request.served.max(self.computed);
         self.request.retries.reached(self.computed);
@@ -404,23 +404,18 @@ impl<S> Running<S> {
             Standing::Suspect | Standing::Acquitted if alone => Standing::Acquitted,
             _ => Standing::Clear,
         };
-        let Some(drawn) = drawn else { return Some(self) };
+        let drawn = drawn?;
         self.drew = true;
         self.request.tokens.push(drawn.token);
         let generation = &self.request.generation;
         if generation.stop_tokens.contains(&drawn.token) {
-            self.end(Outcome::Completed(Finish::Stop), metrics);
-            return None;
+            return Some(Finish::Stop);
         }
         // The model's context ends the generation where the request's own limit would not.
         let over = self.request.generated().len() >= generation.tokens_max as usize
             || self.request.tokens.len() >= context as usize;
         self.request.ticket.tell(Event::Token(drawn));
-        if over {
-            self.end(Outcome::Completed(Finish::Length), metrics);
-            return None;
-        }
-        Some(self)
+        over.then_some(Finish::Length)
     }
 }
 

@@ -477,16 +477,16 @@ impl<F: Forward> Engine<F> {
     fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {
         let context = self.forward.shape().context;
         let alone = table.len() == 1;
-        let mut results = table.iter().zip(drawn).peekable();
-        let metrics = &self.metrics;
-        self.running = std::mem::take(&mut self.running)
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, running)| match results.next_if(|(row, _)| row.index == index) {
-                Some((row, drawn)) => running.advance(row.tokens, alone, drawn, context, metrics),
-                None => Some(running),
-            })
-            .collect();
+        let mut ended = 0;
+        for (row, drawn) in table.iter().zip(drawn) {
+            // The table is in the order of `running`, and those before it that have ended are gone.
+            let index = row.index - ended;
+            let finish = self.running[index].advance(row.tokens, alone, drawn, context);
+            if let Some(finish) = finish {
+                self.running.remove(index).end(Outcome::Completed(finish), &self.metrics);
+                ended += 1;
+            }
+        }
     }
 
     /// Ends whom it must, and lets the others try again, as often as they may: in the next pass if it

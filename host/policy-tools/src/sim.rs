@@ -1,6 +1,6 @@
-//! Hours of traffic on the host itself, each in about a second: the server's routes, the policies' chain, the
-//! policies, the engine and its cache are those that `interlock serve` runs. What is simulated is
-//! the model, the clients and the time.
+//! Hours of traffic on the host itself, a day at one request a second in a quarter of a minute: the
+//! server's routes, the policies' chain, the policies, the engine and its cache are those that
+//! `interlock serve` runs. What is simulated is the model, the clients and the time.
 //!
 //! ```text
 //!   clients ──► routes ──► chain ──► engine ──► simulated model
@@ -189,8 +189,12 @@ async fn live(
     let app = interlock_server::app(parts);
     let clients = client::Clients::new(app, workload, seed);
     let awake = clients.awake();
-    // Whoever drives stops when all clients have gone and nothing is left to compute.
-    let (asked, rested) = tokio::join!(clients.live(), driver.drive(awake));
+    // Whoever drives stops when all clients have gone and nothing is left to compute. The clients
+    // have a task of their own, so that they are not looked at with each pass.
+    let clients = tokio::spawn(clients.live());
+    let rested = driver.drive(awake).await;
+    let asked =
+        clients.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
     Ok(Seen { asked, rested, time: began.elapsed() })
 }
 

@@ -174,6 +174,12 @@ fn a_seed_is_a_day() {
 }
 
 #[test]
+fn a_host_without_policies_keeps_what_must_hold_too() {
+    let report = ran(Setup { links: vec![], ..per_minute(60.0) }, DAY, 1);
+    assert_eq!(report.violations(), [""; 0], "{report}");
+}
+
+#[test]
 fn a_quota_holds_against_the_loud_and_lets_the_quiet_pass() {
     let report = ran(per_minute(60.0), DAY, 3);
     assert_eq!(report.violations(), [""; 0], "{report}");

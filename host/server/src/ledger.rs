@@ -111,9 +111,8 @@ impl Ledger {
         self.metrics.queued(time);
     }
 
-    /// It has a token more. Is it the first?
-    pub(crate) fn token(&mut self) -> bool {
-        let now = Instant::now();
+    /// It has a token more, since now. Is it the first?
+    pub(crate) fn token(&mut self, now: Instant) -> bool {
         let last = self.last_token_at.replace(now);
         match last {
             None => {
@@ -269,7 +268,7 @@ mod tests {
         let registry = Registry::new();
         let mut ledger = open(&registry).await;
         let driver = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
-            ledger.token();
+            ledger.token(Instant::now());
             panic!("a bug in the driver");
         }));
         assert!(driver.is_err());

@@ -214,9 +214,10 @@ impl Life {
     }
 
     async fn token(&mut self, drawn: Drawn) {
-        let first = self.ledger.token();
+        let now = Instant::now();
+        let first = self.ledger.token(now);
         self.claim.activity().token();
-        self.clock.token();
+        self.clock.token(now);
         if first && self.watched.first_token {
             self.happened(Happened::FirstToken).await;
         }

@@ -95,7 +95,7 @@ impl<S> Patient<S> {
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // Who still takes the last answer has the write's limit.
         let due = self.clock.due().filter(|_| self.stalled.is_none());
-        self.overdue.poll(cx, due)
+        self.overdue.poll(due, cx)
     }
 
     fn refuse(&mut self, failure: &Failure, bare: Option<&[u8]>) -> &mut Refusal {

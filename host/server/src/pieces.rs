@@ -8,10 +8,11 @@
 //! - The end needs no room: it has a place of its own and takes along what was kept.
 //! - A driver that vanishes without an end is a failure, never silence.
 
-use std::task::{Context, Poll};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use interlock_request::{Finish, Logprobs, TokenId, Usage};
-use tokio::sync::{mpsc, oneshot};
 
 use crate::client::Generation;
 use crate::failure::Failure;
@@ -98,19 +99,14 @@ impl Said {
     }
 }
 
-/// The driver's side.
+/// The driver's side. Dropping it without an end is a failure.
 #[derive(Debug)]
-pub(crate) struct Outlet {
-    said: mpsc::Sender<Said>,
-    end: oneshot::Sender<End>,
-    kept: Said,
-}
+pub(crate) struct Outlet(Arc<Pipe>);
 
 /// The client's side. Dropping it is leaving.
 #[derive(Debug)]
 pub(crate) struct Inlet {
-    said: mpsc::Receiver<Said>,
-    end: Ending,
+    pipe: Arc<Pipe>,
     /// Until the end has come: who closes the connection before it has left.
     generation: Option<Generation>,
 }
@@ -124,80 +120,147 @@ pub(crate) enum Piece {
     End(Result<Done, Failure>),
 }
 
-#[derive(Debug)]
-struct End {
-    kept: Said,
-    how: Result<Done, Failure>,
+/// What is on its way from one side to the other.
+///
+/// Not a channel: each token would take and give back a permit of it, and a place among those who
+/// wait for its closing.
+#[derive(Debug, Default)]
+struct Pipe {
+    // Both sides write here: there is no single owner. The lock is held to move one piece and never
+    // across an await.
+    state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
+struct State {
+    /// Pieces on their way; the last takes along what finds no room.
+    said: VecDeque<Said>,
+    end: Ending,
+    /// Has the client's side been dropped?
+    left: bool,
+    /// Who waits for a piece or the end.
+    reader: Option<Waker>,
+    /// Who waits for the client to leave.
+    driver: Option<Waker>,
+}
+
+#[derive(Debug, Default)]
 enum Ending {
-    Awaited(oneshot::Receiver<End>),
-    Known(Option<Result<Done, Failure>>),
+    #[default]
+    Awaited,
+    Known(Result<Done, Failure>),
+    Told,
 }
 
 /// Both sides of one answer.
 pub(crate) fn pieces(generation: Option<Generation>) -> (Outlet, Inlet) {
-    let (said_in, said) = mpsc::channel(PIECES_MAX);
-    let (end_in, end) = oneshot::channel();
-    (
-        Outlet { said: said_in, end: end_in, kept: Said::default() },
-        Inlet { said, end: Ending::Awaited(end), generation },
-    )
+    let pipe = Arc::<Pipe>::default();
+    (Outlet(Arc::clone(&pipe)), Inlet { pipe, generation })
+}
+
+impl Pipe {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what the reader sees, and wakes it.
+    fn put(&self, change: impl FnOnce(&mut State)) {
+        let reader = {
+            let mut state = self.state();
+            change(&mut state);
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
 }
 
 impl Outlet {
-    /// Sends this, or keeps it until there is room.
+    /// Sends this; where too many pieces are on their way already, with the last of them.
     pub(crate) fn push(&mut self, said: Said) {
-        self.kept.join(said);
-        if !self.kept.is_empty()
-            && let Ok(room) = self.said.try_reserve()
-        {
-            room.send(std::mem::take(&mut self.kept));
+        if said.is_empty() {
+            return;
         }
+        self.0.put(|state| {
+            let crowded = state.said.len() > PIECES_MAX;
+            match state.said.back_mut() {
+                _ if state.left => {}
+                Some(last) if crowded => last.join(said),
+                _ => state.said.push_back(said),
+            }
+        });
     }
 
-    /// Returns once the client has left; sends what was kept meanwhile. Nothing is lost when the
-    /// wait is given up.
+    /// Returns once the client has left.
     pub(crate) async fn left(&mut self) {
-        while !self.kept.is_empty() {
-            match self.said.reserve().await {
-                Ok(room) => room.send(std::mem::take(&mut self.kept)),
-                Err(_) => return,
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.state();
+            if state.left {
+                return Poll::Ready(());
             }
-        }
-        self.said.closed().await;
+            wait(&mut state.driver, cx);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Tells how it ended. To a client that has left, nothing happens.
     pub(crate) fn end(self, how: Result<Done, Failure>) {
-        let _left = self.end.send(End { kept: self.kept, how });
+        self.0.put(|state| state.end = Ending::Known(how));
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.0.put(|state| {
+            // The driver panicked. Its ledger has said so.
+            if matches!(state.end, Ending::Awaited) {
+                state.end = Ending::Known(Err(Failure::INTERNAL));
+            }
+        });
+    }
+}
+
+/// Wakes this task when something happens.
+fn wait(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *waker = Some(cx.waker().clone()),
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        let (driver, _unread) = {
+            let mut state = self.pipe.state();
+            state.left = true;
+            (state.driver.take(), std::mem::take(&mut state.said))
+        };
+        if let Some(driver) = driver {
+            driver.wake();
+        }
     }
 }
 
 impl Inlet {
     /// The next piece; `None` after the end.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
-        match self.said.poll_recv(cx) {
-            Poll::Ready(Some(said)) => return Poll::Ready(Some(Piece::More(said))),
-            Poll::Ready(None) => {}
-            Poll::Pending => return Poll::Pending,
-        }
-        if let Ending::Awaited(end) = &mut self.end {
-            let (kept, how) = match std::task::ready!(std::pin::Pin::new(end).poll(cx)) {
-                Ok(End { kept, how }) => (kept, how),
-                // The driver panicked. Its ledger has said so.
-                Err(_) => (Said::default(), Err(Failure::INTERNAL)),
-            };
-            self.end = Ending::Known(Some(how));
+        let mut state = self.pipe.state();
+        if !matches!(state.end, Ending::Awaited) {
             self.generation = None;
-            if !kept.is_empty() {
-                return Poll::Ready(Some(Piece::More(kept)));
-            }
         }
-        match &mut self.end {
-            Ending::Known(how) => Poll::Ready(how.take().map(Piece::End)),
-            Ending::Awaited(_) => unreachable!("it was just replaced"),
+        if let Some(said) = state.said.pop_front() {
+            return Poll::Ready(Some(Piece::More(said)));
+        }
+        match std::mem::replace(&mut state.end, Ending::Told) {
+            Ending::Known(how) => Poll::Ready(Some(Piece::End(how))),
+            Ending::Told => Poll::Ready(None),
+            Ending::Awaited => {
+                state.end = Ending::Awaited;
+                wait(&mut state.reader, cx);
+                Poll::Pending
+            }
         }
     }
 

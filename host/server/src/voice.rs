@@ -20,6 +20,7 @@ use crate::ask::Shape;
 use crate::failure::Complaint;
 use crate::pieces::{Done, Said};
 use crate::results::State;
+use sse::TextFrame;
 pub(crate) use sse::{Frames, Stream};
 
 /// Speaks one endpoint's language about one answer.

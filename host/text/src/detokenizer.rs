@@ -109,6 +109,13 @@ impl Text {
                 None => self.lead = 0,
             }
         }
+        if self.pending.is_empty()
+            && let Ok(whole) = std::str::from_utf8(bytes)
+        {
+            // As nearly all tokens are: nothing is held back, and nothing was.
+            out.push_str(whole);
+            return;
+        }
         self.pending.extend_from_slice(bytes);
         self.give_whole(out);
     }

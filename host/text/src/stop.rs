@@ -70,6 +70,11 @@ impl StopMatcher {
         Self { in_text, in_named, held: String::new(), specials: VecDeque::new(), stopped: false }
     }
 
+    /// Is there no stop string? Then all text may be given out as it comes.
+    pub fn is_empty(&self) -> bool {
+        self.in_text.is_empty()
+    }
+
     /// Takes the next piece of the text. Once stopped, further text is ignored.
     pub fn push(&mut self, text: &str) -> Stopped {
         if self.stopped {

@@ -53,7 +53,12 @@ pub(super) fn violations(seen: &Seen, book: &Book, ceilings: &Ceilings) -> Vec<S
         format!("request {serial} ended {} times", ended.len())
     };
     kind(twice.map(told).collect());
-    let remembered = pages.ended.keys().filter(|serial| !pages.forgotten.contains_key(serial));
+    // By the simulation's own, and where there are policies by one of those at least.
+    let forgotten = 1 + u32::from(pages.policies);
+    let remembered = pages
+        .ended
+        .keys()
+        .filter(|serial| pages.forgotten.get(serial).is_none_or(|times| *times < forgotten));
     kind(
         remembered
             .map(|serial| format!("request {serial} has ended and was not forgotten"))

@@ -1,6 +1,7 @@
 //! What a client reads of an answer, token by token.
 
 use std::borrow::Cow;
+use std::ops::Deref;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -48,7 +49,9 @@ impl Reader {
     /// Takes the events that are whole with these bytes. A client that leaves with a token reads
     /// none after it.
     pub(super) fn read(&mut self, data: &[u8], leaves_with: Option<u32>) {
-        if self.unfinished.is_empty() {
+        if self.unfinished.is_empty() && self.shape.is_piece(data) {
+            self.piece();
+        } else if self.unfinished.is_empty() {
             let read = self.events(data, leaves_with);
             self.unfinished.extend_from_slice(&data[read..]);
         } else {
@@ -62,12 +65,16 @@ impl Reader {
     /// How many bytes of it are events that are whole.
     fn events(&mut self, data: &[u8], leaves_with: Option<u32>) -> usize {
         let mut read = 0;
-        for end in memchr::memmem::find_iter(data, b"\n\n") {
-            for line in data[read..end].split(|byte| *byte == b'\n') {
-                let Some(data) = line.strip_prefix(b"data: ") else { continue };
-                self.event(data);
+        for end in memchr::memmem::find_iter(data, END) {
+            if self.shape.is_piece(&data[read..end + END.len()]) {
+                self.piece();
+            } else {
+                for line in data[read..end].split(|byte| *byte == b'\n') {
+                    let Some(data) = line.strip_prefix(DATA) else { continue };
+                    self.event(data);
+                }
             }
-            read = end + 2;
+            read = end + END.len();
             if leaves_with.is_some_and(|with| self.pieces >= with) {
                 break;
             }
@@ -80,9 +87,6 @@ impl Reader {
             let finish = self.finish.take().unwrap_or_default();
             self.end.get_or_insert(End::Answered { finish });
             return;
-        }
-        if self.shape.is_piece(data) {
-            return self.piece();
         }
         let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
         if let Some(error) = &event.error {
@@ -147,6 +151,11 @@ impl Reader {
     }
 }
 
+/// What an event's data begins with.
+const DATA: &[u8] = b"data: ";
+/// What an event ends with.
+const END: &[u8] = b"\n\n";
+
 /// What an event with a piece of text looked like around the text. The next one mostly looks the
 /// same, and need not be parsed to know that.
 #[derive(Default)]
@@ -160,12 +169,14 @@ impl Shape {
         // Text that had escapes in it was copied, and lies somewhere else.
         let at = (text.as_ptr() as usize).checked_sub(data.as_ptr() as usize);
         match at.and_then(|at| Some((data.get(..at)?, data.get(at + text.len()..)?))) {
-            Some((before, after)) => Self { before: before.to_vec(), after: after.to_vec() },
+            Some((before, after)) => {
+                Self { before: [DATA, before].concat(), after: [after, END].concat() }
+            }
             None => Self::default(),
         }
     }
 
-    /// Is this one like that, with another text that is not empty?
+    /// Is this one whole event like that, with another text that is not empty?
     fn is_piece(&self, data: &[u8]) -> bool {
         let text = data.strip_prefix(self.before.as_slice());
         let text = text.and_then(|text| text.strip_suffix(self.after.as_slice()));
@@ -184,11 +195,24 @@ struct Event<'a> {
     choices: Vec<Choice<'a>>,
     usage: Option<Usage>,
     #[serde(borrow, rename = "type")]
-    kind: Option<Cow<'a, str>>,
+    kind: Option<Text<'a>>,
     /// Of `/v1/responses`.
     #[serde(borrow)]
-    delta: Option<Cow<'a, str>>,
+    delta: Option<Text<'a>>,
     response: Option<Answer>,
+}
+
+/// A text where it lies, unless it has escapes in it. An optional `Cow` would be copied each time:
+/// serde borrows only what is one by itself.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
 }
 
 #[derive(Deserialize)]
@@ -196,15 +220,15 @@ struct Choice<'a> {
     #[serde(borrow)]
     delta: Option<Delta<'a>>,
     #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
+    text: Option<Text<'a>>,
     #[serde(borrow)]
-    finish_reason: Option<Cow<'a, str>>,
+    finish_reason: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
 struct Delta<'a> {
     #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
+    content: Option<Text<'a>>,
 }
 
 impl Event<'_> {
@@ -266,4 +290,63 @@ impl ApiError {
 
 pub(super) fn unknown() -> String {
     "unknown".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(text: &str, finish: &str) -> String {
+        let text = serde_json::to_string(text).expect("a text");
+        format!(
+            "data: {{\"id\":\"chatcmpl-1\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":{text}}},\
+             \"logprobs\":null,\"finish_reason\":{finish}}}],\"usage\":null}}\n\n"
+        )
+    }
+
+    fn answer() -> String {
+        let texts = ["", "a", "b", "a \"quoted\"\n line", "\\", "c", "{\"error\":{}}", "é", "d"];
+        let chunks: String = texts.iter().map(|text| chunk(text, "null")).collect();
+        let usage = r#"{"prompt_tokens":3,"completion_tokens":8}"#;
+        let usage = format!("data: {{\"id\":\"chatcmpl-1\",\"choices\":[],\"usage\":{usage}}}\n\n");
+        format!(": keep-alive\n\n{chunks}{}{usage}data: [DONE]\n\n", chunk("", "\"length\""))
+    }
+
+    fn reader() -> Reader {
+        Reader::new(Duration::ZERO, Instant::now())
+    }
+
+    #[test]
+    fn an_answer_is_the_same_however_its_bytes_were_cut() {
+        let answer = answer();
+        for bytes in 1..=answer.len() {
+            let mut reader = reader();
+            answer.as_bytes().chunks(bytes).for_each(|data| reader.read(data, None));
+            let end = End::Answered { finish: "length".into() };
+            let seen = (reader.pieces, reader.usage, reader.end);
+            assert_eq!(seen, (8, Some((3, 8)), Some(end)), "{bytes} bytes at a time");
+        }
+    }
+
+    #[test]
+    fn a_client_that_leaves_with_a_token_reads_none_after_it() {
+        let mut reader = reader();
+        reader.read(answer().as_bytes(), Some(2));
+        assert_eq!((reader.pieces, reader.usage), (2, None));
+    }
+
+    /// A simulated day has millions of them.
+    #[test]
+    fn what_looks_like_the_chunk_before_is_not_parsed() {
+        let mut reader = reader();
+        reader.read(chunk("a", "null").as_bytes(), None);
+        for like in ["b", "several words", "é"] {
+            assert!(reader.shape.is_piece(chunk(like, "null").as_bytes()), "{like}");
+        }
+        for (text, finish) in [("", "null"), ("a \"b\"", "null"), ("b", "\"stop\"")] {
+            assert!(!reader.shape.is_piece(chunk(text, finish).as_bytes()), "{text} {finish}");
+        }
+        let two = chunk("b", "null") + &chunk("c", "null");
+        assert!(!reader.shape.is_piece(two.as_bytes()));
+    }
 }

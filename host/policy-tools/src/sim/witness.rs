@@ -19,6 +19,8 @@ pub(super) struct Book(Arc<Mutex<Pages>>);
 #[derive(Default)]
 pub(super) struct Pages {
     pub(super) said: BTreeMap<Saying, u64>,
+    /// Do policies stand in the chain beside the simulation's own?
+    pub(super) policies: bool,
     /// The policies that take part in `account`.
     pub(super) accounting: BTreeSet<String>,
     /// By policy and request: what is owed to it, and what it got.
@@ -47,6 +49,7 @@ pub(super) struct Ended {
 impl Book {
     /// These links with a witness beside each policy, and one more at the end.
     pub(super) fn witnessed(&self, links: Vec<Link>) -> Vec<Link> {
+        self.pages().policies = !links.is_empty();
         let beside = |policy: Arc<dyn Policy>| -> Arc<dyn Policy> {
             if policy.takes(Phase::Account) {
                 self.pages().accounting.insert(policy.name().to_owned());
@@ -253,5 +256,9 @@ impl Policy for Registrar {
         };
         self.book.pages().ended.entry(told.facts.serial).or_default().push(ended);
         Ok(())
+    }
+
+    fn forget(&self, serial: u64, _ran: bool) {
+        *self.book.pages().forgotten.entry(serial).or_default() += 1;
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use interlock_request::{CancelCause, Deadline, Deadlines};
 use tokio::time::Instant;
 
+use crate::alarm::Alarm;
+
 /// The deadlines of one request, counted from when its head had arrived: what was done before it was
 /// admitted took its client's time as well.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub(super) struct Clock {
     last_token_at: Option<Instant>,
     drain_ends_at: Option<Instant>,
     stopped: bool,
+    alarm: Alarm,
 }
 
 /// What a clock can strike.
@@ -39,6 +42,7 @@ impl Clock {
             last_token_at: None,
             drain_ends_at: None,
             stopped: false,
+            alarm: Alarm::default(),
         }
     }
 
@@ -46,8 +50,9 @@ impl Clock {
         self.started_at = Some(Instant::now());
     }
 
-    pub(super) fn token(&mut self) {
-        self.last_token_at = Some(Instant::now());
+    /// A token came at this moment.
+    pub(super) fn token(&mut self, at: Instant) {
+        self.last_token_at = Some(at);
     }
 
     /// Since the last token, if there was one.
@@ -84,13 +89,13 @@ impl Clock {
     /// Returns when the next moment comes. A window of text may be due at one, too, and a pause may
     /// be worth telling when it lasts so long.
     pub(super) async fn struck(
-        &self,
+        &mut self,
         window_due: Option<Instant>,
         stalled_after: Option<Duration>,
     ) -> Strike {
         match self.next(window_due, stalled_after) {
             Some((at, strike)) => {
-                tokio::time::sleep_until(at).await;
+                std::future::poll_fn(|cx| self.alarm.poll(Some(at), cx)).await;
                 strike
             }
             None => std::future::pending().await,

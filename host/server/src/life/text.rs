@@ -73,7 +73,7 @@ impl Text {
             Some(name) => self.take_special(&name),
             None => {
                 let text = self.detokenizer.push(token);
-                self.take(&text)
+                self.take(text)
             }
         }
     }
@@ -81,7 +81,7 @@ impl Text {
     /// What was held back, now that nothing follows.
     pub(crate) fn flush(&mut self) -> Said {
         let text = self.detokenizer.flush();
-        let mut said = self.take(&text);
+        let mut said = self.take(text);
         if self.stopped_after.is_none() {
             let rest = self.stops.flush();
             said.join(self.give(rest));
@@ -90,13 +90,16 @@ impl Text {
         said
     }
 
-    fn take(&mut self, text: &str) -> Said {
+    fn take(&mut self, text: String) -> Said {
         self.made += text.chars().count();
+        if self.stops.is_empty() {
+            return self.give(text);
+        }
         if self.drawn <= self.tokens_min {
-            let emit = self.stops.pass(text);
+            let emit = self.stops.pass(&text);
             return self.give(emit);
         }
-        let stopped = self.stops.push(text);
+        let stopped = self.stops.push(&text);
         self.stop(stopped)
     }
 

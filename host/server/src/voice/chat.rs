@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::logprobs::TokenLogprob;
-use super::{ErrorFrame, Frames, Head, Tokens, Voice, finish_reason, json};
+use super::{ErrorFrame, Frames, Head, TextFrame, Tokens, Voice, finish_reason, json};
 use crate::failure::Complaint;
 use crate::pieces::{Done, Said};
 
@@ -16,6 +16,8 @@ pub(super) struct Chat {
     id: String,
     include_usage: bool,
     role_told: bool,
+    /// A chunk with nothing but text, from the first one on.
+    plain: Option<TextFrame>,
 }
 
 #[derive(Serialize)]
@@ -80,22 +82,36 @@ struct Message {
 impl Chat {
     pub(super) fn new(head: Head, include_usage: bool) -> Self {
         let id = format!("chatcmpl-{}", head.request);
-        Self { head, id, include_usage, role_told: false }
+        Self { head, id, include_usage, role_told: false, plain: None }
     }
 
-    fn chunk(&self, choices: &[Choice<'_>], usage: Option<Tokens>, frames: &mut Frames) {
-        frames.data(&Chunk {
+    fn chunk<'a>(&'a self, choices: &'a [Choice<'a>], usage: Option<Tokens>) -> Chunk<'a> {
+        Chunk {
             id: &self.id,
             object: "chat.completion.chunk",
             created: self.head.created,
             model: self.head.model.as_str(),
             choices,
             usage: self.include_usage.then_some(usage),
-        });
+        }
     }
 
     fn choice(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, frames: &mut Frames) {
-        self.chunk(&[Choice { index: 0, delta, logprobs: None, finish_reason }], None, frames);
+        let choice = Choice { index: 0, delta, logprobs: None, finish_reason };
+        frames.data(&self.chunk(&[choice], None));
+    }
+
+    /// What a chunk with this text holds.
+    fn with_text(text: &str, logprobs: Option<Logprobs>) -> Choice<'_> {
+        let delta = Delta { role: None, content: Some(text) };
+        Choice { index: 0, delta, logprobs, finish_reason: None }
+    }
+
+    fn plain(&mut self) -> &TextFrame {
+        let plain = self.plain.take().unwrap_or_else(|| {
+            TextFrame::new(&self.chunk(&[Self::with_text(TextFrame::PLACE, None)], None))
+        });
+        self.plain.insert(plain)
     }
 
     fn logprobs(&self, said: &Said) -> Logprobs {
@@ -114,16 +130,18 @@ impl Chat {
 impl Voice for Chat {
     fn text(&mut self, said: Said, frames: &mut Frames) {
         self.role(frames);
-        let delta = Delta { role: None, content: Some(&said.text) };
-        let logprobs = (!said.tokens.is_empty()).then(|| self.logprobs(&said));
-        self.chunk(&[Choice { index: 0, delta, logprobs, finish_reason: None }], None, frames);
+        if said.tokens.is_empty() {
+            return frames.text(&said.text, self.plain());
+        }
+        let choice = Self::with_text(&said.text, Some(self.logprobs(&said)));
+        frames.data(&self.chunk(&[choice], None));
     }
 
     fn done(&mut self, done: &Done, frames: &mut Frames) {
         self.role(frames);
         self.choice(Delta::default(), Some(finish_reason(done.finish)), frames);
         if self.include_usage {
-            self.chunk(&[], Some(done.usage.into()), frames);
+            frames.data(&self.chunk(&[], Some(done.usage.into())));
         }
         frames.end_mark();
     }

@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use super::logprobs::Columns;
-use super::{ErrorFrame, Frames, Head, Tokens, Voice, finish_reason, json};
+use super::{ErrorFrame, Frames, Head, TextFrame, Tokens, Voice, finish_reason, json};
 use crate::failure::Complaint;
 use crate::pieces::{Done, Said};
 
@@ -14,6 +14,8 @@ pub(super) struct Completions {
     head: Head,
     id: String,
     include_usage: bool,
+    /// A chunk with nothing but text, from the first one on.
+    plain: Option<TextFrame>,
 }
 
 /// Whole answers and chunks have one shape here.
@@ -40,7 +42,7 @@ struct Choice<'a> {
 impl Completions {
     pub(super) fn new(head: Head, include_usage: bool) -> Self {
         let id = format!("cmpl-{}", head.request);
-        Self { head, id, include_usage }
+        Self { head, id, include_usage, plain: None }
     }
 
     fn completion<'a>(
@@ -58,8 +60,17 @@ impl Completions {
         }
     }
 
-    fn chunk(&self, choice: Choice<'_>, frames: &mut Frames) {
-        frames.data(&self.completion(&[choice], self.include_usage.then_some(None)));
+    fn chunk<'a>(&'a self, choices: &'a [Choice<'a>]) -> Completion<'a> {
+        self.completion(choices, self.include_usage.then_some(None))
+    }
+
+    fn plain(&mut self) -> &TextFrame {
+        let plain = self.plain.take().unwrap_or_else(|| {
+            let text = TextFrame::PLACE;
+            let choice = Choice { text, index: 0, logprobs: None, finish_reason: None };
+            TextFrame::new(&self.chunk(&[choice]))
+        });
+        self.plain.insert(plain)
     }
 
     fn logprobs(&self, said: &Said) -> Columns {
@@ -69,14 +80,18 @@ impl Completions {
 
 impl Voice for Completions {
     fn text(&mut self, said: Said, frames: &mut Frames) {
-        let logprobs = (!said.tokens.is_empty()).then(|| self.logprobs(&said));
+        if said.tokens.is_empty() {
+            return frames.text(&said.text, self.plain());
+        }
+        let logprobs = Some(self.logprobs(&said));
         let choice = Choice { text: &said.text, index: 0, logprobs, finish_reason: None };
-        self.chunk(choice, frames);
+        frames.data(&self.chunk(&[choice]));
     }
 
     fn done(&mut self, done: &Done, frames: &mut Frames) {
         let finish_reason = Some(finish_reason(done.finish));
-        self.chunk(Choice { text: "", index: 0, logprobs: None, finish_reason }, frames);
+        let choice = Choice { text: "", index: 0, logprobs: None, finish_reason };
+        frames.data(&self.chunk(&[choice]));
         if self.include_usage {
             frames.data(&self.completion(&[], Some(Some(done.usage.into()))));
         }

@@ -396,3 +396,30 @@ fn a_responses_stream_tells_tokens_in_deltas_and_again_at_the_end() {
         response.completed [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
     "#]].assert_eq(&told);
 }
+
+/// Chunks with nothing but text are written from one frame, made with the first.
+#[test]
+fn a_text_stands_in_its_place_whatever_it_says_and_whatever_the_model_is_called() {
+    const TEXTS: [&str; 5] = ["\"\"", "", "a \"b\"\n\\", "data: x\n\n", "\u{1f600}"];
+    let usage =
+        |include_usage| [Shape::Chat { include_usage }, Shape::Completions { include_usage }];
+    for shape in [true, false].into_iter().flat_map(usage) {
+        let head = Head { model: ModelId::new("\"\" \\"), ..head() };
+        let mut voice = voice(shape, head);
+        let mut told = vec![];
+        for text in TEXTS {
+            let mut frames = Frames::default();
+            voice.text(plain(text), &mut frames);
+            let frames = frames.into_text();
+            let last = frames.trim_end().rsplit("data: {").next().expect("a frame");
+            let chunk: serde_json::Value =
+                serde_json::from_str(&format!("{{{last}")).expect(&frames);
+            assert_eq!(chunk["model"], "\"\" \\");
+            let choice = &chunk["choices"][0];
+            told.push(
+                choice["text"].as_str().or(choice["delta"]["content"].as_str()).map(str::to_owned),
+            );
+        }
+        assert_eq!(told, TEXTS.map(|text| Some(text.to_owned())));
+    }
+}
