@@ -53,7 +53,7 @@ impl Member {
     }
 
     /// Do streams of another flow?
-    pub(crate) fn others_flow(&self) -> bool {
+    pub(crate) fn others_streaming(&self) -> bool {
         let shared = self.company.0.borrow();
         let mut others = shared.streams.iter().enumerate().filter(|(who, _)| *who != self.which);
         others.any(|(_, streams)| *streams != Streams::None)

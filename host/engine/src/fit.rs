@@ -33,7 +33,7 @@
 
 use std::num::NonZeroU32;
 
-use interlock_scheduler::Bounds;
+use interlock_scheduler::PassBounds;
 
 use crate::EngineConfig;
 
@@ -63,8 +63,8 @@ impl Fit {
         Self { rows: Limit::new(running_max), tokens: Limit::new(tokens.get()) }
     }
 
-    pub(crate) fn bounds(&self) -> Bounds {
-        Bounds { rows: self.rows.number(), tokens: self.tokens.number() }
+    pub(crate) fn bounds(&self) -> PassBounds {
+        PassBounds { rows: self.rows.number(), tokens: self.tokens.number() }
     }
 
     /// Most requests that may run at once: each has a row in each pass, of a token at least.
@@ -89,9 +89,9 @@ impl Fit {
     }
 
     /// What fits, also if more is being tried.
-    pub(crate) fn safe(&self) -> Bounds {
+    pub(crate) fn safe(&self) -> PassBounds {
         let number = |limit: &Limit| NonZeroU32::new(limit.safe()).unwrap_or(NonZeroU32::MIN);
-        Bounds { rows: number(&self.rows), tokens: number(&self.tokens) }
+        PassBounds { rows: number(&self.rows), tokens: number(&self.tokens) }
     }
 
     /// A pass of this size was too large.
@@ -370,7 +370,7 @@ mod tests {
             } else {
                 fit.passed(size, true);
             }
-            let Bounds { rows, tokens } = fit.bounds();
+            let PassBounds { rows, tokens } = fit.bounds();
             size = Size { rows: rows.get(), tokens: tokens.get() };
         }
         assert_eq!((failed, size.rows), (4 + 1, 8), "and one try of nine");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 use interlock_request::{CancelCause, FaultKind, RequestId, Stage};
-use interlock_scheduler::Bounds;
+use interlock_scheduler::PassBounds;
 
 use crate::passes::{PassKind, Passes};
 use crate::{PassFailed, PassFault};
@@ -194,7 +194,7 @@ impl EngineMetrics {
     }
 
     /// This engine's part of how large passes may be.
-    pub(crate) fn fit(&self, bounds: Bounds) -> FitShare {
+    pub(crate) fn fit(&self, bounds: PassBounds) -> FitShare {
         let share = |gauge: &IntGauge| Share { gauge: gauge.clone(), amount: 0 };
         let mut fit = FitShare { rows: share(&self.rows_max), tokens: share(&self.tokens_max) };
         fit.is(bounds);
@@ -252,7 +252,7 @@ pub(crate) struct FitShare {
 }
 
 impl FitShare {
-    pub(crate) fn is(&mut self, bounds: Bounds) {
+    pub(crate) fn is(&mut self, bounds: PassBounds) {
         self.rows.is(bounds.rows.get().into());
         self.tokens.is(bounds.tokens.get().into());
     }

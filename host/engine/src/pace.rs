@@ -32,7 +32,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use interlock_scheduler::Budget;
+use interlock_scheduler::PrefillBudget;
 
 use crate::EngineConfig;
 use crate::company::Member;
@@ -168,14 +168,14 @@ impl Pace {
     }
 
     /// What the next pass may compute.
-    pub(crate) fn budget(&self, company: &Member) -> Budget {
-        let others_flow = company.others_flow();
-        Budget { others_flow, ..self.of(company.account(self), company.round()) }
+    pub(crate) fn budget(&self, company: &Member) -> PrefillBudget {
+        let others_streaming = company.others_streaming();
+        PrefillBudget { others_streaming, ..self.of(company.account(self), company.round()) }
     }
 
     /// `round` is what one pass of each model takes whose streams flow, if they only decode, in
     /// seconds. `None`: it is not known.
-    fn of(&self, account: Account, round: Option<f64>) -> Budget {
+    fn of(&self, account: Account, round: Option<f64>) -> PrefillBudget {
         let alone = match self.alone.cost().or_else(|| self.beside.cost()) {
             None => Self::CHUNK_FIRST,
             Some(cost) => {
@@ -198,11 +198,11 @@ impl Pace {
         // A float that is too large for the type becomes its largest value.
         let chunk = |tokens: f64| (tokens as u32).min(self.chunk_max.get());
         let least = |tokens: f64| NonZeroU32::new(chunk(tokens)).unwrap_or(NonZeroU32::MIN);
-        Budget {
+        PrefillBudget {
             alone: least(alone),
             beside: chunk(beside),
-            piece: least(piece),
-            others_flow: false,
+            piece_min: least(piece),
+            others_streaming: false,
         }
     }
 

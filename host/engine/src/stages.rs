@@ -12,7 +12,7 @@ use interlock_admission::Work;
 use interlock_request::{
     CancelCause, Drawn, Fault, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
-use interlock_scheduler::{Grower, Rank, Step};
+use interlock_scheduler::{GrowingRequest, Rank, Runnable};
 use tokio::sync::mpsc;
 
 use crate::control::Asked;
@@ -291,16 +291,16 @@ impl<S> Running<S> {
         self.lease.alone()
     }
 
-    pub(crate) fn as_grower(&self) -> Grower {
+    pub(crate) fn as_growing(&self) -> GrowingRequest {
         let needs = self.lease.lacks(self.request.tokens.len());
-        Grower { rank: self.request.rank(), needs }
+        GrowingRequest { rank: self.request.rank(), needs }
     }
 
-    pub(crate) fn as_step(&self) -> Step {
+    pub(crate) fn as_runnable(&self) -> Runnable {
         let left = self.left();
-        let flows = left == NonZeroU32::MIN && !self.request.generated().is_empty();
-        let suspect = self.request.standing == Standing::Suspect;
-        Step { rank: self.request.rank(), left, flows, suspect }
+        let streaming = left == NonZeroU32::MIN && !self.request.generated().is_empty();
+        let isolated = self.request.standing == Standing::Suspect;
+        Runnable { rank: self.request.rank(), left, streaming, isolated }
     }
 
     /// Makes sure of pages for its next tokens. They were counted before the pass was planned.

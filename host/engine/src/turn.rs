@@ -5,7 +5,10 @@ use std::marker::PhantomData;
 use std::num::NonZeroU32;
 
 use interlock_request::{CancelCause, Drawn, Fault, FaultKind, Outcome};
-use interlock_scheduler::{Bounds, Newcomer, Place, Room, crowded, first, overdrawn, place, rows};
+use interlock_scheduler::{
+    Capacity, PassBounds, Placement, PlannedRow, StartCandidate, most_urgent,
+    pick_victim_for_pages, pick_victim_for_rows, place, plan_rows,
+};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 
@@ -75,13 +78,10 @@ pub struct Audit {
     /// How many pages are what.
     pub pages: PageAudit,
     /// How large a pass may be, as far as is known; none if as large as is configured.
-    pub bounds: Option<Bounds>,
+    pub bounds: Option<PassBounds>,
     /// The same, without what is only being tried.
-    pub safe: Option<Bounds>,
+    pub safe: Option<PassBounds>,
 }
-
-/// One row of a planned pass.
-type Planned = interlock_scheduler::Row;
 
 /// Is there anyone left who could submit?
 #[derive(PartialEq, Eq)]
@@ -248,13 +248,14 @@ impl<F: Forward> Engine<F> {
     /// token.
     fn make_room(&mut self) {
         while let Some(last) =
-            crowded(self.fit.running_max(), self.running.iter().map(Running::rank))
+            pick_victim_for_rows(self.fit.running_max(), self.running.iter().map(Running::rank))
         {
             self.preempt(vec![last]);
         }
-        while let Some(last) =
-            overdrawn(self.pages.available(), self.running.iter().map(Running::as_grower))
-        {
+        while let Some(last) = pick_victim_for_pages(
+            self.pages.available(),
+            self.running.iter().map(Running::as_growing),
+        ) {
             self.preempt(vec![last]);
         }
     }
@@ -262,7 +263,7 @@ impl<F: Forward> Engine<F> {
     /// Starts who may start, in the order of rank. Who may not holds up those behind it: or a
     /// large request would wait for ever while small ones pass it.
     fn start(&mut self) {
-        while let Some(next) = first(self.waiting.iter().map(Waiting::rank))
+        while let Some(next) = most_urgent(self.waiting.iter().map(Waiting::rank))
             && !self.closed
         {
             let waiting = &self.waiting[next];
@@ -278,10 +279,12 @@ impl<F: Forward> Engine<F> {
             let waiting = &mut self.waiting[next];
             let lease = waiting.lease(&self.pages);
             let needs = lease.lacks(waiting.history().len());
-            let newcomer = Newcomer { rank: waiting.rank(), needs };
+            let candidate = StartCandidate { rank: waiting.rank(), needs };
             let ranks = self.running.iter().map(Running::rank);
             let frees = |index: usize| self.running[index].frees();
-            let Place::Now(leaving) = place(&self.room(), ranks, frees, &newcomer) else { return };
+            let Placement::Now(leaving) = place(&self.capacity(), ranks, frees, &candidate) else {
+                return;
+            };
             // Out of the list before others come into it, so that `next` still means the same.
             let waiting = self.waiting.remove(next);
             self.preempt(leaving);
@@ -294,13 +297,13 @@ impl<F: Forward> Engine<F> {
     fn might_start(&mut self, index: usize) -> bool {
         let waiting = &mut self.waiting[index];
         let Prospect { lacks: needs, available } = waiting.look(&self.pages);
-        let newcomer = Newcomer { rank: waiting.rank(), needs };
+        let candidate = StartCandidate { rank: waiting.rank(), needs };
         let ranks = self.running.iter().map(Running::rank);
-        if self.displace && ranks.clone().any(|rank| newcomer.rank.outranks(&rank)) {
+        if self.displace && ranks.clone().any(|rank| candidate.rank.outranks(&rank)) {
             return true;
         }
-        let room = Room { pages_free: available, displace: false, ..self.room() };
-        place(&room, ranks, |_| 0, &newcomer) != Place::Later
+        let capacity = Capacity { pages_free: available, displace: false, ..self.capacity() };
+        place(&capacity, ranks, |_| 0, &candidate) != Placement::Later
     }
 
     /// Before anyone gives way for it, and before it holds up those behind it.
@@ -356,8 +359,8 @@ impl<F: Forward> Engine<F> {
         }
     }
 
-    fn room(&self) -> Room {
-        Room {
+    fn capacity(&self) -> Capacity {
+        Capacity {
             pages_free: self.pages.available(),
             running_max: self.fit.running_max(),
             displace: self.displace,
@@ -376,18 +379,18 @@ impl<F: Forward> Engine<F> {
 
     /// The table of the next pass. A row whose pages cannot be had is left out: it waits for the
     /// next turn, in which [`Engine::make_room`] sees what it lacks.
-    fn plan(&mut self) -> Vec<Planned> {
-        let steps: Vec<_> = self.running.iter().map(Running::as_step).collect();
+    fn plan(&mut self) -> Vec<PlannedRow> {
+        let runnable: Vec<_> = self.running.iter().map(Running::as_runnable).collect();
         self.say_who_flows();
-        let mut table = rows(&steps, &self.pace.budget(&self.company), &self.fit.bounds());
+        let mut table = plan_rows(&runnable, &self.pace.budget(&self.company), &self.fit.bounds());
         table.retain(|row| self.running[row.index].make_room(row.tokens));
         table.sort_unstable_by_key(|row| row.index);
         table
     }
 
     /// Runs one pass, and accounts for it whoever still waits for its results.
-    fn pass(&mut self, table: &[Planned]) {
-        let flows = |row: &&Planned| self.running[row.index].as_step().flows;
+    fn pass(&mut self, table: &[PlannedRow]) {
+        let flows = |row: &&PlannedRow| self.running[row.index].as_runnable().streaming;
         let decoding = table.iter().filter(flows).count();
         let tokens: u32 = table.iter().map(|row| row.tokens.get()).sum();
         let prompt_tokens = tokens - u32::try_from(decoding).unwrap_or(u32::MAX).min(tokens);
@@ -433,8 +436,9 @@ impl<F: Forward> Engine<F> {
         match result {
             Ok(drawn) => {
                 // The last token of a prompt costs what a stream's next one does, and asks nobody.
-                let single =
-                    |row: &&Planned| self.running[row.index].as_step().left == NonZeroU32::MIN;
+                let single = |row: &&PlannedRow| {
+                    self.running[row.index].as_runnable().left == NonZeroU32::MIN
+                };
                 let singles = table.iter().filter(single).count();
                 let rest = tokens - u32::try_from(singles).unwrap_or(u32::MAX).min(tokens);
                 let lent = self.pace.passed(singles, rest, took);
@@ -449,7 +453,7 @@ impl<F: Forward> Engine<F> {
 
     /// So that another model's prompt does not hold up a stream that is about to begin.
     fn say_who_flows(&mut self) {
-        let flows = self.running.iter().any(|running| running.as_step().flows);
+        let flows = self.running.iter().any(|running| running.as_runnable().streaming);
         if !flows {
             self.pace.nobody_flows();
         }
@@ -457,12 +461,12 @@ impl<F: Forward> Engine<F> {
     }
 
     /// A pass of this size went well.
-    fn fits(&mut self, table: &[Planned]) {
+    fn fits(&mut self, table: &[PlannedRow]) {
         self.failures.passed();
         let was = self.fit.bounds();
-        let fresh = |row: &Planned| self.running[row.index].is_fresh(row.tokens);
+        let fresh = |row: &PlannedRow| self.running[row.index].is_fresh(row.tokens);
         self.fit.passed(size(table), table.iter().all(fresh));
-        let Bounds { rows, tokens } = self.fit.bounds();
+        let PassBounds { rows, tokens } = self.fit.bounds();
         if was == self.fit.bounds() {
             return;
         }
@@ -474,7 +478,7 @@ impl<F: Forward> Engine<F> {
         }
     }
 
-    fn hand_out(&mut self, table: &[Planned], drawn: Vec<Option<Drawn>>) {
+    fn hand_out(&mut self, table: &[PlannedRow], drawn: Vec<Option<Drawn>>) {
         let context = self.forward.shape().context;
         let alone = table.len() == 1;
         let mut results = table.iter().zip(drawn).peekable();
@@ -492,7 +496,7 @@ impl<F: Forward> Engine<F> {
     /// Ends whom it must, and lets the others try again, as often as they may: in the next pass if it
     /// is known whose fault it was; fewer at a time if it was too large; or else each alone, so that
     /// whose pass then fails has failed by itself.
-    fn failed(&mut self, table: &[Planned], failed: &PassFailed) {
+    fn failed(&mut self, table: &[PlannedRow], failed: &PassFailed) {
         self.metrics.pass_failed(failed.kind);
         if failed.caches == Caches::Gone {
             return self.close(failed);
@@ -536,10 +540,10 @@ impl<F: Forward> Engine<F> {
     }
 
     /// The next pass is smaller, if it can be.
-    fn shrink(&mut self, table: &[Planned], failed: &PassFailed) -> Fell {
+    fn shrink(&mut self, table: &[PlannedRow], failed: &PassFailed) -> Fell {
         let size = size(table);
         let fell = self.fit.too_large(size);
-        let Bounds { rows, tokens } = self.fit.bounds();
+        let PassBounds { rows, tokens } = self.fit.bounds();
         self.fit_share.is(self.fit.bounds());
         let Size { rows: had_rows, tokens: had_tokens } = size;
         match fell {
@@ -554,7 +558,7 @@ impl<F: Forward> Engine<F> {
 
     /// The rows of a pass that failed are tried again, but for the culprit's, and for those that were
     /// tried often enough. How many are.
-    fn try_again(&mut self, table: &[Planned], failed: &PassFailed, how: &Again) -> usize {
+    fn try_again(&mut self, table: &[PlannedRow], failed: &PassFailed, how: &Again) -> usize {
         let mut rows = table.iter().enumerate().peekable();
         let mut retried = 0;
         let metrics = &self.metrics;
@@ -629,7 +633,7 @@ impl<F: Forward> Engine<F> {
     }
 }
 
-fn size(table: &[Planned]) -> Size {
+fn size(table: &[PlannedRow]) -> Size {
     Size {
         rows: u32::try_from(table.len()).unwrap_or(u32::MAX),
         tokens: table.iter().fold(0, |sum, row| sum.saturating_add(row.tokens.get())),

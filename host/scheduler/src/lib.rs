@@ -2,11 +2,11 @@
 //!
 //! The engine asks four questions, in this order, and does what the answers say:
 //!
-//! 1. [`crowded`] and [`overdrawn`]: who must give its row or its pages back, so that the others can
+//! 1. [`pick_victim_for_rows`] and [`pick_victim_for_pages`]: who must give its row or its pages back, so that the others can
 //!    take their next step? Asked until nobody must.
-//! 2. [`first`]: who of those waiting is next?
+//! 2. [`most_urgent`]: who of those waiting is next?
 //! 3. [`place`]: may it start now, and whom does it displace?
-//! 4. [`rows`]: what does the pass compute? Every decoding request gets its next token, and what
+//! 4. [`plan_rows`]: what does the pass compute? Every decoding request gets its next token, and what
 //!    is left of the budget is spent on prompts.
 //!
 //! # Invariants
@@ -19,8 +19,8 @@
 //!   would have to be overtaken by still later ones first, and those do not start before it.
 //! - The last in rank is the first to give way: the lowest priority, the youngest. One that is
 //!   overdue never gives way to one that is not.
-//! - Every decoding request is in every pass, unless a suspect runs alone.
-//! - No pass has more rows or tokens than its [`Bounds`]. Who has no room in them waits in the order
+//! - Every decoding request is in every pass, unless a isolated runs alone.
+//! - No pass has more rows or tokens than its [`PassBounds`]. Who has no room in them waits in the order
 //!   of rank, and the first in rank always advances.
 //!
 //! # Not here
@@ -28,10 +28,13 @@
 //! No clock, no randomness, no model, no policy. Priorities arrive as values; this crate does
 //! not know why a request has the one it has.
 
+mod placement;
 mod rank;
-mod room;
 mod rows;
 
-pub use rank::{OVERTAKEN_MAX, Rank, first};
-pub use room::{Grower, Newcomer, Place, Room, crowded, overdrawn, place};
-pub use rows::{Bounds, Budget, Row, Step, rows};
+pub use placement::{
+    Capacity, GrowingRequest, Placement, StartCandidate, pick_victim_for_pages,
+    pick_victim_for_rows, place,
+};
+pub use rank::{OVERTAKEN_MAX, Rank, most_urgent};
+pub use rows::{PassBounds, PlannedRow, PrefillBudget, Runnable, plan_rows};

@@ -31,7 +31,7 @@ impl Rank {
 }
 
 /// The most urgent of those waiting.
-pub fn first(waiting: impl IntoIterator<Item = Rank>) -> Option<usize> {
+pub fn most_urgent(waiting: impl IntoIterator<Item = Rank>) -> Option<usize> {
     waiting.into_iter().enumerate().min_by_key(|(_, rank)| *rank).map(|(index, _)| index)
 }
 
@@ -50,15 +50,15 @@ mod tests {
             rank(Priority::Interactive, 2),
             rank(Priority::Batch, 0),
         ];
-        assert_eq!(first(waiting), Some(2));
-        assert_eq!(first([]), None);
+        assert_eq!(most_urgent(waiting), Some(2));
+        assert_eq!(most_urgent([]), None);
     }
 
     #[test]
     fn who_was_overtaken_often_enough_goes_before_everyone() {
         let critical = Rank::new(Priority::Critical, 100, 0);
-        assert_eq!(first([critical, Rank::new(Priority::Sheddable, 1, LAST)]), Some(0));
-        assert_eq!(first([critical, Rank::new(Priority::Sheddable, 1, LAST + 1)]), Some(1));
+        assert_eq!(most_urgent([critical, Rank::new(Priority::Sheddable, 1, LAST)]), Some(0));
+        assert_eq!(most_urgent([critical, Rank::new(Priority::Sheddable, 1, LAST + 1)]), Some(1));
     }
 
     #[test]
