@@ -1,9 +1,9 @@
-//! A second set of books: where each request must be after each turn, by the rules as they are
+//! A second set of books: where each request must be after each step, by the rules as they are
 //! written down, kept beside the engine and compared with what it did.
 //!
 //! The rules that are checked, in the order of the code:
 //!
-//! - who was asked to stop before a turn began gets no part in it;
+//! - who was asked to stop before a step began gets no part in it;
 //! - requests start in the order of rank, and whoever gives way for them is the last in rank;
 //! - no request reads what another tenant's computed, unless all share ([`crate::sharing`]);
 //! - a pass computes each request once, every stream that flows, prompts in the order of rank
@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 use interlock_engine::{
     Audit, CacheConfig, Caches, EngineConfig, EngineView, Event, Mode, ModelShape, PassFailed,
-    PassFault, PrefixSharing, RETRIES_MAX, TOKENS_PER_RETRY, Turn,
+    PassFault, PrefixSharing, RETRIES_MAX, StepOutcome, TOKENS_PER_RETRY,
 };
 use interlock_request::{CancelCause, Fault, FaultKind, Finish, Outcome, Priority, Usage};
 use interlock_scheduler::OVERTAKEN_MAX;
@@ -30,7 +30,7 @@ use crate::device::{OVERSIZED, RowOf, Seen};
 use crate::outside::{Client, Fate, Outside};
 use crate::scenario::Request;
 use crate::sharing::shares;
-use crate::world::TurnOf;
+use crate::world::StepRecord;
 
 /// Good passes before more is tried than is known to fit.
 const PATIENCE: usize = 32;
@@ -43,10 +43,10 @@ pub(crate) struct Books {
     running_max: usize,
     displace: bool,
     chunk: usize,
-    /// How large a pass might be in the last turn, and in this one.
+    /// How large a pass might be in the last step, and in this one.
     size: Size,
     failures: usize,
-    /// What was known to fit, after the turn before.
+    /// What was known to fit, after the step before.
     safe: Size,
     /// Failures that took nobody's retry, and retries that were given back.
     tries: usize,
@@ -114,7 +114,7 @@ struct Entry {
     /// earned what they could.
     reached: usize,
     counted: usize,
-    /// Was it asked to stop before this turn began?
+    /// Was it asked to stop before this step began?
     asked: bool,
     started: bool,
     drawn: usize,
@@ -129,7 +129,7 @@ struct Entry {
     unseen: bool,
     /// Why it may end as failed.
     reason: Option<Fault>,
-    /// Did it give way in this turn?
+    /// Did it give way in this step?
     gave_way: bool,
     /// The natural end that its tokens have come to.
     ended: Option<Outcome>,
@@ -237,7 +237,7 @@ impl Books {
         Size { rows: self.running_max, tokens: self.running_max + self.chunk }
     }
 
-    /// Before a turn: what has been submitted, and what was asked.
+    /// Before a step: what has been submitted, and what was asked.
     pub(crate) fn before(&mut self, outside: &Outside) {
         self.closed = !outside.is_open();
         self.submissions(outside);
@@ -263,17 +263,17 @@ impl Books {
         }
     }
 
-    /// After a turn: what the model saw, and what the engine says.
+    /// After a step: what the model saw, and what the engine says.
     pub(crate) fn after(
         &mut self,
-        turn: &TurnOf,
+        step: &StepRecord,
         audit: Audit,
         view: EngineView,
         outside: &Outside,
     ) {
-        let TurnOf { turn, seen, heard, .. } = turn;
-        let turn = *turn;
-        self.counts.happened("turns", 1);
+        let StepRecord { step, seen, heard, .. } = step;
+        let step = *step;
+        self.counts.happened("steps", 1);
         self.submissions(outside);
         for entry in self.entries.iter_mut().filter(|entry| entry.asked) {
             if matches!(entry.at, Place::Waiting | Place::Running { .. }) {
@@ -288,8 +288,8 @@ impl Books {
         let (before, after) = seen.split_at(pass.unwrap_or(seen.len()));
         self.starts(before);
         let was = self.size;
-        match (turn, after) {
-            (Turn::Ran, [Seen::Pass { rows, failed }, closed @ ..]) => {
+        match (step, after) {
+            (StepOutcome::Ran, [Seen::Pass { rows, failed }, closed @ ..]) => {
                 self.planned(rows);
                 match failed {
                     None => self.succeeded(rows),
@@ -301,11 +301,11 @@ impl Books {
                     self.nobody_waits_for_nothing(was, audit);
                 }
             }
-            (Turn::Idle | Turn::Closed, []) => {}
-            _ => panic!("{turn:?}, and in the device: {after:?}"),
+            (StepOutcome::Idle | StepOutcome::Closed, []) => {}
+            _ => panic!("{step:?}, and in the device: {after:?}"),
         }
         self.heard(heard, outside);
-        self.adds_up(turn, was, audit, view);
+        self.adds_up(step, was, audit, view);
         self.safe = audit.safe.map_or(self.largest(), |safe| Size {
             rows: safe.rows.get() as usize,
             tokens: safe.tokens.get() as usize,
@@ -730,7 +730,7 @@ impl Books {
     }
 
     /// What the engine says of itself.
-    fn adds_up(&self, turn: Turn, was: Size, audit: Audit, view: EngineView) {
+    fn adds_up(&self, step: StepOutcome, was: Size, audit: Audit, view: EngineView) {
         let count =
             |wanted: fn(&Entry) -> bool| self.entries.iter().filter(|&entry| wanted(entry)).count();
         let running = count(Entry::runs);
@@ -744,7 +744,7 @@ impl Books {
             count(|entry| entry.at == Place::Inbox || entry.at == Place::Waiting && !entry.started);
         let begun = count(|entry| entry.runs() || entry.at == Place::Waiting && entry.started);
         assert_eq!((view.waiting as usize, view.running as usize), (seated, begun), "{view:?}");
-        if turn == Turn::Idle {
+        if step == StepOutcome::Idle {
             assert_eq!(waiting + running, 0, "idle, and there is somebody to compute for");
         }
     }
@@ -789,7 +789,7 @@ impl Books {
         let most: usize = self.entries.iter().map(of_one).sum();
         let most = most + self.restored + self.tries;
         assert!(self.failures <= most, "{} passes failed, not {most}", self.failures);
-        let tries_max = self.counts.of("turns") / PATIENCE;
+        let tries_max = self.counts.of("steps") / PATIENCE;
         assert!(self.tries <= tries_max, "{} tries, not {tries_max}", self.tries);
     }
 }

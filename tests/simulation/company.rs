@@ -8,7 +8,7 @@ use std::time::Duration;
 use interlock_admission::PolicyChain;
 use interlock_engine::{
     CacheConfig, Clock, Company, Door, Engine, EngineConfig, EngineHandle, Event, PassFailed,
-    Running, Turn, WaitingConfig, by_hand_beside,
+    Running, StepOutcome, WaitingConfig, by_hand_beside,
 };
 use interlock_request::{Generation, Priority, Sampling};
 use interlock_sim::{Device, RowSeen, SimModel, SimSettings};
@@ -73,8 +73,8 @@ impl Served {
         self.asked.push((running, vec![], false));
     }
 
-    fn turn(&mut self) -> Turn {
-        let turn = self.engine.turn();
+    fn step(&mut self) -> StepOutcome {
+        let step = self.engine.step();
         let mut context = Context::from_waker(Waker::noop());
         for (running, tokens, ended) in &mut self.asked {
             while let Poll::Ready(Some(event)) = pin!(running.events.next()).poll(&mut context) {
@@ -85,7 +85,7 @@ impl Served {
                 }
             }
         }
-        turn
+        step
     }
 
     /// Of the request with this number, when its tokens came.
@@ -102,14 +102,14 @@ fn gaps(tokens: &[Duration]) -> Vec<Duration> {
     tokens.windows(2).map(|two| two[1] - two[0]).collect()
 }
 
-/// As the thread does it: a turn of each, as long as there is something to do.
-fn turns(served: &mut [&mut Served], until: impl Fn(&[&mut Served]) -> bool) {
+/// As the thread does it: a step of each, as long as there is something to do.
+fn steps(served: &mut [&mut Served], until: impl Fn(&[&mut Served]) -> bool) {
     for _ in 0..100_000 {
         if until(served) {
             return;
         }
         for one in &mut *served {
-            one.turn();
+            one.step();
         }
     }
     panic!("it did not come to that");
@@ -127,11 +127,11 @@ fn a_lone_prompt_of_one_model_holds_up_the_streams_of_another_by_no_more_than_it
     let lab = Lab::new();
     let (mut one, mut other, _clock) = two(&lab);
     one.ask(40, 600);
-    turns(&mut [&mut one, &mut other], |served| served[0].tokens(0).len() > 20);
+    steps(&mut [&mut one, &mut other], |served| served[0].tokens(0).len() > 20);
     // Alone, each would take a second at a time.
     other.ask(3000, 1);
     other.ask(3000, 1);
-    turns(&mut [&mut one, &mut other], |served| served.iter().all(|one| one.has_ended()));
+    steps(&mut [&mut one, &mut other], |served| served.iter().all(|one| one.has_ended()));
     let config = EngineConfig::default();
     let gaps = gaps(one.tokens(0));
     let longest = gaps.iter().max().expect("gaps");
@@ -150,18 +150,18 @@ fn when_the_other_models_streams_have_ended_a_prompt_takes_what_it_takes_alone()
     let (mut one, mut other, clock) = two(&lab);
     one.ask(40, 30);
     other.ask(400, 1);
-    turns(&mut [&mut one, &mut other], |served| served.iter().all(|one| one.has_ended()));
+    steps(&mut [&mut one, &mut other], |served| served.iter().all(|one| one.has_ended()));
     other.ask(2000, 1);
     let began = clock.now();
-    turns(&mut [&mut one, &mut other], |served| served[1].has_ended());
+    steps(&mut [&mut one, &mut other], |served| served[1].has_ended());
     assert_eq!(clock.now() - began, 2000 * MS, "no pass in between");
     // Its engine is gone, with a stream that flowed.
     one.ask(40, 30);
-    turns(&mut [&mut one, &mut other], |served| served[0].tokens(1).len() > 3);
+    steps(&mut [&mut one, &mut other], |served| served[0].tokens(1).len() > 3);
     drop(one);
     other.ask(2001, 1);
     let began = clock.now();
-    turns(&mut [&mut other], |served| served[0].has_ended());
+    steps(&mut [&mut other], |served| served[0].has_ended());
     assert_eq!(clock.now() - began, 2001 * MS, "nobody waits for it");
 }
 
@@ -171,13 +171,13 @@ fn prompts_of_two_models_are_on_one_account() {
     let (mut one, mut other, _clock) = two(&lab);
     one.ask(40, 300);
     other.ask(40, 300);
-    turns(&mut [&mut one, &mut other], |served| served[1].tokens(0).len() > 20);
+    steps(&mut [&mut one, &mut other], |served| served[1].tokens(0).len() > 20);
     for served in [&mut one, &mut other] {
         for _ in 0..40 {
             served.ask(500, 1);
         }
     }
-    turns(&mut [&mut one, &mut other], |served| {
+    steps(&mut [&mut one, &mut other], |served| {
         served.iter().all(|served| served.tokens(0).len() == 300)
     });
     let config = EngineConfig::default();

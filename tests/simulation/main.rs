@@ -1,8 +1,8 @@
 //! The real engine loop on a simulated model and a clock that only passes move.
 //!
 //! A world is made of one number: who arrives when, wants what, is how urgent, leaves or is
-//! cancelled how, what the policy says, how small the cache is, which passes fail. Between turns,
-//! and while a pass is in the device, what is due happens. After every turn a second set of books
+//! cancelled how, what the policy says, how small the cache is, which passes fail. Between steps,
+//! and while a pass is in the device, what is due happens. After every step a second set of books
 //! ([`books`]) is compared with what the engine did; at the end, each request's tokens with those
 //! that it gets alone.
 //!

@@ -280,7 +280,7 @@ fn batch(clients: u32, rounds: u32, mixed: Duration, each: Duration) -> (Duratio
     scenario.sim.mixed = mixed;
     let prompts = scenario.sim.prefill * tokens as u32 + each * clients * rounds;
     let ran = Lab::new().world(&scenario);
-    let took = ran.trace.last().expect("turns").ended_at;
+    let took = ran.trace.last().expect("steps").ended_at;
     (took, prompts + scenario.sim.time(clients as usize, 0) * (TOKENS - 1) * rounds)
 }
 

@@ -1,4 +1,4 @@
-//! Runs a world to its end, turn by turn, and says which seed to replay if something is wrong.
+//! Runs a world to its end, step by step, and says which seed to replay if something is wrong.
 
 use std::cell::{OnceCell, RefCell};
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use fastrand::Rng;
 use interlock_admission::{Commons, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
-    Event, Mode, ModelShape, Turn, WaitingConfig, by_hand,
+    Event, Mode, ModelShape, StepOutcome, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
 use interlock_request::{Drawn, Outcome};
@@ -34,28 +34,28 @@ pub(crate) struct Lab {
     pub policies: PolicyMetrics,
 }
 
-/// A turn, for whoever must find out what went wrong.
+/// A step, for whoever must find out what went wrong.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct TurnOf {
+pub(crate) struct StepRecord {
     pub began_at: Duration,
     pub ended_at: Duration,
-    pub turn: Turn,
+    pub step: StepOutcome,
     pub seen: Vec<Seen>,
     pub heard: Vec<(usize, Event)>,
 }
 
 /// A world that has come to its end.
 pub(crate) struct Ran {
-    pub trace: Vec<TurnOf>,
+    pub trace: Vec<StepRecord>,
     pub counts: Counts,
 }
 
 impl Ran {
     /// What a client heard, and when.
     pub(crate) fn heard(&self, who: usize) -> impl Iterator<Item = (Duration, &Event)> {
-        self.trace.iter().flat_map(move |turn| {
-            let its = turn.heard.iter().filter(move |(of, _)| *of == who);
-            its.map(|(_, event)| (turn.ended_at, event))
+        self.trace.iter().flat_map(move |step| {
+            let its = step.heard.iter().filter(move |(of, _)| *of == who);
+            its.map(|(_, event)| (step.ended_at, event))
         })
     }
 
@@ -76,15 +76,15 @@ impl Ran {
 
     /// All that the model saw, in order.
     pub(crate) fn seen(&self) -> impl Iterator<Item = &Seen> {
-        self.trace.iter().flat_map(|turn| &turn.seen)
+        self.trace.iter().flat_map(|step| &step.seen)
     }
 }
 
-/// More turns than any world here takes: beyond it, it would go on for ever.
-const TURNS_MAX: usize = 20_000;
+/// More steps than any world here takes: beyond it, it would go on for ever.
+const STEPS_MAX: usize = 20_000;
 
-/// Turns that a failure shows.
-const TURNS_SHOWN: usize = 12;
+/// Steps that a failure shows.
+const STEPS_SHOWN: usize = 12;
 
 impl Lab {
     pub(crate) fn new() -> Self {
@@ -98,7 +98,7 @@ impl Lab {
     ///
     /// # Panics
     ///
-    /// When a rule is broken, with the seed, the world and its last turns.
+    /// When a rule is broken, with the seed, the world and its last steps.
     pub(crate) fn world(&self, scenario: &Scenario) -> Ran {
         let trace = RefCell::new(vec![]);
         // What is looked at after a panic is the trace alone.
@@ -116,7 +116,7 @@ impl Lab {
         }
     }
 
-    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<TurnOf>>) -> Counts {
+    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<StepRecord>>) -> Counts {
         let clock = VirtualClock::default();
         let requests: Rc<[Request]> = scenario.requests.clone().into();
         let unset = Rc::new(OnceCell::new());
@@ -149,24 +149,24 @@ impl Lab {
             self.policies.clone(),
         )));
         assert!(unset.set(Rc::clone(&outside)).is_ok(), "set once");
-        for _ in 0..TURNS_MAX {
+        for _ in 0..STEPS_MAX {
             outside.borrow_mut().deliver();
             books.before(&outside.borrow());
             let began_at = clock.now();
-            let turn = engine.turn();
+            let step = engine.step();
             let mut world = outside.borrow_mut();
             world.listen();
             let seen = std::mem::take(&mut *log.borrow_mut());
             let heard = std::mem::take(&mut world.heard);
             let ended_at = clock.now();
-            trace.borrow_mut().push(TurnOf { began_at, ended_at, turn, seen, heard });
+            trace.borrow_mut().push(StepRecord { began_at, ended_at, step, seen, heard });
             let last = trace.borrow();
-            let last = last.last().expect("there is this turn");
+            let last = last.last().expect("there is this step");
             books.after(last, engine.audit(), handle.view(), &world);
-            if turn == Turn::Ran {
+            if step == StepOutcome::Ran {
                 continue;
             }
-            if world.is_quiet() && turn == Turn::Closed {
+            if world.is_quiet() && step == StepOutcome::Closed {
                 break;
             }
             match world.next_due() {
@@ -190,8 +190,8 @@ impl Lab {
         engine: &Engine<Watched>,
         log: &Log,
     ) {
-        assert!(outside.is_quiet(), "it goes on for more than {TURNS_MAX} turns");
-        assert_eq!(*log.borrow(), [], "the model was asked between turns");
+        assert!(outside.is_quiet(), "it goes on for more than {STEPS_MAX} steps");
+        assert_eq!(*log.borrow(), [], "the model was asked between steps");
         books.at_the_end(outside);
         let audit = engine.audit();
         assert_eq!((audit.waiting, audit.running, audit.pages.leased), (0, 0, 0));
@@ -259,7 +259,7 @@ impl Lab {
         let chain = PolicyChain::new(vec![], ceilings(), Commons::in_line(self.policies.clone()));
         let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
         let mut running = handle.seat().expect("a seat").submit(admitted);
-        while engine.turn() == Turn::Ran {}
+        while engine.step() == StepOutcome::Ran {}
         let mut tokens = vec![];
         let mut context = Context::from_waker(Waker::noop());
         loop {
@@ -280,9 +280,9 @@ fn shape(handle: &EngineHandle) -> ModelShape {
     }
 }
 
-fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
+fn report(scenario: &Scenario, trace: &[StepRecord], why: &str) -> String {
     let name = scenario.seed.map_or("a story".to_owned(), |seed| format!("seed {seed}"));
-    let mut text = format!("{name}, turn {}: {why}\n\n", trace.len());
+    let mut text = format!("{name}, step {}: {why}\n\n", trace.len());
     let mut world = scenario.clone();
     let requests = std::mem::take(&mut world.requests);
     let written = "a string takes what is written";
@@ -299,10 +299,10 @@ fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
         )
         .expect(written);
     }
-    let skipped = trace.len().saturating_sub(TURNS_SHOWN);
-    for (number, turn) in trace.iter().enumerate().skip(skipped) {
-        let TurnOf { began_at, ended_at, turn, seen, heard } = turn;
-        writeln!(text, "turn {}, {began_at:?} to {ended_at:?}: {turn:?}", number + 1)
+    let skipped = trace.len().saturating_sub(STEPS_SHOWN);
+    for (number, step) in trace.iter().enumerate().skip(skipped) {
+        let StepRecord { began_at, ended_at, step, seen, heard } = step;
+        writeln!(text, "step {}, {began_at:?} to {ended_at:?}: {step:?}", number + 1)
             .expect(written);
         for seen in seen {
             writeln!(text, "    {seen:?}").expect(written);

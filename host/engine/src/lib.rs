@@ -40,8 +40,8 @@ mod passes;
 mod prefix;
 mod retries;
 mod stages;
+mod step;
 mod thread;
-mod turn;
 
 pub use clock::{Clock, SystemClock};
 pub use company::Company;
@@ -54,7 +54,7 @@ pub use metrics::EngineMetrics;
 pub use pages::PageAudit;
 pub use prefix::{PrefixScope, PrefixSharing};
 pub use retries::{RETRIES_MAX, TOKENS_PER_RETRY};
+pub use step::{Audit, Engine, StepOutcome};
 pub use thread::{
     Door, EngineExit, EngineState, EngineThread, Engines, by_hand, by_hand_beside, spawn,
 };
-pub use turn::{Audit, Engine, Turn};

@@ -1,6 +1,6 @@
 //! Starts the engine thread, says what became of it, and stops it.
 //!
-//! A host that serves several models has an engine for each, and still one thread: they take turns,
+//! A host that serves several models has an engine for each, and still one thread: they take steps,
 //! one pass each, and sleep together. What they share is the device and the time; an inbox, a
 //! waiting room, a batch and a cache each has its own.
 
@@ -16,7 +16,7 @@ use crate::company::Company;
 use crate::handle::Submission;
 use crate::{
     CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode,
-    ModelShape, SystemClock, Turn, WaitingConfig,
+    ModelShape, StepOutcome, SystemClock, WaitingConfig,
 };
 
 /// What the engine is at a moment.
@@ -150,21 +150,21 @@ struct ToLoad {
 /// Makes the model, on the thread, and an engine among the others there.
 type Load = dyn FnOnce(&Company) -> Result<Loaded, String> + Send;
 
-/// An engine that can take its turn.
+/// An engine that can take its step.
 struct Loaded {
     shape: ModelShape,
-    engine: Box<dyn TakesTurns>,
+    engine: Box<dyn AnyEngine>,
 }
 
 /// An engine, whatever its model.
-trait TakesTurns {
-    fn turn(&mut self) -> Turn;
+trait AnyEngine {
+    fn step(&mut self) -> StepOutcome;
     fn is_idle(&self) -> bool;
 }
 
-impl<F: Forward> TakesTurns for Engine<F> {
-    fn turn(&mut self) -> Turn {
-        Engine::turn(self)
+impl<F: Forward> AnyEngine for Engine<F> {
+    fn step(&mut self) -> StepOutcome {
+        Engine::step(self)
     }
 
     fn is_idle(&self) -> bool {
@@ -247,7 +247,7 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
         for (state, shape) in states.iter().zip(shapes) {
             state.send_replace(EngineState::Ready(shape));
         }
-        take_turns(engines, bell);
+        run_engines(engines, bell);
         Ok(())
     }));
     let (exit, culprit) = match ended {
@@ -275,13 +275,13 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
 
 /// Turns until all inboxes are closed and whoever was left is cancelled.
 ///
-/// One turn each, so one pass each: no model's streams wait for more than one pass of every other,
+/// One step each, so one pass each: no model's streams wait for more than one pass of every other,
 /// and what of that is prompts is on one account with their own ([`Company`]). Nobody is asked how
 /// long a pass takes that decodes; a large model gets more of the time than a small one. One whose
 /// device has failed is gone, and the others go on: what they hold may still be computed.
-fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
+fn run_engines(mut engines: Vec<Box<dyn AnyEngine>>, bell: &Bell) {
     loop {
-        engines.retain_mut(|engine| engine.turn() != Turn::Closed);
+        engines.retain_mut(|engine| engine.step() != StepOutcome::Closed);
         if engines.is_empty() {
             return;
         }
@@ -291,7 +291,7 @@ fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
     }
 }
 
-/// An engine whose turns the caller takes, on the caller's thread and by the caller's clock: for
+/// An engine whose steps the caller takes, on the caller's thread and by the caller's clock: for
 /// simulations. Dropping the [`Door`] closes it, as stopping the thread does.
 pub fn by_hand<F: Forward>(
     model: F,
@@ -304,7 +304,7 @@ pub fn by_hand<F: Forward>(
     by_hand_beside(&Company::default(), model, config, cache, waiting, metrics, clock)
 }
 
-/// As [`by_hand`], on a thread with others: whoever takes their turns takes one of each in turn.
+/// As [`by_hand`], on a thread with others: whoever takes their steps takes one of each in turn.
 pub fn by_hand_beside<F: Forward>(
     company: &Company,
     model: F,
@@ -315,7 +315,7 @@ pub fn by_hand_beside<F: Forward>(
     clock: Box<dyn Clock>,
 ) -> (EngineHandle, Door, Engine<F>) {
     let metrics = metrics.of_one_engine();
-    // Nobody sleeps: the caller takes the turns.
+    // Nobody sleeps: the caller takes the steps.
     let Ends { handle, inbox, submissions, state } =
         ends(config, waiting, &metrics, &Bell::default());
     state.send_replace(EngineState::Ready(model.shape()));

@@ -15,8 +15,8 @@ use interlock_admission::{
     Body, Facts, Headers, Identity, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt, at_once,
 };
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, Event, Mode, Running, SystemClock,
-    Turn, WaitingConfig, by_hand,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, Event, Mode, Running, StepOutcome,
+    SystemClock, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, Model, Unknown, inspect, load};
@@ -163,7 +163,7 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
                 running.control.cancel(CancelCause::Operator);
             }
         }
-        let idle = engine.turn() == Turn::Idle;
+        let idle = engine.step() == StepOutcome::Idle;
         seen.rows_max = seen.rows_max.max(engine.audit().running);
         for (number, running) in running.iter_mut().enumerate() {
             let Some(running) = running else { continue };

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use interlock_engine::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Turn, WaitingConfig,
-    by_hand,
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, StepOutcome,
+    WaitingConfig, by_hand,
 };
 use interlock_sim::{SimModel, SimSettings};
 use tokio::time::Instant;
@@ -35,7 +35,7 @@ pub(super) enum EngineStep {
     /// A pass begins that takes so long.
     Pass { time: Duration, decoded: usize, stalled: bool, failed: bool },
     /// The turn is over.
-    TurnOver(Turn),
+    TurnOver(StepOutcome),
 }
 
 /// The engines, with a stack of their own: in the middle of a turn, when a pass begins, everyone
@@ -120,7 +120,7 @@ impl Driver {
         loop {
             let mut idle = true;
             for engine in 0..self.handles.len() {
-                idle &= self.turn(engine).await == Turn::Idle;
+                idle &= self.turn(engine).await == StepOutcome::Idle;
             }
             if !idle {
                 continue;
@@ -167,7 +167,7 @@ impl Driver {
         self.handles.iter().any(|handle| handle.view().waiting > 0)
     }
 
-    async fn turn(&mut self, engine: usize) -> Turn {
+    async fn turn(&mut self, engine: usize) -> StepOutcome {
         self.free_at = self.free_at.max(self.elapsed_exactly());
         self.clock.set(self.free_at);
         let mut resume = Resume::Turn(engine);
@@ -234,7 +234,7 @@ fn run(
     }
     let mut resume = driver.suspend(EngineStep::Opened(handles));
     while let Resume::Turn(which) = resume {
-        let turn = engines[which].1.turn();
+        let turn = engines[which].1.step();
         resume = driver.suspend(EngineStep::TurnOver(turn));
     }
     drop(doors);

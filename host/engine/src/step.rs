@@ -56,9 +56,9 @@ pub struct Engine<F: Forward> {
     stay_here: PhantomData<*mut ()>,
 }
 
-/// What a turn found to do.
+/// What a step found to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum StepOutcome {
     /// One pass.
     Ran,
     /// Nothing: there is nobody to compute for.
@@ -166,13 +166,13 @@ impl<F: Forward> Engine<F> {
         }
     }
 
-    /// One turn: take arrivals, drop the cancelled, decide, run at most one pass, hand out tokens.
+    /// One step: take arrivals, drop the cancelled, decide, run at most one pass, hand out tokens.
     /// It never waits but for the device.
     ///
     /// Cancellations come before the decision, so that a client that left costs no further pass.
-    pub fn turn(&mut self) -> Turn {
+    pub fn step(&mut self) -> StepOutcome {
         if self.closed {
-            return Turn::Closed;
+            return StepOutcome::Closed;
         }
         let inbox = self.accept();
         if inbox == Inbox::Closed {
@@ -180,17 +180,17 @@ impl<F: Forward> Engine<F> {
         }
         self.drop_cancelled();
         if inbox == Inbox::Closed {
-            return Turn::Closed;
+            return StepOutcome::Closed;
         }
         self.make_room();
         self.start();
         let table = self.plan();
-        let turn = if table.is_empty() { Turn::Idle } else { Turn::Ran };
-        if turn == Turn::Ran {
+        let step = if table.is_empty() { StepOutcome::Idle } else { StepOutcome::Ran };
+        if step == StepOutcome::Ran {
             self.pass(&table);
         }
         self.cache.available(self.pages.available(), self.pages.idle());
-        turn
+        step
     }
 
     /// Who is where.
@@ -244,7 +244,7 @@ impl<F: Forward> Engine<F> {
     }
 
     /// Preempts, so that those who stay can take their next step. No end is due for anyone here:
-    /// the cancelled are gone, and who came to its end did so within the turn that drew its last
+    /// the cancelled are gone, and who came to its end did so within the step that drew its last
     /// token.
     fn make_room(&mut self) {
         while let Some(last) =
@@ -292,7 +292,7 @@ impl<F: Forward> Engine<F> {
         }
     }
 
-    /// Is there room for it, or somebody who might have to give way? Asked in every turn of one that
+    /// Is there room for it, or somebody who might have to give way? Asked in every step of one that
     /// waits, so nothing is leased for the answer, nor looked up again that is known.
     fn might_start(&mut self, index: usize) -> bool {
         let waiting = &mut self.waiting[index];
@@ -378,7 +378,7 @@ impl<F: Forward> Engine<F> {
     }
 
     /// The table of the next pass. A row whose pages cannot be had is left out: it waits for the
-    /// next turn, in which [`Engine::make_room`] sees what it lacks.
+    /// next step, in which [`Engine::make_room`] sees what it lacks.
     fn plan(&mut self) -> Vec<PlannedRow> {
         let runnable: Vec<_> = self.running.iter().map(Running::as_runnable).collect();
         self.say_who_flows();
