@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use interlock_admission::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineMetrics, Forward, ModelShape, Opening, PassFailed, Row,
-    StepOutcome, SystemClock, WaitingConfig, by_hand,
+    CacheConfig, EngineConfig, EngineMetrics, Forward, ManualEngine, ModelShape, Opening,
+    PassFailed, Row, StepOutcome, SystemClock, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
 use interlock_request::{Drawn, Generation, Priority, Sampling, TokenId};
@@ -20,7 +20,7 @@ use interlock_tests::admit;
 
 const ROWS: u32 = 2000;
 const PROMPT: u32 = 512;
-const TURNS: usize = 200;
+const STEPS: usize = 200;
 
 /// A model that costs nothing, and says how long it was asked for.
 struct Free(Rc<Cell<Duration>>);
@@ -53,7 +53,7 @@ fn main() {
         ..EngineConfig::default()
     };
     let waiting = WaitingConfig { requests_max: NonZeroUsize::new(10_000).expect("not 0") };
-    let (handle, _door, mut engine) = by_hand(
+    let ManualEngine { handle, mut engine, inbox: _inbox } = manual(
         Free(Rc::clone(&in_model)),
         &config,
         &CacheConfig::default(),
@@ -82,7 +82,7 @@ fn main() {
         let serial = u64::from(number);
         let consent = admit(&chain, serial, &number.to_string(), prompt, generation);
         let admitted = consent.expect("no policies").admitted;
-        handle.seat().expect("a seat").submit(admitted)
+        handle.queue_permit().expect("a permit").submit(admitted)
     };
     let mut step = |what: &str, steps: usize| {
         let mut times: Vec<_> = (0..steps)
@@ -100,10 +100,10 @@ fn main() {
     let mut running: Vec<_> = (0..ROWS).map(submit).collect();
     step("2,000 arrive and start at once", 1);
     step("their prompts are computed", 200);
-    step("2,000 decode", TURNS);
+    step("2,000 decode", STEPS);
     running.extend((ROWS..2 * ROWS).map(submit));
     step("2,000 more arrive", 1);
-    step("2,000 decode and 2,000 wait", TURNS);
+    step("2,000 decode and 2,000 wait", STEPS);
     drop(running.split_off(ROWS as usize));
     step("those who wait leave", 1);
     drop(running.split_off(ROWS as usize / 2));

@@ -14,17 +14,17 @@ use fastrand::Rng;
 use interlock_admission::{Commons, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
-    Event, Mode, ModelShape, StepOutcome, WaitingConfig, by_hand,
+    Event, ManualEngine, Mode, ModelShape, StepOutcome, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
 use interlock_request::{Drawn, Outcome};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_tests::metric;
 
-use crate::books::{Books, Counts};
-use crate::device::{Log, Seen, VirtualClock, Watched};
-use crate::outside::{Fate, Outside, admit, ceilings};
-use crate::scenario::{Request, Scenario};
+use crate::checker::{Checker, EventCounts};
+use crate::device::{CallLog, ModelCall, VirtualClock, Watched};
+use crate::outside::{ClientFate, Outside, admit, ceilings};
+use crate::scenario::{Scenario, SimRequest};
 
 /// What worlds of one test share: families are declared once. Each world finds the gauges at zero
 /// and leaves them so.
@@ -40,14 +40,14 @@ pub(crate) struct StepRecord {
     pub began_at: Duration,
     pub ended_at: Duration,
     pub step: StepOutcome,
-    pub seen: Vec<Seen>,
+    pub seen: Vec<ModelCall>,
     pub heard: Vec<(usize, Event)>,
 }
 
 /// A world that has come to its end.
 pub(crate) struct Ran {
     pub trace: Vec<StepRecord>,
-    pub counts: Counts,
+    pub counts: EventCounts,
 }
 
 impl Ran {
@@ -59,7 +59,7 @@ impl Ran {
         })
     }
 
-    /// How it ended.
+    /// StopWay it ended.
     pub(crate) fn ended(&self, who: usize) -> &Ended {
         let ended = self.heard(who).find_map(|(_, event)| match event {
             Event::Ended(ended) => Some(ended),
@@ -68,14 +68,14 @@ impl Ran {
         ended.expect("who stays hears of the end")
     }
 
-    /// When its tokens came.
+    /// StopTime its tokens came.
     pub(crate) fn tokens_at(&self, who: usize) -> Vec<Duration> {
         let tokens = self.heard(who).filter(|(_, event)| matches!(event, Event::Token(_)));
         tokens.map(|(at, _)| at).collect()
     }
 
     /// All that the model saw, in order.
-    pub(crate) fn seen(&self) -> impl Iterator<Item = &Seen> {
+    pub(crate) fn seen(&self) -> impl Iterator<Item = &ModelCall> {
         self.trace.iter().flat_map(|step| &step.seen)
     }
 }
@@ -98,7 +98,7 @@ impl Lab {
     ///
     /// # Panics
     ///
-    /// When a rule is broken, with the seed, the world and its last steps.
+    /// StopTime a rule is broken, with the seed, the world and its last steps.
     pub(crate) fn world(&self, scenario: &Scenario) -> Ran {
         let trace = RefCell::new(vec![]);
         // What is looked at after a panic is the trace alone.
@@ -116,9 +116,9 @@ impl Lab {
         }
     }
 
-    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<StepRecord>>) -> Counts {
+    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<StepRecord>>) -> EventCounts {
         let clock = VirtualClock::default();
-        let requests: Rc<[Request]> = scenario.requests.clone().into();
+        let requests: Rc<[SimRequest]> = scenario.requests.clone().into();
         let unset = Rc::new(OnceCell::new());
         let rng = Rng::with_seed(!scenario.seed.unwrap_or(0));
         let (model, log) = Watched::new(
@@ -129,20 +129,21 @@ impl Lab {
             &clock,
             &unset,
         );
-        let seats = NonZeroUsize::new(scenario.seats).expect("seats");
-        let (handle, door, mut engine) = by_hand(
+        let queue_max = NonZeroUsize::new(scenario.queue_max).expect("not 0");
+        let ManualEngine { handle, mut engine, inbox } = manual(
             model,
             &scenario.engine,
             &scenario.cache,
-            &WaitingConfig { requests_max: seats },
+            &WaitingConfig { requests_max: queue_max },
             self.engine.clone(),
             Box::new(clock.clone()),
         );
         let shape = shape(&handle);
-        let mut books = Books::new(Rc::clone(&requests), shape, &scenario.engine, &scenario.cache);
+        let mut checker =
+            Checker::new(Rc::clone(&requests), shape, &scenario.engine, &scenario.cache);
         let outside = Rc::new(RefCell::new(Outside::new(
             handle.clone(),
-            door,
+            inbox,
             scenario.closes_at,
             clock.clone(),
             Rc::clone(&requests),
@@ -151,7 +152,7 @@ impl Lab {
         assert!(unset.set(Rc::clone(&outside)).is_ok(), "set once");
         for _ in 0..STEPS_MAX {
             outside.borrow_mut().deliver();
-            books.before(&outside.borrow());
+            checker.before(&outside.borrow());
             let began_at = clock.now();
             let step = engine.step();
             let mut world = outside.borrow_mut();
@@ -162,7 +163,7 @@ impl Lab {
             trace.borrow_mut().push(StepRecord { began_at, ended_at, step, seen, heard });
             let last = trace.borrow();
             let last = last.last().expect("there is this step");
-            books.after(last, engine.audit(), handle.view(), &world);
+            checker.after(last, engine.audit(), handle.view(), &world);
             if step == StepOutcome::Ran {
                 continue;
             }
@@ -175,24 +176,24 @@ impl Lab {
                 None => world.close(),
             }
         }
-        self.at_the_end(&mut books, &outside.borrow(), &engine, &log);
+        self.at_the_end(&mut checker, &outside.borrow(), &engine, &log);
         let ended_at = clock.now();
         assert!(ended_at < Duration::from_secs(3600), "it took {ended_at:?}");
         drop(engine);
         self.alone(&requests, shape, scenario, &outside.borrow());
-        books.counts
+        checker.counts
     }
 
     fn at_the_end(
         &self,
-        books: &mut Books,
+        checker: &mut Checker,
         outside: &Outside,
         engine: &Engine<Watched>,
-        log: &Log,
+        log: &CallLog,
     ) {
         assert!(outside.is_quiet(), "it goes on for more than {STEPS_MAX} steps");
         assert_eq!(*log.borrow(), [], "the model was asked between steps");
-        books.at_the_end(outside);
+        checker.at_the_end(outside);
         let audit = engine.audit();
         assert_eq!((audit.waiting, audit.running, audit.pages.leased), (0, 0, 0));
         outside.accounts_are_settled();
@@ -211,7 +212,7 @@ impl Lab {
     /// Batched equals alone: what each client got is what it would have got alone.
     fn alone(
         &self,
-        requests: &[Request],
+        requests: &[SimRequest],
         shape: ModelShape,
         scenario: &Scenario,
         outside: &Outside,
@@ -224,7 +225,7 @@ impl Lab {
             if client.tokens.is_empty() && !natural {
                 continue;
             }
-            assert!(matches!(client.fate, Fate::Submitted | Fate::Left));
+            assert!(matches!(client.fate, ClientFate::Submitted | ClientFate::Left));
             let (tokens, ended) = self.one_alone(&requests[who], shape.context, scenario.sim.stop);
             if natural {
                 let together = client.ended.as_ref().expect("it has ended");
@@ -243,12 +244,12 @@ impl Lab {
     /// that it could want.
     pub(crate) fn one_alone(
         &self,
-        request: &Request,
+        request: &SimRequest,
         context: u32,
         stop: u32,
     ) -> (Vec<Drawn>, Ended) {
         let settings = SimSettings { context, cache: context + 16, stop, ..SimSettings::default() };
-        let (handle, _door, mut engine) = by_hand(
+        let ManualEngine { handle, mut engine, inbox: _inbox } = manual(
             SimModel::load(settings),
             &EngineConfig { mode: Mode::Simple, ..EngineConfig::default() },
             &CacheConfig { prefix: false, ..CacheConfig::default() },
@@ -258,7 +259,7 @@ impl Lab {
         );
         let chain = PolicyChain::new(vec![], ceilings(), Commons::in_line(self.policies.clone()));
         let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
-        let mut running = handle.seat().expect("a seat").submit(admitted);
+        let mut running = handle.queue_permit().expect("a permit").submit(admitted);
         while engine.step() == StepOutcome::Ran {}
         let mut tokens = vec![];
         let mut context = Context::from_waker(Waker::noop());
@@ -288,11 +289,11 @@ fn report(scenario: &Scenario, trace: &[StepRecord], why: &str) -> String {
     let written = "a string takes what is written";
     writeln!(text, "{world:?}").expect(written);
     for (who, request) in requests.iter().enumerate() {
-        let Request { at, tenant, prompt, generation, verdict, asks, unwelcome, oversized } =
+        let SimRequest { at, tenant, prompt, generation, verdict, stops, unwelcome, oversized } =
             request;
         writeln!(
             text,
-            "{who}: at {at:?}, of {tenant:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome} \
+            "{who}: at {at:?}, of {tenant:?}, {} tokens, wants {}, {verdict:?} {stops:?} unwelcome {unwelcome} \
              oversized {oversized}",
             prompt.len(),
             generation.tokens_max

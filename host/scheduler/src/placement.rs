@@ -1,47 +1,47 @@
-//! Who has room in the cache and in the batch, and who gives way.
+//! Which requests have room in the cache and in the batch, and which give way.
 
 use crate::Rank;
 
-/// What there is to share.
+/// The room that requests share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Pages that nobody holds, those that only the prefix cache remembers included.
+    /// Pages that no request holds, including those that only the prefix cache keeps.
     pub pages_free: u32,
     /// Most requests that may run at once.
     pub running_max: u32,
-    /// May a candidate displace someone of a lower priority?
+    /// Whether a candidate may displace a request of a lower priority.
     pub displace: bool,
 }
 
-/// A running request, as one whose next step may take pages.
+/// A running request whose next step may take pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GrowingRequest {
-    /// How urgent it is.
+    /// How urgent the request is.
     pub rank: Rank,
-    /// Pages it needs more for its next step.
+    /// Further pages that its next step needs.
     pub needs: u32,
 }
 
-/// A waiting request that is next.
+/// The waiting request that is next to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartCandidate {
-    /// How urgent it is.
+    /// How urgent the request is.
     pub rank: Rank,
-    /// Pages it takes out of the free ones, to its first token.
+    /// Free pages that it takes until its first token.
     pub needs: u32,
 }
 
-/// Whether a candidate may start.
+/// Whether a candidate may start, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
-    /// Once these holders, by index, have given way; usually none.
+    /// Once these running requests, by index, have given way; usually none.
     Now(Vec<usize>),
-    /// When others have ended.
+    /// After others have ended.
     Later,
 }
 
-/// Who must give way, by index, because fewer may run at once than do; usually nobody. Ask again when
-/// it has. The last in rank goes first, the first in rank never.
+/// The index of the request that must give way because more run than may; usually `None`. The caller
+/// asks again when that request has given way. The last in rank goes first, the first in rank never.
 pub fn pick_victim_for_rows(
     running_max: u32,
     running: impl ExactSizeIterator<Item = Rank>,
@@ -53,12 +53,13 @@ pub fn pick_victim_for_rows(
     running.enumerate().max_by_key(|(_, rank)| *rank).map(|(index, _)| index)
 }
 
-/// Who must give way, by index, so that the rest can take their next step; usually nobody. Ask
-/// again when it has: what comes free with it, of pages that it shares, nobody can say before.
+/// The index of the request that must give way so that the rest have pages for their next step; usually
+/// `None`. The caller asks again when that request has given way, since how many of its pages come free
+/// is known only then: it may share some.
 ///
-/// The last in rank goes first, whether or not it is the one that needs more: it is the one whose
-/// loss costs least, and the others go on undisturbed. The first in rank never goes: alone it
-/// always has room, since no request is longer than the cache.
+/// The last in rank goes first, whether or not it is the one that needs more: its loss costs least, and
+/// the others go on undisturbed. The first in rank never goes: alone it always has room, since no
+/// request is longer than the cache.
 pub fn pick_victim_for_pages(
     pages_free: u32,
     running: impl ExactSizeIterator<Item = GrowingRequest> + Clone,
@@ -72,12 +73,12 @@ pub fn pick_victim_for_pages(
 
 /// Whether `candidate` may start beside those that run.
 ///
-/// It starts if there is a place in the batch and its pages are free, with one page in reserve for
-/// each that runs: or the next few tokens would drive someone out again. If something is missing,
-/// it displaces those that it outranks, the last in rank first, but only if that is enough.
+/// It starts if there is a row in the batch and its pages are free, with one page in reserve for each
+/// running request, or the next few tokens would preempt one again. If something is missing, it displaces
+/// those that it outranks, the last in rank first, but only if that is enough.
 ///
-/// `frees` says how many pages come free if the one with this index gives way: those that it shares
-/// with nobody. It is asked only of those that could, since it takes a look at each page.
+/// `frees` says how many pages come free if the request with this index gives way: those that it shares
+/// with no other. It is called only for requests that could give way, since it reads each page.
 pub fn place(
     capacity: &Capacity,
     running: impl ExactSizeIterator<Item = Rank>,
@@ -118,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// One that runs, and the pages that come free with it.
+    /// A running request, and the pages that come free with it.
     fn holder(priority: Priority, arrival: u64, pages: u32) -> (Rank, u32) {
         (Rank::new(priority, arrival, 0), pages)
     }
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_leaves_a_page_in_reserve_for_each_that_runs() {
+    fn a_candidate_leaves_a_page_in_reserve_for_each_that_runs() {
         let running = [holder(Standard, 1, 4), holder(Standard, 2, 4)];
         let candidate = candidate(Standard, 3, 5);
         assert_eq!(placed(&capacity(7), &running, &candidate), Placement::Now(vec![]));

@@ -1,33 +1,33 @@
-//! What the next pass computes.
+//! Plans what the next forward pass computes.
 
 use std::num::NonZeroU32;
 
 use crate::Rank;
 
-/// A running request, as one that wants to be computed.
+/// A running request with tokens to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Runnable {
-    /// How urgent it is.
+    /// How urgent the request is.
     pub rank: Rank,
-    /// Tokens to compute before it can draw its next one: 1 once it decodes.
+    /// Tokens to compute before it can draw its next one; 1 once it decodes.
     pub left: NonZeroU32,
-    /// Is its next token one step away, and a client waiting for it?
+    /// Whether it decodes: its next token is one step away, and its client has had a token before.
     pub streaming: bool,
-    /// Was its last pass one that failed? Then it runs alone, so that the next failure is its own.
+    /// Whether it must run alone, after a pass that failed, so that the next failure is its own.
     pub isolated: bool,
 }
 
 /// How many tokens of prompts a pass may compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefillBudget {
-    /// When nobody's stream waits for the pass.
+    /// Tokens where no stream waits for the pass.
     pub alone: NonZeroU32,
-    /// Beside streams that flow; none while these have been held up for long enough.
+    /// Tokens beside streams; 0 while these have been held up for long enough.
     pub beside: u32,
-    /// A prompt is not cut into pieces of fewer tokens, unless it is the rest of it: what a piece
-    /// costs for being one would outweigh what it computes.
+    /// A prompt is not cut into pieces of fewer tokens, except for the rest of it: the fixed cost of a
+    /// piece would outweigh what it computes.
     pub piece_min: NonZeroU32,
-    /// Do streams of another model flow, which wait for the same device?
+    /// Whether another model has streams, which wait for the same device.
     pub others_streaming: bool,
 }
 
@@ -40,23 +40,23 @@ pub struct PassBounds {
     pub tokens: NonZeroU32,
 }
 
-/// A row of the pass: this many tokens of the request with this index.
+/// A row of the pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedRow {
-    /// Which of the running.
+    /// The index of the request among those that run.
     pub index: usize,
-    /// How many of its tokens, from where it stands.
+    /// How many of its tokens that are not in the cache yet are computed.
     pub tokens: NonZeroU32,
 }
 
-/// The table of the next pass; empty when nobody runs.
+/// The rows of the next pass; empty when no request runs.
 ///
-/// Who has one token left is in it, whatever that costs: it is cheap, and it is what somebody
-/// waits for. Prompts share the budget in the order of rank, as many whole as go into it, so that
-/// they share what the pass costs for having prompts at all.
+/// A request with one token left always has a row: that token is cheap, and a client waits for it.
+/// Prompts share the budget in the order of rank, as many whole prompts as fit, so that they share the
+/// fixed cost of a pass with prompts.
 ///
-/// What is beyond the bounds is left out, the last in rank first, and of the others every stream has
-/// room for a token; so does the first prompt, unless it waits for the budget.
+/// Requests beyond the bounds are left out, the last in rank first. Of the others every stream has room
+/// for a token, and so has the first prompt, unless it waits for the budget.
 pub fn plan_rows(
     running: &[Runnable],
     budget: &PrefillBudget,
@@ -66,7 +66,7 @@ pub fn plan_rows(
     let most = if streaming { budget.beside } else { budget.alone.get() };
     let isolated = running.iter().enumerate().filter(|(_, runnable)| runnable.isolated);
     if let Some((index, runnable)) = isolated.min_by_key(|(_, runnable)| runnable.rank) {
-        // Nobody else runs before it has: it does not wait for the budget.
+        // No other row runs before it, so it does not wait for the budget.
         let most = NonZeroU32::new(most).unwrap_or(budget.piece_min);
         return vec![PlannedRow { index, tokens: runnable.left.min(most).min(bounds.tokens) }];
     }
@@ -95,7 +95,7 @@ pub fn plan_rows(
     table
 }
 
-/// Those that have room in a pass, by index: the first in rank, if it is not all.
+/// The indices of the requests that have room in a pass: all, or the first in rank.
 fn within(running: &[Runnable], bounds: &PassBounds) -> Vec<usize> {
     let most = usize::try_from(bounds.rows.min(bounds.tokens).get()).unwrap_or(usize::MAX);
     let mut within: Vec<_> = (0..running.len()).collect();

@@ -11,7 +11,7 @@ use interlock_admission::{
     Admitted, Body, Caller, Consent, Facts, Headers, Hearing, Identity, Oversight, Phase,
     PolicyChain, Prompt, Said,
 };
-use interlock_engine::{ModelShape, Seat};
+use interlock_engine::{ModelShape, QueuePermit};
 use interlock_request::{
     Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
 };
@@ -68,7 +68,7 @@ pub(crate) struct Entry {
     pub(crate) arrived_at: Instant,
     /// Whom it counts for.
     pub(crate) tenant: String,
-    pub(crate) seat: Seat,
+    pub(crate) seat: QueuePermit,
     pub(crate) admitted: Admitted,
     pub(crate) oversight: Oversight,
     /// The model that answers.
@@ -281,7 +281,7 @@ impl Host {
         let prefix_key = facts.prefix_key;
         // Read before the seat is taken: the load is that of the others.
         let load = model.load();
-        let seat = model.engine.seat()?;
+        let seat = model.engine.queue_permit()?;
         let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
         let Consent { admitted, oversight, mut headers, said } = consent;

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use interlock_admission::{
     Cancelled, Event as Happened, EventSet, GuardEnd, Progress, Reacted, Reason,
 };
-use interlock_engine::{Control, Ended, Event, Events, Running};
+use interlock_engine::{Control, Ended, Event, Events, RequestHandle};
 use interlock_request::{
     CancelCause, Deadline, DisconnectAction, DrainLimits, Drawn, Finish, Outcome, Usage,
 };
@@ -112,7 +112,7 @@ enum Heard {
 
 impl Life {
     pub(crate) fn new(
-        running: Running,
+        running: RequestHandle,
         claim: Claim,
         ledger: Ledger,
         text: Text,
@@ -120,7 +120,7 @@ impl Life {
         (results, title): (Arc<Results>, Arc<Title>),
         wall: Wall,
     ) -> Self {
-        let Running { events, control } = running;
+        let RequestHandle { events, control } = running;
         let oversight = ledger.oversight();
         let (plan, watch) = (*oversight.plan(), oversight.watch());
         let (client, keeping, place) = match reader {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use interlock_engine::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, StepOutcome,
-    WaitingConfig, by_hand,
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, ManualEngine,
+    StepOutcome, WaitingConfig, manual,
 };
 use interlock_sim::{SimModel, SimSettings};
 use tokio::time::Instant;
@@ -216,11 +216,11 @@ fn run(
     plans: Vec<(Model, SimSettings)>,
     driver: &Yielder<Resume, EngineStep>,
 ) -> Vec<String> {
-    let (mut engines, mut doors, mut handles) = (vec![], vec![], vec![]);
+    let (mut engines, mut inboxes, mut handles) = (vec![], vec![], vec![]);
     for (model, settings) in plans {
         let device = SimDevice::new(&model, build.seed, driver);
         let settings = SimSettings { load: Duration::ZERO, ..settings };
-        let (handle, door, engine) = by_hand(
+        let ManualEngine { handle, engine, inbox } = manual(
             SimModel::with(settings, device),
             &build.engine,
             &build.cache,
@@ -229,7 +229,7 @@ fn run(
             Box::new(EngineClock(build.clock.clone())),
         );
         handles.push(handle);
-        doors.push(door);
+        inboxes.push(inbox);
         engines.push((model.name, engine));
     }
     let mut resume = driver.suspend(EngineStep::Opened(handles));
@@ -237,7 +237,7 @@ fn run(
         let turn = engines[which].1.step();
         resume = driver.suspend(EngineStep::TurnOver(turn));
     }
-    drop(doors);
+    drop(inboxes);
     left(&engines)
 }
 

@@ -1,4 +1,4 @@
-//! Two models on one thread: whoever streams from one waits for the other's passes too.
+//! Two models on one thread: streams of one model wait for the other's forward passes too.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use interlock_admission::PolicyChain;
 use interlock_engine::{
-    CacheConfig, Clock, Company, Door, Engine, EngineConfig, EngineHandle, Event, PassFailed,
-    Running, StepOutcome, WaitingConfig, by_hand_beside,
+    CacheConfig, Clock, Engine, EngineConfig, EngineGroup, EngineHandle, Event, InboxGuard,
+    ManualEngine, PassFailed, RequestHandle, StepOutcome, WaitingConfig, manual_in_group,
 };
 use interlock_request::{Generation, Priority, Sampling};
 use interlock_sim::{Device, RowSeen, SimModel, SimSettings};
@@ -30,20 +30,20 @@ impl Device for Timed {
 }
 
 /// A model of the thread, and who asked it what.
-struct Served {
+struct ServedModel {
     engine: Engine<SimModel>,
     handle: EngineHandle,
     chain: Arc<PolicyChain>,
     clock: VirtualClock,
-    asked: Vec<(Running, Vec<Duration>, bool)>,
-    _door: Door,
+    asked: Vec<(RequestHandle, Vec<Duration>, bool)>,
+    _inbox: InboxGuard,
 }
 
-impl Served {
-    fn new(lab: &Lab, company: &Company, clock: &VirtualClock, settings: &str) -> Self {
+impl ServedModel {
+    fn new(lab: &Lab, group: &EngineGroup, clock: &VirtualClock, settings: &str) -> Self {
         let settings: SimSettings = settings.parse().expect("settings");
-        let (handle, door, engine) = by_hand_beside(
-            company,
+        let ManualEngine { handle, engine, inbox } = manual_in_group(
+            group,
             SimModel::on(settings, Box::new(Timed(clock.clone()))),
             &EngineConfig::default(),
             &CacheConfig::default(),
@@ -52,7 +52,7 @@ impl Served {
             Box::new(clock.clone()),
         );
         let chain = Arc::new(PolicyChain::new(vec![], ceilings(), lab.policies.clone()));
-        Self { engine, handle, chain, clock: clock.clone(), asked: vec![], _door: door }
+        Self { engine, handle, chain, clock: clock.clone(), asked: vec![], _inbox: inbox }
     }
 
     fn ask(&mut self, prompt: u32, tokens_max: u32) {
@@ -69,7 +69,7 @@ impl Served {
         let consent =
             interlock_tests::admit(&self.chain, serial, &serial.to_string(), prompt, generation)
                 .expect("no policies");
-        let running = self.handle.seat().expect("a seat").submit(consent.admitted);
+        let running = self.handle.queue_permit().expect("a permit").submit(consent.admitted);
         self.asked.push((running, vec![], false));
     }
 
@@ -103,7 +103,7 @@ fn gaps(tokens: &[Duration]) -> Vec<Duration> {
 }
 
 /// As the thread does it: a step of each, as long as there is something to do.
-fn steps(served: &mut [&mut Served], until: impl Fn(&[&mut Served]) -> bool) {
+fn steps(served: &mut [&mut ServedModel], until: impl Fn(&[&mut ServedModel]) -> bool) {
     for _ in 0..100_000 {
         if until(served) {
             return;
@@ -115,10 +115,11 @@ fn steps(served: &mut [&mut Served], until: impl Fn(&[&mut Served]) -> bool) {
     panic!("it did not come to that");
 }
 
-fn two(lab: &Lab) -> (Served, Served, VirtualClock) {
-    let (company, clock) = (Company::default(), VirtualClock::default());
-    let one = Served::new(lab, &company, &clock, "decode=20ms,prefill=1ms,stop=0,context=8192");
-    let other = Served::new(lab, &company, &clock, "decode=20ms,prefill=1ms,stop=0,context=8192");
+fn two(lab: &Lab) -> (ServedModel, ServedModel, VirtualClock) {
+    let (group, clock) = (EngineGroup::default(), VirtualClock::default());
+    let one = ServedModel::new(lab, &group, &clock, "decode=20ms,prefill=1ms,stop=0,context=8192");
+    let other =
+        ServedModel::new(lab, &group, &clock, "decode=20ms,prefill=1ms,stop=0,context=8192");
     (one, other, clock)
 }
 
@@ -137,7 +138,7 @@ fn a_lone_prompt_of_one_model_holds_up_the_streams_of_another_by_no_more_than_it
     let longest = gaps.iter().max().expect("gaps");
     assert!(*longest <= 20 * MS + config.decode_pause_max + MS, "{longest:?}");
     let took: Duration = gaps.iter().sum();
-    let most = config.decode_stretch_max.get() * 20 * MS * gaps.len() as u32;
+    let most = config.decode_slowdown_max.get() * 20 * MS * gaps.len() as u32;
     assert!(took <= most + config.decode_pause_max, "{took:?} for {} tokens", gaps.len());
     // Nor did the prompts wait until the stream had ended.
     let (first, last) = (other.tokens(1)[0], *one.tokens(0).last().expect("tokens"));
@@ -185,7 +186,7 @@ fn prompts_of_two_models_are_on_one_account() {
         let gaps = gaps(served.tokens(0));
         let took: Duration = gaps.iter().sum();
         // Each waits for a pass of the other too.
-        let most = config.decode_stretch_max.get() * 40 * MS * gaps.len() as u32;
+        let most = config.decode_slowdown_max.get() * 40 * MS * gaps.len() as u32;
         assert!(took <= (most + config.decode_pause_max).mul_f64(1.02), "{took:?} of {most:?}");
     }
 }
