@@ -51,7 +51,7 @@ impl EngineMetrics {
     pub fn register(registry: &Registry) -> Self {
         let metrics = Self {
             waiting: registry
-                .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
+                .gauge("requests_waiting", "Requests that hold a place in the queue."),
             running: registry.gauge("requests_running", "Requests that have begun and not ended."),
             running_here: Arc::default(),
             passes: PassMetrics {

@@ -22,7 +22,7 @@ pub(super) struct CostModel {
     tokens_seconds: f64,
     fixed: f64,
     /// The most tokens of a pass that took what was expected.
-    most: f64,
+    pub(super) most: f64,
 }
 
 /// What passes cost, in seconds. No part is negative.
