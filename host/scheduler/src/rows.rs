@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_not_cut_into_crumbs() {
+    fn a_prompt_is_not_cut_into_fragments() {
         let budget = PrefillBudget { piece_min: number(5), ..BUDGET };
         let two = |first, second| {
             let running =
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_runs_alone() {
+    fn an_isolated_row_runs_alone() {
         let isolated = Runnable { isolated: true, ..decoding(7) };
         assert_eq!(table(&[decoding(1), isolated, decoding(2)]), [(1, 1)]);
         let isolated = Runnable { isolated: true, ..prefilling(Standard, 7, 50) };

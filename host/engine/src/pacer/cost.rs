@@ -29,9 +29,9 @@ pub(super) struct CostModel {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PassCost {
     pub(super) fixed: f64,
-    token: f64,
+    pub(super) token: f64,
     /// What a token costs if nothing is fixed.
-    at_most: f64,
+    pub(super) at_most: f64,
     pub(super) most: f64,
 }
 
