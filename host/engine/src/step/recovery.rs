@@ -76,11 +76,11 @@ impl<F: Forward> Engine<F> {
         match reduction {
             Reduction::Halved => {
                 tracing::warn!(error = %failed, had_rows, had_tokens, rows, tokens,
-                "a pass was too large for the device; the next may have so many rows and tokens")
+                "a pass was too large for the device; the next may have so many rows and tokens");
             }
             Reduction::TrialUndone => {
                 tracing::info!(error = %failed, had_rows, had_tokens, rows, tokens,
-                "more rows or tokens than were known to fit were tried, and do not fit")
+                "more rows or tokens than were known to fit were tried, and do not fit");
             }
             Reduction::AtMinimum => {}
         }
