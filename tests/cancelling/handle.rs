@@ -7,7 +7,7 @@
 //!
 //! Each is told twice: in `simple` mode, and in a batch, beside a companion that notices nothing.
 
-use interlock_engine::{Ended, EngineExit, EngineState, Event, Mode, NotStarted, Running};
+use interlock_engine::{Ended, EngineExit, EngineState, Event, Mode, NotStarted, RequestHandle};
 use interlock_request::{CancelCause, Deadline, Finish, Outcome, Usage};
 use interlock_sim::RowKind::{self, Decode, Prefill};
 use interlock_sim::RowSeen;
@@ -15,31 +15,31 @@ use interlock_tests::{Logs, PREFILL_CHUNK, Rig, to_the_end, within};
 
 /// Where the request is when it is cancelled: with its pass in the device.
 #[derive(Debug, Clone, Copy)]
-struct Moment {
+struct CancelMoment {
     mode: Mode,
     prompt: u32,
     kind: RowKind,
     stage: &'static str,
 }
 
-const fn moments(mode: Mode) -> [Moment; 2] {
+const fn moments(mode: Mode) -> [CancelMoment; 2] {
     [
-        Moment { mode, prompt: 3 * PREFILL_CHUNK, kind: Prefill, stage: "prefilling" },
-        Moment { mode, prompt: 1, kind: Decode, stage: "decoding" },
+        CancelMoment { mode, prompt: 3 * PREFILL_CHUNK, kind: Prefill, stage: "prefilling" },
+        CancelMoment { mode, prompt: 1, kind: Decode, stage: "decoding" },
     ]
 }
 
-fn all_moments() -> impl Iterator<Item = Moment> {
+fn all_moments() -> impl Iterator<Item = CancelMoment> {
     [Mode::Simple, Mode::Batched].into_iter().flat_map(moments)
 }
 
 /// A request at its moment, and whoever shares the batch with it.
-struct Staged {
+struct StagedRequest {
     rig: Rig,
-    first: Running,
+    first: RequestHandle,
     /// What the device calls it.
     number: usize,
-    companion: Option<Running>,
+    companion: Option<RequestHandle>,
     /// Passes that have begun; the last of them is in the device.
     begun: usize,
 }
@@ -48,8 +48,8 @@ struct Staged {
 const COMPANION_TOKENS: u32 = 60;
 
 /// Brings request `id` to its moment: not its first pass there, so that it has something to lose.
-async fn stage(id: &str, at: Moment, seats: usize) -> Staged {
-    let rig = Rig::start(at.mode, seats).await;
+async fn stage(id: &str, at: CancelMoment, queue_max: usize) -> StagedRequest {
+    let rig = Rig::start(at.mode, queue_max).await;
     let companion = match at.mode {
         Mode::Simple => None,
         Mode::Batched => {
@@ -67,10 +67,10 @@ async fn stage(id: &str, at: Moment, seats: usize) -> Staged {
     let begun = rig.gate.step_until(its);
     assert_eq!(begun, once + 1, "its next pass is of the same kind");
     assert_eq!(rig.gate.ended(), begun - 1, "the pass to be cancelled is in the device");
-    Staged { rig, first, number, companion, begun }
+    StagedRequest { rig, first, number, companion, begun }
 }
 
-impl Staged {
+impl StagedRequest {
     /// Lets everything go on; the companion must get what it would have got alone.
     async fn the_companion_notices_nothing(&mut self) {
         self.rig.gate.open();
@@ -84,7 +84,7 @@ impl Staged {
     }
 }
 
-async fn end_of(running: &mut Running) -> Ended {
+async fn end_of(running: &mut RequestHandle) -> Ended {
     to_the_end(running).await.1.expect("it ends")
 }
 
@@ -92,7 +92,7 @@ async fn end_of(running: &mut Running) -> Ended {
 async fn the_next_request_enters_the_device_only_after_the_cancelled_pass_has_left_it() {
     for (n, at) in all_moments().enumerate() {
         let mut staged = stage(&format!("first-{n}"), at, 4).await;
-        let Staged { rig, first, number, begun, .. } = &mut staged;
+        let StagedRequest { rig, first, number, begun, .. } = &mut staged;
 
         assert!(first.control.cancel(CancelCause::Operator), "the first to ask counts");
         assert!(!first.control.cancel(CancelCause::Operator), "asking twice changes nothing");
@@ -126,7 +126,7 @@ async fn a_pass_that_fails_after_its_client_left_is_logged_and_counted() {
     let logs = Logs::captured();
     for (n, at) in all_moments().enumerate() {
         let id = format!("left-and-failed-{n}");
-        let Staged { rig, first, number, companion, begun } = stage(&id, at, 4).await;
+        let StagedRequest { rig, first, number, companion, begun } = stage(&id, at, 4).await;
         drop(first); // the client leaves
         rig.gate.fail_next();
         let mut second = rig.submit(&format!("after-{id}"), 1, 1);
@@ -154,7 +154,7 @@ async fn a_pass_that_fails_after_its_client_left_is_logged_and_counted() {
 async fn a_request_cancelled_while_waiting_never_reaches_the_device() {
     for mode in [Mode::Simple, Mode::Batched] {
         let mut staged = stage("runs", moments(mode)[1], 4).await;
-        let Staged { rig, first, number, .. } = &mut staged;
+        let StagedRequest { rig, first, number, .. } = &mut staged;
         let mut waits = rig.submit("waits", 1, 5);
         assert!(waits.control.cancel(CancelCause::Deadline(Deadline::Queue)));
         rig.gate.open();
@@ -173,11 +173,14 @@ async fn a_request_cancelled_while_waiting_never_reaches_the_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_house_refuses_by_name_and_can_still_empty() {
+async fn a_full_queue_refuses_by_name_and_can_still_empty() {
     for mode in [Mode::Simple, Mode::Batched] {
-        let Staged { rig, first, companion, .. } = stage("runs", moments(mode)[1], 2).await;
+        let StagedRequest { rig, first, companion, .. } = stage("runs", moments(mode)[1], 2).await;
         let waiting = [rig.submit("waits-1", 1, 5), rig.submit("waits-2", 1, 5)];
-        assert_eq!(rig.engine.seat().err(), Some(NotStarted::Full { waiting: 2, limit: 2 }));
+        assert_eq!(
+            rig.engine.queue_permit().err(),
+            Some(NotStarted::Full { waiting: 2, limit: 2 })
+        );
         assert_eq!(rig.metric("requests_waiting"), 2.0);
         let everyone: Vec<_> = waiting.into_iter().chain([first]).chain(companion).collect();
         for running in &everyone {
@@ -189,7 +192,7 @@ async fn a_full_house_refuses_by_name_and_can_still_empty() {
             assert_eq!(outcome, Outcome::Cancelled(CancelCause::Disconnect));
         }
         assert_eq!((rig.metric("requests_waiting"), rig.metric("requests_running")), (0.0, 0.0));
-        assert!(rig.engine.seat().is_ok());
+        assert!(rig.engine.queue_permit().is_ok());
     }
 }
 
@@ -197,7 +200,7 @@ async fn a_full_house_refuses_by_name_and_can_still_empty() {
 async fn a_failing_pass_ends_its_request_and_the_engine_serves_the_next() {
     for (n, at) in all_moments().enumerate() {
         let mut staged = stage(&format!("fails-{n}"), at, 4).await;
-        let Staged { rig, first, number, .. } = &mut staged;
+        let StagedRequest { rig, first, number, .. } = &mut staged;
         rig.gate.fail_whenever(*number);
         let mut second = rig.submit(&format!("next-{n}"), 1, 2);
         rig.gate.open();
@@ -211,11 +214,11 @@ async fn a_failing_pass_ends_its_request_and_the_engine_serves_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pass_that_fails_once_in_company_is_tried_again_and_ends_nobody() {
+async fn a_pass_that_fails_once_in_a_batch_is_tried_again_and_ends_nobody() {
     let logs = Logs::captured();
     for at in moments(Mode::Batched) {
         let mut staged = stage(&format!("again-{}", at.stage), at, 4).await;
-        let Staged { rig, first, begun, .. } = &mut staged;
+        let StagedRequest { rig, first, begun, .. } = &mut staged;
         rig.gate.fail_next();
         rig.gate.open();
         let (tokens, ended) = to_the_end(first).await;
@@ -266,7 +269,7 @@ async fn pages_that_keep_a_prefix_are_counted_when_their_request_is_gone() {
 async fn a_finished_text_completes_the_request_before_its_next_pass() {
     for mode in [Mode::Simple, Mode::Batched] {
         let mut staged = stage("stop-string", moments(mode)[1], 1).await;
-        let Staged { rig, first, number, begun, .. } = &mut staged;
+        let StagedRequest { rig, first, number, begun, .. } = &mut staged;
         assert!(first.control.finish());
         assert!(
             !first.control.cancel(CancelCause::Operator),
@@ -283,7 +286,8 @@ async fn a_finished_text_completes_the_request_before_its_next_pass() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_the_engine_finishes_the_pass_in_flight_and_ends_everyone() {
     for mode in [Mode::Simple, Mode::Batched] {
-        let Staged { mut rig, first, companion, .. } = stage("runs", moments(mode)[1], 4).await;
+        let StagedRequest { mut rig, first, companion, .. } =
+            stage("runs", moments(mode)[1], 4).await;
         let second = rig.submit("waits", 1, 5);
         let mut thread = rig.take_thread();
         thread.ask_to_stop();
@@ -298,7 +302,7 @@ async fn stopping_the_engine_finishes_the_pass_in_flight_and_ends_everyone() {
         }
         assert_eq!(rig.gate.ended(), rig.gate.begun().len(), "no pass was abandoned");
         assert_eq!(rig.engine.state(), EngineState::Exited(EngineExit::Asked));
-        assert_eq!(rig.engine.seat().err(), Some(NotStarted::Stopped(EngineExit::Asked)));
+        assert_eq!(rig.engine.queue_permit().err(), Some(NotStarted::Stopped(EngineExit::Asked)));
     }
 }
 
@@ -308,7 +312,7 @@ async fn the_first_event_says_that_the_wait_is_over() {
     let mut running = rig.submit("starts", 1, 1);
     rig.gate.wait_begun(1);
     assert_eq!(within(running.events.next()).await, Some(Event::Started));
-    assert_eq!(rig.metric("requests_waiting"), 0.0, "its seat is free from then on");
+    assert_eq!(rig.metric("requests_waiting"), 0.0, "its place in the queue is free from then on");
     assert_eq!(rig.metric("requests_running"), 1.0);
 }
 

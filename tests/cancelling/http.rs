@@ -8,39 +8,39 @@ use interlock_sim::{RowKind, RowSeen};
 use interlock_tests::{Call, Leaving, Logs, Served, metric};
 
 /// A way to ask for text.
-struct Way {
+struct ApiCall {
     name: &'static str,
     path: &'static str,
     body: &'static str,
 }
 
-const WAYS: [Way; 6] = [
-    Way {
+const API_CALLS: [ApiCall; 6] = [
+    ApiCall {
         name: "responses",
         path: "/v1/responses",
         body: r#"{"model":"sim","input":"a long prompt, many chunks","max_output_tokens":200}"#,
     },
-    Way {
+    ApiCall {
         name: "responses-stream",
         path: "/v1/responses",
         body: r#"{"model":"sim","input":"a long prompt, many chunks","max_output_tokens":200,"stream":true}"#,
     },
-    Way {
+    ApiCall {
         name: "chat",
         path: "/v1/chat/completions",
         body: r#"{"model":"sim","messages":[{"role":"user","content":"a long prompt, many chunks"}],"max_tokens":200}"#,
     },
-    Way {
+    ApiCall {
         name: "chat-stream",
         path: "/v1/chat/completions",
         body: r#"{"model":"sim","messages":[{"role":"user","content":"a long prompt, many chunks"}],"max_tokens":200,"stream":true}"#,
     },
-    Way {
+    ApiCall {
         name: "completions",
         path: "/v1/completions",
         body: r#"{"model":"sim","prompt":"a long prompt, many chunks","max_tokens":200}"#,
     },
-    Way {
+    ApiCall {
         name: "completions-stream",
         path: "/v1/completions",
         body: r#"{"model":"sim","prompt":"a long prompt, many chunks","max_tokens":200,"stream":true}"#,
@@ -51,7 +51,7 @@ const WAYS: [Way; 6] = [
 const SHORT: &str = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stage {
+enum CancelStage {
     Waiting,
     Prefilling,
     Decoding,
@@ -59,9 +59,9 @@ enum Stage {
 
 /// A request whose stage is known, with a pass in the device: its own, or, while it waits, that
 /// of the request before it.
-struct Staged {
+struct StagedCall {
     served: Served,
-    call: Once,
+    call: CallOnce,
     id: String,
     /// What the device calls it, or would.
     number: usize,
@@ -72,9 +72,9 @@ struct Staged {
 }
 
 /// A call that is answered or left, once, while the rest of the story goes on.
-struct Once(Option<Call>);
+struct CallOnce(Option<Call>);
 
-impl Once {
+impl CallOnce {
     fn take(&mut self) -> Call {
         self.0.take().expect("it is taken once")
     }
@@ -82,13 +82,13 @@ impl Once {
 
 const OTHER_TOKENS: u32 = 200;
 
-async fn bring_to(stage: Stage, mode: Mode, way: &Way, story: &str) -> Staged {
+async fn bring_to(stage: CancelStage, mode: Mode, way: &ApiCall, story: &str) -> StagedCall {
     let logs = Logs::captured();
     let served = Served::start(mode, 8).await;
     let gate = served.rig.gate.clone();
     let id = format!("{story}-{}-{stage:?}-{mode:?}", way.name);
-    let other = if stage == Stage::Waiting || mode == Mode::Batched {
-        let call = served.post(WAYS[2].path, &format!("before-{id}"), WAYS[2].body).await;
+    let other = if stage == CancelStage::Waiting || mode == Mode::Batched {
+        let call = served.post(API_CALLS[2].path, &format!("before-{id}"), API_CALLS[2].body).await;
         let decodes = [RowSeen { request: 0, kind: RowKind::Decode }];
         gate.step_until(|rows| rows == decodes);
         Some(call)
@@ -98,12 +98,12 @@ async fn bring_to(stage: Stage, mode: Mode, way: &Way, story: &str) -> Staged {
     let number = usize::from(other.is_some());
     let call = served.post(way.path, &id, way.body).await;
     let begun = match stage {
-        Stage::Waiting => {
+        CancelStage::Waiting => {
             logs.wait_for(&["admitted", &format!("request={id} ")]);
             assert_eq!(served.rig.metric("requests_waiting"), 1.0);
             gate.begun().len()
         }
-        Stage::Prefilling | Stage::Decoding => {
+        CancelStage::Prefilling | CancelStage::Decoding => {
             let kind = stage.row();
             let its = |rows: &[RowSeen]| rows.contains(&RowSeen { request: number, kind });
             let first = gate.step_until(its);
@@ -115,10 +115,10 @@ async fn bring_to(stage: Stage, mode: Mode, way: &Way, story: &str) -> Staged {
     };
     assert_eq!(gate.begun().len(), begun);
     assert_eq!(gate.ended(), begun - 1, "a pass is in the device");
-    Staged { served, call: Once(Some(call)), id, number, other, begun }
+    StagedCall { served, call: CallOnce(Some(call)), id, number, other, begun }
 }
 
-impl Stage {
+impl CancelStage {
     const ALL: [Self; 3] = [Self::Waiting, Self::Prefilling, Self::Decoding];
     const IN_THE_DEVICE: [Self; 2] = [Self::Prefilling, Self::Decoding];
 
@@ -132,9 +132,9 @@ impl Stage {
     }
 }
 
-/// Every way to ask, at each of these stages, alone and in company.
-fn stories(stages: &[Stage]) -> impl Iterator<Item = (&'static Way, Stage, Mode)> {
-    WAYS.iter().flat_map(move |way| {
+/// Every way to ask, at each of these stages, alone and in a batch.
+fn stories(stages: &[CancelStage]) -> impl Iterator<Item = (&'static ApiCall, CancelStage, Mode)> {
+    API_CALLS.iter().flat_map(move |way| {
         let modes = [Mode::Simple, Mode::Batched];
         stages.iter().flat_map(move |&stage| modes.map(|mode| (way, stage, mode)))
     })
@@ -142,8 +142,8 @@ fn stories(stages: &[Stage]) -> impl Iterator<Item = (&'static Way, Stage, Mode)
 
 /// The pass in the device is let go: the next to enter has the request behind the one that was
 /// cancelled, which is served, and the device never held two. Who was there before gets it all.
-async fn the_next_is_served(staged: Staged, behind: Call) {
-    let Staged { served, number, other, begun, id, .. } = staged;
+async fn the_next_is_served(staged: StagedCall, behind: Call) {
+    let StagedCall { served, number, other, begun, id, .. } = staged;
     let gate = &served.rig.gate;
     assert_eq!(gate.ended(), begun - 1, "the pass is still in the device");
     gate.let_through(1);
@@ -166,7 +166,7 @@ async fn the_next_is_served(staged: Staged, behind: Call) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_lets_nobody_in_before_its_pass_has_ended() {
-    for (way, stage, mode) in stories(&Stage::IN_THE_DEVICE) {
+    for (way, stage, mode) in stories(&CancelStage::IN_THE_DEVICE) {
         let mut staged = bring_to(stage, mode, way, "leaves").await;
         let id = staged.id.clone();
         let metrics = staged.served.rig.registry.clone();
@@ -183,10 +183,10 @@ async fn a_client_that_leaves_lets_nobody_in_before_its_pass_has_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_while_waiting_never_reaches_the_device() {
-    for (way, stage, mode) in stories(&[Stage::Waiting]) {
+    for (way, stage, mode) in stories(&[CancelStage::Waiting]) {
         let mut staged = bring_to(stage, mode, way, "leaves").await;
         staged.call.take().leave();
-        let Staged { served, id, other, number, .. } = staged;
+        let StagedCall { served, id, other, number, .. } = staged;
         Logs::captured().wait_for(&["client left", &id]);
         served.rig.gate.open();
         let answer = other.expect("one occupies the device").answer().await;
@@ -217,9 +217,9 @@ fn behind() -> [(&'static str, Vec<u8>); 5] {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_is_seen_whatever_lies_in_its_socket() {
     // Whole and streaming; that all endpoints are alike in this is told above.
-    for way in &WAYS[4..] {
+    for way in &API_CALLS[4..] {
         for (stage, leaving) in
-            Stage::ALL.iter().flat_map(|stage| Leaving::ALL.map(|by| (*stage, by)))
+            CancelStage::ALL.iter().flat_map(|stage| Leaving::ALL.map(|by| (*stage, by)))
         {
             for (what, bytes) in behind() {
                 let story = format!("{leaving:?}-{}", what.replace([' ', '\''], "-"));
@@ -227,7 +227,7 @@ async fn a_client_that_leaves_is_seen_whatever_lies_in_its_socket() {
                 let mut call = staged.call.take();
                 call.send(&bytes).await;
                 let left = call.leave_by(leaving).await;
-                let Staged { served, id, number, other, begun, .. } = staged;
+                let StagedCall { served, id, number, other, begun, .. } = staged;
                 Logs::captured().wait_for(&["client left", &id]);
                 let gate = &served.rig.gate;
                 assert_eq!(gate.ended(), begun - 1, "known while the pass is in the device: {id}");
@@ -237,7 +237,7 @@ async fn a_client_that_leaves_is_seen_whatever_lies_in_its_socket() {
                     let ends = ["[DONE]", "completion_tokens"];
                     assert!(!ends.iter().any(|end| said.contains(end)), "{id} was given: {said}");
                 }
-                let answer = other.expect("a batch has company").answer().await;
+                let answer = other.expect("a batch has another request").answer().await;
                 assert!(
                     answer.contains(&format!("\"completion_tokens\":{OTHER_TOKENS}")),
                     "{answer}"
@@ -254,7 +254,7 @@ async fn a_client_that_leaves_is_seen_whatever_lies_in_its_socket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_who_cancels_twice_is_answered_at_once_and_lets_nobody_in_early() {
-    for (way, stage, mode) in stories(&Stage::ALL) {
+    for (way, stage, mode) in stories(&CancelStage::ALL) {
         let mut staged = bring_to(stage, mode, way, "operator").await;
         let id = staged.id.clone();
         let metrics = staged.served.rig.registry.clone();
@@ -269,7 +269,7 @@ async fn an_operator_who_cancels_twice_is_answered_at_once_and_lets_nobody_in_ea
         assert!(told.contains("request_cancelled"), "{id}: {told}");
         let behind = staged.served.post("/v1/completions", &format!("behind-{id}"), SHORT).await;
         staged.served.rig.gate.watch_none_begin();
-        if stage == Stage::Waiting {
+        if stage == CancelStage::Waiting {
             staged.number = usize::MAX; // the device never hears of it
             staged.served.rig.gate.open();
             let other = staged.other.take().expect("one occupies the device").answer().await;
@@ -286,7 +286,7 @@ async fn an_operator_who_cancels_twice_is_answered_at_once_and_lets_nobody_in_ea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pass_that_fails_after_its_client_left_is_in_the_log_and_the_metric() {
-    for (way, stage, mode) in stories(&Stage::IN_THE_DEVICE) {
+    for (way, stage, mode) in stories(&CancelStage::IN_THE_DEVICE) {
         let mut staged = bring_to(stage, mode, way, "fails").await;
         let id = staged.id.clone();
         let metrics = staged.served.rig.registry.clone();
@@ -307,7 +307,7 @@ async fn a_pass_that_fails_after_its_client_left_is_in_the_log_and_the_metric() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_pass_fails_is_told_so_and_the_next_is_served() {
-    for (way, stage, mode) in stories(&Stage::IN_THE_DEVICE) {
+    for (way, stage, mode) in stories(&CancelStage::IN_THE_DEVICE) {
         let mut staged = bring_to(stage, mode, way, "failing").await;
         let id = staged.id.clone();
         let gate = staged.served.rig.gate.clone();

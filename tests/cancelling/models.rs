@@ -86,17 +86,17 @@ async fn a_cancelled_request_of_one_does_not_disturb_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_has_its_own_waiting_room() {
+async fn each_has_its_own_queue() {
     let rig = Rig::start_two(Mode::Simple, 1).await;
     let _runs = rig.submit("runs", 1, 5);
     rig.gate.wait_begun(1);
     let _waits = rig.submit("waits", 1, 5);
-    assert_eq!(rig.engine.seat().err(), Some(NotStarted::Full { waiting: 1, limit: 1 }));
+    assert_eq!(rig.engine.queue_permit().err(), Some(NotStarted::Full { waiting: 1, limit: 1 }));
     let other = rig.other.as_ref().expect("two");
     let view =
         |engine: &interlock_engine::EngineHandle| (engine.view().waiting, engine.view().running);
     assert_eq!((view(&rig.engine), view(other)), ((1, 1), (0, 0)));
-    assert!(other.seat().is_ok());
+    assert!(other.queue_permit().is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,7 +144,7 @@ async fn with_a_bad_second(
             }
             within(handle.state_changed()).await;
         }
-        assert!(matches!(handle.seat(), Err(NotStarted::Stopped(_))));
+        assert!(matches!(handle.queue_permit(), Err(NotStarted::Stopped(_))));
     }
     exits.try_into().expect("three")
 }

@@ -13,14 +13,14 @@ const TOKENS: usize = 60;
 
 /// What a client does with its answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Client {
+enum StormClient {
     Stays,
     LeavesAtOnce,
     /// After so many bytes of it.
     LeavesAfter(usize),
 }
 
-impl Client {
+impl StormClient {
     fn any(rng: &mut fastrand::Rng) -> Self {
         match rng.u8(0..10) {
             0 | 1 => Self::Stays,
@@ -39,7 +39,7 @@ async fn storm(served: &'static Served, count: usize, rng: &mut fastrand::Rng) -
             served_whole +=
                 usize::from(within(clients.join_next()).await.expect("one").expect("ends"));
         }
-        let client = Client::any(rng);
+        let client = StormClient::any(rng);
         let stream = rng.bool();
         let body = format!(
             r#"{{"model":"sim","prompt":"request {number}: {}","max_tokens":{TOKENS},"stream":{stream}}}"#,
@@ -49,16 +49,16 @@ async fn storm(served: &'static Served, count: usize, rng: &mut fastrand::Rng) -
             let id = format!("storm-{number}");
             let mut call = served.post("/v1/completions", &id, &body).await;
             match client {
-                Client::LeavesAtOnce => {
+                StormClient::LeavesAtOnce => {
                     call.leave();
                     false
                 }
-                Client::LeavesAfter(bytes) => {
+                StormClient::LeavesAfter(bytes) => {
                     call.read(bytes).await;
                     call.leave();
                     false
                 }
-                Client::Stays => {
+                StormClient::Stays => {
                     let answer = call.answer().await;
                     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
                     true
@@ -118,8 +118,8 @@ async fn a_storm_of_clients_that_leave_leaves_nothing_behind() {
     assert!(all <= REQUESTS as f64, "each ended once: {all} of {REQUESTS}");
     assert!(all >= whole as f64);
     assert_eq!(served.rig.metric("engine_passes_in_flight_max"), 1.0);
-    assert_eq!(served.rig.engine.view().waiting, 0, "all seats are back");
-    assert!(served.rig.engine.seat().is_ok());
+    assert_eq!(served.rig.engine.view().waiting, 0, "all permits are back");
+    assert!(served.rig.engine.queue_permit().is_ok());
 }
 
 /// Clients whose end lies behind something else, in whatever stage their requests are.
@@ -175,7 +175,7 @@ async fn two_hundred_that_leave_something_in_their_sockets_leave_nothing_behind(
     .await;
     let left = r#"requests_total{endpoint="completions",model="sim",outcome="disconnected"}"#;
     assert_eq!(served.rig.metric(left), CLIENTS as f64);
-    assert_eq!(served.rig.engine.view().waiting, 0, "all seats are back");
+    assert_eq!(served.rig.engine.view().waiting, 0, "all permits are back");
 }
 
 /// Requests that have ended, however.

@@ -1,5 +1,5 @@
-//! What the engine runs on here: a clock that only passes move, a device that fails when the seed
-//! says so, and a model around the simulated one that writes down all it is asked.
+//! What the engine runs on here: a clock that only forward passes move, a device that fails when the seed
+//! says so, and a wrapper of the simulated model that records every call.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use interlock_request::{Drawn, TokenId};
 use interlock_sim::{Device, RowSeen, SimModel, SimSettings};
 
 use crate::outside::Outside;
-use crate::scenario::{Faults, Request, one_in};
+use crate::scenario::{Faults, SimRequest, one_in};
 use crate::sharing::Authors;
 
 /// Time stands still but for [`VirtualClock::advance`].
@@ -31,9 +31,9 @@ impl Clock for VirtualClock {
     }
 }
 
-/// What the model was asked, in order.
+/// A call of the model.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Seen {
+pub(crate) enum ModelCall {
     /// It took a request that had drawn so many tokens.
     Opened { who: usize, generated: usize },
     /// It would not take this one.
@@ -46,7 +46,7 @@ pub(crate) enum Seen {
     Pass { rows: Vec<RowOf>, failed: Option<PassFailed> },
 }
 
-impl Seen {
+impl ModelCall {
     /// The rows of a pass.
     pub(crate) fn rows(&self) -> Option<&[RowOf]> {
         match self {
@@ -75,29 +75,29 @@ pub(crate) struct RowOf {
 /// Why an oversized request is not opened.
 pub(crate) const OVERSIZED: &str = "no memory for one more";
 
-pub(crate) type Log = Rc<RefCell<Vec<Seen>>>;
+pub(crate) type CallLog = Rc<RefCell<Vec<ModelCall>>>;
 
 /// The simulated model, watched.
 pub(crate) struct Watched {
     model: SimModel,
     miscounts: Option<usize>,
-    requests: Rc<[Request]>,
+    requests: Rc<[SimRequest]>,
     /// Who is who, in the order in which the simulated model opened them.
     opened: Rc<RefCell<Vec<usize>>>,
     authors: Authors,
-    log: Log,
+    log: CallLog,
 }
 
 /// What it keeps for a request; its end is written down too.
 pub(crate) struct Sequence {
     who: usize,
     inner: <SimModel as Forward>::Sequence,
-    log: Log,
+    log: CallLog,
 }
 
 impl Drop for Sequence {
     fn drop(&mut self) {
-        self.log.borrow_mut().push(Seen::Closed { who: self.who });
+        self.log.borrow_mut().push(ModelCall::Closed { who: self.who });
     }
 }
 
@@ -114,13 +114,13 @@ pub(crate) struct Flaky {
 impl Watched {
     pub(crate) fn new(
         settings: SimSettings,
-        requests: Rc<[Request]>,
+        requests: Rc<[SimRequest]>,
         faults: Faults,
         rng: Rng,
         clock: &VirtualClock,
         outside: &Rc<OnceCell<Rc<RefCell<Outside>>>>,
-    ) -> (Self, Log) {
-        let (opened, log) = (Rc::default(), Log::default());
+    ) -> (Self, CallLog) {
+        let (opened, log) = (Rc::default(), CallLog::default());
         let miscounts = faults.miscounts;
         let device = Flaky {
             clock: clock.clone(),
@@ -179,16 +179,16 @@ impl Forward for Watched {
         let who = opening.generation.sampling.top_k as usize;
         assert_eq!(opening.prompt, self.requests[who].prompt, "another's prompt");
         if self.requests[who].unwelcome {
-            self.log.borrow_mut().push(Seen::Refused { who });
+            self.log.borrow_mut().push(ModelCall::Refused { who });
             return Err(PassFailed::new("unwelcome"));
         }
         if self.requests[who].oversized {
-            self.log.borrow_mut().push(Seen::Oversized { who });
+            self.log.borrow_mut().push(ModelCall::Oversized { who });
             return Err(PassFailed::new(OVERSIZED).too_large());
         }
         let inner = self.model.open(opening)?;
         self.opened.borrow_mut().push(who);
-        self.log.borrow_mut().push(Seen::Opened { who, generated: opening.generated.len() });
+        self.log.borrow_mut().push(ModelCall::Opened { who, generated: opening.generated.len() });
         Ok(Sequence { who, inner, log: Rc::clone(&self.log) })
     }
 
@@ -236,7 +236,7 @@ impl Forward for Watched {
                 row.drawn = drawn.as_ref().map(|drawn| drawn.token);
             }
         }
-        self.log.borrow_mut().push(Seen::Pass { rows: told, failed });
+        self.log.borrow_mut().push(ModelCall::Pass { rows: told, failed });
         result
     }
 }

@@ -1,12 +1,12 @@
 //! The real engine loop on a simulated model and a clock that only passes move.
 //!
-//! A world is made of one number: who arrives when, wants what, is how urgent, leaves or is
-//! cancelled how, what the policy says, how small the cache is, which passes fail. Between turns,
-//! and while a pass is in the device, what is due happens. After every turn a second set of books
-//! ([`books`]) is compared with what the engine did; at the end, each request's tokens with those
-//! that it gets alone.
+//! A world is made from one seed: when each request arrives, what it asks for, its priority, how its
+//! client leaves or cancels it, what the policy decides, how small the cache is, and which forward passes
+//! fail. Arrivals and cancellations happen between steps and while a pass is in the device. After every
+//! step the [`checker`] compares what the engine did with its own record. At the end each request's tokens
+//! are compared with those that it gets alone.
 //!
-//! A failure tells its seed. `SIMULATION_SEED=123 cargo test -p interlock-tests --test simulation`
+//! A failure prints its seed. `SIMULATION_SEED=123 cargo test -p interlock-tests --test simulation`
 //! runs that world and no other; `SIMULATION_SEEDS=100000` runs so many of each theme.
 //!
 //! # Not here
@@ -14,16 +14,16 @@
 //! No threads and no real time: `tests/cancelling` has the engine's thread, `host/server/tests` the
 //! server and its driver, whose deadlines are enforced here by [`outside`].
 
-mod books;
-mod company;
+mod checker;
 mod device;
 mod outside;
 mod scenario;
 mod sharing;
 mod stories;
+mod two_models;
 mod world;
 
-use books::Counts;
+use checker::EventCounts;
 use scenario::{Scenario, Theme};
 use world::Lab;
 
@@ -46,7 +46,7 @@ fn run(theme: Theme, least: &[(&str, usize)]) {
         }
         return;
     }
-    let mut counts = Counts::default();
+    let mut counts = EventCounts::default();
     let seeds = number("SIMULATION_SEEDS").unwrap_or(SEEDS);
     for seed in (0..seeds * Theme::COUNT).filter(|&seed| Theme::of(seed) == theme) {
         counts.add(&lab.world(&Scenario::of(seed)).counts);
@@ -59,7 +59,7 @@ fn run(theme: Theme, least: &[(&str, usize)]) {
 }
 
 #[test]
-fn whatever_happens_the_books_agree() {
+fn whatever_happens_the_checker_agrees() {
     let least = [
         ("completed", 3000),
         ("cancelled", 500),
@@ -82,7 +82,7 @@ fn whoever_gives_way_for_want_of_cache_goes_on_as_if_nothing_had_been() {
 
 #[test]
 fn a_pass_that_fails_ends_only_whom_it_must() {
-    let least = [("suspects", 1000), ("caches_lost", 300), ("failed", 500), ("completed", 1500)];
+    let least = [("isolated", 1000), ("caches_lost", 300), ("failed", 500), ("completed", 1500)];
     run(Theme::Failures, &least);
 }
 
@@ -94,7 +94,7 @@ fn a_pass_that_is_too_large_gets_smaller_and_nobody_is_tried_for_ever() {
         ("grown", 500),
         ("tried", 100),
         ("caches_lost", 1000),
-        ("suspects", 300),
+        ("isolated", 300),
         ("postponed", 100),
         ("device_failed", 30),
         ("refused", 200),

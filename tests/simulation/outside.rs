@@ -1,4 +1,4 @@
-//! Everyone but the engine: clients, operators, the policy, and whoever enforces its deadlines.
+//! Everything outside the engine: clients, operators, the policy, and the enforcement of its deadlines.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -8,7 +8,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use interlock_engine::{
-    Clock, Control, Door, Ended, EngineExit, EngineHandle, Event, NotStarted, Running,
+    Clock, Control, Ended, EngineExit, EngineHandle, Event, InboxGuard, NotStarted, RequestHandle,
+};
+use interlock_policy_api::{
+    Admission, Admitted, Answer, Body, Ceilings, Decision, Facts, FailureKind, Load, Phase,
+    PlanProposal, Policy, PolicyFailure, Reason, Rejection, Summary, Told,
+};
+use interlock_policy_chain::{
+    Commons, FailureAction, LimitsConfig, Link, OnFailure, Oversight, PolicyChain, PolicyMetrics,
 };
 use interlock_policy_api::{
     Admission, Admitted, Answer, Body, Ceilings, Decision, Facts, FailureKind, Load, Phase,
@@ -22,20 +29,20 @@ use interlock_request::{
 };
 
 use crate::device::VirtualClock;
-use crate::scenario::{Ask, How, Request, Verdict, When};
+use crate::scenario::{PolicyVerdict, SimRequest, StopAttempt, StopTime, StopWay};
 
 /// The outside of the engine.
 pub(crate) struct Outside {
     handle: EngineHandle,
-    door: Option<Door>,
+    inbox: Option<InboxGuard>,
     pub closes_at: Option<Duration>,
     clock: VirtualClock,
-    requests: Rc<[Request]>,
+    requests: Rc<[SimRequest]>,
     chain: Arc<PolicyChain>,
     policy: Arc<Seeded>,
     /// The next to arrive.
     next: usize,
-    pub clients: Vec<Client>,
+    pub clients: Vec<ClientRecord>,
     live: Vec<usize>,
     /// What clients have heard since the last look.
     pub heard: Vec<(usize, Event)>,
@@ -43,17 +50,17 @@ pub(crate) struct Outside {
 
 /// What became of a request, as its client sees it.
 #[derive(Debug, Default)]
-pub(crate) struct Client {
-    pub fate: Fate,
-    running: Option<Running>,
+pub(crate) struct ClientRecord {
+    pub fate: ClientFate,
+    running: Option<RequestHandle>,
     account: Option<Oversight>,
-    asks: Vec<Ask>,
+    stops: Vec<StopAttempt>,
     deadlines: Deadlines,
     pub priority: Option<Priority>,
     submitted_at: Duration,
-    /// When the last token came.
+    /// StopTime the last token came.
     last_at: Duration,
-    /// Who asked first, and so decided.
+    /// The outcome that the first stop decided.
     pub asked: Option<Outcome>,
     pub started: bool,
     pub tokens: Vec<Drawn>,
@@ -61,11 +68,11 @@ pub(crate) struct Client {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum ClientFate {
     /// It has not arrived.
     #[default]
     ToCome,
-    /// There was no seat.
+    /// The queue was full.
     Full,
     /// The policy said no.
     Rejected,
@@ -81,7 +88,7 @@ pub(crate) enum Fate {
 
 /// The policy: each request has its verdict.
 struct Seeded {
-    requests: Vec<Verdict>,
+    requests: Vec<PolicyVerdict>,
     accounted: Vec<AtomicU32>,
 }
 
@@ -100,18 +107,18 @@ impl Policy for Seeded {
 
     fn admit(&self, facts: &Facts, _: &Load, _: u32, _: &Body) -> Answer<Decision> {
         match self.requests[number(&facts.request_id)] {
-            Verdict::Admit(priority, deadlines) => {
+            PolicyVerdict::Admit(priority, deadlines) => {
                 let priority = Some(priority);
                 let proposal = PlanProposal { priority, deadlines, ..PlanProposal::default() };
                 Ok(Decision::Admit(Admission { proposal, ..Admission::default() }))
             }
-            Verdict::Reject => Ok(Decision::Reject(Rejection {
+            PolicyVerdict::Reject => Ok(Decision::Reject(Rejection {
                 status: 429,
                 reason: Reason { code: "seeded".into(), detail: None },
                 retry_after: None,
                 headers: vec![],
             })),
-            Verdict::Trap => {
+            PolicyVerdict::Trap => {
                 Err(PolicyFailure { kind: FailureKind::Trap, message: "seeded".into() })
             }
         }
@@ -132,7 +139,7 @@ fn number(id: &RequestId) -> usize {
 pub(crate) fn admit(
     chain: &Arc<PolicyChain>,
     who: usize,
-    request: &Request,
+    request: &SimRequest,
 ) -> Option<(Admitted, Oversight)> {
     let (prompt, generation) = (request.prompt.clone(), request.generation.clone());
     let (id, tenant) = (who.to_string(), request.tenant);
@@ -159,10 +166,10 @@ const NEVER: Duration = Duration::from_secs(1 << 30);
 impl Outside {
     pub(crate) fn new(
         handle: EngineHandle,
-        door: Door,
+        inbox: InboxGuard,
         closes_at: Option<Duration>,
         clock: VirtualClock,
-        requests: Rc<[Request]>,
+        requests: Rc<[SimRequest]>,
         metrics: PolicyMetrics,
     ) -> Self {
         let policy = Arc::new(Seeded {
@@ -174,13 +181,13 @@ impl Outside {
         let commons = Commons::in_line(metrics);
         Self {
             handle,
-            door: Some(door),
+            inbox: Some(inbox),
             closes_at,
             clock,
             chain: Arc::new(PolicyChain::new(vec![link], ceilings(), commons)),
             policy,
             next: 0,
-            clients: requests.iter().map(|_| Client::default()).collect(),
+            clients: requests.iter().map(|_| ClientRecord::default()).collect(),
             live: vec![],
             heard: vec![],
             requests,
@@ -191,7 +198,7 @@ impl Outside {
     pub(crate) fn deliver(&mut self) {
         let now = self.clock.now();
         if self.closes_at.is_some_and(|at| at <= now) {
-            self.door = None;
+            self.inbox = None;
         }
         while self.requests.get(self.next).is_some_and(|request| request.at <= now) {
             self.arrive(self.next, now);
@@ -203,16 +210,16 @@ impl Outside {
         self.live.retain(|&who| self.clients[who].running.is_some());
     }
 
-    /// When something will be due next.
+    /// StopTime something will be due next.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let arrival = self.requests.get(self.next).map(|request| request.at);
-        let closing = self.door.as_ref().and(self.closes_at);
+        let closing = self.inbox.as_ref().and(self.closes_at);
         let others = self.live.iter().filter_map(|&who| self.clients[who].next_due());
         arrival.into_iter().chain(closing).chain(others).min()
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.door.is_some()
+        self.inbox.is_some()
     }
 
     /// Nobody is left who could want something of the engine, or comes.
@@ -221,28 +228,28 @@ impl Outside {
     }
 
     pub(crate) fn close(&mut self) {
-        self.door = None;
+        self.inbox = None;
     }
 
     fn arrive(&mut self, who: usize, now: Duration) {
         let client = &mut self.clients[who];
         let request = &self.requests[who];
-        let seat = match self.handle.seat() {
-            Ok(seat) => seat,
+        let permit = match self.handle.queue_permit() {
+            Ok(permit) => permit,
             Err(NotStarted::Full { waiting, limit }) => {
-                assert_eq!(waiting, limit, "the room was not full");
-                client.fate = Fate::Full;
+                assert_eq!(waiting, limit, "the queue was not full");
+                client.fate = ClientFate::Full;
                 return;
             }
             Err(NotStarted::Stopped(EngineExit::DeviceFailed(_))) => {
-                client.fate = Fate::Refused;
+                client.fate = ClientFate::Refused;
                 return;
             }
             Err(other) => panic!("{other}"),
         };
         let Some((admitted, account)) = admit(&self.chain, who, request) else {
-            assert_eq!(request.verdict, Verdict::Reject);
-            client.fate = Fate::Rejected;
+            assert_eq!(request.verdict, PolicyVerdict::Reject);
+            client.fate = ClientFate::Rejected;
             return;
         };
         client.deadlines = admitted.plan().deadlines;
@@ -250,9 +257,10 @@ impl Outside {
         client.submitted_at = now;
         client.last_at = now;
         client.account = Some(account);
-        client.asks.clone_from(&request.asks);
-        client.running = Some(seat.submit(admitted));
-        client.fate = if self.door.is_some() { Fate::Submitted } else { Fate::TooLate };
+        client.stops.clone_from(&request.stops);
+        client.running = Some(permit.submit(admitted));
+        client.fate =
+            if self.inbox.is_some() { ClientFate::Submitted } else { ClientFate::TooLate };
         self.live.push(who);
     }
 
@@ -271,14 +279,17 @@ impl Outside {
     /// Everyone that was admitted was accounted for, once.
     pub(crate) fn accounts_are_settled(&self) {
         for (who, client) in self.clients.iter().enumerate() {
-            let admitted = matches!(client.fate, Fate::Submitted | Fate::Left | Fate::TooLate);
+            let admitted = matches!(
+                client.fate,
+                ClientFate::Submitted | ClientFate::Left | ClientFate::TooLate
+            );
             let times = self.policy.accounted[who].load(Ordering::Relaxed);
             assert_eq!(times, u32::from(admitted), "accounts of {who}, {:?}", client.fate);
         }
     }
 }
 
-impl Client {
+impl ClientRecord {
     /// The next event, if there is one. All the rules of what may follow what are here.
     fn hear(&mut self, now: Duration) -> Option<Event> {
         let running = self.running.as_mut()?;
@@ -287,7 +298,7 @@ impl Client {
         let event = match polled {
             Poll::Pending => return None,
             Poll::Ready(None) => {
-                let told = self.ended.is_some() || self.fate == Fate::TooLate;
+                let told = self.ended.is_some() || self.fate == ClientFate::TooLate;
                 assert!(told, "the events ended without an end");
                 self.running = None;
                 self.settle(Outcome::Cancelled(CancelCause::Shutdown));
@@ -339,11 +350,11 @@ impl Client {
     }
 
     fn next_due(&self) -> Option<Duration> {
-        let asks = self.asks.iter().filter_map(|ask| match ask.when {
-            When::After(time) => Some(self.submitted_at + time),
-            When::Tokens(_) => None,
+        let stops = self.stops.iter().filter_map(|ask| match ask.when {
+            StopTime::After(time) => Some(self.submitted_at + time),
+            StopTime::Tokens(_) => None,
         });
-        self.due_deadlines().into_iter().filter_map(|(at, _)| at).chain(asks).min()
+        self.due_deadlines().into_iter().filter_map(|(at, _)| at).chain(stops).min()
     }
 
     fn ask_what_is_due(&mut self, now: Duration) {
@@ -352,17 +363,17 @@ impl Client {
                 self.cancel(CancelCause::Deadline(deadline));
             }
         }
-        let is_due = |ask: &Ask| match ask.when {
-            When::After(time) => self.submitted_at + time <= now,
-            When::Tokens(count) => self.tokens.len() >= count,
+        let is_due = |ask: &StopAttempt| match ask.when {
+            StopTime::After(time) => self.submitted_at + time <= now,
+            StopTime::Tokens(count) => self.tokens.len() >= count,
         };
-        let (due, later): (Vec<_>, _) = self.asks.iter().copied().partition(is_due);
-        self.asks = later;
+        let (due, later): (Vec<_>, _) = self.stops.iter().copied().partition(is_due);
+        self.stops = later;
         for ask in due {
             match ask.how {
-                How::Leave => self.leave(),
-                How::Operator => self.cancel(CancelCause::Operator),
-                How::Finish => {
+                StopWay::Leave => self.leave(),
+                StopWay::Operator => self.cancel(CancelCause::Operator),
+                StopWay::Finish => {
                     let counts = self.control().is_some_and(|control| control.finish());
                     self.asked_if(counts, Outcome::Completed(Finish::Stop));
                 }
@@ -390,8 +401,8 @@ impl Client {
         if self.running.take().is_none() || self.ended.is_some() {
             return;
         }
-        if self.fate == Fate::Submitted {
-            self.fate = Fate::Left;
+        if self.fate == ClientFate::Submitted {
+            self.fate = ClientFate::Left;
         }
         let left = Outcome::Cancelled(CancelCause::Disconnect);
         self.asked.get_or_insert(left.clone());

@@ -42,24 +42,24 @@ pub(crate) struct Scenario {
     pub seed: Option<u64>,
     pub engine: EngineConfig,
     pub cache: CacheConfig,
-    pub seats: usize,
+    pub queue_max: usize,
     pub sim: SimSettings,
     /// By when they arrive.
-    pub requests: Vec<Request>,
+    pub requests: Vec<SimRequest>,
     pub faults: Faults,
-    /// When the engine is told to stop.
+    /// StopTime the engine is told to stop.
     pub closes_at: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Request {
+pub(crate) struct SimRequest {
     pub at: Duration,
     pub tenant: &'static str,
     pub prompt: Vec<TokenId>,
     /// Its priority is the policy's to say.
     pub generation: Generation,
-    pub verdict: Verdict,
-    pub asks: Vec<Ask>,
+    pub verdict: PolicyVerdict,
+    pub stops: Vec<StopAttempt>,
     /// Does the model refuse to take it?
     pub unwelcome: bool,
     /// Has the model no memory for what it keeps of it?
@@ -68,7 +68,7 @@ pub(crate) struct Request {
 
 /// What the policy says of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum PolicyVerdict {
     Admit(Priority, Deadlines),
     Reject,
     /// It traps; the chain goes on without it.
@@ -77,21 +77,21 @@ pub(crate) enum Verdict {
 
 /// Somebody wants a request to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub when: When,
-    pub how: How,
+pub(crate) struct StopAttempt {
+    pub when: StopTime,
+    pub how: StopWay,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum When {
+pub(crate) enum StopTime {
     /// This long after it was submitted.
     After(Duration),
-    /// When its client has seen so many tokens.
+    /// StopTime its client has seen so many tokens.
     Tokens(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum StopWay {
     /// The client drops all it holds.
     Leave,
     /// An operator cancels it.
@@ -181,7 +181,7 @@ impl Scenario {
         let prefixes: Vec<Vec<TokenId>> =
             (0..3).map(|_| (0..rng.usize(0..40)).map(|_| rng.u32(0..8)).collect()).collect();
         let mut requests: Vec<_> =
-            (0..count).map(|_| Request::of(rng, theme, &prefixes, ms(spread), tokens)).collect();
+            (0..count).map(|_| SimRequest::of(rng, theme, &prefixes, ms(spread), tokens)).collect();
         requests.sort_by_key(|request| request.at);
         for (number, request) in requests.iter_mut().enumerate() {
             request.generation.sampling.top_k = number as u32;
@@ -197,7 +197,7 @@ impl Scenario {
                     Theme::General | Theme::Storm | Theme::Costs => of(rng, &[1, 2, 3, 5, 64]),
                 }),
                 prefill_chunk: number(of(rng, &[1, 4, 16, 64, 256])),
-                decode_stretch_max: number(of(rng, &[1, 2, 3, 10])),
+                decode_slowdown_max: number(of(rng, &[1, 2, 3, 10])),
                 decode_pause_max: ms([0, 20, 200][(seed / Theme::COUNT % 3) as usize]),
             },
             cache: CacheConfig {
@@ -205,7 +205,7 @@ impl Scenario {
                 prefix_sharing,
                 ..CacheConfig::default()
             },
-            seats: of(rng, &[1, 4, 100, 100, 100, 100]),
+            queue_max: of(rng, &[1, 4, 100, 100, 100, 100]),
             sim,
             requests,
             faults,
@@ -216,7 +216,7 @@ impl Scenario {
 
 /// Whose each request is, and who shares what was computed. Drawn apart from all else, so that a
 /// world is the same but for this.
-fn tenants(seed: u64, requests: &mut [Request]) -> PrefixSharing {
+fn tenants(seed: u64, requests: &mut [SimRequest]) -> PrefixSharing {
     let rng = &mut Rng::with_seed(seed ^ 0x7e4a_4175);
     let all = ["", "acme", "globex"];
     let count = of(rng, &[1, 1, 2, 3]);
@@ -254,7 +254,7 @@ impl Faults {
     }
 }
 
-impl Request {
+impl SimRequest {
     fn of(
         rng: &mut Rng,
         theme: Theme,
@@ -285,8 +285,8 @@ impl Request {
             priority: Priority::Standard,
         };
         let leaving = if theme == Theme::Storm { 90 } else { 25 };
-        let asks = if rng.u32(0..100) < leaving {
-            (0..of(rng, &[1, 1, 1, 2, 3])).map(|_| Ask::of(rng)).collect()
+        let stops = if rng.u32(0..100) < leaving {
+            (0..of(rng, &[1, 1, 1, 2, 3])).map(|_| StopAttempt::of(rng)).collect()
         } else {
             vec![]
         };
@@ -297,15 +297,15 @@ impl Request {
             tenant: "",
             prompt,
             generation,
-            verdict: Verdict::of(rng),
-            asks: if fits { asks } else { vec![] },
+            verdict: PolicyVerdict::of(rng),
+            stops: if fits { stops } else { vec![] },
             unwelcome: one_in(rng, 40),
             oversized: theme == Theme::Memory && one_in(rng, 40),
         }
     }
 }
 
-impl Verdict {
+impl PolicyVerdict {
     fn of(rng: &mut Rng) -> Self {
         if one_in(rng, 20) {
             return Self::Reject;
@@ -336,13 +336,16 @@ impl Verdict {
     }
 }
 
-impl Ask {
+impl StopAttempt {
     fn of(rng: &mut Rng) -> Self {
         let when = if rng.bool() {
-            When::After(Duration::from_micros(rng.u64(0..400_000)))
+            StopTime::After(Duration::from_micros(rng.u64(0..400_000)))
         } else {
-            When::Tokens(rng.usize(0..12))
+            StopTime::Tokens(rng.usize(0..12))
         };
-        Self { when, how: of(rng, &[How::Leave, How::Leave, How::Operator, How::Finish]) }
+        Self {
+            when,
+            how: of(rng, &[StopWay::Leave, StopWay::Leave, StopWay::Operator, StopWay::Finish]),
+        }
     }
 }

@@ -1,11 +1,11 @@
-//! Whose computed tokens each request reads: written down from the pages that the model is handed,
-//! and so without asking the engine, which has an index of its own.
+//! Records which request computed the pages that each request reads. The record is made from the pages that
+//! the model is given, not from the engine's own index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use interlock_engine::{PageId, PrefixSharing, Row};
 
-use crate::scenario::Request;
+use crate::scenario::SimRequest;
 
 /// Who computed what lies in each page.
 #[derive(Debug, Default)]
@@ -34,11 +34,11 @@ impl Authors {
     }
 }
 
-/// Nobody reads what another tenant's request computed, unless all share. How many others it read
+/// Nobody reads what another tenant's request computed, unless all share. StopWay many others it read
 /// of, of its own tenant and of others.
 pub(crate) fn shares(
     sharing: PrefixSharing,
-    requests: &[Request],
+    requests: &[SimRequest],
     who: usize,
     read: &[usize],
 ) -> (usize, usize) {

@@ -1,4 +1,5 @@
-//! Worlds made by hand, for what is promised with a number. The books watch these too.
+//! Worlds that are written out, for promises with a number in them. The [checker](crate::checker) runs in
+//! these too.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
@@ -11,8 +12,10 @@ use interlock_request::{
 use interlock_scheduler::OVERTAKEN_MAX;
 use interlock_sim::SimSettings;
 
-use crate::device::{RowOf, Seen};
-use crate::scenario::{Ask, Faults, How, Request, Scenario, Verdict, When};
+use crate::device::{ModelCall, RowOf};
+use crate::scenario::{
+    Faults, PolicyVerdict, Scenario, SimRequest, StopAttempt, StopTime, StopWay,
+};
 use crate::world::{Lab, Ran};
 
 const MS: Duration = Duration::from_millis(1);
@@ -23,7 +26,7 @@ fn number(n: u32) -> NonZeroU32 {
 
 /// A quiet world with all the room there could be: 20 ms a pass that decodes, 1 ms for each of its
 /// rows and each token of a prompt.
-fn world(requests: Vec<Request>) -> Scenario {
+fn world(requests: Vec<SimRequest>) -> Scenario {
     let mut requests = requests;
     requests.sort_by_key(|request| request.at);
     for (number, request) in requests.iter_mut().enumerate() {
@@ -33,7 +36,7 @@ fn world(requests: Vec<Request>) -> Scenario {
         seed: None,
         engine: EngineConfig::default(),
         cache: CacheConfig::default(),
-        seats: 2000,
+        queue_max: 2000,
         sim: SimSettings {
             stop: 0,
             prefill: MS,
@@ -48,7 +51,7 @@ fn world(requests: Vec<Request>) -> Scenario {
 }
 
 /// A request whose prompt begins like no other's.
-fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> Request {
+fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> SimRequest {
     let prompt = std::iter::once(first).chain((1..prompt as TokenId).map(|n| n % 200)).collect();
     let generation = Generation {
         sampling: Sampling::greedy(),
@@ -58,20 +61,20 @@ fn request(at: Duration, first: TokenId, prompt: usize, tokens_max: u32) -> Requ
         logprobs: None,
         priority: Priority::Standard,
     };
-    Request {
+    SimRequest {
         at,
         tenant: "",
         prompt,
         generation,
         verdict: of(Priority::Standard),
-        asks: vec![],
+        stops: vec![],
         unwelcome: false,
         oversized: false,
     }
 }
 
-fn of(priority: Priority) -> Verdict {
-    Verdict::Admit(priority, Deadlines::default())
+fn of(priority: Priority) -> PolicyVerdict {
+    PolicyVerdict::Admit(priority, Deadlines::default())
 }
 
 fn gaps(ran: &Ran, who: usize) -> Vec<Duration> {
@@ -91,9 +94,10 @@ fn a_storm_of_a_thousand_ends_with_nothing_left() {
         .map(|first| {
             let at = 2000 * MS.mul_f64(rng.f64());
             let mut request = request(at, first % 7, rng.usize(1..60), rng.u32(1..30));
-            let how = if rng.bool() { How::Leave } else { How::Operator };
+            let how = if rng.bool() { StopWay::Leave } else { StopWay::Operator };
             if rng.u32(0..100) < 85 {
-                request.asks = vec![Ask { when: When::After(1500 * MS.mul_f64(rng.f64())), how }];
+                request.stops =
+                    vec![StopAttempt { when: StopTime::After(1500 * MS.mul_f64(rng.f64())), how }];
             }
             request
         })
@@ -110,7 +114,7 @@ fn a_storm_of_a_thousand_ends_with_nothing_left() {
 }
 
 /// Two run at once, and more urgent ones come faster than they are served.
-fn flood(sheddable: Request) -> Ran {
+fn flood(sheddable: SimRequest) -> Ran {
     let mut requests: Vec<_> = (0..600)
         .map(|n| {
             let mut urgent = request(50 * MS + 10 * MS * n, 2 + n % 50, 10, 4);
@@ -118,17 +122,17 @@ fn flood(sheddable: Request) -> Ran {
             urgent
         })
         .collect();
-    requests.push(Request { verdict: of(Priority::Sheddable), ..sheddable });
+    requests.push(SimRequest { verdict: of(Priority::Sheddable), ..sheddable });
     let mut scenario = world(requests);
     scenario.engine.running_max = number(2);
     Lab::new().world(&scenario)
 }
 
-/// How many started before it did, for the first time or the last.
+/// StopWay many started before it did, for the first time or the last.
 fn starts_before(ran: &Ran, who: usize, last: bool) -> usize {
     let started: Vec<_> = ran
         .seen()
-        .filter_map(|seen| if let Seen::Opened { who, .. } = seen { Some(*who) } else { None })
+        .filter_map(|seen| if let ModelCall::Opened { who, .. } = seen { Some(*who) } else { None })
         .collect();
     let same = |&of: &usize| of == who;
     let at = if last { started.iter().rposition(same) } else { started.iter().position(same) };
@@ -166,13 +170,13 @@ fn long_prompt(prefill: Duration) -> Ran {
     requests.push(request(1000 * MS, 9, 400, 10));
     let mut scenario = world(requests);
     scenario.sim.prefill = prefill;
-    scenario.engine.decode_stretch_max = number(STRETCH);
+    scenario.engine.decode_slowdown_max = number(SLOWDOWN_MAX);
     Lab::new().world(&scenario)
 }
 
 /// Time of a pass that decodes for four.
 const FOUR: Duration = Duration::from_millis(24);
-const STRETCH: u32 = 3;
+const SLOWDOWN_MAX: u32 = 3;
 
 #[test]
 fn a_long_prompt_holds_streams_up_by_what_they_have_saved_and_then_by_their_share() {
@@ -184,11 +188,11 @@ fn a_long_prompt_holds_streams_up_by_what_they_have_saved_and_then_by_their_shar
         let [.., second, longest] = gaps[..] else { panic!("two gaps") };
         assert!(longest <= FOUR + pause + MS, "{longest:?}");
         assert!(longest > FOUR + pause - 2 * MS, "{longest:?}: what was saved is not used");
-        assert!(second <= STRETCH * FOUR + MS, "{second:?}");
+        assert!(second <= SLOWDOWN_MAX * FOUR + MS, "{second:?}");
     }
-    // 200 tokens at once, and then all that the stretch allows: 48 a pass.
+    // 200 tokens at once, and then all that the slowdown allows: 48 a pass.
     let waited = ran.tokens_at(4)[0] - 1000 * MS;
-    assert!(waited <= 2 * FOUR + pause + STRETCH * FOUR * 200_u32.div_ceil(47), "{waited:?}");
+    assert!(waited <= 2 * FOUR + pause + SLOWDOWN_MAX * FOUR * 200_u32.div_ceil(47), "{waited:?}");
 }
 
 #[test]
@@ -197,30 +201,30 @@ fn a_prompt_that_is_dear_advances_by_eight_tokens_and_streams_are_paid_back() {
     let ran = long_prompt(prefill);
     for who in 0..4 {
         let gap = longest_gap(&ran, who);
-        assert_eq!(gap, FOUR + 8 * prefill, "more than the stretch, and the least there is");
-        keeps_its_stretch(&ran, who, &gaps(&ran, who), 8 * prefill);
+        assert_eq!(gap, FOUR + 8 * prefill, "more than the slowdown allows, and the least piece");
+        stays_within_its_slowdown(&ran, who, &gaps(&ran, who), 8 * prefill);
     }
 }
 
 /// Over its life a stream is held up by its share of what its own passes took, what it may have
 /// saved, and at most one piece more.
-fn keeps_its_stretch(ran: &Ran, who: usize, gaps: &[Duration], piece: Duration) {
+fn stays_within_its_slowdown(ran: &Ran, who: usize, gaps: &[Duration], piece: Duration) {
     let took: Duration = gaps.iter().sum();
     let had = gaps.iter().min().expect("a gap").saturating_mul(gaps.len() as u32);
-    let burst = EngineConfig::default().decode_pause_max.max((STRETCH - 1) * FOUR);
-    let most = STRETCH * had + burst + piece;
+    let burst = EngineConfig::default().decode_pause_max.max((SLOWDOWN_MAX - 1) * FOUR);
+    let most = SLOWDOWN_MAX * had + burst + piece;
     assert!(took <= most.mul_f64(1.02), "{who}: {took:?} of {most:?}, {} passes", ran.trace.len());
 }
 
 #[test]
-fn a_flood_of_newcomers_slows_no_stream_beyond_its_stretch() {
+fn a_flood_of_new_requests_slows_no_stream_beyond_its_slowdown() {
     for (pass, mixed, prefill) in [(1, 0, MS), (10, 30, MS / 50), (10, 300, MS / 10)] {
         let mut requests: Vec<_> =
             (0..2).map(|n| request(n * 100 * MS, n, 40, 300 - 100 * n)).collect();
         // More than are served, with prompts of all lengths.
         requests.extend((2..300).map(|n| request(40 * MS * n, n, 8 + n as usize % 90, 2)));
         let mut scenario = world(requests);
-        scenario.engine.decode_stretch_max = number(STRETCH);
+        scenario.engine.decode_slowdown_max = number(SLOWDOWN_MAX);
         scenario.sim =
             SimSettings { pass: pass * MS, mixed: mixed * MS, prefill, ..scenario.sim.clone() };
         scenario.sim.row = Duration::ZERO;
@@ -228,7 +232,7 @@ fn a_flood_of_newcomers_slows_no_stream_beyond_its_stretch() {
         for who in 0..2 {
             // A piece costs twice what is fixed, or eight tokens.
             let piece = (2 * mixed * MS).max(8 * prefill);
-            keeps_its_stretch(&ran, who, &gaps(&ran, who), piece);
+            stays_within_its_slowdown(&ran, who, &gaps(&ran, who), piece);
         }
     }
 }
@@ -240,19 +244,19 @@ fn streams_keep_their_pace_from_the_first_pass_on() {
     requests.extend((1..20).map(|n| request(Duration::ZERO, n, 400, 1)));
     let mut scenario = world(requests);
     scenario.engine.prefill_chunk = number(256);
-    scenario.engine.decode_stretch_max = number(STRETCH);
+    scenario.engine.decode_slowdown_max = number(SLOWDOWN_MAX);
     let ran = Lab::new().world(&scenario);
     let gaps = gaps(&ran, 0);
     assert_eq!(gaps[0], 21 * MS, "nothing is beside it until it is known what it takes");
-    keeps_its_stretch(&ran, 0, &gaps, Duration::ZERO);
+    stays_within_its_slowdown(&ran, 0, &gaps, Duration::ZERO);
     let took: Duration = gaps.iter().sum();
-    let may = STRETCH * 21 * MS * gaps.len() as u32;
-    assert!(took >= may.mul_f64(0.95), "{gaps:?}: what the stretch allows is not used");
+    let may = SLOWDOWN_MAX * 21 * MS * gaps.len() as u32;
+    assert!(took >= may.mul_f64(0.95), "{gaps:?}: what the slowdown allows is not used");
 }
 
 /// A model that costs mostly for being asked, as on a GPU: a pass costs as much as 100 tokens of a
 /// prompt, and prompts beside streams as much again.
-fn fixed_costs(requests: Vec<Request>) -> Scenario {
+fn fixed_costs(requests: Vec<SimRequest>) -> Scenario {
     let mut scenario = world(requests);
     scenario.sim = SimSettings {
         pass: 10 * MS,
@@ -280,7 +284,7 @@ fn batch(clients: u32, rounds: u32, mixed: Duration, each: Duration) -> (Duratio
     scenario.sim.mixed = mixed;
     let prompts = scenario.sim.prefill * tokens as u32 + each * clients * rounds;
     let ran = Lab::new().world(&scenario);
-    let took = ran.trace.last().expect("turns").ended_at;
+    let took = ran.trace.last().expect("steps").ended_at;
     (took, prompts + scenario.sim.time(clients as usize, 0) * (TOKENS - 1) * rounds)
 }
 
@@ -304,7 +308,7 @@ fn a_prompt_that_is_dear_to_join_with_joins_once() {
 }
 
 #[test]
-fn a_newcomers_first_token_comes_after_two_passes_and_its_prompt() {
+fn a_new_requests_first_token_comes_after_two_passes_and_its_prompt() {
     for clients in [8, 32] {
         for prompt in [10, 90, 400, 1500] {
             for at in 0..10 {
@@ -340,7 +344,7 @@ fn a_flood_of_single_tokens_keeps_no_prompt_waiting() {
     requests.extend((1..400).map(|n| request(10 * MS * n, n, 1, 1)));
     requests.push(request(1500 * MS, 180, 90, 2));
     let scenario = fixed_costs(requests);
-    let long = |request: &Request| request.prompt.len() == 90 && request.at > Duration::ZERO;
+    let long = |request: &SimRequest| request.prompt.len() == 90 && request.at > Duration::ZERO;
     let who = scenario.requests.iter().position(long).expect("it is one of them");
     let ran = Lab::new().world(&scenario);
     let waited = ran.tokens_at(who)[0] - 1500 * MS;
@@ -349,7 +353,7 @@ fn a_flood_of_single_tokens_keeps_no_prompt_waiting() {
 }
 
 #[test]
-fn newcomers_who_come_together_join_in_one_pass() {
+fn requests_that_come_together_join_in_one_pass() {
     let mut requests: Vec<_> = (0..8).map(|n| request(Duration::ZERO, n, 90, 200)).collect();
     requests.extend((8..40).map(|n| request(1500 * MS, n, 50, 3)));
     let ran = Lab::new().world(&fixed_costs(requests));
@@ -363,7 +367,8 @@ fn the_first_prompt_stops_within_a_second_however_slow_the_model() {
     for token in [MS, 18 * MS, 60 * MS] {
         for after in [1, 300, 900, 2000, 5000] {
             let mut first = request(Duration::ZERO, 0, 3000, 1);
-            first.asks = vec![Ask { when: When::After(after * MS), how: How::Operator }];
+            first.stops =
+                vec![StopAttempt { when: StopTime::After(after * MS), how: StopWay::Operator }];
             let mut scenario = world(vec![first]);
             scenario.sim.prefill = token;
             let ran = Lab::new().world(&scenario);
@@ -391,19 +396,19 @@ fn who_begins_like_another_is_served_from_its_pages() {
     let cached = |who| ran.ended(who).usage.cached_tokens as usize;
     assert_eq!([cached(0), cached(1), cached(2)], [0, 3 * page, 3 * page]);
     let computed = |who| {
-        let rows = ran.seen().filter_map(Seen::rows).flatten();
+        let rows = ran.seen().filter_map(ModelCall::rows).flatten();
         rows.filter(|row| row.who == who && row.from < 3 * page + 5).map(|row| row.tokens).sum()
     };
     let computed: [usize; 3] = [computed(0), computed(1), computed(2)];
     assert_eq!(computed, [3 * page + 5, 5, 5]);
 }
 
-/// One tenant asks something; another guesses it, or guesses wrong. How many cached tokens the guess
+/// One tenant stops something; another guesses it, or guesses wrong. StopWay many cached tokens the guess
 /// is told, and after what time it has its first token.
 fn guess(sharing: PrefixSharing, right: bool) -> (u32, Duration) {
-    let secret = |at, first| Request { tenant: "acme", ..request(at, first, 800, 5) };
+    let secret = |at, first| SimRequest { tenant: "acme", ..request(at, first, 800, 5) };
     let begins = if right { 1 } else { 2 };
-    let guess = Request { tenant: "globex", ..request(5000 * MS, begins, 800, 5) };
+    let guess = SimRequest { tenant: "globex", ..request(5000 * MS, begins, 800, 5) };
     let mut scenario = world(vec![secret(Duration::ZERO, 1), guess]);
     scenario.cache.prefix_sharing = sharing;
     let ran = Lab::new().world(&scenario);
@@ -442,7 +447,8 @@ fn the_youngest_gives_way_when_pages_run_out_and_ends_as_it_would_have() {
     scenario.sim.cache = 160;
     let ran = Lab::new().world(&scenario);
     let lives = |who| {
-        let opened = |seen: &&Seen| matches!(seen, Seen::Opened { who: of, .. } if *of == who);
+        let opened =
+            |seen: &&ModelCall| matches!(seen, ModelCall::Opened { who: of, .. } if *of == who);
         ran.seen().filter(opened).count()
     };
     assert_eq!((lives(0), lives(1)), (1, 1));
@@ -451,11 +457,11 @@ fn the_youngest_gives_way_when_pages_run_out_and_ends_as_it_would_have() {
 }
 
 fn failures(ran: &Ran) -> usize {
-    ran.seen().filter(|seen| matches!(seen, Seen::Pass { failed: Some(_), .. })).count()
+    ran.seen().filter(|seen| matches!(seen, ModelCall::Pass { failed: Some(_), .. })).count()
 }
 
 fn rows(ran: &Ran) -> Vec<usize> {
-    ran.seen().filter_map(Seen::rows).map(<[RowOf]>::len).collect()
+    ran.seen().filter_map(ModelCall::rows).map(<[RowOf]>::len).collect()
 }
 
 fn out_of_memory(ran: &Ran, who: usize) -> bool {
@@ -486,9 +492,9 @@ fn memory_for_eight_streams_serves_eight_at_a_time() {
 }
 
 /// CUDA is known to tell of memory that was short as an illegal access: nobody can know what it
-/// means, but that each fails in company alone and none by itself.
+/// means, but that each fails in a batch and none by itself.
 #[test]
-fn a_failure_of_an_unknown_kind_that_no_one_has_alone_makes_the_company_smaller() {
+fn a_failure_of_an_unknown_kind_that_no_request_has_alone_makes_the_batch_smaller() {
     let requests = (0..16).map(|n| request(Duration::ZERO, n, 20, 200)).collect();
     let mut scenario = world(requests);
     scenario.faults = Faults { together: Some(5), losing: 1, ..Faults::default() };
@@ -518,7 +524,7 @@ fn a_prompt_for_whose_tokens_there_is_no_memory_is_computed_in_smaller_pieces() 
     let mut requests: Vec<_> = (0..4).map(|n| request(Duration::ZERO, n, 10, 300)).collect();
     requests.push(request(1000 * MS, 9, 2000, 10));
     let mut scenario = world(requests);
-    scenario.engine.decode_stretch_max = number(1000);
+    scenario.engine.decode_slowdown_max = number(1000);
     scenario.sim.fail_above_tokens = Some(100);
     scenario.sim.fail_loses_caches = true;
     let ran = Lab::new().world(&scenario);
@@ -527,7 +533,9 @@ fn a_prompt_for_whose_tokens_there_is_no_memory_is_computed_in_smaller_pieces() 
     }
     assert!(failures(&ran) <= 12, "{} passes failed", failures(&ran));
     let most = ran.seen().filter_map(|seen| match seen {
-        Seen::Pass { rows, failed: None } => Some(rows.iter().map(|row| row.tokens).sum::<usize>()),
+        ModelCall::Pass { rows, failed: None } => {
+            Some(rows.iter().map(|row| row.tokens).sum::<usize>())
+        }
         _ => None,
     });
     let most = most.max().expect("a pass");
@@ -630,7 +638,7 @@ fn a_device_that_is_lost_ends_everyone_at_once_and_takes_nobody_any_more() {
     assert_eq!(ran.counts.of("refused"), 1, "who came later");
     assert_eq!(rows(&ran).len(), 20, "no pass after that");
     let last = ran.seen().filter_map(|seen| match seen {
-        Seen::Pass { failed, .. } => failed.as_ref(),
+        ModelCall::Pass { failed, .. } => failed.as_ref(),
         _ => None,
     });
     assert!(last.map(|failed| failed.kind).eq([PassFault::Broken]));

@@ -1,4 +1,4 @@
-//! Runs a world to its end, turn by turn, and says which seed to replay if something is wrong.
+//! Runs a world to its end, step by step, and says which seed to replay if something is wrong.
 
 use std::cell::{OnceCell, RefCell};
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use interlock_engine::{
     CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
-    Event, Mode, ModelShape, Turn, WaitingConfig, by_hand,
+    Event, ManualEngine, Mode, ModelShape, StepOutcome, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
 use interlock_policy_chain::{Commons, PolicyChain, PolicyMetrics};
@@ -21,10 +21,10 @@ use interlock_request::{Drawn, Outcome};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_tests::metric;
 
-use crate::books::{Books, Counts};
-use crate::device::{Log, Seen, VirtualClock, Watched};
-use crate::outside::{Fate, Outside, admit, ceilings};
-use crate::scenario::{Request, Scenario};
+use crate::checker::{Checker, EventCounts};
+use crate::device::{CallLog, ModelCall, VirtualClock, Watched};
+use crate::outside::{ClientFate, Outside, admit, ceilings};
+use crate::scenario::{Scenario, SimRequest};
 
 /// What worlds of one test share: families are declared once. Each world finds the gauges at zero
 /// and leaves them so.
@@ -34,32 +34,32 @@ pub(crate) struct Lab {
     pub policies: PolicyMetrics,
 }
 
-/// A turn, for whoever must find out what went wrong.
+/// A step, for whoever must find out what went wrong.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct TurnOf {
+pub(crate) struct StepRecord {
     pub began_at: Duration,
     pub ended_at: Duration,
-    pub turn: Turn,
-    pub seen: Vec<Seen>,
+    pub step: StepOutcome,
+    pub seen: Vec<ModelCall>,
     pub heard: Vec<(usize, Event)>,
 }
 
 /// A world that has come to its end.
 pub(crate) struct Ran {
-    pub trace: Vec<TurnOf>,
-    pub counts: Counts,
+    pub trace: Vec<StepRecord>,
+    pub counts: EventCounts,
 }
 
 impl Ran {
     /// What a client heard, and when.
     pub(crate) fn heard(&self, who: usize) -> impl Iterator<Item = (Duration, &Event)> {
-        self.trace.iter().flat_map(move |turn| {
-            let its = turn.heard.iter().filter(move |(of, _)| *of == who);
-            its.map(|(_, event)| (turn.ended_at, event))
+        self.trace.iter().flat_map(move |step| {
+            let its = step.heard.iter().filter(move |(of, _)| *of == who);
+            its.map(|(_, event)| (step.ended_at, event))
         })
     }
 
-    /// How it ended.
+    /// StopWay it ended.
     pub(crate) fn ended(&self, who: usize) -> &Ended {
         let ended = self.heard(who).find_map(|(_, event)| match event {
             Event::Ended(ended) => Some(ended),
@@ -68,23 +68,23 @@ impl Ran {
         ended.expect("who stays hears of the end")
     }
 
-    /// When its tokens came.
+    /// StopTime its tokens came.
     pub(crate) fn tokens_at(&self, who: usize) -> Vec<Duration> {
         let tokens = self.heard(who).filter(|(_, event)| matches!(event, Event::Token(_)));
         tokens.map(|(at, _)| at).collect()
     }
 
     /// All that the model saw, in order.
-    pub(crate) fn seen(&self) -> impl Iterator<Item = &Seen> {
-        self.trace.iter().flat_map(|turn| &turn.seen)
+    pub(crate) fn seen(&self) -> impl Iterator<Item = &ModelCall> {
+        self.trace.iter().flat_map(|step| &step.seen)
     }
 }
 
-/// More turns than any world here takes: beyond it, it would go on for ever.
-const TURNS_MAX: usize = 20_000;
+/// More steps than any world here takes: beyond it, it would go on for ever.
+const STEPS_MAX: usize = 20_000;
 
-/// Turns that a failure shows.
-const TURNS_SHOWN: usize = 12;
+/// Steps that a failure shows.
+const STEPS_SHOWN: usize = 12;
 
 impl Lab {
     pub(crate) fn new() -> Self {
@@ -98,7 +98,7 @@ impl Lab {
     ///
     /// # Panics
     ///
-    /// When a rule is broken, with the seed, the world and its last turns.
+    /// StopTime a rule is broken, with the seed, the world and its last steps.
     pub(crate) fn world(&self, scenario: &Scenario) -> Ran {
         let trace = RefCell::new(vec![]);
         // What is looked at after a panic is the trace alone.
@@ -116,9 +116,9 @@ impl Lab {
         }
     }
 
-    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<TurnOf>>) -> Counts {
+    fn run(&self, scenario: &Scenario, trace: &RefCell<Vec<StepRecord>>) -> EventCounts {
         let clock = VirtualClock::default();
-        let requests: Rc<[Request]> = scenario.requests.clone().into();
+        let requests: Rc<[SimRequest]> = scenario.requests.clone().into();
         let unset = Rc::new(OnceCell::new());
         let rng = Rng::with_seed(!scenario.seed.unwrap_or(0));
         let (model, log) = Watched::new(
@@ -129,44 +129,45 @@ impl Lab {
             &clock,
             &unset,
         );
-        let seats = NonZeroUsize::new(scenario.seats).expect("seats");
-        let (handle, door, mut engine) = by_hand(
+        let queue_max = NonZeroUsize::new(scenario.queue_max).expect("not 0");
+        let ManualEngine { handle, mut engine, inbox } = manual(
             model,
             &scenario.engine,
             &scenario.cache,
-            &WaitingConfig { requests_max: seats },
+            &WaitingConfig { requests_max: queue_max },
             self.engine.clone(),
             Box::new(clock.clone()),
         );
         let shape = shape(&handle);
-        let mut books = Books::new(Rc::clone(&requests), shape, &scenario.engine, &scenario.cache);
+        let mut checker =
+            Checker::new(Rc::clone(&requests), shape, &scenario.engine, &scenario.cache);
         let outside = Rc::new(RefCell::new(Outside::new(
             handle.clone(),
-            door,
+            inbox,
             scenario.closes_at,
             clock.clone(),
             Rc::clone(&requests),
             self.policies.clone(),
         )));
         assert!(unset.set(Rc::clone(&outside)).is_ok(), "set once");
-        for _ in 0..TURNS_MAX {
+        for _ in 0..STEPS_MAX {
             outside.borrow_mut().deliver();
-            books.before(&outside.borrow());
+            checker.before(&outside.borrow());
             let began_at = clock.now();
-            let turn = engine.turn();
+            let step = engine.step();
             let mut world = outside.borrow_mut();
             world.listen();
             let seen = std::mem::take(&mut *log.borrow_mut());
             let heard = std::mem::take(&mut world.heard);
             let ended_at = clock.now();
-            trace.borrow_mut().push(TurnOf { began_at, ended_at, turn, seen, heard });
+            trace.borrow_mut().push(StepRecord { began_at, ended_at, step, seen, heard });
             let last = trace.borrow();
-            let last = last.last().expect("there is this turn");
-            books.after(last, engine.audit(), handle.view(), &world);
-            if turn == Turn::Ran {
+            let last = last.last().expect("there is this step");
+            checker.after(last, engine.audit(), handle.view(), &world);
+            if step == StepOutcome::Ran {
                 continue;
             }
-            if world.is_quiet() && turn == Turn::Closed {
+            if world.is_quiet() && step == StepOutcome::Closed {
                 break;
             }
             match world.next_due() {
@@ -175,24 +176,24 @@ impl Lab {
                 None => world.close(),
             }
         }
-        self.at_the_end(&mut books, &outside.borrow(), &engine, &log);
+        self.at_the_end(&mut checker, &outside.borrow(), &engine, &log);
         let ended_at = clock.now();
         assert!(ended_at < Duration::from_secs(3600), "it took {ended_at:?}");
         drop(engine);
         self.alone(&requests, shape, scenario, &outside.borrow());
-        books.counts
+        checker.counts
     }
 
     fn at_the_end(
         &self,
-        books: &mut Books,
+        checker: &mut Checker,
         outside: &Outside,
         engine: &Engine<Watched>,
-        log: &Log,
+        log: &CallLog,
     ) {
-        assert!(outside.is_quiet(), "it goes on for more than {TURNS_MAX} turns");
-        assert_eq!(*log.borrow(), [], "the model was asked between turns");
-        books.at_the_end(outside);
+        assert!(outside.is_quiet(), "it goes on for more than {STEPS_MAX} steps");
+        assert_eq!(*log.borrow(), [], "the model was asked between steps");
+        checker.at_the_end(outside);
         let audit = engine.audit();
         assert_eq!((audit.waiting, audit.running, audit.pages.leased), (0, 0, 0));
         outside.accounts_are_settled();
@@ -211,7 +212,7 @@ impl Lab {
     /// Batched equals alone: what each client got is what it would have got alone.
     fn alone(
         &self,
-        requests: &[Request],
+        requests: &[SimRequest],
         shape: ModelShape,
         scenario: &Scenario,
         outside: &Outside,
@@ -224,7 +225,7 @@ impl Lab {
             if client.tokens.is_empty() && !natural {
                 continue;
             }
-            assert!(matches!(client.fate, Fate::Submitted | Fate::Left));
+            assert!(matches!(client.fate, ClientFate::Submitted | ClientFate::Left));
             let (tokens, ended) = self.one_alone(&requests[who], shape.context, scenario.sim.stop);
             if natural {
                 let together = client.ended.as_ref().expect("it has ended");
@@ -243,12 +244,12 @@ impl Lab {
     /// that it could want.
     pub(crate) fn one_alone(
         &self,
-        request: &Request,
+        request: &SimRequest,
         context: u32,
         stop: u32,
     ) -> (Vec<Drawn>, Ended) {
         let settings = SimSettings { context, cache: context + 16, stop, ..SimSettings::default() };
-        let (handle, _door, mut engine) = by_hand(
+        let ManualEngine { handle, mut engine, inbox: _inbox } = manual(
             SimModel::load(settings),
             &EngineConfig { mode: Mode::Simple, ..EngineConfig::default() },
             &CacheConfig { prefix: false, ..CacheConfig::default() },
@@ -258,8 +259,8 @@ impl Lab {
         );
         let chain = PolicyChain::new(vec![], ceilings(), Commons::in_line(self.policies.clone()));
         let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
-        let mut running = handle.seat().expect("a seat").submit(admitted);
-        while engine.turn() == Turn::Ran {}
+        let mut running = handle.queue_permit().expect("a permit").submit(admitted);
+        while engine.step() == StepOutcome::Ran {}
         let mut tokens = vec![];
         let mut context = Context::from_waker(Waker::noop());
         loop {
@@ -280,29 +281,29 @@ fn shape(handle: &EngineHandle) -> ModelShape {
     }
 }
 
-fn report(scenario: &Scenario, trace: &[TurnOf], why: &str) -> String {
+fn report(scenario: &Scenario, trace: &[StepRecord], why: &str) -> String {
     let name = scenario.seed.map_or("a story".to_owned(), |seed| format!("seed {seed}"));
-    let mut text = format!("{name}, turn {}: {why}\n\n", trace.len());
+    let mut text = format!("{name}, step {}: {why}\n\n", trace.len());
     let mut world = scenario.clone();
     let requests = std::mem::take(&mut world.requests);
     let written = "a string takes what is written";
     writeln!(text, "{world:?}").expect(written);
     for (who, request) in requests.iter().enumerate() {
-        let Request { at, tenant, prompt, generation, verdict, asks, unwelcome, oversized } =
+        let SimRequest { at, tenant, prompt, generation, verdict, stops, unwelcome, oversized } =
             request;
         writeln!(
             text,
-            "{who}: at {at:?}, of {tenant:?}, {} tokens, wants {}, {verdict:?} {asks:?} unwelcome {unwelcome} \
+            "{who}: at {at:?}, of {tenant:?}, {} tokens, wants {}, {verdict:?} {stops:?} unwelcome {unwelcome} \
              oversized {oversized}",
             prompt.len(),
             generation.tokens_max
         )
         .expect(written);
     }
-    let skipped = trace.len().saturating_sub(TURNS_SHOWN);
-    for (number, turn) in trace.iter().enumerate().skip(skipped) {
-        let TurnOf { began_at, ended_at, turn, seen, heard } = turn;
-        writeln!(text, "turn {}, {began_at:?} to {ended_at:?}: {turn:?}", number + 1)
+    let skipped = trace.len().saturating_sub(STEPS_SHOWN);
+    for (number, step) in trace.iter().enumerate().skip(skipped) {
+        let StepRecord { began_at, ended_at, step, seen, heard } = step;
+        writeln!(text, "step {}, {began_at:?} to {ended_at:?}: {step:?}", number + 1)
             .expect(written);
         for seen in seen {
             writeln!(text, "    {seen:?}").expect(written);

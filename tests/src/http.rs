@@ -45,9 +45,9 @@ impl Leaving {
 }
 
 impl Served {
-    /// Serves a rig with room for `seats` waiting requests.
-    pub async fn start(mode: Mode, seats: usize) -> Self {
-        Self::of(Rig::start(mode, seats).await).await
+    /// Serves a rig with a queue of `queue_max` requests.
+    pub async fn start(mode: Mode, queue_max: usize) -> Self {
+        Self::of(Rig::start(mode, queue_max).await).await
     }
 
     /// Serves this rig.

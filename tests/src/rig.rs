@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
-    Event, Mode, Running, WaitingConfig,
+    Event, Mode, RequestHandle, WaitingConfig,
 };
 use interlock_metrics::Registry;
 use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics};
@@ -36,25 +36,25 @@ pub struct Rig {
 pub const PREFILL_CHUNK: u32 = 4;
 
 impl Rig {
-    /// Starts an engine with room for `seats` waiting requests and waits until it is ready. Its
+    /// Starts an engine with a queue of `queue_max` requests and waits until it is ready. Its
     /// model never ends by itself.
-    pub async fn start(mode: Mode, seats: usize) -> Self {
-        Self::start_with(mode, seats, SimSettings { stop: 0, ..SimSettings::default() }).await
+    pub async fn start(mode: Mode, queue_max: usize) -> Self {
+        Self::start_with(mode, queue_max, SimSettings { stop: 0, ..SimSettings::default() }).await
     }
 
     /// The same, with a model of these settings.
-    pub async fn start_with(mode: Mode, seats: usize, settings: SimSettings) -> Self {
-        Self::start_all(mode, seats, &[settings]).await
+    pub async fn start_with(mode: Mode, queue_max: usize, settings: SimSettings) -> Self {
+        Self::start_all(mode, queue_max, &[settings]).await
     }
 
     /// Two models that never end by themselves and answer differently, on one thread and behind
     /// one gate.
-    pub async fn start_two(mode: Mode, seats: usize) -> Self {
+    pub async fn start_two(mode: Mode, queue_max: usize) -> Self {
         let model = |salt| SimSettings { stop: 0, salt, ..SimSettings::default() };
-        Self::start_all(mode, seats, &[model(0), model(1)]).await
+        Self::start_all(mode, queue_max, &[model(0), model(1)]).await
     }
 
-    async fn start_all(mode: Mode, seats: usize, models: &[SimSettings]) -> Self {
+    async fn start_all(mode: Mode, queue_max: usize, models: &[SimSettings]) -> Self {
         let registry = Arc::new(Registry::new());
         let gate = Gate::closed();
         let config = EngineConfig {
@@ -62,7 +62,7 @@ impl Rig {
             prefill_chunk: NonZeroU32::new(PREFILL_CHUNK).expect("not 0"),
             ..EngineConfig::default()
         };
-        let waiting = WaitingConfig { requests_max: NonZeroUsize::new(seats).expect("not 0") };
+        let waiting = WaitingConfig { requests_max: NonZeroUsize::new(queue_max).expect("not 0") };
         let cache = CacheConfig::default();
         let metrics = EngineMetrics::register(&registry);
         let mut all = Engines::default();
@@ -90,7 +90,7 @@ impl Rig {
     }
 
     /// Submits a request of `prompt` tokens that wants `tokens_max`.
-    pub fn submit(&self, id: &str, prompt: u32, tokens_max: u32) -> Running {
+    pub fn submit(&self, id: &str, prompt: u32, tokens_max: u32) -> RequestHandle {
         self.submit_to(&self.engine, id, prompt, tokens_max)
     }
 
@@ -99,13 +99,19 @@ impl Rig {
     /// # Panics
     ///
     /// When there is one.
-    pub fn submit_other(&self, id: &str, prompt: u32, tokens_max: u32) -> Running {
+    pub fn submit_other(&self, id: &str, prompt: u32, tokens_max: u32) -> RequestHandle {
         let other = self.other.as_ref().expect("there are two models");
         self.submit_to(other, id, prompt, tokens_max)
     }
 
-    fn submit_to(&self, engine: &EngineHandle, id: &str, prompt: u32, tokens_max: u32) -> Running {
-        let seat = engine.seat().expect("a seat");
+    fn submit_to(
+        &self,
+        engine: &EngineHandle,
+        id: &str,
+        prompt: u32,
+        tokens_max: u32,
+    ) -> RequestHandle {
+        let permit = engine.queue_permit().expect("a permit");
         let generation = Generation {
             sampling: Sampling::greedy(),
             tokens_max,
@@ -116,7 +122,7 @@ impl Rig {
         };
         let prompt = (0..prompt).collect();
         let consent = admit(&self.chain, 0, id, prompt, generation).expect("no policies");
-        seat.submit(consent.admitted)
+        permit.submit(consent.admitted)
     }
 
     /// The value of a metric line, such as `requests_running` or `x_total{a="b"}`.
@@ -159,7 +165,9 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Reads a request's events to the end: its tokens, and how it ended.
-pub async fn to_the_end(running: &mut Running) -> (Vec<u32>, Option<interlock_engine::Ended>) {
+pub async fn to_the_end(
+    running: &mut RequestHandle,
+) -> (Vec<u32>, Option<interlock_engine::Ended>) {
     let mut tokens = vec![];
     loop {
         match within(running.events.next()).await {

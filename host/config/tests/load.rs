@@ -335,7 +335,7 @@ per_minute = 60
         mode = "batched"                     # default
         running_max = 64                     # default
         prefill_chunk = 512                  # --set engine.prefill_chunk
-        decode_stretch_max = 5               # default
+        decode_slowdown_max = 5              # default
         decode_pause_max = "200ms"           # default
 
         [cache]

@@ -1,4 +1,4 @@
-//! What time it is for the engine: the machine's, or a simulation's.
+//! The engine's clock: the machine's, or a simulation's.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub trait Clock {
 pub struct SystemClock(Instant);
 
 impl SystemClock {
-    /// Counts from now.
+    /// A clock that starts now.
     pub fn start() -> Self {
         Self(Instant::now())
     }

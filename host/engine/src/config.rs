@@ -1,4 +1,4 @@
-//! The settings that the engine reads.
+//! The settings of the engine.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
@@ -14,27 +14,28 @@ use crate::PrefixSharing;
 #[serde(deny_unknown_fields, default)]
 pub struct EngineConfig {
     /// How requests share the model. `batched` computes the next token of every running request
-    /// in one pass, with prompts beside them; requests join and leave between passes. `simple`
-    /// serves one at a time, the others wait: the reference that batching is compared with.
+    /// in one forward pass, with prompts beside them; requests join and leave between passes. `simple`
+    /// serves one at a time while the others wait: the reference that batching is compared with.
     pub mode: Mode,
     /// Most requests that run at once in `batched` mode; the others wait. Turn this up on a large
     /// GPU, where more rows cost little more time; down when each stream should be faster.
     pub running_max: NonZeroU32,
-    /// Most prompt tokens that one pass computes, beside the last ones of prompts; fewer where so many would take more than about a
-    /// second, since a cancelled prompt stops between passes. Turn this down when memory is short
+    /// Most prompt tokens that one forward pass computes, not counting the last token of each prompt;
+    /// fewer where so many would take more than about a second, since a cancelled prompt stops between passes. Turn this down when memory is short
     /// or cancelling must act sooner still, up when long prompts should compute faster on a large
     /// GPU.
     pub prefill_chunk: NonZeroU32,
     /// How many times as long as alone a stream may take, over its life, because prompts are computed
-    /// beside it. What a stream is not held up by now, it may be held up by later, at most
-    /// `decode_pause_max` at a time; so a single prompt goes in one piece, and a flood of them does
-    /// not slow streams beyond this. At 1 they lend a quarter of their time, or prompts would never
-    /// end. Turn this down when streams must be fast whoever comes, up when first tokens must come
-    /// sooner.
-    pub decode_stretch_max: NonZeroU32,
-    /// Longest pause between two tokens of a stream, beyond what a pass takes, that a prompt beside it
-    /// may cause at once. A pass's share of `decode_stretch_max` is never held back, nor a prompt cut
-    /// into pieces that cost more than they compute, where either is more. Turn this up when prompts
+    /// beside it. Time that a stream is not held up now is saved for later prompts, at most
+    /// `decode_pause_max` at once; so a single prompt goes in one piece, and a flood of prompts slows
+    /// streams by no more than this. At 1 prompts still get a quarter of the streams' time, or they
+    /// would never end. Turn this down when streams must stay fast under load, up when first tokens
+    /// must come sooner.
+    pub decode_slowdown_max: NonZeroU32,
+    /// Longest pause between two tokens of a stream, beyond the time of a decoding pass, that a prompt
+    /// beside it may cause at once. The pause may be longer where one pass's share of
+    /// `decode_slowdown_max` is more than this, or the smallest piece of a prompt whose computing costs
+    /// as much as the fixed cost of its pass. Turn this up when prompts
     /// are long and first tokens must come sooner, down when streams must flow evenly.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -45,9 +46,9 @@ pub struct EngineConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Everyone's next token in one pass.
+    /// One forward pass computes the next token of every running request.
     Batched,
-    /// One request at a time.
+    /// One request runs at a time.
     Simple,
 }
 
@@ -58,19 +59,19 @@ impl Default for EngineConfig {
             mode: Mode::Batched,
             running_max: number(64),
             prefill_chunk: number(2048),
-            decode_stretch_max: number(5),
+            decode_slowdown_max: number(5),
             decode_pause_max: Duration::from_millis(200),
         }
     }
 }
 
 impl EngineConfig {
-    /// Every problem, as key, relation, value.
+    /// All problems, each as key, relation and value.
     pub fn problems(&self) -> Vec<String> {
         let bounds = [
             ("running_max", self.running_max, Self::RUNNING_MAX_MAX),
             ("prefill_chunk", self.prefill_chunk, Self::PREFILL_CHUNK_MAX),
-            ("decode_stretch_max", self.decode_stretch_max, Self::DECODE_STRETCH_MAX_MAX),
+            ("decode_slowdown_max", self.decode_slowdown_max, Self::DECODE_SLOWDOWN_MAX_MAX),
         ];
         let mut problems: Vec<_> = bounds
             .iter()
@@ -91,16 +92,16 @@ impl EngineConfig {
     pub const RUNNING_MAX_MAX: u32 = 16_384;
     /// A chunk beyond this no longer computes faster and only delays cancelling.
     pub const PREFILL_CHUNK_MAX: u32 = 8192;
-    /// Streams that are held up for longer than this do not flow.
-    pub const DECODE_STRETCH_MAX_MAX: u32 = 1000;
-    /// A stream that pauses for longer than this does not flow.
+    /// A stream that is slowed down by more than this is no stream.
+    pub const DECODE_SLOWDOWN_MAX_MAX: u32 = 1000;
+    /// A stream that pauses for longer than this is no stream.
     pub const DECODE_PAUSE_MAX_MAX: Duration = Duration::from_secs(60);
 }
 
-/// `[cache]`: where the keys and values of running requests lie.
+/// `[cache]`: the memory for the keys and values of running requests.
 ///
-/// They lie in pages of a few tokens each. A request takes pages as it grows; when there are none
-/// left, the last in rank gives its pages back and computes them again later.
+/// Keys and values lie in pages of a few tokens each. A request takes pages as it grows. When no page is
+/// left, the last request in rank gives its pages back and computes them again later.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
@@ -111,16 +112,16 @@ pub struct CacheConfig {
     /// served with as much as it holds, and the log says so. Pages stay taken when their requests are
     /// gone: `interlock_cache_pages_idle` of them keep prefixes for the next.
     pub memory_max: Option<ByteSize>,
-    /// Shall requests that begin with the same tokens (a system prompt, a conversation that goes
-    /// on) share what was computed for them? What is kept for that is given up first when pages
+    /// Whether requests that begin with the same tokens (a system prompt, a conversation that goes on)
+    /// share the pages that were computed for them. Pages kept for that are given up first when pages
     /// run out, so there is rarely a reason to turn it off: to measure, or where not even requests of
-    /// one tenant (`prefix_sharing`) may tell of each other.
+    /// one tenant (`prefix_sharing`) may learn of each other.
     pub prefix: bool,
-    /// Among whom? `tenant`: among the requests of one tenant, as the policies' `identify` names it;
-    /// requests of nobody in particular are one tenant, so a host without such a policy shares among
-    /// all. `all`: whoever asks. Who shares can find out what the others have asked, by guessing: a
-    /// right guess has its first token sooner, and says so in `cached_tokens`. So set it to `all`
-    /// only when tenants may know of each other's prompts and the same long one comes from many of
+    /// Which requests share pages. `tenant`: those of one tenant, as the policies' `identify` names it;
+    /// requests without a tenant count as one tenant, so a host without such a policy shares among all.
+    /// `all`: all requests of a model. Requests that share pages can find out by guessing what others
+    /// have asked: a right guess has its first token sooner, and shows in `cached_tokens`. So set it to
+    /// `all` only when tenants may know of each other's prompts and the same long one comes from many of
     /// them.
     pub prefix_sharing: PrefixSharing,
 }
@@ -132,7 +133,7 @@ impl Default for CacheConfig {
 }
 
 impl CacheConfig {
-    /// Every problem, as key, relation, value.
+    /// All problems, each as key, relation and value.
     pub fn problems(&self) -> Vec<String> {
         let least = ByteSize(Self::MEMORY_MAX_MIN);
         let too_small = self.memory_max.filter(|size| size.0 < Self::MEMORY_MAX_MIN);
@@ -149,12 +150,12 @@ impl CacheConfig {
 
 /// `[waiting]`: how many requests may wait for the engine.
 ///
-/// A full waiting room answers 429 at once; that is kinder than a slow timeout.
+/// A full queue answers 429 at once, which is better for clients than a slow timeout.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WaitingConfig {
-    /// Requests that may wait for their first pass. One permit each, carried by the request until
-    /// that pass: the inbox and the waiting list together never hold more. Turn this up when
+    /// Requests that may wait for their first forward pass. Each holds a place in the queue until that
+    /// pass; the engine's inbox and its waiting list together are the queue. Turn this up when
     /// bursts are refused that the model would have served in time.
     pub requests_max: NonZeroUsize,
 }
@@ -166,7 +167,7 @@ impl Default for WaitingConfig {
 }
 
 impl WaitingConfig {
-    /// Every problem, as key, relation, value.
+    /// All problems, each as key, relation and value.
     pub fn problems(&self) -> Vec<String> {
         let requests_max = self.requests_max.get();
         let mut problems = vec![];

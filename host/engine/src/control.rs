@@ -1,23 +1,23 @@
-//! Asking a request to stop, from any thread, at any time, as often as one likes.
+//! Stops a request: from any thread, at any time, as often as the caller likes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use interlock_request::{CancelCause, Deadline, Finish, Outcome};
 
-/// Asks one request to stop before its next pass. The first to ask decides the cause.
+/// Stops one request before its next forward pass. The first caller decides the cause.
 ///
 /// One byte, shared with the engine thread: a request can be cancelled however full every queue
-/// is, and asking twice, or asking for one that has ended, changes nothing.
+/// is. Asking twice, or asking a request that has ended, changes nothing.
 #[derive(Debug, Clone)]
 pub struct Control(Arc<AtomicU8>);
 
-/// What was asked of a request.
+/// How a request was asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// Stop: someone does not want the rest.
+pub(crate) enum StopRequest {
+    /// Somebody does not want the rest.
     Cancel(CancelCause),
-    /// Stop: the text is complete, a stop string has matched.
+    /// The text is complete: a stop string has matched.
     Finish,
 }
 
@@ -29,66 +29,66 @@ impl Control {
         Self(Arc::new(AtomicU8::new(LIVE)))
     }
 
-    /// Cancels. True if this call is the one that counts: the request's outcome is then
+    /// Cancels the request. True if this call is the one that counts: the request's outcome is then
     /// [`Outcome::Cancelled`] with this cause, whatever the pass in flight does.
     pub fn cancel(&self, cause: CancelCause) -> bool {
-        self.ask(Asked::Cancel(cause))
+        self.request_stop(StopRequest::Cancel(cause))
     }
 
     /// Ends the generation as complete, because its text is. True if this call counts.
     pub fn finish(&self) -> bool {
-        self.ask(Asked::Finish)
+        self.request_stop(StopRequest::Finish)
     }
 
-    pub(crate) fn asked(&self) -> Option<Asked> {
+    pub(crate) fn stop_request(&self) -> Option<StopRequest> {
         decode(self.0.load(Ordering::Acquire))
     }
 
-    /// Closes the request to further asking and says what came of it: who asked first is why it
-    /// ended, even if it came to `natural` in the same pass, or that pass failed.
+    /// Closes the request to further calls and returns its outcome. The first call to stop it decides,
+    /// even if the request came to `natural` in the same pass, or that pass failed.
     pub(crate) fn close(&self, natural: Outcome) -> Outcome {
         match decode(self.0.swap(ENDED, Ordering::AcqRel)) {
-            Some(Asked::Cancel(cause)) => Outcome::Cancelled(cause),
-            Some(Asked::Finish) => Outcome::Completed(Finish::Stop),
+            Some(StopRequest::Cancel(cause)) => Outcome::Cancelled(cause),
+            Some(StopRequest::Finish) => Outcome::Completed(Finish::Stop),
             None => natural,
         }
     }
 
-    fn ask(&self, asked: Asked) -> bool {
-        self.0.compare_exchange(LIVE, encode(asked), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    fn request_stop(&self, stop: StopRequest) -> bool {
+        self.0.compare_exchange(LIVE, encode(stop), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
-const ASKED: [Asked; 9] = [
-    Asked::Finish,
-    Asked::Cancel(CancelCause::Disconnect),
-    Asked::Cancel(CancelCause::Deadline(Deadline::Queue)),
-    Asked::Cancel(CancelCause::Deadline(Deadline::FirstToken)),
-    Asked::Cancel(CancelCause::Deadline(Deadline::InterToken)),
-    Asked::Cancel(CancelCause::Deadline(Deadline::Total)),
-    Asked::Cancel(CancelCause::Operator),
-    Asked::Cancel(CancelCause::Shutdown),
-    Asked::Cancel(CancelCause::Policy),
+const STOP_REQUESTS: [StopRequest; 9] = [
+    StopRequest::Finish,
+    StopRequest::Cancel(CancelCause::Disconnect),
+    StopRequest::Cancel(CancelCause::Deadline(Deadline::Queue)),
+    StopRequest::Cancel(CancelCause::Deadline(Deadline::FirstToken)),
+    StopRequest::Cancel(CancelCause::Deadline(Deadline::InterToken)),
+    StopRequest::Cancel(CancelCause::Deadline(Deadline::Total)),
+    StopRequest::Cancel(CancelCause::Operator),
+    StopRequest::Cancel(CancelCause::Shutdown),
+    StopRequest::Cancel(CancelCause::Policy),
 ];
 
-/// A place in [`ASKED`], counted from 1. Written as a match so that a new cause that has no place
-/// does not compile.
-fn encode(asked: Asked) -> u8 {
-    match asked {
-        Asked::Finish => 1,
-        Asked::Cancel(CancelCause::Disconnect) => 2,
-        Asked::Cancel(CancelCause::Deadline(Deadline::Queue)) => 3,
-        Asked::Cancel(CancelCause::Deadline(Deadline::FirstToken)) => 4,
-        Asked::Cancel(CancelCause::Deadline(Deadline::InterToken)) => 5,
-        Asked::Cancel(CancelCause::Deadline(Deadline::Total)) => 6,
-        Asked::Cancel(CancelCause::Operator) => 7,
-        Asked::Cancel(CancelCause::Shutdown) => 8,
-        Asked::Cancel(CancelCause::Policy) => 9,
+/// The index in [`STOP_REQUESTS`], counted from 1. It is a match so that a new cause without an index does
+/// not compile.
+fn encode(stop: StopRequest) -> u8 {
+    match stop {
+        StopRequest::Finish => 1,
+        StopRequest::Cancel(CancelCause::Disconnect) => 2,
+        StopRequest::Cancel(CancelCause::Deadline(Deadline::Queue)) => 3,
+        StopRequest::Cancel(CancelCause::Deadline(Deadline::FirstToken)) => 4,
+        StopRequest::Cancel(CancelCause::Deadline(Deadline::InterToken)) => 5,
+        StopRequest::Cancel(CancelCause::Deadline(Deadline::Total)) => 6,
+        StopRequest::Cancel(CancelCause::Operator) => 7,
+        StopRequest::Cancel(CancelCause::Shutdown) => 8,
+        StopRequest::Cancel(CancelCause::Policy) => 9,
     }
 }
 
-fn decode(byte: u8) -> Option<Asked> {
-    ASKED.get(usize::from(byte).wrapping_sub(1)).copied()
+fn decode(byte: u8) -> Option<StopRequest> {
+    STOP_REQUESTS.get(usize::from(byte).wrapping_sub(1)).copied()
 }
 
 #[cfg(test)]
@@ -97,8 +97,8 @@ mod tests {
 
     #[test]
     fn every_way_of_asking_survives_its_byte() {
-        for asked in ASKED {
-            assert_eq!(decode(encode(asked)), Some(asked));
+        for stop in STOP_REQUESTS {
+            assert_eq!(decode(encode(stop)), Some(stop));
         }
         assert_eq!(decode(LIVE), None);
         assert_eq!(decode(ENDED), None);
@@ -131,6 +131,6 @@ mod tests {
             Outcome::Completed(Finish::Length)
         );
         assert!(!control.cancel(CancelCause::Shutdown));
-        assert_eq!(control.asked(), None);
+        assert_eq!(control.stop_request(), None);
     }
 }

@@ -8,73 +8,99 @@ use tokio::sync::mpsc;
 
 use crate::Control;
 
-/// Something happened to a request. In order: `Started` at most once, tokens, `Ended` once; and
-/// between `Started` and `Ended` any number of times `Preempted`.
+/// Something that happened to a request. The order is: `Started` at most once, then tokens, then
+/// `Ended` once. Between `Started` and `Ended` there may be any number of `Preempted`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Its first pass begins.
+    /// The request's first forward pass begins.
     Started,
-    /// The model drew this token. Stop tokens are counted in the usage but not told.
+    /// The model drew this token. Stop tokens are counted in the usage but not sent.
     Token(Drawn),
-    /// It gave its pages to someone of higher rank, and waits for others. It goes on by itself: the
-    /// next token says that it has. Told once for all the times that nobody had heard of yet.
+    /// The request gave its pages to one of higher rank and waits for others. It goes on by itself:
+    /// its next token says that it has. One event stands for all preemptions since the last one that
+    /// was received.
     Preempted,
-    /// It has ended; nothing follows.
+    /// The request has ended. Nothing follows.
     Ended(Ended),
 }
 
 /// How a request ended, and what it used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// How.
+    /// Why the request ended.
     pub outcome: Outcome,
-    /// Exactly what the model saw and generated. A request that never began saw nothing.
+    /// Exactly what the model saw and generated; zero for a request that never began.
     pub usage: Usage,
 }
 
-/// The events of one request. Dropping it before the end cancels the request, as a disconnect.
+/// The receiving end of one request's events. Dropping it before the end cancels the request, as a
+/// disconnect.
 #[derive(Debug)]
 pub struct Events {
     receiver: mpsc::Receiver<Event>,
     control: Control,
-    preempted: Preempted,
+    preempted: PreemptedFlag,
 }
 
-/// Lies there an [`Event::Preempted`] that nobody has heard of? How often a request is preempted
-/// has no bound, so its event channel has room for one, and this says whether that is taken.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Preempted(Arc<AtomicBool>);
+/// The engine's end of one request's events. Ending the request consumes it, so a request ends once.
+#[derive(Debug)]
+pub(crate) struct EventSender {
+    out: mpsc::Sender<Event>,
+    control: Control,
+    preempted: PreemptedFlag,
+}
 
-impl Preempted {
-    /// Is there room to tell it? It is taken then.
-    pub(crate) fn to_be_told(&self) -> bool {
-        !self.0.swap(true, Ordering::AcqRel)
+/// Whether an [`Event::Preempted`] lies in the channel. How often a request is preempted has no bound,
+/// so its channel has room for one such event, and this flag says whether it is taken.
+#[derive(Debug, Clone, Default)]
+struct PreemptedFlag(Arc<AtomicBool>);
+
+/// A channel for a request of which at most `events_max` events can lie there at once.
+pub(crate) fn channel(events_max: usize, control: &Control) -> (EventSender, Events) {
+    let (out, receiver) = mpsc::channel(events_max);
+    let preempted = PreemptedFlag::default();
+    let events = Events { receiver, control: control.clone(), preempted: preempted.clone() };
+    (EventSender { out, control: control.clone(), preempted }, events)
+}
+
+impl EventSender {
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
     }
 
-    fn heard(&self) {
-        self.0.store(false, Ordering::Release);
+    /// Sends an event. The channel has room for every event that a request can cause, so this fails
+    /// only when the receiver is gone, which [`Control`] says too.
+    pub(crate) fn send(&self, event: Event) {
+        let _gone = self.out.try_send(event);
+    }
+
+    /// Sends [`Event::Preempted`], unless one lies in the channel already.
+    pub(crate) fn send_preempted(&self) {
+        if !self.preempted.0.swap(true, Ordering::AcqRel) {
+            self.send(Event::Preempted);
+        }
+    }
+
+    /// Ends the request. It came to `natural` by itself; a cancellation before that decides instead.
+    /// `count` is called with the outcome before the receiver can see it.
+    pub(crate) fn end(self, natural: Outcome, usage: Usage, count: impl FnOnce(&Outcome)) {
+        let outcome = self.control.close(natural);
+        count(&outcome);
+        self.send(Event::Ended(Ended { outcome, usage }));
     }
 }
 
 impl Events {
-    pub(crate) fn new(
-        receiver: mpsc::Receiver<Event>,
-        control: Control,
-        preempted: Preempted,
-    ) -> Self {
-        Self { receiver, control, preempted }
-    }
-
     /// The next event; `None` after the end, or without one when the engine thread is gone.
     pub async fn next(&mut self) -> Option<Event> {
         let event = self.receiver.recv().await;
         if event == Some(Event::Preempted) {
-            self.preempted.heard();
+            self.preempted.0.store(false, Ordering::Release);
         }
         event
     }
 
-    /// Is there one already that was not taken?
+    /// Whether an event has arrived that was not taken yet.
     pub fn are_waiting(&self) -> bool {
         !self.receiver.is_empty()
     }
@@ -82,7 +108,7 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // Harmless when it has ended or was cancelled for another reason.
+        // Has no effect when the request has ended or was cancelled for another reason.
         self.control.cancel(CancelCause::Disconnect);
     }
 }

@@ -1,36 +1,37 @@
-//! What the engine needs of a model.
+//! The interface between the engine and a model.
 
-use interlock_request::{Drawn, Generation, TokenId};
+use interlock_request::{Drawn, Fault, FaultKind, Generation, TokenId};
 
 /// A model that computes on the thread that made it.
 ///
 /// Implementations own weights, caches and device state, and need not be `Send`: the engine
 /// builds one on its own thread, calls it from there alone and drops it there.
 ///
-/// Keys and values lie in *pages* of a fixed number of tokens. The engine says which pages a
-/// request has, the model what is in them; so joining, leaving and sharing a prefix are edits of a
-/// table, and copy nothing.
+/// Keys and values lie in *pages* of a fixed number of tokens. The engine decides which pages a request
+/// has, and the model what is in them. So joining, leaving and sharing a prefix are edits of a table
+/// and copy nothing.
 pub trait Forward {
-    /// What the model keeps for one request beside its pages: how it samples and what it drew; for
-    /// a recurrent model also its state. Dropping it gives all of that back.
+    /// What the model keeps for one request beside its pages: how to sample and what was drawn; for a
+    /// recurrent model also its state. Dropping it frees all of that.
     type Sequence;
 
-    /// What this model can do.
+    /// The model's limits.
     fn shape(&self) -> ModelShape;
 
-    /// Prepares for a request. Computes nothing.
+    /// Prepares the model for a request. Nothing is computed.
     ///
     /// # Errors
     ///
-    /// When a parameter is beyond the model (a biased token outside the vocabulary, say): the
-    /// request ends. When there is no memory for one more ([`PassFault::TooLarge`]): it waits until
-    /// another has ended.
+    /// When a parameter is beyond the model (a biased token outside the vocabulary, say): the request
+    /// ends. When there is no memory for one more request ([`PassFault::TooLarge`]): the request waits
+    /// until another has ended.
     fn open(&mut self, opening: &Opening<'_>) -> Result<Self::Sequence, PassFailed>;
 
-    /// One pass over a table of rows, each sequence in it at most once. It returns when its
-    /// results are known and the device is idle, never earlier, and cannot be interrupted.
+    /// Runs one forward pass over a table of rows, in which each sequence occurs at most once. It
+    /// returns when its results are known and the device is idle, never earlier, and cannot be
+    /// interrupted.
     ///
-    /// For each row, in order: the token drawn, or `None` if it was not to draw.
+    /// The result has for each row, in order, the token drawn, or `None` if the row was not to draw.
     ///
     /// # Errors
     ///
@@ -43,42 +44,42 @@ pub trait Forward {
     ) -> Result<Vec<Option<Drawn>>, PassFailed>;
 }
 
-/// A request as the model first sees it.
+/// A request as a model opens it.
 #[derive(Debug, Clone, Copy)]
 pub struct Opening<'a> {
-    /// The whole prompt; penalties count it.
+    /// The whole prompt, which penalties count too.
     pub prompt: &'a [TokenId],
-    /// Tokens it drew before it was preempted; none the first time.
+    /// Tokens that were drawn before the request was preempted; none the first time.
     pub generated: &'a [TokenId],
-    /// How to draw.
+    /// How tokens are drawn.
     pub generation: &'a Generation,
-    /// The seed if the request names none: the same one each time it is opened.
+    /// The seed to use if the request names none. It is the same each time the request is opened.
     pub fresh_seed: u64,
 }
 
-/// One request's part in a pass.
+/// One request's part in a forward pass.
 #[derive(Debug)]
 pub struct Row<'a, S> {
-    /// Whose.
+    /// The sequence of the request.
     pub sequence: &'a mut S,
     /// Tokens that enter the cache at positions `from` and on; at least one.
     pub tokens: &'a [TokenId],
-    /// The position of the first of `tokens`. All before it are in the pages.
+    /// The position of the first of `tokens`. The pages hold all positions before it.
     pub from: u32,
-    /// Where its positions lie, in order; there is room for all of `tokens`.
+    /// The pages of its positions, in order. They have room for all of `tokens`.
     pub pages: &'a [PageId],
-    /// Shall the token after the last of `tokens` be drawn?
+    /// Whether the token after the last of `tokens` is to be drawn.
     pub draw: bool,
 }
 
-/// Names a page: below [`ModelShape::pages`].
+/// The index of a page, below [`ModelShape::pages`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageId(pub u32);
 
-/// What a model can do.
+/// The limits of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
-    /// Most tokens of prompt and output together; at most what all pages hold.
+    /// Most tokens of prompt and output together, at most what all pages hold.
     pub context: u32,
     /// Token ids are below this.
     pub vocabulary: u32,
@@ -88,43 +89,43 @@ pub struct ModelShape {
     pub pages: u32,
 }
 
-/// A pass that did not produce its results, or a request that could not be opened.
+/// The error of a forward pass without results, or of a request that could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub struct PassFailed {
-    /// For our log.
+    /// The message for our log.
     pub why: String,
     /// Whose fault it was, as far as is known.
     pub kind: PassFault,
-    /// What became of the pages.
+    /// What the pages hold afterwards.
     pub caches: Caches,
 }
 
-/// Whose fault a pass that failed was, which decides what is tried next.
+/// Which rows a failed pass is blamed on. It decides what the engine tries next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassFault {
-    /// That of this row of the table, and no other's. Its request ends, the others go on.
+    /// This row of the table, and no other. Its request ends, the others go on.
     Row(usize),
-    /// Nobody's: the device had not enough memory, or time, for so many rows or tokens at once.
-    /// Fewer are computed at a time.
+    /// No row: the device had not enough memory, or time, for so many rows or tokens at once. The engine
+    /// computes fewer at a time.
     TooLarge,
-    /// Nobody knows. Each request of the pass runs alone once, and who fails alone ends.
+    /// Not known. Each request of the pass runs alone once, and one that fails alone ends.
     Broken,
 }
 
-/// What became of the pages in a pass that failed.
+/// What the pages hold after a pass that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caches {
-    /// They hold what they held, up to each row's `from`.
+    /// The pages hold what they held, up to each row's `from`.
     Kept,
-    /// They are there, and hold nothing any more, for all requests.
+    /// The pages are there and hold nothing any more, for all requests.
     Emptied,
-    /// They are gone and cannot be made anew: no pass can succeed any more, and the engine closes.
+    /// The pages are gone and cannot be made anew. No pass can succeed any more, so the engine closes.
     Gone,
 }
 
 impl PassFault {
-    /// Its label in `interlock_engine_pass_failures_total{kind}`.
+    /// The label in `interlock_engine_pass_failures_total{kind}`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Row(_) => "row",
@@ -135,28 +136,37 @@ impl PassFault {
 }
 
 impl PassFailed {
-    /// Nobody's fault, as far as is known, and nothing is lost.
+    /// A failure that is blamed on no row and that lost nothing.
     pub fn new(why: impl Into<String>) -> Self {
         Self { why: why.into(), kind: PassFault::Broken, caches: Caches::Kept }
     }
 
-    /// This row's fault.
+    /// Blames the failure on this row.
     pub fn of_row(self, row: usize) -> Self {
         Self { kind: PassFault::Row(row), ..self }
     }
 
-    /// There was not enough memory for so much.
+    /// Blames the failure on the size of the pass.
     pub fn too_large(self) -> Self {
         Self { kind: PassFault::TooLarge, ..self }
     }
 
-    /// What the caches held went with it.
+    /// Adds that the failure emptied the pages.
     pub fn losing_caches(self) -> Self {
         Self { caches: Caches::Emptied, ..self }
     }
 
-    /// The caches went with it, and there are no others to be had.
+    /// Adds that the pages are gone and cannot be made anew.
     pub fn beyond_repair(self) -> Self {
         Self { caches: Caches::Gone, ..self }
+    }
+
+    /// The fault of a request that ends because of this failure, with the message `why`.
+    pub(crate) fn fault(&self, why: String) -> Fault {
+        let kind = match self.kind {
+            PassFault::TooLarge => FaultKind::OutOfMemory,
+            PassFault::Row(_) | PassFault::Broken => FaultKind::Internal,
+        };
+        Fault { kind, why }
     }
 }

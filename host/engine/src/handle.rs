@@ -1,4 +1,4 @@
-//! How everyone else reaches the engine.
+//! How other threads reach the engine.
 
 use std::sync::Arc;
 
@@ -6,19 +6,19 @@ use interlock_policy_api::Admitted;
 use interlock_request::{CancelCause, Fault, FaultKind, Outcome, Usage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::bell::Bell;
-use crate::events::Preempted;
-use crate::metrics::{Counted, EngineMetrics};
-use crate::{Control, Ended, EngineExit, EngineState, Event, Events};
+use crate::events::{EventSender, channel};
+use crate::metrics::{EngineMetrics, GaugeGuard};
+use crate::wakeup::Wakeup;
+use crate::{Control, EngineExit, EngineState, Events};
 
-/// A way to ask the engine for work. Cheap to clone, safe to send, owns nothing: the engine stops
-/// when its [`crate::EngineThread`] says so, however many handles are around.
+/// A way to submit requests to one engine. It is cheap to clone, can be sent between threads and owns
+/// nothing: the engine stops when its [`crate::EngineThread`] says so, however many handles there are.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
-    pub(crate) inbox: mpsc::WeakSender<Submission>,
-    pub(crate) bell: Bell,
-    pub(crate) seats: Arc<Semaphore>,
-    pub(crate) seats_max: usize,
+    pub(crate) inbox: mpsc::WeakSender<QueuedRequest>,
+    pub(crate) wakeup: Wakeup,
+    pub(crate) queue_permits: Arc<Semaphore>,
+    pub(crate) queue_max: usize,
     pub(crate) running_max: u32,
     pub(crate) state: watch::Receiver<EngineState>,
     pub(crate) metrics: EngineMetrics,
@@ -27,7 +27,7 @@ pub struct EngineHandle {
 /// Why the engine did not take a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotStarted {
-    /// The waiting room is full. Retrying later may work.
+    /// The queue is full. Retrying later may work.
     #[error("{waiting} requests already wait (limit {limit})")]
     Full {
         /// Requests that wait.
@@ -46,9 +46,9 @@ pub enum NotStarted {
 /// How busy the engine is, read without touching its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineView {
-    /// Places taken in the waiting room.
+    /// Places of the queue that are taken.
     pub waiting: u32,
-    /// Places there are.
+    /// Places that the queue has.
     pub waiting_max: u32,
     /// Requests that have begun and not ended.
     pub running: u32,
@@ -56,71 +56,70 @@ pub struct EngineView {
     pub running_max: u32,
 }
 
-/// A place in the waiting room. Taken before the policies are asked, so that no request is
-/// admitted and then refused for want of room; given back when dropped.
+/// A reserved place in the engine's queue. It is taken before the policies are asked, so that no
+/// request is admitted and then refused because the queue is full. Dropping it frees the place.
 #[derive(Debug)]
-pub struct Seat {
-    inbox: mpsc::WeakSender<Submission>,
-    bell: Bell,
-    place: Place,
+pub struct QueuePermit {
+    inbox: mpsc::WeakSender<QueuedRequest>,
+    wakeup: Wakeup,
+    slot: QueueSlot,
     state: watch::Receiver<EngineState>,
 }
 
-/// What a waiting request holds until its first pass.
+/// The place in the queue that a request holds until its first forward pass.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct QueueSlot {
     _permit: OwnedSemaphorePermit,
-    _counted: Counted,
+    _counted: GaugeGuard,
 }
 
-/// A request on its way to the engine thread. Plain data and senders.
+/// A request on its way to the engine thread. It is plain data and senders.
 #[derive(Debug)]
-pub(crate) struct Submission {
+pub(crate) struct QueuedRequest {
     pub(crate) admitted: Admitted,
-    pub(crate) place: Place,
-    pub(crate) out: mpsc::Sender<crate::Event>,
-    pub(crate) control: Control,
-    pub(crate) preempted: Preempted,
+    pub(crate) slot: QueueSlot,
+    pub(crate) events: EventSender,
 }
 
-/// A submitted request.
+/// A submitted request, as its submitter holds it.
 #[derive(Debug)]
-pub struct Running {
-    /// What happens to it.
+pub struct RequestHandle {
+    /// What happens to the request.
     pub events: Events,
-    /// How to stop it.
+    /// Stops the request.
     pub control: Control,
 }
 
 impl EngineHandle {
-    /// Takes a place in the waiting room.
+    /// Reserves a place in the queue.
     ///
     /// # Errors
     ///
-    /// When there is none, or the engine is not (or no longer) there to serve it.
-    pub fn seat(&self) -> Result<Seat, NotStarted> {
+    /// When the queue is full, or the engine is still loading or has stopped.
+    pub fn queue_permit(&self) -> Result<QueuePermit, NotStarted> {
         match &*self.state.borrow() {
             EngineState::Starting => return Err(NotStarted::Loading),
             EngineState::Exited(exit) => return Err(NotStarted::Stopped(exit.clone())),
             EngineState::Ready(_) => {}
         }
-        let permit = Arc::clone(&self.seats).try_acquire_owned().map_err(|_| NotStarted::Full {
-            waiting: self.seats_max - self.seats.available_permits(),
-            limit: self.seats_max,
+        let permits = Arc::clone(&self.queue_permits);
+        let permit = permits.try_acquire_owned().map_err(|_| NotStarted::Full {
+            waiting: self.queue_max - self.queue_permits.available_permits(),
+            limit: self.queue_max,
         })?;
-        let counted = Counted::new(&self.metrics.waiting);
-        let place = Place { _permit: permit, _counted: counted };
-        let (inbox, bell, state) = (self.inbox.clone(), self.bell.clone(), self.state.clone());
-        Ok(Seat { inbox, bell, place, state })
+        let counted = GaugeGuard::new(&self.metrics.waiting);
+        let slot = QueueSlot { _permit: permit, _counted: counted };
+        let (inbox, wakeup, state) = (self.inbox.clone(), self.wakeup.clone(), self.state.clone());
+        Ok(QueuePermit { inbox, wakeup, slot, state })
     }
 
-    /// What the engine is at this moment.
+    /// The engine's state at this moment.
     pub fn state(&self) -> EngineState {
         self.state.borrow().clone()
     }
 
-    /// Waits until the engine's state changes and returns the new one. When the thread is gone
-    /// and nothing will change any more, it never returns.
+    /// Waits until the engine's state changes and returns the new one. It never returns when the
+    /// thread is gone and the state cannot change any more.
     pub async fn state_changed(&mut self) -> EngineState {
         if self.state.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -132,64 +131,59 @@ impl EngineHandle {
     pub fn view(&self) -> EngineView {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         EngineView {
-            waiting: count(self.seats_max.saturating_sub(self.seats.available_permits())),
-            waiting_max: count(self.seats_max),
+            waiting: count(self.queue_max.saturating_sub(self.queue_permits.available_permits())),
+            waiting_max: count(self.queue_max),
             running: u32::try_from(self.metrics.running_here()).unwrap_or(0),
             running_max: self.running_max,
         }
     }
 }
 
-impl Seat {
-    /// Hands the request over. If the engine has stopped meanwhile, its events end at once: without
-    /// an [`crate::Event::Ended`], unless its device has failed.
-    pub fn submit(self, admitted: Admitted) -> Running {
+impl QueuePermit {
+    /// Submits the request. If the engine has stopped meanwhile, the request's events end at once,
+    /// without an [`crate::Event::Ended`] unless the device has failed.
+    pub fn submit(self, admitted: Admitted) -> RequestHandle {
         self.hand_over(admitted, Control::new())
     }
 
-    /// Hands over a request that is cancelled already: it ends like any other, and no pass computes
-    /// for it.
-    pub fn submit_cancelled(self, admitted: Admitted, cause: CancelCause) -> Running {
+    /// Submits a request that is cancelled already. It ends like any other, and no forward pass
+    /// computes for it.
+    pub fn submit_cancelled(self, admitted: Admitted, cause: CancelCause) -> RequestHandle {
         let control = Control::new();
         control.cancel(cause);
         self.hand_over(admitted, control)
     }
 
-    fn hand_over(self, admitted: Admitted, control: Control) -> Running {
-        let (out, receiver) = mpsc::channel(events_max(&admitted));
-        let preempted = Preempted::default();
-        let events = Events::new(receiver, control.clone(), preempted.clone());
-        let running = Running { events, control: control.clone() };
-        let submission = Submission { admitted, place: self.place, out, control, preempted };
+    fn hand_over(self, admitted: Admitted, control: Control) -> RequestHandle {
+        let (sender, events) = channel(events_max(&admitted), &control);
+        let request = QueuedRequest { admitted, slot: self.slot, events: sender };
         let mut refused = None;
         if let Some(inbox) = self.inbox.upgrade() {
-            match inbox.try_send(submission) {
+            match inbox.try_send(request) {
                 Ok(()) => {}
-                // The receiver is gone, and dropping the submission tells the events so.
-                Err(mpsc::error::TrySendError::Closed(submission)) => refused = Some(submission),
+                // The receiver is gone. Dropping the request closes its events.
+                Err(mpsc::error::TrySendError::Closed(request)) => refused = Some(request),
                 Err(mpsc::error::TrySendError::Full(_)) => {
-                    unreachable!("the inbox has as many places as there are seats")
+                    unreachable!("the inbox has as many places as there are queue permits")
                 }
             }
         }
-        if let Some(Submission { out, control, place, .. }) = refused
+        if let Some(QueuedRequest { events, slot, .. }) = refused
             && let EngineState::Exited(exit @ EngineExit::DeviceFailed(_)) = &*self.state.borrow()
         {
             let fault = Fault { kind: FaultKind::DeviceFailed, why: exit.to_string() };
-            let outcome = control.close(Outcome::Failed(fault));
-            drop(place);
-            // There is room: nothing was told yet.
-            let _ = out.try_send(Event::Ended(Ended { outcome, usage: Usage::default() }));
+            drop(slot);
+            events.end(Outcome::Failed(fault), Usage::default(), |_| {});
         }
-        // Rung when our sender is gone again: the engine may just have been told to stop, and must
-        // not find the inbox still open and fall asleep.
-        self.bell.ring();
-        running
+        // After our sender is gone again: the engine may just have been told to stop, and must not
+        // find the inbox still open and fall asleep.
+        self.wakeup.wake();
+        RequestHandle { events, control }
     }
 }
 
-/// Every token, the start, the end, and one preemption that was not heard of yet: the most events
-/// of this request that can lie there.
+/// Every token, the start, the end, and one preemption that was not received yet: the most events of
+/// this request that can lie in its channel.
 fn events_max(admitted: &Admitted) -> usize {
     const BESIDE_TOKENS: usize = 3;
     let tokens_max = usize::try_from(admitted.tokens_max()).unwrap_or(usize::MAX);

@@ -1,26 +1,26 @@
-//! What the engine tells the outside.
+//! The engine's metrics and the log lines that go with them.
 //!
-//! The families are totals over all engines of the thread: a pass is in flight or none is,
-//! whichever model it is of, and what watches the host asks whether anything runs at all.
+//! The families are totals over all engines of the thread: a forward pass is in flight or none is,
+//! whichever model it is of, and whoever monitors the host asks whether anything runs at all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use interlock_metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 use interlock_request::{CancelCause, FaultKind, RequestId, Stage};
-use interlock_scheduler::Bounds;
+use interlock_scheduler::PassBounds;
 
-use crate::passes::{PassKind, Passes};
+use crate::passes::{PassKind, PassMetrics};
 use crate::{PassFailed, PassFault};
 
-/// Passes, cancellations, and who waits and runs. Labels are closed sets.
+/// Metrics of forward passes, cancellations, and requests that wait and run. Labels are closed sets.
 #[derive(Debug, Clone)]
 pub struct EngineMetrics {
     pub(crate) waiting: IntGauge,
     running: IntGauge,
-    /// Of `running`, those of one engine.
+    /// Of `running`, the requests of one engine.
     running_here: Arc<AtomicI64>,
-    pub(crate) passes: Passes,
+    pub(crate) passes: PassMetrics,
     rows: Histogram,
     next_tokens: IntCounter,
     prompt_tokens: IntCounter,
@@ -39,16 +39,16 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    /// 100 µs to 60 s: a simulated token to a long chunk on a slow CPU.
+    /// From 100 µs, a simulated token, to 60 s, a long chunk on a slow CPU.
     const PASS_SECONDS: &[f64] = &[
         1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
         10.0, 30.0, 60.0,
     ];
 
-    /// One request alone to the largest batches there are.
+    /// From one request alone to the largest batches.
     const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, 4096.0];
 
-    /// Declares the families.
+    /// Registers the families.
     pub fn register(registry: &Registry) -> Self {
         let tokens = registry.counters(
             "engine_tokens_total",
@@ -63,10 +63,10 @@ impl EngineMetrics {
         );
         let metrics = Self {
             waiting: registry
-                .gauge("requests_waiting", "Requests that hold a place in the waiting room."),
+                .gauge("requests_waiting", "Requests that hold a place in the queue."),
             running: registry.gauge("requests_running", "Requests that have begun and not ended."),
             running_here: Arc::default(),
-            passes: Passes {
+            passes: PassMetrics {
                 in_flight: registry
                     .gauge("engine_passes_in_flight", "Passes in flight now; never above 1."),
                 in_flight_max: registry.gauge(
@@ -143,7 +143,7 @@ impl EngineMetrics {
         metrics
     }
 
-    /// A pass has ended, well or not.
+    /// Counts a pass that has ended, well or not.
     pub(crate) fn passed(&self, rows: usize, decoding: usize, prompt_tokens: u32) {
         self.rows.observe(rows as f64);
         self.next_tokens.inc_by(decoding as u64);
@@ -167,15 +167,18 @@ impl EngineMetrics {
         tracing::debug!(request = %id, "preempted");
     }
 
-    /// The same, for one engine more: it knows how many of those that run are its own.
+    /// The same metrics for a further engine, which counts its own running requests apart.
     pub(crate) fn of_one_engine(&self) -> Self {
         Self { running_here: Arc::default(), ..self.clone() }
     }
 
-    /// A request of this engine has begun.
-    pub(crate) fn begun(&self) -> Begun {
+    /// Counts a request of this engine that has begun.
+    pub(crate) fn begun(&self) -> RunningGuard {
         self.running_here.fetch_add(1, Ordering::Relaxed);
-        Begun { _total: Counted::new(&self.running), here: Arc::clone(&self.running_here) }
+        RunningGuard {
+            _total: GaugeGuard::new(&self.running),
+            here: Arc::clone(&self.running_here),
+        }
     }
 
     /// Requests of this engine that have begun and not ended.
@@ -183,29 +186,30 @@ impl EngineMetrics {
         self.running_here.load(Ordering::Relaxed)
     }
 
-    /// This engine's part of the pages that there are.
-    pub(crate) fn cache(&self, pages: u32) -> CacheShare {
-        let mut there_are = Share { gauge: self.cache_pages.clone(), amount: 0 };
-        there_are.is(pages.into());
-        let used = Share { gauge: self.cache_pages_used.clone(), amount: 0 };
-        let idle = Share { gauge: self.cache_pages_idle.clone(), amount: 0 };
-        CacheShare { there_are, used, idle }
+    /// This engine's part of the page gauges.
+    pub(crate) fn cache(&self, pages: u32) -> PageGauges {
+        let mut total = GaugeShare { gauge: self.cache_pages.clone(), amount: 0 };
+        total.set(pages.into());
+        let used = GaugeShare { gauge: self.cache_pages_used.clone(), amount: 0 };
+        let idle = GaugeShare { gauge: self.cache_pages_idle.clone(), amount: 0 };
+        PageGauges { total, used, idle }
     }
 
-    /// This engine's part of how large passes may be.
-    pub(crate) fn fit(&self, bounds: Bounds) -> FitShare {
-        let share = |gauge: &IntGauge| Share { gauge: gauge.clone(), amount: 0 };
-        let mut fit = FitShare { rows: share(&self.rows_max), tokens: share(&self.tokens_max) };
-        fit.is(bounds);
-        fit
+    /// This engine's part of the gauges of how large passes may be.
+    pub(crate) fn bounds(&self, bounds: PassBounds) -> BoundsGauges {
+        let share = |gauge: &IntGauge| GaugeShare { gauge: gauge.clone(), amount: 0 };
+        let mut gauges =
+            BoundsGauges { rows: share(&self.rows_max), tokens: share(&self.tokens_max) };
+        gauges.set(bounds);
+        gauges
     }
 
     pub(crate) fn cancelled(&self, cause: CancelCause, stage: Stage) {
         self.cancellations.with_label_values(&[cause.as_str(), stage.as_str()]).inc();
     }
 
-    /// The pass that was in flight when its request was cancelled has ended. Nobody waits for its
-    /// result, so this is the only place that will ever tell of it.
+    /// Counts and logs a pass that was in flight when its request was cancelled. Nobody waits for its
+    /// result any more, so it is reported nowhere else.
     pub(crate) fn cancelled_pass_ended<T>(
         &self,
         id: &RequestId,
@@ -226,82 +230,82 @@ impl EngineMetrics {
     }
 }
 
-/// One engine's part of the pages that there are, of those that are used, and of those that keep
-/// what nobody uses now.
+/// One engine's part of the page gauges: all pages, those that requests hold, and those that only keep a
+/// prefix.
 #[derive(Debug)]
-pub(crate) struct CacheShare {
-    there_are: Share,
-    used: Share,
-    idle: Share,
+pub(crate) struct PageGauges {
+    total: GaugeShare,
+    used: GaugeShare,
+    idle: GaugeShare,
 }
 
-impl CacheShare {
-    /// So many of them are used by nobody, and so many of those keep something.
+impl PageGauges {
+    /// Sets the gauges: `pages` are held by no request, and `idle` of those keep a prefix.
     pub(crate) fn available(&mut self, pages: u32, idle: u32) {
-        self.used.is(self.there_are.amount - i64::from(pages));
-        self.idle.is(idle.into());
+        self.used.set(self.total.amount - i64::from(pages));
+        self.idle.set(idle.into());
     }
 }
 
-/// One engine's part of how large passes may be.
+/// One engine's part of the gauges of how large passes may be.
 #[derive(Debug)]
-pub(crate) struct FitShare {
-    rows: Share,
-    tokens: Share,
+pub(crate) struct BoundsGauges {
+    rows: GaugeShare,
+    tokens: GaugeShare,
 }
 
-impl FitShare {
-    pub(crate) fn is(&mut self, bounds: Bounds) {
-        self.rows.is(bounds.rows.get().into());
-        self.tokens.is(bounds.tokens.get().into());
+impl BoundsGauges {
+    pub(crate) fn set(&mut self, bounds: PassBounds) {
+        self.rows.set(bounds.rows.get().into());
+        self.tokens.set(bounds.tokens.get().into());
     }
 }
 
 /// One engine's part of a gauge, for as long as it lives.
 #[derive(Debug)]
-struct Share {
+struct GaugeShare {
     gauge: IntGauge,
     amount: i64,
 }
 
-impl Share {
-    fn is(&mut self, amount: i64) {
+impl GaugeShare {
+    fn set(&mut self, amount: i64) {
         self.gauge.add(amount - self.amount);
         self.amount = amount;
     }
 }
 
-impl Drop for Share {
+impl Drop for GaugeShare {
     fn drop(&mut self) {
-        self.is(0);
+        self.set(0);
     }
 }
 
-/// A request that has begun and not ended, counted among all and among its engine's.
+/// Counts a request that has begun and not ended, in the gauge of all and in its engine's own count.
 #[derive(Debug)]
-pub(crate) struct Begun {
-    _total: Counted,
+pub(crate) struct RunningGuard {
+    _total: GaugeGuard,
     here: Arc<AtomicI64>,
 }
 
-impl Drop for Begun {
+impl Drop for RunningGuard {
     fn drop(&mut self) {
         self.here.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// One in a gauge, for as long as it lives.
+/// Counts one in a gauge for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Counted(IntGauge);
+pub(crate) struct GaugeGuard(IntGauge);
 
-impl Counted {
+impl GaugeGuard {
     pub(crate) fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

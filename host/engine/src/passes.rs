@@ -1,4 +1,4 @@
-//! Counts the passes in flight, so that invariant 3 (never two) is seen and not believed.
+//! Counts the forward passes in flight, so that it is measured that there are never two.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use interlock_metrics::{Histogram, IntGauge};
 
 use crate::Clock;
 
-/// What a pass computes.
+/// What a forward pass computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PassKind {
     /// Prompts alone.
@@ -29,38 +29,38 @@ impl PassKind {
     }
 }
 
-/// Where passes are counted. Built to count more than one at a time: it must be able to see the
-/// overlap that the rest of this crate makes impossible.
+/// The metrics of forward passes. They can count more than one at a time, since they must be able to show
+/// the overlap that the rest of this crate makes impossible.
 #[derive(Debug, Clone)]
-pub(crate) struct Passes {
+pub(crate) struct PassMetrics {
     pub(crate) in_flight: IntGauge,
     pub(crate) in_flight_max: IntGauge,
     /// By kind, in the order of [`PassKind::ALL`].
     pub(crate) seconds: [Histogram; 3],
 }
 
-impl Passes {
-    /// A pass begins; it ends when the guard is dropped, also by a panic.
+impl PassMetrics {
+    /// Counts a pass that begins. It ends when the guard is dropped, also by a panic.
     pub(crate) fn begin<'a>(&'a self, kind: PassKind, clock: &'a dyn Clock) -> PassInFlight<'a> {
         self.in_flight.inc();
         let now = self.in_flight.get();
         if now > self.in_flight_max.get() {
             self.in_flight_max.set(now);
         }
-        PassInFlight { passes: self, kind, clock, began_at: clock.now() }
+        PassInFlight { metrics: self, kind, clock, began_at: clock.now() }
     }
 }
 
 /// A pass that has begun and not ended.
 pub(crate) struct PassInFlight<'a> {
-    passes: &'a Passes,
+    metrics: &'a PassMetrics,
     kind: PassKind,
     clock: &'a dyn Clock,
     began_at: Duration,
 }
 
 impl PassInFlight<'_> {
-    /// The pass has ended; how long it took.
+    /// Ends the pass and returns how long it took.
     pub(crate) fn end(self) -> Duration {
         self.elapsed()
     }
@@ -72,8 +72,8 @@ impl PassInFlight<'_> {
 
 impl Drop for PassInFlight<'_> {
     fn drop(&mut self) {
-        self.passes.in_flight.dec();
+        self.metrics.in_flight.dec();
         let elapsed = self.elapsed().as_secs_f64();
-        self.passes.seconds[self.kind as usize].observe(elapsed);
+        self.metrics.seconds[self.kind as usize].observe(elapsed);
     }
 }

@@ -1,8 +1,8 @@
-//! Whose computed pages a request may share.
+//! Which requests may share computed pages.
 //!
-//! How long a request takes to its first token, and `cached_tokens` in its usage, tell whether
-//! somebody has asked something that begins like it. So the index of computed pages is kept apart
-//! by scope, and a scope is a tenant, unless the operator says otherwise.
+//! A request's time to first token, and `cached_tokens` in its usage, tell whether another request began
+//! with the same tokens. So the index of computed pages is kept apart by scope, and a scope is a tenant,
+//! unless the operator configures otherwise.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ pub enum PrefixSharing {
     All,
 }
 
-/// A group of requests that share computed pages; no two groups ever do.
+/// A set of requests that share computed pages. No page is shared between two scopes.
 ///
-/// [`PrefixSharing::scope`] is the only way to one.
+/// Only [`PrefixSharing::scope`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PrefixScope(Option<Arc<str>>);
 
 impl PrefixSharing {
-    /// The group that a tenant's requests belong to.
+    /// The scope of a tenant's requests.
     pub fn scope(self, tenant: &str) -> PrefixScope {
         PrefixScope(match self {
             Self::Tenant => Some(tenant.into()),

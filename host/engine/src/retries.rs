@@ -1,23 +1,23 @@
-//! How often a request may be tried again.
+//! How often a request may be tried again after a forward pass that failed.
 
 /// Retries that a request has: more than it takes to halve the largest pass that can be configured
-/// (16,384 rows, or 8,192 tokens of prompts beside them) down to one row of one token, so that
-/// none ends of want of memory before it has run as small as it can.
+/// (16,384 rows, or 8,192 tokens of prompts beside them) down to one row of one token. So no request
+/// ends for want of memory before it has run in the smallest pass.
 pub const RETRIES_MAX: u32 = 16;
 
-/// Tokens that a request must have computed for the first time to get a retry back: who makes
-/// progress is not ended by rare failures over a long life, and who makes none soon is.
+/// Tokens that a request must have computed for the first time to get a retry back. A request that makes
+/// progress is not ended by rare failures over a long life, and one that makes none soon is.
 pub const TOKENS_PER_RETRY: usize = 32;
 
-/// What is left of a request's retries.
+/// The retries of one request.
 #[derive(Debug)]
 pub(crate) struct Retries {
     left: u32,
-    /// All that there were, for the error.
+    /// All retries that were taken, for the error message.
     taken: u32,
-    /// The most of its tokens that its passes have brought into the cache.
+    /// The most of the request's tokens that its passes have brought into the cache.
     reached: usize,
-    /// Of those, the ones that have earned a retry, or the chance of one.
+    /// Of those, the tokens that have been exchanged for retries.
     counted: usize,
 }
 
@@ -26,22 +26,22 @@ impl Retries {
         Self { left: RETRIES_MAX, taken: 0, reached: 0, counted: 0 }
     }
 
-    /// A pass has brought so many of its tokens into the cache. Those that were there before count
-    /// no second time.
+    /// Learns that a pass has brought this many of the request's tokens into the cache. Tokens that were
+    /// there before do not count a second time.
     pub(crate) fn reached(&mut self, tokens: usize) {
         self.reached = self.reached.max(tokens);
     }
 
-    /// It has become known whose fault it was, and it was not its own.
+    /// Gives back all retries: the failures were another request's fault.
     pub(crate) fn restore(&mut self) {
         self.left = RETRIES_MAX;
     }
 
-    /// A pass over it has failed, and not through its own fault.
+    /// Takes a retry.
     ///
     /// # Errors
     ///
-    /// How many times it was tried again in all, when it may not be once more.
+    /// How many were taken in all, when none is left.
     pub(crate) fn take(&mut self) -> Result<(), u32> {
         let earned = (self.reached - self.counted) / TOKENS_PER_RETRY;
         self.counted += earned * TOKENS_PER_RETRY;

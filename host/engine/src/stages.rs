@@ -1,10 +1,11 @@
-//! What a request is on the engine thread: [`Waiting`], then [`Running`].
+//! A request on the engine thread: a [`WaitingRequest`], which becomes a [`RunningRequest`], which
+//! may become waiting again.
 //!
-//! Each holds just what it needs and becomes the other, so a waiting request has no cache to leak.
-//! Prefilling and decoding are one type: a row of the batch knows how many of its tokens are not in
-//! the cache yet, and one that lacks only the last draws its next with every pass. Each gives back
-//! all that it holds before its submitter hears of the end: who reads `Ended` finds the seat and
-//! the pages free.
+//! Each type holds just what its stage needs, so a waiting request has no cache to leak. Prefilling
+//! and decoding are one type: a running request knows how many of its tokens are not in the cache yet,
+//! and one that lacks only the last draws its next token with every forward pass. A request gives back
+//! all that it holds before its submitter learns of the end: whoever reads `Ended` finds the place in
+//! the queue and the pages free.
 
 use std::num::NonZeroU32;
 
@@ -12,78 +13,51 @@ use interlock_policy_api::Work;
 use interlock_request::{
     CancelCause, Drawn, Fault, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };
-use interlock_scheduler::{Grower, Rank, Step};
-use tokio::sync::mpsc;
+use interlock_scheduler::{GrowingRequest, Rank, Runnable};
 
-use crate::control::Asked;
-use crate::events::Preempted;
-use crate::handle::{Place, Submission};
-use crate::metrics::{Begun, EngineMetrics};
-use crate::pages::{Found, Lease, Pages, Prospect};
+use crate::control::StopRequest;
+use crate::events::EventSender;
+use crate::handle::{QueueSlot, QueuedRequest};
+use crate::metrics::{EngineMetrics, RunningGuard};
+use crate::pages::{Lease, PageDemand, Pages, PrefixMatch};
 use crate::retries::Retries;
-use crate::{Control, Ended, Event, Opening, PrefixSharing, Row};
+use crate::{Control, Event, Opening, PrefixSharing, Row};
 
-/// A request's way to its submitter. Consumed by its end, so there is only one.
+/// What stays with a request in every stage.
 #[derive(Debug)]
-struct Ticket {
+struct RequestState {
     id: RequestId,
-    out: mpsc::Sender<Event>,
-    control: Control,
-    preempted: Preempted,
-}
-
-impl Ticket {
-    /// Tells an event. The channel has room for all that a request can cause, so this fails only
-    /// when nobody listens any more, which [`Control`] says too.
-    fn tell(&self, event: Event) {
-        let _gone = self.out.try_send(event);
-    }
-
-    fn end(self, natural: Outcome, usage: Usage, stage: Stage, metrics: &EngineMetrics) {
-        let outcome = self.control.close(natural);
-        match &outcome {
-            Outcome::Completed(_) => {}
-            Outcome::Cancelled(cause) => metrics.cancelled(*cause, stage),
-            Outcome::Failed(fault) => metrics.request_failed(fault.kind),
-        }
-        self.tell(Event::Ended(Ended { outcome, usage }));
-    }
-}
-
-/// What stays the same of a request, however often it starts.
-#[derive(Debug)]
-struct Request {
-    ticket: Ticket,
+    events: EventSender,
     /// The prompt, then what was generated.
     tokens: Vec<TokenId>,
     prompt_tokens: usize,
-    /// Of the prompt, those that the prefix cache had when it first started.
+    /// Prompt tokens that the prefix cache had when the request first started.
     cached_tokens: usize,
-    /// Most of its tokens that have been in the cache. Preemption takes them out again, but the
-    /// model has seen them.
+    /// Most of the request's tokens that have been in the cache. Preemption takes them out again, but
+    /// the model has seen them.
     served: usize,
     generation: Generation,
     fresh_seed: u64,
     /// Its place in the order of arrival.
     arrival: u64,
-    /// How many later ones have started while it had no row, or had drawn nothing with it.
+    /// How many later requests have started while this one had no row, or had drawn nothing with it.
     overtaken: u32,
-    standing: Standing,
+    isolation: Isolation,
     retries: Retries,
 }
 
-/// What is thought of a request after a pass that failed through nobody's known fault.
+/// Whether a request must run alone, because a forward pass with it failed and nobody knows why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// Nothing.
-    Clear,
-    /// It was in that pass: it may be its fault, and it runs alone.
-    Suspect,
-    /// Alone it ran well, and it has not run with others since.
-    Acquitted,
+enum Isolation {
+    /// No such pass has failed.
+    None,
+    /// Its last pass failed: its next pass has no other row, so that a failure is its own.
+    Isolated,
+    /// Its last pass was well and had no other row.
+    Cleared,
 }
 
-impl Request {
+impl RequestState {
     fn rank(&self) -> Rank {
         Rank::new(self.generation.priority, self.arrival, self.overtaken)
     }
@@ -92,20 +66,20 @@ impl Request {
         &self.tokens[self.prompt_tokens..]
     }
 
-    /// How far it is, once it has begun.
+    /// The stage of a request that has begun.
     fn stage(&self) -> Stage {
         if self.generated().is_empty() { Stage::Prefilling } else { Stage::Decoding }
     }
 
-    /// Was it asked to stop? With what comes of it.
-    fn asked(&self) -> Option<Outcome> {
-        self.ticket.control.asked().map(|asked| match asked {
-            Asked::Cancel(cause) => Outcome::Cancelled(cause),
-            Asked::Finish => Outcome::Completed(Finish::Stop),
+    /// The outcome that somebody asked for, if the request was asked to stop.
+    fn stop_outcome(&self) -> Option<Outcome> {
+        self.events.control().stop_request().map(|stop| match stop {
+            StopRequest::Cancel(cause) => Outcome::Cancelled(cause),
+            StopRequest::Finish => Outcome::Completed(Finish::Stop),
         })
     }
 
-    /// One has started. If that arrived later, it has overtaken this one.
+    /// Counts a request that has started, if it arrived later than this one.
     fn overtaken_by(&mut self, arrival: u64) {
         if self.arrival < arrival {
             self.overtaken = self.overtaken.saturating_add(1);
@@ -117,44 +91,50 @@ impl Request {
         Opening { prompt, generated, generation: &self.generation, fresh_seed: self.fresh_seed }
     }
 
-    fn usage(&self) -> Usage {
-        Usage {
+    fn end(self, natural: Outcome, stage: Stage, metrics: &EngineMetrics) {
+        let usage = Usage {
             prompt_tokens: count(self.served.min(self.prompt_tokens)),
             cached_tokens: count(self.cached_tokens),
             generated_tokens: count(self.generated().len()),
-        }
+        };
+        self.events.end(natural, usage, |outcome| match outcome {
+            Outcome::Completed(_) => {}
+            Outcome::Cancelled(cause) => metrics.cancelled(*cause, stage),
+            Outcome::Failed(fault) => metrics.request_failed(fault.kind),
+        });
     }
 }
 
-/// It has no pages: it has not begun, or was preempted.
+/// A request without pages: it has not begun, or was preempted.
 #[derive(Debug)]
-pub(crate) struct Waiting {
-    request: Request,
-    since: Since,
-    found: Found,
+pub(crate) struct WaitingRequest {
+    request: RequestState,
+    origin: Origin,
+    prefix: PrefixMatch,
 }
 
-/// What a waiting request holds.
+/// Why a request waits, with what it holds meanwhile.
 #[derive(Debug)]
-enum Since {
-    /// A place in the waiting room.
-    Arrival(Place),
-    /// Nothing but its place among those that have begun.
-    Preemption(Begun),
+enum Origin {
+    /// It has arrived, and holds a place in the queue.
+    Arrived(QueueSlot),
+    /// It was preempted, and is still counted among those that have begun.
+    Preempted(RunningGuard),
 }
 
-impl Waiting {
+impl WaitingRequest {
     pub(crate) fn new(
-        submission: Submission,
+        queued: QueuedRequest,
         sharing: PrefixSharing,
         arrival: u64,
         fresh_seed: u64,
     ) -> Self {
-        let Submission { admitted, place, out, control, preempted } = submission;
+        let QueuedRequest { admitted, slot, events } = queued;
         let Work { id, tenant, prompt, generation } = admitted.into_work();
         let tokens = prompt.into_tokens();
-        let request = Request {
-            ticket: Ticket { id, out, control, preempted },
+        let request = RequestState {
+            id,
+            events,
             prompt_tokens: tokens.len(),
             tokens,
             cached_tokens: 0,
@@ -163,11 +143,11 @@ impl Waiting {
             fresh_seed,
             arrival,
             overtaken: 0,
-            standing: Standing::Clear,
+            isolation: Isolation::None,
             retries: Retries::new(),
         };
-        let found = Found::nothing(sharing.scope(&tenant));
-        Self { request, since: Since::Arrival(place), found }
+        let prefix = PrefixMatch::nothing(sharing.scope(&tenant));
+        Self { request, origin: Origin::Arrived(slot), prefix }
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -182,7 +162,7 @@ impl Waiting {
         self.request.overtaken_by(arrival);
     }
 
-    /// All that must be in the cache before its next token.
+    /// All tokens that must be in the cache before the next one is drawn.
     pub(crate) fn history(&self) -> &[TokenId] {
         &self.request.tokens
     }
@@ -191,91 +171,99 @@ impl Waiting {
         self.request.opening()
     }
 
-    /// What it would find in the cache.
-    pub(crate) fn look(&mut self, pages: &Pages) -> Prospect {
-        pages.look(&self.request.tokens, &mut self.found)
+    /// The pages that it would need if it started now.
+    pub(crate) fn page_demand(&mut self, pages: &Pages) -> PageDemand {
+        pages.demand(&self.request.tokens, &mut self.prefix)
     }
 
-    /// Takes what it finds.
+    /// Leases the pages that already hold the beginning of its history.
     pub(crate) fn lease(&mut self, pages: &Pages) -> Lease {
-        pages.lease(&self.request.tokens, &mut self.found)
+        pages.lease(&self.request.tokens, &mut self.prefix)
     }
 
-    pub(crate) fn asked(&self) -> Option<Outcome> {
-        self.request.asked()
+    pub(crate) fn stop_outcome(&self) -> Option<Outcome> {
+        self.request.stop_outcome()
     }
 
     pub(crate) fn control(&self) -> &Control {
-        &self.request.ticket.control
+        self.request.events.control()
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
-        let Self { request, since, .. } = self;
-        let stage = match since {
-            Since::Arrival(_) => Stage::Waiting,
-            Since::Preemption(_) => request.stage(),
+        let Self { request, origin, .. } = self;
+        let stage = match origin {
+            Origin::Arrived(_) => Stage::Waiting,
+            Origin::Preempted(_) => request.stage(),
         };
-        drop(since);
-        let usage = request.usage();
-        request.ticket.end(outcome, usage, stage, metrics);
+        drop(origin);
+        request.end(outcome, stage, metrics);
     }
 
-    /// It could not start: the model would not have it, or there is not enough memory for it.
+    /// Ends it because it cannot start: the model refuses it, or there is not enough memory for it.
     pub(crate) fn refuse(self, fault: Fault, metrics: &EngineMetrics) {
-        let id = &self.request.ticket.id;
+        let id = &self.request.id;
         tracing::error!(request = %id, error = %fault, "the model could not take the request");
         self.end(Outcome::Failed(fault), metrics);
     }
 
-    /// Another was to blame for what failed.
+    /// Gives back all retries: the failures were another request's fault.
     pub(crate) fn restore_retries(&mut self) {
         self.request.retries.restore();
     }
 
-    /// It could not start this time. How often it was tried before, if that was often enough.
+    /// Takes a retry, since the request could not start this time.
+    ///
+    /// # Errors
+    ///
+    /// How many times it was tried again, when it has no retry left.
     pub(crate) fn try_again(&mut self) -> Result<(), u32> {
         self.request.retries.take()
     }
 
-    /// Gives up its place in the waiting room for pages and a sequence.
-    pub(crate) fn start<S>(self, sequence: S, lease: Lease, metrics: &EngineMetrics) -> Running<S> {
-        let Self { mut request, since, .. } = self;
+    /// Gives up its place in the queue for pages and a sequence of the model.
+    pub(crate) fn start<S>(
+        self,
+        sequence: S,
+        lease: Lease,
+        metrics: &EngineMetrics,
+    ) -> RunningRequest<S> {
+        let Self { mut request, origin, .. } = self;
         let computed = lease.cached_tokens();
-        let running = match since {
-            Since::Arrival(place) => {
-                drop(place);
+        let running = match origin {
+            Origin::Arrived(slot) => {
+                drop(slot);
                 request.cached_tokens = computed;
-                request.ticket.tell(Event::Started);
+                request.events.send(Event::Started);
                 metrics.begun()
             }
-            Since::Preemption(running) => running,
+            Origin::Preempted(running) => running,
         };
         request.served = request.served.max(computed);
-        Running { request, sequence, lease, computed, drew: false, running }
+        RunningRequest { request, sequence, lease, computed, drew: false, running }
     }
 }
 
-/// It has a row in the batch.
+/// A request with a row in the batch.
 #[derive(Debug)]
-pub(crate) struct Running<S> {
-    request: Request,
+pub(crate) struct RunningRequest<S> {
+    request: RequestState,
     sequence: S,
     lease: Lease,
     /// How many of its tokens are in the cache; at least one is not.
     computed: usize,
-    /// Has it drawn a token since it got its row?
+    /// Whether it has drawn a token since it got its row.
     drew: bool,
-    running: Begun,
+    running: RunningGuard,
 }
 
-impl<S> Running<S> {
+impl<S> RunningRequest<S> {
     /// Tokens to compute before its next one can be drawn.
     fn left(&self) -> NonZeroU32 {
         NonZeroU32::new(count(self.request.tokens.len() - self.computed))
             .expect("a token that was drawn is not in the cache before it is computed")
     }
 
-    /// One has started, which does not matter to a stream that flows.
+    /// Counts a request that has started. A stream that already decodes does not mind.
     pub(crate) fn overtaken_by(&mut self, arrival: u64) {
         if !self.drew {
             self.request.overtaken_by(arrival);
@@ -286,30 +274,31 @@ impl<S> Running<S> {
         self.request.rank()
     }
 
-    /// Pages that come free if it gives way.
-    pub(crate) fn frees(&self) -> u32 {
-        self.lease.alone()
+    /// Pages that come free if it is preempted: those that it shares with nobody.
+    pub(crate) fn exclusive_pages(&self) -> u32 {
+        self.lease.exclusive_pages()
     }
 
-    pub(crate) fn as_grower(&self) -> Grower {
+    pub(crate) fn as_growing(&self) -> GrowingRequest {
         let needs = self.lease.lacks(self.request.tokens.len());
-        Grower { rank: self.request.rank(), needs }
+        GrowingRequest { rank: self.request.rank(), needs }
     }
 
-    pub(crate) fn as_step(&self) -> Step {
+    pub(crate) fn as_runnable(&self) -> Runnable {
         let left = self.left();
-        let flows = left == NonZeroU32::MIN && !self.request.generated().is_empty();
-        let suspect = self.request.standing == Standing::Suspect;
-        Step { rank: self.request.rank(), left, flows, suspect }
+        let streaming = left == NonZeroU32::MIN && !self.request.generated().is_empty();
+        let isolated = self.request.isolation == Isolation::Isolated;
+        Runnable { rank: self.request.rank(), left, streaming, isolated }
     }
 
-    /// Makes sure of pages for its next tokens. They were counted before the pass was planned.
+    /// Leases pages for its next tokens. False if there are too few, though they were counted before
+    /// the pass was planned.
     #[must_use]
-    pub(crate) fn make_room(&mut self, tokens: NonZeroU32) -> bool {
+    pub(crate) fn reserve(&mut self, tokens: NonZeroU32) -> bool {
         self.lease.extend(self.computed + tokens.get() as usize)
     }
 
-    /// Its part in a pass over its next `tokens` tokens.
+    /// Its row of a forward pass over its next `tokens` tokens.
     pub(crate) fn row(&mut self, tokens: NonZeroU32) -> Row<'_, S> {
         let until = self.computed + tokens.get() as usize;
         Row {
@@ -321,73 +310,74 @@ impl<S> Running<S> {
         }
     }
 
-    pub(crate) fn asked(&self) -> Option<Outcome> {
-        self.request.asked()
+    pub(crate) fn stop_outcome(&self) -> Option<Outcome> {
+        self.request.stop_outcome()
     }
 
-    /// Who cancelled it, if someone did.
+    /// The cause of its cancellation, if it was cancelled.
     pub(crate) fn cancelled(&self) -> Option<CancelCause> {
-        match self.asked() {
+        match self.stop_outcome() {
             Some(Outcome::Cancelled(cause)) => Some(cause),
             _ => None,
         }
     }
 
     pub(crate) fn id(&self) -> &RequestId {
-        &self.request.ticket.id
+        &self.request.id
     }
 
     pub(crate) fn control(&self) -> &Control {
-        &self.request.ticket.control
+        self.request.events.control()
     }
 
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let Self { request, sequence, lease, running, .. } = self;
         drop((sequence, lease, running));
-        let (usage, stage) = (request.usage(), request.stage());
-        request.ticket.end(outcome, usage, stage, metrics);
+        let stage = request.stage();
+        request.end(outcome, stage, metrics);
     }
 
-    /// Its next pass it runs alone.
-    pub(crate) fn suspect(&mut self) {
-        self.request.standing = Standing::Suspect;
+    /// Lets its next forward pass have no other row.
+    pub(crate) fn isolate(&mut self) {
+        self.request.isolation = Isolation::Isolated;
     }
 
-    /// Did it run well alone, and not with others since?
-    pub(crate) fn is_acquitted(&self) -> bool {
-        self.request.standing == Standing::Acquitted
+    /// Whether its last forward pass was well and had no other row.
+    pub(crate) fn was_cleared(&self) -> bool {
+        self.request.isolation == Isolation::Cleared
     }
 
-    /// Another was to blame for what failed.
+    /// Gives back all retries: the failures were another request's fault.
     pub(crate) fn restore_retries(&mut self) {
         self.request.retries.restore();
     }
 
-    /// The pass over it failed, and not through its own fault. How often it was tried again before,
-    /// if that was often enough.
+    /// Takes a retry, since a forward pass with it failed and the fault is not known to be its own.
+    ///
+    /// # Errors
+    ///
+    /// How many times it was tried again, when it has no retry left.
     pub(crate) fn try_again(&mut self) -> Result<(), u32> {
         self.request.retries.take()
     }
 
-    /// Do its next `tokens` tokens bring it further than it ever was? Not if they are computed again
-    /// because its cache was lost.
+    /// Whether its next `tokens` tokens include one that was never in the cache. They do not when they
+    /// are computed again because its pages were lost.
     pub(crate) fn is_fresh(&self, tokens: NonZeroU32) -> bool {
         self.computed + tokens.get() as usize > self.request.served
     }
 
-    /// Gives back its pages, and waits for others. What it has drawn it keeps.
-    pub(crate) fn preempt(self) -> Waiting {
+    /// Gives back its pages and waits for others. It keeps what it has drawn.
+    pub(crate) fn preempt(self) -> WaitingRequest {
         let Self { request, sequence, lease, running, .. } = self;
-        let found = Found::nothing(lease.scope().clone());
+        let prefix = PrefixMatch::nothing(lease.scope().clone());
         drop((sequence, lease));
-        if request.ticket.preempted.to_be_told() {
-            request.ticket.tell(Event::Preempted);
-        }
-        Waiting { request, since: Since::Preemption(running), found }
+        request.events.send_preempted();
+        WaitingRequest { request, origin: Origin::Preempted(running), prefix }
     }
 
-    /// Its next `tokens` tokens are in the cache, and a token may have come of it. How it has ended
-    /// with that, if it has.
+    /// Accounts for a forward pass: its next `tokens` tokens are in the cache, and `drawn` came of
+    /// them. Returns how the request has ended with that, if it has.
     #[must_use]
     pub(crate) fn advance(
         &mut self,
@@ -399,10 +389,10 @@ impl<S> Running<S> {
         self.computed += tokens.get() as usize;
         self.request.served = self.request.served.max(self.computed);
         self.request.retries.reached(self.computed);
-        self.lease.computed(&self.request.tokens[..self.computed]);
-        self.request.standing = match self.request.standing {
-            Standing::Suspect | Standing::Acquitted if alone => Standing::Acquitted,
-            _ => Standing::Clear,
+        self.lease.mark_computed(&self.request.tokens[..self.computed]);
+        self.request.isolation = match self.request.isolation {
+            Isolation::Isolated | Isolation::Cleared if alone => Isolation::Cleared,
+            _ => Isolation::None,
         };
         let drawn = drawn?;
         self.drew = true;
@@ -414,7 +404,7 @@ impl<S> Running<S> {
         // The model's context ends the generation where the request's own limit would not.
         let over = self.request.generated().len() >= generation.tokens_max as usize
             || self.request.tokens.len() >= context as usize;
-        self.request.ticket.tell(Event::Token(drawn));
+        self.request.events.send(Event::Token(drawn));
         over.then_some(Finish::Length)
     }
 }

@@ -1,8 +1,8 @@
-//! Starts the engine thread, says what became of it, and stops it.
+//! Starts the engine thread, runs the engines on it, and stops it.
 //!
-//! A host that serves several models has an engine for each, and still one thread: they take turns,
-//! one pass each, and sleep together. What they share is the device and the time; an inbox, a
-//! waiting room, a batch and a cache each has its own.
+//! A host that serves several models has an engine for each, and still one thread. The engines run one
+//! step each in turn and sleep together. They share the device and the time. Each engine has an inbox,
+//! a queue, a batch and a cache of its own.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,91 +11,33 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::bell::Bell;
-use crate::company::Company;
-use crate::handle::Submission;
+use crate::group::EngineGroup;
+use crate::handle::QueuedRequest;
+use crate::wakeup::Wakeup;
 use crate::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Forward, Mode,
-    ModelShape, SystemClock, Turn, WaitingConfig,
+    CacheConfig, Engine, EngineConfig, EngineExit, EngineHandle, EngineMetrics, EngineState,
+    Forward, Mode, ModelShape, StepOutcome, SystemClock, WaitingConfig,
 };
 
-/// What the engine is at a moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EngineState {
-    /// The model is loading.
-    Starting,
-    /// It serves, with this model.
-    Ready(ModelShape),
-    /// Its thread has ended and will not come back.
-    Exited(EngineExit),
-}
-
-impl EngineState {
-    /// How it failed by itself; where another one is to blame, that one is told of.
-    pub fn failure(self) -> Option<EngineExit> {
-        match self {
-            Self::Exited(EngineExit::Asked | EngineExit::OtherLoadFailed) => None,
-            Self::Exited(exit) => Some(exit),
-            Self::Starting | Self::Ready(_) => None,
-        }
-    }
-}
-
-/// How the engine thread ended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EngineExit {
-    /// It was asked to.
-    #[error("it was asked to stop")]
-    Asked,
-    /// The model could not be loaded.
-    #[error("the model could not be loaded: {0}")]
-    LoadFailed(String),
-    /// Another model of the same thread could not be loaded: a host serves all of its models or
-    /// none, so that an operator need not find out which are missing.
-    #[error("another model could not be loaded")]
-    OtherLoadFailed,
-    /// The device, or its memory, has failed for good: caches were lost and cannot be made anew.
-    /// Whoever waited or ran was told so. The process should end on purpose, so that another can
-    /// start afresh.
-    #[error("the device has failed: {0}")]
-    DeviceFailed(String),
-    /// It panicked: a bug. The process should end on purpose and say so.
-    #[error("its thread panicked: {0}")]
-    Panicked(String),
-}
-
-impl EngineExit {
-    /// Its name, without what is only for our log.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Asked => "asked",
-            Self::LoadFailed(_) => "load_failed",
-            Self::OtherLoadFailed => "other_load_failed",
-            Self::DeviceFailed(_) => "device_failed",
-            Self::Panicked(_) => "panicked",
-        }
-    }
-}
-
-/// Owns the engine thread. Dropping it stops its engines, cancels what runs there after the pass
-/// in flight, and waits for the thread.
+/// Owns the engine thread. Dropping it stops the engines, cancels what runs there after the forward
+/// pass in flight, and waits for the thread.
 #[derive(Debug)]
 pub struct EngineThread {
-    // The only strong senders: without them the inboxes close, and the thread comes to its end.
-    inboxes: Vec<mpsc::Sender<Submission>>,
-    bell: Bell,
+    // The only strong senders: without them the inboxes close, and the thread ends.
+    inboxes: Vec<mpsc::Sender<QueuedRequest>>,
+    wakeup: Wakeup,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EngineThread {
-    /// Closes the inboxes and waits for nothing: after the pass in flight the engines cancel what
-    /// is left and the thread ends.
+    /// Closes the inboxes without waiting. After the forward pass in flight the engines cancel what is
+    /// left, and the thread ends.
     pub fn ask_to_stop(&mut self) {
         self.inboxes.clear();
-        self.bell.ring();
+        self.wakeup.wake();
     }
 
-    /// Stops the engines and waits for their thread: as long as the pass in flight takes.
+    /// Stops the engines and waits for their thread, as long as the forward pass in flight takes.
     pub fn stop(self) {
         drop(self);
     }
@@ -111,8 +53,8 @@ impl Drop for EngineThread {
     }
 }
 
-/// Starts the engine thread with one model. `load` runs there and makes the model, which never
-/// leaves it; `E` is why it could not.
+/// Starts the engine thread with one model. `load` runs on the thread and makes the model, which never
+/// leaves it. `E` says why the model could not be loaded.
 ///
 /// # Errors
 ///
@@ -133,38 +75,38 @@ where
     Ok((handle, engines.spawn()?))
 }
 
-/// Engines to come, all on one thread.
+/// Engines that are to be loaded on one thread.
 #[derive(Default)]
 pub struct Engines {
-    bell: Bell,
-    inboxes: Vec<mpsc::Sender<Submission>>,
-    to_load: Vec<ToLoad>,
+    wakeup: Wakeup,
+    inboxes: Vec<mpsc::Sender<QueuedRequest>>,
+    pending: Vec<PendingEngine>,
 }
 
-/// An engine to come. Everything of it that may be sent to its thread.
-struct ToLoad {
+/// An engine that is to be loaded: the parts that may be sent to the thread.
+struct PendingEngine {
     state: watch::Sender<EngineState>,
-    load: Box<Load>,
+    load: Box<LoadEngine>,
 }
 
-/// Makes the model, on the thread, and an engine among the others there.
-type Load = dyn FnOnce(&Company) -> Result<Loaded, String> + Send;
+/// Loads the model on the thread and makes an engine of the group there.
+type LoadEngine = dyn FnOnce(&EngineGroup) -> Result<LoadedEngine, String> + Send;
 
-/// An engine that can take its turn.
-struct Loaded {
+/// An engine that can run steps.
+struct LoadedEngine {
     shape: ModelShape,
-    engine: Box<dyn TakesTurns>,
+    engine: Box<dyn AnyEngine>,
 }
 
-/// An engine, whatever its model.
-trait TakesTurns {
-    fn turn(&mut self) -> Turn;
+/// An engine of any model.
+trait AnyEngine {
+    fn step(&mut self) -> StepOutcome;
     fn is_idle(&self) -> bool;
 }
 
-impl<F: Forward> TakesTurns for Engine<F> {
-    fn turn(&mut self) -> Turn {
-        Engine::turn(self)
+impl<F: Forward> AnyEngine for Engine<F> {
+    fn step(&mut self) -> StepOutcome {
+        Engine::step(self)
     }
 
     fn is_idle(&self) -> bool {
@@ -174,15 +116,15 @@ impl<F: Forward> TakesTurns for Engine<F> {
 
 impl std::fmt::Debug for Engines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engines").field("count", &self.to_load.len()).finish_non_exhaustive()
+        f.debug_struct("Engines").field("count", &self.pending.len()).finish_non_exhaustive()
     }
 }
 
 impl Engines {
-    /// One more. `load` runs on the thread, after those of the engines before it, and makes the
-    /// model, which never leaves it; `E` is why it could not.
+    /// Adds an engine. `load` runs on the thread, after those of the engines before it, and makes the
+    /// model, which never leaves the thread. `E` says why the model could not be loaded.
     ///
-    /// None is ready before all are: who would serve it is still loading.
+    /// No engine is ready before all are, because the thread that would serve it is still loading.
     pub fn add<F, E>(
         &mut self,
         config: &EngineConfig,
@@ -196,20 +138,20 @@ impl Engines {
         E: std::fmt::Display,
     {
         let metrics = metrics.of_one_engine();
-        let Ends { handle, inbox, submissions, state } =
-            ends(config, waiting, &metrics, &self.bell);
+        let Channels { handle, inbox, requests, state } =
+            channels(config, waiting, &metrics, &self.wakeup);
         let (config, cache) = (config.clone(), cache.clone());
         let its_state = state.clone();
-        let load = move |company: &Company| {
+        let load = move |group: &EngineGroup| {
             let model = load().map_err(|error| error.to_string())?;
             let shape = model.shape();
             let clock = Box::new(SystemClock::start());
-            let ends = (submissions, its_state);
-            let engine = Engine::new(model, ends, &config, &cache, metrics, clock, company);
-            Ok(Loaded { shape, engine: Box::new(engine) })
+            let receivers = (requests, its_state);
+            let engine = Engine::new(model, receivers, &config, &cache, metrics, clock, group);
+            Ok(LoadedEngine { shape, engine: Box::new(engine) })
         };
         self.inboxes.push(inbox);
-        self.to_load.push(ToLoad { state, load: Box::new(load) });
+        self.pending.push(PendingEngine { state, load: Box::new(load) });
         handle
     }
 
@@ -219,35 +161,35 @@ impl Engines {
     ///
     /// When the operating system gives none.
     pub fn spawn(self) -> std::io::Result<EngineThread> {
-        let Self { bell, inboxes, to_load } = self;
-        let its_bell = bell.clone();
+        let Self { wakeup, inboxes, pending } = self;
+        let its_wakeup = wakeup.clone();
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
             raise_priority();
-            live(to_load, &its_bell);
+            run_thread(pending, &its_wakeup);
         })?;
-        Ok(EngineThread { inboxes, bell, thread: Some(thread) })
+        Ok(EngineThread { inboxes, wakeup, thread: Some(thread) })
     }
 }
 
-/// All that happens on the thread.
-fn live(to_load: Vec<ToLoad>, bell: &Bell) {
+/// Loads the engines, runs them to their end, and publishes how they ended.
+fn run_thread(pending: Vec<PendingEngine>, wakeup: &Wakeup) {
     let (states, loads): (Vec<_>, Vec<_>) =
-        to_load.into_iter().map(|ToLoad { state, load }| (state, load)).unzip();
+        pending.into_iter().map(|PendingEngine { state, load }| (state, load)).unzip();
     // The models and all that they hold are inside this closure: a panic drops them here, on the
-    // thread that made them, and nothing of them is looked at afterwards.
+    // thread that made them, and nothing reads them afterwards.
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        let company = Company::default();
+        let group = EngineGroup::default();
         let mut engines = Vec::with_capacity(loads.len());
         let mut shapes = Vec::with_capacity(loads.len());
         for (which, load) in loads.into_iter().enumerate() {
-            let Loaded { shape, engine } = load(&company).map_err(|why| (which, why))?;
+            let LoadedEngine { shape, engine } = load(&group).map_err(|why| (which, why))?;
             shapes.push(shape);
             engines.push(engine);
         }
         for (state, shape) in states.iter().zip(shapes) {
             state.send_replace(EngineState::Ready(shape));
         }
-        take_turns(engines, bell);
+        run_engines(engines, wakeup);
         Ok(())
     }));
     let (exit, culprit) = match ended {
@@ -259,12 +201,12 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
         EngineExit::Asked => tracing::info!("engine stopped"),
         exit => tracing::error!(%exit, "engine stopped"),
     }
-    // Who is to blame says so first: whoever sees that one has ended finds out why.
+    // The engine at fault is published first, so that whoever sees another end can find out why.
     let (blamed, others): (Vec<_>, Vec<_>) =
         states.iter().enumerate().partition(|(which, _)| culprit == Some(*which));
     for (which, state) in blamed.into_iter().chain(others) {
         if matches!(*state.borrow(), EngineState::Exited(_)) {
-            // It has ended before the others, and has said why.
+            // This engine ended before the others and has published why.
             continue;
         }
         let others = culprit.is_some_and(|culprit| culprit != which);
@@ -273,86 +215,47 @@ fn live(to_load: Vec<ToLoad>, bell: &Bell) {
     }
 }
 
-/// Turns until all inboxes are closed and whoever was left is cancelled.
+/// Runs steps until all inboxes are closed and the requests that were left are cancelled.
 ///
-/// One turn each, so one pass each: no model's streams wait for more than one pass of every other,
-/// and what of that is prompts is on one account with their own ([`Company`]). Nobody is asked how
-/// long a pass takes that decodes; a large model gets more of the time than a small one. One whose
-/// device has failed is gone, and the others go on: what they hold may still be computed.
-fn take_turns(mut engines: Vec<Box<dyn TakesTurns>>, bell: &Bell) {
+/// Each engine runs one step in turn, so one forward pass: no model's streams wait for more than one
+/// pass of each other model, and the prompts among those passes are charged to one credit
+/// ([`EngineGroup`]). How long a decoding pass takes does not matter: a large model gets more of the
+/// time than a small one. An engine whose device has failed leaves the round, and the others go on,
+/// since their caches may still be intact.
+fn run_engines(mut engines: Vec<Box<dyn AnyEngine>>, wakeup: &Wakeup) {
     loop {
-        engines.retain_mut(|engine| engine.turn() != Turn::Closed);
+        engines.retain_mut(|engine| engine.step() != StepOutcome::Closed);
         if engines.is_empty() {
             return;
         }
         if engines.iter().all(|engine| engine.is_idle()) {
-            bell.wait();
+            wakeup.wait();
         }
     }
 }
 
-/// An engine whose turns the caller takes, on the caller's thread and by the caller's clock: for
-/// simulations. Dropping the [`Door`] closes it, as stopping the thread does.
-pub fn by_hand<F: Forward>(
-    model: F,
-    config: &EngineConfig,
-    cache: &CacheConfig,
-    waiting: &WaitingConfig,
-    metrics: EngineMetrics,
-    clock: Box<dyn Clock>,
-) -> (EngineHandle, Door, Engine<F>) {
-    by_hand_beside(&Company::default(), model, config, cache, waiting, metrics, clock)
+/// The channels between an engine and the rest of the process.
+pub(crate) struct Channels {
+    pub(crate) handle: EngineHandle,
+    pub(crate) inbox: mpsc::Sender<QueuedRequest>,
+    pub(crate) requests: mpsc::Receiver<QueuedRequest>,
+    pub(crate) state: watch::Sender<EngineState>,
 }
 
-/// As [`by_hand`], on a thread with others: whoever takes their turns takes one of each in turn.
-pub fn by_hand_beside<F: Forward>(
-    company: &Company,
-    model: F,
-    config: &EngineConfig,
-    cache: &CacheConfig,
-    waiting: &WaitingConfig,
-    metrics: EngineMetrics,
-    clock: Box<dyn Clock>,
-) -> (EngineHandle, Door, Engine<F>) {
-    let metrics = metrics.of_one_engine();
-    // Nobody sleeps: the caller takes the turns.
-    let Ends { handle, inbox, submissions, state } =
-        ends(config, waiting, &metrics, &Bell::default());
-    state.send_replace(EngineState::Ready(model.shape()));
-    let ends = (submissions, state.clone());
-    let engine = Engine::new(model, ends, config, cache, metrics, clock, company);
-    (handle, Door { _inbox: inbox, _state: state }, engine)
-}
-
-/// What keeps an engine that is run by hand open.
-#[derive(Debug)]
-pub struct Door {
-    _inbox: mpsc::Sender<Submission>,
-    _state: watch::Sender<EngineState>,
-}
-
-/// The ends of all that leads to an engine and from it.
-struct Ends {
-    handle: EngineHandle,
-    inbox: mpsc::Sender<Submission>,
-    submissions: mpsc::Receiver<Submission>,
-    state: watch::Sender<EngineState>,
-}
-
-fn ends(
+pub(crate) fn channels(
     config: &EngineConfig,
     waiting: &WaitingConfig,
     metrics: &EngineMetrics,
-    bell: &Bell,
-) -> Ends {
-    let seats_max = waiting.requests_max.get();
-    let (inbox, submissions) = mpsc::channel(seats_max);
+    wakeup: &Wakeup,
+) -> Channels {
+    let queue_max = waiting.requests_max.get();
+    let (inbox, requests) = mpsc::channel(queue_max);
     let (state, state_seen) = watch::channel(EngineState::Starting);
     let handle = EngineHandle {
         inbox: inbox.downgrade(),
-        bell: bell.clone(),
-        seats: Arc::new(Semaphore::new(seats_max)),
-        seats_max,
+        wakeup: wakeup.clone(),
+        queue_permits: Arc::new(Semaphore::new(queue_max)),
+        queue_max,
         running_max: match config.mode {
             Mode::Simple => 1,
             Mode::Batched => config.running_max.get(),
@@ -360,7 +263,7 @@ fn ends(
         state: state_seen,
         metrics: metrics.clone(),
     };
-    Ends { handle, inbox, submissions, state }
+    Channels { handle, inbox, requests, state }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -12,8 +12,8 @@ use std::task::{Context, Poll, Waker};
 
 use fastrand::Rng;
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, Event, Mode, Running, SystemClock,
-    Turn, WaitingConfig, by_hand,
+    CacheConfig, EngineConfig, EngineHandle, EngineMetrics, Event, ManualEngine, Mode,
+    RequestHandle, StepOutcome, SystemClock, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, Model, Unknown, inspect, load};
@@ -143,10 +143,11 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
     let waiting = WaitingConfig { requests_max: NonZeroUsize::new(1000).expect("not 0") };
     let metrics = EngineMetrics::register(&registry);
     let clock = Box::new(SystemClock::start());
-    let (handle, _door, mut engine) = by_hand(model, &config, &cache, &waiting, metrics, clock);
+    let ManualEngine { handle, mut engine, inbox: _inbox } =
+        manual(model, &config, &cache, &waiting, metrics, clock);
     let limits = LimitsConfig::default().ceilings();
     let chain = Arc::new(PolicyChain::new(vec![], limits, PolicyMetrics::register(&registry)));
-    let mut running: Vec<Option<Running>> = wishes.iter().map(|_| None).collect();
+    let mut running: Vec<Option<RequestHandle>> = wishes.iter().map(|_| None).collect();
     let mut told: Vec<Option<Told>> = wishes.iter().map(|_| None).collect();
     let mut tokens: Vec<Vec<_>> = wishes.iter().map(|_| Vec::new()).collect();
     let mut seen = Seen::default();
@@ -162,7 +163,7 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
                 running.control.cancel(CancelCause::Operator);
             }
         }
-        let idle = engine.turn() == Turn::Idle;
+        let idle = engine.step() == StepOutcome::Idle;
         seen.rows_max = seen.rows_max.max(engine.audit().running);
         for (number, running) in running.iter_mut().enumerate() {
             let Some(running) = running else { continue };
@@ -196,8 +197,13 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
     (told.into_iter().flatten().collect(), seen)
 }
 
-fn submit(engine: &EngineHandle, chain: &Arc<PolicyChain>, number: usize, wish: &Wish) -> Running {
-    let seat = engine.seat().expect("a seat");
+fn submit(
+    engine: &EngineHandle,
+    chain: &Arc<PolicyChain>,
+    number: usize,
+    wish: &Wish,
+) -> RequestHandle {
+    let permit = engine.queue_permit().expect("a permit");
     let tokens_max = wish.generation.tokens_max;
     let facts = Facts {
         serial: number as u64,
@@ -219,10 +225,10 @@ fn submit(engine: &EngineHandle, chain: &Arc<PolicyChain>, number: usize, wish: 
     let hearing = chain.hear(facts.serial, facts.request_id.clone());
     let (load, body) = (Load::default(), Arc::new(Body::new(vec![])));
     let consent = at_once(hearing.admit(facts, &load, prompt, wish.generation.clone(), &body));
-    seat.submit(consent.expect("there are no policies").admitted)
+    permit.submit(consent.expect("there are no policies").admitted)
 }
 
-fn poll(running: &mut Running) -> Poll<Option<Event>> {
+fn poll(running: &mut RequestHandle) -> Poll<Option<Event>> {
     let mut next = std::pin::pin!(running.events.next());
     next.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }

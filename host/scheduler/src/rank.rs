@@ -1,13 +1,13 @@
-//! Who goes before whom.
+//! The order in which requests are served.
 
 use interlock_request::Priority;
 
-/// A request that this many later ones have overtaken is overdue. High enough that priorities
-/// mean something, low enough that the lowest of them is served within a minute or so on a host
-/// that ends one request a second.
+/// A request that this many later ones have overtaken is overdue. The number is high enough that
+/// priorities matter, and low enough that the lowest of them is served within a minute or so on a host
+/// that completes one request a second.
 pub const OVERTAKEN_MAX: u32 = 64;
 
-/// How urgent a request is. Smaller goes first; arrivals differ, so no two are equal.
+/// How urgent a request is. The smaller rank goes first. Arrivals differ, so no two ranks are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     // The order of the fields is the order of the comparison.
@@ -17,21 +17,21 @@ pub struct Rank {
 }
 
 impl Rank {
-    /// `arrival` is the request's place in the order of arrival, unique; `overtaken` is how often
-    /// one that arrived later has started while this one did not flow: while it waited, also after
-    /// it had given way, or had a row and had drawn nothing with it.
+    /// `arrival` is the request's unique place in the order of arrival. `overtaken` is how many requests
+    /// that arrived later have started while this one waited (also after it was preempted), or had a row
+    /// and had drawn nothing with it.
     pub fn new(priority: Priority, arrival: u64, overtaken: u32) -> Self {
         Self { not_overdue: overtaken < OVERTAKEN_MAX, priority, arrival }
     }
 
-    /// Goes this one first for a better reason than having come earlier?
+    /// Whether this rank goes first for another reason than an earlier arrival.
     pub fn outranks(&self, other: &Self) -> bool {
         (self.not_overdue, self.priority) < (other.not_overdue, other.priority)
     }
 }
 
-/// The most urgent of those waiting.
-pub fn first(waiting: impl IntoIterator<Item = Rank>) -> Option<usize> {
+/// The index of the most urgent waiting request.
+pub fn most_urgent(waiting: impl IntoIterator<Item = Rank>) -> Option<usize> {
     waiting.into_iter().enumerate().min_by_key(|(_, rank)| *rank).map(|(index, _)| index)
 }
 
@@ -50,15 +50,15 @@ mod tests {
             rank(Priority::Interactive, 2),
             rank(Priority::Batch, 0),
         ];
-        assert_eq!(first(waiting), Some(2));
-        assert_eq!(first([]), None);
+        assert_eq!(most_urgent(waiting), Some(2));
+        assert_eq!(most_urgent([]), None);
     }
 
     #[test]
     fn who_was_overtaken_often_enough_goes_before_everyone() {
         let critical = Rank::new(Priority::Critical, 100, 0);
-        assert_eq!(first([critical, Rank::new(Priority::Sheddable, 1, LAST)]), Some(0));
-        assert_eq!(first([critical, Rank::new(Priority::Sheddable, 1, LAST + 1)]), Some(1));
+        assert_eq!(most_urgent([critical, Rank::new(Priority::Sheddable, 1, LAST)]), Some(0));
+        assert_eq!(most_urgent([critical, Rank::new(Priority::Sheddable, 1, LAST + 1)]), Some(1));
     }
 
     #[test]

@@ -1,78 +1,82 @@
-//! What the next pass computes.
+//! Plans what the next forward pass computes.
 
 use std::num::NonZeroU32;
 
 use crate::Rank;
 
-/// A running request, as one that wants to be computed.
+/// A running request with tokens to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
-    /// How urgent it is.
+pub struct Runnable {
+    /// How urgent the request is.
     pub rank: Rank,
-    /// Tokens to compute before it can draw its next one: 1 once it decodes.
+    /// Tokens to compute before it can draw its next one; 1 once it decodes.
     pub left: NonZeroU32,
-    /// Is its next token one step away, and a client waiting for it?
-    pub flows: bool,
-    /// Was its last pass one that failed? Then it runs alone, so that the next failure is its own.
-    pub suspect: bool,
+    /// Whether it decodes: its next token is one step away, and its client has had a token before.
+    pub streaming: bool,
+    /// Whether it must run alone, after a pass that failed, so that the next failure is its own.
+    pub isolated: bool,
 }
 
 /// How many tokens of prompts a pass may compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    /// When nobody's stream waits for the pass.
+pub struct PrefillBudget {
+    /// Tokens where no stream waits for the pass.
     pub alone: NonZeroU32,
-    /// Beside streams that flow; none while these have been held up for long enough.
+    /// Tokens beside streams; 0 while these have been held up for long enough.
     pub beside: u32,
-    /// A prompt is not cut into pieces of fewer tokens, unless it is the rest of it: what a piece
-    /// costs for being one would outweigh what it computes.
-    pub piece: NonZeroU32,
-    /// Do streams of another model flow, which wait for the same device?
-    pub others_flow: bool,
+    /// A prompt is not cut into pieces of fewer tokens, except for the rest of it: the fixed cost of a
+    /// piece would outweigh what it computes.
+    pub piece_min: NonZeroU32,
+    /// Whether another model has streams, which wait for the same device.
+    pub others_streaming: bool,
 }
 
 /// The largest pass that the device has memory for, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
+pub struct PassBounds {
     /// Most rows.
     pub rows: NonZeroU32,
     /// Most tokens, those of streams included.
     pub tokens: NonZeroU32,
 }
 
-/// A row of the pass: this many tokens of the request with this index.
+/// A row of the pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
-    /// Which of the running.
+pub struct PlannedRow {
+    /// The index of the request among those that run.
     pub index: usize,
-    /// How many of its tokens, from where it stands.
+    /// How many of its tokens that are not in the cache yet are computed.
     pub tokens: NonZeroU32,
 }
 
-/// The table of the next pass; empty when nobody runs.
+/// The rows of the next pass; empty when no request runs.
 ///
-/// Who has one token left is in it, whatever that costs: it is cheap, and it is what somebody
-/// waits for. Prompts share the budget in the order of rank, as many whole as go into it, so that
-/// they share what the pass costs for having prompts at all.
+/// A request with one token left always has a row: that token is cheap, and a client waits for it.
+/// Prompts share the budget in the order of rank, as many whole prompts as fit, so that they share the
+/// fixed cost of a pass with prompts.
 ///
-/// What is beyond the bounds is left out, the last in rank first, and of the others every stream has
-/// room for a token; so does the first prompt, unless it waits for the budget.
-pub fn rows(running: &[Step], budget: &Budget, bounds: &Bounds) -> Vec<Row> {
-    let flows = budget.others_flow || running.iter().any(|step| step.flows);
-    let most = if flows { budget.beside } else { budget.alone.get() };
-    let suspect = running.iter().enumerate().filter(|(_, step)| step.suspect);
-    if let Some((index, step)) = suspect.min_by_key(|(_, step)| step.rank) {
-        // Nobody else runs before it has: it does not wait for the budget.
-        let most = NonZeroU32::new(most).unwrap_or(budget.piece);
-        return vec![Row { index, tokens: step.left.min(most).min(bounds.tokens) }];
+/// Requests beyond the bounds are left out, the last in rank first. Of the others every stream has room
+/// for a token, and so has the first prompt, unless it waits for the budget.
+pub fn plan_rows(
+    running: &[Runnable],
+    budget: &PrefillBudget,
+    bounds: &PassBounds,
+) -> Vec<PlannedRow> {
+    let streaming = budget.others_streaming || running.iter().any(|runnable| runnable.streaming);
+    let most = if streaming { budget.beside } else { budget.alone.get() };
+    let isolated = running.iter().enumerate().filter(|(_, runnable)| runnable.isolated);
+    if let Some((index, runnable)) = isolated.min_by_key(|(_, runnable)| runnable.rank) {
+        // No other row runs before it, so it does not wait for the budget.
+        let most = NonZeroU32::new(most).unwrap_or(budget.piece_min);
+        return vec![PlannedRow { index, tokens: runnable.left.min(most).min(bounds.tokens) }];
     }
     let (mut table, mut prompts) = (vec![], vec![]);
     for index in within(running, bounds) {
-        let step = &running[index];
-        if step.left == NonZeroU32::MIN {
-            table.push(Row { index, tokens: NonZeroU32::MIN });
+        let runnable = &running[index];
+        if runnable.left == NonZeroU32::MIN {
+            table.push(PlannedRow { index, tokens: NonZeroU32::MIN });
         } else {
-            prompts.push((step.rank, index));
+            prompts.push((runnable.rank, index));
         }
     }
     let streams = u32::try_from(table.len()).unwrap_or(u32::MAX);
@@ -81,18 +85,18 @@ pub fn rows(running: &[Step], budget: &Budget, bounds: &Bounds) -> Vec<Row> {
     prompts.sort_unstable();
     for (_, index) in prompts {
         let Some(tokens) = NonZeroU32::new(running[index].left.get().min(left)) else { break };
-        let crumb = tokens < running[index].left.min(budget.piece);
-        if crumb && left < most {
+        let fragment = tokens < running[index].left.min(budget.piece_min);
+        if fragment && left < most {
             break;
         }
         left -= tokens.get();
-        table.push(Row { index, tokens });
+        table.push(PlannedRow { index, tokens });
     }
     table
 }
 
-/// Those that have room in a pass, by index: the first in rank, if it is not all.
-fn within(running: &[Step], bounds: &Bounds) -> Vec<usize> {
+/// The indices of the requests that have room in a pass: all, or the first in rank.
+fn within(running: &[Runnable], bounds: &PassBounds) -> Vec<usize> {
     let most = usize::try_from(bounds.rows.min(bounds.tokens).get()).unwrap_or(usize::MAX);
     let mut within: Vec<_> = (0..running.len()).collect();
     if running.len() > most {
@@ -113,49 +117,49 @@ mod tests {
         NonZeroU32::new(n).unwrap()
     }
 
-    fn decoding(arrival: u64) -> Step {
+    fn decoding(arrival: u64) -> Runnable {
         let rank = Rank::new(Standard, arrival, 0);
-        Step { rank, left: NonZeroU32::MIN, flows: true, suspect: false }
+        Runnable { rank, left: NonZeroU32::MIN, streaming: true, isolated: false }
     }
 
-    fn prefilling(priority: Priority, arrival: u64, left: u32) -> Step {
+    fn prefilling(priority: Priority, arrival: u64, left: u32) -> Runnable {
         let rank = Rank::new(priority, arrival, 0);
-        Step { rank, left: number(left), flows: false, suspect: false }
+        Runnable { rank, left: number(left), streaming: false, isolated: false }
     }
 
-    fn table(running: &[Step]) -> Vec<(usize, u32)> {
+    fn table(running: &[Runnable]) -> Vec<(usize, u32)> {
         bounded(running, 1000, 1000)
     }
 
-    const BUDGET: Budget = Budget {
+    const BUDGET: PrefillBudget = PrefillBudget {
         alone: NonZeroU32::new(100).unwrap(),
         beside: 10,
-        piece: NonZeroU32::MIN,
-        others_flow: false,
+        piece_min: NonZeroU32::MIN,
+        others_streaming: false,
     };
 
-    fn bounded(running: &[Step], rows: u32, tokens: u32) -> Vec<(usize, u32)> {
-        let bounds = Bounds { rows: number(rows), tokens: number(tokens) };
-        shown(super::rows(running, &BUDGET, &bounds))
+    fn bounded(running: &[Runnable], rows: u32, tokens: u32) -> Vec<(usize, u32)> {
+        let bounds = PassBounds { rows: number(rows), tokens: number(tokens) };
+        shown(super::plan_rows(running, &BUDGET, &bounds))
     }
 
-    fn budgeted(running: &[Step], budget: &Budget) -> Vec<(usize, u32)> {
-        let bounds = Bounds { rows: NonZeroU32::MAX, tokens: NonZeroU32::MAX };
-        shown(super::rows(running, budget, &bounds))
+    fn budgeted(running: &[Runnable], budget: &PrefillBudget) -> Vec<(usize, u32)> {
+        let bounds = PassBounds { rows: NonZeroU32::MAX, tokens: NonZeroU32::MAX };
+        shown(super::plan_rows(running, budget, &bounds))
     }
 
-    fn shown(table: Vec<Row>) -> Vec<(usize, u32)> {
+    fn shown(table: Vec<PlannedRow>) -> Vec<(usize, u32)> {
         table.into_iter().map(|row| (row.index, row.tokens.get())).collect()
     }
 
     #[test]
     fn a_prompt_waits_while_streams_have_been_held_up_for_long_enough() {
-        let none = Budget { beside: 0, ..BUDGET };
+        let none = PrefillBudget { beside: 0, ..BUDGET };
         assert_eq!(budgeted(&[decoding(1), prefilling(Standard, 2, 50)], &none), [(0, 1)]);
         assert_eq!(budgeted(&[prefilling(Standard, 2, 50)], &none), [(0, 50)], "nobody streams");
-        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
+        let isolated = Runnable { isolated: true, ..prefilling(Standard, 7, 50) };
         assert_eq!(
-            budgeted(&[decoding(1), suspect], &none),
+            budgeted(&[decoding(1), isolated], &none),
             [(1, 1)],
             "nobody else runs before it"
         );
@@ -164,13 +168,19 @@ mod tests {
     #[test]
     fn a_stream_of_another_model_is_one_too() {
         let running = [prefilling(Standard, 1, 50)];
-        assert_eq!(budgeted(&running, &Budget { others_flow: true, ..BUDGET }), [(0, 10)]);
-        assert_eq!(budgeted(&running, &Budget { others_flow: true, beside: 0, ..BUDGET }), []);
+        assert_eq!(
+            budgeted(&running, &PrefillBudget { others_streaming: true, ..BUDGET }),
+            [(0, 10)]
+        );
+        assert_eq!(
+            budgeted(&running, &PrefillBudget { others_streaming: true, beside: 0, ..BUDGET }),
+            []
+        );
     }
 
     #[test]
-    fn a_prompt_is_not_cut_into_crumbs() {
-        let budget = Budget { piece: number(5), ..BUDGET };
+    fn a_prompt_is_not_cut_into_fragments() {
+        let budget = PrefillBudget { piece_min: number(5), ..BUDGET };
         let two = |first, second| {
             let running =
                 [decoding(1), prefilling(Standard, 2, first), prefilling(Standard, 3, second)];
@@ -178,8 +188,8 @@ mod tests {
         };
         assert_eq!(two(6, 50), [(1, 6)], "four tokens would cost more than they are worth");
         assert_eq!(two(5, 50), [(1, 5), (2, 5)]);
-        assert_eq!(two(6, 3), [(1, 6), (2, 3)], "a whole one is no crumb");
-        let small = Budget { beside: 3, ..budget };
+        assert_eq!(two(6, 3), [(1, 6), (2, 3)], "a whole one is no fragment");
+        let small = PrefillBudget { beside: 3, ..budget };
         assert_eq!(budgeted(&[decoding(1), prefilling(Standard, 2, 9)], &small), [(0, 1), (1, 3)]);
     }
 
@@ -209,11 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_runs_alone() {
-        let suspect = Step { suspect: true, ..decoding(7) };
-        assert_eq!(table(&[decoding(1), suspect, decoding(2)]), [(1, 1)]);
-        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
-        assert_eq!(table(&[decoding(1), suspect]), [(1, 10)], "a stream waits for it");
+    fn an_isolated_row_runs_alone() {
+        let isolated = Runnable { isolated: true, ..decoding(7) };
+        assert_eq!(table(&[decoding(1), isolated, decoding(2)]), [(1, 1)]);
+        let isolated = Runnable { isolated: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(table(&[decoding(1), isolated]), [(1, 10)], "a stream waits for it");
     }
 
     #[test]
@@ -223,8 +233,8 @@ mod tests {
         assert_eq!(bounded(&running, 4, 6), [(0, 1), (2, 1), (3, 4)]);
         assert_eq!(bounded(&running, 3, 1000), [(2, 1), (3, 10)], "the last in rank is left out");
         assert_eq!(bounded(&running, 1000, 2), [(3, 2)], "as are those without a token");
-        let suspect = Step { suspect: true, ..prefilling(Standard, 7, 50) };
-        assert_eq!(bounded(&[decoding(1), suspect], 9, 3), [(1, 3)]);
+        let isolated = Runnable { isolated: true, ..prefilling(Standard, 7, 50) };
+        assert_eq!(bounded(&[decoding(1), isolated], 9, 3), [(1, 3)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
-use interlock_engine::{ModelShape, Seat};
+use interlock_engine::{ModelShape, QueuePermit};
 use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
 use interlock_policy_chain::{Consent, Hearing, Oversight, PolicyChain, Said};
 use interlock_request::{
@@ -65,7 +65,7 @@ pub(crate) struct Entry {
     pub(crate) arrived_at: Instant,
     /// Whom it counts for.
     pub(crate) tenant: String,
-    pub(crate) seat: Seat,
+    pub(crate) seat: QueuePermit,
     pub(crate) admitted: Admitted,
     pub(crate) oversight: Oversight,
     /// The model that answers.
@@ -277,7 +277,7 @@ impl Host {
         let prefix_key = facts.prefix_key;
         // Read before the seat is taken: the load is that of the others.
         let load = model.load();
-        let seat = model.engine.seat()?;
+        let seat = model.engine.queue_permit()?;
         let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
         let Consent { admitted, oversight, mut headers, said } = consent;

@@ -29,7 +29,7 @@ mod text;
 
 use std::sync::Arc;
 
-use interlock_engine::{Control, Ended, Event, Events, Running};
+use interlock_engine::{Control, Ended, Event, Events, RequestHandle};
 use interlock_policy_api::{Event as Happened, EventSet, Progress, Reason};
 use interlock_policy_chain::{Cancelled, GuardEnd, Reacted};
 use interlock_request::{
@@ -111,7 +111,7 @@ enum Heard {
 
 impl Life {
     pub(crate) fn new(
-        running: Running,
+        running: RequestHandle,
         claim: Claim,
         ledger: Ledger,
         text: Text,
@@ -119,7 +119,7 @@ impl Life {
         (results, title): (Arc<Results>, Arc<Title>),
         wall: Wall,
     ) -> Self {
-        let Running { events, control } = running;
+        let RequestHandle { events, control } = running;
         let oversight = ledger.oversight();
         let (plan, watch) = (*oversight.plan(), oversight.watch());
         let (client, keeping, place) = match reader {

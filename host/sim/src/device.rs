@@ -1,4 +1,4 @@
-//! What the simulated model runs on: something that takes its time, and may fail.
+//! The simulated device: a forward pass on it takes time and may fail.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use interlock_engine::PassFailed;
 
 /// A simulated device.
 pub trait Device {
-    /// A pass of these rows begins, takes this long, and ends.
+    /// Runs a forward pass of these rows, which takes this long.
     ///
     /// # Errors
     ///
-    /// When the device is told to fail it.
+    /// When the device is set to fail this pass.
     fn pass(&mut self, rows: &[RowSeen], time: Duration) -> Result<(), PassFailed>;
 }
 
@@ -20,16 +20,16 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
 }
 
-/// A row of a pass, as the device saw it.
+/// A row of a forward pass, as the device saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowSeen {
-    /// Which request it computed for: 0 for the first that the model opened, and so on.
+    /// The request of the row: 0 for the first that the model opened, and so on.
     pub request: usize,
-    /// What it computed.
+    /// What the row computed.
     pub kind: RowKind,
 }
 
-/// What a row of a pass computes.
+/// What a row of a forward pass computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowKind {
     /// A chunk of a prompt.
@@ -38,7 +38,7 @@ pub enum RowKind {
     Decode,
 }
 
-/// The engine thread is the device, and being busy is sleeping.
+/// A device that sleeps on the engine thread while it is busy.
 #[derive(Debug)]
 pub(crate) struct Sleeper;
 

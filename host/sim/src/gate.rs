@@ -1,4 +1,4 @@
-//! Holds the simulated device's passes until a test lets them go, and keeps a record of them.
+//! A simulated device that holds forward passes until a test lets them go, and records them.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use interlock_engine::PassFailed;
 
 use crate::device::{Device, RowSeen, take};
 
-/// A test's hand on the simulated device. Every pass stops at the gate until it is let through.
+/// A device in which every pass stops at a gate until a test lets it through.
 ///
-/// The record is kept by the device itself, not by the engine: it would show two passes in the
-/// device at once even if the engine's own counter were wrong.
+/// The device keeps the record, not the engine. So the record would show two passes in the device at once
+/// even if the engine's own counter were wrong.
 #[derive(Debug, Clone, Default)]
-pub struct Gate(Arc<Shared>);
+pub struct Gate(Arc<GateShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct GateShared {
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct GateState {
     begun: Vec<Vec<RowSeen>>,
     ended: usize,
     in_flight: usize,
@@ -33,9 +33,9 @@ struct State {
 }
 
 impl Gate {
-    /// Longest time any wait here takes: a test that is stuck fails instead of hanging.
-    const PATIENCE: Duration = Duration::from_secs(20);
-    /// More passes than any story has before its point.
+    /// Longest time that a wait here takes, so that a test that is stuck fails instead of hanging.
+    const WAIT_MAX: Duration = Duration::from_secs(20);
+    /// More passes than any test has before the one that it looks for.
     const STEPS_MAX: usize = 1000;
 
     /// A closed gate.
@@ -49,28 +49,28 @@ impl Gate {
         self.0.changed.notify_all();
     }
 
-    /// Lets everything through from now on.
+    /// Lets all passes through from now on.
     pub fn open(&self) {
         self.state().open = true;
         self.0.changed.notify_all();
     }
 
-    /// The next pass to be let through will fail.
+    /// Makes the next pass that is let through fail.
     pub fn fail_next(&self) {
         self.state().failures_due += 1;
     }
 
-    /// From now on every pass that computes for this request fails.
+    /// Makes every pass fail from now on that computes for this request.
     pub fn fail_whenever(&self, request: usize) {
         self.state().failing_request = Some(request);
     }
 
-    /// Lets passes through, one at a time, until one that is `wanted` is in the device. How many
-    /// have begun by then.
+    /// Lets passes through, one at a time, until one that is `wanted` is in the device. Returns how many
+    /// passes have begun by then.
     ///
     /// # Panics
     ///
-    /// When none comes in time.
+    /// When no such pass comes in time.
     pub fn step_until(&self, wanted: impl Fn(&[RowSeen]) -> bool) -> usize {
         loop {
             let ended = self.ended();
@@ -103,8 +103,8 @@ impl Gate {
         self.wait(|state| state.ended >= n, || format!("{n} passes ended"));
     }
 
-    /// Watches that no further pass begins while the gate stays as it is: long enough that an
-    /// engine which would begin one has done so.
+    /// Checks that no further pass begins while the gate stays as it is. It waits long enough that an engine
+    /// which would begin one has done so.
     ///
     /// # Panics
     ///
@@ -121,7 +121,7 @@ impl Gate {
         assert_eq!(state.begun.len(), before, "a pass began that must not have: {state:?}");
     }
 
-    /// The passes that have begun, in order, by the rows they computed.
+    /// The passes that have begun, in order: the rows of each.
     pub fn begun(&self) -> Vec<Vec<RowSeen>> {
         self.state().begun.clone()
     }
@@ -136,24 +136,24 @@ impl Gate {
         self.state().in_flight_max
     }
 
-    fn wait(&self, done: impl Fn(&State) -> bool, what: impl Fn() -> String) {
-        let until = Instant::now() + Self::PATIENCE;
+    fn wait(&self, done: impl Fn(&GateState) -> bool, what: impl Fn() -> String) {
+        let until = Instant::now() + Self::WAIT_MAX;
         let mut state = self.state();
         while !done(&state) {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited {:?} for {}, got {state:?}", Self::PATIENCE, what());
+            assert!(!left.is_zero(), "waited {:?} for {}, got {state:?}", Self::WAIT_MAX, what());
             let waited = self.0.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GateState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Device for Gate {
-    /// A pass begins, waits at the gate, and ends.
+    /// Holds the pass at the gate until it is let through.
     fn pass(&mut self, rows: &[RowSeen], time: Duration) -> Result<(), PassFailed> {
         let mut state = self.state();
         state.begun.push(rows.to_vec());

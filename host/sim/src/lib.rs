@@ -5,9 +5,9 @@
 //!
 //! # Invariants
 //!
-//! - The same prompt gives the same tokens, alone or in company; with a temperature, the same
-//!   prompt and seed do.
-//! - A pass takes the time it was told to take, and fails when it was told to fail.
+//! - The same prompt gives the same tokens, alone or in a batch; with a temperature, the same prompt and
+//!   seed do.
+//! - A forward pass takes the time that its settings say, and fails when they say so.
 //!
 //! # Not here
 //!

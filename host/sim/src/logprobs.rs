@@ -1,10 +1,10 @@
-//! How likely the simulated model says its tokens were.
+//! The log probabilities of the simulated model's tokens.
 
 use interlock_request::{Logprobs, TokenId};
 
-/// What a real model would tell of a token it drew: this token is the likeliest, with a chance
-/// between 1 in 2 and 9 in 10 that `hash` decides; `count` tokens in all are told, each half as
-/// likely as what is left by those before it. The same arguments, the same answer.
+/// Log probabilities as a real model would report them. `token` is the most likely, with a probability
+/// between 0.5 and 0.9 that `hash` decides. `count` tokens are reported in all; each of the others has half
+/// of the probability that those before it leave. The result depends on nothing but the arguments.
 pub fn logprobs(token: TokenId, count: u32, hash: u64) -> Logprobs {
     /// Letters that the model draws from, and more of them than can be asked for.
     const OTHERS: std::ops::RangeInclusive<u8> = b'a'..=b'z';

@@ -1,4 +1,4 @@
-//! The simulated model itself.
+//! The simulated model.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -10,11 +10,11 @@ use crate::device::{Device, RowKind, RowSeen, Sleeper, take};
 use crate::logprobs::logprobs;
 use crate::{Gate, SimSettings};
 
-/// A model that computes nothing, in the time it is told to take.
+/// A model that computes nothing, and takes the time that its settings say.
 ///
-/// Its cache is real: each position holds a hash of all tokens up to it, and what comes next is a
-/// function of the hash that is found in the page before. A page that was given to two requests,
-/// shared too early or not written gives other tokens, as it would in a real model.
+/// Its cache is real: each position holds a hash of all tokens up to it, and the next token is a function
+/// of the hash at the position before. A page that was given to two requests, shared too early or not
+/// written leads to other tokens, as it would in a real model.
 pub struct SimModel<D = Box<dyn Device>> {
     settings: SimSettings,
     device: D,
@@ -25,13 +25,13 @@ pub struct SimModel<D = Box<dyn Device>> {
 
 /// What the simulated model keeps for a request beside its pages.
 #[derive(Debug)]
-pub struct History {
+pub struct SimSequence {
     request: usize,
-    /// Sets what is drawn with another seed apart; what is in the cache knows no seed.
+    /// Changes which tokens are drawn. The cache does not depend on it.
     seed: u64,
     drawn: u32,
     tokens_min: u32,
-    /// Not drawn before `tokens_min` tokens are.
+    /// Tokens that are not drawn before `tokens_min` tokens were.
     stop_tokens: Vec<TokenId>,
     logprobs: Option<u32>,
 }
@@ -48,7 +48,7 @@ impl SimModel {
     /// The token with which the model ends by itself.
     pub const EOS: TokenId = 256;
 
-    /// Loads, for as long as it is told to.
+    /// Loads a model, which takes the time that the settings say.
     pub fn load(settings: SimSettings) -> Self {
         Self::on(settings, Box::new(Sleeper))
     }
@@ -78,7 +78,7 @@ impl<D: Device> SimModel<D> {
         page as usize * page_tokens as usize + (position % page_tokens) as usize
     }
 
-    fn run(&mut self, rows: &[Row<'_, History>]) -> Result<(), PassFailed> {
+    fn run(&mut self, rows: &[Row<'_, SimSequence>]) -> Result<(), PassFailed> {
         self.passes += 1;
         let seen: Vec<_> = rows.iter().map(seen).collect();
         let prompts: usize =
@@ -103,8 +103,8 @@ impl<D: Device> SimModel<D> {
         }
     }
 
-    /// Does the simulated memory hold so much?
-    fn fits(&self, rows: &[Row<'_, History>]) -> Result<(), PassFailed> {
+    /// Fails where the simulated memory is too small for these rows.
+    fn fits(&self, rows: &[Row<'_, SimSequence>]) -> Result<(), PassFailed> {
         let SimSettings { fail_from, fail_until, .. } = self.settings;
         if self.passes < fail_from || fail_until.is_some_and(|until| self.passes >= until) {
             return Ok(());
@@ -122,8 +122,8 @@ impl<D: Device> SimModel<D> {
         over(tokens, self.settings.fail_above_tokens, "tokens")
     }
 
-    /// A failing pass may leave anything behind where it was to write.
-    fn spoil(&mut self, rows: &[Row<'_, History>], failed: &PassFailed) {
+    /// Overwrites the positions that a failed pass was to write: it may have left anything there.
+    fn spoil(&mut self, rows: &[Row<'_, SimSequence>], failed: &PassFailed) {
         const ANYTHING: u64 = 0xdead;
         if failed.caches != Caches::Kept {
             self.pages.fill(ANYTHING);
@@ -141,18 +141,18 @@ fn pages(settings: &SimSettings) -> u32 {
     settings.cache.div_ceil(settings.page.get())
 }
 
-fn seen(row: &Row<'_, History>) -> RowSeen {
+fn seen(row: &Row<'_, SimSequence>) -> RowSeen {
     let next = row.sequence.drawn > 0 && row.draw && row.tokens.len() == 1;
     let kind = if next { RowKind::Decode } else { RowKind::Prefill };
     RowSeen { request: row.sequence.request, kind }
 }
 
-fn tokens((row, _): (&Row<'_, History>, &RowSeen)) -> usize {
+fn tokens((row, _): (&Row<'_, SimSequence>, &RowSeen)) -> usize {
     row.tokens.len()
 }
 
 impl<D: Device> Forward for SimModel<D> {
-    type Sequence = History;
+    type Sequence = SimSequence;
 
     fn shape(&self) -> ModelShape {
         let page_tokens = self.settings.page.get();
@@ -165,14 +165,14 @@ impl<D: Device> Forward for SimModel<D> {
         }
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<History, PassFailed> {
+    fn open(&mut self, opening: &Opening<'_>) -> Result<SimSequence, PassFailed> {
         let request = self.opened;
         self.opened += 1;
         let generation = opening.generation;
         let sampling = &generation.sampling;
         // Greedy ignores the seed, as it does in a real model.
         let seed = if sampling.temperature > 0.0 { sampling.seed.unwrap_or(0) } else { 0 };
-        Ok(History {
+        Ok(SimSequence {
             request,
             seed,
             drawn: u32::try_from(opening.generated.len()).unwrap_or(u32::MAX),
@@ -182,7 +182,10 @@ impl<D: Device> Forward for SimModel<D> {
         })
     }
 
-    fn pass(&mut self, rows: &mut [Row<'_, History>]) -> Result<Vec<Option<Drawn>>, PassFailed> {
+    fn pass(
+        &mut self,
+        rows: &mut [Row<'_, SimSequence>],
+    ) -> Result<Vec<Option<Drawn>>, PassFailed> {
         if let Err(mut failed) = self.run(rows) {
             if self.settings.fail_loses_caches && failed.caches == Caches::Kept {
                 failed = failed.losing_caches();
@@ -207,8 +210,8 @@ impl<D: Device> Forward for SimModel<D> {
     }
 }
 
-impl History {
-    /// Letters, and a space where one would be.
+impl SimSequence {
+    /// Draws a letter or a space, or the end of the text.
     fn draw(&mut self, hash: u64, stop: u32) -> Drawn {
         const TEXT: &[u8] = b"etaoinshrdlu cmfwyp vbgkqjxz";
         let hash = if self.seed == 0 { hash } else { mix(hash ^ mix(self.seed)) };
@@ -253,14 +256,14 @@ mod tests {
         }
     }
 
-    fn open(model: &mut SimModel, generation: &Generation) -> History {
+    fn open(model: &mut SimModel, generation: &Generation) -> SimSequence {
         let opening = Opening { prompt: &[], generated: &[], generation, fresh_seed: 7 };
         model.open(&opening).unwrap()
     }
 
     fn pass(
         model: &mut SimModel,
-        sequence: &mut History,
+        sequence: &mut SimSequence,
         from: u32,
         tokens: &[TokenId],
         draw: bool,

@@ -1,11 +1,11 @@
-//! How the simulated model behaves: what stands after `sim:`.
+//! The settings of the simulated model: the text after `sim:`.
 
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What `sim:key=value,...` says. `sim:` alone is [`SimSettings::default`].
+/// The settings in `sim:key=value,...`. `sim:` alone is [`SimSettings::default`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimSettings {
     /// `load=DURATION`: how long loading takes.
@@ -36,7 +36,7 @@ pub struct SimSettings {
     pub fail_above_rows: Option<u32>,
     /// `fail-above-tokens=N`: a pass of more tokens fails, for want of memory.
     pub fail_above_tokens: Option<u32>,
-    /// `fail-from=N`: it is so from the N-th pass on, and
+    /// `fail-from=N`: memory is short from the N-th pass on, and
     pub fail_from: u64,
     /// `fail-until=N`: before the N-th; for ever if that is not said.
     pub fail_until: Option<u64>,
@@ -75,7 +75,7 @@ impl Default for SimSettings {
 }
 
 impl SimSettings {
-    /// What a pass takes over so many next tokens and so many tokens of prompts.
+    /// The time of a pass that decodes for this many rows and computes this many tokens of prompts.
     pub fn time(&self, decoding: usize, prompts: usize) -> Duration {
         let times = |time: Duration, count: usize| {
             time.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
@@ -91,27 +91,27 @@ impl SimSettings {
     }
 }
 
-/// Settings that are not settings of the simulated model.
+/// The error of a text that is no settings of the simulated model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSettings {
-    /// Not of the form `key=value`.
+    /// A setting that is not of the form `key=value`.
     #[error("a setting of the simulated model is key=value, got {0:?}")]
     Form(String),
-    /// No such key.
+    /// A key that the simulated model does not have.
     #[error(
         "the simulated model has no setting {0:?}; it has load, pass, mixed, prefill, decode, row, \
          context, cache, page, stop, salt, fail-every, fail-above-rows, fail-above-tokens, fail-from, \
          fail-until, fail-loses, device-lost-at and panic-at"
     )]
     Key(String),
-    /// Not a value of that key.
+    /// A value that the key does not take.
     #[error("{key} of the simulated model must be {wanted}, got {value:?}")]
     Value {
         /// The key.
         key: String,
-        /// What was wanted.
+        /// The values that the key takes.
         wanted: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: String,
     },
 }
@@ -157,10 +157,10 @@ impl FromStr for SimSettings {
     }
 }
 
-/// Most tokens of a simulated cache, each of which takes eight bytes.
+/// Most tokens of a simulated cache. Each takes eight bytes.
 const CACHE_MAX: u32 = 1 << 26;
 const CACHE: &str = "a number of tokens, at most 67108864";
-/// Most tokens of a page: the cache holds whole ones.
+/// Most tokens of a page: the cache holds whole pages.
 const PAGE_MAX: NonZeroU32 = NonZeroU32::new(1 << 16).expect("it is not 0");
 const PAGE: &str = "a number of tokens from 1 to 65536";
 
@@ -177,7 +177,7 @@ fn bounded<T: FromStr + PartialOrd>(
     }
 }
 
-/// What stands after `fail-loses=`.
+/// The value of `fail-loses=`.
 struct Loses(bool);
 
 impl FromStr for Loses {

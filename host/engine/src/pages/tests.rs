@@ -12,12 +12,12 @@ fn prompt(tokens: u32, end: u32) -> Vec<TokenId> {
     (0..tokens - 1).chain([1000 + end]).collect()
 }
 
-fn nothing() -> Found {
+fn nothing() -> PrefixMatch {
     nothing_of("")
 }
 
-fn nothing_of(tenant: &str) -> Found {
-    Found::nothing(PrefixSharing::Tenant.scope(tenant))
+fn nothing_of(tenant: &str) -> PrefixMatch {
+    PrefixMatch::nothing(PrefixSharing::Tenant.scope(tenant))
 }
 
 fn leased(pages: &Pages, history: &[TokenId]) -> Lease {
@@ -27,7 +27,7 @@ fn leased(pages: &Pages, history: &[TokenId]) -> Lease {
 fn computed(pages: &Pages, history: &[TokenId]) -> Lease {
     let mut lease = leased(pages, history);
     assert!(lease.extend(history.len()));
-    lease.computed(history);
+    lease.mark_computed(history);
     lease
 }
 
@@ -54,7 +54,7 @@ fn who_begins_alike_shares_the_full_pages_while_they_are_held_and_after() {
     let second = leased(&pages, &prompt(10, 2));
     assert_eq!(second.cached_tokens(), 8);
     assert_eq!(second.pages(), &first.pages()[..2]);
-    assert_eq!((first.alone(), second.alone()), (1, 0));
+    assert_eq!((first.exclusive_pages(), second.exclusive_pages()), (1, 0));
     drop((first, second));
     assert_eq!(pages.audit(), audit(0, 2, 6));
     assert_eq!(leased(&pages, &prompt(30, 3)).cached_tokens(), 8);
@@ -72,7 +72,7 @@ fn no_page_is_shared_with_another_tenant_while_it_is_held_or_after() {
     // What another computes for itself is its own, of the same tokens.
     let mut theirs = pages.lease(&mine, &mut nothing_of("acme"));
     assert!(theirs.extend(mine.len()));
-    theirs.computed(&mine);
+    theirs.mark_computed(&mine);
     drop(theirs);
     assert_eq!([cached(""), cached("acme"), cached("globex")], [8, 8, 0]);
     assert_eq!(pages.audit(), audit(0, 4, 8), "the two are two");
@@ -81,10 +81,10 @@ fn no_page_is_shared_with_another_tenant_while_it_is_held_or_after() {
 #[test]
 fn where_all_share_it_does_not_matter_whose_page_it_is() {
     let pages = pages(8);
-    let found = |tenant| Found::nothing(PrefixSharing::All.scope(tenant));
+    let found = |tenant| PrefixMatch::nothing(PrefixSharing::All.scope(tenant));
     let mut first = pages.lease(&[], &mut found("acme"));
     assert!(first.extend(10));
-    first.computed(&prompt(10, 1));
+    first.mark_computed(&prompt(10, 1));
     assert_eq!(pages.lease(&prompt(10, 2), &mut found("globex")).cached_tokens(), 8);
 }
 
@@ -124,18 +124,18 @@ fn what_two_compute_at_once_is_known_once() {
     let (first, second) = (leased(&pages, &prompt(9, 1)), leased(&pages, &prompt(9, 1)));
     for mut lease in [first, second] {
         assert!(lease.extend(9));
-        lease.computed(&prompt(9, 1));
+        lease.mark_computed(&prompt(9, 1));
     }
     assert_eq!(pages.audit(), audit(0, 2, 6));
 }
 
 #[test]
-fn what_a_newcomer_lacks_is_what_it_shares_with_nobody() {
+fn what_a_new_request_lacks_is_what_it_shares_with_nobody() {
     let pages = pages(8);
     let first = computed(&pages, &prompt(10, 1));
     let second = leased(&pages, &prompt(10, 2));
     assert_eq!((second.lacks(10), pages.available()), (1, 5), "two are leased by the first");
-    assert_eq!(first.alone(), 1, "and do not come free with it");
+    assert_eq!(first.exclusive_pages(), 1, "and do not come free with it");
     drop((first, second));
     let third = leased(&pages, &prompt(10, 2));
     assert_eq!((third.lacks(10), pages.available()), (1, 6), "the idle ones are its own now");
@@ -146,7 +146,7 @@ fn what_is_lost_is_forgotten_also_by_those_who_hold_it() {
     let pages = pages(8);
     let held = computed(&pages, &prompt(8, 1));
     drop(computed(&pages, &[50, 51, 52, 53]));
-    pages.forget();
+    pages.clear_contents();
     assert_eq!(leased(&pages, &prompt(9, 1)).cached_tokens(), 0);
     assert_eq!(pages.audit(), audit(2, 0, 6));
     drop(held);
@@ -167,8 +167,8 @@ fn what_was_found_before_is_not_looked_up_again_and_is_always_what_is_known_now(
     let mine = prompt(17, 1);
     let mut found = nothing();
     let mut look = || {
-        let prospect = pages.look(&mine, &mut found);
-        let anew = pages.look(&mine, &mut nothing());
+        let prospect = pages.demand(&mine, &mut found);
+        let anew = pages.demand(&mine, &mut nothing());
         assert_eq!(prospect, anew, "whatever was found before");
         let lease = leased(&pages, &mine);
         assert_eq!((lease.lacks(17), pages.available()), (anew.lacks, anew.available));
@@ -187,7 +187,7 @@ fn what_was_found_before_is_not_looked_up_again_and_is_always_what_is_known_now(
     drop(hungry);
     drop(computed(&pages, &mine));
     assert_eq!(look(), 1, "all but the last token");
-    pages.forget();
+    pages.clear_contents();
     assert_eq!(look(), 5);
 }
 
@@ -199,10 +199,10 @@ fn looking_again_costs_one_look_into_the_index() {
     let mut found = nothing();
     let looked_up = || pages.0.borrow().looked_up.get();
     let begun = looked_up();
-    pages.look(&mine, &mut found);
+    pages.demand(&mine, &mut found);
     assert_eq!(looked_up() - begun, 251, "each page, and the first that is unknown");
     for _ in 0..100 {
-        pages.look(&mine, &mut found);
+        pages.demand(&mine, &mut found);
     }
     assert_eq!(looked_up() - begun, 251 + 100);
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use interlock_engine::{
-    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, Turn, WaitingConfig,
-    by_hand,
+    CacheConfig, Clock, Engine, EngineConfig, EngineHandle, EngineMetrics, ManualEngine,
+    StepOutcome, WaitingConfig, manual,
 };
 use interlock_sim::{SimModel, SimSettings};
 use tokio::time::Instant;
@@ -35,7 +35,7 @@ pub(super) enum EngineStep {
     /// A pass begins that takes so long.
     Pass { time: Duration, decoded: usize, stalled: bool, failed: bool },
     /// The turn is over.
-    TurnOver(Turn),
+    TurnOver(StepOutcome),
 }
 
 /// The engines, with a stack of their own: in the middle of a turn, when a pass begins, everyone
@@ -120,7 +120,7 @@ impl Driver {
         loop {
             let mut idle = true;
             for engine in 0..self.handles.len() {
-                idle &= self.turn(engine).await == Turn::Idle;
+                idle &= self.turn(engine).await == StepOutcome::Idle;
             }
             if !idle {
                 continue;
@@ -167,7 +167,7 @@ impl Driver {
         self.handles.iter().any(|handle| handle.view().waiting > 0)
     }
 
-    async fn turn(&mut self, engine: usize) -> Turn {
+    async fn turn(&mut self, engine: usize) -> StepOutcome {
         self.free_at = self.free_at.max(self.elapsed_exactly());
         self.clock.set(self.free_at);
         let mut resume = Resume::Turn(engine);
@@ -216,11 +216,11 @@ fn run(
     plans: Vec<(Model, SimSettings)>,
     driver: &Yielder<Resume, EngineStep>,
 ) -> Vec<String> {
-    let (mut engines, mut doors, mut handles) = (vec![], vec![], vec![]);
+    let (mut engines, mut inboxes, mut handles) = (vec![], vec![], vec![]);
     for (model, settings) in plans {
         let device = SimDevice::new(&model, build.seed, driver);
         let settings = SimSettings { load: Duration::ZERO, ..settings };
-        let (handle, door, engine) = by_hand(
+        let ManualEngine { handle, engine, inbox } = manual(
             SimModel::with(settings, device),
             &build.engine,
             &build.cache,
@@ -229,15 +229,15 @@ fn run(
             Box::new(EngineClock(build.clock.clone())),
         );
         handles.push(handle);
-        doors.push(door);
+        inboxes.push(inbox);
         engines.push((model.name, engine));
     }
     let mut resume = driver.suspend(EngineStep::Opened(handles));
     while let Resume::Turn(which) = resume {
-        let turn = engines[which].1.turn();
+        let turn = engines[which].1.step();
         resume = driver.suspend(EngineStep::TurnOver(turn));
     }
-    drop(doors);
+    drop(inboxes);
     left(&engines)
 }
 

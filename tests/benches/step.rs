@@ -1,4 +1,4 @@
-//! What a turn costs beside the model, with many requests running: `cargo bench -p interlock-tests`.
+//! What a step costs beside the model, with many requests running: `cargo bench -p interlock-tests`.
 //! Printed and kept in the notes, never asserted.
 
 #![expect(clippy::print_stdout, reason = "a bench tells its figures to whoever runs it")]
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use interlock_engine::{
-    CacheConfig, EngineConfig, EngineMetrics, Forward, ModelShape, Opening, PassFailed, Row,
-    SystemClock, Turn, WaitingConfig, by_hand,
+    CacheConfig, EngineConfig, EngineMetrics, Forward, ManualEngine, ModelShape, Opening,
+    PassFailed, Row, StepOutcome, SystemClock, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
 use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics};
@@ -20,7 +20,7 @@ use interlock_tests::admit;
 
 const ROWS: u32 = 2000;
 const PROMPT: u32 = 512;
-const TURNS: usize = 200;
+const STEPS: usize = 200;
 
 /// A model that costs nothing, and says how long it was asked for.
 struct Free(Rc<Cell<Duration>>);
@@ -53,7 +53,7 @@ fn main() {
         ..EngineConfig::default()
     };
     let waiting = WaitingConfig { requests_max: NonZeroUsize::new(10_000).expect("not 0") };
-    let (handle, _door, mut engine) = by_hand(
+    let ManualEngine { handle, mut engine, inbox: _inbox } = manual(
         Free(Rc::clone(&in_model)),
         &config,
         &CacheConfig::default(),
@@ -82,30 +82,30 @@ fn main() {
         let serial = u64::from(number);
         let consent = admit(&chain, serial, &number.to_string(), prompt, generation);
         let admitted = consent.expect("no policies").admitted;
-        handle.seat().expect("a seat").submit(admitted)
+        handle.queue_permit().expect("a permit").submit(admitted)
     };
-    let mut turn = |what: &str, turns: usize| {
-        let mut times: Vec<_> = (0..turns)
+    let mut step = |what: &str, steps: usize| {
+        let mut times: Vec<_> = (0..steps)
             .map(|_| {
                 in_model.set(Duration::ZERO);
                 let began = Instant::now();
-                assert_eq!(engine.turn(), Turn::Ran);
+                assert_eq!(engine.step(), StepOutcome::Ran);
                 began.elapsed() - in_model.get()
             })
             .collect();
         times.sort_unstable();
-        let (median, most) = (times[turns / 2], times[turns - 1]);
-        println!("{what}: median {median:?}, at most {most:?} in {turns} turns");
+        let (median, most) = (times[steps / 2], times[steps - 1]);
+        println!("{what}: median {median:?}, at most {most:?} in {steps} steps");
     };
     let mut running: Vec<_> = (0..ROWS).map(submit).collect();
-    turn("2,000 arrive and start at once", 1);
-    turn("their prompts are computed", 200);
-    turn("2,000 decode", TURNS);
+    step("2,000 arrive and start at once", 1);
+    step("their prompts are computed", 200);
+    step("2,000 decode", STEPS);
     running.extend((ROWS..2 * ROWS).map(submit));
-    turn("2,000 more arrive", 1);
-    turn("2,000 decode and 2,000 wait", TURNS);
+    step("2,000 more arrive", 1);
+    step("2,000 decode and 2,000 wait", STEPS);
     drop(running.split_off(ROWS as usize));
-    turn("those who wait leave", 1);
+    step("those who wait leave", 1);
     drop(running.split_off(ROWS as usize / 2));
-    turn("half of those who run leave", 1);
+    step("half of those who run leave", 1);
 }
