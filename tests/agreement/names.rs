@@ -1,6 +1,7 @@
 //! One name, one meaning: a type's name is defined once in the host, or the two are one idea in two
 //! layers and stand in the list below.
 
+#[allow(dead_code, reason = "the other test uses the rest")]
 mod sources;
 
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
 
-use interlock_request::{CancelCause, Drawn};
+use interlock_request::{CancelCause, Drawn, Outcome};
 use interlock_scheduler::{
     Capacity, PassBounds, Placement, PlannedRow, StartCandidate, most_urgent,
     pick_victim_for_pages, pick_victim_for_rows, place, plan_rows,

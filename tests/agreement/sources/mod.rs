@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use syn::visit::Visit;
 
 /// A module's path in its crate; empty for the root.
-pub type ModulePath = Vec<String>;
+pub(crate) type ModulePath = Vec<String>;
 
 /// What one module holds.
 #[derive(Default)]
-pub struct Module {
+pub(crate) struct Module {
     /// Names of the types that it defines.
-    pub types: Vec<String>,
+    pub(crate) types: Vec<String>,
     /// Names of everything that it defines.
     defines: BTreeSet<String>,
     /// What a `use` gives another name to, and where it leads.
@@ -26,15 +26,15 @@ pub struct Module {
 }
 
 /// The modules of one crate.
-pub struct Crate {
+pub(crate) struct Crate {
     /// The name of its folder under `host/`.
-    pub name: String,
+    pub(crate) name: String,
     /// Every module that is compiled into it without its tests.
-    pub modules: BTreeMap<ModulePath, Module>,
+    pub(crate) modules: BTreeMap<ModulePath, Module>,
 }
 
 /// All crates under `host/` that have sources.
-pub fn host() -> Vec<Crate> {
+pub(crate) fn host() -> Vec<Crate> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../host");
     let mut folders: Vec<_> =
         fs::read_dir(root).expect("it is there").flatten().map(|entry| entry.path()).collect();
@@ -53,7 +53,7 @@ impl Crate {
     }
 
     /// Modules that a module names something of, itself left out.
-    pub fn used_by(&self, module: &ModulePath) -> BTreeSet<ModulePath> {
+    pub(crate) fn used_by(&self, module: &ModulePath) -> BTreeSet<ModulePath> {
         let named = self.modules[module].paths.iter();
         let mut used: BTreeSet<_> = named.filter_map(|path| self.lookup(module, path, 8)).collect();
         used.remove(module);
