@@ -5,15 +5,15 @@
 //!           or nothing is answered in time
 //!   Up ────────────────────────────────────► Down     calls fail at once, with the reason
 //!    ▲                                         │
-//!    └──── the keeper has connected anew ◄─────┘      tries at once, then every 10ms to 1s
+//!    └──── a connection was made anew ◄─────┘      tries at once, then every 10ms to 1s
 //! ```
 //!
-//! One answer that comes too late costs one connection, which the keeper replaces: a server that
+//! One answer that comes too late costs one connection, which the background thread replaces: a server that
 //! pauses for a moment, or one slow script, is not a server that is gone.
 //!
 //! A call never connects, resolves a name or retries: it takes a connection that is open, or waits
-//! its turn within its time. All else is done by one thread, the keeper. A link begins down; who
-//! opens it waits for the keeper's first attempt, within a bound, and has a link either way.
+//! its turn within its time. All else is done by one background thread. A pool begins down; who
+//! opens it waits for the background thread's first attempt, within a bound, and has a pool either way.
 //!
 //! # Invariants
 //!
@@ -23,11 +23,11 @@
 //! - A connection on which a call failed is closed: a late answer must not be read as another's.
 //! - Down, no call touches the network.
 //! - A connection that was lent comes back, is replaced or is given up with all others, also when
-//!   the call panics; and the keeper outlives its own panics.
+//!   the call panics; and the background thread outlives its own panics.
 //! - Nothing is sent twice. Whether a call that failed was carried out is not known, and taking
 //!   twice is worse than saying so.
 
-mod keeper;
+mod reconnect;
 #[cfg(test)]
 mod tests;
 
@@ -36,64 +36,64 @@ use std::time::{Duration, Instant};
 
 use ::redis::{Connection, RedisResult, Script};
 
-use self::keeper::keep;
+use self::reconnect::keep_connected;
 use super::address::Connector;
-use super::failure::{Failure, Reports};
+use super::failure::{Failure, FailureLog};
 use crate::metrics::{FailureKind, StateMetrics};
 
 /// The host's connections to one server, and the thread that keeps them.
-pub(super) struct Link {
-    shared: Arc<Shared>,
+pub(super) struct ConnectionPool {
+    shared: Arc<PoolShared>,
 }
 
-struct Shared {
+struct PoolShared {
     scripts: Vec<Script>,
     timeout: Duration,
-    reports: Reports,
+    reports: FailureLog,
     metrics: OnceLock<StateMetrics>,
-    lines: Mutex<Lines>,
+    connections: Mutex<Connections>,
     /// Somebody gave a connection back, or there are none to wait for.
     returned: Condvar,
-    /// There is something for the keeper to do.
+    /// There is something for the background thread to do.
     wanted: Condvar,
 }
 
 #[derive(Default)]
-struct Lines {
-    idle: Vec<Idle>,
+struct Connections {
+    idle: Vec<IdleConnection>,
     /// Counts the times that the server was lost: a connection lent before is not taken back.
     epoch: u64,
     /// Connections that were closed because an answer was late, and are to be replaced.
     missing: usize,
     /// Times in a row that nothing was answered. See [`SILENCES_MAX`].
     silences: u32,
-    /// Why there are none.
+    /// Why there are no connections; none while there are.
     down: Option<Failure>,
-    /// The keeper has tried to connect at least once.
+    /// The background thread has tried to connect at least once.
     tried: bool,
     closing: bool,
 }
 
-struct Idle {
+struct IdleConnection {
     connection: Connection,
     used: Instant,
 }
 
-/// What was there when a connection was lent.
+/// The state of the pool when a connection was lent.
 #[derive(Clone, Copy)]
-struct Lent {
+struct LentState {
     epoch: u64,
     silences: u32,
 }
 
 /// A connection that is lent. Dropped without having been taken out, as by a panic, it is replaced.
-struct Borrowed<'a> {
-    shared: &'a Shared,
+struct PooledConnection<'a> {
+    shared: &'a PoolShared,
     connection: Option<Connection>,
     epoch: u64,
 }
 
-impl Borrowed<'_> {
+impl PooledConnection<'_> {
     /// Makes a call on it, which may wait so long to write and to read.
     fn ask<T>(
         &mut self,
@@ -106,13 +106,13 @@ impl Borrowed<'_> {
         call(connection)
     }
 
-    /// To whoever knows what becomes of it.
+    /// Takes the connection out, so that it is not replaced.
     fn take(mut self) -> Option<Connection> {
         self.connection.take()
     }
 }
 
-impl Drop for Borrowed<'_> {
+impl Drop for PooledConnection<'_> {
     fn drop(&mut self) {
         if self.connection.take().is_some() {
             self.shared.replace(self.epoch);
@@ -122,11 +122,11 @@ impl Drop for Borrowed<'_> {
 
 /// As many as calls that one policy makes at once, on most machines; a call is short, and one that
 /// finds none waits its turn.
-fn connections() -> usize {
+fn connections_max() -> usize {
     std::thread::available_parallelism().map_or(16, usize::from).clamp(16, 32)
 }
 
-/// To connect. On nobody's path but the start's.
+/// How long connecting may take. Only the start waits for it.
 pub(super) const CONNECT: Duration = Duration::from_secs(2);
 
 /// Longest that the start waits for a server before it goes on without one.
@@ -136,8 +136,8 @@ const START: Duration = Duration::from_secs(5);
 /// that wait at the same time wait for the same silence, which counts once.
 const SILENCES_MAX: u32 = 3;
 
-impl Link {
-    /// A link that is up, or, if the server cannot be used within [`START`], one that will be.
+impl ConnectionPool {
+    /// A pool that is up, or, if the server cannot be used within [`START`], one that will be.
     ///
     /// # Errors
     ///
@@ -148,33 +148,33 @@ impl Link {
         scripts: Vec<Script>,
     ) -> std::io::Result<Self> {
         let none = Failure::unsent(FailureKind::Unreachable, format!("no answer within {START:?}"));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolShared {
             scripts,
             timeout,
-            reports: Reports::default(),
+            reports: FailureLog::default(),
             metrics: OnceLock::new(),
-            lines: Mutex::new(Lines { down: Some(none), ..Lines::default() }),
+            connections: Mutex::new(Connections { down: Some(none), ..Connections::default() }),
             returned: Condvar::new(),
             wanted: Condvar::new(),
         });
         let kept = Arc::clone(&shared);
-        let keeper = std::thread::Builder::new().name("interlock-redis".into());
-        keeper.spawn(move || keep(&kept, connector))?;
-        let untried = |lines: &mut Lines| !lines.tried;
-        drop(shared.returned.wait_timeout_while(shared.lines(), START, untried));
+        let thread = std::thread::Builder::new().name("interlock-redis".into());
+        thread.spawn(move || keep_connected(&kept, connector))?;
+        let untried = |connections: &mut Connections| !connections.tried;
+        drop(shared.returned.wait_timeout_while(shared.connections(), START, untried));
         Ok(Self { shared })
     }
 
     /// Why no call can succeed now.
     pub(super) fn down(&self) -> Option<Failure> {
-        self.shared.lines().down.clone()
+        self.shared.connections().down.clone()
     }
 
     /// Counts what fails, from now on.
     pub(super) fn count_in(&self, metrics: &StateMetrics) {
         self.shared.reports.count_in(metrics.failures());
         let _first = self.shared.metrics.set(metrics.clone());
-        self.shared.show(&self.shared.lines());
+        self.shared.show(&self.shared.connections());
     }
 
     /// Runs one call on one connection.
@@ -182,11 +182,11 @@ impl Link {
         &self,
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Result<T, Failure> {
-        self.with_patience(self.shared.timeout, call)
+        self.with_timeout(self.shared.timeout, call)
     }
 
-    /// The same for whoever can wait longer than a request does.
-    pub(super) fn with_patience<T>(
+    /// Makes a call with another timeout than that of requests.
+    pub(super) fn with_timeout<T>(
         &self,
         wait_max: Duration,
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
@@ -196,17 +196,17 @@ impl Link {
     }
 }
 
-impl Drop for Link {
-    /// The keeper is told and not waited for: it may be in the middle of a connect.
+impl Drop for ConnectionPool {
+    /// The background thread is told and not waited for: it may be in the middle of a connect.
     fn drop(&mut self) {
-        self.shared.lines().closing = true;
+        self.shared.connections().closing = true;
         self.shared.wanted.notify_all();
     }
 }
 
-impl Shared {
-    fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+impl PoolShared {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn call<T>(
@@ -246,85 +246,93 @@ impl Shared {
     }
 
     /// Shows whether there is a server.
-    fn show(&self, lines: &Lines) {
+    fn show(&self, connections: &Connections) {
         if let Some(metrics) = self.metrics.get() {
-            metrics.available.set(lines.down.is_none().into());
+            metrics.available.set(connections.down.is_none().into());
         }
     }
 
-    fn lend(&self, until: Instant, wait_max: Duration) -> Result<(Connection, Lent), Failure> {
-        let mut lines = self.lines();
-        let came = Lent { epoch: lines.epoch, silences: lines.silences };
+    fn lend(&self, until: Instant, wait_max: Duration) -> Result<(Connection, LentState), Failure> {
+        let mut connections = self.connections();
+        let came = LentState { epoch: connections.epoch, silences: connections.silences };
         loop {
-            if let Some(down) = &lines.down {
+            if let Some(down) = &connections.down {
                 return Err(Failure { sent: false, ..down.clone() });
             }
-            if let Some(idle) = lines.idle.pop() {
-                let lent = Lent { epoch: lines.epoch, silences: lines.silences };
+            if let Some(idle) = connections.idle.pop() {
+                let lent = LentState { epoch: connections.epoch, silences: connections.silences };
                 return Ok((idle.connection, lent));
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // Nobody has one, and none was made meanwhile: that is silence too.
-                if lines.missing == connections() {
+                if connections.missing == connections_max() {
                     let why = format!("there was no connection to redis for {wait_max:?}");
                     let failure = Failure::unsent(FailureKind::Late, why);
-                    self.silent(lines, came, &failure);
+                    self.silent(connections, came, &failure);
                     return Err(failure);
                 }
                 let why = format!("every connection to redis was in use for {wait_max:?}");
                 return Err(Failure::unsent(FailureKind::Crowded, why));
             }
-            lines =
-                self.returned.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            connections = self
+                .returned
+                .wait_timeout(connections, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
-    fn borrowed(&self, connection: Connection, epoch: u64) -> Borrowed<'_> {
-        Borrowed { shared: self, connection: Some(connection), epoch }
+    fn borrowed(&self, connection: Connection, epoch: u64) -> PooledConnection<'_> {
+        PooledConnection { shared: self, connection: Some(connection), epoch }
     }
 
     fn take_back(&self, connection: Option<Connection>, epoch: u64) {
         let Some(connection) = connection else { return };
-        let mut lines = self.lines();
-        if lines.epoch == epoch {
-            lines.silences = 0;
-            lines.idle.push(Idle { connection, used: Instant::now() });
+        let mut connections = self.connections();
+        if connections.epoch == epoch {
+            connections.silences = 0;
+            connections.idle.push(IdleConnection { connection, used: Instant::now() });
             self.returned.notify_one();
         }
     }
 
     /// A call got no answer in time, and its connection is closed.
-    fn late(&self, lent: Lent, failure: &Failure) {
+    fn late(&self, lent: LentState, failure: &Failure) {
         self.replace(lent.epoch);
-        self.silent(self.lines(), lent, failure);
+        self.silent(self.connections(), lent, failure);
     }
 
-    /// A connection of this epoch is closed; the keeper makes another.
+    /// A connection of this epoch is closed; the background thread makes another.
     fn replace(&self, epoch: u64) {
-        let mut lines = self.lines();
-        if lines.epoch == epoch {
-            lines.missing += 1;
+        let mut connections = self.connections();
+        if connections.epoch == epoch {
+            connections.missing += 1;
             self.wanted.notify_all();
         }
     }
 
     /// Counts a silence, unless one who waited at the same time has; after too many all is lost.
-    fn silent(&self, mut lines: MutexGuard<'_, Lines>, since: Lent, failure: &Failure) {
-        if (lines.epoch, lines.silences) != (since.epoch, since.silences) {
+    fn silent(
+        &self,
+        mut connections: MutexGuard<'_, Connections>,
+        since: LentState,
+        failure: &Failure,
+    ) {
+        if (connections.epoch, connections.silences) != (since.epoch, since.silences) {
             return;
         }
-        lines.silences += 1;
-        if lines.silences >= SILENCES_MAX {
-            drop(lines);
+        connections.silences += 1;
+        if connections.silences >= SILENCES_MAX {
+            drop(connections);
             self.lost(since.epoch, failure);
         }
     }
 
-    /// The server of this epoch is gone. The first to say so closes the rest and wakes the keeper.
+    /// The server of this epoch is gone. The first to say so closes the rest and wakes the background thread.
     fn lost(&self, epoch: u64, failure: &Failure) {
-        let mut lines = self.lines();
-        if lines.epoch != epoch {
+        let mut connections = self.connections();
+        if connections.epoch != epoch {
             return;
         }
         let Failure { kind, why, .. } = failure;
@@ -333,11 +341,11 @@ impl Shared {
             why,
             "policies' state is unavailable until redis answers"
         );
-        lines.epoch += 1;
-        lines.down = Some(failure.clone());
-        self.show(&lines);
-        let closed = std::mem::take(&mut lines.idle);
-        drop(lines);
+        connections.epoch += 1;
+        connections.down = Some(failure.clone());
+        self.show(&connections);
+        let closed = std::mem::take(&mut connections.idle);
+        drop(connections);
         drop(closed);
         self.returned.notify_all();
         self.wanted.notify_all();

@@ -1,4 +1,4 @@
-//! Panics in a call and in the keeper; what real servers do is in `tests/redis.rs`.
+//! Panics in a call and in the background thread; what real servers do is in `tests/redis.rs`.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -8,21 +8,21 @@ use std::sync::mpsc::sync_channel;
 
 use ::redis::IntoConnectionInfo as _;
 
-use super::keeper::survived;
+use super::reconnect::survived;
 use super::*;
 use crate::redis::address::{LookUp, system};
 
 /// Nothing here takes long, unless it hangs.
 const LONG: Duration = Duration::from_secs(60);
 
-fn open(url: &str) -> Link {
+fn open(url: &str) -> ConnectionPool {
     open_with(url, system())
 }
 
-fn open_with(url: &str, look_up: LookUp) -> Link {
+fn open_with(url: &str, look_up: LookUp) -> ConnectionPool {
     let info = url.into_connection_info().expect("a URL");
-    let link = Link::open(Connector::new(info, look_up), Duration::from_secs(1), vec![]);
-    link.expect("there is room for a thread")
+    let pool = ConnectionPool::open(Connector::new(info, look_up), Duration::from_secs(1), vec![]);
+    pool.expect("there is room for a thread")
 }
 
 /// A server that says `OK` to whatever comes, each read once.
@@ -49,38 +49,38 @@ fn agreeable() -> String {
     format!("redis://{address}")
 }
 
-fn ping(link: &Link) -> Result<String, Failure> {
-    link.with(|connection| ::redis::cmd("PING").query(connection))
+fn ping(pool: &ConnectionPool) -> Result<String, Failure> {
+    pool.with(|connection| ::redis::cmd("PING").query(connection))
 }
 
 /// As many panics as there are connections used to leave none, and all calls after them waited
 /// for one in vain.
 #[test]
 fn a_call_that_panics_costs_no_connection() {
-    let link = open(&agreeable());
-    assert_eq!(ping(&link), Ok("OK".into()));
+    let pool = open(&agreeable());
+    assert_eq!(ping(&pool), Ok("OK".into()));
     let patience = Instant::now() + LONG;
     let mut panics = 0;
-    while panics < 2 * connections() {
+    while panics < 2 * connections_max() {
         let panic =
-            || link.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
+            || pool.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
         // It may have to wait for a connection that is made anew, and in vain.
         panics += usize::from(catch_unwind(AssertUnwindSafe(panic)).is_err());
         assert!(Instant::now() < patience, "no connection comes back after {panics} panics");
     }
-    while ping(&link).is_err() {
+    while ping(&pool).is_err() {
         assert!(Instant::now() < patience, "no connection comes back");
     }
-    assert_eq!(link.shared.lines().down, None);
+    assert_eq!(pool.shared.connections().down, None);
 }
 
 #[test]
-fn a_keeper_that_panics_goes_on_until_the_link_is_closed() {
-    let link = open(&agreeable());
-    let shared = Arc::clone(&link.shared);
+fn a_background_thread_that_panics_goes_on_until_the_pool_is_closed() {
+    let pool = open(&agreeable());
+    let shared = Arc::clone(&pool.shared);
     let panics = || survived(&shared, || std::panic::resume_unwind(Box::new("oh")));
     assert_eq!(panics(), ControlFlow::Continue(()));
-    drop(link);
+    drop(pool);
     assert_eq!(panics(), ControlFlow::Break(()));
 }
 
@@ -90,21 +90,21 @@ fn a_name_that_is_not_looked_up_holds_up_neither_the_start_nor_a_call() {
     let (answer, answered) = sync_channel(1);
     let answered = Mutex::new(answered);
     // Waited for, it would never end: neither would the start.
-    let link = open_with(
+    let pool = open_with(
         "redis://cache.example",
         Arc::new(move |_, _| {
             let answered = answered.lock().expect("no panic").recv();
             answered.map_err(std::io::Error::other)
         }),
     );
-    let failure = ping(&link).expect_err("nobody is there");
+    let failure = ping(&pool).expect_err("nobody is there");
     assert!(failure.why.contains("the host was not looked up within 2s"), "{failure:?}");
     let address = agreeable().trim_start_matches("redis://").parse().expect("an address");
     answer.send(vec![address]).expect("it is still looked up");
     drop(answer);
     let patience = Instant::now() + LONG;
-    while link.down().is_some() {
-        assert!(Instant::now() < patience, "it is not found: {:?}", link.down());
+    while pool.down().is_some() {
+        assert!(Instant::now() < patience, "it is not found: {:?}", pool.down());
         std::thread::sleep(Duration::from_millis(1));
     }
 }

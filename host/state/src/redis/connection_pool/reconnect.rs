@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ::redis::RedisResult;
 
-use super::{CONNECT, Idle, Lines, Shared, connections};
+use super::{CONNECT, Connections, IdleConnection, PoolShared, connections_max};
 use crate::metrics::FailureKind;
 use crate::redis::address::Connector;
 use crate::redis::failure::Failure;
@@ -20,29 +20,29 @@ const REST: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What the keeper knows from one round to the next.
-struct Keeping {
+/// What the background thread knows from one round to the next.
+struct Reconnector {
     connector: Connector,
     pause: Duration,
     down_since: Option<Instant>,
 }
 
-/// The keeper: until the link is dropped, mends it when it is down; when not, replaces what was
+/// Reconnects until the pool is dropped: all connections while the server is lost, else those that were
 /// closed and keeps the rest warm.
-pub(super) fn keep(shared: &Shared, connector: Connector) {
-    let mut keeping = Keeping { connector, pause: PAUSE_MIN, down_since: None };
-    while !survived(shared, || keeping.round(shared)).is_break() {}
+pub(super) fn keep_connected(shared: &PoolShared, connector: Connector) {
+    let mut reconnector = Reconnector { connector, pause: PAUSE_MIN, down_since: None };
+    while !survived(shared, || reconnector.round(shared)).is_break() {}
 }
 
-/// A round, whatever comes of it: without its keeper the link would stay down for good.
+/// A round, whatever comes of it: without its thread the pool would stay down for good.
 pub(super) fn survived(
-    shared: &Shared,
+    shared: &PoolShared,
     round: impl FnOnce() -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
-        tracing::error!("the keeper of the connections to redis panicked; it goes on");
-        let closing = |lines: &mut Lines| !lines.closing;
-        let waited = shared.wanted.wait_timeout_while(shared.lines(), PAUSE_MAX, closing);
+        tracing::error!("the thread that keeps the connections to redis panicked; it goes on");
+        let closing = |connections: &mut Connections| !connections.closing;
+        let waited = shared.wanted.wait_timeout_while(shared.connections(), PAUSE_MAX, closing);
         match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
@@ -50,33 +50,34 @@ pub(super) fn survived(
     })
 }
 
-impl Keeping {
-    fn round(&mut self, shared: &Shared) -> ControlFlow<()> {
-        let lines = shared.lines();
-        if lines.closing {
+impl Reconnector {
+    fn round(&mut self, shared: &PoolShared) -> ControlFlow<()> {
+        let connections = shared.connections();
+        if connections.closing {
             return ControlFlow::Break(());
         }
-        if lines.down.is_some() {
-            drop(lines);
+        if connections.down.is_some() {
+            drop(connections);
             let since = *self.down_since.get_or_insert_with(Instant::now);
             if shared.mend(since, &mut self.connector) {
                 (self.pause, self.down_since) = (PAUSE_MIN, None);
                 return ControlFlow::Continue(());
             }
-            let lines = shared.lines();
-            let closing = |lines: &mut Lines| !lines.closing;
-            drop(shared.wanted.wait_timeout_while(lines, self.pause, closing));
+            let connections = shared.connections();
+            let closing = |connections: &mut Connections| !connections.closing;
+            drop(shared.wanted.wait_timeout_while(connections, self.pause, closing));
             self.pause = PAUSE_MAX.min(self.pause * 2);
         } else {
-            let quiet =
-                |lines: &mut Lines| !lines.closing && lines.down.is_none() && lines.missing == 0;
-            let woken = shared.wanted.wait_timeout_while(lines, REST / 8, quiet);
-            let (lines, waited) = woken.unwrap_or_else(PoisonError::into_inner);
-            drop(lines);
+            let quiet = |connections: &mut Connections| {
+                !connections.closing && connections.down.is_none() && connections.missing == 0
+            };
+            let woken = shared.wanted.wait_timeout_while(connections, REST / 8, quiet);
+            let (connections, waited) = woken.unwrap_or_else(PoisonError::into_inner);
+            drop(connections);
             shared.replace_one(&mut self.connector);
             shared.reports.look();
             if waited.timed_out() {
-                for _ in 0..connections() {
+                for _ in 0..connections_max() {
                     shared.ping_one();
                 }
             }
@@ -85,8 +86,8 @@ impl Keeping {
     }
 }
 
-impl Shared {
-    fn connect_all(&self, connector: &mut Connector) -> RedisResult<Vec<Idle>> {
+impl PoolShared {
+    fn connect_all(&self, connector: &mut Connector) -> RedisResult<Vec<IdleConnection>> {
         connector.look_again();
         let mut first = connector.connect(CONNECT)?;
         first.set_read_timeout(Some(CONNECT))?;
@@ -95,9 +96,12 @@ impl Shared {
         for script in &self.scripts {
             script.load(&mut first)?;
         }
-        let mut all = vec![Idle { connection: first, used: Instant::now() }];
-        while all.len() < connections() {
-            all.push(Idle { connection: connector.connect(CONNECT)?, used: Instant::now() });
+        let mut all = vec![IdleConnection { connection: first, used: Instant::now() }];
+        while all.len() < connections_max() {
+            all.push(IdleConnection {
+                connection: connector.connect(CONNECT)?,
+                used: Instant::now(),
+            });
         }
         Ok(all)
     }
@@ -105,18 +109,18 @@ impl Shared {
     /// Makes a connection anew that was closed because an answer was late.
     fn replace_one(&self, connector: &mut Connector) {
         let epoch = {
-            let lines = self.lines();
-            if lines.missing == 0 {
+            let connections = self.connections();
+            if connections.missing == 0 {
                 return;
             }
-            lines.epoch
+            connections.epoch
         };
         match connector.connect(CONNECT) {
             Ok(connection) => {
-                let mut lines = self.lines();
-                if lines.epoch == epoch {
-                    lines.missing -= 1;
-                    lines.idle.push(Idle { connection, used: Instant::now() });
+                let mut connections = self.connections();
+                if connections.epoch == epoch {
+                    connections.missing -= 1;
+                    connections.idle.push(IdleConnection { connection, used: Instant::now() });
                     self.returned.notify_one();
                 }
             }
@@ -127,10 +131,10 @@ impl Shared {
     /// Tries a connection that rested for long.
     fn ping_one(&self) {
         let (connection, epoch) = {
-            let mut lines = self.lines();
-            let rested = lines.idle.iter().position(|idle| idle.used.elapsed() >= REST);
+            let mut connections = self.connections();
+            let rested = connections.idle.iter().position(|idle| idle.used.elapsed() >= REST);
             let Some(at) = rested else { return };
-            (lines.idle.swap_remove(at).connection, lines.epoch)
+            (connections.idle.swap_remove(at).connection, connections.epoch)
         };
         let mut borrowed = self.borrowed(connection, epoch);
         let answer = borrowed.ask(CONNECT, |it| ::redis::cmd("PING").query::<()>(it));
@@ -144,13 +148,13 @@ impl Shared {
     /// One attempt; whether it worked. Down at the start, and up at the first attempt, is no news.
     fn mend(&self, since: Instant, connector: &mut Connector) -> bool {
         let connected = self.connect_all(connector);
-        let mut lines = self.lines();
-        let first = !std::mem::replace(&mut lines.tried, true);
+        let mut connections = self.connections();
+        let first = !std::mem::replace(&mut connections.tried, true);
         let up = match connected {
             Ok(idle) => {
-                lines.idle = idle;
-                (lines.missing, lines.silences) = (0, 0);
-                lines.down = None;
+                connections.idle = idle;
+                (connections.missing, connections.silences) = (0, 0);
+                connections.down = None;
                 if !first {
                     tracing::info!(after = ?since.elapsed(), "policies' state is available again");
                 }
@@ -162,19 +166,19 @@ impl Shared {
                 if failure.is_silence() {
                     failure.kind = FailureKind::Unreachable;
                 }
-                let news = lines.down.as_ref().is_none_or(|down| down.kind != failure.kind);
+                let news = connections.down.as_ref().is_none_or(|down| down.kind != failure.kind);
                 if news && !first {
                     let Failure { kind, why, .. } = &failure;
                     let kind = kind.as_str();
                     tracing::warn!(kind, why, "policies' state is still unavailable");
                 }
                 if news || first {
-                    lines.down = Some(failure);
+                    connections.down = Some(failure);
                 }
                 false
             }
         };
-        self.show(&lines);
+        self.show(&connections);
         self.returned.notify_all();
         up
     }

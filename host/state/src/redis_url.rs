@@ -21,10 +21,10 @@ pub struct RedisUrl {
 /// Why a text is no such URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRedisUrl {
-    /// It is of another kind.
+    /// The URL has another scheme.
     #[error("it must be \"memory\", or begin with redis:// or redis+unix://")]
     Scheme,
-    /// It is encrypted.
+    /// The URL asks for TLS.
     #[error("rediss:// is encrypted, which is not supported; it must begin with redis://")]
     Encrypted,
     /// Nothing stands where the host belongs.
@@ -33,13 +33,13 @@ pub enum BadRedisUrl {
          write %2F for /, %3F for ?, %23 for # and %40 for @"
     )]
     Host,
-    /// What stands behind the host's colon.
+    /// The port is no number from 1 to 65535.
     #[error(
         "its port is no number from 1 to 65535; in a user or password, write %2F for /, %3F for ?, \
          %23 for # and %40 for @"
     )]
     Port,
-    /// What stands behind the slash.
+    /// The database is no number.
     #[error("its database must be a number, as in redis://host/0")]
     Database,
     /// Something behind the host and the database, where a password may have ended up.
@@ -48,13 +48,13 @@ pub enum BadRedisUrl {
          for # and %40 for @"
     )]
     Rest,
-    /// Anything else.
+    /// Anything else is wrong with the URL.
     #[error("it is no URL: redis://[user:password@]host[:port][/database]")]
     Other,
 }
 
 impl RedisUrl {
-    /// For the client, which has read it before.
+    /// The connection settings for the Redis client.
     pub(crate) fn info(&self) -> ConnectionInfo {
         self.url.reveal().into_connection_info().expect("it was read when this was made")
     }
