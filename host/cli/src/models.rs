@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use indicatif::BinaryBytes;
-use interlock_catalog::{Catalog, ModelRef, NotPulled, Progress};
+use interlock_catalog::{Catalog, ModelRef, NotPulled, PullProgress};
 use interlock_models::Unknown;
 use interlock_sim::SimSettings;
 
@@ -62,7 +62,7 @@ impl Command {
                 Ok(())
             }
             Self::Pull { reference } => {
-                let located = catalog.pull(&reference, Progress::Shown)?;
+                let located = catalog.pull(&reference, PullProgress::Shown)?;
                 if matches!(reference, ModelRef::Path(_)) {
                     note(&format!("{reference} is here: there is nothing to fetch"));
                 }
@@ -92,7 +92,7 @@ pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
         Ok(located) => Ok(located.path),
         Err(missing) if missing.can_be_pulled() => {
             tracing::info!(%reference, "the model is not here yet; pulling it");
-            Ok(catalog.pull(reference, Progress::Shown)?.path)
+            Ok(catalog.pull(reference, PullProgress::Shown)?.path)
         }
         Err(missing) => Err(missing.into()),
     }
