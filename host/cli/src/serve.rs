@@ -18,14 +18,14 @@ use interlock_engine::{
 };
 use interlock_log::{LineWriter, LogMetrics, Losses, Output};
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, TextSource, TokenizerSource as ModelTokenizer};
+use interlock_models::LoadOptions;
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
     AdminParts, InFlight, MetricsParts, PrefixKeys, ServedModel, ServerMetrics, ServerParts,
     WorkMetrics, WorkPool, system_time,
 };
 use interlock_sim::{SimModel, SimSettings};
-use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
+use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::listeners::Listeners;
@@ -351,7 +351,7 @@ impl SourceKind {
         tracing::info!(
             model = %reference,
             path = %path.display(),
-            family = description.family,
+            architecture = description.architecture,
             quantization = description.quantization,
             "found the model"
         );
@@ -406,12 +406,12 @@ impl Source {
                 let name = id.clone();
                 engines.add(engine, cache, waiting, metrics, move || {
                     let begun = std::time::Instant::now();
-                    let mut report = |progress: interlock_models::Progress| {
+                    let mut report = |progress: interlock_models::LoadProgress| {
                         tracing::debug!(fraction = progress.fraction, "{}", progress.doing);
                     };
                     let loaded = interlock_models::load(&path, &options, &mut report)
                         .map_err(|error| error.to_string())?;
-                    arrive(text_parts(loaded.text))?;
+                    arrive(loaded.text)?;
                     let arithmetic = loaded.model.arithmetic();
                     let attention = loaded.model.attention();
                     let elapsed = begun.elapsed();
@@ -434,36 +434,6 @@ fn simulated_text() -> TextParts {
         special_tokens: Default::default(),
         eos: vec![],
     }
-}
-
-/// From what `models` read to what `text` wants: the two do not know each other.
-fn text_parts(source: TextSource) -> TextParts {
-    let tokenizer = match source.tokenizer {
-        ModelTokenizer::Json(json) => TokenizerSource::Json(json),
-        ModelTokenizer::Gguf {
-            model,
-            pre,
-            tokens,
-            token_types,
-            scores,
-            merges,
-            add_bos,
-            add_eos,
-            add_space_prefix,
-        } => TokenizerSource::Gguf(GgufTokenizer {
-            model,
-            pre,
-            tokens,
-            token_types,
-            scores,
-            merges,
-            add_bos,
-            add_eos,
-            add_space_prefix,
-        }),
-    };
-    let TextSource { chat_template, special_tokens, eos, .. } = source;
-    TextParts { tokenizer, chat_template, special_tokens, eos }
 }
 
 impl Stop {

@@ -1,7 +1,7 @@
 //! Kernels of our own on a GPU: one source for Metal and CUDA, compiled by MLX when first used.
 //!
 //! The two languages differ, for what such a kernel needs, in a handful of words, which
-//! [`Kernel::new`] puts in:
+//! [`GpuKernel::new`] puts in:
 //!
 //! | in the source | is |
 //! | --- | --- |
@@ -16,33 +16,33 @@ use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 
 /// A kernel. It reads its inputs, which are row-contiguous, and writes all of its outputs.
-pub(crate) struct Kernel(platform::Kernel);
+pub(crate) struct GpuKernel(platform::PlatformKernel);
 
-/// What a kernel is compiled for.
+/// A constant that a kernel is compiled with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Argument {
+pub(crate) enum TemplateArgument {
     Type(Dtype),
     Number(i32),
 }
 
 /// An array that a kernel writes.
 #[derive(Debug, Clone)]
-pub(crate) struct Output {
+pub(crate) struct KernelOutput {
     pub(crate) shape: Vec<i32>,
     pub(crate) dtype: Dtype,
 }
 
-/// How a kernel is called.
-pub(crate) struct Call<'a> {
+/// The arguments and the grid of one call of a kernel.
+pub(crate) struct KernelCall<'a> {
     pub(crate) inputs: &'a [&'a Array],
-    pub(crate) outputs: &'a [Output],
-    pub(crate) arguments: &'a [(&'a str, Argument)],
+    pub(crate) outputs: &'a [KernelOutput],
+    pub(crate) arguments: &'a [(&'a str, TemplateArgument)],
     pub(crate) groups: (i32, i32),
     /// Threads in a group.
     pub(crate) threads: i32,
 }
 
-impl Kernel {
+impl GpuKernel {
     /// Nothing is compiled yet: an error in `source` shows when a call is evaluated.
     pub(crate) fn new(
         name: &str,
@@ -53,14 +53,14 @@ impl Kernel {
         let source = platform::WORDS
             .iter()
             .fold(source.to_owned(), |source, (word, is)| source.replace(word, is));
-        platform::Kernel::new(name, inputs, outputs, &source).map(Self)
+        platform::PlatformKernel::new(name, inputs, outputs, &source).map(Self)
     }
 
     /// # Safety
     ///
     /// For these inputs and this grid, the source must stay within its inputs and outputs, write
     /// every element of the outputs and have no conflicting accesses.
-    pub(crate) unsafe fn call(&self, call: &Call<'_>) -> Result<Vec<Array>, Exception> {
+    pub(crate) unsafe fn call(&self, call: &KernelCall<'_>) -> Result<Vec<Array>, Exception> {
         // SAFETY: the caller's promise.
         unsafe { self.0.call(call) }
     }
@@ -74,7 +74,7 @@ mod platform {
         MetalKernel, MetalKernelApplyOptions, MetalKernelOptions, MetalKernelOutput, TemplateArg,
     };
 
-    use super::{Argument, Call};
+    use super::{KernelCall, TemplateArgument};
 
     pub(super) const WORDS: &[(&str, &str)] = &[
         ("GROUP_X", "int(threadgroup_position_in_grid.x)"),
@@ -86,9 +86,9 @@ mod platform {
         ("EXP", "metal::fast::exp"),
     ];
 
-    pub(super) struct Kernel(MetalKernel);
+    pub(super) struct PlatformKernel(MetalKernel);
 
-    impl Kernel {
+    impl PlatformKernel {
         pub(super) fn new(
             name: &str,
             inputs: &[&str],
@@ -102,11 +102,11 @@ mod platform {
 
         /// # Safety
         ///
-        /// As for [`super::Kernel::call`].
-        pub(super) unsafe fn call(&self, call: &Call<'_>) -> Result<Vec<Array>, Exception> {
+        /// As for [`super::GpuKernel::call`].
+        pub(super) unsafe fn call(&self, call: &KernelCall<'_>) -> Result<Vec<Array>, Exception> {
             let argument = |argument| match argument {
-                Argument::Type(dtype) => TemplateArg::Dtype(dtype),
-                Argument::Number(number) => TemplateArg::Int(number),
+                TemplateArgument::Type(dtype) => TemplateArg::Dtype(dtype),
+                TemplateArgument::Number(number) => TemplateArg::Int(number),
             };
             let outputs: Vec<_> = call
                 .outputs
@@ -141,7 +141,7 @@ mod platform {
     use mlx_rs::error::Exception;
     use mlx_rs::{Array, Stream};
 
-    use super::{Argument, Call};
+    use super::{KernelCall, TemplateArgument};
 
     pub(super) const WORDS: &[(&str, &str)] = &[
         ("GROUP_X", "int(blockIdx.x)"),
@@ -154,7 +154,7 @@ mod platform {
     ];
 
     /// mlx-rs wraps only Metal's.
-    pub(super) struct Kernel(mlx_sys::mlx_fast_cuda_kernel);
+    pub(super) struct PlatformKernel(mlx_sys::mlx_fast_cuda_kernel);
 
     struct Names(mlx_sys::mlx_vector_string);
     struct Arrays(mlx_sys::mlx_vector_array);
@@ -194,14 +194,14 @@ mod platform {
         }
     }
 
-    impl Drop for Kernel {
+    impl Drop for PlatformKernel {
         fn drop(&mut self) {
             // SAFETY: made by us, and not used after this.
             unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.0) };
         }
     }
 
-    impl Kernel {
+    impl PlatformKernel {
         pub(super) fn new(
             name: &str,
             inputs: &[&str],
@@ -230,8 +230,8 @@ mod platform {
 
         /// # Safety
         ///
-        /// As for [`super::Kernel::call`].
-        pub(super) unsafe fn call(&self, call: &Call<'_>) -> Result<Vec<Array>, Exception> {
+        /// As for [`super::GpuKernel::call`].
+        pub(super) unsafe fn call(&self, call: &KernelCall<'_>) -> Result<Vec<Array>, Exception> {
             // SAFETY: makes a value, which this one frees.
             let config = Config(unsafe { mlx_sys::mlx_fast_cuda_kernel_config_new() });
             for output in call.outputs {
@@ -251,14 +251,14 @@ mod platform {
                 // SAFETY: the name lives, and is copied.
                 check(unsafe {
                     match *argument {
-                        Argument::Type(dtype) => {
+                        TemplateArgument::Type(dtype) => {
                             mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
                                 config.0,
                                 name.as_ptr(),
                                 dtype.into(),
                             )
                         }
-                        Argument::Number(number) => {
+                        TemplateArgument::Number(number) => {
                             mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_int(
                                 config.0,
                                 name.as_ptr(),

@@ -1,20 +1,21 @@
-//! `silu(gate) * up`, by vectors.
+//! SwiGLU: `silu(gate) * up`, element by element, with SIMD.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::attention::exponential;
 
-/// Makes `silu(gate) * up` of `up`. Each number depends on its own two alone.
-pub(super) fn silu(gate: &[f32], up: &mut [f32]) {
-    Arch::new().dispatch(Silu { gate, up });
+/// Replaces each `up` with `silu(gate) * up`, where `silu(x) = x / (1 + e^-x)` (Shazeer 2020).
+/// A result depends on its own gate and up alone, to the bit.
+pub(super) fn swiglu(gate: &[f32], up: &mut [f32]) {
+    Arch::new().dispatch(SwigluKernel { gate, up });
 }
 
-struct Silu<'a> {
+struct SwigluKernel<'a> {
     gate: &'a [f32],
     up: &'a mut [f32],
 }
 
-impl WithSimd for Silu<'_> {
+impl WithSimd for SwigluKernel<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -22,19 +23,19 @@ impl WithSimd for Silu<'_> {
         let (gates, last_gates) = S::as_simd_f32s(self.gate);
         let (ups, last_ups) = S::as_mut_simd_f32s(self.up);
         for (gate, up) in gates.iter().zip(ups) {
-            *up = gated::<S>(simd, *gate, *up);
+            *up = swiglu_vector::<S>(simd, *gate, *up);
         }
         // The rest by vectors too: a number must not depend on how many stand before it.
         if !last_gates.is_empty() {
             let (gate, up) = (simd.partial_load_f32s(last_gates), simd.partial_load_f32s(last_ups));
-            simd.partial_store_f32s(last_ups, gated::<S>(simd, gate, up));
+            simd.partial_store_f32s(last_ups, swiglu_vector::<S>(simd, gate, up));
         }
     }
 }
 
 /// `gate / (1 + e^-gate) * up`, with an exponential that never overflows.
 #[inline(always)]
-fn gated<S: Simd>(simd: S, gate: S::f32s, up: S::f32s) -> S::f32s {
+fn swiglu_vector<S: Simd>(simd: S, gate: S::f32s, up: S::f32s) -> S::f32s {
     let zero = simd.splat_f32s(0.0);
     let one = simd.splat_f32s(1.0);
     let power = exponential::<S>(simd, simd.sub_f32s(zero, simd.abs_f32s(gate)));
@@ -51,7 +52,7 @@ mod tests {
     fn gates_agree_with_double_precision_wherever_they_stand() {
         let gates: Vec<f32> = (-400_i16..401).map(|i| f32::from(i) * 0.25).collect();
         let mut all = vec![1.5; gates.len()];
-        silu(&gates, &mut all);
+        swiglu(&gates, &mut all);
         for (at, got) in all.iter().enumerate() {
             let gate = f64::from(gates[at]);
             let want = gate / (1.0 + (-gate).exp()) * 1.5;
@@ -59,7 +60,7 @@ mod tests {
             let off = (f64::from(*got) - want).abs();
             assert!(off <= want.abs() * 6e-7 + 1e-35, "{gate}: {got}, want {want}");
             let mut alone = [1.5];
-            silu(&gates[at..=at], &mut alone);
+            swiglu(&gates[at..=at], &mut alone);
             assert_eq!(alone[0].to_bits(), got.to_bits(), "{gate} alone");
         }
     }

@@ -5,13 +5,13 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::Sampler;
-use super::tests::{BOTH, Path, asking, hot, model_like, sampler};
+use super::tests::{BOTH, Drawer, asking, model_like, sampled, sampler};
 
 /// The whole list of steps, naively: dense, sorted, in f64 where likelihoods are added.
 ///
 /// The second number is how much of the mass lies between what was decided and what would have
 /// been decided otherwise. Where that is next to nothing, rounding may decide.
-fn by_the_book(row: &Row, logits: &[f32]) -> (TokenId, f64) {
+fn reference(row: &Row, logits: &[f32]) -> (TokenId, f64) {
     let sampling = &row.generation.sampling;
     let penalties = sampling.penalties;
     let mut adjusted = logits.to_vec();
@@ -150,7 +150,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
-    fn each_row_of_any_batch_draws_by_the_book_and_as_it_would_alone(batch in some_batch()) {
+    fn each_row_of_any_batch_draws_reference_and_as_it_would_alone(batch in some_batch()) {
         let rows: Vec<Vec<f32>> = batch.iter().map(Row::logits).collect();
         let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
         let samplers: Vec<Sampler> = batch.iter().map(|row| row.sampler(rows[0].len())).collect();
@@ -158,10 +158,10 @@ proptest! {
 
         let [on_host, on_device] = BOTH.map(|path| path.draw(&samplers, &rows));
         for (at, row) in batch.iter().enumerate() {
-            prop_assert_eq!(&Path::Host.draw_one(samplers[at], rows[at]), &on_host[at]);
-            prop_assert_eq!(&Path::Device.draw_one(samplers[at], rows[at]), &on_device[at]);
+            prop_assert_eq!(&Drawer::Host.draw_one(samplers[at], rows[at]), &on_host[at]);
+            prop_assert_eq!(&Drawer::Device.draw_one(samplers[at], rows[at]), &on_device[at]);
 
-            let (token, margin) = by_the_book(row, rows[at]);
+            let (token, margin) = reference(row, rows[at]);
             if margin > ROUNDING {
                 prop_assert_eq!(on_host[at].token, token, "host, row {}", at);
                 prop_assert_eq!(on_device[at].token, token, "device, row {}", at);
@@ -181,16 +181,16 @@ proptest! {
 }
 
 #[test]
-fn a_whole_vocabulary_is_drawn_from_by_the_book() {
+fn a_whole_vocabulary_is_drawn_from_reference() {
     let settings = [
         Sampling::greedy(),
-        hot(),
-        Sampling { temperature: 0.2, top_p: 0.9, ..hot() },
-        Sampling { top_k: 40, ..hot() },
-        Sampling { top_k: 3000, top_p: 0.7, ..hot() },
-        Sampling { top_p: 0.99, temperature: 2.0, ..hot() },
-        Sampling { top_p: 0.5, min_p: 0.02, ..hot() },
-        Sampling { min_p: 0.1, ..hot() },
+        sampled(),
+        Sampling { temperature: 0.2, top_p: 0.9, ..sampled() },
+        Sampling { top_k: 40, ..sampled() },
+        Sampling { top_k: 3000, top_p: 0.7, ..sampled() },
+        Sampling { top_p: 0.99, temperature: 2.0, ..sampled() },
+        Sampling { top_p: 0.5, min_p: 0.02, ..sampled() },
+        Sampling { min_p: 0.1, ..sampled() },
     ];
     let mut compared = 0;
     for vocabulary in [49_152, 151_936] {
@@ -198,7 +198,7 @@ fn a_whole_vocabulary_is_drawn_from_by_the_book() {
             let logits = model_like(vocabulary, seed);
             let generation = asking(Sampling { seed: Some(seed), ..sampling.clone() });
             let row = Row { prompt: vec![], generated: vec![], generation, quarters: vec![] };
-            let (token, margin) = by_the_book(&row, &logits);
+            let (token, margin) = reference(&row, &logits);
             let tokens = BOTH.map(|path| path.draw_one(&row.sampler(vocabulary), &logits).token);
             // So many tokens lie so close that for the device's f32 there is always one near by.
             if margin > 1e-8 {

@@ -10,7 +10,7 @@
 //! - A dot product depends on its two operands alone, to the bit: each has one vector of sums,
 //!   filled from the front, and one way to add them up. How many rows and weights stand beside it,
 //!   in which tile and on which thread, moves nothing. A request's tokens hang on this: its row is
-//!   multiplied in whatever company the scheduler finds. Another machine, with other vectors, adds
+//!   multiplied beside whatever rows the scheduler chose. Another machine, with other vectors, adds
 //!   up in another order.
 
 use half::{bf16, f16};
@@ -23,7 +23,7 @@ const WEIGHTS: usize = 4;
 /// weights that makes 24 sums, and less than half a load for each multiply-add.
 const ROWS: usize = 6;
 
-/// The same where there are 16 registers of eight lanes (AVX2).
+/// Rows that share what was read of the weights, where there are 16 registers of eight lanes (AVX2).
 const ROWS_OF_SIXTEEN_REGISTERS: usize = 3;
 
 /// Weights that stay in the nearest cache while all rows pass by.
@@ -35,23 +35,23 @@ const PAIRED: usize = 32;
 /// A matrix of `[outputs, inputs]`, in the type it is stored in.
 pub(crate) struct Dense {
     words: Vec<u32>,
-    stored: Stored,
+    stored: DenseType,
     outputs: usize,
     inputs: usize,
 }
 
 /// The type of a dense matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stored {
+pub(crate) enum DenseType {
     F32,
     Bf16,
     /// Finite numbers: an infinity would count as 65536 here.
     F16,
 }
 
-/// Rows of numbers, `stride` apart.
+/// The address of the first row of f32; rows begin `stride` numbers apart.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+pub(super) struct RowsPointer {
     pub(super) at: *const f32,
     pub(super) stride: usize,
 }
@@ -62,10 +62,10 @@ impl Dense {
     /// # Panics
     ///
     /// If there are more or fewer bytes.
-    pub(crate) fn new(stored: Stored, outputs: usize, inputs: usize, bytes: &[u8]) -> Self {
-        let size = if stored == Stored::F32 { 4 } else { 2 };
+    pub(crate) fn new(stored: DenseType, outputs: usize, inputs: usize, bytes: &[u8]) -> Self {
+        let size = if stored == DenseType::F32 { 4 } else { 2 };
         assert_eq!(bytes.len(), outputs * inputs * size, "{outputs} x {inputs}");
-        let words = if stored == Stored::F32 {
+        let words = if stored == DenseType::F32 {
             bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect()
         } else {
             let mut words = vec![0; outputs * inputs.div_ceil(PAIRED) * PAIRED / 2];
@@ -92,8 +92,8 @@ impl Dense {
     /// Words between two outputs' weights.
     fn stride(&self) -> usize {
         match self.stored {
-            Stored::F32 => self.inputs,
-            Stored::Bf16 | Stored::F16 => self.inputs.div_ceil(PAIRED) * PAIRED / 2,
+            DenseType::F32 => self.inputs,
+            DenseType::Bf16 | DenseType::F16 => self.inputs.div_ceil(PAIRED) * PAIRED / 2,
         }
     }
 
@@ -102,9 +102,9 @@ impl Dense {
         let words = &self.words[output * self.stride()..][..self.stride()];
         for (input, number) in into.iter_mut().enumerate() {
             *number = match self.stored {
-                Stored::F32 => F32::one(words, input),
-                Stored::Bf16 => Bf16::one(words, input),
-                Stored::F16 => F16::one(words, input),
+                DenseType::F32 => F32::one(words, input),
+                DenseType::Bf16 => Bf16::one(words, input),
+                DenseType::F16 => F16::one(words, input),
             };
         }
     }
@@ -117,7 +117,7 @@ impl Dense {
     /// apart, must have room and be this call's alone.
     pub(super) unsafe fn multiply(
         &self,
-        rows: Rows,
+        rows: RowsPointer,
         count: usize,
         outputs: std::ops::Range<usize>,
         out: *mut f32,
@@ -125,7 +125,7 @@ impl Dense {
     ) {
         assert!(outputs.end <= self.outputs);
         let weights = &self.words[outputs.start * self.stride()..outputs.end * self.stride()];
-        let dots = Dots {
+        let args = DenseArgs {
             rows,
             row_count: count,
             weights: weights.as_ptr(),
@@ -137,20 +137,20 @@ impl Dense {
         };
         let arch = Arch::new();
         match self.stored {
-            Stored::F32 => arch.dispatch(Of::<F32>(dots, F32)),
-            Stored::Bf16 => arch.dispatch(Of::<Bf16>(dots, Bf16)),
-            Stored::F16 => arch.dispatch(Of::<F16>(dots, F16)),
+            DenseType::F32 => arch.dispatch(DenseKernel::<F32>(args, F32)),
+            DenseType::Bf16 => arch.dispatch(DenseKernel::<Bf16>(args, Bf16)),
+            DenseType::F16 => arch.dispatch(DenseKernel::<F16>(args, F16)),
         }
     }
 }
 
-/// Where an input's half lies: the word in its row, and how far it is shifted.
+/// The place of a 16-bit weight: the index of its word in the row, and its shift in the word.
 fn place(input: usize) -> (usize, usize) {
     let (block, within) = (input / PAIRED, input % PAIRED);
     (block * PAIRED / 2 + within % (PAIRED / 2), within / (PAIRED / 2) * 16)
 }
 
-/// How weights of a type become f32.
+/// Converts weights of one stored type to f32, in vectors and one by one.
 trait Widen {
     /// Vectors of f32 that a vector of words holds.
     const VECTORS: usize;
@@ -241,8 +241,8 @@ impl Widen for F16 {
 }
 
 /// All that [`Dense::multiply`] needs.
-struct Dots {
-    rows: Rows,
+struct DenseArgs {
+    rows: RowsPointer,
     row_count: usize,
     weights: *const u32,
     weights_stride: usize,
@@ -252,29 +252,29 @@ struct Dots {
     out_stride: usize,
 }
 
-struct Of<W>(Dots, W);
+struct DenseKernel<W>(DenseArgs, W);
 
-impl<W: Widen> WithSimd for Of<W> {
+impl<W: Widen> WithSimd for DenseKernel<W> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let dots = self.0;
+        let args = self.0;
         let most = if S::F32_LANES == 8 { ROWS_OF_SIXTEEN_REGISTERS } else { ROWS };
-        for block in (0..dots.weight_count).step_by(BLOCK) {
-            let end = (block + BLOCK).min(dots.weight_count);
+        for block in (0..args.weight_count).step_by(BLOCK) {
+            let end = (block + BLOCK).min(args.weight_count);
             // Tiles as even as can be: a last one of one row would wait for its multiply-adds.
-            let mut tiles = dots.row_count.div_ceil(most);
+            let mut tiles = args.row_count.div_ceil(most);
             let mut row = 0;
-            while row < dots.row_count {
-                let rows = (dots.row_count - row).div_ceil(tiles);
+            while row < args.row_count {
+                let rows = (args.row_count - row).div_ceil(tiles);
                 match rows {
-                    1 => dots.tiles::<S, W, 1>(simd, row, block, end),
-                    2 => dots.tiles::<S, W, 2>(simd, row, block, end),
-                    3 => dots.tiles::<S, W, 3>(simd, row, block, end),
-                    4 => dots.tiles::<S, W, 4>(simd, row, block, end),
-                    5 => dots.tiles::<S, W, 5>(simd, row, block, end),
-                    _ => dots.tiles::<S, W, ROWS>(simd, row, block, end),
+                    1 => args.tiles::<S, W, 1>(simd, row, block, end),
+                    2 => args.tiles::<S, W, 2>(simd, row, block, end),
+                    3 => args.tiles::<S, W, 3>(simd, row, block, end),
+                    4 => args.tiles::<S, W, 4>(simd, row, block, end),
+                    5 => args.tiles::<S, W, 5>(simd, row, block, end),
+                    _ => args.tiles::<S, W, ROWS>(simd, row, block, end),
                 }
                 row += rows;
                 tiles -= 1;
@@ -286,7 +286,7 @@ impl<W: Widen> WithSimd for Of<W> {
 // Plain loops with plain indices on purpose: a closure (`map`, `from_fn`) is a function of its own,
 // compiled without the caller's AVX-512, and the vector operations in it become calls.
 #[expect(clippy::needless_range_loop, reason = "see above")]
-impl Dots {
+impl DenseArgs {
     /// `A` rows from `row` with the weights `from..to`.
     #[inline(always)]
     fn tiles<S: Simd, W: Widen, const A: usize>(
@@ -385,7 +385,7 @@ mod tests {
     use crate::noise::noise;
 
     /// A matrix in a type, and what it means.
-    fn matrix(stored: Stored, outputs: usize, inputs: usize) -> (Dense, Vec<f32>) {
+    fn matrix(stored: DenseType, outputs: usize, inputs: usize) -> (Dense, Vec<f32>) {
         let numbers = noise((outputs + inputs) as u64, outputs * inputs);
         // Some that are subnormal in f16.
         let small = |(at, number): (usize, f32)| if at % 7 == 0 { number * 1e-5 } else { number };
@@ -393,16 +393,16 @@ mod tests {
         let (mut bytes, mut meant) = (Vec::new(), Vec::new());
         for number in numbers {
             match stored {
-                Stored::F32 => {
+                DenseType::F32 => {
                     bytes.extend(number.to_le_bytes());
                     meant.push(number);
                 }
-                Stored::Bf16 => {
+                DenseType::Bf16 => {
                     let number = bf16::from_f32(number);
                     bytes.extend(number.to_le_bytes());
                     meant.push(number.to_f32());
                 }
-                Stored::F16 => {
+                DenseType::F16 => {
                     let number = f16::from_f32(number);
                     bytes.extend(number.to_le_bytes());
                     meant.push(number.to_f32());
@@ -416,14 +416,14 @@ mod tests {
         let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
         let (count, stride) = (x.len() / inputs, outputs + 3);
         let mut out = vec![f32::NAN; count * stride];
-        let rows = Rows { at: x.as_ptr(), stride: inputs };
+        let rows = RowsPointer { at: x.as_ptr(), stride: inputs };
         // SAFETY: the vectors were made to these sizes just above.
         unsafe { matrix.multiply(rows, count, 0..outputs, out.as_mut_ptr(), stride) };
         assert!(out.chunks(stride).all(|row| row[outputs..].iter().all(|x| x.is_nan())));
         out.chunks(stride).flat_map(|row| &row[..outputs]).copied().collect()
     }
 
-    const ALL: [Stored; 3] = [Stored::F32, Stored::Bf16, Stored::F16];
+    const ALL: [DenseType; 3] = [DenseType::F32, DenseType::Bf16, DenseType::F16];
 
     #[test]
     fn dot_products_agree_with_sums_in_double_precision() {

@@ -1,6 +1,6 @@
-//! Products of rows with matrices, shared out: whatever a step of a pass multiplies is one piece of
-//! work for the team, be it three matrices (queries, keys, values) or two whose products meet
-//! (an MLP's gate). What is done with a product is done while it is near.
+//! Matrix products of a pass, shared out among the thread pool. Matrices that multiply the same rows
+//! are one piece of work: three for queries, keys and values, two for SwiGLU. A bias, a residual or
+//! SwiGLU is applied while the product is in the cache.
 //!
 //! # Invariants
 //!
@@ -10,17 +10,18 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::Host;
-use super::dots::{self, Dense};
-use super::gate::silu;
+use super::dense::{self, Dense};
+use super::output::OutputPointer;
 use super::packed::activations::{Activations, Panel};
-use super::packed::{Packed, Path, TILE};
-use super::team::{self, Team};
+use super::packed::{InstructionSet, Packed, TILE};
+use super::swiglu::swiglu;
+use super::tensor::CpuTensor;
+use super::thread_pool::{self, ThreadPool};
 
 /// Multiply-adds below which asking for help costs more than it saves (some 4 microseconds).
 const WORTH_SHARING: usize = 1 << 17;
 
-/// Multiply-adds in one chunk of shared work: small enough that a late helper still finds some,
+/// Multiply-adds in one chunk of shared work: small enough that a late worker still finds some,
 /// large enough that taking a chunk is free.
 const CHUNK: usize = 1 << 16;
 
@@ -31,34 +32,34 @@ const ROWS_BYTES: usize = 512 << 10;
 /// Never fewer rows than this in a block: below, the weights are read too often.
 const ROWS_LEAST: usize = 32;
 
-/// Numbers that a thread turns into fixed point at a time.
+/// Numbers that a thread encodes in fixed point at a time.
 const ENCODED: usize = 1 << 14;
 
 /// A matrix of `[outputs, inputs]` in our own memory.
-pub(crate) enum Matrix {
+pub(crate) enum CpuMatrix {
     Packed(Packed),
     Dense(Dense),
 }
 
-/// A matrix with what is added to its product.
+/// A matrix `W` and the bias `b` that is added to its product: `x W^T (+ b)`.
 #[derive(Clone, Copy)]
-pub(crate) struct Affine<'a> {
-    pub(crate) matrix: &'a Matrix,
+pub(crate) struct CpuLinear<'a> {
+    pub(crate) matrix: &'a CpuMatrix,
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// What becomes of a matrix's product.
+/// A product of rows with one or two matrices, and what is done with it while it is in the cache.
 #[derive(Clone, Copy)]
-pub(crate) enum Step<'a> {
-    /// Itself.
-    Product(Affine<'a>),
-    /// Added to rows that are there.
-    Onto(Affine<'a>, &'a Host),
-    /// `silu(gate) * up`.
-    Gated { gate: Affine<'a>, up: Affine<'a> },
+pub(crate) enum MatmulOp<'a> {
+    /// `x W^T (+ b)`.
+    Linear(CpuLinear<'a>),
+    /// `residual + x W^T (+ b)`.
+    Residual(CpuLinear<'a>, &'a CpuTensor),
+    /// `silu(x G^T (+ b)) * (x U^T (+ b))`.
+    Swiglu { gate: CpuLinear<'a>, up: CpuLinear<'a> },
 }
 
-impl Matrix {
+impl CpuMatrix {
     pub(crate) fn inputs(&self) -> usize {
         match self {
             Self::Packed(matrix) => matrix.inputs(),
@@ -74,7 +75,7 @@ impl Matrix {
     }
 
     /// Rows of a table.
-    pub(crate) fn rows(&self, which: &[u32]) -> Host {
+    pub(crate) fn rows(&self, which: &[u32]) -> CpuTensor {
         let width = self.inputs();
         let mut numbers = vec![0.0; which.len() * width];
         for (row, into) in which.iter().zip(numbers.chunks_exact_mut(width)) {
@@ -83,15 +84,15 @@ impl Matrix {
                 Self::Dense(matrix) => matrix.row(*row as usize, into),
             }
         }
-        Host { width, numbers }
+        CpuTensor { width, numbers }
     }
 }
 
-impl<'a> Step<'a> {
-    fn parts(&self) -> [Option<Affine<'a>>; 2] {
+impl<'a> MatmulOp<'a> {
+    fn parts(&self) -> [Option<CpuLinear<'a>>; 2] {
         match *self {
-            Self::Product(one) | Self::Onto(one, _) => [Some(one), None],
-            Self::Gated { gate, up } => [Some(up), Some(gate)],
+            Self::Linear(one) | Self::Residual(one, _) => [Some(one), None],
+            Self::Swiglu { gate, up } => [Some(up), Some(gate)],
         }
     }
 
@@ -102,7 +103,7 @@ impl<'a> Step<'a> {
 
 thread_local! {
     /// The rows of the product at hand in fixed point: room kept from product to product.
-    static ACTIVATIONS: RefCell<Activations> = RefCell::new(Activations::new(Path::best()));
+    static ACTIVATIONS: RefCell<Activations> = RefCell::new(Activations::new(InstructionSet::best()));
     /// The second product of a chunk.
     static SECOND: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
@@ -112,31 +113,32 @@ thread_local! {
 /// # Panics
 ///
 /// If a matrix has not as many inputs as a row has numbers.
-pub(crate) fn multiply<const N: usize>(x: &Host, steps: [Step<'_>; N]) -> [Host; N] {
-    ACTIVATIONS.with_borrow_mut(|activations| multiply_by(team::team(), activations, x, steps))
+pub(crate) fn multiply<const N: usize>(x: &CpuTensor, steps: [MatmulOp<'_>; N]) -> [CpuTensor; N] {
+    ACTIVATIONS
+        .with_borrow_mut(|activations| multiply_by(thread_pool::pool(), activations, x, steps))
 }
 
 fn multiply_by<const N: usize>(
-    team: &Team,
+    pool: &ThreadPool,
     activations: &mut Activations,
-    x: &Host,
-    steps: [Step<'_>; N],
-) -> [Host; N] {
+    x: &CpuTensor,
+    steps: [MatmulOp<'_>; N],
+) -> [CpuTensor; N] {
     let rows = x.rows();
     let mut results = steps.map(|step| {
         for part in step.parts().into_iter().flatten() {
             assert_eq!(part.matrix.inputs(), x.width, "a matrix for other rows");
         }
-        Host { width: step.outputs(), numbers: Vec::with_capacity(rows * step.outputs()) }
+        CpuTensor { width: step.outputs(), numbers: Vec::with_capacity(rows * step.outputs()) }
     });
-    let packed = |step: &Step<'_>| {
+    let packed = |step: &MatmulOp<'_>| {
         let mut parts = step.parts().into_iter().flatten();
-        parts.any(|part| matches!(part.matrix, Matrix::Packed(_)))
+        parts.any(|part| matches!(part.matrix, CpuMatrix::Packed(_)))
     };
     let plain;
     let (panels, row_bytes) = if steps.iter().any(packed) {
         activations.clear(rows, x.width);
-        encode(team, activations, x);
+        encode(pool, activations, x);
         (activations.panels(), activations.row_bytes())
     } else {
         plain = Panel::of(rows, ROWS_LEAST);
@@ -144,11 +146,11 @@ fn multiply_by<const N: usize>(
     };
     let blocks = blocks(panels, (ROWS_BYTES / row_bytes.max(1)).max(ROWS_LEAST));
     let most = blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
-    let product = Product {
+    let product = Matmul {
         x,
         activations,
         steps: &steps,
-        into: results.each_mut().map(|result| Into(result.numbers.as_mut_ptr())),
+        into: results.each_mut().map(|result| OutputPointer(result.numbers.as_mut_ptr())),
     };
 
     let mut columns = Vec::new();
@@ -167,11 +169,11 @@ fn multiply_by<const N: usize>(
         unsafe { product.chunk(*number, &blocks[chunk / columns.len()], outputs.clone()) }
     };
     let chunks = blocks.len() * columns.len();
-    let outputs: usize = steps.iter().map(Step::outputs).sum();
+    let outputs: usize = steps.iter().map(MatmulOp::outputs).sum();
     if rows * x.width * outputs < WORTH_SHARING {
         (0..chunks).for_each(chunk);
     } else {
-        team.run(chunks, &chunk);
+        pool.run(chunks, &chunk);
     }
     for result in &mut results {
         // SAFETY: the chunks wrote each output of each row.
@@ -180,7 +182,7 @@ fn multiply_by<const N: usize>(
     results
 }
 
-fn encode(team: &Team, activations: &Activations, x: &Host) {
+fn encode(pool: &ThreadPool, activations: &Activations, x: &CpuTensor) {
     let panels = activations.panels();
     let fill = |panel: &Panel| {
         // SAFETY: `x` has as many rows, of as many numbers; each panel is filled once.
@@ -190,50 +192,43 @@ fn encode(team: &Team, activations: &Activations, x: &Host) {
         panels.iter().for_each(fill);
     } else {
         let at_a_time = (ENCODED * panels.len() / x.numbers.len()).max(1);
-        team.run(panels.len().div_ceil(at_a_time), &|chunk| {
+        pool.run(panels.len().div_ceil(at_a_time), &|chunk| {
             panels.iter().skip(chunk * at_a_time).take(at_a_time).for_each(fill);
         });
     }
 }
 
 /// Rows that stay near while the weights pass.
-struct Block<'a> {
+struct RowBlock<'a> {
     panels: &'a [Panel],
     rows: Range<usize>,
 }
 
-fn blocks(panels: &[Panel], most: usize) -> Vec<Block<'_>> {
+fn blocks(panels: &[Panel], most: usize) -> Vec<RowBlock<'_>> {
     let rows = panels.first().map_or(1, |panel| panel.rows);
     let at_a_time = (most / rows).max(1);
     let block = |panels: &'_ [Panel]| {
         let last = panels[panels.len() - 1];
         panels[0].first..last.first + last.rows
     };
-    panels.chunks(at_a_time).map(|panels| Block { panels, rows: block(panels) }).collect()
+    panels.chunks(at_a_time).map(|panels| RowBlock { panels, rows: block(panels) }).collect()
 }
 
-/// Where results go. Each chunk writes where no other does.
-#[derive(Clone, Copy)]
-struct Into(*mut f32);
-
-// SAFETY: an address; who writes there says why that is right.
-unsafe impl Sync for Into {}
-
-struct Product<'a, const N: usize> {
-    x: &'a Host,
+struct Matmul<'a, const N: usize> {
+    x: &'a CpuTensor,
     activations: &'a Activations,
-    steps: &'a [Step<'a>; N],
-    into: [Into; N],
+    steps: &'a [MatmulOp<'a>; N],
+    into: [OutputPointer; N],
 }
 
-impl<const N: usize> Product<'_, N> {
+impl<const N: usize> Matmul<'_, N> {
     /// # Safety
     ///
     /// Nobody else may write the same outputs of the same rows.
-    unsafe fn chunk(&self, number: usize, block: &Block<'_>, outputs: Range<usize>) {
+    unsafe fn chunk(&self, number: usize, block: &RowBlock<'_>, outputs: Range<usize>) {
         let step = &self.steps[number];
         let stride = step.outputs();
-        let Into(into) = self.into[number];
+        let OutputPointer(into) = self.into[number];
         let at = into.wrapping_add(block.rows.start * stride + outputs.start);
         let width = outputs.len();
         // SAFETY: the caller's promise; the results have room for all rows.
@@ -242,21 +237,21 @@ impl<const N: usize> Product<'_, N> {
         };
         let rows = block.rows.clone();
         match *step {
-            Step::Product(part) => {
+            MatmulOp::Linear(part) => {
                 // SAFETY: the caller's promise; so below.
                 unsafe { self.part(part, block, outputs.clone(), at, stride) };
                 add_bias(part, &outputs, rows.len(), line);
             }
-            Step::Onto(part, onto) => {
+            MatmulOp::Residual(part, residual) => {
                 // SAFETY: as above.
                 unsafe { self.part(part, block, outputs.clone(), at, stride) };
                 add_bias(part, &outputs, rows.len(), line);
                 for (number, row) in rows.enumerate() {
-                    let onto = &onto.numbers[row * stride..][outputs.clone()];
-                    line(number).iter_mut().zip(onto).for_each(|(sum, x)| *sum += x);
+                    let residual = &residual.numbers[row * stride..][outputs.clone()];
+                    line(number).iter_mut().zip(residual).for_each(|(sum, x)| *sum += x);
                 }
             }
-            Step::Gated { gate, up } => SECOND.with_borrow_mut(|second| {
+            MatmulOp::Swiglu { gate, up } => SECOND.with_borrow_mut(|second| {
                 if second.len() < rows.len() * width {
                     second.resize(rows.len() * width, 0.0);
                 }
@@ -273,7 +268,7 @@ impl<const N: usize> Product<'_, N> {
                 };
                 add_bias(gate, &outputs, rows.len(), gates);
                 for row in 0..rows.len() {
-                    silu(gates(row), line(row));
+                    swiglu(gates(row), line(row));
                 }
             }),
         }
@@ -284,8 +279,8 @@ impl<const N: usize> Product<'_, N> {
     /// As for `chunk`, of `out`.
     unsafe fn part(
         &self,
-        part: Affine<'_>,
-        block: &Block<'_>,
+        part: CpuLinear<'_>,
+        block: &RowBlock<'_>,
         outputs: Range<usize>,
         out: *mut f32,
         stride: usize,
@@ -293,12 +288,12 @@ impl<const N: usize> Product<'_, N> {
         match part.matrix {
             // SAFETY: the activations were filled with `x`, whose width was compared; a chunk
             // begins and ends with a tile, or at the end; the rest is the caller's promise.
-            Matrix::Packed(matrix) => unsafe {
+            CpuMatrix::Packed(matrix) => unsafe {
                 matrix.multiply(self.activations, block.panels, outputs, out, stride);
             },
-            Matrix::Dense(matrix) => {
+            CpuMatrix::Dense(matrix) => {
                 let at = self.x.numbers[block.rows.start * self.x.width..].as_ptr();
-                let rows = dots::Rows { at, stride: self.x.width };
+                let rows = dense::RowsPointer { at, stride: self.x.width };
                 // SAFETY: as above.
                 unsafe { matrix.multiply(rows, block.rows.len(), outputs, out, stride) }
             }
@@ -307,7 +302,7 @@ impl<const N: usize> Product<'_, N> {
 }
 
 fn add_bias<'a>(
-    part: Affine<'_>,
+    part: CpuLinear<'_>,
     outputs: &Range<usize>,
     rows: usize,
     line: impl Fn(usize) -> &'a mut [f32],
@@ -324,34 +319,38 @@ fn add_bias<'a>(
 mod tests {
     use std::num::NonZeroUsize;
 
-    use super::super::dots::Stored;
+    use super::super::dense::DenseType;
     use super::*;
     use crate::noise::noise;
 
-    fn dense(stored: Stored, outputs: usize, inputs: usize) -> Matrix {
+    fn dense(stored: DenseType, outputs: usize, inputs: usize) -> CpuMatrix {
         let numbers = noise((outputs * 3 + inputs) as u64, outputs * inputs);
         let bytes: Vec<u8> = match stored {
-            Stored::F32 => numbers.into_iter().flat_map(f32::to_le_bytes).collect(),
-            Stored::Bf16 | Stored::F16 => numbers
+            DenseType::F32 => numbers.into_iter().flat_map(f32::to_le_bytes).collect(),
+            DenseType::Bf16 | DenseType::F16 => numbers
                 .into_iter()
                 .flat_map(|number| half::bf16::from_f32(number).to_le_bytes())
                 .collect(),
         };
-        Matrix::Dense(Dense::new(stored, outputs, inputs, &bytes))
+        CpuMatrix::Dense(Dense::new(stored, outputs, inputs, &bytes))
     }
 
-    /// Bits of the three kinds of step at once, computed by a team.
-    fn computed(team: &Team, x: &Host, matrices: [&Matrix; 2]) -> Vec<u32> {
+    /// Bits of the three kinds of step at once, computed by a pool.
+    fn computed(pool: &ThreadPool, x: &CpuTensor, matrices: [&CpuMatrix; 2]) -> Vec<u32> {
         let bias = noise(5, matrices[0].outputs());
-        let [a, b] = matrices.map(|matrix| Affine { matrix, bias: Some(&bias) });
-        let onto = Host { width: bias.len(), numbers: noise(6, x.rows() * bias.len()) };
-        let steps = [Step::Product(a), Step::Onto(b, &onto), Step::Gated { gate: a, up: b }];
-        let results = multiply_by(team, &mut Activations::new(Path::best()), x, steps);
+        let [a, b] = matrices.map(|matrix| CpuLinear { matrix, bias: Some(&bias) });
+        let residual = CpuTensor { width: bias.len(), numbers: noise(6, x.rows() * bias.len()) };
+        let steps = [
+            MatmulOp::Linear(a),
+            MatmulOp::Residual(b, &residual),
+            MatmulOp::Swiglu { gate: a, up: b },
+        ];
+        let results = multiply_by(pool, &mut Activations::new(InstructionSet::best()), x, steps);
         results.iter().flat_map(|result| &result.numbers).map(|number| number.to_bits()).collect()
     }
 
     /// `x W^T + bias` in double precision, and the sizes of what was added up.
-    fn exact(x: &Host, matrix: &Matrix, bias: &[f32]) -> Vec<(f64, f64)> {
+    fn exact(x: &CpuTensor, matrix: &CpuMatrix, bias: &[f32]) -> Vec<(f64, f64)> {
         let all: Vec<u32> = (0..matrix.outputs() as u32).collect();
         let weights = matrix.rows(&all);
         let of = |row: &[f32], output: usize| {
@@ -366,20 +365,24 @@ mod tests {
 
     #[test]
     fn every_output_of_every_step_is_computed() {
-        let team = Team::new(NonZeroUsize::new(3).expect("not 0"));
+        let pool = ThreadPool::new(NonZeroUsize::new(3).expect("not 0"));
         for (rows, outputs, inputs) in [(1, 1037, 576), (40, 300, 608), (97, 77, 1536)] {
-            let x = Host { width: inputs, numbers: noise(rows as u64, rows * inputs) };
-            let [a, b] =
-                [Matrix::Packed(Packed::any(outputs, inputs)), dense(Stored::F32, outputs, inputs)];
-            let found = computed(&team, &x, [&a, &b]);
-            let (bias, onto) = (noise(5, outputs), noise(6, rows * outputs));
+            let x = CpuTensor { width: inputs, numbers: noise(rows as u64, rows * inputs) };
+            let [a, b] = [
+                CpuMatrix::Packed(Packed::any(outputs, inputs)),
+                dense(DenseType::F32, outputs, inputs),
+            ];
+            let found = computed(&pool, &x, [&a, &b]);
+            let (bias, residual) = (noise(5, outputs), noise(6, rows * outputs));
             let (gate, up) = (exact(&x, &a, &bias), exact(&x, &b, &bias));
             let gated = gate.iter().zip(&up).map(|((gate, size), (up, other))| {
                 let most = (size + 1.0) * (other + 1.0);
                 (gate / (1.0 + (-gate).exp()) * up, most)
             });
-            let added =
-                up.iter().zip(&onto).map(|((sum, size), onto)| (sum + f64::from(*onto), *size));
+            let added = up
+                .iter()
+                .zip(&residual)
+                .map(|((sum, size), residual)| (sum + f64::from(*residual), *size));
             let wanted: Vec<_> = gate.iter().copied().chain(added).chain(gated).collect();
             assert_eq!(found.len(), wanted.len());
             for (at, (found, (wanted, size))) in found.iter().zip(wanted).enumerate() {
@@ -391,16 +394,16 @@ mod tests {
 
     #[test]
     fn many_threads_compute_what_one_does_to_the_bit() {
-        let team = |threads| Team::new(NonZeroUsize::new(threads).expect("not 0"));
-        let (one, many) = (team(1), team(5));
-        let packed = |outputs, inputs| Matrix::Packed(Packed::any(outputs, inputs));
+        let pool = |threads| ThreadPool::new(NonZeroUsize::new(threads).expect("not 0"));
+        let (one, many) = (pool(1), pool(5));
+        let packed = |outputs, inputs| CpuMatrix::Packed(Packed::any(outputs, inputs));
         for (rows, outputs, inputs) in
             [(1, 1037, 576), (5, 1037, 576), (40, 300, 608), (97, 77, 1536)]
         {
-            let x = Host { width: inputs, numbers: noise(rows as u64, rows * inputs) };
+            let x = CpuTensor { width: inputs, numbers: noise(rows as u64, rows * inputs) };
             for matrices in [
                 [packed(outputs, inputs), packed(outputs, inputs)],
-                [dense(Stored::Bf16, outputs, inputs), dense(Stored::F32, outputs, inputs)],
+                [dense(DenseType::Bf16, outputs, inputs), dense(DenseType::F32, outputs, inputs)],
             ] {
                 let both = [&matrices[0], &matrices[1]];
                 let alone = computed(&one, &x, both);

@@ -1,18 +1,20 @@
-//! Qwen2 (and 2.5), dense: grouped-query attention, SwiGLU, RMS norm before each.
-//! Differs from Llama in: biases on queries, keys and values, and there only; rope_theta 1,000,000.
+//! Qwen3, dense: grouped-query attention, SwiGLU, RMS norm before each.
+//! Differs from Llama in: queries and keys are RMS-normed by head before the rotary embedding; head_dim
+//! is given, and not hidden_size / num_attention_heads.
 
 use interlock_request::TokenId;
-use mlx_rs::error::Exception;
 
-use super::keys::{self, Keys};
-use super::{Dimensions, Family};
-use crate::cache::{Batch, Projected};
+use super::{Architecture, common_keys};
+use crate::cache::{Batch, Qkv};
+use crate::compute_error::ComputeError;
+use crate::config_keys::Keys;
+use crate::dimensions::Dimensions;
 use crate::error::LoadError;
 use crate::linear::{self, Embedding, Linear};
 use crate::norm::Norm;
-use crate::rope::{Rope, Rotation, Scaling};
+use crate::rope::{Rope, RopeConfig, RopeScaling};
 use crate::tensor::Tensor;
-use crate::weights::Weights;
+use crate::weights::WeightLoader;
 
 /// The keys of `config.json` that say what is computed.
 #[derive(Debug, Clone)]
@@ -24,11 +26,12 @@ pub(crate) struct Config {
     num_key_value_heads: i32,
     head_dim: i32,
     rms_norm_eps: f32,
+    attention_bias: bool,
     vocab_size: i32,
     max_position_embeddings: Option<i32>,
     rope_theta: f64,
     rope_traditional: bool,
-    rope_scaling: Option<Scaling>,
+    rope_scaling: Option<RopeScaling>,
     tie_word_embeddings: Option<bool>,
 }
 
@@ -37,6 +40,8 @@ struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
+    q_norm: Norm,
+    k_norm: Norm,
     rope: Rope,
     head_dim: i32,
 }
@@ -54,16 +59,16 @@ struct Block {
     mlp: Mlp,
 }
 
-pub(crate) struct Qwen2 {
+pub(crate) struct Qwen3 {
     embed_tokens: Embedding,
     layers: Vec<Block>,
     norm: Norm,
-    /// None: the embedding is the head too.
+    /// None if the embedding is the output head too.
     lm_head: Option<Linear>,
 }
 
-impl Family for Qwen2 {
-    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception> {
+impl Architecture for Qwen3 {
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, ComputeError> {
         let mut x = self.embed_tokens.forward(tokens)?; // [1, total, hidden]
         for (number, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, number, batch)?;
@@ -71,7 +76,7 @@ impl Family for Qwen2 {
         Ok(x)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception> {
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ComputeError> {
         let x = self.norm.forward(hidden)?;
         match &self.lm_head {
             Some(head) => head.forward(&x),
@@ -86,35 +91,35 @@ impl Block {
         x: &Tensor,
         layer: usize,
         batch: &mut Batch<'_>,
-    ) -> Result<Tensor, Exception> {
+    ) -> Result<Tensor, ComputeError> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, batch)?;
-        let x = self.self_attn.o_proj.onto(x, &mixed)?;
-        let gated = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        self.mlp.down_proj.onto(&x, &gated)
+        let x = self.self_attn.o_proj.with_residual(x, &mixed)?;
+        let activated = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        self.mlp.down_proj.with_residual(&x, &activated)
     }
 }
 
 impl Attention {
-    /// What `o_proj` takes.
+    /// The input of `o_proj`.
     fn forward(
         &self,
         x: &Tensor,
         layer: usize,
         batch: &mut Batch<'_>,
-    ) -> Result<Tensor, Exception> {
-        let [queries, keys, values] =
-            linear::together(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
+    ) -> Result<Tensor, ComputeError> {
+        let [queries, keys, values] = linear::qkv(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
+        let (queries, keys) = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?); // by head
 
-        let projected = Projected { queries: &queries, keys: &keys, values: &values };
+        let qkv = Qkv { queries: &queries, keys: &keys, values: &values };
         let scale = (self.head_dim as f32).powf(-0.5);
-        batch.attend(layer, projected, &self.rope, scale) // [1, total, heads * head_dim]
+        batch.attend(layer, qkv, &self.rope, scale) // [1, total, heads * head_dim]
     }
 }
 
 impl Mlp {
-    /// What `down_proj` takes.
-    fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
-        linear::gated(x, &self.gate_proj, &self.up_proj)
+    /// The input of `down_proj`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ComputeError> {
+        linear::swiglu(x, &self.gate_proj, &self.up_proj)
     }
 }
 
@@ -122,30 +127,29 @@ impl Config {
     pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
         let (hidden_size, num_attention_heads) =
             (keys.need("hidden_size")?, keys.need("num_attention_heads")?);
-        let (rope_theta, rope_scaling) = super::rotation(keys)?;
+        let (rope_theta, rope_scaling) = common_keys::rotation(keys)?;
         let config = Self {
             hidden_size,
             num_hidden_layers: keys.need("num_hidden_layers")?,
             intermediate_size: keys.need("intermediate_size")?,
             num_attention_heads,
             num_key_value_heads: keys.get("num_key_value_heads")?.unwrap_or(num_attention_heads),
-            head_dim: super::head_dim(keys, hidden_size, num_attention_heads)?,
+            head_dim: keys.get("head_dim")?.unwrap_or(common_keys::QWEN3_HEAD_DIM),
             rms_norm_eps: keys.epsilon("rms_norm_eps")?,
             vocab_size: keys.need("vocab_size")?,
             max_position_embeddings: keys.get("max_position_embeddings")?,
-            rope_theta: super::told_theta(rope_theta)?,
+            attention_bias: keys.get("attention_bias")?.unwrap_or(false),
+            rope_theta: common_keys::required_theta(rope_theta)?,
             rope_traditional: keys.get("rope_traditional")?.unwrap_or(false),
             rope_scaling,
             tie_word_embeddings: keys.get("tie_word_embeddings")?,
         };
-        // Which biases there are is the family's own: nobody reads these.
-        keys.ignore("attention_bias");
-        keys.ignore("qkv_bias");
         let (layers, context) = (config.num_hidden_layers, config.max_position_embeddings);
         let windowed = keys.get("use_sliding_window")?.unwrap_or(false);
-        let first = keys.get("max_window_layers")?.unwrap_or(keys::FULL_LAYERS);
-        keys::window(keys, windowed, first, (layers, context))?;
-        keys::layer_types(keys, layers)?;
+        let first = keys.get("max_window_layers")?.unwrap_or(common_keys::FULL_LAYERS);
+        common_keys::window(keys, windowed, first, (layers, context))?;
+        common_keys::layer_types(keys, layers)?;
+        common_keys::head_norms(keys)?;
         Ok(config)
     }
 
@@ -163,7 +167,7 @@ impl Config {
     }
 
     fn rope(&self) -> Result<Rope, String> {
-        Rope::new(&Rotation {
+        Rope::new(&RopeConfig {
             dimensions: self.dimensions().head_dim,
             theta: self.rope_theta,
             traditional: self.rope_traditional,
@@ -173,8 +177,8 @@ impl Config {
     }
 }
 
-impl Qwen2 {
-    pub(crate) fn load(config: &Config, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
+impl Qwen3 {
+    pub(crate) fn load(config: &Config, weights: &mut WeightLoader<'_>) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
         Ok(Self {
@@ -189,19 +193,26 @@ impl Qwen2 {
 }
 
 impl Block {
-    fn load(config: &Config, weights: &mut Weights<'_>, at: &str) -> Result<Self, LoadError> {
+    fn load(config: &Config, weights: &mut WeightLoader<'_>, at: &str) -> Result<Self, LoadError> {
         let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
             config.dimensions();
         let eps = config.rms_norm_eps;
         let rope = config.rope().map_err(|what| weights.unsupported(what))?;
+        let q_norm = weights.norm(&format!("{at}.self_attn.q_norm"), head_dim, eps)?;
+        let k_norm = weights.norm(&format!("{at}.self_attn.k_norm"), head_dim, eps)?;
+        let bias = config.attention_bias;
         let mut linear = |name: &str, inputs: i32, outputs: i32, bias: bool| {
-            weights.linear(&format!("{at}.{name}"), inputs, outputs, bias)
+            let module = format!("{at}.{name}");
+            let bias = bias || weights.gguf_has_bias(&module);
+            weights.linear(&module, inputs, outputs, bias)
         };
         let self_attn = Attention {
-            q_proj: linear("self_attn.q_proj", hidden, heads * head_dim, true)?,
-            k_proj: linear("self_attn.k_proj", hidden, kv_heads * head_dim, true)?,
-            v_proj: linear("self_attn.v_proj", hidden, kv_heads * head_dim, true)?,
-            o_proj: linear("self_attn.o_proj", heads * head_dim, hidden, false)?,
+            q_proj: linear("self_attn.q_proj", hidden, heads * head_dim, bias)?,
+            k_proj: linear("self_attn.k_proj", hidden, kv_heads * head_dim, bias)?,
+            v_proj: linear("self_attn.v_proj", hidden, kv_heads * head_dim, bias)?,
+            o_proj: linear("self_attn.o_proj", heads * head_dim, hidden, bias)?,
+            q_norm,
+            k_norm,
             rope,
             head_dim,
         };

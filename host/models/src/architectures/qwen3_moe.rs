@@ -1,19 +1,20 @@
 //! Qwen3 as a mixture of experts.
-//! Differs from Qwen3 in: the MLP of most layers is a choice of small ones.
+//! Differs from Qwen3 in: most layers have a mixture of experts in the place of the MLP.
 
 use interlock_request::TokenId;
-use mlx_rs::error::Exception;
 
-use super::keys::{self, Keys};
-use super::{Dimensions, Family};
-use crate::cache::{Batch, Projected};
+use super::{Architecture, common_keys};
+use crate::cache::{Batch, Qkv};
+use crate::compute_error::ComputeError;
+use crate::config_keys::Keys;
+use crate::dimensions::Dimensions;
 use crate::error::LoadError;
-use crate::experts::Experts;
 use crate::linear::{self, Embedding, Linear};
+use crate::mixture::MoeBlock;
 use crate::norm::Norm;
-use crate::rope::{Rope, Rotation, Scaling};
+use crate::rope::{Rope, RopeConfig, RopeScaling};
 use crate::tensor::Tensor;
-use crate::weights::Weights;
+use crate::weights::WeightLoader;
 
 /// The keys of `config.json` that say what is computed.
 #[derive(Debug, Clone)]
@@ -30,14 +31,14 @@ pub(crate) struct Config {
     max_position_embeddings: Option<i32>,
     rope_theta: f64,
     rope_traditional: bool,
-    rope_scaling: Option<Scaling>,
+    rope_scaling: Option<RopeScaling>,
     tie_word_embeddings: Option<bool>,
     num_experts: i32,
     num_experts_per_tok: i32,
     moe_intermediate_size: i32,
-    /// Every so many layers have experts.
+    /// A layer `l` has experts if `l + 1` is a multiple of this.
     decoder_sparse_step: i32,
-    /// These have none all the same.
+    /// Layers that have a dense MLP all the same.
     mlp_only_layers: Vec<i32>,
     norm_topk_prob: bool,
 }
@@ -63,24 +64,24 @@ struct Block {
     input_layernorm: Norm,
     self_attn: Attention,
     post_attention_layernorm: Norm,
-    mlp: Feed,
+    mlp: FeedForward,
 }
 
-enum Feed {
+enum FeedForward {
     Dense(Mlp),
-    Sparse(Experts),
+    Sparse(MoeBlock),
 }
 
 pub(crate) struct Qwen3Moe {
     embed_tokens: Embedding,
     layers: Vec<Block>,
     norm: Norm,
-    /// None: the embedding is the head too.
+    /// None if the embedding is the output head too.
     lm_head: Option<Linear>,
 }
 
-impl Family for Qwen3Moe {
-    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception> {
+impl Architecture for Qwen3Moe {
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, ComputeError> {
         let mut x = self.embed_tokens.forward(tokens)?; // [1, total, hidden]
         for (number, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, number, batch)?;
@@ -88,7 +89,7 @@ impl Family for Qwen3Moe {
         Ok(x)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception> {
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ComputeError> {
         let x = self.norm.forward(hidden)?;
         match &self.lm_head {
             Some(head) => head.forward(&x),
@@ -103,39 +104,38 @@ impl Block {
         x: &Tensor,
         layer: usize,
         batch: &mut Batch<'_>,
-    ) -> Result<Tensor, Exception> {
+    ) -> Result<Tensor, ComputeError> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, batch)?;
-        let x = self.self_attn.o_proj.onto(x, &mixed)?;
+        let x = self.self_attn.o_proj.with_residual(x, &mixed)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
         match &self.mlp {
-            Feed::Dense(mlp) => mlp.down_proj.onto(&x, &mlp.forward(&normed)?),
-            Feed::Sparse(experts) => experts.onto(&x, &normed),
+            FeedForward::Dense(mlp) => mlp.down_proj.with_residual(&x, &mlp.forward(&normed)?),
+            FeedForward::Sparse(experts) => experts.with_residual(&x, &normed),
         }
     }
 }
 
 impl Attention {
-    /// What `o_proj` takes.
+    /// The input of `o_proj`.
     fn forward(
         &self,
         x: &Tensor,
         layer: usize,
         batch: &mut Batch<'_>,
-    ) -> Result<Tensor, Exception> {
-        let [queries, keys, values] =
-            linear::together(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
+    ) -> Result<Tensor, ComputeError> {
+        let [queries, keys, values] = linear::qkv(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
         let (queries, keys) = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?); // by head
 
-        let projected = Projected { queries: &queries, keys: &keys, values: &values };
+        let qkv = Qkv { queries: &queries, keys: &keys, values: &values };
         let scale = (self.head_dim as f32).powf(-0.5);
-        batch.attend(layer, projected, &self.rope, scale) // [1, total, heads * head_dim]
+        batch.attend(layer, qkv, &self.rope, scale) // [1, total, heads * head_dim]
     }
 }
 
 impl Mlp {
-    /// What `down_proj` takes.
-    fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
-        linear::gated(x, &self.gate_proj, &self.up_proj)
+    /// The input of `down_proj`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ComputeError> {
+        linear::swiglu(x, &self.gate_proj, &self.up_proj)
     }
 }
 
@@ -143,19 +143,19 @@ impl Config {
     pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
         let (hidden_size, num_attention_heads) =
             (keys.need("hidden_size")?, keys.need("num_attention_heads")?);
-        let (rope_theta, rope_scaling) = super::rotation(keys)?;
+        let (rope_theta, rope_scaling) = common_keys::rotation(keys)?;
         let config = Self {
             hidden_size,
             num_hidden_layers: keys.need("num_hidden_layers")?,
             intermediate_size: keys.need("intermediate_size")?,
             num_attention_heads,
             num_key_value_heads: keys.get("num_key_value_heads")?.unwrap_or(num_attention_heads),
-            head_dim: keys.get("head_dim")?.unwrap_or(keys::QWEN3_HEAD_DIM),
+            head_dim: keys.get("head_dim")?.unwrap_or(common_keys::QWEN3_HEAD_DIM),
             rms_norm_eps: keys.epsilon("rms_norm_eps")?,
             vocab_size: keys.need("vocab_size")?,
             max_position_embeddings: keys.get("max_position_embeddings")?,
             attention_bias: keys.get("attention_bias")?.unwrap_or(false),
-            rope_theta: super::told_theta(rope_theta)?,
+            rope_theta: common_keys::required_theta(rope_theta)?,
             rope_traditional: keys.get("rope_traditional")?.unwrap_or(false),
             rope_scaling,
             tie_word_embeddings: keys.get("tie_word_embeddings")?,
@@ -169,11 +169,11 @@ impl Config {
         config.check()?;
         let (layers, context) = (config.num_hidden_layers, config.max_position_embeddings);
         let windowed = keys.get("use_sliding_window")?.unwrap_or(false);
-        // Transformers does not ask from which layer on, in this family.
+        // Transformers does not ask from which layer on, in this architecture.
         keys.ignore("max_window_layers");
-        keys::window(keys, windowed, 0, (layers, context))?;
-        keys::layer_types(keys, layers)?;
-        keys::head_norms(keys)?;
+        common_keys::window(keys, windowed, 0, (layers, context))?;
+        common_keys::layer_types(keys, layers)?;
+        common_keys::head_norms(keys)?;
         Ok(config)
     }
 
@@ -211,7 +211,7 @@ impl Config {
     }
 
     fn rope(&self) -> Result<Rope, String> {
-        Rope::new(&Rotation {
+        Rope::new(&RopeConfig {
             dimensions: self.dimensions().head_dim,
             theta: self.rope_theta,
             traditional: self.rope_traditional,
@@ -222,7 +222,7 @@ impl Config {
 }
 
 impl Qwen3Moe {
-    pub(crate) fn load(config: &Config, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
+    pub(crate) fn load(config: &Config, weights: &mut WeightLoader<'_>) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
         Ok(Self {
@@ -237,7 +237,11 @@ impl Qwen3Moe {
 }
 
 impl Block {
-    fn load(config: &Config, weights: &mut Weights<'_>, layer: i32) -> Result<Self, LoadError> {
+    fn load(
+        config: &Config,
+        weights: &mut WeightLoader<'_>,
+        layer: i32,
+    ) -> Result<Self, LoadError> {
         let at = format!("model.layers.{layer}");
         let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
             config.dimensions();
@@ -263,14 +267,14 @@ impl Block {
             let router = linear("mlp.gate", hidden, config.num_experts, false)?;
             let (module, apart) = (format!("{at}.mlp.switch_mlp"), format!("{at}.mlp.experts"));
             let sizes = [hidden, config.moe_intermediate_size];
-            Feed::Sparse(Experts {
+            FeedForward::Sparse(MoeBlock {
                 router,
                 mlps: weights.mlps(&module, &apart, config.num_experts, sizes)?,
-                chosen: config.num_experts_per_tok.unsigned_abs() as usize,
-                normed: config.norm_topk_prob,
+                experts_per_token: config.num_experts_per_tok.unsigned_abs() as usize,
+                normalize: config.norm_topk_prob,
             })
         } else {
-            Feed::Dense(Mlp {
+            FeedForward::Dense(Mlp {
                 gate_proj: linear("mlp.gate_proj", hidden, intermediate, false)?,
                 up_proj: linear("mlp.up_proj", hidden, intermediate, false)?,
                 down_proj: linear("mlp.down_proj", intermediate, hidden, false)?,

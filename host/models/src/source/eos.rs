@@ -25,7 +25,8 @@ const USUAL: [&str; 15] = [
     "<|end_of_text|>",
     "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
 ];
-/// The same, but ordinary tokens for HTML may be called so: only a special token ends anything.
+/// Usual names that ordinary tokens for HTML may have too: only a special token of such a name ends
+/// a turn or a text.
 const USUAL_OF_SPECIAL: [&str; 2] = ["</s>", "<eos>"];
 
 /// A token of the vocabulary.

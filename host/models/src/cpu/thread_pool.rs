@@ -1,38 +1,38 @@
 //! Threads that share out one piece of work at a time.
 //!
 //! A token takes some two hundred matrix products of 20 to 200 microseconds each, so what counts
-//! is the time to get help and the time to be done with it. The caller works too; a helper that
-//! wakes up late finds the work gone, and nobody waited for it. That is what a general pool does
+//! is the time until workers join and the time until all are done. The caller works too; a worker that
+//! wakes up late finds the work done, and the caller did not wait for it. That is what a general pool does
 //! not do: its scope ends when every task it spawned has run, so on a busy machine each product
 //! would wait for the scheduler.
 //!
 //! # Invariants
 //!
-//! - `run` returns when every chunk is done and no helper holds a reference into the caller's
+//! - `run` returns when every chunk is done and no worker holds a reference into the caller's
 //!   stack any more.
-//! - One piece of work at a time: whoever comes second does its own alone.
+//! - One piece of work at a time: a caller that comes while another's work runs does its own alone.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{hint, thread};
 
-/// How often an idle helper looks for work before it sleeps: some half a millisecond, which bridges
+/// How often an idle worker looks for work before it sleeps: some half a millisecond, which bridges
 /// every gap between two products of one token, and the sampling between two tokens, and no more,
 /// because the cores are not only ours. Waking a sleeper costs tens of microseconds some hundred
 /// times a token on a virtual machine: at 256 looks a token took half as long again (RESULTS.md).
 const LOOKS_BEFORE_SLEEP: u32 = 8192;
 
-static TEAM: OnceLock<Team> = OnceLock::new();
+static POOL: OnceLock<ThreadPool> = OnceLock::new();
 
-/// Makes the team, of `threads` including the caller, unless it exists. Returns its size.
-pub(super) fn assemble(threads: NonZeroUsize) -> usize {
-    TEAM.get_or_init(|| Team::new(threads)).size()
+/// Makes the pool, of `threads` including the caller, unless it exists. Returns its size.
+pub(super) fn start(threads: NonZeroUsize) -> usize {
+    POOL.get_or_init(|| ThreadPool::new(threads)).size()
 }
 
-/// The team; made of all physical cores if nobody chose.
-pub(super) fn team() -> &'static Team {
-    TEAM.get_or_init(|| Team::new(physical_cores()))
+/// The pool of this process; of all physical cores, unless [`start`] was called before.
+pub(super) fn pool() -> &'static ThreadPool {
+    POOL.get_or_init(|| ThreadPool::new(physical_cores()))
 }
 
 /// Cores that this process may use, counting a core with two hardware threads once: the second
@@ -50,93 +50,93 @@ pub(super) fn physical_cores() -> NonZeroUsize {
     NonZeroUsize::new(cores.len()).map_or(logical, |physical| physical.min(logical))
 }
 
-pub(super) struct Team {
-    shared: Arc<Shared>,
-    helpers: usize,
+pub(super) struct ThreadPool {
+    shared: Arc<PoolState>,
+    workers: usize,
 }
 
-struct Shared {
-    posted: Mutex<Posted>,
+struct PoolState {
+    posted: Mutex<JobSlot>,
     wake: Condvar,
-    /// Counts the pieces of work posted, so that a spinning helper need not take the lock.
+    /// Counts the pieces of work posted, so that a spinning worker need not take the lock.
     round: AtomicU64,
 }
 
-struct Posted {
-    work: Option<WorkPointer>,
+struct JobSlot {
+    work: Option<JobPointer>,
     sleeping: usize,
 }
 
 /// One piece of work, on its caller's stack.
-struct Work<'a> {
+struct Job<'a> {
     chunks: usize,
     next: AtomicUsize,
-    helping: AtomicUsize,
+    running: AtomicUsize,
     task: &'a (dyn Fn(usize) + Sync),
 }
 
 #[derive(Clone, Copy)]
-struct WorkPointer(*const Work<'static>);
+struct JobPointer(*const Job<'static>);
 
-// SAFETY: `Work` is Sync (atomics and a Sync closure), and `Team::run` keeps it alive for as long
-// as any helper may follow the pointer; see there.
-unsafe impl Send for WorkPointer {}
+// SAFETY: `Job` is Sync (atomics and a Sync closure), and `ThreadPool::run` keeps it alive for as long
+// as any worker may follow the pointer; see there.
+unsafe impl Send for JobPointer {}
 
-impl Team {
+impl ThreadPool {
     pub(super) fn new(threads: NonZeroUsize) -> Self {
-        let shared = Arc::new(Shared {
-            posted: Mutex::new(Posted { work: None, sleeping: 0 }),
+        let shared = Arc::new(PoolState {
+            posted: Mutex::new(JobSlot { work: None, sleeping: 0 }),
             wake: Condvar::new(),
             round: AtomicU64::new(0),
         });
         let started = (1..threads.get()).filter(|number| {
             let shared = Arc::clone(&shared);
-            // Without a helper the work is slower, not wrong.
+            // Without a worker the work is slower, not wrong.
             thread::Builder::new()
                 .name(format!("compute-{number}"))
-                .spawn(move || shared.help_forever())
+                .spawn(move || shared.run_worker())
                 .is_ok()
         });
-        let helpers = started.count();
-        Self { shared, helpers }
+        let workers = started.count();
+        Self { shared, workers }
     }
 
     /// Threads that work on one piece, the caller's included.
     pub(super) fn size(&self) -> usize {
-        self.helpers + 1
+        self.workers + 1
     }
 
     /// Calls `task` once with each number below `chunks`, on as many threads as come in time.
     pub(super) fn run(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let work = Work { chunks, next: AtomicUsize::new(0), helping: AtomicUsize::new(0), task };
-        if chunks <= 1 || self.helpers == 0 || !self.shared.post(&work) {
+        let work = Job { chunks, next: AtomicUsize::new(0), running: AtomicUsize::new(0), task };
+        if chunks <= 1 || self.workers == 0 || !self.shared.post(&work) {
             return work.take_part();
         }
-        // From here on helpers may hold the pointer: whatever happens, withdraw before returning.
-        let withdraw = Withdraw { shared: &self.shared, work: &work };
+        // From here on workers may hold the pointer: whatever happens, withdraw before returning.
+        let withdraw = WithdrawOnDrop { shared: &self.shared, work: &work };
         work.take_part();
         drop(withdraw);
     }
 }
 
-struct Withdraw<'a, 'b> {
-    shared: &'a Shared,
-    work: &'a Work<'b>,
+struct WithdrawOnDrop<'a, 'b> {
+    shared: &'a PoolState,
+    work: &'a Job<'b>,
 }
 
-impl Drop for Withdraw<'_, '_> {
+impl Drop for WithdrawOnDrop<'_, '_> {
     fn drop(&mut self) {
         self.shared.lock().work = None;
-        // No helper can join now. Those that did are in their last chunk.
+        // No worker can join now. Those that did are in their last chunk.
         let mut looks = 0_u32;
-        while self.work.helping.load(Ordering::Acquire) > 0 {
+        while self.work.running.load(Ordering::Acquire) > 0 {
             looks += 1;
             if looks < LOOKS_BEFORE_SLEEP { hint::spin_loop() } else { thread::yield_now() }
         }
     }
 }
 
-impl Work<'_> {
+impl Job<'_> {
     fn take_part(&self) {
         loop {
             let chunk = self.next.fetch_add(1, Ordering::Relaxed);
@@ -148,19 +148,19 @@ impl Work<'_> {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Posted> {
+impl PoolState {
+    fn lock(&self) -> MutexGuard<'_, JobSlot> {
         // Nothing panics while it is held.
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Offers `work` to the helpers; false if there is other work already.
-    fn post(&self, work: &Work<'_>) -> bool {
+    /// Offers `work` to the workers; false if there is other work already.
+    fn post(&self, work: &Job<'_>) -> bool {
         let mut posted = self.lock();
         if posted.work.is_some() {
             return false;
         }
-        posted.work = Some(WorkPointer(std::ptr::from_ref(work).cast()));
+        posted.work = Some(JobPointer(std::ptr::from_ref(work).cast()));
         let sleeping = posted.sleeping;
         drop(posted);
         self.round.fetch_add(1, Ordering::Release);
@@ -170,7 +170,7 @@ impl Shared {
         true
     }
 
-    fn help_forever(&self) {
+    fn run_worker(&self) {
         let mut seen = 0;
         loop {
             seen = self.wait_for_round_after(seen);
@@ -179,11 +179,11 @@ impl Shared {
                 posted.work.inspect(|work| {
                     // SAFETY: the pointer is in `posted`, so the caller has not withdrawn it; it
                     // cannot while we hold the lock.
-                    unsafe { &*work.0 }.helping.fetch_add(1, Ordering::Relaxed);
+                    unsafe { &*work.0 }.running.fetch_add(1, Ordering::Relaxed);
                 })
             };
-            if let Some(WorkPointer(work)) = joined {
-                // SAFETY: we are counted in `helping`, and the caller keeps the work alive until
+            if let Some(JobPointer(work)) = joined {
+                // SAFETY: we are counted in `running`, and the caller keeps the work alive until
                 // that count is zero again.
                 let work = unsafe { &*work };
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -193,7 +193,7 @@ impl Shared {
                 if done.is_err() {
                     std::process::abort();
                 }
-                work.helping.fetch_sub(1, Ordering::Release);
+                work.running.fetch_sub(1, Ordering::Release);
             }
         }
     }
@@ -224,11 +224,11 @@ mod tests {
 
     #[test]
     fn every_chunk_is_done_once_whoever_does_it() {
-        let team = Team::new(NonZeroUsize::new(4).unwrap());
+        let pool = ThreadPool::new(NonZeroUsize::new(4).unwrap());
         for chunks in [0, 1, 2, 3, 7, 64] {
             for _ in 0..200 {
                 let done: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
-                team.run(chunks, &|chunk| {
+                pool.run(chunks, &|chunk| {
                     done[chunk].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1));
@@ -238,13 +238,13 @@ mod tests {
 
     #[test]
     fn two_callers_at_once_both_get_all_their_work_done() {
-        let team = Team::new(NonZeroUsize::new(3).unwrap());
+        let pool = ThreadPool::new(NonZeroUsize::new(3).unwrap());
         thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         let sum = AtomicUsize::new(0);
-                        team.run(10, &|chunk| {
+                        pool.run(10, &|chunk| {
                             sum.fetch_add(chunk, Ordering::Relaxed);
                         });
                         assert_eq!(sum.into_inner(), 45);

@@ -1,4 +1,4 @@
-//! What an error of MLX's means for the engine.
+//! What an error while a pass is computed means for the engine.
 //!
 //! MLX throws one class of exception, so its text is all there is to go by. The texts here are
 //! those of MLX 0.32; whoever takes another version looks at `mlx/allocator.cpp`,
@@ -15,6 +15,7 @@ use mlx_rs::error::Exception;
 use mlx_rs::memory;
 
 use crate::cache::Pages;
+use crate::compute_error::ComputeError;
 
 /// Parts of texts that say that a pass was too large, in small letters.
 const TOO_LARGE: [&str; 9] = [
@@ -50,13 +51,16 @@ fn is_too_large(what: &str) -> bool {
 }
 
 /// A pass over these pages has failed with this error. If it failed half-way through MLX's graph,
-/// arrays that hold the pages may be gone with it, so they are made anew; pages on the host are as
+/// arrays that hold the pages may be gone with it, so they are made anew; the CPU's pages are as
 /// they were.
-pub(crate) fn pass_failed(error: &Exception, pages: &mut Pages) -> PassFailed {
-    let failed = kind(error.what());
+pub(crate) fn pass_failed(error: &ComputeError, pages: &mut Pages) -> PassFailed {
+    let failed = match error {
+        ComputeError::Mlx(what) => kind(what),
+        ComputeError::Mixed(what) => PassFailed::new(*what),
+    };
     match pages {
-        Pages::Host(_) => failed,
-        Pages::Arrays(pages) => {
+        Pages::Cpu(_) => failed,
+        Pages::Mlx(pages) => {
             let made = pages.clear().or_else(|error| {
                 // What MLX keeps of buffers that nobody uses may be all the memory there is.
                 tracing::warn!(

@@ -1,17 +1,18 @@
 //! Llama (SmolLM2, Llama 2, Llama 3): grouped-query attention, SwiGLU, RMS norm before each.
 
 use interlock_request::TokenId;
-use mlx_rs::error::Exception;
 
-use super::keys::{self, Keys};
-use super::{Dimensions, Family};
-use crate::cache::{Batch, Projected};
+use super::{Architecture, common_keys};
+use crate::cache::{Batch, Qkv};
+use crate::compute_error::ComputeError;
+use crate::config_keys::Keys;
+use crate::dimensions::Dimensions;
 use crate::error::LoadError;
 use crate::linear::{self, Embedding, Linear};
 use crate::norm::Norm;
-use crate::rope::{Rope, Rotation, Scaling};
+use crate::rope::{Rope, RopeConfig, RopeScaling};
 use crate::tensor::Tensor;
-use crate::weights::Weights;
+use crate::weights::WeightLoader;
 
 /// The keys of `config.json` that say what is computed.
 #[derive(Debug, Clone)]
@@ -29,7 +30,7 @@ pub(crate) struct Config {
     mlp_bias: bool,
     rope_theta: f64,
     rope_traditional: bool,
-    rope_scaling: Option<Scaling>,
+    rope_scaling: Option<RopeScaling>,
     tie_word_embeddings: Option<bool>,
 }
 
@@ -59,12 +60,12 @@ pub(crate) struct Llama {
     embed_tokens: Embedding,
     layers: Vec<Block>,
     norm: Norm,
-    /// None: the embedding is the head too.
+    /// None if the embedding is the output head too.
     lm_head: Option<Linear>,
 }
 
-impl Family for Llama {
-    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, Exception> {
+impl Architecture for Llama {
+    fn hidden(&self, tokens: &[TokenId], batch: &mut Batch<'_>) -> Result<Tensor, ComputeError> {
         let mut x = self.embed_tokens.forward(tokens)?; // [1, total, hidden]
         for (number, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, number, batch)?;
@@ -72,7 +73,7 @@ impl Family for Llama {
         Ok(x)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, Exception> {
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ComputeError> {
         let x = self.norm.forward(hidden)?;
         match &self.lm_head {
             Some(head) => head.forward(&x),
@@ -87,35 +88,34 @@ impl Block {
         x: &Tensor,
         layer: usize,
         batch: &mut Batch<'_>,
-    ) -> Result<Tensor, Exception> {
+    ) -> Result<Tensor, ComputeError> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, batch)?;
-        let x = self.self_attn.o_proj.onto(x, &mixed)?;
-        let gated = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        self.mlp.down_proj.onto(&x, &gated)
+        let x = self.self_attn.o_proj.with_residual(x, &mixed)?;
+        let activated = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        self.mlp.down_proj.with_residual(&x, &activated)
     }
 }
 
 impl Attention {
-    /// What `o_proj` takes.
+    /// The input of `o_proj`.
     fn forward(
         &self,
         x: &Tensor,
         layer: usize,
         batch: &mut Batch<'_>,
-    ) -> Result<Tensor, Exception> {
-        let [queries, keys, values] =
-            linear::together(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
+    ) -> Result<Tensor, ComputeError> {
+        let [queries, keys, values] = linear::qkv(x, [&self.q_proj, &self.k_proj, &self.v_proj])?; // [1, total, heads * head_dim]
 
-        let projected = Projected { queries: &queries, keys: &keys, values: &values };
+        let qkv = Qkv { queries: &queries, keys: &keys, values: &values };
         let scale = (self.head_dim as f32).powf(-0.5);
-        batch.attend(layer, projected, &self.rope, scale) // [1, total, heads * head_dim]
+        batch.attend(layer, qkv, &self.rope, scale) // [1, total, heads * head_dim]
     }
 }
 
 impl Mlp {
-    /// What `down_proj` takes.
-    fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
-        linear::gated(x, &self.gate_proj, &self.up_proj)
+    /// The input of `down_proj`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ComputeError> {
+        linear::swiglu(x, &self.gate_proj, &self.up_proj)
     }
 }
 
@@ -123,14 +123,14 @@ impl Config {
     pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
         let (hidden_size, num_attention_heads) =
             (keys.need("hidden_size")?, keys.need("num_attention_heads")?);
-        let (rope_theta, rope_scaling) = super::rotation(keys)?;
+        let (rope_theta, rope_scaling) = common_keys::rotation(keys)?;
         let config = Self {
             hidden_size,
             num_hidden_layers: keys.need("num_hidden_layers")?,
             intermediate_size: keys.need("intermediate_size")?,
             num_attention_heads,
             num_key_value_heads: keys.get("num_key_value_heads")?.unwrap_or(num_attention_heads),
-            head_dim: super::head_dim(keys, hidden_size, num_attention_heads)?,
+            head_dim: common_keys::head_dim(keys, hidden_size, num_attention_heads)?,
             rms_norm_eps: keys.epsilon("rms_norm_eps")?,
             vocab_size: keys.need("vocab_size")?,
             max_position_embeddings: keys.get("max_position_embeddings")?,
@@ -144,8 +144,8 @@ impl Config {
         let (layers, context) = (config.num_hidden_layers, config.max_position_embeddings);
         let told = keys.value("sliding_window").is_some();
         let windowed = keys.get("use_sliding_window")?.unwrap_or(told);
-        keys::window(keys, windowed, 0, (layers, context))?;
-        keys::layer_types(keys, layers)?;
+        common_keys::window(keys, windowed, 0, (layers, context))?;
+        common_keys::layer_types(keys, layers)?;
         Ok(config)
     }
 
@@ -163,7 +163,7 @@ impl Config {
     }
 
     fn rope(&self, divisors: Option<&[f32]>) -> Result<Rope, String> {
-        Rope::new(&Rotation {
+        Rope::new(&RopeConfig {
             dimensions: self.dimensions().head_dim,
             theta: self.rope_theta,
             traditional: self.rope_traditional,
@@ -174,7 +174,7 @@ impl Config {
 }
 
 impl Llama {
-    pub(crate) fn load(config: &Config, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
+    pub(crate) fn load(config: &Config, weights: &mut WeightLoader<'_>) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
         Ok(Self {
@@ -189,7 +189,7 @@ impl Llama {
 }
 
 impl Block {
-    fn load(config: &Config, weights: &mut Weights<'_>, at: &str) -> Result<Self, LoadError> {
+    fn load(config: &Config, weights: &mut WeightLoader<'_>, at: &str) -> Result<Self, LoadError> {
         let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
             config.dimensions();
         let eps = config.rms_norm_eps;
