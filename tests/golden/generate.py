@@ -6,7 +6,7 @@
     venv/bin/python tests/golden/generate.py default target/models/smollm2-135m-instruct.gguf \
         tests/golden/data/smollm2.json
 
-Everything is kept in the repository, so this runs only when a family or a format is added; the
+Everything is kept in the repository, so this runs only when an architecture or a format is added; the
 same versions give the same files. mlx-lm computes in f32, whatever the file's type, because that is
 what Interlock computes in on the CPU, where the tests run: what is compared is the arithmetic of
 the model, not the rounding of a type. GGUF is compared with mlx-lm on the same weights,

@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use interlock_request::SamplingDefaults;
 
-use crate::{Progress, verify};
+use crate::{PullProgress, verify};
 
 /// A model with a name of ours.
 #[derive(Debug, PartialEq)]
@@ -19,15 +19,15 @@ pub struct BuiltIn {
     pub alias: &'static str,
     /// The Python package that carries the file, with its version.
     pub requirement: &'static str,
-    /// Where the file lies in the package.
+    /// The path of the file in the package.
     pub member: &'static str,
     /// What the file is called in our cache.
     pub file: &'static str,
-    /// Its size.
+    /// The size of the file, in bytes.
     pub bytes: u64,
-    /// Its SHA-256, in hexadecimal.
+    /// The SHA-256 of the file, in hexadecimal.
     pub sha256: &'static str,
-    /// How its makers say to sample.
+    /// The sampling defaults that the model's makers recommend.
     pub sampling: SamplingDefaults,
 }
 
@@ -55,7 +55,7 @@ pub enum PackageFailure {
          it; install one of them"
     )]
     NoInstaller {
-        /// The package.
+        /// The package, with its version.
         requirement: &'static str,
         /// The Python that was asked for pip.
         python: String,
@@ -63,9 +63,9 @@ pub enum PackageFailure {
     /// The installer ran and failed. Its own words are on stderr, above ours.
     #[error("`{command}` failed ({status}); what it said stands above")]
     Installer {
-        /// What we ran.
+        /// The command line that was run.
         command: String,
-        /// How it ended.
+        /// The exit status of the command.
         status: ExitStatus,
     },
     /// The package came without the file, or with another one.
@@ -73,21 +73,21 @@ pub enum PackageFailure {
         "{requirement} brought {what} {got}, expected {expected}; the package was changed or damaged on its way"
     )]
     WrongContents {
-        /// The package.
+        /// The package, with its version.
         requirement: &'static str,
-        /// What differs.
+        /// The property that differs, such as the size.
         what: &'static str,
-        /// What came.
+        /// The property of the file that came.
         got: String,
-        /// What should have come.
+        /// The property that was expected.
         expected: String,
     },
     /// The disk failed us.
     #[error("{path}: {source}")]
     Disk {
-        /// Where.
+        /// The path that was read or written.
         path: PathBuf,
-        /// How.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -106,7 +106,7 @@ impl Default for Installers {
 }
 
 impl BuiltIn {
-    /// Where the file lies once it is here.
+    /// The path of the file in the cache, once it was pulled.
     pub(crate) fn path_in(&self, cache: &Path) -> PathBuf {
         cache.join("models").join(self.alias).join(self.file)
     }
@@ -119,7 +119,7 @@ impl BuiltIn {
         &self,
         cache: &Path,
         installers: &Installers,
-        progress: Progress,
+        progress: PullProgress,
     ) -> Result<PathBuf, PackageFailure> {
         let disk = |path: &Path| {
             let path = path.to_owned();
@@ -159,7 +159,7 @@ impl BuiltIn {
         &self,
         work: &Path,
         installers: &Installers,
-        progress: Progress,
+        progress: PullProgress,
     ) -> Result<PathBuf, PackageFailure> {
         let mut command = self.installer(work, installers, progress)?;
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -202,7 +202,7 @@ impl BuiltIn {
         &self,
         work: &Path,
         installers: &Installers,
-        progress: Progress,
+        progress: PullProgress,
     ) -> Result<Command, PackageFailure> {
         let answers = |program: &Path, args: &[&str]| {
             let mut probe = Command::new(program);
@@ -226,7 +226,7 @@ impl BuiltIn {
                 python: installers.python.display().to_string(),
             });
         };
-        if progress == Progress::Silent {
+        if progress == PullProgress::Silent {
             command.arg("--quiet");
         }
         command.arg("--target").arg(work).arg(self.requirement).stdin(Stdio::null());
@@ -292,7 +292,7 @@ mod tests {
         }
 
         fn pull(&self, python: PathBuf, uv: PathBuf) -> Result<PathBuf, PackageFailure> {
-            HELLO.pull(&self.0, &Installers { python, uv }, Progress::Silent)
+            HELLO.pull(&self.0, &Installers { python, uv }, PullProgress::Silent)
         }
 
         fn absent(&self) -> PathBuf {

@@ -6,7 +6,7 @@ use interlock_model_files::recognize;
 
 use crate::built_in::{Installers, PackageFailure};
 use crate::hub::{self, Hub, HubFailure};
-use crate::{BUILT_IN, HubRepo, ModelRef, Progress};
+use crate::{BUILT_IN, HubRepo, ModelRef, PullProgress};
 
 /// The places where models are kept.
 #[derive(Debug, Clone)]
@@ -27,24 +27,24 @@ pub struct Located {
 
 /// A model in one of the caches.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// How to name it.
+pub struct StoredModel {
+    /// The reference that names the model.
     pub reference: ModelRef,
-    /// What it takes on disk.
+    /// The bytes that the model's files take on disk.
     pub bytes: u64,
-    /// Where it lies.
+    /// The path of the model's file or folder.
     pub path: PathBuf,
 }
 
 /// Why a model has no path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotHere {
-    /// It can be pulled.
+    /// The model is not on disk and can be pulled.
     #[error("{reference} is not in {}; run `interlock models pull {reference}`", place.display())]
     NotPulled {
-        /// The model.
+        /// The reference of the model.
         reference: ModelRef,
-        /// Where it would lie.
+        /// The path at which the model would lie.
         place: PathBuf,
     },
     /// A pull was cut.
@@ -53,25 +53,25 @@ pub enum NotHere {
         place.display()
     )]
     Incomplete {
-        /// The model.
+        /// The reference of the model.
         reference: ModelRef,
-        /// What is not there yet.
+        /// What is missing.
         missing: String,
-        /// Where the rest lies.
+        /// The path at which the other files lie.
         place: PathBuf,
     },
     /// The user's own folder or file is not where the reference says.
     #[error("there is no file or folder {}{hint}", path.display())]
     NoSuchPath {
-        /// Where we looked.
+        /// The path that was looked at.
         path: PathBuf,
-        /// What may have been meant.
+        /// A hint at what may have been meant; empty if there is none.
         hint: String,
     },
     /// What lies there is no model, or not the whole of one.
     #[error("{0}")]
     NotAModel(String),
-    /// It has no files.
+    /// A simulated model has no files.
     #[error("{0} is simulated; it has no files")]
     Simulated(ModelRef),
 }
@@ -115,7 +115,7 @@ impl Catalog {
         Self::new(cache, Hub::from_env())
     }
 
-    /// Where the model lies, from the disk alone.
+    /// Finds the model on disk, without asking the hub.
     ///
     /// # Errors
     ///
@@ -164,7 +164,7 @@ impl Catalog {
     /// # Errors
     ///
     /// When it is nowhere, or the pull fails; the message says what to do about it.
-    pub fn pull(&self, reference: &ModelRef, progress: Progress) -> Result<Located, NotPulled> {
+    pub fn pull(&self, reference: &ModelRef, progress: PullProgress) -> Result<Located, NotPulled> {
         let path = match reference {
             ModelRef::Alias(built_in) => built_in.pull(&self.cache, &self.installers, progress)?,
             ModelRef::HuggingFace(repo) => self.hub.pull(repo, progress)?,
@@ -176,13 +176,13 @@ impl Catalog {
     }
 
     /// Every whole model in our cache and in the hub's, built-in ones first.
-    pub fn list(&self) -> Vec<Entry> {
+    pub fn list(&self) -> Vec<StoredModel> {
         let built_in = BUILT_IN.iter().filter_map(|built_in| {
             let reference = ModelRef::Alias(built_in);
             let path = self.locate(&reference).ok()?.path;
-            Some(Entry { reference, bytes: built_in.bytes, path })
+            Some(StoredModel { reference, bytes: built_in.bytes, path })
         });
-        let mut entries: Vec<Entry> = built_in.collect();
+        let mut entries: Vec<StoredModel> = built_in.collect();
         let mut folders: Vec<PathBuf> = children(&self.hub.cache).collect();
         folders.sort();
         for folder in folders {
@@ -198,7 +198,7 @@ impl Catalog {
 }
 
 /// The whole models in one `models--org--name` folder, each under every revision it is known by.
-fn snapshots(folder: &Path, name: &str) -> Vec<Entry> {
+fn snapshots(folder: &Path, name: &str) -> Vec<StoredModel> {
     let mut entries = Vec::new();
     let refs_root = folder.join("refs");
     let mut refs = Vec::new();
@@ -222,7 +222,7 @@ fn snapshots(folder: &Path, name: &str) -> Vec<Entry> {
             revisions.push(commit);
         }
         let bytes = children(&path).filter_map(|file| Some(file.metadata().ok()?.len())).sum();
-        entries.extend(revisions.into_iter().map(|revision| Entry {
+        entries.extend(revisions.into_iter().map(|revision| StoredModel {
             reference: ModelRef::HuggingFace(HubRepo { name: name.to_owned(), revision }),
             bytes,
             path: path.clone(),

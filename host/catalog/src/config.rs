@@ -43,7 +43,7 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Unknown {
-    /// Not serve it.
+    /// Do not serve the model.
     #[default]
     Refuse,
     /// Serve it without what is not known, and say so in the log.
@@ -85,14 +85,14 @@ impl ModelConfig {
     /// No machine has more cores for one model.
     pub const THREADS_MAX: usize = 1024;
 
-    /// What clients call it.
+    /// The name by which clients ask for the model.
     pub fn model_id(&self) -> ModelId {
         self.name.as_ref().map_or_else(|| self.reference.model_id(), ModelId::new)
     }
 }
 
 impl ExtraModelConfig {
-    /// What clients call it.
+    /// The name by which clients ask for the model.
     pub fn model_id(&self) -> ModelId {
         self.name.as_ref().map_or_else(|| self.reference.model_id(), ModelId::new)
     }

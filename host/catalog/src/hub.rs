@@ -13,20 +13,20 @@ use std::time::Duration;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use interlock_files::read_text;
-use interlock_model_files::{BadWeights, NotAModel, Weights, recognize, weights_named_in};
+use interlock_model_files::{BadWeights, NotAModel, WeightFiles, recognize, weights_named_in};
 use interlock_request::{Secret, UrlWithLogin, without_logins};
 
-use crate::{HubRepo, Progress, verify};
+use crate::{HubRepo, PullProgress, verify};
 
 /// Longest file that holds a token or a commit.
 pub(crate) const LINE_BYTES_MAX: u64 = 64 << 10;
 
-/// Which hub, as whom, into which cache.
+/// A client of a Hugging Face hub: its address, the token to show, and the cache to write.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    /// Where the hub is, without a trailing slash.
+    /// The hub's address, without a trailing slash.
     pub endpoint: UrlWithLogin,
-    /// Who we are, for private and gated models.
+    /// The token to show, for private and gated models.
     pub token: Option<Secret>,
     /// The folder with a `models--org--name` folder for each model.
     pub cache: PathBuf,
@@ -43,36 +43,36 @@ pub enum HubFailure {
     /// The user asked for no network.
     #[error("{repo} must be pulled, and HF_HUB_OFFLINE says not to; unset it or pull elsewhere")]
     Offline {
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
     },
-    /// 401 or 403.
+    /// The hub answered 401 or 403.
     #[error(
         "{endpoint} does not let {who} read {repo} ({status}): private, gated or misspelt; {cure}"
     )]
     Unauthorized {
-        /// The hub.
+        /// The address of the hub.
         endpoint: String,
         /// With or without a token.
         who: &'static str,
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
-        /// What the hub answered.
+        /// The status with which the hub answered.
         status: u16,
-        /// What to do.
+        /// What the operator can do about it.
         cure: &'static str,
     },
-    /// 404.
+    /// The hub answered 404.
     #[error(
         "{endpoint} has no {what} of {repo}; check the name and the revision, or set HF_ENDPOINT \
          if it lives on another hub"
     )]
     NotFound {
-        /// The hub.
+        /// The address of the hub.
         endpoint: String,
-        /// Which part is missing.
+        /// The part that is missing.
         what: String,
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
     },
     /// No connection, or one that kept breaking.
@@ -81,9 +81,9 @@ pub enum HubFailure {
          set HF_ENDPOINT for a mirror, HTTPS_PROXY for a proxy"
     )]
     Unreachable {
-        /// The hub.
+        /// The address of the hub.
         endpoint: String,
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
         /// In the client's words.
         why: String,
@@ -91,7 +91,7 @@ pub enum HubFailure {
     /// Another process downloads the same file.
     #[error("another process is downloading {repo} (it holds {}); wait for it", lock.display())]
     Busy {
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
         /// The file that it locked.
         lock: PathBuf,
@@ -99,31 +99,31 @@ pub enum HubFailure {
     /// The bytes are not those the hub announced. They have been removed.
     #[error("{file} of {repo} arrived damaged (SHA-256 {got}, announced {announced}); pull again")]
     Damaged {
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
-        /// Which file.
+        /// The name of the file.
         file: String,
-        /// What came.
+        /// The property of the file that came.
         got: String,
-        /// What was announced.
+        /// The property that the hub had announced.
         announced: String,
     },
     /// Nothing that we can load.
     #[error("{repo} has no {missing}; interlock loads config.json with .safetensors weights{hint}")]
     NoModel {
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
-        /// What is not there.
+        /// What the repository lacks.
         missing: String,
-        /// What else the user could do.
+        /// What else the operator could do.
         hint: &'static str,
     },
     /// The hub said something that we do not understand.
     #[error("{endpoint} answered for {repo}: {answer}")]
     Answer {
-        /// The hub.
+        /// The address of the hub.
         endpoint: String,
-        /// The model.
+        /// The repository of the model.
         repo: HubRepo,
         /// In the client's words.
         answer: String,
@@ -131,9 +131,9 @@ pub enum HubFailure {
     /// The disk failed us.
     #[error("{}: {source}", path.display())]
     Disk {
-        /// Where.
+        /// The path that was read or written.
         path: PathBuf,
-        /// How.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -192,7 +192,11 @@ impl Hub {
     }
 
     /// Brings the revision's files here, and returns their folder.
-    pub(crate) fn pull(&self, repo: &HubRepo, progress: Progress) -> Result<PathBuf, HubFailure> {
+    pub(crate) fn pull(
+        &self,
+        repo: &HubRepo,
+        progress: PullProgress,
+    ) -> Result<PathBuf, HubFailure> {
         if self.offline {
             return Err(HubFailure::Offline { repo: repo.clone() });
         }
@@ -227,8 +231,8 @@ impl Hub {
         for name in SMALL_FILES.iter().filter(|name| names.contains(*name)) {
             pull.file(name)?;
         }
-        let weights = match Weights::among(names.iter().copied()) {
-            Ok(Weights::Index(name)) => {
+        let weights = match WeightFiles::among(names.iter().copied()) {
+            Ok(WeightFiles::Index(name)) => {
                 let index = pull.file(&name)?;
                 let named = weights_named_in(&index);
                 named.map_err(|bad| HubFailure::Disk {
@@ -236,7 +240,7 @@ impl Hub {
                     source: io::Error::other(bad),
                 })?
             }
-            Ok(Weights::Files(files)) => files,
+            Ok(WeightFiles::Files(files)) => files,
             Err(BadWeights::None) => return Err(no_model(repo, ".safetensors file", &names)),
             Err(BadWeights::Lacks(missing)) => return Err(no_model(repo, missing, &names)),
             Err(BadWeights::Several(what)) => {
@@ -338,7 +342,7 @@ struct Pull<'a> {
     api: &'a Api,
     remote: ApiRepo,
     commit: &'a str,
-    progress: Progress,
+    progress: PullProgress,
 }
 
 impl Pull<'_> {

@@ -27,8 +27,8 @@ mod reference;
 mod verify;
 
 pub use built_in::{BUILT_IN, BuiltIn, PackageFailure};
-pub use catalog::{Catalog, Entry, Located, NotHere, NotPulled};
+pub use catalog::{Catalog, Located, NotHere, NotPulled, StoredModel};
 pub use config::{ExtraModelConfig, ModelConfig, Unknown, problems};
 pub use hub::{Hub, HubFailure};
-pub use progress::Progress;
+pub use progress::PullProgress;
 pub use reference::{BadModelRef, HubRepo, ModelRef};

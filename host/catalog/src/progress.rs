@@ -5,14 +5,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Whether a pull shows a bar. The bar goes to stderr, and only when that is a terminal; the log
 /// has a line per file either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum PullProgress {
     /// A bar per file.
     Shown,
-    /// Nothing.
+    /// Show nothing.
     Silent,
 }
 
-impl Progress {
+impl PullProgress {
     pub(crate) fn bar(self) -> Bar {
         let target = match self {
             Self::Shown => ProgressDrawTarget::stderr(),

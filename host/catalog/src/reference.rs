@@ -24,7 +24,7 @@ pub enum ModelRef {
     HuggingFace(HubRepo),
     /// `sim` or `sim:key=value,...`: no model at all, only its behaviour.
     Sim {
-        /// What clients call it: `name=`, or `sim`.
+        /// The name by which clients ask for the model: that before `=`, or `sim`.
         name: String,
         /// The other settings; the simulated model itself reads them.
         settings: String,
@@ -34,7 +34,7 @@ pub enum ModelRef {
 /// A repository on the hub, at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubRepo {
-    /// `org/name`.
+    /// The repository, as `org/name`.
     pub name: String,
     /// A branch, a tag or a commit; `main` unless given.
     pub revision: String,
@@ -48,7 +48,7 @@ impl HubRepo {
 /// Why a text names no model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadModelRef {
-    /// Nothing at all.
+    /// The reference is empty.
     #[error("a model reference must not be empty; try `smollm2-135m-instruct`")]
     Empty,
     /// A bare word that is no alias.
@@ -57,7 +57,7 @@ pub enum BadModelRef {
          slash (`./{given}`), a repository as `hf:org/name`, a simulated model as `sim:...`"
     )]
     UnknownAlias {
-        /// What was written.
+        /// The reference as it was given.
         given: String,
         /// The built-in model closest to it.
         nearest: &'static str,

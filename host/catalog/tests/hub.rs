@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use interlock_catalog::{Catalog, Hub, HubFailure, ModelRef, NotHere, NotPulled, Progress};
+use interlock_catalog::{Catalog, Hub, HubFailure, ModelRef, NotHere, NotPulled, PullProgress};
 use sha2::{Digest, Sha256};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -20,7 +20,7 @@ fn a_pull_brings_what_a_model_needs_and_nothing_else() {
     let reference = reference("hf:org/tiny");
     assert!(catalog.locate(&reference).is_err_and(|error| error.can_be_pulled()));
 
-    let located = catalog.pull(&reference, Progress::Silent).expect("the stub has it");
+    let located = catalog.pull(&reference, PullProgress::Silent).expect("the stub has it");
 
     assert_eq!(located.path, folder.0.join("models--org--tiny/snapshots").join(COMMIT));
     assert_eq!(names_in(&located.path), ["config.json", "model.safetensors", "tokenizer.json"]);
@@ -37,9 +37,9 @@ fn a_pull_brings_what_a_model_needs_and_nothing_else() {
 fn a_second_pull_fetches_nothing_that_is_here() {
     let hub = StubHub::start(Model::tiny());
     let (_folder, catalog) = catalog(&hub, None);
-    catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect("the stub has it");
+    catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect("the stub has it");
     let before = hub.requests().len();
-    catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect("the stub has it");
+    catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect("the stub has it");
     let asked: Vec<_> = hub.requests()[before..].iter().map(|asked| asked.path.clone()).collect();
     assert_eq!(asked, ["/api/models/org/tiny/revision/main"]);
 }
@@ -49,7 +49,7 @@ fn of_sharded_weights_the_index_says_which_to_fetch() {
     let hub = StubHub::start(Model::sharded());
     let (_folder, catalog) = catalog(&hub, None);
     let located =
-        catalog.pull(&reference("hf:org/big"), Progress::Silent).expect("the stub has it");
+        catalog.pull(&reference("hf:org/big"), PullProgress::Silent).expect("the stub has it");
     assert_eq!(
         names_in(&located.path),
         ["a.safetensors", "b.safetensors", "config.json", "model.safetensors.index.json"]
@@ -60,7 +60,8 @@ fn of_sharded_weights_the_index_says_which_to_fetch() {
 fn a_connection_cut_in_a_file_goes_on_where_it_stopped() {
     let hub = StubHub::start(Model { cuts: vec![1000, 500], ..Model::tiny() });
     let (_folder, catalog) = catalog(&hub, None);
-    let located = catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect("two cuts only");
+    let located =
+        catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect("two cuts only");
     assert_eq!(read(&located.path, "model.safetensors"), weights(0));
     assert_eq!(hub.ranges("model.safetensors"), ["bytes=0-", "bytes=1000-", "bytes=1500-"]);
 }
@@ -72,7 +73,8 @@ fn a_pull_that_gave_up_is_taken_up_by_the_next_one() {
     let (_folder, catalog) = catalog(&hub, None);
     let reference = reference("hf:org/tiny");
 
-    let error = catalog.pull(&reference, Progress::Silent).expect_err("every connection is cut");
+    let error =
+        catalog.pull(&reference, PullProgress::Silent).expect_err("every connection is cut");
     let told = error.to_string();
     assert!(
         told.starts_with(&format!("{} cannot be reached for org/tiny", hub.endpoint)),
@@ -81,7 +83,7 @@ fn a_pull_that_gave_up_is_taken_up_by_the_next_one() {
     assert!(catalog.locate(&reference).is_err(), "half a model was taken for one");
     assert_eq!(catalog.list(), []);
 
-    let located = catalog.pull(&reference, Progress::Silent).expect("no cuts are left");
+    let located = catalog.pull(&reference, PullProgress::Silent).expect("no cuts are left");
     assert_eq!(hub.ranges("model.safetensors").last().map(String::as_str), Some("bytes=500-"));
     assert_eq!(read(&located.path, "model.safetensors"), weights(0));
 }
@@ -97,7 +99,7 @@ fn a_part_with_nothing_behind_it_does_not_block_the_pull() {
     std::fs::write(blobs.join(sha256(&weights(0))).with_extension("part"), weights(0))
         .expect("room");
     let located =
-        catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect("it starts anew");
+        catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect("it starts anew");
     assert_eq!(read(&located.path, "model.safetensors"), weights(0));
 }
 
@@ -106,7 +108,7 @@ fn a_file_that_arrived_damaged_is_removed_and_reported() {
     let hub = StubHub::start(Model { damaged: true, ..Model::tiny() });
     let (_folder, catalog) = catalog(&hub, None);
     let reference = reference("hf:org/tiny");
-    let error = catalog.pull(&reference, Progress::Silent).expect_err("the bytes are wrong");
+    let error = catalog.pull(&reference, PullProgress::Silent).expect_err("the bytes are wrong");
     assert!(matches!(error, NotPulled::Hub(HubFailure::Damaged { .. })), "{error}");
     assert!(catalog.locate(&reference).is_err_and(|error| error.can_be_pulled()));
 }
@@ -116,16 +118,16 @@ fn a_moved_branch_is_followed_and_the_old_model_stays_whole_until_the_new_one_is
     let first = StubHub::start(Model::tiny());
     let (folder, catalog) = catalog(&first, None);
     let reference = reference("hf:org/tiny");
-    let old = catalog.pull(&reference, Progress::Silent).expect("the stub has it");
+    let old = catalog.pull(&reference, PullProgress::Silent).expect("the stub has it");
 
     let commit = "f".repeat(40);
     let cuts = vec![100; Hub::RETRIES as usize + 1];
     let second = StubHub::start(Model { commit: commit.clone(), seed: 1, cuts, ..Model::tiny() });
     let catalog = Catalog::new(folder.0.clone(), hub_of(&second, &folder.0, None));
-    catalog.pull(&reference, Progress::Silent).expect_err("every connection is cut");
+    catalog.pull(&reference, PullProgress::Silent).expect_err("every connection is cut");
     assert_eq!(catalog.locate(&reference).expect("the old one"), old);
 
-    let new = catalog.pull(&reference, Progress::Silent).expect("no cuts are left");
+    let new = catalog.pull(&reference, PullProgress::Silent).expect("no cuts are left");
     assert_eq!(read(&new.path, "model.safetensors"), weights(1));
     assert_eq!(catalog.locate(&reference).expect("the new one"), new);
     assert!(catalog.locate(&format!("hf:org/tiny@{COMMIT}").parse().expect("well formed")).is_ok());
@@ -135,7 +137,7 @@ fn a_moved_branch_is_followed_and_the_old_model_stays_whole_until_the_new_one_is
 fn a_token_goes_with_every_request() {
     let hub = StubHub::start(Model { token: Some("hf_secret"), ..Model::tiny() });
     let (_folder, catalog) = catalog(&hub, Some("hf_secret"));
-    catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect("the token is right");
+    catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect("the token is right");
     let requests = hub.requests();
     assert!(requests.len() > 3);
     for asked in requests {
@@ -147,7 +149,8 @@ fn a_token_goes_with_every_request() {
 fn a_private_model_without_a_token_says_which_variable_to_set() {
     let hub = StubHub::start(Model { token: Some("hf_secret"), ..Model::tiny() });
     let (_folder, catalog) = catalog(&hub, None);
-    let error = catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect_err("no token");
+    let error =
+        catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect_err("no token");
     assert_eq!(
         error.to_string(),
         format!(
@@ -162,7 +165,8 @@ fn a_private_model_without_a_token_says_which_variable_to_set() {
 fn a_model_or_revision_that_is_not_there_is_named_with_its_hub() {
     let hub = StubHub::start(Model::tiny());
     let (_folder, catalog) = catalog(&hub, None);
-    let error = catalog.pull(&reference("hf:org/other@v2"), Progress::Silent).expect_err("a 404");
+    let error =
+        catalog.pull(&reference("hf:org/other@v2"), PullProgress::Silent).expect_err("a 404");
     assert_eq!(
         error.to_string(),
         format!(
@@ -186,7 +190,7 @@ fn a_hub_that_nobody_answers_for_is_named_with_what_to_set() {
     };
     let catalog = Catalog::new(folder.0.clone(), hub);
     let told = catalog
-        .pull(&reference("hf:org/tiny"), Progress::Silent)
+        .pull(&reference("hf:org/tiny"), PullProgress::Silent)
         .expect_err("nobody listens")
         .to_string();
     assert!(told.starts_with(&format!("http://{port} cannot be reached for org/tiny (")), "{told}");
@@ -199,7 +203,7 @@ fn offline_means_that_the_hub_is_not_asked() {
     let folder = Folder::new();
     let offline = Hub { offline: true, ..hub_of(&hub, &folder.0, None) };
     let catalog = Catalog::new(folder.0.clone(), offline);
-    let error = catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect_err("offline");
+    let error = catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect_err("offline");
     assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
     assert!(hub.requests().is_empty());
 }
@@ -211,7 +215,8 @@ fn a_repository_without_loadable_weights_says_what_it_has_instead() {
         ..Model::tiny()
     });
     let (_folder, catalog) = catalog(&hub, None);
-    let error = catalog.pull(&reference("hf:org/tiny"), Progress::Silent).expect_err("no weights");
+    let error =
+        catalog.pull(&reference("hf:org/tiny"), PullProgress::Silent).expect_err("no weights");
     assert!(
         error.to_string().ends_with("it has .gguf files: download one and name its path"),
         "{error}"

@@ -5,13 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use indicatif::BinaryBytes;
-use interlock_catalog::{Catalog, ModelRef, NotPulled, Progress};
+use interlock_catalog::{Catalog, ModelRef, NotPulled, PullProgress};
 use interlock_config::Config;
-use interlock_models::{
-    Description, LoadError, LoadOptions, TextSource, TokenizerSource as ModelTokenizer, Unknown,
-};
+use interlock_models::{Description, LoadError, LoadOptions, Unknown};
 use interlock_sim::SimSettings;
-use interlock_text::{GgufTokenizer, TextModel, TextParts, TokenizerSource};
+use interlock_text::TextModel;
 
 use crate::{BadUsage, log, note, say};
 
@@ -67,7 +65,7 @@ impl Command {
                 Ok(())
             }
             Self::Pull { reference } => {
-                let located = catalog.pull(&reference, Progress::Shown)?;
+                let located = catalog.pull(&reference, PullProgress::Shown)?;
                 if matches!(reference, ModelRef::Path(_)) {
                     note(&format!("{reference} is here: there is nothing to fetch"));
                 }
@@ -97,7 +95,7 @@ pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
         Ok(located) => Ok(located.path),
         Err(missing) if missing.can_be_pulled() => {
             tracing::info!(%reference, "the model is not here yet; pulling it");
-            Ok(catalog.pull(reference, Progress::Shown)?.path)
+            Ok(catalog.pull(reference, PullProgress::Shown)?.path)
         }
         Err(missing) => Err(missing.into()),
     }
@@ -136,40 +134,10 @@ pub(crate) fn look(
         let wrong = if matches!(why, LoadError::Cache { .. }) { "cache.memory_max" } else { key };
         (wrong.to_owned(), not_served(key, &why))
     })?;
-    let text = TextModel::new(text_parts(checked.text));
+    let text = TextModel::new(checked.text);
     let text = text
         .map_err(|why| (key.to_owned(), not_served(key, &format!("{}: {why}", path.display()))))?;
     Ok((checked.description, text))
-}
-
-/// From what `models` read to what `text` wants: the two do not know each other.
-fn text_parts(source: TextSource) -> TextParts {
-    let tokenizer = match source.tokenizer {
-        ModelTokenizer::Json(json) => TokenizerSource::Json(json),
-        ModelTokenizer::Gguf {
-            model,
-            pre,
-            tokens,
-            token_types,
-            scores,
-            merges,
-            add_bos,
-            add_eos,
-            add_space_prefix,
-        } => TokenizerSource::Gguf(GgufTokenizer {
-            model,
-            pre,
-            tokens,
-            token_types,
-            scores,
-            merges,
-            add_bos,
-            add_eos,
-            add_space_prefix,
-        }),
-    };
-    let TextSource { chat_template, special_tokens, eos, .. } = source;
-    TextParts { tokenizer, chat_template, special_tokens, eos }
 }
 
 /// Why a model cannot be served, by the setting that names it.

@@ -349,7 +349,7 @@ impl SourceKind {
         tracing::info!(
             model = %reference,
             path = %path.display(),
-            family = description.family,
+            architecture = description.architecture,
             quantization = description.quantization,
             "found the model"
         );
@@ -401,7 +401,7 @@ impl Source {
                 let name = id.clone();
                 engines.add(engine, cache, waiting, metrics, move || {
                     let begun = std::time::Instant::now();
-                    let mut report = |progress: interlock_models::Progress| {
+                    let mut report = |progress: interlock_models::LoadProgress| {
                         tracing::debug!(fraction = progress.fraction, "{}", progress.doing);
                     };
                     let loaded = interlock_models::load(&path, &options, &mut report)

@@ -25,7 +25,7 @@ use std::path::Path;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{bytes} bytes, the limit is {limit}")]
 pub struct TooLong {
-    /// Its length, or as much of it as was seen.
+    /// The file's length, or as much of it as was read.
     pub bytes: u64,
     /// Most bytes that are read of such a file.
     pub limit: u64,
@@ -119,7 +119,7 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     read_open(&mut open(path)?, bytes_max)
 }
 
-/// The same of a file that is open, from where it stands.
+/// Reads an open file from its present position, as [`read`] does.
 ///
 /// # Errors
 ///

@@ -3,7 +3,7 @@
 //! [`recognize`] looks at what a path holds: a file that begins with `GGUF` is a GGUF file whatever
 //! it is called, a folder with a `config.json` is a model folder. Names decide only between files
 //! that cannot be told apart otherwise: which `.safetensors` files of a folder, or of a repository
-//! on the hub, are the model ([`Weights::among`]).
+//! on the hub, are the model ([`WeightFiles::among`]).
 //!
 //! # Invariants
 //!
@@ -11,16 +11,19 @@
 //!
 //! # Not here
 //!
-//! What stands in the files beyond their first bytes and the index: `models` reads it. Downloading:
-//! the catalog's.
+//! Reading what stands in the files beyond their first bytes and the index: `models` does. What of it
+//! the text side needs is described here ([`TextParts`]), so that `models` and `text` need not know
+//! each other. Downloading: the catalog's.
 
+mod text;
 mod weights;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use interlock_files::{open, read, read_if_there};
-pub use weights::{Bad as BadWeights, Weights, weights_named_in};
+pub use text::{GgufTokenizer, TextParts, TokenizerSource};
+pub use weights::{BadWeights, WeightFiles, weights_named_in};
 
 /// Longest `config.json` or index of weights that is read; the largest known take 10 MiB.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
@@ -32,9 +35,9 @@ pub enum ModelFiles {
     Gguf(PathBuf),
     /// A folder in Hugging Face's layout.
     Folder {
-        /// The folder.
+        /// The path of the folder.
         path: PathBuf,
-        /// Its files of weights, all of which are there.
+        /// The folder's files of weights, all of which are there.
         weights: Vec<PathBuf>,
     },
 }
@@ -45,44 +48,44 @@ pub enum NotAModel {
     /// A file cannot be read, is no regular file, or is longer than any of its kind.
     #[error("cannot read {}: {cause}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says, or we.
+        /// The system's error, or the limit that was met.
         cause: io::Error,
     },
-    /// It is there, and is something else.
+    /// The path holds something that is no model.
     #[error(
         "{} is neither a GGUF file nor a folder with config.json and .safetensors files: {found}",
         path.display()
     )]
     Neither {
-        /// The path.
+        /// The path that was looked at.
         path: PathBuf,
-        /// What it is instead.
+        /// What the path holds.
         found: String,
     },
     /// A folder lacks a file of weights.
     #[error("{} lacks {missing}", path.display())]
     Incomplete {
-        /// The folder.
+        /// The path of the folder.
         path: PathBuf,
-        /// The file's name.
+        /// The name of the missing file.
         missing: String,
     },
     /// A folder has more than one set of weights.
     #[error("{}: {what}; leave one of them there", path.display())]
     Ambiguous {
-        /// The folder.
+        /// The path of the folder.
         path: PathBuf,
-        /// Which sets.
+        /// The sets of weights that were found.
         what: String,
     },
     /// The index of the weights makes no sense.
     #[error("{} is damaged: {what}", path.display())]
     Index {
-        /// The index.
+        /// The path of the index.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the index.
         what: String,
     },
 }
@@ -149,17 +152,17 @@ fn folder(path: &Path) -> Result<ModelFiles, NotAModel> {
         };
         return Err(NotAModel::Neither { path: path.into(), found });
     }
-    let weights = match Weights::among(names.iter().map(String::as_str)) {
-        Ok(Weights::Index(index)) => weights_named_in(&path.join(index))?,
-        Ok(Weights::Files(files)) => files,
-        Err(weights::Bad::None) => {
+    let weights = match WeightFiles::among(names.iter().map(String::as_str)) {
+        Ok(WeightFiles::Index(index)) => weights_named_in(&path.join(index))?,
+        Ok(WeightFiles::Files(files)) => files,
+        Err(BadWeights::None) => {
             let missing = weights::SINGLE.to_owned();
             return Err(NotAModel::Incomplete { path: path.into(), missing });
         }
-        Err(weights::Bad::Lacks(missing)) => {
+        Err(BadWeights::Lacks(missing)) => {
             return Err(NotAModel::Incomplete { path: path.into(), missing });
         }
-        Err(weights::Bad::Several(what)) => {
+        Err(BadWeights::Several(what)) => {
             return Err(NotAModel::Ambiguous { path: path.into(), what });
         }
     };

@@ -25,31 +25,31 @@ const ADAPTERS: [&str; 3] = ["adapter", "adapters", "adapter_model"];
 
 /// Where to find the names of the weights' files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Weights {
+pub enum WeightFiles {
     /// In this file: [`weights_named_in`] reads it.
     Index(String),
-    /// These are they.
+    /// The files that hold the weights, by name.
     Files(Vec<String>),
 }
 
 /// Why the names of a folder's files do not say which are the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Bad {
-    /// There are none.
+pub enum BadWeights {
+    /// No file of weights was found.
     None,
-    /// Of files that count themselves, this one is not there.
+    /// The file of this name is missing from a numbered set.
     Lacks(String),
     /// More than one set, in words.
     Several(String),
 }
 
-impl Weights {
+impl WeightFiles {
     /// Chooses among the names of all files of a folder, or of a repository.
     ///
     /// # Errors
     ///
     /// When there is none, or none is to be preferred.
-    pub fn among<'a>(names: impl Iterator<Item = &'a str>) -> Result<Self, Bad> {
+    pub fn among<'a>(names: impl Iterator<Item = &'a str>) -> Result<Self, BadWeights> {
         let names: BTreeSet<&str> = names.filter(|name| !name.contains('/')).collect();
         let index = |name: &&str| without_ending(name, ".safetensors.index.json").is_some();
         let indexes: Vec<&str> = names.iter().copied().filter(index).collect();
@@ -59,7 +59,7 @@ impl Weights {
             (Some(index), _) | (None, [index]) => return Ok(Self::Index((*index).to_owned())),
             (None, []) => {}
             (None, [one, other, ..]) => {
-                return Err(Bad::Several(format!("{one} and {other} both name weights")));
+                return Err(BadWeights::Several(format!("{one} and {other} both name weights")));
             }
         }
         let mut sets: BTreeMap<String, Vec<Numbered<'_>>> = BTreeMap::new();
@@ -74,12 +74,15 @@ impl Weights {
         let preferred = PREFERRED.iter().find_map(|&set| sets.remove(set));
         let set = match (preferred, sets.len()) {
             (Some(set), _) => set,
-            (None, 0) => return Err(Bad::None),
+            (None, 0) => return Err(BadWeights::None),
             (None, 1) => sets.into_values().flatten().collect(),
             (None, _) => {
                 let named: Vec<_> =
                     sets.keys().take(4).map(|set| format!("{set}{ENDING}")).collect();
-                return Err(Bad::Several(format!("{} are several models", named.join(" and "))));
+                return Err(BadWeights::Several(format!(
+                    "{} are several models",
+                    named.join(" and ")
+                )));
             }
         };
         // Whole files win over shards, as with every loader.
@@ -88,7 +91,7 @@ impl Weights {
             return Ok(Self::Files(vec![whole.name.to_owned()]));
         }
         if let Some(missing) = set.first().and_then(|first| first.missing_of(&set)) {
-            return Err(Bad::Lacks(missing));
+            return Err(BadWeights::Lacks(missing));
         }
         Ok(Self::Files(set.iter().map(|file| file.name.to_owned()).collect()))
     }
@@ -106,9 +109,9 @@ struct Numbered<'a> {
     /// With its ending.
     name: &'a str,
     stem: &'a str,
-    /// `weights`.
+    /// The name before the number, such as `weights`.
     set: &'a str,
-    /// `00001`.
+    /// The number of the part, such as `00001`.
     number: Option<&'a str>,
     /// `00002`, if the name says it.
     count: Option<&'a str>,
@@ -180,12 +183,12 @@ pub fn weights_named_in(index: &Path) -> Result<Vec<String>, NotAModel> {
 mod tests {
     use super::*;
 
-    fn among(names: &[&str]) -> Result<Weights, Bad> {
-        Weights::among(names.iter().copied())
+    fn among(names: &[&str]) -> Result<WeightFiles, BadWeights> {
+        WeightFiles::among(names.iter().copied())
     }
 
-    fn files(names: &[&str]) -> Result<Weights, Bad> {
-        Ok(Weights::Files(names.iter().map(ToString::to_string).collect()))
+    fn files(names: &[&str]) -> Result<WeightFiles, BadWeights> {
+        Ok(WeightFiles::Files(names.iter().map(ToString::to_string).collect()))
     }
 
     #[test]
@@ -204,7 +207,7 @@ mod tests {
     #[test]
     fn a_set_that_lacks_one_of_those_it_counts_is_not_taken_for_whole() {
         let lacks = |names: &[&str], missing: &str| {
-            assert_eq!(among(names), Err(Bad::Lacks(missing.to_owned())));
+            assert_eq!(among(names), Err(BadWeights::Lacks(missing.to_owned())));
         };
         lacks(&["weights.00002-of-00003.safetensors"], "weights.00001-of-00003.safetensors");
         lacks(
@@ -222,27 +225,27 @@ mod tests {
         let set = ["MODEL-00001-OF-00002.SAFETENSORS", "MODEL-00002-OF-00002.SAFETENSORS"];
         assert_eq!(among(&set), files(&set));
         let lacks = among(&set[1..]);
-        assert_eq!(lacks, Err(Bad::Lacks(set[0].replace("OF", "of"))));
+        assert_eq!(lacks, Err(BadWeights::Lacks(set[0].replace("OF", "of"))));
         let index = "MODEL.SAFETENSORS.INDEX.JSON";
-        assert_eq!(among(&[index, "w1.safetensors"]), Ok(Weights::Index(index.to_owned())));
+        assert_eq!(among(&[index, "w1.safetensors"]), Ok(WeightFiles::Index(index.to_owned())));
         // Where disks tell them apart, the one that other loaders look for.
-        assert_eq!(among(&[INDEX, index]), Ok(Weights::Index(INDEX.to_owned())));
+        assert_eq!(among(&[INDEX, index]), Ok(WeightFiles::Index(INDEX.to_owned())));
         let both = ["MODEL.SAFETENSORS", "model.safetensors"];
         assert_eq!(among(&both), files(&["model.safetensors"]));
     }
 
     #[test]
     fn the_index_decides_then_the_usual_name_then_the_only_one() {
-        let index = Ok(Weights::Index(INDEX.to_owned()));
+        let index = Ok(WeightFiles::Index(INDEX.to_owned()));
         assert_eq!(among(&[INDEX, "model-00001-of-00002.safetensors"]), index);
         let other = "weights.safetensors.index.json";
-        assert_eq!(among(&[other, "w1.safetensors"]), Ok(Weights::Index(other.to_owned())));
+        assert_eq!(among(&[other, "w1.safetensors"]), Ok(WeightFiles::Index(other.to_owned())));
         let both = ["consolidated.safetensors", "model.safetensors"];
         assert_eq!(among(&both), files(&["model.safetensors"]));
         let adapter = ["adapter_model.safetensors", "tiny.safetensors"];
         assert_eq!(among(&adapter), files(&["tiny.safetensors"]));
-        assert_eq!(among(&["original/model.safetensors", "config.json"]), Err(Bad::None));
-        let Err(Bad::Several(what)) = among(&["a.safetensors", "b.safetensors"]) else {
+        assert_eq!(among(&["original/model.safetensors", "config.json"]), Err(BadWeights::None));
+        let Err(BadWeights::Several(what)) = among(&["a.safetensors", "b.safetensors"]) else {
             panic!("one of two was taken");
         };
         assert_eq!(what, "a.safetensors and b.safetensors are several models");

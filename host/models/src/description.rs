@@ -5,10 +5,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::families::Dimensions;
+use crate::dimensions::Dimensions;
 use crate::leftover::Leftovers;
 use crate::quantization::Quantization;
-use crate::source::{Encoding, Format, Source};
+use crate::source::{Encoding, Format, ModelSource};
 
 /// A model, described without its weights being read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -16,8 +16,8 @@ pub struct Description {
     /// The model's own name, or its folder's.
     pub name: Option<String>,
     /// `llama`, `qwen2`, `qwen3` or `qwen3_moe`.
-    pub family: &'static str,
-    /// Where the weights come from.
+    pub architecture: &'static str,
+    /// The format of the files.
     pub format: Format,
     /// Weights, each quantized one counted.
     pub parameters: u64,
@@ -58,8 +58,8 @@ pub struct Description {
 
 impl Description {
     pub(crate) fn new(
-        source: &Source,
-        family: &'static str,
+        source: &ModelSource,
+        architecture: &'static str,
         dimensions: &Dimensions,
         ignored: &Leftovers,
     ) -> Self {
@@ -89,7 +89,7 @@ impl Description {
         };
         Self {
             name: source.name.clone(),
-            family,
+            architecture,
             format: source.format,
             parameters,
             quantization,
@@ -116,7 +116,7 @@ impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |label: &str, value: String| writeln!(f, "{label:<16}{value}");
         row("name", self.name.clone().unwrap_or_else(|| "-".to_owned()))?;
-        row("family", self.family.to_owned())?;
+        row("architecture", self.architecture.to_owned())?;
         row("parameters", count(self.parameters))?;
         row("quantization", self.quantization.clone())?;
         for (encoding, bytes) in &self.stored_bytes {

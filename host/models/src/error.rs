@@ -15,9 +15,9 @@ pub enum LoadError {
     /// A file cannot be read.
     #[error("cannot read {path}: {cause}")]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         cause: std::io::Error,
     },
 
@@ -28,7 +28,7 @@ pub enum LoadError {
     /// A file is not what its name says, or is cut off.
     #[error("{path} is damaged: {what}")]
     Damaged {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// What is wrong, with the value found and the limit.
         what: String,
@@ -39,34 +39,34 @@ pub enum LoadError {
     Unsupported {
         /// The file or folder.
         path: PathBuf,
-        /// What was found.
+        /// The part that is not supported, with its value.
         what: String,
-        /// What would have been right.
+        /// What is supported.
         supported: &'static str,
     },
 
     /// The configuration lacks something, or contradicts itself.
     #[error("{path}: {what}")]
     Config {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The key, the value found and what is wrong with it.
         what: String,
     },
 
     /// The files have keys or tensors that nothing here uses and that may change what is computed.
-    #[error("{path}: {leftovers}{}", Cure(leftovers))]
+    #[error("{path}: {leftovers}{}", LeftoversHint(leftovers))]
     Leftovers {
         /// The file or folder.
         path: PathBuf,
-        /// What nothing uses.
+        /// The keys, tensors and files that nothing uses.
         leftovers: Leftovers,
     },
 
     /// The memory for keys and values does not hold one sequence of use.
     #[error(
         "cache.memory_max gives this model {}, and {tokens} tokens take {}; raise it{}",
-        size(*.given), size(*.needed), Shorter(*.held)
+        size(*.given), size(*.needed), ShorterContextHint(*.held)
     )]
     Cache {
         /// Bytes that it may take.
@@ -84,16 +84,16 @@ pub enum LoadError {
     Weights {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with which tensor.
+        /// Each tensor that is wrong, and how.
         problems: Problems,
     },
 
     /// MLX failed while the weights were moved to the device: usually out of memory.
     #[error("cannot put {tensor} on the device: {what}")]
     Device {
-        /// The tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// What MLX says.
+        /// MLX's message.
         what: String,
     },
 
@@ -102,10 +102,10 @@ pub enum LoadError {
     WarmUp(PassFailed),
 }
 
-/// What else to do about keys and values that do not fit, if there is room for anything at all.
-struct Shorter(u64);
+/// Says which `model.context_max` would fit, if the memory holds any token at all.
+struct ShorterContextHint(u64);
 
-impl fmt::Display for Shorter {
+impl fmt::Display for ShorterContextHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
@@ -114,10 +114,10 @@ impl fmt::Display for Shorter {
     }
 }
 
-/// What to do about leftovers, if there is anything to do.
-struct Cure<'a>(&'a Leftovers);
+/// Says what the operator can do about leftovers.
+struct LeftoversHint<'a>(&'a Leftovers);
 
-impl fmt::Display for Cure<'_> {
+impl fmt::Display for LeftoversHint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.0.iter().all(Leftover::is_unknown) {
             f.write_str(
@@ -129,7 +129,7 @@ impl fmt::Display for Cure<'_> {
     }
 }
 
-/// Bytes, for people.
+/// Formats a number of bytes in KiB, MiB or GiB.
 pub(crate) fn size(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(unit, _)| bytes >= *unit) {
@@ -139,28 +139,28 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// What is wrong with one tensor.
+/// Why one tensor cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// The model needs it and the files do not have it.
+    /// The model needs the tensor and the files do not have it.
     Missing {
-        /// Its name in the files.
+        /// The tensor's name in the files.
         tensor: String,
     },
-    /// It has another shape than the configuration calls for.
+    /// The tensor has another shape than the configuration calls for.
     Shape {
-        /// Its name in the files.
+        /// The tensor's name in the files.
         tensor: String,
-        /// By the configuration.
+        /// The shape that the configuration calls for.
         expected: Vec<i32>,
-        /// In the file.
+        /// The shape in the file.
         found: Vec<i32>,
     },
-    /// Its numbers are stored in a way that we cannot read.
+    /// The tensor is stored in an encoding that is not read.
     Encoding {
-        /// Its name in the files.
+        /// The tensor's name in the files.
         tensor: String,
-        /// The encoding found.
+        /// The encoding in the file.
         found: String,
     },
 }

@@ -1,7 +1,7 @@
-//! What a model's files have and the family does not use.
+//! What a model's files have and the architecture does not use.
 //!
-//! Whoever reads keys or tensors says which ones it asked for; what is left over is here compared
-//! with what is known to change nothing. The rest is the model's own way of computing, and serving
+//! The readers of keys and of tensors remember which ones they read. What is left over is compared here with
+//! what is known to change nothing. Whatever remains is the model's own way of computing, and serving
 //! it without would be serving another model.
 
 use std::fmt;
@@ -26,31 +26,31 @@ pub enum Leftover {
     Differs {
         /// The key, as in the file.
         key: String,
-        /// Its value, cut if it is long.
+        /// The key's value, cut if it is long.
         value: String,
         /// What we compute, as the rest of a sentence.
         computed: String,
     },
     /// A tensor of a part of the model that we compute without it. It is refused as well.
     Inside {
-        /// Its name in the files.
+        /// The tensor's name in the files.
         tensor: String,
     },
     /// A key of which nothing is known.
     Key {
         /// The key, as in the file.
         key: String,
-        /// Its value, cut if it is long.
+        /// The key's value, cut if it is long.
         value: String,
     },
     /// A tensor of which nothing is known, outside the parts that we compute.
     Tensor {
-        /// Its name in the files.
+        /// The tensor's name in the files.
         tensor: String,
     },
     /// A file that changes the model beside it.
     File {
-        /// Its name.
+        /// The file's name.
         name: String,
     },
 }
@@ -64,12 +64,12 @@ impl Leftover {
         Self::Key { key: key.to_owned(), value: shown(value) }
     }
 
-    /// Of a key that nobody asked for. `computed`: what its value may be, if it changes what is
+    /// The leftover that a key is which was not read, if it is one. `computed`: what its value may be, if it changes what is
     /// computed. `ignored`: it is known to change nothing.
     pub(crate) fn of(
         key: &str,
         value: &Value,
-        computed: Option<&Computed>,
+        computed: Option<&SupportedValue>,
         ignored: bool,
     ) -> Option<Self> {
         match computed {
@@ -142,15 +142,15 @@ impl fmt::Display for Leftovers {
 impl Leftovers {
     const SHOWN: usize = 6;
 
-    fn each(&self, of: impl Fn(&Leftover) -> Option<String>) -> Kind {
-        Kind(self.0.iter().filter_map(of).collect())
+    fn each(&self, of: impl Fn(&Leftover) -> Option<String>) -> Listing {
+        Listing(self.0.iter().filter_map(of).collect())
     }
 }
 
 /// The leftovers of one kind, in words.
-struct Kind(Vec<String>);
+struct Listing(Vec<String>);
 
-impl Kind {
+impl Listing {
     fn list(&self, between: &str) -> Option<String> {
         let shown = self.0.iter().take(Leftovers::SHOWN).cloned().collect::<Vec<_>>().join(between);
         match self.0.len().saturating_sub(Leftovers::SHOWN) {
@@ -163,18 +163,18 @@ impl Kind {
 
 /// The values of a key with which a model is computed as we do it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Computed {
+pub(crate) enum SupportedValue {
     /// One of these texts.
     Text(&'static [&'static str]),
-    /// This number.
+    /// This number alone.
     Number(f64),
-    /// This answer.
+    /// This truth value alone.
     Bool(bool),
     /// Nothing: `null`, `false`, 0, or empty.
     Nothing,
 }
 
-impl Computed {
+impl SupportedValue {
     pub(crate) fn is(self, value: &Value) -> bool {
         match self {
             Self::Text(texts) => value.as_str().is_some_and(|text| texts.contains(&text)),
@@ -210,7 +210,7 @@ pub(crate) fn is_derived(tensor: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn_rot_embd")
 }
 
-/// Whether a tensor belongs to a part that every family computes: its blocks, norm, embedding and
+/// Whether a tensor belongs to a part that every architecture computes: its blocks, norm, embedding and
 /// head, by Hugging Face's names or by GGUF's.
 pub(crate) fn is_inside(tensor: &str) -> bool {
     const PARTS: [&str; 7] =

@@ -1,8 +1,8 @@
-//! MLX: weights, layers, families, sampling. The only crate that links MLX.
+//! MLX: weights, layers, architectures, sampling. The only crate that links MLX.
 //!
 //! [`load`] turns a GGUF file or a model folder into a [`Model`], which is the engine's
 //! [`Forward`]. A pass takes a table of rows: prompts' chunks and next tokens, one after another in
-//! one array. Family files say what is computed; only attention looks at whose a token is, and
+//! one array. Architecture files say what is computed; only attention knows which row a token belongs to, and
 //! reads and writes keys and values in pages that the engine hands out (`cache`).
 //!
 //! # Invariants
@@ -19,7 +19,7 @@
 //! # Not here
 //!
 //! Text: the tokenizer's and the template's sources are handed out as plain data
-//! ([`TextSource`]). Scheduling, cancelling, requests: the engine's. Downloading: the catalog's.
+//! ([`TextParts`]). Scheduling, cancelling, requests: the engine's. Downloading: the catalog's.
 //!
 //! # What differs by machine
 //!
@@ -27,26 +27,29 @@
 //! one Linux binary serves both, by which libmlx.so the loader finds. On a GPU a pass is MLX's
 //! graph; on a CPU it is our own code (`cpu`), the same on Linux and on a Mac without a GPU.
 
+mod architectures;
 mod cache;
+mod compute_error;
+mod config_keys;
 mod cpu;
-mod custom;
 mod description;
+mod dimensions;
 mod error;
-mod experts;
-mod failed;
-mod families;
+mod gpu_kernel;
 mod leftover;
 mod linear;
+mod mixture;
 mod model;
 #[cfg(test)]
 mod noise;
 mod norm;
+mod pass_failed;
 mod quantization;
 mod rope;
 mod sample;
 mod source;
+mod span;
 mod tensor;
-mod text_source;
 mod weights;
 
 use std::num::NonZeroUsize;
@@ -57,21 +60,21 @@ pub use error::{LoadError, Problem, Problems};
 pub use leftover::{Leftover, Leftovers, Unknown};
 pub use model::{Model, Sequence};
 pub use source::Format;
-pub use text_source::{TextSource, TokenizerSource};
 
 use interlock_engine::{Forward, Opening, PageId, PassFailed, Row};
+use interlock_model_files::TextParts;
 use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenId};
 
-use cache::{Budget, Pages, Room};
-use families::{Config, NotOurs};
+use architectures::{Config, NotOurs};
+use cache::{CacheBudget, CacheSize, Pages};
 use mlx_rs::{Device, DeviceType, Dtype, memory};
-use source::Source;
+use source::ModelSource;
 use weights::{Precision, Survey};
 
 /// Most tokens of a sequence when neither the model nor the options say.
 const CONTEXT_OTHERWISE: u32 = 4096;
 
-/// What whoever loads a model may decide.
+/// The settings with which a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     /// Most tokens of prompt and output, if that is to be fewer than the model's own.
@@ -100,12 +103,12 @@ pub struct LoadOptions {
 /// lengths as long as it lives. What it should cost is the plan made anew.
 pub const ENVIRONMENT: [(&str, &str); 1] = [("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")];
 
-/// How far loading is.
+/// The progress of loading a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
+pub struct LoadProgress {
     /// 0 to 1, by bytes read.
     pub fraction: f32,
-    /// What is being done, for people.
+    /// The present step, in words for the log.
     pub doing: &'static str,
 }
 
@@ -113,9 +116,9 @@ pub struct Progress {
 pub struct Loaded {
     /// The weights, on the device.
     pub model: Model,
-    /// For the text side. Plain data.
-    pub text: TextSource,
-    /// What the model says of itself.
+    /// The tokenizer and the chat template, for `interlock-text`.
+    pub text: TextParts,
+    /// The model's sizes and formats, as its files have them.
     pub description: Description,
     /// If the memory for keys and values holds less than the context: both numbers, in words.
     pub context_cut: Option<String>,
@@ -126,11 +129,11 @@ pub struct Loaded {
 ///
 /// # Errors
 ///
-/// When the files cannot be read, are damaged, are not of a family we have, or have what the family
-/// does not use; and when weights are missing or misshapen.
+/// When the files cannot be read, are damaged, are not of a supported architecture, or have what the architecture does
+/// not use; and when weights are missing or misshapen.
 pub fn inspect(path: &Path, unknown: Unknown) -> Result<Description, LoadError> {
-    let source = Source::open(path)?;
-    Understood::new(&source, unknown).map(|understood| understood.description(&source))
+    let source = ModelSource::open(path)?;
+    CheckedSource::new(&source, unknown).map(|checked| checked.description(&source))
 }
 
 /// What a model says of itself, and what the text side needs of it.
@@ -139,7 +142,7 @@ pub struct Checked {
     /// As [`inspect`] has it.
     pub description: Description,
     /// Plain data, as [`Loaded::text`].
-    pub text: TextSource,
+    pub text: TextParts,
 }
 
 /// Looks whether the model can be loaded with these options, as far as that is known before a weight
@@ -149,13 +152,13 @@ pub struct Checked {
 ///
 /// As for [`inspect`]; and when the memory given for keys and values does not hold one sequence.
 pub fn check(path: &Path, options: &LoadOptions) -> Result<Checked, LoadError> {
-    let source = Source::open(path)?;
-    let understood = Understood::new(&source, options.unknown)?;
+    let source = ModelSource::open(path)?;
+    let checked = CheckedSource::new(&source, options.unknown)?;
     if options.cache_max.is_some() {
         // How wide they are depends on what computes.
-        understood.bounds(&source, options, precision())?;
+        checked.bounds(&source, options, precision())?;
     }
-    Ok(Checked { description: understood.description(&source), text: source.text })
+    Ok(Checked { description: checked.description(&source), text: source.text })
 }
 
 /// How the makers of the model in this folder say to sample: what its `generation_config.json`
@@ -175,7 +178,7 @@ pub fn recommended_sampling(path: &Path) -> SamplingDefaults {
 pub fn load(
     path: &Path,
     options: &LoadOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Loaded, LoadError> {
     load_with(path, options, progress, precision())
 }
@@ -232,22 +235,23 @@ fn warm_up(model: &mut Model) -> Result<(), PassFailed> {
     Ok(())
 }
 
-/// Bytes of keys and values if nobody said: a quarter of what is free, which leaves the rest to
+/// Bytes of keys and values where the configuration does not say: a quarter of what is free, which leaves the rest to
 /// whatever else is on the machine, and to this pass's own numbers.
 fn cache_otherwise(precision: Precision) -> u64 {
-    /// Where the system does not say what is free.
+    /// The free bytes that are assumed where the system does not say.
     const OTHERWISE: u64 = 4 << 30;
     let free = match precision {
-        Precision::Kept => memory::memory_limit().ok().map(|limit| {
+        Precision::AsStored => memory::memory_limit().ok().map(|limit| {
             let used = memory::active_memory().unwrap_or(0);
             limit.saturating_sub(used) as u64
         }),
-        Precision::Wide => memory_available(),
+        Precision::F32 => memory_available(),
     };
     free.unwrap_or(OTHERWISE) / 4
 }
 
-/// What Linux could give without swapping.
+/// Bytes of memory that Linux could give without swapping; none where there is no
+/// `/proc/meminfo`.
 fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -264,60 +268,64 @@ fn memory_available() -> Option<u64> {
 #[doc(hidden)]
 pub fn load_as_stored(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     precision();
-    load_with(path, options, &mut |_| {}, Precision::Kept)
+    load_with(path, options, &mut |_| {}, Precision::AsStored)
 }
 
 fn load_with(
     path: &Path,
     options: &LoadOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(LoadProgress),
     precision: Precision,
 ) -> Result<Loaded, LoadError> {
-    progress(Progress { fraction: 0.0, doing: "reading headers" });
-    let source = Source::open(path)?;
-    let understood = Understood::new(&source, options.unknown)?;
-    let Understood { config, survey, .. } = &understood;
+    progress(LoadProgress { fraction: 0.0, doing: "reading headers" });
+    let source = ModelSource::open(path)?;
+    let checked = CheckedSource::new(&source, options.unknown)?;
+    let CheckedSource { config, survey, .. } = &checked;
     let dimensions = config.dimensions();
-    let description = understood.description(&source);
+    let description = checked.description(&source);
     // Before the weights are read: that takes minutes, and this is known.
-    let Bounds { dtype, kv_bytes, context } = understood.bounds(&source, options, precision)?;
+    let Bounds { dtype, kv_bytes, context } = checked.bounds(&source, options, precision)?;
 
-    if precision == Precision::Wide {
+    if precision == Precision::F32 {
         cpu::prepare(options.threads);
     }
-    let mut report = |fraction| progress(Progress { fraction, doing: "loading weights" });
-    let load = |weights: &mut weights::Weights<'_>| config.load(weights);
-    let family = weights::build(&source, survey, precision, &mut report, load)?;
+    let mut report = |fraction| progress(LoadProgress { fraction, doing: "loading weights" });
+    let load = |weights: &mut weights::WeightLoader<'_>| config.load(weights);
+    let architecture = weights::build(&source, survey, precision, &mut report, load)?;
 
     let budget = options.cache_max.map_or_else(
-        || Budget::Found(cache_otherwise(precision) / (u64::from(options.neighbours) + 1)),
-        Budget::Given,
+        || {
+            CacheBudget::FromFreeMemory(
+                cache_otherwise(precision) / (u64::from(options.neighbours) + 1),
+            )
+        },
+        CacheBudget::Configured,
     );
-    let room = Room::new(budget, kv_bytes, context)?;
+    let cache_size = CacheSize::new(budget, kv_bytes, context)?;
     let pages = match precision {
-        Precision::Wide => Ok(Pages::on_host(&dimensions, room.pages)),
-        _ => Pages::in_arrays(&dimensions, room.pages, dtype),
+        Precision::F32 => Ok(Pages::on_cpu(&dimensions, cache_size.pages)),
+        _ => Pages::in_mlx(&dimensions, cache_size.pages, dtype),
     };
     let pages = pages.map_err(|error| LoadError::Device {
         tensor: "the cache of keys and values".to_owned(),
         what: error.what().to_owned(),
     })?;
     let vocabulary = dimensions.vocabulary.unsigned_abs();
-    let mut model = Model::new(family, vocabulary, &room, pages, kv_bytes);
-    if precision == Precision::Kept {
-        progress(Progress { fraction: 1.0, doing: "compiling kernels" });
+    let mut model = Model::new(architecture, vocabulary, &cache_size, pages, kv_bytes);
+    if precision == Precision::AsStored {
+        progress(LoadProgress { fraction: 1.0, doing: "compiling kernels" });
         warm_up(&mut model).map_err(LoadError::WarmUp)?;
     }
-    progress(Progress { fraction: 1.0, doing: "ready" });
-    let context_cut = room.cut(budget, kv_bytes, context);
+    progress(LoadProgress { fraction: 1.0, doing: "ready" });
+    let context_cut = cache_size.cut(budget, kv_bytes, context);
     Ok(Loaded { model, text: source.text, description, context_cut })
 }
 
-/// A model whose files hold what its family uses, and nothing else that matters.
-struct Understood {
+/// A model whose files hold what its architecture uses, and nothing else that matters.
+struct CheckedSource {
     config: Config,
     survey: Survey,
-    /// What was let through.
+    /// Unknown keys and tensors that the setting lets pass.
     ignored: Leftovers,
 }
 
@@ -328,7 +336,7 @@ struct Bounds {
     context: u32,
 }
 
-impl Understood {
+impl CheckedSource {
     /// As these options and the files say, and what computes.
     ///
     /// # Errors
@@ -336,7 +344,7 @@ impl Understood {
     /// When the memory that is given does not hold one sequence.
     fn bounds(
         &self,
-        source: &Source,
+        source: &ModelSource,
         options: &LoadOptions,
         precision: Precision,
     ) -> Result<Bounds, LoadError> {
@@ -345,16 +353,16 @@ impl Understood {
         let own = self.description(source).context.unwrap_or(CONTEXT_OTHERWISE);
         let context = options.context_max.map_or(own, |most| most.min(own));
         if let Some(given) = options.cache_max {
-            Room::new(Budget::Given(given), kv_bytes, context)?;
+            CacheSize::new(CacheBudget::Configured(given), kv_bytes, context)?;
         }
         Ok(Bounds { dtype, kv_bytes, context })
     }
 
-    fn new(source: &Source, unknown: Unknown) -> Result<Self, LoadError> {
+    fn new(source: &ModelSource, unknown: Unknown) -> Result<Self, LoadError> {
         let path = || source.path.clone();
         let read = Config::read(&source.config).map_err(|not_ours| match not_ours {
             NotOurs::Unsupported(what) => {
-                LoadError::Unsupported { path: path(), what, supported: families::SUPPORTED }
+                LoadError::Unsupported { path: path(), what, supported: architectures::SUPPORTED }
             }
             NotOurs::Wrong(what) => LoadError::Config { path: path(), what },
         });
@@ -374,7 +382,7 @@ impl Understood {
         }
     }
 
-    fn description(&self, source: &Source) -> Description {
+    fn description(&self, source: &ModelSource) -> Description {
         let Self { config, ignored, .. } = self;
         Description::new(source, config.name(), &config.dimensions(), ignored)
     }
@@ -384,7 +392,7 @@ impl Understood {
 /// This is also the first call, which puts mlx-rs's error handler in place.
 fn precision() -> Precision {
     match Device::try_default().and_then(|device| device.get_type()) {
-        Ok(DeviceType::Gpu) => Precision::Kept,
-        Ok(DeviceType::Cpu) | Err(_) => Precision::Wide,
+        Ok(DeviceType::Gpu) => Precision::AsStored,
+        Ok(DeviceType::Cpu) | Err(_) => Precision::F32,
     }
 }

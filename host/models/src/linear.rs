@@ -1,12 +1,13 @@
 //! Matrices that multiply: dense, or quantized and left packed.
 //!
-//! A family asks for as much at once as it can: what shares its rows ([`together`]), what is added
-//! to ([`Linear::onto`]) and what is gated ([`gated`]). On the CPU each is one piece of shared work.
+//! An architecture asks for as much at once as it can: [`qkv`], [`swiglu`] and
+//! [`Linear::with_residual`] each are one piece of work for the CPU's thread pool.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, ops};
 
-use crate::cpu::products::{self, Step};
+use crate::compute_error::ComputeError;
+use crate::cpu::matmul::{self, CpuLinear, CpuMatrix, MatmulOp};
 use crate::norm::Vector;
 use crate::quantization::Affine;
 use crate::tensor::Tensor;
@@ -17,92 +18,81 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Vector>,
 }
 
-/// A matrix of `[outputs, inputs]`.
+/// A weight matrix of `[outputs, inputs]`.
 pub(crate) enum Matrix {
-    Host(products::Matrix),
-    /// Kept as its transpose: a view of `[inputs, outputs]`, so that no pass makes it anew.
-    Dense {
-        transposed: Array,
-    },
-    Quantized {
-        weight: Array,
-        scales: Array,
-        biases: Array,
-        affine: Affine,
-    },
+    /// In the CPU kernels' own layout.
+    Cpu(CpuMatrix),
+    /// An MLX array, kept as its transpose: a view of `[inputs, outputs]`, so that no pass makes it anew.
+    Dense { transposed: Array },
+    /// MLX's affine quantization: `weight` holds packed codes of u32.
+    Quantized { weight: Array, scales: Array, biases: Array, affine: Affine },
 }
 
-/// A table of `[tokens, width]` that is read by row, and that may also be the head.
+/// An embedding of `[vocabulary, hidden]`, which may be the output head too.
 pub(crate) struct Embedding {
     pub(crate) weight: Matrix,
 }
 
-/// The products of the same rows with several matrices.
-pub(crate) fn together<const N: usize>(
-    x: &Tensor,
-    linears: [&Linear; N],
-) -> Result<[Tensor; N], Exception> {
-    if let Tensor::Host(x) = x {
-        let mut steps = Vec::with_capacity(N);
-        for linear in linears {
-            steps.push(Step::Product(linear.on_host()?));
-        }
-        let Ok(steps) = steps.try_into() else { unreachable!("as many as there are linears") };
-        return Ok(products::multiply::<N>(x, steps).map(Tensor::Host));
+/// The queries, keys and values of the same rows: `x` times each of the three matrices.
+pub(crate) fn qkv(x: &Tensor, linears: [&Linear; 3]) -> Result<[Tensor; 3], ComputeError> {
+    let [q, k, v] = linears;
+    if let Tensor::Cpu(x) = x {
+        let ops = [q.on_cpu()?, k.on_cpu()?, v.on_cpu()?].map(MatmulOp::Linear);
+        return Ok(matmul::multiply(x, ops).map(Tensor::Cpu));
     }
-    let mut results = Vec::with_capacity(N);
-    for linear in linears {
-        results.push(linear.forward(x)?);
-    }
-    results.try_into().map_err(|_| Exception::custom("as many results as there are linears"))
+    Ok([q.forward(x)?, k.forward(x)?, v.forward(x)?])
 }
 
-/// `silu(gate) * up`.
-pub(crate) fn gated(x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor, Exception> {
-    if let Tensor::Host(x) = x {
-        let step = Step::Gated { gate: gate.on_host()?, up: up.on_host()? };
-        let [result] = products::multiply(x, [step]);
-        return Ok(Tensor::Host(result));
+/// SwiGLU (Shazeer 2020): `silu(x G^T) * (x U^T)`, with `silu(y) = y / (1 + e^-y)`.
+pub(crate) fn swiglu(x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor, ComputeError> {
+    if let Tensor::Cpu(x) = x {
+        let op = MatmulOp::Swiglu { gate: gate.on_cpu()?, up: up.on_cpu()? };
+        let [result] = matmul::multiply(x, [op]);
+        return Ok(Tensor::Cpu(result));
     }
     let (gate, up) = (gate.forward(x)?, up.forward(x)?);
-    let gate = gate.device()?;
+    let gate = gate.mlx()?;
     // Not `mlx_rs::nn::silu`: it compiles its two operations anew at every call, and on the CPU
     // MLX's compiler runs g++.
-    gate.multiply(ops::sigmoid(gate)?)?.multiply(up.device()?).map(Tensor::Device)
+    Ok(Tensor::Mlx(gate.multiply(ops::sigmoid(gate)?)?.multiply(up.mlx()?)?))
 }
 
 impl Linear {
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
-        if let Tensor::Host(x) = x {
-            let [result] = products::multiply(x, [Step::Product(self.on_host()?)]);
-            return Ok(Tensor::Host(result));
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, ComputeError> {
+        if let Tensor::Cpu(x) = x {
+            let [result] = matmul::multiply(x, [MatmulOp::Linear(self.on_cpu()?)]);
+            return Ok(Tensor::Cpu(result));
         }
-        let x = x.device()?;
+        let x = x.mlx()?;
         let result = match (&self.weight, &self.bias) {
-            (Matrix::Dense { transposed }, Some(Vector::Device(bias))) => {
-                ops::addmm(bias, x, transposed, None, None)
+            (Matrix::Dense { transposed }, Some(Vector::Mlx(bias))) => {
+                ops::addmm(bias, x, transposed, None, None)?
             }
-            (weight, Some(Vector::Device(bias))) => weight.product(x)?.add(bias),
-            (weight, _) => weight.product(x),
+            (weight, Some(Vector::Mlx(bias))) => weight.product(x)?.add(bias)?,
+            (weight, _) => weight.product(x)?,
         };
-        result.map(Tensor::Device)
+        Ok(Tensor::Mlx(result))
     }
 
-    /// `onto + x W^T (+ b)`.
-    pub(crate) fn onto(&self, onto: &Tensor, x: &Tensor) -> Result<Tensor, Exception> {
-        if let (Tensor::Host(x), Tensor::Host(onto)) = (x, onto) {
-            let [result] = products::multiply(x, [Step::Onto(self.on_host()?, onto)]);
-            return Ok(Tensor::Host(result));
+    /// `residual + x W^T (+ b)`.
+    pub(crate) fn with_residual(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+    ) -> Result<Tensor, ComputeError> {
+        if let (Tensor::Cpu(x), Tensor::Cpu(residual)) = (x, residual) {
+            let [result] = matmul::multiply(x, [MatmulOp::Residual(self.on_cpu()?, residual)]);
+            return Ok(Tensor::Cpu(result));
         }
-        onto.device()?.add(self.forward(x)?.device()?).map(Tensor::Device)
+        Ok(Tensor::Mlx(residual.mlx()?.add(self.forward(x)?.mlx()?)?))
     }
 
-    fn on_host(&self) -> Result<products::Affine<'_>, Exception> {
+    fn on_cpu(&self) -> Result<CpuLinear<'_>, ComputeError> {
         let bias = match &self.bias {
-            Some(Vector::Host(bias)) => Some(&bias[..]),
+            Some(Vector::Cpu(bias)) => Some(&bias[..]),
             _ => None,
         };
-        Ok(products::Affine { matrix: self.weight.on_host()?, bias })
+        Ok(CpuLinear { matrix: self.weight.on_cpu()?, bias })
     }
 }
 
@@ -111,18 +101,18 @@ impl Matrix {
         Ok(Self::Dense { transposed: weight.swap_axes(-1, -2)? })
     }
 
-    fn on_host(&self) -> Result<&products::Matrix, Exception> {
+    fn on_cpu(&self) -> Result<&CpuMatrix, ComputeError> {
         match self {
-            Self::Host(matrix) => Ok(matrix),
-            _ => Err(Exception::custom("numbers on the host, weights on the device")),
+            Self::Cpu(matrix) => Ok(matrix),
+            _ => Err(ComputeError::CPU_TENSOR),
         }
     }
 
-    fn product(&self, x: &Array) -> Result<Array, Exception> {
+    fn product(&self, x: &Array) -> Result<Array, ComputeError> {
         match self {
-            Self::Host(_) => Err(Exception::custom("numbers on the device, weights on the host")),
-            Self::Dense { transposed } => x.matmul(transposed),
-            Self::Quantized { weight, scales, biases, affine } => ops::quantized_matmul(
+            Self::Cpu(_) => Err(ComputeError::MLX_TENSOR),
+            Self::Dense { transposed } => Ok(x.matmul(transposed)?),
+            Self::Quantized { weight, scales, biases, affine } => Ok(ops::quantized_matmul(
                 x,
                 weight,
                 scales,
@@ -130,19 +120,17 @@ impl Matrix {
                 true,
                 affine.group_size,
                 affine.bits,
-            ),
+            )?),
         }
     }
-}
 
-impl Matrix {
-    /// The products of rows with those of several matrices, `[experts, outputs, inputs]`, that
-    /// `which` says.
-    pub(crate) fn gathered(&self, x: &Array, which: &Array) -> Result<Array, Exception> {
+    /// Multiplies each row with the matrices of `[experts, outputs, inputs]` whose numbers `which`
+    /// has for it.
+    pub(crate) fn gathered(&self, x: &Array, which: &Array) -> Result<Array, ComputeError> {
         match self {
-            Self::Host(_) => Err(Exception::custom("numbers on the device, weights on the host")),
-            Self::Dense { transposed } => ops::gather_mm(x, transposed, None, which, false),
-            Self::Quantized { weight, scales, biases, affine } => ops::gather_qmm(
+            Self::Cpu(_) => Err(ComputeError::MLX_TENSOR),
+            Self::Dense { transposed } => Ok(ops::gather_mm(x, transposed, None, which, false)?),
+            Self::Quantized { weight, scales, biases, affine } => Ok(ops::gather_qmm(
                 x,
                 weight,
                 scales,
@@ -153,20 +141,21 @@ impl Matrix {
                 affine.group_size,
                 affine.bits,
                 false,
-            ),
+            )?),
         }
     }
 }
 
 impl Embedding {
-    /// Rows of the table. `tokens` must be below its height: MLX does not look.
-    pub(crate) fn forward(&self, tokens: &[u32]) -> Result<Tensor, Exception> {
-        if let Matrix::Host(matrix) = &self.weight {
-            return Ok(Tensor::Host(matrix.rows(tokens)));
+    /// The rows of these tokens, `[1, tokens, width]`. Each token must be below the number of rows:
+    /// MLX does not check.
+    pub(crate) fn forward(&self, tokens: &[u32]) -> Result<Tensor, ComputeError> {
+        if let Matrix::Cpu(matrix) = &self.weight {
+            return Ok(Tensor::Cpu(matrix.rows(tokens)));
         }
         let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]);
         let rows = match &self.weight {
-            Matrix::Host(_) => unreachable!("looked at above"),
+            Matrix::Cpu(_) => unreachable!("looked at above"),
             Matrix::Dense { transposed } => transposed.transpose()?.take_axis(tokens, 0),
             Matrix::Quantized { weight, scales, biases, affine } => ops::dequantize(
                 weight.take_axis(&tokens, 0)?,
@@ -176,18 +165,18 @@ impl Embedding {
                 affine.bits,
             ),
         };
-        rows.map(Tensor::Device)
+        Ok(Tensor::Mlx(rows?))
     }
 
-    /// The table as the head: one logit for each token.
-    pub(crate) fn as_linear(&self, x: &Tensor) -> Result<Tensor, Exception> {
+    /// The logits of `x` where the embedding is the output head too: `x E^T`.
+    pub(crate) fn as_linear(&self, x: &Tensor) -> Result<Tensor, ComputeError> {
         match (&self.weight, x) {
-            (Matrix::Host(matrix), Tensor::Host(x)) => {
-                let head = products::Affine { matrix, bias: None };
-                let [logits] = products::multiply(x, [Step::Product(head)]);
-                Ok(Tensor::Host(logits))
+            (Matrix::Cpu(matrix), Tensor::Cpu(x)) => {
+                let head = CpuLinear { matrix, bias: None };
+                let [logits] = matmul::multiply(x, [MatmulOp::Linear(head)]);
+                Ok(Tensor::Cpu(logits))
             }
-            (weight, x) => weight.product(x.device()?).map(Tensor::Device),
+            (weight, x) => Ok(Tensor::Mlx(weight.product(x.mlx()?)?)),
         }
     }
 }

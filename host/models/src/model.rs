@@ -1,49 +1,50 @@
-//! A loaded model: the engine's [`Forward`], over whichever family it is.
+//! A loaded model: the engine's [`Forward`], over whichever architecture it is.
 
 use std::marker::PhantomData;
 
 use interlock_engine::{Forward, ModelShape, Opening, PassFailed, Row};
 use interlock_request::{Drawn, TokenId};
-use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, transforms};
 
-use crate::cache::{Batch, PAGE_TOKENS, Pages, Room, Span};
+use crate::architectures::Architecture;
+use crate::cache::{Batch, CacheSize, Pages};
+use crate::compute_error::ComputeError;
 use crate::cpu;
-use crate::failed::pass_failed;
-use crate::families::Family;
+use crate::pass_failed::pass_failed;
 use crate::sample::{Sampler, draw_on_device, draw_on_host};
+use crate::span::{PAGE_TOKENS, Span};
 use crate::tensor::Tensor;
 
-/// Weights and pages on the device, and how to compute with them. Stays on the thread that loaded
-/// it: MLX's default streams are per thread.
+/// A loaded model: the weights, and the pages of keys and values. It stays on the thread that loaded
+/// it, since MLX's default streams are per thread.
 pub struct Model {
-    family: Box<dyn Family>,
+    architecture: Box<dyn Architecture>,
     shape: ModelShape,
     pages: Pages,
     kv_bytes_per_token: u64,
     stay_here: PhantomData<*mut ()>,
 }
 
-/// What a model keeps for one request, beside its pages.
+/// The state of one request in the model, beside its pages: how its tokens are drawn.
 pub struct Sequence {
     sampler: Sampler,
 }
 
 impl Model {
     pub(crate) fn new(
-        family: Box<dyn Family>,
+        architecture: Box<dyn Architecture>,
         vocabulary: u32,
-        room: &Room,
+        cache_size: &CacheSize,
         pages: Pages,
         kv_bytes_per_token: u64,
     ) -> Self {
         Self {
-            family,
+            architecture,
             shape: ModelShape {
-                context: room.context,
+                context: cache_size.context,
                 vocabulary,
                 page_tokens: PAGE_TOKENS,
-                pages: room.pages,
+                pages: cache_size.pages,
             },
             pages,
             kv_bytes_per_token,
@@ -56,30 +57,30 @@ impl Model {
         self.kv_bytes_per_token
     }
 
-    /// Who multiplies matrices, for the log.
+    /// What multiplies matrices, for the log.
     pub fn arithmetic(&self) -> String {
         match &self.pages {
-            Pages::Host(_) => {
+            Pages::Cpu(_) => {
                 let (instructions, threads) = (cpu::instructions(), cpu::threads());
                 let plural = if threads == 1 { "" } else { "s" };
                 format!(
                     "our CPU kernels: {instructions}, {threads} thread{plural}, weights as stored"
                 )
             }
-            Pages::Arrays(_) => "MLX's".to_owned(),
+            Pages::Mlx(_) => "MLX's".to_owned(),
         }
     }
 
-    /// Who computes attention, for the log.
+    /// What computes attention, for the log.
     pub fn attention(&self) -> String {
         match &self.pages {
-            Pages::Host(_) => "our CPU kernel, over pages".to_owned(),
-            Pages::Arrays(pages) => pages.attention(),
+            Pages::Cpu(_) => "our CPU kernel, over pages".to_owned(),
+            Pages::Mlx(pages) => pages.attention(),
         }
     }
 
-    /// One pass, and the logits after each token of each row, instead of tokens drawn. For
-    /// comparing with another implementation; nothing that serves needs them all.
+    /// Computes one pass and returns the logits, by row, by token, by vocabulary entry, instead of
+    /// drawn tokens. This is for comparing with another implementation; serving never needs them.
     ///
     /// # Errors
     ///
@@ -91,12 +92,12 @@ impl Model {
         self.check(rows)?;
         let numbers = self.compute(|model| {
             let hidden = model.hidden(rows)?;
-            match model.family.logits(&hidden)? {
-                Tensor::Host(logits) => Ok(logits.numbers),
-                Tensor::Device(logits) => {
+            match model.architecture.logits(&hidden)? {
+                Tensor::Cpu(logits) => Ok(logits.numbers),
+                Tensor::Mlx(logits) => {
                     let logits = logits.as_dtype(Dtype::Float32)?;
                     model.settle(Some(&logits))?;
-                    logits.to_vec_exact().map_err(|error| Exception::custom(error.to_string()))
+                    logits.to_vec_exact().map_err(|error| ComputeError::Mlx(error.to_string()))
                 }
             }
         })?;
@@ -104,7 +105,8 @@ impl Model {
         Ok(rows.iter().map(|row| logits.by_ref().take(row.tokens.len()).collect()).collect())
     }
 
-    /// MLX does not look whether a token is in the table, nor the cache whether a page is in the
+    /// Refuses rows that MLX or the cache would read beyond a buffer for: neither checks whether a
+    /// token is in the vocabulary or a page in the
     /// pool.
     fn check(&self, rows: &[Row<'_, Sequence>]) -> Result<(), PassFailed> {
         let ModelShape { context, vocabulary, page_tokens, pages } = self.shape;
@@ -138,13 +140,13 @@ impl Model {
     /// Runs a checked pass.
     fn compute<T>(
         &mut self,
-        pass: impl FnOnce(&mut Self) -> Result<T, Exception>,
+        pass: impl FnOnce(&mut Self) -> Result<T, ComputeError>,
     ) -> Result<T, PassFailed> {
         pass(self).map_err(|error| pass_failed(&error, &mut self.pages))
     }
 
     /// The table's hidden states, `[1, total, hidden]`.
-    fn hidden(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Tensor, Exception> {
+    fn hidden(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Tensor, ComputeError> {
         let mut tokens: Vec<TokenId> = Vec::new();
         let mut spans = Vec::with_capacity(rows.len());
         for row in rows {
@@ -157,19 +159,19 @@ impl Model {
             tokens.extend(row.tokens);
         }
         let mut batch = Batch::new(spans, &mut self.pages);
-        self.family.hidden(&tokens, &mut batch)
+        self.architecture.hidden(&tokens, &mut batch)
     }
 
-    /// Computes what a pass leaves behind, and `result`.
-    fn settle(&self, result: Option<&Array>) -> Result<(), Exception> {
+    /// Evaluates what a pass leaves in MLX's pages, and `result`.
+    fn settle(&self, result: Option<&Array>) -> Result<(), ComputeError> {
         match &self.pages {
-            Pages::Host(_) => Ok(()),
-            Pages::Arrays(pages) => transforms::eval(pages.arrays().chain(result)),
+            Pages::Cpu(_) => Ok(()),
+            Pages::Mlx(pages) => Ok(transforms::eval(pages.arrays().chain(result))?),
         }
     }
 
     /// The token after the last of each row that wants one, in the table's order.
-    fn draw(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Vec<Drawn>, Exception> {
+    fn draw(&mut self, rows: &[Row<'_, Sequence>]) -> Result<Vec<Drawn>, ComputeError> {
         let hidden = self.hidden(rows)?;
         let mut ends = Vec::new();
         let mut samplers = Vec::new();
@@ -182,18 +184,17 @@ impl Model {
             }
         }
         if ends.is_empty() {
-            // What the last layer makes of its attention is asked for by nobody here, so it is not
-            // computed: the pages are.
+            // No row draws, so the last layer's output is not needed: only the pages are evaluated.
             self.settle(None)?;
             return Ok(Vec::new());
         }
-        match self.family.logits(&hidden.rows(&ends)?)? {
-            Tensor::Host(logits) => Ok(draw_on_host(&samplers, &logits.numbers)),
-            Tensor::Device(logits) => {
+        match self.architecture.logits(&hidden.rows(&ends)?)? {
+            Tensor::Cpu(logits) => Ok(draw_on_host(&samplers, &logits.numbers)),
+            Tensor::Mlx(logits) => {
                 let logits = logits.as_dtype(Dtype::Float32)?.reshape(&[ends.len() as i32, -1])?;
                 match &self.pages {
-                    Pages::Host(_) => draw_on_device(&samplers, &logits, []),
-                    Pages::Arrays(pages) => draw_on_device(&samplers, &logits, pages.arrays()),
+                    Pages::Cpu(_) => Ok(draw_on_device(&samplers, &logits, [])?),
+                    Pages::Mlx(pages) => Ok(draw_on_device(&samplers, &logits, pages.arrays())?),
                 }
             }
         }

@@ -1,39 +1,39 @@
 //! RMS norm.
 
-use mlx_rs::error::Exception;
 use mlx_rs::{Array, fast};
 
+use crate::compute_error::ComputeError;
 use crate::cpu;
 use crate::tensor::Tensor;
 
-/// A norm's weights.
+/// RMS norm: `x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019).
 pub(crate) struct Norm {
     pub(crate) weight: Vector,
     pub(crate) eps: f32,
 }
 
-/// A row of numbers that came with the weights.
+/// A vector among the weights: a norm's, or a bias.
 pub(crate) enum Vector {
-    Host(Vec<f32>),
-    Device(Array),
+    Cpu(Vec<f32>),
+    Mlx(Array),
 }
 
 impl Norm {
-    /// Each run of as many numbers as there are weights, over its root mean square: a row, or each
-    /// head of a row.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, Exception> {
+    /// Normalizes each run of as many numbers as there are weights: the whole row, or each head of
+    /// it. The result has the shape of `x`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, ComputeError> {
         match &self.weight {
-            Vector::Host(weight) => Ok(Tensor::Host(cpu::rms_norm(x.host()?, weight, self.eps))),
-            Vector::Device(weight) => {
-                let x = x.device()?;
+            Vector::Cpu(weight) => Ok(Tensor::Cpu(cpu::rms_norm(x.cpu()?, weight, self.eps))),
+            Vector::Mlx(weight) => {
+                let x = x.mlx()?;
                 let (width, run) = (x.dim(-1), weight.dim(0));
                 let norm = |x: &Array| fast::rms_norm(x, Some(weight), self.eps);
                 if width == run {
-                    return norm(x).map(Tensor::Device);
+                    return Ok(Tensor::Mlx(norm(x)?));
                 }
                 let (total, runs) = (x.dim(1), width / run);
                 let normed = norm(&x.reshape(&[1, total, runs, run])?)?;
-                normed.reshape(&[1, total, width]).map(Tensor::Device)
+                Ok(Tensor::Mlx(normed.reshape(&[1, total, width])?))
             }
         }
     }

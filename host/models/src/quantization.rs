@@ -17,7 +17,7 @@ pub(crate) struct Affine {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Quantization {
     pub(crate) all: Option<Affine>,
-    /// None: left as it is.
+    /// The setting of each module that has its own; none if the module is not quantized.
     modules: HashMap<String, Option<Affine>>,
 }
 

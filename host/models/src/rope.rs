@@ -9,12 +9,12 @@ use std::cell::OnceCell;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, fast};
 
-use crate::families::keys::Keys;
+use crate::config_keys::Keys;
 
-/// How a rotation is stretched: `rope_scaling` in `config.json`, or since Transformers 5
+/// The scaling of a rotary embedding: `rope_scaling` in `config.json`, or since Transformers 5
 /// `rope_parameters`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Scaling {
+pub(crate) struct RopeScaling {
     kind: Option<String>,
     pub(crate) rope_theta: Option<f64>,
     factor: Option<f64>,
@@ -32,13 +32,13 @@ pub(crate) struct Scaling {
 /// Kinds that [`Rope::new`] takes.
 pub(crate) const SUPPORTED: &str = "rope types default, linear, llama3 and yarn";
 
-/// What a family says of its rotation.
-pub(crate) struct Rotation<'a> {
+/// The parameters of a rotary embedding, as an architecture's configuration has them.
+pub(crate) struct RopeConfig<'a> {
     pub(crate) dimensions: i32,
     pub(crate) theta: f64,
     /// Pairs lie side by side, not half a head apart.
     pub(crate) traditional: bool,
-    pub(crate) scaling: Option<&'a Scaling>,
+    pub(crate) scaling: Option<&'a RopeScaling>,
     /// GGUF's `rope_freqs.weight`: divisors of the frequencies, with any scaling worked in.
     pub(crate) divisors: Option<&'a [f32]>,
 }
@@ -46,30 +46,30 @@ pub(crate) struct Rotation<'a> {
 pub(crate) struct Rope {
     dimensions: i32,
     traditional: bool,
-    /// Multiplies positions.
+    /// Positions are multiplied by this: 1, or the linear kind's `1 / factor`.
     scale: f32,
     /// Yarn's: multiplies queries and keys, to sharpen attention over longer distances. 1 is off.
     magnitude: f32,
-    angles: Angles,
+    angles: Frequencies,
     /// Positions per radian, by pair of dimensions.
     periods: Vec<f64>,
 }
 
-enum Angles {
+enum Frequencies {
     Theta(f32),
     /// The periods, for MLX: made when first asked for, so that a rotation can be worked out where
     /// MLX is not to be touched.
     Periods(OnceCell<Array>),
 }
 
-impl Angles {
+impl Frequencies {
     fn periods() -> Self {
         Self::Periods(OnceCell::new())
     }
 }
 
-/// Sines and cosines for the positions of one pass, for turning on the CPU.
-pub(crate) struct Turns {
+/// The cosines and sines by which the CPU rotates the queries and keys of one pass.
+pub(crate) struct RopeTable {
     /// By position and pair: cosine, sine, each times the magnitude.
     table: Vec<[f32; 2]>,
     periods: Vec<f64>,
@@ -78,7 +78,7 @@ pub(crate) struct Turns {
     traditional: bool,
 }
 
-impl Scaling {
+impl RopeScaling {
     /// Reads the keys that its kind uses; others are left over.
     pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
         // The older name; mlx_lm prefers it, Transformers the newer one.
@@ -122,7 +122,7 @@ impl Scaling {
     }
 
     /// Whether both say the same of all but the base.
-    pub(crate) fn stretches_like(&self, other: &Self) -> bool {
+    pub(crate) fn scales_like(&self, other: &Self) -> bool {
         let rope_theta = None;
         Self { rope_theta, ..self.clone() } == Self { rope_theta, ..other.clone() }
     }
@@ -134,8 +134,8 @@ impl Scaling {
 
 impl Rope {
     /// Works out the angles; the error names a kind or a value that cannot be.
-    pub(crate) fn new(rotation: &Rotation<'_>) -> Result<Self, String> {
-        let Rotation { dimensions, theta, traditional, scaling, divisors } = *rotation;
+    pub(crate) fn new(rotation: &RopeConfig<'_>) -> Result<Self, String> {
+        let RopeConfig { dimensions, theta, traditional, scaling, divisors } = *rotation;
         if !(theta.is_finite() && theta > 0.0) {
             return Err(format!("rope_theta is {theta}, not above zero"));
         }
@@ -150,7 +150,7 @@ impl Rope {
             traditional,
             scale: 1.0,
             magnitude: 1.0,
-            angles: Angles::Theta(theta as f32),
+            angles: Frequencies::Theta(theta as f32),
             periods: periods.clone(),
         };
         if let Some(divisors) = divisors {
@@ -165,7 +165,7 @@ impl Rope {
             for (period, divisor) in periods.iter_mut().zip(divisors) {
                 *period *= f64::from(*divisor);
             }
-            return Ok(Self { angles: Angles::periods(), periods, ..plain });
+            return Ok(Self { angles: Frequencies::periods(), periods, ..plain });
         }
         let Some(scaling) = scaling else { return Ok(plain) };
         match scaling.kind() {
@@ -173,18 +173,18 @@ impl Rope {
             "linear" => Ok(Self { scale: (1.0 / scaling.factor()?) as f32, ..plain }),
             "llama3" => {
                 llama3(&mut periods, scaling)?;
-                Ok(Self { angles: Angles::periods(), periods, ..plain })
+                Ok(Self { angles: Frequencies::periods(), periods, ..plain })
             }
             "yarn" => {
                 let magnitude = yarn(&mut periods, dimensions, theta, scaling)?;
                 let magnitude = magnitude as f32;
-                Ok(Self { angles: Angles::periods(), periods, magnitude, ..plain })
+                Ok(Self { angles: Frequencies::periods(), periods, magnitude, ..plain })
             }
             other => Err(format!("rope type {other:?}")),
         }
     }
 
-    /// Turns `x` of `[total, heads, 1, head_dim]`, each of `total` at its own of `positions`.
+    /// Rotates `x` of `[total, heads, 1, head_dim]`, each of `total` at its own of `positions`.
     pub(crate) fn forward(&self, x: &Array, positions: &Array) -> Result<Array, Exception> {
         let scaled;
         let x = if self.magnitude == 1.0 {
@@ -194,8 +194,8 @@ impl Rope {
             &scaled
         };
         let (theta, periods) = match &self.angles {
-            Angles::Theta(theta) => (Some(*theta), None),
-            Angles::Periods(made) => (None, Some(made.get_or_init(|| array(&self.periods)))),
+            Frequencies::Theta(theta) => (Some(*theta), None),
+            Frequencies::Periods(made) => (None, Some(made.get_or_init(|| array(&self.periods)))),
         };
         fast::rope_dynamic(
             x,
@@ -210,8 +210,8 @@ impl Rope {
 }
 
 impl Rope {
-    /// Works out the turns at each of `positions`.
-    pub(crate) fn turns(&self, positions: impl Iterator<Item = usize>) -> Turns {
+    /// Computes the cosines and sines of each of `positions`.
+    pub(crate) fn table(&self, positions: impl Iterator<Item = usize>) -> RopeTable {
         let magnitude = f64::from(self.magnitude);
         let at = |position: usize| {
             self.periods.iter().map(move |period| {
@@ -219,7 +219,7 @@ impl Rope {
                 [(cosine * magnitude) as f32, (sine * magnitude) as f32]
             })
         };
-        Turns {
+        RopeTable {
             table: positions.flat_map(at).collect(),
             periods: self.periods.clone(),
             scale: self.scale,
@@ -228,18 +228,18 @@ impl Rope {
         }
     }
 
-    /// Whether this rotation, for the same positions, would make the same turns.
-    pub(crate) fn makes(&self, turns: &Turns) -> bool {
-        self.periods == turns.periods
-            && self.scale == turns.scale
-            && self.magnitude == turns.magnitude
-            && self.traditional == turns.traditional
+    /// Whether this rotary embedding would compute `table` for the same positions.
+    pub(crate) fn makes(&self, table: &RopeTable) -> bool {
+        self.periods == table.periods
+            && self.scale == table.scale
+            && self.magnitude == table.magnitude
+            && self.traditional == table.traditional
     }
 }
 
-impl Turns {
-    /// Turns one head's numbers, `from` into `to`, at the `row`th of the positions.
-    pub(crate) fn turn(&self, row: usize, from: &[f32], to: &mut [f32]) {
+impl RopeTable {
+    /// Rotates one head's numbers, `from` into `to`, at the `row`th of the positions.
+    pub(crate) fn rotate(&self, row: usize, from: &[f32], to: &mut [f32]) {
         let pairs = self.periods.len();
         let turns = &self.table[row * pairs..(row + 1) * pairs];
         if self.traditional {
@@ -257,7 +257,7 @@ impl Turns {
                 to_high[pair] = low[pair] * sine + high[pair] * cosine;
             }
         }
-        // MLX multiplies the dimensions that are not turned by the magnitude too.
+        // MLX multiplies the dimensions that are not rotated by the magnitude too.
         for (to, from) in to[2 * pairs..].iter_mut().zip(&from[2 * pairs..]) {
             *to = from * self.magnitude;
         }
@@ -270,7 +270,7 @@ fn array(periods: &[f64]) -> Array {
 }
 
 /// Llama 3.1: long waves are stretched by the factor, short ones kept, those between blended.
-fn llama3(periods: &mut [f64], scaling: &Scaling) -> Result<(), String> {
+fn llama3(periods: &mut [f64], scaling: &RopeScaling) -> Result<(), String> {
     let factor = scaling.factor()?;
     let low = scaling.low_freq_factor.unwrap_or(1.0);
     let high = scaling.high_freq_factor.unwrap_or(4.0);
@@ -298,7 +298,7 @@ fn yarn(
     periods: &mut [f64],
     dimensions: i32,
     theta: f64,
-    scaling: &Scaling,
+    scaling: &RopeScaling,
 ) -> Result<f64, String> {
     let factor = scaling.factor()?;
     // mlx_lm assumes 4096 and Transformers the stretched context where it is missing: no two agree.

@@ -1,46 +1,49 @@
-//! What flows through a pass: in our own memory on the CPU, in MLX's arrays on a GPU.
+//! What flows through a pass: a CPU tensor in our own memory, or an MLX array.
 //!
-//! A family does not look which. Its layers were made of weights of one kind ([`crate::linear`],
-//! [`crate::norm`], [`crate::cache`]), and what they are given is of the same kind.
+//! An architecture does not look which. All layers of a model were made of weights of one kind
+//! ([`crate::linear`], [`crate::norm`], [`crate::cache`]), and their inputs are of the same kind.
 
 use mlx_rs::Array;
-use mlx_rs::error::Exception;
 
-use crate::cpu::Host;
+use crate::compute_error::ComputeError;
+use crate::cpu::CpuTensor;
 
-/// A table of numbers, a row for each token.
+/// A table of numbers, a row for each token of the pass.
 pub(crate) enum Tensor {
-    Host(Host),
-    /// `[1, rows, width]`.
-    Device(Array),
+    /// f32, `[rows, width]`.
+    Cpu(CpuTensor),
+    /// In the model's own type, `[1, rows, width]`.
+    Mlx(Array),
 }
 
 impl Tensor {
-    /// Some of the rows.
-    pub(crate) fn rows(&self, which: &[u32]) -> Result<Self, Exception> {
+    /// Copies the rows whose indices are given, in the order given. Each must be below the number
+    /// of rows.
+    pub(crate) fn rows(&self, indices: &[u32]) -> Result<Self, ComputeError> {
         match self {
-            Self::Host(Host { width, numbers }) => {
-                let rows = which.iter().map(|row| &numbers[*row as usize * width..][..*width]);
-                Ok(Self::Host(Host { width: *width, numbers: rows.flatten().copied().collect() }))
+            Self::Cpu(CpuTensor { width, numbers }) => {
+                let rows = indices.iter().map(|row| &numbers[*row as usize * width..][..*width]);
+                let numbers = rows.flatten().copied().collect();
+                Ok(Self::Cpu(CpuTensor { width: *width, numbers }))
             }
-            Self::Device(array) => {
-                let which = Array::from_slice(which, &[which.len() as i32]);
-                array.take_axis(which, 1).map(Self::Device)
+            Self::Mlx(array) => {
+                let indices = Array::from_slice(indices, &[indices.len() as i32]);
+                Ok(Self::Mlx(array.take_axis(indices, 1)?))
             }
         }
     }
 
-    pub(crate) fn host(&self) -> Result<&Host, Exception> {
+    pub(crate) fn cpu(&self) -> Result<&CpuTensor, ComputeError> {
         match self {
-            Self::Host(host) => Ok(host),
-            Self::Device(_) => Err(Exception::custom("numbers on the device, weights on the host")),
+            Self::Cpu(tensor) => Ok(tensor),
+            Self::Mlx(_) => Err(ComputeError::MLX_TENSOR),
         }
     }
 
-    pub(crate) fn device(&self) -> Result<&Array, Exception> {
+    pub(crate) fn mlx(&self) -> Result<&Array, ComputeError> {
         match self {
-            Self::Device(array) => Ok(array),
-            Self::Host(_) => Err(Exception::custom("numbers on the host, weights on the device")),
+            Self::Mlx(array) => Ok(array),
+            Self::Cpu(_) => Err(ComputeError::CPU_TENSOR),
         }
     }
 }

@@ -6,10 +6,11 @@ mod files;
 use std::fs;
 
 use files::{Copy, whole, word};
-use interlock_models::{LoadOptions, TextSource, TokenizerSource, inspect, load};
+use interlock_model_files::{TextParts, TokenizerSource};
+use interlock_models::{LoadOptions, inspect, load};
 use serde_json::{Value, json};
 
-fn text(copy: &Copy) -> TextSource {
+fn text(copy: &Copy) -> TextParts {
     let loaded = load(&copy.model(), &LoadOptions::default(), &mut |_| {});
     loaded.unwrap_or_else(|error| panic!("{error}")).text
 }
@@ -142,8 +143,8 @@ fn a_gguf_says_whether_a_text_gets_a_space_in_front() {
     let copy = gguf(&[]).with_gguf(|gguf| {
         gguf.set("tokenizer.ggml.add_space_prefix", files::yes(false));
     });
-    let TokenizerSource::Gguf { add_space_prefix, .. } = text(&copy).tokenizer else {
+    let TokenizerSource::Gguf(tokenizer) = text(&copy).tokenizer else {
         panic!("it is a GGUF file")
     };
-    assert_eq!(add_space_prefix, Some(false));
+    assert_eq!(tokenizer.add_space_prefix, Some(false));
 }

@@ -11,7 +11,7 @@ pub enum Finish {
     Filtered,
 }
 
-/// Which of a request's four deadlines struck.
+/// The deadlines of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Deadline {
@@ -26,7 +26,7 @@ pub enum Deadline {
 }
 
 impl Deadline {
-    /// Its name in metrics, logs and errors.
+    /// The deadline's name in metrics, logs and errors.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Queue => "queue",
@@ -65,7 +65,7 @@ impl CancelCause {
         Self::Policy,
     ];
 
-    /// Its label in `interlock_cancellations_total{cause}`.
+    /// The cause's label in `interlock_cancellations_total{cause}`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Disconnect => "disconnect",
@@ -80,14 +80,14 @@ impl CancelCause {
     }
 }
 
-/// Where in its life a request was.
+/// The stage that a request had reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// No pass has begun for it.
     Waiting,
-    /// Its prompt is being computed.
+    /// The prompt is being computed.
     Prefilling,
-    /// It produces tokens.
+    /// The request produces tokens.
     Decoding,
 }
 
@@ -95,7 +95,7 @@ impl Stage {
     /// All of them, in order.
     pub const ALL: [Self; 3] = [Self::Waiting, Self::Prefilling, Self::Decoding];
 
-    /// Its label in metrics and logs.
+    /// The stage's label in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -110,14 +110,14 @@ impl Stage {
 pub enum Outcome {
     /// The model came to an end.
     Completed(Finish),
-    /// Someone cancelled it.
+    /// The request was cancelled.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed it.
     Failed(Fault),
 }
 
 impl Outcome {
-    /// Its label in `interlock_requests_total{outcome}`.
+    /// The outcome's label in `interlock_requests_total{outcome}`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Completed(_) => "completed",
@@ -134,9 +134,9 @@ impl Outcome {
 /// Why a request failed through no doing of its client's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// What its client may know.
+    /// The kind of failure, which the client is told.
     pub kind: FaultKind,
-    /// For our log.
+    /// The reason, for the host's log alone.
     pub why: String,
 }
 
@@ -155,7 +155,7 @@ impl FaultKind {
     /// All of them, for whoever lists them.
     pub const ALL: [Self; 3] = [Self::Internal, Self::OutOfMemory, Self::DeviceFailed];
 
-    /// Its code in logs and errors.
+    /// The kind's code in logs and errors.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Internal => "internal_error",
@@ -185,12 +185,12 @@ impl From<&str> for Fault {
     }
 }
 
-/// Tokens counted, exactly.
+/// The exact numbers of tokens that a request took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Usage {
     /// Tokens the model saw as the prompt.
     pub prompt_tokens: u32,
-    /// Those of them whose keys and values another request had already computed.
+    /// Prompt tokens whose keys and values another request had already computed.
     pub cached_tokens: u32,
     /// Tokens the model generated, the stop token included.
     pub generated_tokens: u32,

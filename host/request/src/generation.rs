@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::TokenId;
 
-/// How one request's tokens are drawn. Its own, whoever shares the batch.
+/// The sampling parameters of one request. Other requests in the batch have no effect on them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 means greedy: the most likely token, always.
@@ -24,7 +24,7 @@ pub struct Sampling {
     pub logit_bias: BTreeMap<TokenId, f32>,
 }
 
-/// How to draw tokens where a request does not say. Models come with advice of their own: a small
+/// The sampling parameters that a request gets where it says none. Models have their own: a small
 /// one talks nonsense at the temperature that suits a large one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingDefaults {
@@ -78,7 +78,7 @@ impl Penalties {
     pub const NONE: Self = Self { repetition: 1.0, presence: 0.0, frequency: 0.0 };
 }
 
-/// Who goes first when not everyone can. Smaller is more urgent, so it sorts as it reads.
+/// The order in which requests are served when not all can be. Smaller is more urgent.
 #[derive(
     Debug,
     Clone,
@@ -94,11 +94,11 @@ impl Penalties {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
-    /// Before everyone.
+    /// Before all others.
     Critical,
     /// A person waits for each token.
     Interactive,
-    /// The usual.
+    /// The priority of a request that asks for none.
     Standard,
     /// A job that nobody watches.
     Batch,
@@ -113,7 +113,7 @@ pub struct Deadlines {
     pub queue: Option<Duration>,
     /// From when its head had arrived to the first token.
     pub first_token: Option<Duration>,
-    /// Between one token and the next.
+    /// The longest time between one token and the next.
     pub inter_token: Option<Duration>,
     /// From when its head had arrived to the end.
     pub total: Option<Duration>,
@@ -145,7 +145,7 @@ pub struct DrainLimits {
 /// Plain data: it could cross a process boundary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
-    /// How to draw tokens.
+    /// The sampling parameters.
     pub sampling: Sampling,
     /// Most tokens to generate, at least 1.
     pub tokens_max: u32,
@@ -158,16 +158,16 @@ pub struct Generation {
     /// Tell each token's log probability, and those of this many likeliest tokens; `None` tells
     /// neither.
     pub logprobs: Option<u32>,
-    /// Who goes first.
+    /// The request's priority over others.
     pub priority: Priority,
 }
 
 /// A token that was drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drawn {
-    /// Which.
+    /// The drawn token.
     pub token: TokenId,
-    /// How likely it was; only if the request asked.
+    /// The token's log probabilities; only if the request asked.
     pub logprobs: Option<Box<Logprobs>>,
 }
 

@@ -19,7 +19,7 @@ impl ModelId {
         Self(name.as_ref().into())
     }
 
-    /// The name.
+    /// The model's name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -103,7 +103,7 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// Which generating endpoint a request came through; a closed set, so a metric label.
+/// The endpoint that a request came through. The set is closed, so it can be a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {
@@ -116,7 +116,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Its name in metrics and logs.
+    /// The endpoint's name in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "chat",

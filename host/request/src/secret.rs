@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize, Serializer};
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// What stands in its place.
+    /// The text that is shown in place of a secret.
     pub const MASK: &str = "***";
 
-    /// The text itself.
+    /// Returns the secret text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -72,7 +72,7 @@ pub struct UrlWithLogin {
 }
 
 impl UrlWithLogin {
-    /// The URL itself.
+    /// Returns the URL with its login.
     pub fn reveal(&self) -> &str {
         self.url.reveal()
     }

@@ -22,7 +22,7 @@ const UNITS: [(&str, u64); 5] =
     [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1), ("", 1)];
 
 impl ByteSize {
-    /// The same, for what is held in memory.
+    /// The number of bytes as a `usize`, for what is held in memory.
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }

@@ -8,8 +8,8 @@ use interlock_request::{ByteSize, Secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::redis::{BadRedisUrl, RedisUrl};
-use crate::space::ENTRY_BYTES;
+use crate::redis_url::{BadRedisUrl, RedisUrl};
+use crate::store::{ENTRY_BYTES, Quota};
 
 /// `[state]`: what policies remember between calls. Each policy has its own keys and its own quota.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -56,10 +56,10 @@ pub struct StateConfig {
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "Secret")]
 pub enum StoreUrl {
-    /// In this process.
+    /// State is kept in this process.
     #[default]
     Memory,
-    /// In Redis.
+    /// State is kept in Redis, which several hosts can share.
     Redis(RedisUrl),
 }
 
@@ -82,6 +82,15 @@ impl Default for StateConfig {
 }
 
 impl StateConfig {
+    /// The limits on what one policy may keep.
+    pub(crate) fn quota(&self) -> Quota {
+        Quota {
+            keys_max: self.keys_max as u64,
+            bytes_max: self.bytes_max.0,
+            value_bytes_max: self.value_bytes_max.in_memory(),
+        }
+    }
+
     const TIMEOUT_MIN: Duration = Duration::from_millis(1);
     const TIMEOUT_MAX: Duration = Duration::from_secs(1);
     const LEASE_MIN: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@
 //! rules, and one suite of tests for both.
 //!
 //! ```text
-//! Space::take ──► checked ──► Shelf ──┬─► memory: a mutex per shard, no I/O
+//! Space::take ──► checked ──► PolicyStore ──┬─► memory: a mutex per shard, no I/O
 //!               numbers, sizes        └─► redis: one Lua script, one round trip
 //! ```
 //!
@@ -39,18 +39,21 @@ mod config;
 mod memory;
 mod metrics;
 mod redis;
+mod redis_url;
 mod space;
+mod store;
 
 use std::sync::Arc;
 
 pub use clock::StateClock;
 pub use config::{BadStoreUrl, StateConfig, StoreUrl};
 pub use metrics::StateMetrics;
-pub use redis::{BadRedisUrl, RedisUrl};
-pub use space::{Bucket, Entered, NEVER, Reservation, Reserved, Space, StateFault, Taken, Window};
+pub use redis_url::{BadRedisUrl, RedisUrl};
+pub use space::Space;
+pub use store::{Bucket, Entered, NEVER, Reservation, Reserved, StateFault, Taken, Window};
 
 use clock::Monotonic;
-use space::Quota;
+use store::Quota;
 
 use std::time::Duration;
 
@@ -70,28 +73,28 @@ pub struct State {
     metrics: Option<StateMetrics>,
 }
 
-/// Why there is no state.
+/// Why the state cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StateFailed {
     /// There is no room for the threads that keep the connections.
     #[error("cannot start the threads that keep state.store {store}: {why}")]
     NoThread {
-        /// Where, without the login.
+        /// The URL of the store, without the login.
         store: String,
-        /// What the system says.
+        /// The system's error.
         why: std::io::Error,
     },
     /// Nobody answers there, or not as Redis does.
     #[error("state.store {store} cannot be used: {why}")]
     Unusable {
-        /// Where, without the login.
+        /// The URL of the store, without the login.
         store: String,
-        /// What the client or the server says.
+        /// The error of the client or the server.
         why: String,
     },
 }
 
-/// Where spaces come from.
+/// A store of state, in this process or in Redis.
 trait Store: Send + Sync {
     /// May a call wait for another process?
     fn waits(&self) -> bool;
@@ -102,8 +105,8 @@ trait Store: Send + Sync {
     /// Waits until what was ended is, or for so long; whether it is.
     fn flush(&self, wait_max: Duration) -> bool;
 
-    /// The shelf of a policy; the same one for the same name.
-    fn shelf(&self, policy: &str) -> Arc<dyn space::Shelf>;
+    /// The store of a policy; the same one for the same name.
+    fn policy_store(&self, policy: &str) -> Arc<dyn store::PolicyStore>;
 }
 
 impl State {
@@ -126,7 +129,7 @@ impl State {
         config: &StateConfig,
         clock: Arc<dyn StateClock>,
     ) -> Result<Self, StateFailed> {
-        let quota = Quota::of(config);
+        let quota = config.quota();
         let store: Arc<dyn Store> = match &config.store {
             StoreUrl::Memory => Arc::new(memory::Memory::new(clock, quota)),
             StoreUrl::Redis(url) => {
@@ -147,7 +150,7 @@ impl State {
     pub fn probe(config: &StateConfig) -> Result<(), StateFailed> {
         let StoreUrl::Redis(url) = &config.store else { return Ok(()) };
         let store = config.store.to_string();
-        match redis::Redis::probe(url, config, Quota::of(config)) {
+        match redis::Redis::probe(url, config, config.quota()) {
             Ok(None) => Ok(()),
             Ok(Some(why)) => Err(StateFailed::Unusable { store, why }),
             Err(why) => Err(StateFailed::NoThread { store, why }),
@@ -161,7 +164,7 @@ impl State {
 
     /// The same on another clock: the simulator's runs as fast as it likes.
     pub fn memory_with(clock: Arc<dyn StateClock>) -> Self {
-        let quota = Quota::of(&StateConfig::default());
+        let quota = StateConfig::default().quota();
         Self { store: Arc::new(memory::Memory::new(clock, quota)), quota, metrics: None }
     }
 
@@ -186,7 +189,7 @@ impl State {
     /// A policy's own namespace, with its own quota of keys and bytes. Asked twice, it is the same.
     pub fn space(&self, policy: &str) -> Space {
         let counts = self.metrics.as_ref().map(|metrics| Arc::new(metrics.counts(policy)));
-        Space::new(self.store.shelf(policy), self.quota, counts)
+        Space::new(self.store.policy_store(policy), self.quota, counts)
     }
 }
 

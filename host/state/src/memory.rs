@@ -2,7 +2,7 @@
 //!
 //! A policy's keys are spread over shards, each behind a mutex that is held for one operation and
 //! never while another is locked. What all shards share is the policy's account of keys and bytes
-//! ([`Room`]): atomics, charged before an entry is made and paid back when it goes.
+//! ([`QuotaUse`]): atomics, charged before an entry is made and paid back when it goes.
 //!
 //! # Invariants
 //!
@@ -15,7 +15,7 @@
 //! # Not here
 //!
 //! A cache. The well-kept concurrent maps with expiry (moka, quick_cache) make room by dropping
-//! what was least used; here that would forgive somebody's limit, so a full shelf refuses instead.
+//! what was least used; here that would forgive somebody's limit, so a full store refuses instead.
 
 mod table;
 
@@ -25,27 +25,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use self::table::{Room, Table};
+use self::table::{QuotaUse, Table};
 use crate::clock::StateClock;
 use crate::metrics::StateMetrics;
-use crate::space::{
-    Bucket, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES, Shelf, StateFault,
-    Taken, Window, entry_bytes,
+use crate::store::{
+    Bucket, Entered, Extended, LeaseEnd, PolicyStore, Quota, Reservation, Reserved, SLOT_BYTES,
+    StateFault, Taken, Window, entry_bytes,
 };
 use crate::{RESERVATION_LIFE, Store};
 
-/// All policies' shelves.
+/// The store in this process, for all policies.
 pub(crate) struct Memory {
     clock: Arc<dyn StateClock>,
     quota: Quota,
     // As many entries as the configuration has policies.
-    shelves: Mutex<HashMap<Box<str>, Arc<MemoryShelf>>>,
+    policy_stores: Mutex<HashMap<Box<str>, Arc<MemoryPolicyStore>>>,
 }
 
-/// One policy's.
-struct MemoryShelf {
+/// The state of one policy.
+struct MemoryPolicyStore {
     clock: Arc<dyn StateClock>,
-    room: Room,
+    room: QuotaUse,
     shards: [Mutex<Shard>; SHARDS],
     /// Numbers for reservations and slots: counted, so that a simulation repeats.
     serial: AtomicU64,
@@ -56,9 +56,9 @@ const SHARDS: usize = 16;
 
 #[derive(Default)]
 struct Shard {
-    buckets: Table<String, Level>,
-    windows: Table<String, Spent>,
-    reservations: Table<u64, Held>,
+    buckets: Table<String, BucketLevel>,
+    windows: Table<String, WindowUse>,
+    reservations: Table<u64, HeldReservation>,
     slots: Table<String, Vec<Slot>>,
     values: Table<String, Vec<u8>>,
 }
@@ -66,7 +66,7 @@ struct Shard {
 /// A bucket: what it held when it was last taken from. Ends when it is full, which is what a bucket
 /// that is not there is.
 #[derive(Clone, Copy)]
-struct Level {
+struct BucketLevel {
     tokens: f64,
     at: Duration,
 }
@@ -74,7 +74,7 @@ struct Level {
 /// A window: when it began and ends, and what is charged to it. Its end stays when the settings
 /// change; they hold from the next window on.
 #[derive(Clone, Copy)]
-struct Spent {
+struct WindowUse {
     began: Duration,
     ends: Duration,
     used: f64,
@@ -82,7 +82,7 @@ struct Spent {
 
 /// A reservation that is not settled.
 #[derive(Clone)]
-struct Held {
+struct HeldReservation {
     key: String,
     window: Window,
     /// All that it was charged.
@@ -101,7 +101,7 @@ struct Slot {
 
 impl Memory {
     pub(crate) fn new(clock: Arc<dyn StateClock>, quota: Quota) -> Self {
-        Self { clock, quota, shelves: Mutex::default() }
+        Self { clock, quota, policy_stores: Mutex::default() }
     }
 }
 
@@ -118,21 +118,21 @@ impl Store for Memory {
         true
     }
 
-    fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
-        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+    fn policy_store(&self, policy: &str) -> Arc<dyn PolicyStore> {
+        let mut policy_stores = self.policy_stores.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            Arc::new(MemoryShelf {
+            Arc::new(MemoryPolicyStore {
                 clock: Arc::clone(&self.clock),
-                room: Room::new(self.quota),
+                room: QuotaUse::new(self.quota),
                 shards: Default::default(),
                 serial: AtomicU64::new(1),
             })
         };
-        Arc::clone(shelves.entry(policy.into()).or_insert_with(new)) as Arc<dyn Shelf>
+        Arc::clone(policy_stores.entry(policy.into()).or_insert_with(new)) as Arc<dyn PolicyStore>
     }
 }
 
-impl MemoryShelf {
+impl MemoryPolicyStore {
     fn shard_of(key: &str) -> usize {
         // The same in each run, as the numbers of reservations are.
         let mut hasher = DefaultHasher::new();
@@ -188,20 +188,20 @@ impl MemoryShelf {
 
 impl Shard {
     /// A window as it is now: one that has ended, or is not there, begins now with nothing used.
-    fn window(&self, key: &str, per: Duration, now: Duration) -> Spent {
-        let new = Spent { began: now, ends: now + per, used: 0.0 };
+    fn window(&self, key: &str, per: Duration, now: Duration) -> WindowUse {
+        let new = WindowUse { began: now, ends: now + per, used: 0.0 };
         self.windows.get(key, now).copied().unwrap_or(new)
     }
 }
 
-impl MemoryShelf {
+impl MemoryPolicyStore {
     fn settle(&self, reservation: u64, actual: Option<f64>) -> Result<bool, StateFault> {
         self.on(Self::shard_of_number(reservation), |shard, now| {
             if shard.reservations.get(&reservation, now).is_none() {
                 return Ok(false);
             }
             // The reservation goes first: its key and bytes are what a window that has to be made
-            // again needs at most, so settling works however full the shelf is.
+            // again needs at most, so settling works however full the store is.
             let held = shard.reservations.remove(&reservation, &self.room);
             let Some(held) = held else { return Ok(false) };
             let mut spent = shard.window(&held.key, held.window.per, now);
@@ -237,7 +237,7 @@ impl MemoryShelf {
     }
 }
 
-impl Shelf for MemoryShelf {
+impl PolicyStore for MemoryPolicyStore {
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault> {
         let Bucket { capacity, refill_per_second } = bucket;
         self.on(Self::shard_of(key), |shard, now| {
@@ -253,7 +253,7 @@ impl Shelf for MemoryShelf {
             let remaining = tokens - cost;
             if take {
                 let full_in = Duration::from_secs_f64((capacity - remaining) / refill_per_second);
-                let level = Level { tokens: remaining, at: now };
+                let level = BucketLevel { tokens: remaining, at: now };
                 shard.buckets.put(
                     key,
                     level,
@@ -276,7 +276,7 @@ impl Shelf for MemoryShelf {
             }
             spent.used += estimate;
             let id = self.number(place);
-            let held = Held {
+            let held = HeldReservation {
                 key: key.to_owned(),
                 window,
                 total: estimate,
@@ -334,14 +334,14 @@ impl Shelf for MemoryShelf {
         })
     }
 
-    fn end(&self, ending: Ending) -> Result<bool, StateFault> {
+    fn end(&self, ending: LeaseEnd) -> Result<bool, StateFault> {
         match ending {
-            Ending::Settle { reservation, actual } => self.settle(reservation, actual),
-            Ending::Leave { key, slot } => self.leave(&key, slot),
+            LeaseEnd::Settle { reservation, actual } => self.settle(reservation, actual),
+            LeaseEnd::Leave { key, slot } => self.leave(&key, slot),
         }
     }
 
-    fn end_soon(&self, ending: Ending) {
+    fn end_soon(&self, ending: LeaseEnd) {
         // It always answers, and there is room for an ending.
         let _known = self.end(ending);
     }

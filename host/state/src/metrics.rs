@@ -2,7 +2,7 @@
 
 use interlock_metrics::{IntCounter, IntCounterVec, IntGauge, Registry};
 
-use crate::space::StateFault;
+use crate::store::StateFault;
 
 /// What policies ask of their state and what came of it. Labels: the operator's policy names and
 /// closed sets.
@@ -21,23 +21,23 @@ pub struct StateMetrics {
 pub(crate) enum FailureKind {
     /// There is no connection.
     Unreachable,
-    /// It did not answer within `state.timeout`.
+    /// The server did not answer within `state.timeout`.
     Late,
     /// Every connection was in use.
     Crowded,
-    /// It has no memory left (OOM).
+    /// The server has no memory left (OOM).
     Memory,
-    /// It is a replica (READONLY).
+    /// The server is a replica (READONLY).
     ReadOnly,
-    /// It cannot save, and takes no writes until it can (MISCONF).
+    /// The server cannot save, and takes no writes until it can (MISCONF).
     Persistence,
     /// The login is missing, wrong, or may not do this.
     Auth,
-    /// It has just started and reads its data.
+    /// The server has just started and reads its data.
     Loading,
-    /// It is part of a cluster that is not whole, or another part has the key.
+    /// The server is part of a cluster that is not whole, or another part has the key.
     Cluster,
-    /// It lacks its replicas or its master.
+    /// The server lacks its replicas or its master.
     Replication,
     /// Somebody's script runs for too long.
     Busy,
@@ -63,12 +63,12 @@ pub(crate) enum Op {
     Increment,
 }
 
-/// What came of it.
+/// The result of an operation, as a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Said {
-    /// Done.
+pub(crate) enum OpResult {
+    /// The operation was done.
     Ok,
-    /// Not now: no tokens, no room in the window, no slot, another value than expected.
+    /// Denied now: no tokens, no room in the window, no slot, or another value than expected.
     Denied,
     /// No such reservation (any more).
     Unknown,
@@ -79,10 +79,10 @@ pub(crate) enum Said {
 }
 
 /// One policy's counters, looked up once.
-pub(crate) struct Counts([[IntCounter; Said::ALL.len()]; Op::ALL.len()]);
+pub(crate) struct Counts([[IntCounter; OpResult::ALL.len()]; Op::ALL.len()]);
 
 impl StateMetrics {
-    /// Declares the family.
+    /// Declares the metrics.
     pub fn register(registry: &Registry) -> Self {
         Self {
             ops: registry.counters(
@@ -119,13 +119,14 @@ impl StateMetrics {
     /// All of a policy's counters: they are there before the first call, or a rate would miss it.
     pub(crate) fn counts(&self, policy: &str) -> Counts {
         Counts(Op::ALL.map(|op| {
-            Said::ALL.map(|said| self.ops.with_label_values(&[policy, op.as_str(), said.as_str()]))
+            OpResult::ALL
+                .map(|said| self.ops.with_label_values(&[policy, op.as_str(), said.as_str()]))
         }))
     }
 }
 
 impl Counts {
-    pub(crate) fn count(&self, op: Op, said: Said) {
+    pub(crate) fn count(&self, op: Op, said: OpResult) {
         self.0[op as usize][said as usize].inc();
     }
 }
@@ -202,7 +203,7 @@ impl Op {
     }
 }
 
-impl Said {
+impl OpResult {
     /// In the order of the declaration, which is that of [`Counts`].
     const ALL: [Self; 7] = [
         Self::Ok,
@@ -227,7 +228,7 @@ impl Said {
     }
 }
 
-impl From<&StateFault> for Said {
+impl From<&StateFault> for OpResult {
     fn from(fault: &StateFault) -> Self {
         match fault {
             StateFault::Quota => Self::Quota,
@@ -247,7 +248,7 @@ mod tests {
         for (at, op) in Op::ALL.into_iter().enumerate() {
             assert_eq!(op as usize, at, "{op:?}");
         }
-        for (at, said) in Said::ALL.into_iter().enumerate() {
+        for (at, said) in OpResult::ALL.into_iter().enumerate() {
             assert_eq!(said as usize, at, "{said:?}");
         }
         for (at, kind) in FailureKind::ALL.into_iter().enumerate() {

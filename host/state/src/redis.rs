@@ -37,11 +37,10 @@
 //! what it means that the server refuses something is [`failure`]'s.
 
 mod address;
+mod connection_pool;
 mod failure;
 mod leases;
-mod link;
 mod server;
-mod url;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -50,27 +49,26 @@ use std::time::Duration;
 use ::redis::{Script, ScriptInvocation};
 
 use self::address::{Connector, LookUp, system};
+use self::connection_pool::ConnectionPool;
 use self::leases::Leases;
-use self::link::Link;
-use self::server::{Answer, Hold, Scripts, Server, micros, reservation_life};
+use self::server::{LeaseKey, RedisServer, ScriptReply, Scripts, micros, reservation_life};
 use crate::metrics::StateMetrics;
-use crate::space::{
-    Bucket, ENTRY_BYTES, Ending, Entered, Extended, Quota, Reservation, Reserved, SLOT_BYTES,
-    Shelf, StateFault, Taken, Window, entry_bytes,
+use crate::redis_url::RedisUrl;
+use crate::store::{
+    Bucket, ENTRY_BYTES, Entered, Extended, LeaseEnd, PolicyStore, Quota, Reservation, Reserved,
+    SLOT_BYTES, StateFault, Taken, Window, entry_bytes,
 };
 use crate::{RESERVATION_LIFE, StateConfig, Store};
 
-pub use self::url::{BadRedisUrl, RedisUrl};
-
 /// A connection to Redis, and what this host holds there.
 pub(crate) struct Redis {
-    server: Arc<Server>,
+    server: Arc<RedisServer>,
     leases: Arc<Leases>,
 }
 
-/// One policy's keys.
-struct RedisShelf {
-    server: Arc<Server>,
+/// The state of one policy: keys that begin with its prefix.
+struct RedisPolicyStore {
+    server: Arc<RedisServer>,
     leases: Arc<Leases>,
     prefix: Arc<str>,
 }
@@ -83,7 +81,7 @@ impl Redis {
         quota: Quota,
     ) -> std::io::Result<Self> {
         let opened = Self::open_with(url, config, quota, system())?;
-        if let Some(down) = opened.server.link.down() {
+        if let Some(down) = opened.server.pool.down() {
             tracing::warn!(
                 store = %url, kind = down.kind.as_str(), why = down.why,
                 "policies' state is unavailable; the host starts without it, and policies decide \
@@ -101,8 +99,9 @@ impl Redis {
     ) -> std::io::Result<Self> {
         let scripts = Scripts::new();
         let connector = Connector::new(url.info(), look_up);
-        let link = Link::open(connector, config.timeout, scripts.all().cloned().collect())?;
-        let server = Arc::new(Server { link, scripts, quota, lease: config.lease });
+        let pool =
+            ConnectionPool::open(connector, config.timeout, scripts.all().cloned().collect())?;
+        let server = Arc::new(RedisServer { pool, scripts, quota, lease: config.lease });
         let leases = Arc::new(Leases::start(Arc::clone(&server))?);
         Ok(Self { server, leases })
     }
@@ -114,7 +113,7 @@ impl Redis {
         quota: Quota,
     ) -> std::io::Result<Option<String>> {
         let opened = Self::open_with(url, config, quota, system())?;
-        Ok(opened.server.link.down().map(|down| down.why))
+        Ok(opened.server.pool.down().map(|down| down.why))
     }
 }
 
@@ -124,7 +123,7 @@ impl Store for Redis {
     }
 
     fn count_in(&self, metrics: &StateMetrics) {
-        self.server.link.count_in(metrics);
+        self.server.pool.count_in(metrics);
         self.leases.count_in(metrics.leases_lost.clone());
     }
 
@@ -132,8 +131,8 @@ impl Store for Redis {
         self.leases.flush(wait_max)
     }
 
-    fn shelf(&self, policy: &str) -> Arc<dyn Shelf> {
-        Arc::new(RedisShelf {
+    fn policy_store(&self, policy: &str) -> Arc<dyn PolicyStore> {
+        Arc::new(RedisPolicyStore {
             server: Arc::clone(&self.server),
             leases: Arc::clone(&self.leases),
             prefix: format!("interlock:{{{}}}:", plain(policy)).into(),
@@ -161,21 +160,25 @@ fn draw() -> u64 {
     fastrand::u64(NonZeroU64::MIN.get()..)
 }
 
-fn room(answer: Answer) -> Result<Answer, StateFault> {
+fn room(answer: ScriptReply) -> Result<ScriptReply, StateFault> {
     if answer.word() == "quota" { Err(StateFault::Quota) } else { Ok(answer) }
 }
 
-impl RedisShelf {
+impl RedisPolicyStore {
     fn call<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         self.server.call(script, &self.prefix)
     }
 
-    fn run(&self, call: &ScriptInvocation<'_>) -> Result<Answer, StateFault> {
+    fn run(&self, call: &ScriptInvocation<'_>) -> Result<ScriptReply, StateFault> {
         room(self.server.run(call)?)
     }
 
-    /// The same for what begins to hold something. Where nobody knows whether it did, it is undone.
-    fn begin(&self, call: &ScriptInvocation<'_>, hold: &Hold) -> Result<Answer, StateFault> {
+    /// Makes a call that begins a lease. If the call failed and may have been carried out, it is undone.
+    fn begin(
+        &self,
+        call: &ScriptInvocation<'_>,
+        hold: &LeaseKey,
+    ) -> Result<ScriptReply, StateFault> {
         let answer = self.server.run(call).inspect_err(|failure| {
             if failure.sent {
                 self.leases.undo(hold.clone());
@@ -185,7 +188,7 @@ impl RedisShelf {
     }
 }
 
-impl Shelf for RedisShelf {
+impl PolicyStore for RedisPolicyStore {
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault> {
         let Bucket { capacity, refill_per_second } = bucket;
         let mut call = self.call(&self.server.scripts.take);
@@ -204,7 +207,7 @@ impl Shelf for RedisShelf {
         let mut call = self.call(&self.server.scripts.reserve);
         call.arg(key).arg(entry_bytes(key)).arg(window.limit).arg(micros(window.per)).arg(estimate);
         call.arg(id).arg(reservation_life()).arg(micros(self.server.lease));
-        let hold = Hold::reservation(&self.prefix, id);
+        let hold = LeaseKey::reservation(&self.prefix, id);
         let answer = self.begin(&call, &hold)?;
         match answer.word() {
             "ok" => {
@@ -225,7 +228,8 @@ impl Shelf for RedisShelf {
         match answer.word() {
             "ok" => {
                 // Given back meanwhile, it is held again, and no longer renewed.
-                self.leases.hold(Hold::reservation(&self.prefix, reservation), RESERVATION_LIFE);
+                self.leases
+                    .hold(LeaseKey::reservation(&self.prefix, reservation), RESERVATION_LIFE);
                 Ok(Extended::Ok)
             }
             "denied" => Ok(Extended::Denied),
@@ -239,7 +243,7 @@ impl Shelf for RedisShelf {
         let mut call = self.call(&self.server.scripts.enter);
         let first = lease.min(self.server.lease);
         call.arg(key).arg(entry_bytes(key)).arg(SLOT_BYTES).arg(limit).arg(micros(first)).arg(slot);
-        let hold = Hold::slot(&self.prefix, key, slot);
+        let hold = LeaseKey::slot(&self.prefix, key, slot);
         let answer = self.begin(&call, &hold)?;
         match answer.word() {
             "ok" => {
@@ -251,8 +255,8 @@ impl Shelf for RedisShelf {
         }
     }
 
-    fn end(&self, ending: Ending) -> Result<bool, StateFault> {
-        let hold = Hold::of(&self.prefix, &ending);
+    fn end(&self, ending: LeaseEnd) -> Result<bool, StateFault> {
+        let hold = LeaseKey::of(&self.prefix, &ending);
         self.leases.release(&hold);
         match self.server.end(&self.prefix, &ending) {
             Ok(answer) => answer.known(),
@@ -263,14 +267,14 @@ impl Shelf for RedisShelf {
         }
     }
 
-    fn end_soon(&self, ending: Ending) {
-        self.leases.end_soon(Hold::of(&self.prefix, &ending), ending);
+    fn end_soon(&self, ending: LeaseEnd) {
+        self.leases.end_soon(LeaseKey::of(&self.prefix, &ending), ending);
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StateFault> {
         let mut get = ::redis::cmd("GET");
         get.arg(format!("{}v:{key}", self.prefix));
-        Ok(self.server.link.with(|connection| get.query(connection))?)
+        Ok(self.server.pool.with(|connection| get.query(connection))?)
     }
 
     fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), StateFault> {

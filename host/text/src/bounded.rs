@@ -13,7 +13,7 @@
 //!
 //! - The tokens are those that the tokenizers crate makes of the whole text, whatever the text:
 //!   property tests compare. A tokenizer with a step that is not known here, or that gives
-//!   other tokens for a probe when it is loaded, is left to that crate ([`Way::Whole`]).
+//!   other tokens for a probe when it is loaded, is left to that crate ([`EncodeMode::Whole`]).
 //! - A text that is refused has more tokens than the limit. The exceptions are tokenizers that
 //!   turn a long text into few tokens, by dropping what they do not know or by making one token
 //!   of it: their texts are refused by size as well, from [`Bounded::bytes_max`] on.
@@ -34,33 +34,33 @@ use tokenizers::{
 use crate::RenderError;
 use crate::pieces::{byte_token, spelled_bytes};
 use added::AddedTokens;
-use fewest::{Fewest, Pairs};
-use normalize::Normalizing;
-use words::Words;
+use fewest::{Pairs, TokenLowerBound};
+use normalize::TextNormalizer;
+use words::WordSplitter;
 
 /// A tokenizer that stops at a limit.
 pub(crate) struct Bounded {
     tokenizer: Box<Tokenizer>,
-    way: Way,
+    mode: EncodeMode,
     /// Bytes of the longest token, as it is spelled in a text.
     longest: usize,
 }
 
-/// How a text is encoded.
-enum Way {
+/// How a text is split into tokens.
+enum EncodeMode {
     /// Along the text, as far as needed.
-    Walk(Box<Walk>),
+    Streaming(Box<StreamingEncoder>),
     /// By the tokenizers crate, up to the last step: its memory is hundreds of times the text's.
     Whole,
 }
 
-struct Walk {
+struct StreamingEncoder {
     /// Looked for in the text as it is.
     added: AddedTokens,
-    normalizing: Normalizing,
+    normalizing: TextNormalizer,
     /// Looked for in the normalized text.
     added_normalized: AddedTokens,
-    words: Words,
+    words: WordSplitter,
     /// Missing where a token may stand for any number of bytes.
     pairs: Option<Pairs>,
 }
@@ -77,7 +77,7 @@ enum Section<'t> {
 
 /// Why the walk ended before the text did.
 #[derive(Debug)]
-enum Stop {
+enum EncodeStop {
     TooLong { tokens_min: usize },
     Failed(String),
 }
@@ -88,13 +88,13 @@ const SHRINKS_MAX: usize = 4;
 impl Bounded {
     pub(crate) fn new(tokenizer: Box<Tokenizer>) -> Self {
         let longest = longest(&tokenizer);
-        let mut bounded = Self { tokenizer, way: Way::Whole, longest };
-        if let Some(walk) = Walk::of(&bounded.tokenizer) {
+        let mut bounded = Self { tokenizer, mode: EncodeMode::Whole, longest };
+        if let Some(walk) = StreamingEncoder::of(&bounded.tokenizer) {
             let probe = probe(&bounded.tokenizer);
             let whole = bounded.encode(&probe, true, usize::MAX);
-            bounded.way = Way::Walk(Box::new(walk));
+            bounded.mode = EncodeMode::Streaming(Box::new(walk));
             if bounded.encode(&probe, true, usize::MAX) != whole {
-                bounded.way = Way::Whole;
+                bounded.mode = EncodeMode::Whole;
             }
         }
         bounded
@@ -120,9 +120,9 @@ impl Bounded {
 
         let bytes = text_bytes.min(self.bytes_max(tokens_max).saturating_mul(SHRINKS_MAX));
         let tokens = text_bytes.min(tokens_max).saturating_mul(OF_A_TOKEN);
-        let of_a_byte = match self.way {
-            Way::Walk(_) => OF_A_BYTE,
-            Way::Whole => OF_A_BYTE_WHOLE,
+        let of_a_byte = match self.mode {
+            EncodeMode::Streaming(_) => OF_A_BYTE,
+            EncodeMode::Whole => OF_A_BYTE_WHOLE,
         };
         bytes.saturating_mul(of_a_byte).saturating_add(tokens)
     }
@@ -136,8 +136,8 @@ impl Bounded {
     ) -> Result<Vec<TokenId>, RenderError> {
         let encoded = caught(|| {
             let mut ids = Ids { ids: Vec::new(), max: tokens_max };
-            match &self.way {
-                Way::Walk(walk) => {
+            match &self.mode {
+                EncodeMode::Streaming(walk) => {
                     let bytes_max = self.bytes_max(tokens_max).saturating_mul(walk.shrinks());
                     // Before anything is looked at, unless much of it may be cut away.
                     if text.len() > bytes_max && !walk.added.strips() {
@@ -145,18 +145,18 @@ impl Bounded {
                     }
                     walk.encode(self.tokenizer.get_model(), text, bytes_max, &mut ids)?;
                 }
-                Way::Whole => self.encode_whole(text, &mut ids)?,
+                EncodeMode::Whole => self.encode_whole(text, &mut ids)?,
             }
             self.around(ids, special)
         })?;
         encoded.map_err(|stop| match stop {
-            Stop::TooLong { tokens_min } => RenderError::TooLong { tokens_min, tokens_max },
-            Stop::Failed(why) => RenderError::Tokenizer(why),
+            EncodeStop::TooLong { tokens_min } => RenderError::TooLong { tokens_min, tokens_max },
+            EncodeStop::Failed(why) => RenderError::Tokenizer(why),
         })
     }
 
     /// What the tokenizers crate does, but for keeping all tokens of a text that is too long.
-    fn encode_whole(&self, text: &str, ids: &mut Ids) -> Result<(), Stop> {
+    fn encode_whole(&self, text: &str, ids: &mut Ids) -> Result<(), EncodeStop> {
         let bytes_max = self.bytes_max(ids.max).saturating_mul(SHRINKS_MAX);
         if text.len() > bytes_max {
             return Err(ids.too_long_by_size(text.len(), bytes_max));
@@ -177,7 +177,7 @@ impl Bounded {
     }
 
     /// With what the tokenizer puts around a text.
-    fn around(&self, ids: Ids, special: bool) -> Result<Vec<TokenId>, Stop> {
+    fn around(&self, ids: Ids, special: bool) -> Result<Vec<TokenId>, EncodeStop> {
         if self.tokenizer.get_post_processor().is_none() {
             return Ok(ids.ids);
         }
@@ -187,18 +187,18 @@ impl Bounded {
         drop(ids);
         let encoding = self.tokenizer.post_process(encoding, None, special).map_err(failed)?;
         match encoding.len() {
-            tokens_min if tokens_min > max => Err(Stop::TooLong { tokens_min }),
+            tokens_min if tokens_min > max => Err(EncodeStop::TooLong { tokens_min }),
             _ => Ok(encoding.get_ids().to_vec()),
         }
     }
 }
 
-impl Walk {
+impl StreamingEncoder {
     /// The steps of this tokenizer, if they are known.
     fn of(tokenizer: &Tokenizer) -> Option<Self> {
-        let normalizing = Normalizing::of(tokenizer)?;
+        let normalizing = TextNormalizer::of(tokenizer)?;
         let (added, added_normalized) = AddedTokens::of(tokenizer)?;
-        let words = Words::of(tokenizer)?;
+        let words = WordSplitter::of(tokenizer)?;
         // What is cut off around an added token is not in its spelling.
         let pairs = (!added_normalized.strips()).then(|| pairs(tokenizer, &words)).flatten();
         Some(Self { added, normalizing, added_normalized, words, pairs })
@@ -218,7 +218,7 @@ impl Walk {
         text: &str,
         bytes_max: usize,
         ids: &mut Ids,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), EncodeStop> {
         for section in self.sections(text, bytes_max, ids.max)? {
             match section {
                 Section::Token(id) => ids.push(id)?,
@@ -236,9 +236,9 @@ impl Walk {
         text: &'t str,
         bytes_max: usize,
         tokens_max: usize,
-    ) -> Result<Vec<Section<'t>>, Stop> {
+    ) -> Result<Vec<Section<'t>>, EncodeStop> {
         let mut sections = Vec::new();
-        let mut fewest = Fewest::new(self.pairs.as_ref(), tokens_max);
+        let mut fewest = TokenLowerBound::new(self.pairs.as_ref(), tokens_max);
         let mut bytes = 0_usize;
         self.added.each(text, &mut |range, token| {
             if let Some(id) = token {
@@ -247,7 +247,7 @@ impl Walk {
             }
             bytes += range.len();
             if bytes > bytes_max {
-                return Err(Stop::TooLong { tokens_min: tokens_max.saturating_add(1) });
+                return Err(EncodeStop::TooLong { tokens_min: tokens_max.saturating_add(1) });
             }
             let part = &text[range.clone()];
             let begins = range.start == 0;
@@ -283,27 +283,29 @@ struct Ids {
 }
 
 impl Ids {
-    fn push(&mut self, id: TokenId) -> Result<(), Stop> {
+    fn push(&mut self, id: TokenId) -> Result<(), EncodeStop> {
         if self.ids.len() >= self.max {
-            return Err(Stop::TooLong { tokens_min: self.max.saturating_add(1) });
+            return Err(EncodeStop::TooLong { tokens_min: self.max.saturating_add(1) });
         }
         self.ids.push(id);
         Ok(())
     }
 
-    fn extend(&mut self, tokens: &[Token]) -> Result<(), Stop> {
+    fn extend(&mut self, tokens: &[Token]) -> Result<(), EncodeStop> {
         tokens.iter().try_for_each(|token| self.push(token.id))
     }
 
-    fn too_long_by_size(&self, bytes: usize, bytes_max: usize) -> Stop {
+    fn too_long_by_size(&self, bytes: usize, bytes_max: usize) -> EncodeStop {
         // As many times the limit as the bytes are, rounded down.
         let times = bytes / bytes_max.max(1);
-        Stop::TooLong { tokens_min: self.max.saturating_mul(times).max(self.max.saturating_add(1)) }
+        EncodeStop::TooLong {
+            tokens_min: self.max.saturating_mul(times).max(self.max.saturating_add(1)),
+        }
     }
 }
 
-fn failed(error: tokenizers::Error) -> Stop {
-    Stop::Failed(error.to_string())
+fn failed(error: tokenizers::Error) -> EncodeStop {
+    EncodeStop::Failed(error.to_string())
 }
 
 /// Bytes of the longest token.
@@ -317,7 +319,7 @@ fn longest(tokenizer: &Tokenizer) -> usize {
 
 /// The pairs of bytes in this tokenizer's tokens, if each token is a part of the text: every
 /// byte has a token, and no word is cut away.
-fn pairs(tokenizer: &Tokenizer, words: &Words) -> Option<Pairs> {
+fn pairs(tokenizer: &Tokenizer, words: &WordSplitter) -> Option<Pairs> {
     let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
     if model.dropout.is_some() || !words.keeps_all() {
         return None;

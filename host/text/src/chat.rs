@@ -39,8 +39,9 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde_json::Map;
 
 pub use self::options::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
+use crate::fuel::{DEPTH_MAX, TooDeep};
 use crate::jinja::{self, REFUSAL_LETTERS_MAX, Refusal, source};
-use crate::metered::{self, DEPTH_MAX, TooDeep};
+use crate::metered;
 use crate::{RenderError, RenderLimit, TextError, python};
 
 /// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
@@ -54,7 +55,7 @@ const NESTING: usize = 500;
 pub struct Message {
     /// `system`, `user`, `assistant`, or whatever else the template knows.
     pub role: String,
-    /// What was said.
+    /// The text of the message.
     pub content: String,
     /// Who said it, where the client tells several apart; a template sees it only if set.
     pub name: Option<String>,
@@ -71,7 +72,7 @@ const COMPILING_STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// A compiled template with everything it may call.
 pub(crate) struct ChatTemplate {
-    /// Holds the template.
+    /// The compiled template.
     compiled: Environment<'static>,
     /// Runs it. There is no template in it to include, import or extend.
     environment: Environment<'static>,
@@ -134,7 +135,7 @@ impl ChatTemplate {
         }
     }
 
-    /// What the template makes of these variables.
+    /// Renders the template with these variables.
     fn run(&self, root: Value) -> Result<String, RenderError> {
         let template = self.compiled.get_template(NAME).map_err(failure)?;
         let compiled = machinery::get_compiled_template(&template);

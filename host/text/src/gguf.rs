@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 
+use interlock_model_files::GgufTokenizer;
 use interlock_request::TokenId;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -25,30 +26,6 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
-
-/// The `tokenizer.ggml.*` metadata of one model.
-#[derive(Debug, Clone, Default)]
-pub struct GgufTokenizer {
-    /// `tokenizer.ggml.model`: `gpt2`, `llama`, ..
-    pub model: String,
-    /// `tokenizer.ggml.pre`; absent in old files.
-    pub pre: Option<String>,
-    /// `tokenizer.ggml.tokens`: each token's spelling, by id.
-    pub tokens: Vec<String>,
-    /// `tokenizer.ggml.token_type`, by id; empty means all are normal.
-    pub token_types: Vec<i32>,
-    /// `tokenizer.ggml.scores`, by id; `llama` needs them.
-    pub scores: Vec<f32>,
-    /// `tokenizer.ggml.merges`, most urgent first; `gpt2` needs them.
-    pub merges: Vec<String>,
-    /// `tokenizer.ggml.add_bos_token`.
-    pub add_bos: Option<bool>,
-    /// `tokenizer.ggml.add_eos_token`.
-    pub add_eos: Option<bool>,
-    /// `tokenizer.ggml.add_space_prefix`: does `llama` put a space in front of a text? It does unless
-    /// this says no.
-    pub add_space_prefix: Option<bool>,
-}
 
 /// Why a GGUF file's tokenizer was not built. Retrying cannot work; the model's
 /// `tokenizer.json`, if it has one, may.
@@ -65,11 +42,11 @@ pub enum GgufError {
     /// A list that goes by token id has another length than the tokens.
     #[error("{list} has {got} entries for {tokens} tokens")]
     Length {
-        /// Which list.
+        /// The name of the list.
         list: &'static str,
-        /// Its length.
+        /// The length of the list.
         got: usize,
-        /// How many there must be.
+        /// The number of tokens, which is the length that the list must have.
         tokens: usize,
     },
     /// A merge is not two tokens with a space between.
@@ -82,7 +59,7 @@ pub enum GgufError {
 
 /// A tokenizer, and whether a plain prompt begins with bos and ends with eos.
 #[derive(Debug)]
-pub(crate) struct Built {
+pub(crate) struct BuiltTokenizer {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) add_bos: bool,
     pub(crate) add_eos: bool,
@@ -94,7 +71,7 @@ const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
-pub(crate) fn build(gguf: &GgufTokenizer) -> Result<Built, GgufError> {
+pub(crate) fn build(gguf: &GgufTokenizer) -> Result<BuiltTokenizer, GgufError> {
     same_length("token_type", gguf.token_types.len(), gguf)?;
     let (mut tokenizer, adds_bos) = match gguf.model.as_str() {
         "gpt2" => byte_level(gguf)?,
@@ -102,7 +79,7 @@ pub(crate) fn build(gguf: &GgufTokenizer) -> Result<Built, GgufError> {
         _ => return Err(GgufError::Model(gguf.model.clone())),
     };
     add_tokens(&mut tokenizer, gguf);
-    Ok(Built {
+    Ok(BuiltTokenizer {
         tokenizer,
         add_bos: gguf.add_bos.unwrap_or(adds_bos),
         add_eos: gguf.add_eos.unwrap_or(false),
@@ -135,7 +112,7 @@ fn vocabulary(gguf: &GgufTokenizer) -> Vec<(String, TokenId)> {
 
 /// GPT-2's kind: words cut by a regular expression, spelled in bytes, merged by rank.
 fn byte_level(gguf: &GgufTokenizer) -> Result<(Tokenizer, bool), GgufError> {
-    let pre = Pre::named(gguf.pre.as_deref())?;
+    let pre = PreTokenizerName::named(gguf.pre.as_deref())?;
     let merges = gguf.merges.iter().map(|merge| {
         let (left, right) = merge.split_once(' ').ok_or_else(|| GgufError::Merge(merge.clone()))?;
         Ok((left.to_owned(), right.to_owned()))
@@ -145,15 +122,15 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<(Tokenizer, bool), GgufError> {
             vocabulary(gguf).into_iter().collect::<Vocabulary>(),
             merges.collect::<Result<_, _>>()?,
         )
-        .ignore_merges(pre == Pre::Llama3)
+        .ignore_merges(pre == PreTokenizerName::Llama3)
         .build()
         .map_err(|error| GgufError::Vocabulary(error.to_string()))?;
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(pre.steps()));
-    tokenizer.with_normalizer((pre == Pre::Qwen2).then_some(NFC));
+    tokenizer.with_normalizer((pre == PreTokenizerName::Qwen2).then_some(NFC));
     tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
     // llama.cpp adds bos for this one when the file does not say.
-    Ok((tokenizer, pre == Pre::Llama3))
+    Ok((tokenizer, pre == PreTokenizerName::Llama3))
 }
 
 /// What the tokenizers crate keeps a vocabulary in.
@@ -161,7 +138,7 @@ type Vocabulary = tokenizers::models::bpe::Vocab;
 
 /// How a byte-level model cuts text into words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pre {
+enum PreTokenizerName {
     Gpt2,
     SmolLm,
     Llama3,
@@ -173,7 +150,7 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 // Qwen/Qwen2-7B, the same place: digits one by one.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-impl Pre {
+impl PreTokenizerName {
     fn named(name: Option<&str>) -> Result<Self, GgufError> {
         match name {
             None | Some("default" | "gpt-2") => Ok(Self::Gpt2),

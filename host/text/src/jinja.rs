@@ -23,7 +23,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use crate::python::{self, args::Arguments};
 
-/// What a template said through `raise_exception`.
+/// The message with which a template called `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Refusal(pub(crate) String);

@@ -34,10 +34,12 @@
 mod bounded;
 mod chat;
 mod detokenizer;
+mod fuel;
 mod gguf;
 mod jinja;
 mod metered;
 mod model;
+mod namespace;
 mod pieces;
 mod python;
 mod sim;
@@ -47,10 +49,8 @@ mod tiny;
 
 pub use chat::{ChatOptions, Message, PromptEnd, TemplateVariables, VariablesError};
 pub use detokenizer::Detokenizer;
-pub use gguf::{GgufError, GgufTokenizer};
-pub use model::{
-    RENDER_BYTES_MAX, RenderError, RenderLimit, STACK_BYTES, TextError, TextModel, TextParts,
-    TokenizerSource,
-};
+pub use gguf::GgufError;
+pub use interlock_model_files::{GgufTokenizer, TextParts, TokenizerSource};
+pub use model::{RENDER_BYTES_MAX, RenderError, RenderLimit, STACK_BYTES, TextError, TextModel};
 pub use pieces::DecoderError;
 pub use stop::{StopMatcher, Stopped};

@@ -25,18 +25,12 @@ use minijinja::machinery::{Instruction, Instructions};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
+use crate::fuel::{DEPTH_MAX, TooDeep, UNITS_OF_A_STEP, weigh};
 use crate::jinja::operators::{self, BoundMethod};
+use crate::namespace::Namespace;
 use crate::python::methods;
 use names::{COMPARING, ITERATING, MAKING_NONE, SHALLOW, SORTING};
-pub(crate) use namespace::Namespace;
 use namespace::{namespace, set};
-
-/// Lists in lists, and dicts. Descriptions of tools, the deepest that templates see, have ten.
-pub(crate) const DEPTH_MAX: usize = 64;
-
-/// One step of fuel in the engine's own units: it pays for 64 bytes, or two values looked at.
-const UNITS_OF_A_STEP: u64 = 64;
-const UNITS_OF_A_VALUE: u64 = 32;
 
 // No template can spell these names.
 const MADE: &str = "<made>";
@@ -45,11 +39,6 @@ const SORTED: &str = "<sorted>";
 const INDEXED: &str = "<indexed>";
 const SET: &str = "<set>";
 const ITERATED_FIRST: &str = "<iterated_first>";
-
-/// A value nested deeper than [`DEPTH_MAX`].
-#[derive(Debug, thiserror::Error)]
-#[error("a value is nested deeper than {DEPTH_MAX}")]
-pub(crate) struct TooDeep;
 
 /// Teaches an environment what metered instructions call.
 pub(crate) fn teach(environment: &mut Environment<'_>) {
@@ -69,7 +58,7 @@ pub(crate) fn teach(environment: &mut Environment<'_>) {
     });
 }
 
-/// The same program, with its checks.
+/// The same program, with a check before each operator whose cost depends on its operands.
 pub(crate) fn metered<'s>(program: &Instructions<'s>) -> Instructions<'s> {
     let steps: Vec<_> = (0..).map_while(|at| program.get(at)).collect();
     let targets: BTreeSet<_> = steps.iter().filter_map(|step| target(step)).collect();
@@ -229,7 +218,7 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
     }
 }
 
-/// What an operator asks of its operands.
+/// What an operator has to compare in its operands, on which its cost depends.
 enum Comparison {
     None,
     Equality,
@@ -262,63 +251,6 @@ fn is_small(value: &Value) -> bool {
         ValueKind::String => value.as_str().is_some_and(|text| text.len() <= BYTES_SMALL),
         ValueKind::Undefined | ValueKind::None | ValueKind::Bool | ValueKind::Number => true,
         _ => false,
-    }
-}
-
-/// Charges for all that is in a value, `times` over, and for looking at its texts.
-/// Zero times: once, and its texts not at all, since whoever asks charges for them.
-pub(crate) fn weigh(state: &State, value: &Value, times: u64) -> Result<(), Error> {
-    let mut scale = Scale { state, times: times.max(1), texts: times > 0, units: 0 };
-    scale.put(value, 0)?;
-    scale.settle()
-}
-
-struct Scale<'a, 'b, 'c> {
-    state: &'a State<'b, 'c>,
-    times: u64,
-    texts: bool,
-    /// Not charged yet.
-    units: u64,
-}
-
-impl Scale<'_, '_, '_> {
-    fn put(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        // Arguments are weighed as one list.
-        if depth > DEPTH_MAX + 2 {
-            return Err(Error::from(ErrorKind::InvalidOperation).with_source(TooDeep));
-        }
-        match value.kind() {
-            ValueKind::String if self.texts => {
-                let bytes = value.as_str().map_or(0, str::len);
-                self.units += (bytes as u64).saturating_mul(self.times);
-            }
-            ValueKind::Map => {
-                self.value()?;
-                for key in value.try_iter()? {
-                    self.put(&value.get_item(&key)?, depth + 1)?;
-                    self.put(&key, depth + 1)?;
-                }
-            }
-            ValueKind::Seq | ValueKind::Iterable => {
-                self.value()?;
-                for item in value.try_iter()? {
-                    self.put(&item, depth + 1)?;
-                }
-            }
-            _ => {}
-        }
-        self.value()
-    }
-
-    fn value(&mut self) -> Result<(), Error> {
-        self.units += UNITS_OF_A_VALUE.saturating_mul(self.times);
-        if self.units < UNITS_OF_A_STEP { Ok(()) } else { self.settle() }
-    }
-
-    fn settle(&mut self) -> Result<(), Error> {
-        let steps = self.units / UNITS_OF_A_STEP;
-        self.units %= UNITS_OF_A_STEP;
-        self.state.consume_fuel(steps)
     }
 }
 

@@ -3,43 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
+use interlock_model_files::{TextParts, TokenizerSource};
 use interlock_request::TokenId;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::bounded::Bounded;
 use crate::chat::{ChatOptions, ChatTemplate};
 use crate::detokenizer::Text;
-use crate::gguf::{self, Built};
+use crate::gguf::{self, BuiltTokenizer};
 use crate::pieces::Pieces;
-use crate::{DecoderError, Detokenizer, GgufError, GgufTokenizer, Message, StopMatcher, sim};
-
-/// What a model's files say about its text. Plain data.
-#[derive(Debug, Clone)]
-pub struct TextParts {
-    /// The tokenizer.
-    pub tokenizer: TokenizerSource,
-    /// The Jinja template that turns a chat into one text; base models have none.
-    pub chat_template: Option<String>,
-    /// What a template may write by a name, as transformers hands it over: `bos_token`,
-    /// `eos_token`, `pad_token` and others, each a text, and lists of texts. What has no name here is
-    /// undefined in the template. A GGUF tokenizer that puts the first two around a plain prompt
-    /// finds them here as well.
-    pub special_tokens: Map<String, Value>,
-    /// The tokens that end a generation, whatever the template writes.
-    pub eos: Vec<TokenId>,
-}
-
-/// Where a tokenizer comes from.
-#[derive(Debug, Clone)]
-pub enum TokenizerSource {
-    /// The contents of a `tokenizer.json`.
-    Json(Vec<u8>),
-    /// The tokenizer metadata of a GGUF file.
-    Gguf(GgufTokenizer),
-    /// The simulated model's: one token per byte. The other parts are ignored; it has its own.
-    Sim,
-}
+use crate::{DecoderError, Detokenizer, GgufError, Message, StopMatcher, sim};
 
 /// Why a model's text side could not be made. All are faults of the model's files, or of what
 /// we support of them; none goes away by retrying.
@@ -60,9 +34,9 @@ pub enum TextError {
     /// The tokenizer puts a token around plain prompts that it does not have.
     #[error("{name} {token:?} is not in the vocabulary")]
     NotInVocabulary {
-        /// `bos_token` or `eos_token`.
+        /// The name of the token: `bos_token` or `eos_token`.
         name: &'static str,
-        /// How the token is spelled.
+        /// The spelling of the token.
         token: String,
     },
 }
@@ -82,7 +56,7 @@ pub enum RenderError {
     TooLong {
         /// It has at least so many, and may have many more.
         tokens_min: usize,
-        /// The caller's limit.
+        /// The limit that the caller set.
         tokens_max: usize,
     },
     /// The last message was to be continued, and what the template made of the chat does not have it.
@@ -118,7 +92,7 @@ pub struct TextModel {
     encoder: Encoder,
     pieces: Pieces,
     eos: Vec<TokenId>,
-    /// How the special tokens are spelled.
+    /// The spellings of the special tokens.
     names: Vec<String>,
 }
 
@@ -151,11 +125,11 @@ impl TextModel {
     /// When the model's files are broken or ask for what we do not support; see [`TextError`].
     pub fn new(parts: TextParts) -> Result<Self, TextError> {
         let TextParts { tokenizer, chat_template, special_tokens, eos } = parts;
-        let Built { mut tokenizer, add_bos, add_eos } = match tokenizer {
+        let BuiltTokenizer { mut tokenizer, add_bos, add_eos } = match tokenizer {
             TokenizerSource::Sim => return Ok(Self::simulated()),
             TokenizerSource::Gguf(gguf) => gguf::build(&gguf)?,
             TokenizerSource::Json(json) => {
-                Built { tokenizer: read_tokenizer(&json)?, add_bos: false, add_eos: false }
+                BuiltTokenizer { tokenizer: read_tokenizer(&json)?, add_bos: false, add_eos: false }
             }
         };
         // Some files were saved with the settings of their training: a prompt cut to 512

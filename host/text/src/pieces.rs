@@ -1,7 +1,7 @@
 //! The bytes that each token stands for.
 //!
 //! A tokenizer's decoder is read once, when the model is loaded, and turned into a table from
-//! token to bytes. Decoding is then concatenation, which is the same in pieces as at once.
+//! token to bytes. DecoderSettings is then concatenation, which is the same in pieces as at once.
 //! A decoder that is not concatenation (BERT's WordPiece, CTC) is refused by name.
 //!
 //! Two differences to `tokenizers`' own decoding, both on text that is not well formed there:
@@ -18,12 +18,12 @@ use tokenizers::Tokenizer;
 /// Why a tokenizer's tokens cannot be turned into bytes one by one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecoderError {
-    /// A kind of decoder that no supported model family uses.
+    /// A kind of decoder that no supported architecture uses.
     #[error("decoder {0:?} is not supported (ByteLevel, ByteFallback, Metaspace and none are)")]
     Kind(String),
     /// A supported step where it would act across tokens, or with settings nobody uses.
     #[error("decoder step {0} is not supported at its place or with its settings")]
-    Step(String),
+    DecoderJson(String),
 }
 
 /// Every token's bytes, one after another.
@@ -40,13 +40,13 @@ impl Pieces {
     /// Reads the tokens and the decoder of a tokenizer.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Result<Self, DecoderError> {
         let decoding = match tokenizer.get_decoder() {
-            None => Decoding { between: b" ", ..Decoding::default() },
+            None => DecoderSettings { between: b" ", ..DecoderSettings::default() },
             Some(decoder) => {
                 // Their fields are private; what they are saved as is not.
                 let step = serde_json::to_value(decoder)
                     .and_then(serde_json::from_value)
-                    .map_err(|error| DecoderError::Step(error.to_string()))?;
-                Decoding::read(step)?
+                    .map_err(|error| DecoderError::DecoderJson(error.to_string()))?;
+                DecoderSettings::read(step)?
             }
         };
         let added = tokenizer.get_added_tokens_decoder();
@@ -104,11 +104,11 @@ impl Pieces {
 
 /// One decoder as `tokenizer.json` spells it; which fields it has depends on its kind.
 #[derive(Debug, Deserialize)]
-struct Step {
+struct DecoderJson {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
-    decoders: Vec<Step>,
+    decoders: Vec<DecoderJson>,
     pattern: Option<Pattern>,
     content: Option<String>,
     start: Option<usize>,
@@ -126,7 +126,7 @@ pub(crate) enum Pattern {
 
 /// What a decoder does, read from its steps.
 #[derive(Debug, Default)]
-struct Decoding {
+struct DecoderSettings {
     byte_level: bool,
     byte_fallback: bool,
     replace: Vec<(String, String)>,
@@ -136,14 +136,14 @@ struct Decoding {
     fused: bool,
 }
 
-impl Decoding {
-    fn read(step: Step) -> Result<Self, DecoderError> {
+impl DecoderSettings {
+    fn read(step: DecoderJson) -> Result<Self, DecoderError> {
         let mut decoding = Self::default();
         decoding.take(step)?;
         Ok(decoding)
     }
 
-    fn take(&mut self, step: Step) -> Result<(), DecoderError> {
+    fn take(&mut self, step: DecoderJson) -> Result<(), DecoderError> {
         match (step.kind.as_str(), self.fused) {
             ("Sequence", _) => step.decoders.into_iter().try_for_each(|step| self.take(step))?,
             ("ByteLevel", false) => (self.byte_level, self.fused) = (true, true),
@@ -153,7 +153,7 @@ impl Decoding {
                 (Some(Pattern::String(pattern)), Some(content)) => {
                     self.replace.push((pattern, content));
                 }
-                _ => return Err(DecoderError::Step("Replace".to_owned())),
+                _ => return Err(DecoderError::DecoderJson("Replace".to_owned())),
             },
             ("Strip", true) if step.content.as_deref() == Some(" ") && step.stop == Some(0) => {
                 self.lead = step.start.unwrap_or(0);
@@ -164,7 +164,7 @@ impl Decoding {
                 self.lead = usize::from(step.prepend_scheme.as_deref() != Some("never"));
             }
             ("ByteLevel" | "ByteFallback" | "Replace" | "Strip" | "Metaspace", _) => {
-                return Err(DecoderError::Step(step.kind));
+                return Err(DecoderError::DecoderJson(step.kind));
             }
             _ => return Err(DecoderError::Kind(step.kind)),
         }
@@ -247,14 +247,15 @@ mod tests {
 
     #[test]
     fn a_decoder_that_is_not_concatenation_is_refused_by_name() {
-        let read = |json: &str| Decoding::read(serde_json::from_str(json).unwrap()).unwrap_err();
+        let read =
+            |json: &str| DecoderSettings::read(serde_json::from_str(json).unwrap()).unwrap_err();
         assert_eq!(
             read(r###"{"type":"WordPiece","prefix":"##","cleanup":true}"###),
             DecoderError::Kind("WordPiece".into())
         );
         assert!(matches!(
             read(r#"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}"#),
-            DecoderError::Step(_)
+            DecoderError::DecoderJson(_)
         ));
     }
 }

@@ -18,7 +18,7 @@ use minijinja::{Error, State, Value};
 
 pub(crate) use time::strftime;
 
-use crate::metered::weigh;
+use crate::fuel::weigh;
 use paid::BYTES_PER_FUEL;
 
 /// Python's methods of strings, lists and dicts, paid by what they look at and by what they make,

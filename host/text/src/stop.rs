@@ -23,7 +23,7 @@
 
 use std::collections::VecDeque;
 
-/// What one piece of text came to.
+/// The text that can be given out after one piece, and whether a stop string was met.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stopped {
     /// Text that no stop string can claim any more.
@@ -36,21 +36,21 @@ pub struct Stopped {
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
     /// Looked for in the text.
-    in_text: Vec<Progress>,
+    in_text: Vec<StopProgress>,
     /// Looked for in the text with the names of special tokens in it.
-    in_named: Vec<Progress>,
+    in_named: Vec<StopProgress>,
     held: String,
     /// The special tokens that a stop string may hold the names of, in order.
-    specials: VecDeque<Special>,
+    specials: VecDeque<HeldSpecial>,
     stopped: bool,
 }
 
 /// A special token in the text.
 #[derive(Debug, Clone)]
-struct Special {
+struct HeldSpecial {
     /// Its place: so many bytes of `held` come before it.
     at: usize,
-    /// How long its name is.
+    /// The length of the special token's spelling, in bytes.
     bytes: usize,
 }
 
@@ -63,7 +63,7 @@ impl StopMatcher {
         let (mut in_text, mut in_named) = (Vec::new(), Vec::new());
         for stop in stops {
             let named = holds_special(&stop);
-            let progress = Progress::new(stop);
+            let progress = StopProgress::new(stop);
             in_named.extend(named.then(|| progress.clone()));
             in_text.push(progress);
         }
@@ -123,7 +123,7 @@ impl StopMatcher {
         self.give_safe()
     }
 
-    /// The same for a special token.
+    /// Does what `pass` does, for a special token.
     pub fn pass_special(&mut self, name: &str) -> String {
         if self.stopped {
             return String::new();
@@ -151,7 +151,7 @@ impl StopMatcher {
 
     fn note(&mut self, name: &str) {
         let longest = self.in_named.iter().map(|stop| stop.stop.len()).max().unwrap_or(0);
-        self.specials.push_back(Special { at: self.held.len(), bytes: name.len() });
+        self.specials.push_back(HeldSpecial { at: self.held.len(), bytes: name.len() });
         // A name has a byte at least, so no stop string holds more of them.
         while self.specials.len() > longest {
             self.specials.pop_front();
@@ -191,26 +191,26 @@ impl StopMatcher {
 }
 
 /// Moves every stop by one byte; the length of the longest one that is now complete.
-fn longest(stops: &mut [Progress], byte: u8) -> Option<usize> {
+fn longest(stops: &mut [StopProgress], byte: u8) -> Option<usize> {
     stops.iter_mut().filter_map(|stop| stop.advance(byte)).max()
 }
 
-/// The same where none may be complete.
-fn pass(stops: &mut [Progress], byte: u8) {
+/// Advances all stop strings by a byte with which none may be complete.
+fn pass(stops: &mut [StopProgress], byte: u8) {
     longest(stops, byte);
-    stops.iter_mut().for_each(Progress::unless_complete);
+    stops.iter_mut().for_each(StopProgress::unless_complete);
 }
 
 /// How much of one stop string the text now ends with (Knuth, Morris and Pratt 1977).
 #[derive(Debug, Clone)]
-struct Progress {
+struct StopProgress {
     stop: Vec<u8>,
     /// For each length matched, the next shorter one that the same text also ends with.
     shorter: Vec<usize>,
     matched: usize,
 }
 
-impl Progress {
+impl StopProgress {
     fn new(stop: String) -> Self {
         let stop = stop.into_bytes();
         let mut shorter = vec![0; stop.len()];

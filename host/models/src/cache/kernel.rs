@@ -6,15 +6,15 @@
 //! that are computed side by side and put together by a second kernel (Flash-Decoding: Dao et
 //! al. 2023); a piece of the softmax is kept as its largest score, its sum and its mix.
 //!
-//! What a GPU compiles here was written without one of every kind at hand. So [`Attention::find`]
+//! What a GPU compiles here was written without one of every kind at hand. So [`PagedAttention::find`]
 //! tries it when the model is loaded, against MLX's own operations; where it does not compile or
 //! not agree, it is not used, and the log says so.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
-use super::arrays::{Heads, PAGE, numbers};
-use crate::custom::{Argument, Call, Kernel, Output};
+use super::plan::{PAGE, PoolShape, numbers};
+use crate::gpu_kernel::{GpuKernel, KernelCall, KernelOutput, TemplateArgument};
 
 /// Positions that one group of threads looks at.
 const PIECE: i32 = 128;
@@ -117,7 +117,7 @@ const PIECES: &str = r"
 ";
 
 /// A group for each row and query head, a thread for each of its dimensions.
-const TOGETHER: &str = r"
+const COMBINE: &str = r"
     int row = GROUP_X, head = GROUP_Y, d = THREAD;
     float most = -INFINITY;
     for (int i = first_piece[row]; i < first_piece[row + 1]; ++i) {
@@ -134,22 +134,22 @@ const TOGETHER: &str = r"
 ";
 
 /// The two kernels, found to work here.
-pub(super) struct Attention {
-    pieces: Kernel,
-    together: Kernel,
+pub(super) struct PagedAttention {
+    pieces: GpuKernel,
+    combine: GpuKernel,
 }
 
 /// A token that is computed as a row of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Follower {
+pub(super) struct QueryRow {
     /// Positions that it looks at: its own and those before.
     pub(super) length: usize,
-    /// Which list its pages are in. Tokens of one sequence share theirs.
+    /// The number of the list of pages that the token attends over. Tokens of one sequence share one.
     pub(super) list: usize,
 }
 
 /// The rows of one token in a pass.
-pub(super) struct Rows {
+pub(super) struct QueryRows {
     rows: i32,
     pieces: i32,
     pool_pages: i32,
@@ -159,18 +159,18 @@ pub(super) struct Rows {
     first_page: Array,
     /// `[pool_pages]`, which is a number.
     sizes: Array,
-    /// `[rows]`.
+    /// `[rows]`: how many positions each row attends to.
     lengths: Array,
-    /// Of each piece, whose it is and where it begins.
+    /// The row of each piece, and the position at which the piece begins.
     piece_row: Array,
     piece_begin: Array,
-    /// `[rows + 1]`.
+    /// `[rows + 1]`: where each row's pieces begin, and where the last row's end.
     first_piece: Array,
 }
 
-impl Rows {
-    /// Of followers whose pages are in these lists.
-    pub(super) fn new(followers: &[Follower], lists: &[Vec<i32>], pool_pages: i32) -> Self {
+impl QueryRows {
+    /// Lays out the query rows, whose pages are in these lists, for the kernel.
+    pub(super) fn new(query_rows: &[QueryRow], lists: &[Vec<i32>], pool_pages: i32) -> Self {
         let mut begins = Vec::with_capacity(lists.len());
         let mut table = Vec::new();
         for list in lists {
@@ -179,17 +179,17 @@ impl Rows {
         }
         let (mut lengths, mut piece_row, mut piece_begin) = (vec![], vec![], vec![]);
         let (mut first_page, mut first_piece) = (vec![], vec![0]);
-        for (row, follower) in followers.iter().enumerate() {
-            first_page.push(begins[follower.list]);
-            lengths.push(follower.length as i32);
-            for begin in (0..follower.length as i32).step_by(PIECE as usize) {
+        for (row, query_row) in query_rows.iter().enumerate() {
+            first_page.push(begins[query_row.list]);
+            lengths.push(query_row.length as i32);
+            for begin in (0..query_row.length as i32).step_by(PIECE as usize) {
                 piece_row.push(row as i32);
                 piece_begin.push(begin);
             }
             first_piece.push(piece_row.len() as i32);
         }
         Self {
-            rows: followers.len() as i32,
+            rows: query_rows.len() as i32,
             pieces: piece_row.len() as i32,
             pool_pages,
             table: numbers(&table),
@@ -203,12 +203,12 @@ impl Rows {
     }
 }
 
-impl Attention {
+impl PagedAttention {
     /// The kernels, if there is a GPU and they compute on it what MLX's own operations do; or why
     /// they are not used. `differ` says by how much a candidate's results differ at most, for
     /// values about 1 large.
     pub(super) fn find(
-        heads: Heads,
+        heads: PoolShape,
         differ: impl FnOnce(&Self) -> Result<f32, Exception>,
     ) -> Result<Self, String> {
         /// bf16 keeps 8 bits. A wrong page or mask is off by as much as the values are large.
@@ -230,7 +230,7 @@ impl Attention {
 
     fn new() -> Result<Self, Exception> {
         Ok(Self {
-            pieces: Kernel::new(
+            pieces: GpuKernel::new(
                 "interlock_attention_pieces",
                 &[
                     "queries",
@@ -247,11 +247,11 @@ impl Attention {
                 &["mixed_out", "most_out", "sum_out"],
                 PIECES,
             )?,
-            together: Kernel::new(
-                "interlock_attention_together",
+            combine: GpuKernel::new(
+                "interlock_attention_combine",
                 &["mixed_of", "most_of", "sum_of", "first_piece"],
                 &["out"],
-                TOGETHER,
+                COMBINE,
             )?,
         })
     }
@@ -260,7 +260,7 @@ impl Attention {
     /// they attend to, `[rows, heads, head_dim]`.
     pub(super) fn attend(
         &self,
-        rows: &Rows,
+        rows: &QueryRows,
         queries: &Array,
         keys: &Array,
         values: &Array,
@@ -269,20 +269,20 @@ impl Attention {
         let (heads, head_dim) = (queries.dim(1), queries.dim(3));
         let kv_heads = keys.dim(0) / (rows.pool_pages * PAGE);
         let scale = Array::from_slice(&[scale], &[1]);
-        let float = |shape: &[i32]| Output { shape: shape.to_vec(), dtype: Dtype::Float32 };
+        let float = |shape: &[i32]| KernelOutput { shape: shape.to_vec(), dtype: Dtype::Float32 };
         let shape = [
-            ("T", Argument::Type(queries.dtype())),
-            ("H", Argument::Number(heads)),
-            ("KVH", Argument::Number(kv_heads)),
-            ("D", Argument::Number(head_dim)),
-            ("PAGE", Argument::Number(PAGE)),
-            ("PIECE", Argument::Number(PIECE)),
-            ("GROUP_SIZE", Argument::Number(PIECE_THREADS)),
+            ("T", TemplateArgument::Type(queries.dtype())),
+            ("H", TemplateArgument::Number(heads)),
+            ("KVH", TemplateArgument::Number(kv_heads)),
+            ("D", TemplateArgument::Number(head_dim)),
+            ("PAGE", TemplateArgument::Number(PAGE)),
+            ("PIECE", TemplateArgument::Number(PIECE)),
+            ("GROUP_SIZE", TemplateArgument::Number(PIECE_THREADS)),
         ];
-        // SAFETY: `Rows` lists pieces within rows' lengths, and pages that the plan took from rows
+        // SAFETY: `QueryRows` lists pieces within rows' lengths, and pages that the plan took from rows
         // that were checked against the pool; every group writes its own part of the outputs.
         let pieces = unsafe {
-            self.pieces.call(&Call {
+            self.pieces.call(&KernelCall {
                 inputs: &[
                     queries,
                     keys,
@@ -310,9 +310,9 @@ impl Attention {
         };
         // SAFETY: each row has its pieces, each thread one element of the output.
         let mut out = unsafe {
-            self.together.call(&Call {
+            self.combine.call(&KernelCall {
                 inputs: &[mixed, most, sum, &rows.first_piece],
-                outputs: &[Output {
+                outputs: &[KernelOutput {
                     shape: vec![rows.rows, heads, head_dim],
                     dtype: queries.dtype(),
                 }],
@@ -331,10 +331,10 @@ mod tests {
 
     #[test]
     fn tokens_of_one_sequence_share_its_pages_and_each_looks_as_far_as_itself() {
-        let follower = |length, list| Follower { length, list };
-        let followers = [follower(40, 0), follower(128, 1), follower(129, 1)];
+        let query_row = |length, list| QueryRow { length, list };
+        let query_rows = [query_row(40, 0), query_row(128, 1), query_row(129, 1)];
         let lists = [vec![7, 3], vec![9, 8, 6, 5, 4]];
-        let rows = Rows::new(&followers, &lists, 10);
+        let rows = QueryRows::new(&query_rows, &lists, 10);
         let read = |array: &Array| array.to_vec_exact::<i32>().unwrap();
         assert_eq!(read(&rows.table), [7, 3, 9, 8, 6, 5, 4]);
         assert_eq!(read(&rows.first_page), [0, 2, 2]);

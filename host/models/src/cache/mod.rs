@@ -2,15 +2,15 @@
 //!
 //! The engine hands out pages and says with each row which are its; [`Batch::attend`] writes the
 //! pass's new keys and values into them and lets each query look at its own sequence. Two stores
-//! do that, chosen when the model is loaded: [`HostPages`](crate::cpu::pages::HostPages) on the CPU,
-//! [`ArrayPages`] where MLX computes attention.
+//! do that, chosen when the model is loaded: [`CpuPages`](crate::cpu::pages::CpuPages) on the CPU,
+//! [`MlxPages`] where MLX computes attention.
 //!
 //! # Invariants
 //!
-//! - Nobody's keys and values move: joining, leaving, preempting and sharing a prefix are changes
+//! - Keys and values never move: joining, leaving, preempting and sharing a prefix are changes
 //!   to a row's list of pages.
 //! - A pass writes only positions from each row's `from` on.
-//! - On the CPU a row's numbers are the same to the bit whatever its company, however its prompt was
+//! - On the CPU a row's numbers are the same to the bit whatever rows are beside it, however its prompt was
 //!   cut and wherever its pages lie. On a GPU they are not: MLX picks kernels by shape.
 //!
 //! # Not here
@@ -27,54 +27,31 @@
 
 mod arrays;
 mod kernel;
+mod plan;
 
-use interlock_engine::PageId;
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
 
-pub(crate) use arrays::ArrayPages;
+pub(crate) use arrays::MlxPages;
 
-use crate::cpu::pages::HostPages;
+use crate::compute_error::ComputeError;
+use crate::cpu::pages::CpuPages;
+use crate::dimensions::Dimensions;
 use crate::error::{LoadError, size};
-use crate::families::Dimensions;
 use crate::rope::Rope;
+use crate::span::{PAGE_TOKENS, Span};
 use crate::tensor::Tensor;
 
-/// Positions in one page. On the CPU a page's keys are read by whole vectors of positions, so it is
-/// a multiple of 16; smaller pages waste less memory at each sequence's end and share prefixes more
-/// finely, larger ones make longer reads.
-pub(crate) const PAGE_TOKENS: u32 = 32;
-
-const _: () = assert!(PAGE_TOKENS as usize == crate::cpu::attention::PAGE);
-
-/// One row of the table, seen from the cache.
+/// The projected queries of a pass's tokens, `[1, total, heads * head_dim]`, and their keys and
+/// values, `[1, total, kv_heads * head_dim]`, all before the rotary embedding.
 #[derive(Clone, Copy)]
-pub(crate) struct Span<'a> {
-    /// Its first token's place in the table, and how many it has.
-    pub(crate) start: usize,
-    pub(crate) count: usize,
-    /// Its first token's position in the sequence.
-    pub(crate) from: usize,
-    pub(crate) pages: &'a [PageId],
-}
-
-impl Span<'_> {
-    /// The page in which the sequence's `at`th page lies.
-    pub(crate) fn page(&self, at: usize) -> usize {
-        self.pages[at].0 as usize
-    }
-}
-
-/// What a layer makes of the table before attention: `[1, total, heads * head_dim]`, and as many
-/// `kv_heads` for the other two. Not turned yet.
-#[derive(Clone, Copy)]
-pub(crate) struct Projected<'a> {
+pub(crate) struct Qkv<'a> {
     pub(crate) queries: &'a Tensor,
     pub(crate) keys: &'a Tensor,
     pub(crate) values: &'a Tensor,
 }
 
-/// The table of one pass.
+/// The rows of one pass, and the pages that hold their keys and values.
 pub(crate) struct Batch<'a> {
     spans: Vec<Span<'a>>,
     pages: &'a mut Pages,
@@ -82,56 +59,61 @@ pub(crate) struct Batch<'a> {
 
 /// All pages of a model.
 pub(crate) enum Pages {
-    Host(HostPages),
-    Arrays(ArrayPages),
+    Cpu(CpuPages),
+    Mlx(MlxPages),
 }
 
 impl<'a> Batch<'a> {
     /// The rows' tokens lie one after another in the order of `spans`.
     pub(crate) fn new(spans: Vec<Span<'a>>, pages: &'a mut Pages) -> Self {
         match pages {
-            Pages::Host(pages) => pages.begin(),
-            Pages::Arrays(pages) => pages.begin(&spans),
+            Pages::Cpu(pages) => pages.begin(),
+            Pages::Mlx(pages) => pages.begin(&spans),
         }
         Self { spans, pages }
     }
 
-    /// Turns queries and keys by their positions, writes keys and values into the rows' pages, and
+    /// Rotates queries and keys by their positions, writes keys and values into the rows' pages, and
     /// returns the values that each query attends to, `[1, total, heads * head_dim]`: those of its
     /// own sequence, up to its own position.
     pub(crate) fn attend(
         &mut self,
         layer: usize,
-        projected: Projected<'_>,
+        qkv: Qkv<'_>,
         rope: &Rope,
         scale: f32,
-    ) -> Result<Tensor, Exception> {
+    ) -> Result<Tensor, ComputeError> {
+        let Qkv { queries, keys, values } = qkv;
         match self.pages {
-            Pages::Host(pages) => {
-                pages.attend(layer, &self.spans, projected, rope, scale).map(Tensor::Host)
+            Pages::Cpu(pages) => {
+                let qkv = [queries.cpu()?, keys.cpu()?, values.cpu()?];
+                Ok(Tensor::Cpu(pages.attend(layer, &self.spans, qkv, rope, scale)))
             }
-            Pages::Arrays(pages) => pages.attend(layer, projected, rope, scale).map(Tensor::Device),
+            Pages::Mlx(pages) => {
+                let qkv = [queries.mlx()?, keys.mlx()?, values.mlx()?];
+                Ok(Tensor::Mlx(pages.attend(layer, qkv, rope, scale)?))
+            }
         }
     }
 }
 
-/// How many bytes of keys and values there may be.
+/// The bytes that all keys and values may take, and who set that limit.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Budget {
-    /// So many, by the operator's word.
-    Given(u64),
-    /// About so many, by what is free.
-    Found(u64),
+pub(crate) enum CacheBudget {
+    /// The bytes that the configuration sets.
+    Configured(u64),
+    /// A share of the memory that is free.
+    FromFreeMemory(u64),
 }
 
-/// How many pages a model gets and where they lie.
+/// How many pages a model gets, and the context that fits in them, in tokens.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct CacheSize {
     pub(crate) pages: u32,
     pub(crate) context: u32,
 }
 
-impl Room {
+impl CacheSize {
     /// Sequences beyond which no more pages are taken, however much memory there is: tiny models
     /// would otherwise be given millions.
     const SEQUENCES_MAX: u64 = 256;
@@ -140,14 +122,14 @@ impl Room {
     /// answer one question is of no use to anyone.
     const TOKENS_LEAST: u64 = 4096;
 
-    /// As many pages as the budget holds; and the context is cut to what they hold.
+    /// Computes the pages that the budget holds, and cuts the context to what these hold.
     ///
     /// # Errors
     ///
     /// When a budget that was given does not hold what there must be room for. One that was found is
     /// only advice, and gives way.
     pub(crate) fn new(
-        budget: Budget,
+        budget: CacheBudget,
         bytes_per_token: u64,
         context: u32,
     ) -> Result<Self, LoadError> {
@@ -158,7 +140,7 @@ impl Room {
         let least = pages(tokens_least);
         let most = pages(u64::from(context)) * Self::SEQUENCES_MAX;
         let fit = match budget {
-            Budget::Given(given) if given / page_bytes < least => {
+            CacheBudget::Configured(given) if given / page_bytes < least => {
                 return Err(LoadError::Cache {
                     given,
                     tokens: u32::try_from(tokens_least).unwrap_or(u32::MAX),
@@ -166,7 +148,9 @@ impl Room {
                     held: given / page_bytes * page_tokens,
                 });
             }
-            Budget::Given(bytes) | Budget::Found(bytes) => bytes / page_bytes,
+            CacheBudget::Configured(bytes) | CacheBudget::FromFreeMemory(bytes) => {
+                bytes / page_bytes
+            }
         };
         // MLX counts in i32.
         let pages = fit.clamp(least, most).min(u64::from(i32::MAX.unsigned_abs() / PAGE_TOKENS));
@@ -178,14 +162,19 @@ impl Room {
     }
 
     /// In words, if the context had to be cut to what there is room for.
-    pub(crate) fn cut(&self, budget: Budget, bytes_per_token: u64, wanted: u32) -> Option<String> {
+    pub(crate) fn cut(
+        &self,
+        budget: CacheBudget,
+        bytes_per_token: u64,
+        wanted: u32,
+    ) -> Option<String> {
         if self.context >= wanted {
             return None;
         }
         let bytes = |tokens: u32| size(u64::from(tokens) * bytes_per_token);
         let held = match budget {
-            Budget::Given(given) => format!("cache.memory_max gives it {}", size(given)),
-            Budget::Found(found) => {
+            CacheBudget::Configured(given) => format!("cache.memory_max gives it {}", size(given)),
+            CacheBudget::FromFreeMemory(found) => {
                 format!("its part of a quarter of the free memory is {}", size(found))
             }
         };
@@ -199,54 +188,58 @@ impl Room {
 
 impl Pages {
     /// Pages in our own memory, for f32 on the CPU.
-    pub(crate) fn on_host(dimensions: &Dimensions, pages: u32) -> Self {
+    pub(crate) fn on_cpu(dimensions: &Dimensions, pages: u32) -> Self {
         let size = |value: i32| value.unsigned_abs() as usize;
         let Dimensions { layers, kv_heads, head_dim, .. } = *dimensions;
-        Self::Host(HostPages::new(size(layers), size(kv_heads), size(head_dim), pages as usize))
+        Self::Cpu(CpuPages::new(size(layers), size(kv_heads), size(head_dim), pages as usize))
     }
 
     /// Pages in MLX's arrays.
-    pub(crate) fn in_arrays(
+    pub(crate) fn in_mlx(
         dimensions: &Dimensions,
         pages: u32,
         dtype: Dtype,
     ) -> Result<Self, Exception> {
-        ArrayPages::new(dimensions, pages.cast_signed(), dtype).map(Self::Arrays)
+        MlxPages::new(dimensions, pages.cast_signed(), dtype).map(Self::Mlx)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Host;
+    use crate::cpu::CpuTensor;
     use crate::noise::noise;
+    use crate::rope::RopeConfig;
+    use interlock_engine::PageId;
     use mlx_rs::Array;
 
     #[test]
     fn there_is_room_for_one_sequence_and_no_more_than_anyone_could_use() {
-        let room = |budget, bytes_per_token, context| {
-            let room = Room::new(budget, bytes_per_token, context).unwrap();
-            (room.pages, room.context)
+        let sizes = |budget, bytes_per_token, context| {
+            let cache_size = CacheSize::new(budget, bytes_per_token, context).unwrap();
+            (cache_size.pages, cache_size.context)
         };
-        use Budget::{Found, Given};
-        assert_eq!(room(Found(0), 1000, 100_000), (4096 / PAGE_TOKENS, 4096));
-        assert_eq!(room(Found(0), 1000, 100), (100_u32.div_ceil(PAGE_TOKENS), 100));
-        assert_eq!(room(Given(u64::MAX), 1, 64), (2 * 256, 64));
-        assert_eq!(room(Given(1000 * 10_000), 1000, 8192), (10_000 / PAGE_TOKENS, 8192));
-        assert_eq!(room(Given(1000 * 4096), 1000, 8192), (4096 / PAGE_TOKENS, 4096));
+        use CacheBudget::{Configured, FromFreeMemory};
+        assert_eq!(sizes(FromFreeMemory(0), 1000, 100_000), (4096 / PAGE_TOKENS, 4096));
+        assert_eq!(sizes(FromFreeMemory(0), 1000, 100), (100_u32.div_ceil(PAGE_TOKENS), 100));
+        assert_eq!(sizes(Configured(u64::MAX), 1, 64), (2 * 256, 64));
+        assert_eq!(sizes(Configured(1000 * 10_000), 1000, 8192), (10_000 / PAGE_TOKENS, 8192));
+        assert_eq!(sizes(Configured(1000 * 4096), 1000, 8192), (4096 / PAGE_TOKENS, 4096));
     }
 
     #[test]
     fn a_bound_that_does_not_hold_one_sequence_is_refused_with_both_numbers() {
         // The default model's: 30 layers, 3 heads of 64, f32.
         let bytes_per_token = 2 * 30 * 3 * 64 * 4;
-        let refused = Room::new(Budget::Given(64 << 20), bytes_per_token, 8192).unwrap_err();
+        let refused =
+            CacheSize::new(CacheBudget::Configured(64 << 20), bytes_per_token, 8192).unwrap_err();
         assert_eq!(
             refused.to_string(),
             "cache.memory_max gives this model 64MiB, and 4096 tokens take 180MiB; raise it, or set \
              model.context_max to 1440 or less"
         );
-        let fits = Room::new(Budget::Given(64 << 20), bytes_per_token, 1440).unwrap();
+        let fits =
+            CacheSize::new(CacheBudget::Configured(64 << 20), bytes_per_token, 1440).unwrap();
         assert_eq!((fits.pages, fits.context), (1440 / PAGE_TOKENS, 1440));
         // And no page more than the bound holds.
         assert!(u64::from(fits.pages * PAGE_TOKENS) * bytes_per_token <= 64 << 20);
@@ -254,14 +247,19 @@ mod tests {
 
     #[test]
     fn a_context_that_is_cut_is_said_with_both_numbers() {
-        let cut = |budget| Room::new(budget, 1 << 10, 8192).unwrap().cut(budget, 1 << 10, 8192);
+        let cut =
+            |budget| CacheSize::new(budget, 1 << 10, 8192).unwrap().cut(budget, 1 << 10, 8192);
         assert_eq!(
-            cut(Budget::Given(5 << 20)).unwrap(),
+            cut(CacheBudget::Configured(5 << 20)).unwrap(),
             "a request may have 5120 tokens and not 8192, which take 8MiB: cache.memory_max gives it \
              5MiB; raise cache.memory_max, or set model.context_max to 5120"
         );
-        assert!(cut(Budget::Found(0)).unwrap().contains("a quarter of the free memory is 0B"));
-        assert_eq!(cut(Budget::Given(8 << 20)), None);
+        assert!(
+            cut(CacheBudget::FromFreeMemory(0))
+                .unwrap()
+                .contains("a quarter of the free memory is 0B")
+        );
+        assert_eq!(cut(CacheBudget::Configured(8 << 20)), None);
     }
 
     const SIZES: Dimensions = Dimensions {
@@ -276,7 +274,7 @@ mod tests {
     };
 
     fn rope() -> Rope {
-        Rope::new(&crate::rope::Rotation {
+        Rope::new(&RopeConfig {
             dimensions: 16,
             theta: 10_000.0,
             traditional: false,
@@ -302,21 +300,21 @@ mod tests {
                 values.extend(noise(seed + 900, 2 * 16));
             }
         }
-        let on_host = matches!(pages, Pages::Host(_));
+        let on_cpu = matches!(pages, Pages::Cpu(_));
         let tensor = |numbers: Vec<f32>| {
             let width = numbers.len() / start;
-            if on_host {
-                Tensor::Host(Host { width, numbers })
+            if on_cpu {
+                Tensor::Cpu(CpuTensor { width, numbers })
             } else {
-                Tensor::Device(Array::from_slice(&numbers, &[1, start as i32, width as i32]))
+                Tensor::Mlx(Array::from_slice(&numbers, &[1, start as i32, width as i32]))
             }
         };
         let keys = if heads == 2 { keys } else { noise(1, start * 16) };
         let (queries, keys, values) = (tensor(queries), tensor(keys), tensor(values));
-        let projected = Projected { queries: &queries, keys: &keys, values: &values };
-        match Batch::new(spans, pages).attend(0, projected, &rope(), 0.25) {
-            Ok(Tensor::Host(mixed)) => mixed.numbers,
-            Ok(Tensor::Device(mixed)) => mixed.to_vec_exact().unwrap_or_default(),
+        let qkv = Qkv { queries: &queries, keys: &keys, values: &values };
+        match Batch::new(spans, pages).attend(0, qkv, &rope(), 0.25) {
+            Ok(Tensor::Cpu(mixed)) => mixed.numbers,
+            Ok(Tensor::Mlx(mixed)) => mixed.to_vec_exact().unwrap_or_default(),
             Err(_) => Vec::new(),
         }
     }
@@ -326,9 +324,9 @@ mod tests {
     #[test]
     fn both_stores_answer_alike_whatever_the_pages_held() {
         let count = 40;
-        let mut host = Pages::on_host(&SIZES, count);
-        let mut arrays = Pages::in_arrays(&SIZES, count, Dtype::Float32).unwrap();
-        if let Pages::Arrays(pages) = &mut arrays {
+        let mut cpu = Pages::on_cpu(&SIZES, count);
+        let mut mlx = Pages::in_mlx(&SIZES, count, Dtype::Float32).unwrap();
+        if let Pages::Mlx(pages) = &mut mlx {
             pages.fill(f32::NAN);
         }
         let pages: [Vec<PageId>; 4] = [
@@ -347,25 +345,24 @@ mod tests {
         for table in passes {
             let table: Vec<_> =
                 table.iter().map(|&(row, from, count)| (from, count, &pages[row][..])).collect();
-            let (on_host, in_arrays) =
-                (attend(&mut host, &table, 2), attend(&mut arrays, &table, 2));
-            assert_eq!(on_host.len(), in_arrays.len());
-            for (a, b) in on_host.iter().zip(&in_arrays) {
-                assert!((a - b).abs() < 2e-5, "{a} on the host, {b} in arrays");
+            let (on_cpu, in_mlx) = (attend(&mut cpu, &table, 2), attend(&mut mlx, &table, 2));
+            assert_eq!(on_cpu.len(), in_mlx.len());
+            for (a, b) in on_cpu.iter().zip(&in_mlx) {
+                assert!((a - b).abs() < 2e-5, "{a} on the CPU, {b} by MLX");
             }
         }
     }
 
     #[test]
     fn arrays_lost_in_a_pass_that_failed_are_made_anew() {
-        let mut pages = Pages::in_arrays(&SIZES, 2, Dtype::Float32).unwrap();
+        let mut pages = Pages::in_mlx(&SIZES, 2, Dtype::Float32).unwrap();
         let table: [(usize, usize, &[PageId]); 1] = [(0, 3, &[PageId(1)])];
         let right = attend(&mut pages, &table, 2);
         assert_eq!(right.len(), 3 * 4 * 16);
         // One key head where there are two: MLX refuses, and the pool is gone with the graph.
         assert!(attend(&mut pages, &table, 1).is_empty());
         assert!(attend(&mut pages, &table, 2).is_empty());
-        let Pages::Arrays(arrays) = &mut pages else { unreachable!("as made above") };
+        let Pages::Mlx(arrays) = &mut pages else { unreachable!("as made above") };
         arrays.clear().unwrap();
         assert_eq!(attend(&mut pages, &table, 2), right);
     }

@@ -18,18 +18,19 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::dots::load;
+use super::dense::load;
+use crate::span::PAGE_TOKENS;
 
-/// Positions in a page. A multiple of every machine's lanes; see `cache` for why not more.
-pub(crate) const PAGE: usize = 32;
+/// Positions in a page: a multiple of every machine's lanes.
+pub(crate) const PAGE: usize = PAGE_TOKENS as usize;
 
 /// Queries computed side by side, two vectors each: twelve sums, which hide the latency of a
 /// multiply-add and fit sixteen registers.
 const QUERIES: usize = 6;
 
 /// Queries of one key head, and where all they need lies.
-pub(super) struct Group<'a> {
-    /// The first position's first query, turned and scaled; a position's queries lie side by side.
+pub(super) struct HeadGroup<'a> {
+    /// The first position's first query, rotated and scaled; a position's queries lie side by side.
     pub(super) queries: *const f32,
     /// Numbers between two positions' queries, and between two positions' results.
     pub(super) stride: usize,
@@ -42,9 +43,9 @@ pub(super) struct Group<'a> {
     /// `[head_dim][PAGE]` of a page by its place in the sequence, and `[PAGE][head_dim]`.
     pub(super) keys: &'a dyn Fn(usize) -> *const f32,
     pub(super) values: &'a dyn Fn(usize) -> *const f32,
-    /// As `queries`.
+    /// The results, laid out as `queries` are.
     pub(super) out: *mut f32,
-    /// For [`Group::scores_needed`] numbers.
+    /// Scratch memory of [`scores_needed`] numbers.
     pub(super) scores: &'a mut [f32],
 }
 
@@ -53,7 +54,7 @@ pub(super) fn scores_needed(queries: usize, last: usize) -> usize {
     queries * (last + 1).next_multiple_of(PAGE)
 }
 
-impl Group<'_> {
+impl HeadGroup<'_> {
     /// # Safety
     ///
     /// Queries, pages up to the last position's, and results must be there, and the results be
@@ -72,7 +73,7 @@ impl Group<'_> {
         self.from + row / self.heads
     }
 
-    /// Where a query's numbers begin, from the first's.
+    /// The offset of a query's numbers from those of the first query.
     #[inline(always)]
     fn offset(&self, row: usize) -> usize {
         row / self.heads * self.stride + row % self.heads * self.head_dim
@@ -85,7 +86,7 @@ impl Group<'_> {
     }
 }
 
-impl WithSimd for Group<'_> {
+impl WithSimd for HeadGroup<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -107,9 +108,9 @@ impl WithSimd for Group<'_> {
     }
 }
 
-// Plain loops with plain indices: see `dots`.
+// Plain loops with plain indices: see `dense`.
 #[expect(clippy::needless_range_loop, reason = "see above")]
-impl Group<'_> {
+impl HeadGroup<'_> {
     #[inline(always)]
     fn tile<S: Simd, const A: usize>(&mut self, simd: S, row: usize) {
         for page in 0..=self.position(row + A - 1) / PAGE {
@@ -119,7 +120,7 @@ impl Group<'_> {
         for a in 0..A {
             let (position, line) = (self.position(row + a), self.line());
             let scores = &mut self.scores[(row + a) * line..][..line];
-            shares[a] = soften::<S>(simd, scores, position + 1);
+            shares[a] = softmax::<S>(simd, scores, position + 1);
         }
         let vectors = self.head_dim / S::F32_LANES;
         let mut vector = 0;
@@ -224,7 +225,7 @@ impl Group<'_> {
         }
     }
 
-    /// The same for a dimension beyond the last whole vector.
+    /// Does what `mix` does, for one dimension beyond the last whole vector.
     #[inline(always)]
     fn mix_dimension<const A: usize>(&mut self, row: usize, dimension: usize, shares: [f32; A]) {
         for a in 0..A {
@@ -245,9 +246,9 @@ impl Group<'_> {
 /// Makes the first `count` scores their exponentials relative to the largest. Returns what makes
 /// shares of them: one over their sum. What follows `count` in its last vector becomes zero.
 #[inline(always)]
-fn soften<S: Simd>(simd: S, scores: &mut [f32], count: usize) -> f32 {
+fn softmax<S: Simd>(simd: S, scores: &mut [f32], count: usize) -> f32 {
     let whole = count.next_multiple_of(S::F32_LANES);
-    // Whoever had the page before left keys there; what they score is nobody's business.
+    // The page's earlier owner left keys there, whose scores must not count.
     scores[count..whole].fill(f32::NEG_INFINITY);
     let (vectors, _) = S::as_mut_simd_f32s(&mut scores[..whole]);
     let mut largest = simd.splat_f32s(f32::NEG_INFINITY);

@@ -6,7 +6,7 @@
 //! 870 small operations for each token of the default model, each allocated, scheduled on
 //! another thread and waited for; a primitive of our own in that graph would save the waiting and
 //! leave the rest. So each step is a plain call on the engine's thread, which shares out what is
-//! worth it among a small [`team`] of threads: the only ones that compute.
+//! worth it among a small [pool of threads](thread_pool): the only ones that compute.
 //!
 //! # Invariants
 //!
@@ -15,45 +15,36 @@
 //!
 //! # Not here
 //!
-//! GPUs: there the same families run in MLX's arrays. Which of the two, [`crate::tensor`] says.
+//! GPUs: there the same architectures run in MLX's arrays. Which of the two, [`crate::tensor`] says.
 
 pub(crate) mod attention;
-pub(crate) mod dots;
-mod gate;
+pub(crate) mod dense;
+pub(crate) mod matmul;
 mod norm;
+mod output;
 pub(crate) mod packed;
 pub(crate) mod pages;
-pub(crate) mod products;
-mod team;
+mod swiglu;
+mod tensor;
+mod thread_pool;
 
 use std::num::NonZeroUsize;
 
 pub(crate) use norm::rms_norm;
+pub(crate) use tensor::CpuTensor;
 
-/// A table of numbers in our own memory, a row for each token.
-pub(crate) struct Host {
-    pub(crate) width: usize,
-    pub(crate) numbers: Vec<f32>,
-}
-
-impl Host {
-    pub(crate) fn rows(&self) -> usize {
-        self.numbers.len() / self.width.max(1)
-    }
-}
-
-/// Sets how many threads compute, before the first product. Later calls change nothing: the team is
+/// Sets how many threads compute, before the first product. Later calls change nothing: the pool is
 /// made once and serves the whole process.
 pub(crate) fn prepare(threads: Option<NonZeroUsize>) {
-    team::assemble(threads.unwrap_or_else(team::physical_cores));
+    thread_pool::start(threads.unwrap_or_else(thread_pool::physical_cores));
 }
 
 /// The instructions that products use on this machine, for people.
 pub(crate) fn instructions() -> &'static str {
-    packed::Path::best().name()
+    packed::InstructionSet::best().name()
 }
 
-/// How many threads compute.
+/// The number of threads that compute, the calling one included.
 pub(crate) fn threads() -> usize {
-    team::team().size()
+    thread_pool::pool().size()
 }

@@ -2,46 +2,52 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{Host, team};
+use super::tensor::CpuTensor;
+use super::thread_pool;
 
 /// Numbers below which asking for help costs more than it saves.
 const WORTH_SHARING: usize = 1 << 15;
 
 /// Each run of as many numbers as there are weights, over its root mean square, times the weights.
-pub(crate) fn rms_norm(x: &Host, weight: &[f32], eps: f32) -> Host {
+pub(crate) fn rms_norm(x: &CpuTensor, weight: &[f32], eps: f32) -> CpuTensor {
     let count = x.numbers.len();
-    let mut normed = Host { width: x.width, numbers: vec![0.0; count] };
+    let mut normed = CpuTensor { width: x.width, numbers: vec![0.0; count] };
     let width = weight.len();
     let runs = count / width.max(1);
     if count < WORTH_SHARING {
-        Arch::new().dispatch(Norm { x: &x.numbers, weight, eps, into: &mut normed.numbers });
+        Arch::new().dispatch(RmsNormKernel {
+            x: &x.numbers,
+            weight,
+            eps,
+            into: &mut normed.numbers,
+        });
     } else {
         let at_a_time = (WORTH_SHARING / 4 / width).max(1) * width;
         let parts: Vec<_> = x
             .numbers
             .chunks(at_a_time)
             .zip(normed.numbers.chunks_mut(at_a_time))
-            // A lock for each part says to the compiler what is so: nobody else has it.
-            .map(|(x, into)| std::sync::Mutex::new(Norm { x, weight, eps, into }))
+            // No two threads have a part; a lock for each one proves that to the compiler.
+            .map(|(x, into)| std::sync::Mutex::new(RmsNormKernel { x, weight, eps, into }))
             .collect();
         debug_assert!(runs > 0, "there are numbers");
-        team::team().run(parts.len(), &|part| {
+        thread_pool::pool().run(parts.len(), &|part| {
             let mut part = parts[part].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let Norm { x, weight, eps, ref mut into } = *part;
-            Arch::new().dispatch(Norm { x, weight, eps, into });
+            let RmsNormKernel { x, weight, eps, ref mut into } = *part;
+            Arch::new().dispatch(RmsNormKernel { x, weight, eps, into });
         });
     }
     normed
 }
 
-struct Norm<'a> {
+struct RmsNormKernel<'a> {
     x: &'a [f32],
     weight: &'a [f32],
     eps: f32,
     into: &'a mut [f32],
 }
 
-impl WithSimd for Norm<'_> {
+impl WithSimd for RmsNormKernel<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -79,7 +85,7 @@ mod tests {
     #[test]
     fn norms_agree_with_double_precision_in_any_company() {
         for (rows, width) in [(1, 5), (3, 64), (40, 576), (70, 577)] {
-            let x = Host { width, numbers: noise(2, rows * width) };
+            let x = CpuTensor { width, numbers: noise(2, rows * width) };
             let weight = noise(3, width);
             let all = rms_norm(&x, &weight, 1e-5);
             for (row, (x, got)) in
@@ -91,7 +97,7 @@ mod tests {
                     let want = f64::from(*x) * by * f64::from(*weight);
                     assert!((f64::from(*got) - want).abs() <= 3e-7 * want.abs(), "{got}, {want}");
                 }
-                let alone = rms_norm(&Host { width, numbers: x.to_vec() }, &weight, 1e-5);
+                let alone = rms_norm(&CpuTensor { width, numbers: x.to_vec() }, &weight, 1e-5);
                 assert_eq!(alone.numbers, got, "row {row} of {rows}");
             }
         }

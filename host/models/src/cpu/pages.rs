@@ -5,14 +5,14 @@
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
-use mlx_rs::error::Exception;
+use super::attention::{HeadGroup, PAGE, scores_needed};
+use super::output::OutputPointer;
+use super::tensor::CpuTensor;
+use super::thread_pool;
+use crate::rope::{Rope, RopeTable};
+use crate::span::Span;
 
-use super::attention::{Group, PAGE, scores_needed};
-use super::{Host, team};
-use crate::cache::{Projected, Span};
-use crate::rope::{Rope, Turns};
-
-/// Multiply-adds of attention, or numbers to turn, below which asking for help costs more than it
+/// Multiply-adds of attention, or numbers to rotate, below which asking for help costs more than it
 /// saves.
 const WORTH_SHARING: usize = 1 << 17;
 
@@ -24,30 +24,31 @@ const SCORES_MAX: usize = 128 << 10;
 
 /// All pages of all layers. Memory that was never written is not there yet: the system commits it
 /// when it is first touched.
-pub(crate) struct HostPages {
-    layers: Vec<Layer>,
-    heads: Heads,
-    /// This pass's turns, and by which rotation: all layers of a model share it.
-    turns: Option<Turns>,
+pub(crate) struct CpuPages {
+    layers: Vec<LayerPages>,
+    heads: PageShape,
+    /// The sines and cosines of this pass's positions, which all layers of a model share.
+    rope_table: Option<RopeTable>,
     queries: Vec<f32>,
 }
 
-/// `[page][kv_head][head_dim][PAGE]` and `[page][kv_head][PAGE][head_dim]`.
-struct Layer {
+/// One layer's pages: keys as `[page][kv_head][head_dim][PAGE]`, values as
+/// `[page][kv_head][PAGE][head_dim]`.
+struct LayerPages {
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-/// How wide the pages are.
+/// The sizes of one position in a page.
 #[derive(Clone, Copy)]
-struct Heads {
+struct PageShape {
     kv_heads: usize,
     head_dim: usize,
 }
 
 /// A part of the attention that one thread computes: a key head's queries of a few positions.
 #[derive(Clone, Copy)]
-struct Task {
+struct AttentionTask {
     span: usize,
     kv_head: usize,
     first: usize,
@@ -58,40 +59,38 @@ thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-impl HostPages {
+impl CpuPages {
     pub(crate) fn new(layers: usize, kv_heads: usize, head_dim: usize, pages: usize) -> Self {
-        let heads = Heads { kv_heads, head_dim };
+        let heads = PageShape { kv_heads, head_dim };
         let numbers = pages * heads.page();
-        let layer = || Layer { keys: vec![0.0; numbers], values: vec![0.0; numbers] };
+        let layer = || LayerPages { keys: vec![0.0; numbers], values: vec![0.0; numbers] };
         Self {
             layers: (0..layers).map(|_| layer()).collect(),
             heads,
-            turns: None,
+            rope_table: None,
             queries: Vec::new(),
         }
     }
 
-    /// A pass begins: the positions are others.
+    /// Begins a pass: its positions differ from the last one's.
     pub(crate) fn begin(&mut self) {
-        self.turns = None;
+        self.rope_table = None;
     }
 
-    /// See [`crate::cache::Batch::attend`].
+    /// Does what [`crate::cache::Batch::attend`] says, in f32 on the CPU.
     pub(crate) fn attend(
         &mut self,
         layer: usize,
         spans: &[Span<'_>],
-        projected: Projected<'_>,
+        [queries, keys, values]: [&CpuTensor; 3],
         rope: &Rope,
         scale: f32,
-    ) -> Result<Host, Exception> {
-        let Projected { queries, keys, values } = projected;
-        let (queries, keys, values) = (queries.host()?, keys.host()?, values.host()?);
+    ) -> CpuTensor {
         let per_position = queries.width;
         let (queries, keys, values) = (&queries.numbers, &keys.numbers, &values.numbers);
-        let turns = match self.turns.take() {
-            Some(turns) if rope.makes(&turns) => turns,
-            _ => rope.turns(spans.iter().flat_map(|span| span.from..span.from + span.count)),
+        let table = match self.rope_table.take() {
+            Some(table) if rope.makes(&table) => table,
+            _ => rope.table(spans.iter().flat_map(|span| span.from..span.from + span.count)),
         };
 
         let width = self.heads.head_dim;
@@ -101,7 +100,7 @@ impl HostPages {
             for (at, (from, to)) in
                 from.chunks_exact(width).zip(into.chunks_exact_mut(width)).enumerate()
             {
-                turns.turn(first + at * width / per_position, from, to);
+                table.rotate(first + at * width / per_position, from, to);
                 for number in to {
                     *number *= scale;
                 }
@@ -110,40 +109,40 @@ impl HostPages {
         if queries.len() < WORTH_SHARING {
             turn(0, &mut self.queries);
         } else {
-            // A lock for each part says to the compiler what is so: nobody else has it.
+            // No two threads have a part; a lock for each one proves that to the compiler.
             let parts: Vec<_> =
                 self.queries.chunks_mut(TILE * per_position).map(Mutex::new).collect();
-            team::team().run(parts.len(), &|number| {
+            thread_pool::pool().run(parts.len(), &|number| {
                 let mut part = parts[number].lock().unwrap_or_else(PoisonError::into_inner);
                 turn(number * TILE, &mut part);
             });
         }
-        self.layers[layer].write(self.heads, spans, &turns, keys, values);
-        self.turns = Some(turns);
-        Ok(self.mix(layer, spans, per_position))
+        self.layers[layer].write(self.heads, spans, &table, keys, values);
+        self.rope_table = Some(table);
+        self.mix(layer, spans, per_position)
     }
 
-    /// From turned queries and written pages to what attention makes of them.
-    fn mix(&mut self, layer: usize, spans: &[Span<'_>], per_position: usize) -> Host {
-        let Heads { kv_heads, head_dim } = self.heads;
+    /// Attends with the rotated queries, over pages in which the pass's keys and values are written.
+    fn mix(&mut self, layer: usize, spans: &[Span<'_>], per_position: usize) -> CpuTensor {
+        let PageShape { kv_heads, head_dim } = self.heads;
         let heads = per_position / head_dim / kv_heads;
-        let mut mixed = Host { width: per_position, numbers: vec![0.0; self.queries.len()] };
+        let mut mixed = CpuTensor { width: per_position, numbers: vec![0.0; self.queries.len()] };
         let (tasks, work) = tasks(spans, kv_heads, heads);
-        let (queries, into) = (&self.queries, Target(mixed.numbers.as_mut_ptr()));
+        let (queries, into) = (&self.queries, OutputPointer(mixed.numbers.as_mut_ptr()));
         let (layer, page) = (&self.layers[layer], self.heads.page());
         let compute = |number: usize| {
-            let Task { span, kv_head, first, positions } = tasks[number];
+            let AttentionTask { span, kv_head, first, positions } = tasks[number];
             let span = &spans[span];
             let head = kv_head * head_dim * PAGE;
             let from = span.from + first;
             let offset = (span.start + first) * per_position + kv_head * heads * head_dim;
-            let Target(into) = { into };
+            let OutputPointer(into) = { into };
             SCORES.with_borrow_mut(|scores| {
                 let needed = scores_needed(positions * heads, from + positions - 1);
                 if scores.len() < needed {
                     scores.resize(needed, 0.0);
                 }
-                let group = Group {
+                let group = HeadGroup {
                     queries: queries[offset..].as_ptr(),
                     stride: per_position,
                     heads,
@@ -164,23 +163,14 @@ impl HostPages {
         if work < WORTH_SHARING {
             (0..tasks.len()).for_each(compute);
         } else {
-            team::team().run(tasks.len(), &compute);
+            thread_pool::pool().run(tasks.len(), &compute);
         }
         mixed
     }
 }
 
-/// An address that tasks share; each writes where no other does.
-#[derive(Clone, Copy)]
-struct Target(*mut f32);
-
-// SAFETY: who writes through it says why that is right.
-unsafe impl Send for Target {}
-// SAFETY: as above.
-unsafe impl Sync for Target {}
-
 /// The attention of all spans in parts, the longest first, and its multiply-adds by head dimension.
-fn tasks(spans: &[Span<'_>], kv_heads: usize, heads: usize) -> (Vec<Task>, usize) {
+fn tasks(spans: &[Span<'_>], kv_heads: usize, heads: usize) -> (Vec<AttentionTask>, usize) {
     let mut tasks = Vec::new();
     let mut work = 0_usize;
     for (number, span) in spans.iter().enumerate() {
@@ -190,7 +180,7 @@ fn tasks(spans: &[Span<'_>], kv_heads: usize, heads: usize) -> (Vec<Task>, usize
             let positions = tile.min(span.count - first);
             // 64: about a head's dimensions, which is as exact as this must be.
             work += positions * kv_heads * line * 64;
-            tasks.extend((0..kv_heads).map(|kv_head| Task {
+            tasks.extend((0..kv_heads).map(|kv_head| AttentionTask {
                 span: number,
                 kv_head,
                 first,
@@ -201,23 +191,23 @@ fn tasks(spans: &[Span<'_>], kv_heads: usize, heads: usize) -> (Vec<Task>, usize
     (tasks, work)
 }
 
-impl Heads {
+impl PageShape {
     /// Numbers of a page of keys, or of values.
     fn page(self) -> usize {
         self.kv_heads * self.head_dim * PAGE
     }
 }
 
-impl Layer {
+impl LayerPages {
     fn write(
         &mut self,
-        heads: Heads,
+        heads: PageShape,
         spans: &[Span<'_>],
-        turns: &Turns,
+        table: &RopeTable,
         keys: &[f32],
         values: &[f32],
     ) {
-        let Heads { kv_heads, head_dim } = heads;
+        let PageShape { kv_heads, head_dim } = heads;
         let mut turned = vec![0.0; head_dim];
         for span in spans {
             for new in 0..span.count {
@@ -227,7 +217,7 @@ impl Layer {
                 for head in 0..kv_heads {
                     let from = (row * kv_heads + head) * head_dim;
                     let at = page + head * head_dim * PAGE;
-                    turns.turn(row, &keys[from..from + head_dim], &mut turned);
+                    table.rotate(row, &keys[from..from + head_dim], &mut turned);
                     let held = self.keys[at + slot..].iter_mut().step_by(PAGE);
                     for (held, key) in held.zip(&turned) {
                         *held = *key;
@@ -244,22 +234,21 @@ impl Layer {
 mod tests {
     use super::*;
     use crate::noise::noise;
-    use crate::rope::Rotation;
-    use crate::tensor::Tensor;
+    use crate::rope::RopeConfig;
     use interlock_engine::PageId;
 
     const HEADS: usize = 6;
     const KV_HEADS: usize = 2;
 
     /// A sequence's queries, keys and values, token by token.
-    struct Story {
+    struct TestSequence {
         queries: Vec<f32>,
         keys: Vec<f32>,
         values: Vec<f32>,
         head_dim: usize,
     }
 
-    impl Story {
+    impl TestSequence {
         fn new(seed: u64, length: usize, head_dim: usize) -> Self {
             Self {
                 queries: noise(seed, length * HEADS * head_dim),
@@ -272,11 +261,11 @@ mod tests {
         /// What the last query of `length` tokens attends to, in f64.
         fn reference(&self, at: usize, rope: &Rope, scale: f32) -> Vec<f64> {
             let width = self.head_dim;
-            let turns = rope.turns(0..at + 1);
+            let table = rope.table(0..at + 1);
             let turned = |numbers: &[f32], row: usize, head: usize, heads: usize| {
                 let from = (row * heads + head) * width;
                 let mut to = vec![0.0; width];
-                turns.turn(row, &numbers[from..from + width], &mut to);
+                table.rotate(row, &numbers[from..from + width], &mut to);
                 to
             };
             let mut mixed = Vec::new();
@@ -307,7 +296,7 @@ mod tests {
 
     fn rope(head_dim: usize, turned: usize) -> Rope {
         assert!(turned <= head_dim);
-        Rope::new(&Rotation {
+        Rope::new(&RopeConfig {
             dimensions: turned as i32,
             theta: 10_000.0,
             traditional: turned.is_multiple_of(4),
@@ -317,10 +306,10 @@ mod tests {
         .unwrap()
     }
 
-    /// One pass over parts of stories: `(story, from, count)`.
+    /// One pass over parts of sequences: `(sequence, from, count)`.
     fn pass(
-        pages: &mut HostPages,
-        stories: &[(Story, Vec<PageId>)],
+        pages: &mut CpuPages,
+        stories: &[(TestSequence, Vec<PageId>)],
         table: &[(usize, usize, usize)],
         rope: &Rope,
         scale: f32,
@@ -339,12 +328,10 @@ mod tests {
             spans.push(Span { start, count, from, pages });
             start += count;
         }
-        let tensor =
-            |numbers: Vec<f32>| Tensor::Host(Host { width: numbers.len() / start, numbers });
+        let tensor = |numbers: Vec<f32>| CpuTensor { width: numbers.len() / start, numbers };
         pages.begin();
         let (queries, keys, values) = (tensor(queries), tensor(keys), tensor(values));
-        let projected = Projected { queries: &queries, keys: &keys, values: &values };
-        pages.attend(0, &spans, projected, rope, scale).unwrap().numbers
+        pages.attend(0, &spans, [&queries, &keys, &values], rope, scale).numbers
     }
 
     /// Page borders, lengths below and above a vector's lanes, head dimensions with and without a
@@ -355,9 +342,9 @@ mod tests {
             [(1, 64, 64), (31, 16, 16), (32, 80, 64), (33, 20, 10), (65, 128, 128), (200, 6, 6)]
         {
             let (rope, scale) = (rope(head_dim, turned), 0.3);
-            let mut pages = HostPages::new(1, KV_HEADS, head_dim, 9);
+            let mut pages = CpuPages::new(1, KV_HEADS, head_dim, 9);
             let numbers = [4, 8, 0, 3, 1, 7, 2].map(PageId).to_vec();
-            let stories = [(Story::new(5, length, head_dim), numbers)];
+            let stories = [(TestSequence::new(5, length, head_dim), numbers)];
             let mixed = pass(&mut pages, &stories, &[(0, 0, length)], &rope, scale);
             for (at, got) in mixed.chunks(HEADS * head_dim).enumerate() {
                 let want = stories[0].0.reference(at, &rope, scale);
@@ -379,22 +366,22 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(seed, &length)| {
-                    let mut pages = HostPages::new(1, KV_HEADS, head_dim, 11);
-                    let story = Story::new(seed as u64, length, head_dim);
+                    let mut pages = CpuPages::new(1, KV_HEADS, head_dim, 11);
+                    let story = TestSequence::new(seed as u64, length, head_dim);
                     let stories = [(story, (0..11).map(PageId).collect())];
                     pass(&mut pages, &stories, &[(0, 0, length)], &rope, scale)
                 })
                 .collect();
             // In chunks, beside the others, in pages in no order that others had before.
-            let mut pages = HostPages::new(1, KV_HEADS, head_dim, 97);
+            let mut pages = CpuPages::new(1, KV_HEADS, head_dim, 97);
             pages.layers[0].keys.fill(f32::NAN);
             pages.layers[0].values.fill(f32::NAN);
-            let stories: Vec<(Story, Vec<PageId>)> = lengths
+            let stories: Vec<(TestSequence, Vec<PageId>)> = lengths
                 .iter()
                 .enumerate()
                 .map(|(seed, &length)| {
                     let page = |at: usize| PageId(((seed * 11 + at) * 31 % 97) as u32);
-                    (Story::new(seed as u64, length, head_dim), (0..11).map(page).collect())
+                    (TestSequence::new(seed as u64, length, head_dim), (0..11).map(page).collect())
                 })
                 .collect();
             let mut done = vec![0; lengths.len()];

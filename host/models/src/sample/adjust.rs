@@ -1,7 +1,7 @@
 //! Bias, penalties and forbidden stop tokens: what changes single logits before a draw.
 //!
 //! Few tokens of a vocabulary are ever touched, so they are kept one by one. Host and device do
-//! the same arithmetic, in f32 and in the order of [`Terms::apply`].
+//! the same arithmetic, in f32 and in the order of [`LogitChange::apply`].
 
 use std::collections::HashMap;
 
@@ -16,34 +16,34 @@ pub(super) struct Adjustments {
     vocabulary: u32,
     tokens_min: u32,
     drawn: u32,
-    touched: Vec<Touched>,
+    touched: Vec<AdjustedToken>,
     /// Where in `touched` a token is.
     places: HashMap<TokenId, usize>,
 }
 
-/// What is held for or against a token.
-struct Touched {
+/// What changes the logit of one token.
+struct AdjustedToken {
     token: TokenId,
     bias: f32,
-    /// Is it in the prompt or the output?
+    /// Whether the token is in the prompt or the output.
     seen: bool,
-    /// How often is it in the output?
+    /// How often the token is in the output.
     count: u32,
-    /// Does it end the generation?
+    /// Whether the token ends the generation.
     stops: bool,
 }
 
-/// What is to be done to a token's logit.
+/// The numbers that change one logit; see [`LogitChange::apply`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Terms {
+pub(super) struct LogitChange {
     pub(super) bias: f32,
     pub(super) repetition: f32,
     /// Frequency and presence penalties; infinite for a token that must not come.
     pub(super) held: f32,
 }
 
-impl Terms {
-    /// A logit stays what it is.
+impl LogitChange {
+    /// The change that leaves a logit as it is.
     pub(super) const NONE: Self = Self { bias: 0.0, repetition: 1.0, held: 0.0 };
 
     pub(super) fn apply(self, logit: f32) -> f32 {
@@ -108,10 +108,10 @@ impl Adjustments {
     }
 
     /// Each token whose logit changes, once.
-    pub(super) fn changes(&self) -> impl Iterator<Item = (TokenId, Terms)> {
+    pub(super) fn changes(&self) -> impl Iterator<Item = (TokenId, LogitChange)> {
         let Penalties { repetition, presence, frequency } = self.penalties;
         let too_early = self.drawn < self.tokens_min;
-        let terms = move |touched: &Touched| Terms {
+        let terms = move |touched: &AdjustedToken| LogitChange {
             bias: touched.bias,
             repetition: if touched.seen { repetition } else { 1.0 },
             held: match touched.count {
@@ -121,15 +121,21 @@ impl Adjustments {
             },
         };
         let changes = self.touched.iter().map(move |touched| (touched.token, terms(touched)));
-        changes.filter(|&(_, terms)| terms != Terms::NONE)
+        changes.filter(|&(_, terms)| terms != LogitChange::NONE)
     }
 
-    fn touch(&mut self, token: TokenId) -> Option<&mut Touched> {
+    fn touch(&mut self, token: TokenId) -> Option<&mut AdjustedToken> {
         if token >= self.vocabulary {
             return None;
         }
         let place = *self.places.entry(token).or_insert_with(|| {
-            self.touched.push(Touched { token, bias: 0.0, seen: false, count: 0, stops: false });
+            self.touched.push(AdjustedToken {
+                token,
+                bias: 0.0,
+                seen: false,
+                count: 0,
+                stops: false,
+            });
             self.touched.len() - 1
         });
         self.touched.get_mut(place)

@@ -18,18 +18,22 @@ const ROUNDS: usize = 200;
 #[test]
 #[ignore = "a measurement, not a test"]
 fn microseconds_a_row() {
-    let hot = || Sampling { temperature: 1.0, seed: Some(7), ..Sampling::greedy() };
+    let sampled = || Sampling { temperature: 1.0, seed: Some(7), ..Sampling::greedy() };
     let penalties = Penalties { repetition: 1.1, presence: 0.1, frequency: 0.1 };
     let cases = [
         ("greedy", Sampling::greedy(), None),
-        ("temperature 0.2, top_p 0.9", Sampling { temperature: 0.2, top_p: 0.9, ..hot() }, None),
-        ("temperature 1", hot(), None),
-        ("temperature 1, top_p 0.95", Sampling { top_p: 0.95, ..hot() }, None),
-        ("temperature 1, min_p 0.05", Sampling { min_p: 0.05, ..hot() }, None),
-        ("top_k 40", Sampling { top_k: 40, ..hot() }, None),
-        ("top_k 40, top_p 0.9", Sampling { top_k: 40, top_p: 0.9, ..hot() }, None),
+        (
+            "temperature 0.2, top_p 0.9",
+            Sampling { temperature: 0.2, top_p: 0.9, ..sampled() },
+            None,
+        ),
+        ("temperature 1", sampled(), None),
+        ("temperature 1, top_p 0.95", Sampling { top_p: 0.95, ..sampled() }, None),
+        ("temperature 1, min_p 0.05", Sampling { min_p: 0.05, ..sampled() }, None),
+        ("top_k 40", Sampling { top_k: 40, ..sampled() }, None),
+        ("top_k 40, top_p 0.9", Sampling { top_k: 40, top_p: 0.9, ..sampled() }, None),
         ("greedy, 1000 penalised", Sampling { penalties, ..Sampling::greedy() }, None),
-        ("top_k 40, 1000 penalised", Sampling { penalties, top_k: 40, ..hot() }, None),
+        ("top_k 40, 1000 penalised", Sampling { penalties, top_k: 40, ..sampled() }, None),
         ("greedy, 5 log probabilities", Sampling::greedy(), Some(5)),
     ];
     for (what, logits) in rows() {

@@ -13,7 +13,7 @@ const LANES: usize = 16;
 /// Logits relative to the largest, so that no temperature makes an infinity.
 #[derive(Clone, Copy)]
 pub(super) struct Tempering {
-    /// Finite.
+    /// The largest logit of the row, which must be finite.
     pub(super) largest: f32,
     pub(super) inverse_temperature: f32,
 }
@@ -26,7 +26,7 @@ impl Tempering {
         (logit - self.largest) * self.inverse_temperature
     }
 
-    /// How likely, relative to the likeliest.
+    /// How likely a token with this logit is, relative to the likeliest one: 0 to 1.
     #[inline(always)]
     pub(super) fn weight(self, logit: f32) -> f32 {
         exp(self.temper(logit))
@@ -50,7 +50,7 @@ impl Tempering {
         masses.iter().sum()
     }
 
-    /// Fills `weights`.
+    /// Fills `weights` with the weight of each token.
     pub(super) fn weigh(self, logits: &[f32], weights: &mut Vec<f32>) {
         weights.resize(logits.len(), 0.0);
         wide(
@@ -100,7 +100,7 @@ pub(super) fn sum(block: &[f32], of: impl Fn(f32) -> f32) -> f64 {
     f64::from(sums[0])
 }
 
-/// The largest; what is not a number is passed over.
+/// The largest logit of a block; NaNs are passed over.
 #[inline(always)]
 fn peak(block: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };

@@ -16,8 +16,8 @@ use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use mlx_rs::{Array, Dtype, ops, transforms};
 
-use super::adjust::Terms;
-use super::{Filter, Sampler, Way, printable};
+use super::adjust::LogitChange;
+use super::{Filter, Sampler, Strategy, printable};
 
 /// The next token of each sampler. `logits` is `[rows, vocabulary]`, of any float type.
 ///
@@ -32,9 +32,9 @@ pub(crate) fn draw_on_device<'a>(
         return Ok(Vec::new());
     }
     let tokens = choose(samplers, &adjust(samplers, logits)?)?; // [rows]
-    let logprobs = Likelihoods::of(samplers, logits, &tokens)?;
+    let logprobs = DeviceLogprobs::of(samplers, logits, &tokens)?;
     let mut together: Vec<&Array> = besides.into_iter().collect();
-    together.extend(logprobs.iter().flat_map(Likelihoods::arrays).chain([&tokens]));
+    together.extend(logprobs.iter().flat_map(DeviceLogprobs::arrays).chain([&tokens]));
     transforms::eval(together)?;
 
     let tokens = read::<u32>(&tokens)?;
@@ -50,7 +50,7 @@ pub(crate) fn draw_on_device<'a>(
 /// row with many costs its neighbours nothing.
 fn adjust(samplers: &[&Sampler], logits: &Array) -> Result<Array, Exception> {
     let vocabulary = logits.dim(1);
-    let (mut places, mut terms): (Vec<i32>, Vec<Terms>) = (Vec::new(), Vec::new());
+    let (mut places, mut terms): (Vec<i32>, Vec<LogitChange>) = (Vec::new(), Vec::new());
     for (row, sampler) in (0..).zip(samplers) {
         for (token, change) in sampler.adjustments.changes() {
             places.push(row * vocabulary + token.cast_signed());
@@ -67,7 +67,7 @@ fn adjust(samplers: &[&Sampler], logits: &Array) -> Result<Array, Exception> {
 
     let shape = [i32::try_from(padded).unwrap_or(i32::MAX)];
     let places = Array::from_slice(&places, &shape);
-    let term = |of: fn(&Terms) -> f32| {
+    let term = |of: fn(&LogitChange) -> f32| {
         Array::from_slice(&terms.iter().map(of).collect::<Vec<_>>(), &shape)
     };
     let flat = logits.as_dtype(Dtype::Float32)?.reshape(&[-1])?;
@@ -91,15 +91,16 @@ fn padded(changes: usize) -> usize {
     size
 }
 
-/// One token a row.
+/// Chooses one token for each row, `[rows]`.
 fn choose(samplers: &[&Sampler], logits: &Array) -> Result<Array, Exception> {
-    let any_greedy = samplers.iter().any(|sampler| sampler.way == Way::Greedy);
-    let any_hot = samplers.iter().any(|sampler| sampler.way != Way::Greedy);
+    let any_greedy = samplers.iter().any(|sampler| sampler.strategy == Strategy::Greedy);
+    let any_sampled = samplers.iter().any(|sampler| sampler.strategy != Strategy::Greedy);
     let likeliest = if any_greedy { Some(argmax_axis(logits, 1, false)?) } else { None };
-    let drawn = if any_hot { Some(draw(samplers, logits)?) } else { None };
+    let drawn = if any_sampled { Some(draw(samplers, logits)?) } else { None };
     match (likeliest, drawn) {
         (Some(likeliest), Some(drawn)) => {
-            let greedy: Vec<bool> = samplers.iter().map(|s| s.way == Way::Greedy).collect();
+            let greedy: Vec<bool> =
+                samplers.iter().map(|s| s.strategy == Strategy::Greedy).collect();
             ops::select(Array::from_slice(&greedy, likeliest.shape()), &likeliest, drawn)
         }
         (Some(only), None) | (None, Some(only)) => Ok(only),
@@ -107,7 +108,7 @@ fn choose(samplers: &[&Sampler], logits: &Array) -> Result<Array, Exception> {
     }
 }
 
-/// For the greedy among them, whatever comes of it is not used.
+/// Samples one token for each row, `[rows]`. Results of greedy rows are not used.
 fn draw(samplers: &[&Sampler], logits: &Array) -> Result<Array, Exception> {
     let [rows, vocabulary] = [logits.dim(0), logits.dim(1)];
     let filters: Vec<Filter> = samplers.iter().map(|sampler| sampler.filter()).collect();
@@ -196,22 +197,22 @@ fn ids(vocabulary: i32) -> Result<Array, Exception> {
     Array::arange::<i32, i32>(0, vocabulary, 1)?.reshape(&[1, -1])
 }
 
-/// The first bits of it, as many as f32 has: rounding could make it 1.
+/// Cuts `unit` to the bits that f32 has: rounding could make it 1.
 fn cut(unit: f64) -> f32 {
     const STEPS: f64 = (1_u32 << f32::MANTISSA_DIGITS) as f64;
     ((unit * STEPS).floor() / STEPS) as f32
 }
 
-/// Log probabilities, on the device.
-struct Likelihoods {
-    /// `[rows, 1]`
+/// Log probabilities that are still arrays on the device.
+struct DeviceLogprobs {
+    /// The log probability of each drawn token, `[rows, 1]`.
     drawn: Array,
     /// The likeliest tokens and theirs, `[rows, most]`; none if nobody asked for any.
     top: Option<(Array, Array)>,
     most: usize,
 }
 
-impl Likelihoods {
+impl DeviceLogprobs {
     fn of(
         samplers: &[&Sampler],
         logits: &Array,
@@ -264,9 +265,9 @@ impl Likelihoods {
 impl Sampler {
     /// A greedy row passes through the others' steps with a filter that does nothing.
     fn filter(&self) -> Filter {
-        match self.way {
-            Way::Hot(filter) => filter,
-            Way::Greedy => {
+        match self.strategy {
+            Strategy::Sample(filter) => filter,
+            Strategy::Greedy => {
                 Filter { inverse_temperature: 1.0, top_k: None, top_p: None, min_p_ln: None }
             }
         }

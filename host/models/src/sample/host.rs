@@ -25,7 +25,7 @@ use super::blocks::{
     BLOCK, Tempering, find_peaks, first_of, largest, least_likely, nth_largest, sum,
 };
 use super::candidates::{Candidate, clean, collect, find, keep_first, nucleus};
-use super::{Filter, Sampler, Way, printable};
+use super::{Filter, Sampler, Strategy, printable};
 
 /// The next token of each sampler. `logits` is `[rows, vocabulary]`, row after row.
 pub(crate) fn draw_on_host(samplers: &[&Sampler], logits: &[f32]) -> Vec<Drawn> {
@@ -38,7 +38,7 @@ pub(crate) fn draw_on_host(samplers: &[&Sampler], logits: &[f32]) -> Vec<Drawn> 
 /// The next token of one sequence.
 pub(super) fn draw_row(sampler: &Sampler, logits: &[f32]) -> Drawn {
     thread_local! {
-        static SCRATCH: RefCell<Scratch> = RefCell::default();
+        static SCRATCH: RefCell<RowScratch> = RefCell::default();
     }
     SCRATCH.with_borrow_mut(|scratch| {
         let token = scratch.draw(sampler, logits);
@@ -48,16 +48,16 @@ pub(super) fn draw_row(sampler: &Sampler, logits: &[f32]) -> Drawn {
     })
 }
 
-/// Room for what one row needs, kept from row to row.
+/// The buffers that one row needs, kept from row to row.
 #[derive(Default)]
-struct Scratch {
+struct RowScratch {
     adjusted: Vec<f32>,
-    work: Work,
+    buffers: Buffers,
 }
 
-/// The same, apart from the logits: these are read while the rest is filled.
+/// The buffers apart from the adjusted logits, which are read while these are filled.
 #[derive(Default)]
-struct Work {
+struct Buffers {
     peaks: Vec<f32>,
     ranking: Vec<f32>,
     masses: Vec<f64>,
@@ -66,11 +66,11 @@ struct Work {
     ranked: Vec<Candidate>,
 }
 
-impl Scratch {
+impl RowScratch {
     fn draw(&mut self, sampler: &Sampler, logits: &[f32]) -> TokenId {
         let mut changes = sampler.adjustments.changes().peekable();
         if changes.peek().is_none() {
-            return self.work.choose(sampler, logits);
+            return self.buffers.choose(sampler, logits);
         }
         self.adjusted.clear();
         self.adjusted.extend_from_slice(logits);
@@ -80,11 +80,11 @@ impl Scratch {
                 *logit = terms.apply(*logit);
             }
         }
-        self.work.choose(sampler, &self.adjusted)
+        self.buffers.choose(sampler, &self.adjusted)
     }
 
     fn logprobs(&mut self, logits: &[f32], token: TokenId, count: usize) -> Logprobs {
-        let Work { peaks, ranking, masses, candidates, .. } = &mut self.work;
+        let Buffers { peaks, ranking, masses, candidates, .. } = &mut self.buffers;
         find_peaks(logits, peaks);
         let tempering =
             Tempering { largest: largest(peaks).min(f32::MAX), inverse_temperature: 1.0 };
@@ -106,16 +106,16 @@ impl Scratch {
     }
 }
 
-impl Work {
+impl Buffers {
     fn choose(&mut self, sampler: &Sampler, logits: &[f32]) -> TokenId {
         find_peaks(logits, &mut self.peaks);
         let largest = largest(&self.peaks);
         if largest == f32::NEG_INFINITY {
             return 0;
         }
-        match sampler.way {
-            Way::Greedy => first_of(logits, &self.peaks, largest),
-            Way::Hot(filter) => {
+        match sampler.strategy {
+            Strategy::Greedy => first_of(logits, &self.peaks, largest),
+            Strategy::Sample(filter) => {
                 let inverse_temperature = filter.inverse_temperature;
                 let tempering = Tempering { largest: largest.min(f32::MAX), inverse_temperature };
                 self.draw(logits, filter, tempering, sampler.unit())

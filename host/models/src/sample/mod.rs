@@ -23,7 +23,7 @@
 //! # Invariants
 //!
 //! - A draw depends on the row's logits, its parameters, its seed and how many tokens it drew
-//!   before; on nothing else in the process or the batch. So a seed repeats in any company, and
+//!   before; on nothing else in the process or the batch. So a seed gives the same tokens whatever else runs, and
 //!   a preempted sequence goes on as if nothing had been.
 //! - The token is below the vocabulary's size, whatever the logits are.
 //! - Of equal logits the lower token is the likelier, wherever a line is drawn: greedy, `top_k`,
@@ -43,12 +43,12 @@ mod adjust;
 #[cfg(test)]
 mod bench;
 mod blocks;
-#[cfg(test)]
-mod by_the_book;
 mod candidates;
 mod device;
 mod exp;
 mod host;
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -63,31 +63,31 @@ use adjust::Adjustments;
 /// Below this a temperature is zero (as in vLLM): dividing by it says nothing that greedy does not.
 const TEMPERATURE_MIN: f32 = 1e-5;
 
-/// One sequence's way of drawing tokens, and what it must remember for that. Plain data.
+/// Draws the tokens of one sequence: its sampling parameters, and the counts that these need.
 pub(crate) struct Sampler {
-    way: Way,
+    strategy: Strategy,
     adjustments: Adjustments,
     logprobs: Option<usize>,
     seed: u64,
     drawn: u64,
 }
 
-/// How a token is chosen, once the logits are adjusted.
+/// The decoding strategy: how a token is chosen from adjusted logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
+enum Strategy {
     Greedy,
-    Hot(Filter),
+    Sample(Filter),
 }
 
-/// Temperature, and who may be drawn at all.
+/// The temperature, and the limits on which tokens may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Filter {
     /// Multiplied rather than divided by, by host and device alike: their rounding is then the
     /// same. Never subnormal, which a GPU may take for zero.
     inverse_temperature: f32,
-    /// Less than the vocabulary.
+    /// Below the vocabulary's size, or none.
     top_k: Option<u32>,
-    /// Less than 1.
+    /// Below 1, or none.
     top_p: Option<f32>,
     /// `ln(min_p)`: what a tempered logit must reach, if the largest is 0.
     min_p_ln: Option<f32>,
@@ -99,7 +99,7 @@ impl Sampler {
         check(sampling)?;
         let seed = sampling.seed.unwrap_or(opening.fresh_seed);
         Ok(Self {
-            way: Way::new(sampling, vocabulary),
+            strategy: Strategy::new(sampling, vocabulary),
             adjustments: Adjustments::new(opening, vocabulary)?,
             logprobs: logprobs.map(|count| count.min(vocabulary) as usize),
             seed: mix(seed),
@@ -121,13 +121,13 @@ impl Sampler {
     }
 }
 
-impl Way {
+impl Strategy {
     fn new(sampling: &Sampling, vocabulary: u32) -> Self {
         let &Sampling { temperature, top_p, top_k, min_p, .. } = sampling;
         if temperature < TEMPERATURE_MIN {
             return Self::Greedy;
         }
-        Self::Hot(Filter {
+        Self::Sample(Filter {
             inverse_temperature: (1.0 / temperature).max(f32::MIN_POSITIVE),
             top_k: (top_k > 0 && top_k < vocabulary).then_some(top_k),
             top_p: (top_p < 1.0).then_some(top_p),

@@ -1,4 +1,4 @@
-//! Of host and device alike: every story is told to both.
+//! Each test draws on the host and on the device.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use mlx_rs::{Array, Dtype};
 use super::*;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Path {
+pub(super) enum Drawer {
     Host,
     Device,
 }
 
-pub(super) const BOTH: [Path; 2] = [Path::Host, Path::Device];
+pub(super) const BOTH: [Drawer; 2] = [Drawer::Host, Drawer::Device];
 
-impl Path {
+impl Drawer {
     pub(super) fn draw(self, samplers: &[&Sampler], rows: &[&[f32]]) -> Vec<Drawn> {
         let logits = rows.concat();
         match self {
@@ -74,7 +74,7 @@ fn greedy() -> Generation {
     asking(Sampling::greedy())
 }
 
-pub(super) fn hot() -> Sampling {
+pub(super) fn sampled() -> Sampling {
     Sampling { temperature: 1.0, seed: Some(7), ..Sampling::greedy() }
 }
 
@@ -98,8 +98,8 @@ fn which(mut tokens: Vec<u32>) -> Vec<u32> {
     tokens
 }
 
-/// Which tokens come, of so many draws.
-fn kept(path: Path, sampling: Sampling, row: &[f32], draws: usize) -> Vec<u32> {
+/// The tokens that occur among so many draws, each once.
+fn kept(path: Drawer, sampling: Sampling, row: &[f32], draws: usize) -> Vec<u32> {
     which(path.draws(&asking(sampling), &[], row, draws))
 }
 
@@ -114,9 +114,9 @@ fn greedy_takes_the_most_likely() {
 fn a_seed_repeats_and_another_does_not() {
     let row = vec![0.0; 1000];
     for path in BOTH {
-        let first = path.draws(&asking(hot()), &[], &row, 20);
-        assert_eq!(path.draws(&asking(hot()), &[], &row, 20), first);
-        let other = Sampling { seed: Some(8), ..hot() };
+        let first = path.draws(&asking(sampled()), &[], &row, 20);
+        assert_eq!(path.draws(&asking(sampled()), &[], &row, 20), first);
+        let other = Sampling { seed: Some(8), ..sampled() };
         assert_ne!(path.draws(&asking(other), &[], &row, 20), first);
         assert!(which(first).len() > 10, "each draw has its own number");
     }
@@ -126,7 +126,7 @@ fn a_seed_repeats_and_another_does_not() {
 fn tokens_come_as_often_as_they_are_likely() {
     let row = of(&[0.5, 0.3, 0.15, 0.05]);
     for path in BOTH {
-        let tokens = path.draws(&asking(hot()), &[], &row, 4000);
+        let tokens = path.draws(&asking(sampled()), &[], &row, 4000);
         for (token, likelihood) in [(0, 0.5), (1, 0.3), (2, 0.15), (3, 0.05)] {
             let share = tokens.iter().filter(|&&t| t == token).count() as f64 / 4000.0;
             // Four standard deviations at most 0.032.
@@ -137,7 +137,7 @@ fn tokens_come_as_often_as_they_are_likely() {
 
 #[test]
 fn the_numbers_of_a_seed_are_spread_evenly_and_below_one() {
-    let mut sampler = sampler(&[], &[], &asking(hot()), 2);
+    let mut sampler = sampler(&[], &[], &asking(sampled()), 2);
     let mut tenths = [0; 10];
     for _ in 0..10_000 {
         let unit = sampler.unit();
@@ -154,7 +154,8 @@ fn temperature_flattens() {
     let row = of(&[0.9, 0.1]);
     for path in BOTH {
         let share = |temperature| {
-            let tokens = path.draws(&asking(Sampling { temperature, ..hot() }), &[], &row, 1000);
+            let tokens =
+                path.draws(&asking(Sampling { temperature, ..sampled() }), &[], &row, 1000);
             tokens.iter().filter(|&&token| token == 1).count()
         };
         // p^(1/T): 0.012 at T = 0.5, 0.25 at T = 2.
@@ -166,7 +167,7 @@ fn temperature_flattens() {
 fn top_k_keeps_that_many() {
     let row = of(&[0.1, 0.4, 0.2, 0.3]);
     for path in BOTH {
-        let kept = |top_k| kept(path, Sampling { top_k, ..hot() }, &row, 300);
+        let kept = |top_k| kept(path, Sampling { top_k, ..sampled() }, &row, 300);
         assert_eq!(kept(2), [1, 3]);
         assert_eq!(kept(1), [1]);
         assert_eq!(kept(99), [0, 1, 2, 3]);
@@ -177,7 +178,7 @@ fn top_k_keeps_that_many() {
 fn top_p_keeps_the_smallest_set_that_reaches_it() {
     let row = of(&[0.1, 0.4, 0.2, 0.3]);
     for path in BOTH {
-        let kept = |top_p| kept(path, Sampling { top_p, ..hot() }, &row, 300);
+        let kept = |top_p| kept(path, Sampling { top_p, ..sampled() }, &row, 300);
         assert_eq!(kept(0.35), [1]);
         assert_eq!(kept(0.6), [1, 3]);
         assert_eq!(kept(0.75), [1, 2, 3]);
@@ -190,7 +191,7 @@ fn top_p_looks_at_what_top_k_left() {
     // Of the two that top_k leaves, 0.4 and 0.3, the first alone has 0.57 of the mass.
     let row = of(&[0.1, 0.4, 0.2, 0.3]);
     for path in BOTH {
-        assert_eq!(kept(path, Sampling { top_k: 2, top_p: 0.55, ..hot() }, &row, 200), [1]);
+        assert_eq!(kept(path, Sampling { top_k: 2, top_p: 0.55, ..sampled() }, &row, 200), [1]);
     }
 }
 
@@ -199,7 +200,7 @@ fn top_p_looks_at_the_tempered_distribution() {
     // 0.6^4 has 0.93 of the mass.
     let row = of(&[0.6, 0.3, 0.1]);
     for path in BOTH {
-        let cold = Sampling { temperature: 0.25, top_p: 0.9, ..hot() };
+        let cold = Sampling { temperature: 0.25, top_p: 0.9, ..sampled() };
         assert_eq!(kept(path, cold, &row, 200), [0]);
     }
 }
@@ -208,7 +209,7 @@ fn top_p_looks_at_the_tempered_distribution() {
 fn min_p_is_relative_to_the_most_likely() {
     let row = of(&[0.1, 0.45, 0.05, 0.4]);
     for path in BOTH {
-        let kept = |min_p| kept(path, Sampling { min_p, ..hot() }, &row, 300);
+        let kept = |min_p| kept(path, Sampling { min_p, ..sampled() }, &row, 300);
         assert_eq!(kept(0.5), [1, 3]);
         assert_eq!(kept(0.2), [0, 1, 3]);
     }
@@ -221,12 +222,12 @@ fn of_equal_logits_the_lower_token_is_kept() {
     row[199] = 1.0;
     for path in BOTH {
         assert_eq!(path.draws(&greedy(), &[], &[0.0, 5.0, 5.0], 1), [1]);
-        assert_eq!(kept(path, Sampling { top_k: 4, ..hot() }, &row, 100), [0, 1, 2, 199]);
+        assert_eq!(kept(path, Sampling { top_k: 4, ..sampled() }, &row, 100), [0, 1, 2, 199]);
         // All as likely: 70 of 200 have 0.35 of the mass, and the last is not 70.
-        let flat = Sampling { top_p: 0.35, ..hot() };
+        let flat = Sampling { top_p: 0.35, ..sampled() };
         assert_eq!(kept(path, flat, &[0.0; 200], 1000), (0..70).collect::<Vec<_>>());
         // Minus zero equals zero.
-        assert_eq!(kept(path, Sampling { top_k: 2, ..hot() }, &[-0.0, 0.0, 0.0], 50), [0, 1]);
+        assert_eq!(kept(path, Sampling { top_k: 2, ..sampled() }, &[-0.0, 0.0, 0.0], 50), [0, 1]);
     }
 }
 
@@ -245,7 +246,7 @@ fn any_number_of_changes_changes_these_tokens_and_no_other() {
     for path in BOTH {
         for count in [1, 2, 15, 16, 17, 63, 64, 65] {
             let logit_bias = (0..count).map(|i| (i * 2 + 1, 1.0)).collect();
-            let biased = asking(Sampling { logit_bias, top_k: count, ..hot() });
+            let biased = asking(Sampling { logit_bias, top_k: count, ..sampled() });
             let row = vec![0.5; 2 * count as usize];
             let odd: Vec<u32> = (0..count).map(|i| i * 2 + 1).collect();
             let drawn = which(path.draws(&biased, &[], &row, 50));
@@ -303,7 +304,7 @@ fn no_stop_token_is_drawn_before_tokens_min() {
     for path in BOTH {
         for temperature in [0.0, 1.0, f32::MAX] {
             let sampling =
-                Sampling { temperature, penalties, logit_bias: logit_bias.clone(), ..hot() };
+                Sampling { temperature, penalties, logit_bias: logit_bias.clone(), ..sampled() };
             let generation =
                 Generation { tokens_min: 3, stop_tokens: vec![2, 9], ..asking(sampling) };
             let tokens = path.draws(&generation, &[], &[1.0, 1.0, 1.0], 60);
@@ -319,7 +320,7 @@ fn no_stop_token_is_drawn_before_tokens_min() {
 }
 
 /// What comes after `0 1 0`, drawn without a preemption.
-fn tokens_with(path: Path, generation: &Generation) -> u32 {
+fn tokens_with(path: Drawer, generation: &Generation) -> u32 {
     let mut sampler = sampler(&[], &[], generation, 3);
     for token in [0, 1, 0] {
         sampler.remember(token);
@@ -330,7 +331,7 @@ fn tokens_with(path: Path, generation: &Generation) -> u32 {
 #[test]
 fn with_nothing_but_stop_tokens_it_is_still_a_token() {
     for path in BOTH {
-        for sampling in [Sampling::greedy(), hot(), Sampling { top_p: 0.5, ..hot() }] {
+        for sampling in [Sampling::greedy(), sampled(), Sampling { top_p: 0.5, ..sampled() }] {
             let all = Generation { tokens_min: 5, stop_tokens: vec![0, 1], ..asking(sampling) };
             assert_eq!(path.draws(&all, &[], &[1.0, 2.0], 2), [0, 0]);
         }
@@ -344,7 +345,7 @@ fn a_preempted_sequence_goes_on_as_if_nothing_had_been() {
     let generation = Generation {
         tokens_min: 12,
         stop_tokens: vec![5],
-        ..asking(Sampling { penalties, top_p: 0.9, ..hot() })
+        ..asking(Sampling { penalties, top_p: 0.9, ..sampled() })
     };
     let row_at = |at: usize| model_like(100, at as u64);
     for path in BOTH {
@@ -363,7 +364,8 @@ fn a_preempted_sequence_goes_on_as_if_nothing_had_been() {
 #[test]
 fn log_probabilities_are_the_models_own_likeliest_first() {
     let row = of(&[0.1, 0.4, 0.25, 0.25]);
-    let sampling = Sampling { logit_bias: BTreeMap::from([(0, 50.0)]), temperature: 0.3, ..hot() };
+    let sampling =
+        Sampling { logit_bias: BTreeMap::from([(0, 50.0)]), temperature: 0.3, ..sampled() };
     for path in BOTH {
         for count in [0, 1, 3, 4, 20] {
             let generation = Generation { logprobs: Some(count), ..asking(sampling.clone()) };
@@ -396,18 +398,18 @@ fn probabilities_sum_to_one() {
 
 #[test]
 fn whatever_the_logits_the_token_is_in_the_vocabulary() {
-    let all = Sampling { top_k: 2, top_p: 0.9, min_p: 0.1, ..hot() };
-    let hottest = Sampling { temperature: f32::MAX, ..hot() };
+    let all = Sampling { top_k: 2, top_p: 0.9, min_p: 0.1, ..sampled() };
+    let hottest = Sampling { temperature: f32::MAX, ..sampled() };
     let penalised = Sampling {
         penalties: Penalties { repetition: 1e-30, presence: f32::MAX, frequency: f32::MIN },
-        ..hot()
+        ..sampled()
     };
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     let rows = [[nan; 4], [inf, 0.0, 0.0, inf], [-inf; 4], [nan, 1.0, -inf, inf]];
     for path in BOTH {
         for row in rows.iter().chain(&[[f32::MAX, f32::MIN, 0.0, -0.0], [1e-45, -1e-45, 0.0, nan]])
         {
-            for sampling in [&all, &hot(), &hottest, &penalised, &Sampling::greedy()] {
+            for sampling in [&all, &sampled(), &hottest, &penalised, &Sampling::greedy()] {
                 let generation = Generation { logprobs: Some(4), ..asking(sampling.clone()) };
                 let mut sampler = sampler(&[1], &[2, 3], &generation, 4);
                 for _ in 0..3 {
@@ -428,7 +430,9 @@ fn whatever_the_logits_the_token_is_in_the_vocabulary() {
 fn an_infinite_logit_is_drawn_and_a_number_that_is_none_is_not() {
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     for path in BOTH {
-        for sampling in [hot(), Sampling { top_k: 3, ..hot() }, Sampling { top_p: 0.9, ..hot() }] {
+        for sampling in
+            [sampled(), Sampling { top_k: 3, ..sampled() }, Sampling { top_p: 0.9, ..sampled() }]
+        {
             assert_eq!(kept(path, sampling, &[nan, 3.0, inf, -inf, inf], 40), [2, 4]);
         }
     }
@@ -440,7 +444,7 @@ fn half_precision_logits_are_drawn_from_as_they_are() {
     let shape = [1, 300];
     let half = Array::from_slice(&row, &shape).as_dtype(Dtype::Bfloat16).unwrap();
     let whole = half.as_dtype(Dtype::Float32).unwrap();
-    for sampling in [Sampling::greedy(), hot(), Sampling { top_k: 20, ..hot() }] {
+    for sampling in [Sampling::greedy(), sampled(), Sampling { top_k: 20, ..sampled() }] {
         let generation = Generation { logprobs: Some(5), ..asking(sampling) };
         let sampler = sampler(&[], &[], &generation, 300);
         let of_half = draw_on_device(&[&sampler], &half, []).unwrap();

@@ -18,13 +18,13 @@ use half::f16;
 pub(crate) const BLOCK: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum BlockType {
     Q4_0,
     Q4_1,
     Q8_0,
 }
 
-impl Kind {
+impl BlockType {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Q4_0 => "Q4_0",
@@ -83,7 +83,7 @@ fn half(bytes: &[u8], at: usize) -> f16 {
 }
 
 /// Whole blocks in MLX's affine layout: packed words, scales and biases, in order of the blocks.
-pub(crate) fn repack(kind: Kind, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>) {
+pub(crate) fn repack(kind: BlockType, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>) {
     let blocks = bytes.len() / kind.bytes();
     let mut words = Vec::with_capacity(blocks * BLOCK * kind.bits().unsigned_abs() as usize / 32);
     let (mut scales, mut biases) = (Vec::with_capacity(blocks), Vec::with_capacity(blocks));
@@ -92,7 +92,7 @@ pub(crate) fn repack(kind: Kind, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>)
         scales.push(scale);
         biases.push(bias);
         match kind {
-            Kind::Q4_0 | Kind::Q4_1 => {
+            BlockType::Q4_0 | BlockType::Q4_1 => {
                 let (mut word, mut filled) = (0_u32, 0);
                 nibbles(&block[kind.bytes() - 16..], |q| {
                     word |= u32::from(q) << (4 * filled);
@@ -103,8 +103,8 @@ pub(crate) fn repack(kind: Kind, bytes: &[u8]) -> (Vec<u32>, Vec<f16>, Vec<f16>)
                     }
                 });
             }
-            // As in `Kind::codes`.
-            Kind::Q8_0 => {
+            // As in `BlockType::codes`.
+            BlockType::Q8_0 => {
                 for q in block[2..].as_chunks::<4>().0 {
                     words.push(u32::from_le_bytes(q.map(|q| q ^ 0x80)));
                 }
@@ -129,17 +129,17 @@ mod tests {
     use super::*;
 
     /// The numbers themselves. `bytes` is whole blocks.
-    fn widen(kind: Kind, bytes: &[u8]) -> Vec<f32> {
+    fn widen(kind: BlockType, bytes: &[u8]) -> Vec<f32> {
         let mut numbers = Vec::with_capacity(bytes.len() / kind.bytes() * BLOCK);
         for block in bytes.chunks_exact(kind.bytes()) {
             let d = half(block, 0).to_f32();
             match kind {
-                Kind::Q4_0 => nibbles(&block[2..], |q| numbers.push(d * (f32::from(q) - 8.0))),
-                Kind::Q4_1 => {
+                BlockType::Q4_0 => nibbles(&block[2..], |q| numbers.push(d * (f32::from(q) - 8.0))),
+                BlockType::Q4_1 => {
                     let m = half(block, 2).to_f32();
                     nibbles(&block[4..], |q| numbers.push(d * f32::from(q) + m));
                 }
-                Kind::Q8_0 => {
+                BlockType::Q8_0 => {
                     numbers.extend(block[2..].iter().map(|&q| d * f32::from(q.cast_signed())));
                 }
             }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     /// What MLX makes of the packed form.
-    fn unpack(kind: Kind, words: &[u32], scale: f16, bias: f16) -> Vec<f32> {
+    fn unpack(kind: BlockType, words: &[u32], scale: f16, bias: f16) -> Vec<f32> {
         let bits = kind.bits().unsigned_abs();
         let mask = (1_u32 << bits) - 1;
         let per_word = 32 / bits;
@@ -161,11 +161,11 @@ mod tests {
 
     #[test]
     fn a_repacked_block_means_the_same_numbers() {
-        for kind in [Kind::Q4_0, Kind::Q4_1, Kind::Q8_0] {
+        for kind in [BlockType::Q4_0, BlockType::Q4_1, BlockType::Q8_0] {
             let mut block: Vec<u8> =
                 (0..kind.bytes()).map(|i| (i * 37 + 11).to_le_bytes()[0]).collect();
             block[..2].copy_from_slice(&f16::from_f32(0.0625).to_le_bytes());
-            if kind == Kind::Q4_1 {
+            if kind == BlockType::Q4_1 {
                 block[2..4].copy_from_slice(&f16::from_f32(-0.5).to_le_bytes());
             }
             let (words, scales, biases) = repack(kind, &block);
@@ -183,7 +183,7 @@ mod tests {
         let mut block = vec![0_u8; 18];
         block[..2].copy_from_slice(&f16::from_f32(1.0).to_le_bytes());
         block[2] = 0x9F; // number 0 is 15, number 16 is 9
-        let numbers = widen(Kind::Q4_0, &block);
+        let numbers = widen(BlockType::Q4_0, &block);
         assert_eq!((numbers[0], numbers[16], numbers[1]), (7.0, 1.0, -8.0));
     }
 }

@@ -12,7 +12,7 @@
 //! - Nothing is allocated by a length that a file claims before the file is known to be that long.
 
 pub(crate) mod blocks;
-mod ends;
+mod eos;
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
 mod special_tokens;
@@ -25,28 +25,27 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use interlock_model_files::{ModelFiles, recognize};
+use interlock_model_files::{ModelFiles, TextParts, recognize};
 use mlx_rs::Dtype;
 use serde_json::{Map, Value};
 
 use crate::error::LoadError;
 use crate::leftover::Leftover;
-use crate::text_source::TextSource;
 
 /// A model's files, opened and understood, with no weight read yet.
-pub(crate) struct Source {
+pub(crate) struct ModelSource {
     pub(crate) path: PathBuf,
     pub(crate) format: Format,
     /// `config.json`, or GGUF metadata in its terms.
     pub(crate) config: Map<String, Value>,
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) text: TextSource,
+    pub(crate) text: TextParts,
     pub(crate) name: Option<String>,
     /// What the files have beyond that, and nothing reads: metadata that `config` has no word for.
     pub(crate) leftovers: Vec<Leftover>,
 }
 
-/// Where a model's weights come from.
+/// The format of a model's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -59,12 +58,12 @@ pub enum Format {
 /// Tensors by name, and the files that hold them.
 pub(crate) struct Checkpoint {
     files: Vec<(PathBuf, File)>,
-    pub(crate) tensors: BTreeMap<String, Tensor>,
+    pub(crate) tensors: BTreeMap<String, StoredTensor>,
 }
 
-/// Where a tensor lies and how to read it.
+/// The place of a tensor in its file, its shape and its encoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tensor {
+pub(crate) struct StoredTensor {
     file: usize,
     offset: u64,
     pub(crate) bytes: u64,
@@ -72,7 +71,7 @@ pub(crate) struct Tensor {
     pub(crate) encoding: Encoding,
 }
 
-/// How a tensor's numbers are stored.
+/// The type in which a file stores a tensor's numbers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Encoding {
     F32,
@@ -80,8 +79,8 @@ pub(crate) enum Encoding {
     Bf16,
     /// MLX's packed quantized weights.
     U32,
-    Block(blocks::Kind),
-    /// Known by name at best.
+    Block(blocks::BlockType),
+    /// A type that is not read, by its name or number.
     Other(String),
 }
 
@@ -109,14 +108,14 @@ impl Encoding {
     }
 }
 
-impl Tensor {
-    /// How many numbers it holds (packed words count once).
+impl StoredTensor {
+    /// The number of elements; a packed word is one.
     pub(crate) fn elements(&self) -> u64 {
         self.shape.iter().map(|&side| u64::from(side.unsigned_abs())).product()
     }
 }
 
-impl Source {
+impl ModelSource {
     /// Opens a GGUF file or a model folder and reads all but the weights.
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
         match recognize(path)? {
@@ -128,7 +127,7 @@ impl Source {
 
 impl Checkpoint {
     /// A tensor's bytes, from disk.
-    pub(crate) fn read(&self, tensor: &Tensor) -> Result<Vec<u8>, LoadError> {
+    pub(crate) fn read(&self, tensor: &StoredTensor) -> Result<Vec<u8>, LoadError> {
         let (path, file) = &self.files[tensor.file];
         // It was checked when the header was read that the file is this long.
         let length = usize::try_from(tensor.bytes).map_err(|_| LoadError::Damaged {
@@ -143,7 +142,11 @@ impl Checkpoint {
 
     /// Whether two tensors hold the same numbers as far as a look at three places tells: matrices
     /// that were trained apart differ everywhere.
-    pub(crate) fn look_alike(&self, one: &Tensor, other: &Tensor) -> Result<bool, LoadError> {
+    pub(crate) fn look_alike(
+        &self,
+        one: &StoredTensor,
+        other: &StoredTensor,
+    ) -> Result<bool, LoadError> {
         const PIECE: u64 = 4096;
         if (&one.shape, &one.encoding, one.bytes) != (&other.shape, &other.encoding, other.bytes) {
             return Ok(false);
@@ -151,8 +154,9 @@ impl Checkpoint {
         let bytes = one.bytes.min(PIECE);
         let last = one.bytes - bytes;
         for from in [0, last / 2, last] {
-            let piece =
-                |of: &Tensor| self.read(&Tensor { offset: of.offset + from, bytes, ..of.clone() });
+            let piece = |of: &StoredTensor| {
+                self.read(&StoredTensor { offset: of.offset + from, bytes, ..of.clone() })
+            };
             if piece(one)? != piece(other)? {
                 return Ok(false);
             }
@@ -171,7 +175,7 @@ impl Checkpoint {
     }
 }
 
-/// `shape` as MLX has it, or why not.
+/// The shape in MLX's i32s; the error says which side or size is beyond the limits.
 fn shape(dimensions: impl IntoIterator<Item = u64>) -> Result<Vec<i32>, String> {
     let shape: Vec<i32> = dimensions
         .into_iter()

@@ -11,7 +11,7 @@ use interlock_model_files::{JSON_BYTES_MAX, open as open_file, read};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Checkpoint, Encoding, Format, Source, Tensor, shape, text};
+use super::{Checkpoint, Encoding, Format, ModelSource, StoredTensor, shape, text};
 use crate::error::LoadError;
 use crate::leftover::Leftover;
 
@@ -22,7 +22,7 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 const ADAPTERS: [&str; 3] =
     ["adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"];
 
-pub(super) fn open(folder: &Path, weights: Vec<PathBuf>) -> Result<Source, LoadError> {
+pub(super) fn open(folder: &Path, weights: Vec<PathBuf>) -> Result<ModelSource, LoadError> {
     let config_path = folder.join("config.json");
     let config = object(&config_path)?;
     let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
@@ -37,7 +37,7 @@ pub(super) fn open(folder: &Path, weights: Vec<PathBuf>) -> Result<Source, LoadE
     let format = Format::Safetensors;
     let adapters = ADAPTERS.iter().filter(|name| folder.join(name).exists());
     let leftovers = adapters.map(|name| Leftover::File { name: (*name).to_owned() }).collect();
-    Ok(Source { path: folder.into(), format, config, checkpoint, text, name, leftovers })
+    Ok(ModelSource { path: folder.into(), format, config, checkpoint, text, name, leftovers })
 }
 
 /// Reads a JSON object.
@@ -83,9 +83,9 @@ fn tensors(
     file: usize,
     start: u64,
     length: u64,
-) -> Result<Vec<(String, Tensor)>, String> {
+) -> Result<Vec<(String, StoredTensor)>, String> {
     #[derive(Deserialize)]
-    struct Entry {
+    struct HeaderEntry {
         dtype: String,
         shape: Vec<u64>,
         data_offsets: (u64, u64),
@@ -97,7 +97,7 @@ fn tensors(
         if name == "__metadata__" {
             continue;
         }
-        let entry: Entry =
+        let entry: HeaderEntry =
             serde_json::from_value(entry).map_err(|bad| format!("tensor {name:?}: {bad}"))?;
         let (from, to) = entry.data_offsets;
         if from > to || to > length {
@@ -111,7 +111,7 @@ fn tensors(
             "U32" => (Encoding::U32, Some(4)),
             other => (Encoding::Other(other.to_owned()), None),
         };
-        let tensor = Tensor { file, offset: start + from, bytes: to - from, shape, encoding };
+        let tensor = StoredTensor { file, offset: start + from, bytes: to - from, shape, encoding };
         if size.is_some_and(|size: u64| tensor.elements() * size != tensor.bytes) {
             return Err(format!(
                 "tensor {name:?} has {} bytes, its shape {:?} and type {} call for others",

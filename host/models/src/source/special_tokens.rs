@@ -7,7 +7,7 @@
 //!
 //! # Not here
 //!
-//! Which tokens end a generation (`ends.rs`): what a template writes and what ends a text are two
+//! Which tokens end a generation (`eos.rs`): what a template writes and what ends a text are two
 //! things. The ids in `config.json` are no names.
 
 use serde_json::{Map, Value};
@@ -19,7 +19,8 @@ const ADDITIONAL: &str = "additional_special_tokens";
 /// An object of names that one model alone has.
 const EXTRA: &str = "extra_special_tokens";
 
-/// Of a folder with these files, an absent one being empty, and this `model_type`.
+/// The special tokens of a folder with these files and this `model_type`. A file that is absent is
+/// an empty map.
 pub(super) fn of_folder(
     tokenizer_config: &Map<String, Value>,
     special_tokens_map: &Map<String, Value>,

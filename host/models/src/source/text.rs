@@ -2,22 +2,21 @@
 
 use std::path::Path;
 
-use interlock_model_files as files;
+use interlock_model_files::{self as files, TextParts, TokenizerSource};
 use interlock_request::{SamplingDefaults, TokenId};
 use serde_json::{Map, Value};
 
-use super::ends::{self, NamedToken};
+use super::eos::{self, NamedToken};
 use super::safetensors::object;
 use super::special_tokens;
 use crate::error::LoadError;
-use crate::text_source::{TextSource, TokenizerSource};
 
 /// Longer than any tokenizer: the largest known take 35 MB.
 const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
 /// Longer than any template.
 const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
 
-pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextSource, LoadError> {
+pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextParts, LoadError> {
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = files::read(&tokenizer_path, TOKENIZER_BYTES_MAX)
         .map_err(|cause| LoadError::Read { path: tokenizer_path.clone(), cause })?;
@@ -44,9 +43,9 @@ pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextSou
     let ids = |source: &Map<String, Value>| source.get("eos_token_id").map_or(vec![], token_ids);
     let named = [ids(&generation), ids(config)].concat();
     let named = named.into_iter().chain(eos_token.and_then(|token| id_of(&parsed, &added, token)));
-    let eos = ends::all(named, !ids(&generation).is_empty(), added.iter().copied());
+    let eos = eos::all(named, !ids(&generation).is_empty(), added.iter().copied());
     let tokenizer = TokenizerSource::Json(tokenizer);
-    Ok(TextSource { tokenizer, chat_template, special_tokens, eos })
+    Ok(TextParts { tokenizer, chat_template, special_tokens, eos })
 }
 
 /// What a `generation_config.json` says of sampling. What it does not say, or says wrong, is as

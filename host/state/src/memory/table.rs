@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::space::{Quota, StateFault};
+use crate::store::{Quota, StateFault};
 
 /// A map whose entries end, which knows the order in which they do.
 ///
@@ -14,11 +14,11 @@ use crate::space::{Quota, StateFault};
 /// earlier one until a sweep comes by there. So what is written all the time, a busy bucket, costs
 /// a map's write and no more.
 pub(super) struct Table<K, V> {
-    entries: HashMap<K, Entry<V>>,
+    entries: HashMap<K, TableEntry<V>>,
     ends: BTreeSet<(Duration, K)>,
 }
 
-struct Entry<V> {
+struct TableEntry<V> {
     value: V,
     bytes: u64,
     ends: Duration,
@@ -26,8 +26,8 @@ struct Entry<V> {
     listed: Duration,
 }
 
-/// How much one policy's tables may hold together, and hold.
-pub(super) struct Room {
+/// The keys and bytes that one policy's tables hold together, and the limits on them.
+pub(super) struct QuotaUse {
     quota: Quota,
     keys: AtomicU64,
     bytes: AtomicU64,
@@ -53,7 +53,7 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         self.entries.get(key).filter(|entry| now < entry.ends).map(|entry| &entry.value)
     }
 
-    /// When an entry ends.
+    /// The time at which an entry ends.
     pub(super) fn ends<Q>(&self, key: &Q) -> Option<Duration>
     where
         K: Borrow<Q>,
@@ -70,7 +70,7 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         value: V,
         bytes: u64,
         (now, ends): (Duration, Duration),
-        room: &Room,
+        room: &QuotaUse,
     ) -> Result<(), StateFault>
     where
         K: Borrow<Q>,
@@ -86,14 +86,14 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         Ok(())
     }
 
-    /// The same where room has just been made.
+    /// Puts an entry without asking for room, where room has just been made.
     pub(super) fn put_anyhow<Q>(
         &mut self,
         key: &Q,
         value: V,
         bytes: u64,
         (now, ends): (Duration, Duration),
-        room: &Room,
+        room: &QuotaUse,
     ) where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -124,11 +124,11 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
         }
         let key = key.to_owned();
         self.ends.insert((ends, key.clone()));
-        self.entries.insert(key, Entry { value, bytes, ends, listed: ends });
+        self.entries.insert(key, TableEntry { value, bytes, ends, listed: ends });
     }
 
     /// Removes an entry, ended or not.
-    pub(super) fn remove<Q>(&mut self, key: &Q, room: &Room) -> Option<V>
+    pub(super) fn remove<Q>(&mut self, key: &Q, room: &QuotaUse) -> Option<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -140,11 +140,11 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
     }
 
     /// Drops what has ended; whether there was any.
-    pub(super) fn sweep(&mut self, now: Duration, room: &Room) -> bool {
+    pub(super) fn sweep(&mut self, now: Duration, room: &QuotaUse) -> bool {
         self.sweep_some(now, room, usize::MAX)
     }
 
-    fn sweep_some(&mut self, now: Duration, room: &Room, most: usize) -> bool {
+    fn sweep_some(&mut self, now: Duration, room: &QuotaUse, most: usize) -> bool {
         let mut any = false;
         for _ in 0..most {
             let due = self.ends.first().is_some_and(|(ends, _)| *ends <= now);
@@ -163,7 +163,7 @@ impl<K: Hash + Ord + Clone, V> Table<K, V> {
     }
 }
 
-impl Room {
+impl QuotaUse {
     pub(super) fn new(quota: Quota) -> Self {
         Self { quota, keys: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }

@@ -15,7 +15,7 @@ use ::redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisError, Re
 pub(super) type LookUp =
     Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static>;
 
-/// The system's.
+/// Looks names up as the system does.
 pub(super) fn system() -> LookUp {
     Arc::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))
 }
@@ -24,7 +24,7 @@ pub(super) fn system() -> LookUp {
 pub(super) struct Connector {
     info: ConnectionInfo,
     look_up: LookUp,
-    /// Where the last connection was made to.
+    /// The address of the last connection that was made.
     found: Option<SocketAddr>,
     /// A look-up that has not ended.
     running: Option<Receiver<io::Result<Vec<SocketAddr>>>>,

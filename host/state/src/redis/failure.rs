@@ -3,7 +3,7 @@
 //!
 //! # Not here
 //!
-//! What becomes of the connection, which is [`link`](super::link)'s affair.
+//! What becomes of the connection, which is the connection pool's affair (`connection_pool.rs`).
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 use interlock_metrics::IntCounter;
 
 use crate::metrics::FailureKind;
-use crate::space::StateFault;
+use crate::store::StateFault;
 
 /// A call that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct Failure {
     pub(super) kind: FailureKind,
     /// Redis' words, or ours where it has none. No address and no login.
     pub(super) why: String,
-    /// It was sent: whether it was carried out nobody knows.
+    /// Whether the call was sent, so that it may have been carried out.
     pub(super) sent: bool,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Failure {
 const WORDS_MAX: usize = 300;
 
 impl Failure {
-    /// It failed before anything was sent.
+    /// A failure before anything was sent.
     pub(super) fn unsent(kind: FailureKind, why: impl Into<String>) -> Self {
         Self { kind, why: why.into(), sent: false }
     }
@@ -109,32 +109,32 @@ fn by_words(error: &RedisError) -> FailureKind {
 
 /// Says of each kind of failure that there is one, once, and now and then that it goes on.
 #[derive(Default)]
-pub(super) struct Reports {
-    kinds: Mutex<[Report; FailureKind::ALL.len()]>,
+pub(super) struct FailureLog {
+    kinds: Mutex<[KindLog; FailureKind::ALL.len()]>,
     counters: OnceLock<[IntCounter; FailureKind::ALL.len()]>,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Report {
+struct KindLog {
     said: Option<Instant>,
     last: Option<Instant>,
     /// Failures since something was said.
     unsaid: u64,
 }
 
-/// What goes on is said so often.
+/// How often a failure that goes on is logged again.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// What has not been met for so long is over.
 const OVER: Duration = Duration::from_secs(10);
 
-impl Reports {
+impl FailureLog {
     /// Counts them there, from now on.
     pub(super) fn count_in(&self, counters: [IntCounter; FailureKind::ALL.len()]) {
         let _first = self.counters.set(counters);
     }
 
-    /// A call failed.
+    /// Notes that a call failed, and logs it unless that was logged lately.
     pub(super) fn failed(&self, failure: &Failure) {
         let kind = failure.kind;
         if let Some(counters) = self.counters.get() {
@@ -153,7 +153,7 @@ impl Reports {
         );
     }
 
-    /// How often it failed since that was said, if it is to be said now.
+    /// The number of failures since the last log line, if a log line is due.
     fn worth_saying(&self, kind: FailureKind, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds();
         let report = &mut kinds[kind as usize];
@@ -175,16 +175,16 @@ impl Reports {
 
     fn over(&self, now: Instant) -> Vec<FailureKind> {
         let mut kinds = self.kinds();
-        let over = |report: &Report| {
+        let over = |report: &KindLog| {
             report.last.is_some_and(|last| now.saturating_duration_since(last) >= OVER)
         };
         let over: Vec<_> =
             FailureKind::ALL.into_iter().filter(|kind| over(&kinds[*kind as usize])).collect();
-        over.iter().for_each(|kind| kinds[*kind as usize] = Report::default());
+        over.iter().for_each(|kind| kinds[*kind as usize] = KindLog::default());
         over
     }
 
-    fn kinds(&self) -> std::sync::MutexGuard<'_, [Report; FailureKind::ALL.len()]> {
+    fn kinds(&self) -> std::sync::MutexGuard<'_, [KindLog; FailureKind::ALL.len()]> {
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -193,7 +193,7 @@ impl Reports {
 mod tests {
     use super::*;
 
-    /// As the client reads it from the line.
+    /// A refusal as the client reads it from the connection.
     fn refused(words: &str) -> Failure {
         let answer = ::redis::parse_redis_value(format!("-{words}\r\n").as_bytes());
         let value = answer.expect("it is an answer");
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_goes_on_is_said_once_a_minute_and_that_it_is_over_once() {
-        let (reports, kind) = (Reports::default(), FailureKind::Memory);
+        let (reports, kind) = (FailureLog::default(), FailureKind::Memory);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(reports.worth_saying(kind, at(0)), Some(1));

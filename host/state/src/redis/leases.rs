@@ -29,60 +29,60 @@ use std::time::{Duration, Instant};
 use interlock_metrics::IntCounter;
 
 use super::failure::Failure;
-use super::server::{Hold, Server};
-use crate::space::Ending;
+use super::server::{LeaseKey, RedisServer};
+use crate::store::LeaseEnd;
 
 /// What the host holds. Cheap to ask; nothing here waits for the server.
 pub(super) struct Leases {
-    shared: Arc<Shared>,
+    shared: Arc<LeasesShared>,
 }
 
-struct Shared {
-    server: Arc<Server>,
-    book: Mutex<Book>,
+struct LeasesShared {
+    server: Arc<RedisServer>,
+    table: Mutex<LeaseTable>,
     /// There is something for the thread to do, or it is to end.
     wanted: Condvar,
-    /// Something was ended.
+    /// Woken when a lease was ended.
     ended: Condvar,
     lost: OnceLock<IntCounter>,
 }
 
 #[derive(Default)]
-struct Book {
-    /// Until when each may be held at most.
-    held: HashMap<Hold, Instant>,
-    /// What is to be ended, and how.
-    ending: HashMap<Hold, Due>,
+struct LeaseTable {
+    /// The leases to renew, and the time until which each may be held at most.
+    held: HashMap<LeaseKey, Instant>,
+    /// The leases to end, and how.
+    ending: HashMap<LeaseKey, PendingEnd>,
     closing: bool,
 }
 
 #[derive(Clone)]
-struct Due {
-    ending: Ending,
-    /// When there is no use in it any more.
+struct PendingEnd {
+    ending: LeaseEnd,
+    /// The time from which ending it is of no use.
     until: Instant,
     /// It had begun. Where nobody knows that, since the call that began it may still lie in the
     /// server's queue, it is ended again and again until it was there.
     begun: bool,
-    /// It is not tried before.
+    /// The earliest time of the next attempt.
     again_at: Instant,
-    /// Until the next attempt, if this one fails.
+    /// The pause before the next attempt, if this one fails.
     pause: Duration,
 }
 
-impl Due {
-    fn new(ending: Ending, keep: Duration, begun: bool) -> Self {
+impl PendingEnd {
+    fn new(ending: LeaseEnd, keep: Duration, begun: bool) -> Self {
         let now = Instant::now();
         Self { ending, until: now + keep, begun, again_at: now, pause: PAUSE_MIN }
     }
 
-    /// There is no use in trying it. What may have begun is tried once more: the server may have been
+    /// Whether another attempt is of no use. What may have begun is tried once more: the server may have been
     /// silent for all that time, and begin it now.
     fn is_over(&self) -> bool {
         self.begun && self.until <= Instant::now()
     }
 
-    /// Puts it off; whether there will be any use in it then.
+    /// Puts the next attempt off, and returns whether it will be of any use then.
     fn put_off(&mut self) -> bool {
         self.again_at = Instant::now() + self.pause;
         self.pause = PAUSE_MAX.min(self.pause * 2);
@@ -90,31 +90,32 @@ impl Due {
     }
 }
 
-/// Renewed in one call. The server does nothing else meanwhile: about a millisecond.
+/// Leases that are renewed in one call, during which the server does nothing else: about a
+/// millisecond.
 const BATCH: usize = 500;
 
-/// More are not kept: their leases end them.
+/// Ends beyond this number are not remembered: those leases end by themselves.
 const ENDINGS_MAX: usize = 100_000;
 
-/// How long it is worth to charge what a request used, after its lease is over.
+/// How long after the end of its lease a reservation is still settled.
 const SETTLE_MAX: Duration = Duration::from_secs(3600);
 
-/// Between attempts while the server does not do what it is asked.
+/// The pauses between attempts while the server refuses.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Longest that the end of the host waits until what has ended is ended.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
-impl Book {
-    /// What is to be ended by then, or at all.
-    fn endings(&self, by: Option<Instant>) -> Vec<(Hold, Due)> {
-        let due = |due: &Due| by.is_none_or(|by| due.again_at <= by);
+impl LeaseTable {
+    /// The ends that are due by `by`; all of them if that is none.
+    fn endings(&self, by: Option<Instant>) -> Vec<(LeaseKey, PendingEnd)> {
+        let due = |due: &PendingEnd| by.is_none_or(|by| due.again_at <= by);
         let all = self.ending.iter().filter(|ending| due(ending.1));
         all.map(|(hold, due)| (hold.clone(), due.clone())).collect()
     }
 
-    /// When the next one is to be ended; far from `now` if there is none.
+    /// The time of the next attempt to end a lease; far from `now` if there is none.
     fn next_ending(&self, now: Instant) -> Instant {
         let next = self.ending.values().map(|due| due.again_at).min();
         next.unwrap_or(now + SETTLE_MAX)
@@ -122,71 +123,71 @@ impl Book {
 }
 
 impl Leases {
-    pub(super) fn start(server: Arc<Server>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
+    pub(super) fn start(server: Arc<RedisServer>) -> std::io::Result<Self> {
+        let shared = Arc::new(LeasesShared {
             server,
-            book: Mutex::default(),
+            table: Mutex::default(),
             wanted: Condvar::new(),
             ended: Condvar::new(),
             lost: OnceLock::new(),
         });
         let kept = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("interlock-leases".into());
-        thread.spawn(move || Keeper::new(&kept).run())?;
+        thread.spawn(move || LeaseRenewer::new(&kept).run())?;
         Ok(Self { shared })
     }
 
-    /// Counts what is lost there.
+    /// Counts lost leases in `lost`, from now on.
     pub(super) fn count_in(&self, lost: IntCounter) {
         let _first = self.shared.lost.set(lost);
     }
 
-    /// It has begun, and may be held for so long.
-    pub(super) fn hold(&self, hold: Hold, most: Duration) {
+    /// Takes a lease that has begun, to be renewed for `most` at most.
+    pub(super) fn hold(&self, hold: LeaseKey, most: Duration) {
         let now = Instant::now();
         let until = now.checked_add(most).unwrap_or(now + crate::LIFE_MAX);
-        let mut book = self.shared.book();
-        if !book.ending.contains_key(&hold) {
-            book.held.insert(hold, until);
+        let mut table = self.shared.table();
+        if !table.ending.contains_key(&hold) {
+            table.held.insert(hold, until);
         }
     }
 
-    /// It is being ended: it is not renewed any more.
-    pub(super) fn release(&self, hold: &Hold) {
-        let mut book = self.shared.book();
-        book.held.remove(hold);
-        book.ending.remove(hold);
+    /// Stops renewing a lease, because the caller is ending it.
+    pub(super) fn release(&self, hold: &LeaseKey) {
+        let mut table = self.shared.table();
+        table.held.remove(hold);
+        table.ending.remove(hold);
     }
 
     /// Ends it as soon as the server can. What is being ended already is ended as was said first.
-    pub(super) fn end_soon(&self, hold: Hold, ending: Ending) {
+    pub(super) fn end_soon(&self, hold: LeaseKey, ending: LeaseEnd) {
         let lease = self.shared.server.lease;
         let keep = match ending {
             // When its lease is over, so is it.
-            Ending::Leave { .. } => lease,
-            Ending::Settle { .. } => SETTLE_MAX.max(lease),
+            LeaseEnd::Leave { .. } => lease,
+            LeaseEnd::Settle { .. } => SETTLE_MAX.max(lease),
         };
-        self.enter(hold, Due::new(ending, keep, true));
+        self.enter(hold, PendingEnd::new(ending, keep, true));
     }
 
-    /// Ends what may have begun.
-    pub(super) fn undo(&self, hold: Hold) {
+    /// Ends a lease that may have begun.
+    pub(super) fn undo(&self, hold: LeaseKey) {
         let ending = hold.undo();
-        self.enter(hold, Due::new(ending, self.shared.server.lease, false));
+        self.enter(hold, PendingEnd::new(ending, self.shared.server.lease, false));
     }
 
     /// Waits until what has ended is ended, or for so long; whether it is.
     pub(super) fn flush(&self, wait_max: Duration) -> bool {
-        let waits = |book: &mut Book| book.ending.values().any(|due| due.begun);
-        let waited = self.shared.ended.wait_timeout_while(self.shared.book(), wait_max, waits);
+        let waits = |table: &mut LeaseTable| table.ending.values().any(|due| due.begun);
+        let waited = self.shared.ended.wait_timeout_while(self.shared.table(), wait_max, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    fn enter(&self, hold: Hold, due: Due) {
-        let mut book = self.shared.book();
-        book.held.remove(&hold);
-        if book.ending.len() < ENDINGS_MAX {
-            book.ending.entry(hold).or_insert(due);
+    fn enter(&self, hold: LeaseKey, due: PendingEnd) {
+        let mut table = self.shared.table();
+        table.held.remove(&hold);
+        if table.ending.len() < ENDINGS_MAX {
+            table.ending.entry(hold).or_insert(due);
             self.shared.wanted.notify_all();
         }
     }
@@ -195,42 +196,42 @@ impl Leases {
 impl Drop for Leases {
     /// Waits a little for what has ended to be ended; leases do the rest.
     fn drop(&mut self) {
-        self.shared.book().closing = true;
+        self.shared.table().closing = true;
         self.shared.wanted.notify_all();
-        if self.shared.server.link.down().is_none() {
-            self.flush(FAREWELL);
+        if self.shared.server.pool.down().is_none() {
+            self.flush(CLOSE_WAIT_MAX);
         }
     }
 }
 
-impl Shared {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+impl LeasesShared {
+    fn table(&self) -> MutexGuard<'_, LeaseTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The thread's side.
-struct Keeper<'a> {
-    shared: &'a Shared,
+/// What the renewing thread works with.
+struct LeaseRenewer<'a> {
+    shared: &'a LeasesShared,
     renew_at: Instant,
-    /// Between attempts to renew what was refused.
+    /// The pause before renewing again what was refused.
     renew_pause: Duration,
-    /// Between attempts while the server is silent.
+    /// The pause between attempts while the server is silent.
     pause: Duration,
-    /// Not before this, since the server was silent.
+    /// The earliest time of the next attempt, after the server was silent.
     retry_at: Option<Instant>,
     /// The host ends, and everything is tried once more.
     last: bool,
 }
 
-/// For one round.
-struct Work {
-    endings: Vec<(Hold, Due)>,
+/// What one round renews and ends.
+struct Round {
+    endings: Vec<(LeaseKey, PendingEnd)>,
     renew: bool,
 }
 
-impl<'a> Keeper<'a> {
-    fn new(shared: &'a Shared) -> Self {
+impl<'a> LeaseRenewer<'a> {
+    fn new(shared: &'a LeasesShared) -> Self {
         let renew_at = Instant::now() + shared.server.lease / 3;
         let (renew_pause, pause) = (PAUSE_MIN, PAUSE_MIN);
         Self { shared, renew_at, renew_pause, pause, retry_at: None, last: false }
@@ -272,30 +273,30 @@ impl<'a> Keeper<'a> {
     }
 
     /// Waits for work; there is none any more when the host ends.
-    fn wait(&mut self) -> Option<Work> {
-        let mut book = self.shared.book();
+    fn wait(&mut self) -> Option<Round> {
+        let mut table = self.shared.table();
         loop {
             let now = Instant::now();
-            if book.closing {
+            if table.closing {
                 let last = std::mem::replace(&mut self.last, true);
-                let endings = book.endings(None);
-                return (!last && !endings.is_empty()).then_some(Work { endings, renew: false });
+                let endings = table.endings(None);
+                return (!last && !endings.is_empty()).then_some(Round { endings, renew: false });
             }
             let rests = self.retry_at.filter(|at| *at > now);
-            let until = rests.unwrap_or_else(|| self.renew_at.min(book.next_ending(now)));
+            let until = rests.unwrap_or_else(|| self.renew_at.min(table.next_ending(now)));
             if until <= now {
-                return Some(Work {
-                    endings: book.endings(Some(now)),
+                return Some(Round {
+                    endings: table.endings(Some(now)),
                     renew: self.renew_at <= now,
                 });
             }
-            let waited = self.shared.wanted.wait_timeout(book, until - now);
-            book = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.shared.wanted.wait_timeout(table, until - now);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Ends what it can, until it is time to renew; fails when the server is silent.
-    fn end(&self, endings: Vec<(Hold, Due)>) -> Result<(), Failure> {
+    fn end(&self, endings: Vec<(LeaseKey, PendingEnd)>) -> Result<(), Failure> {
         for (hold, due) in endings {
             if self.renew_at <= Instant::now() && !self.last {
                 break;
@@ -309,9 +310,9 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    /// Whether it is ended, as far as that can be known.
-    fn try_to_end(&self, hold: &Hold, due: &Due) -> Result<bool, Failure> {
-        match self.shared.server.end_patiently(&hold.prefix, &due.ending) {
+    /// Tries to end a lease, and returns whether it is over, as far as that can be known.
+    fn try_to_end(&self, hold: &LeaseKey, due: &PendingEnd) -> Result<bool, Failure> {
+        match self.shared.server.end_without_request(&hold.prefix, &due.ending) {
             Ok(answer) => Ok(due.begun || answer.known().unwrap_or(true)),
             // Silent is the server, to all; refused is this one.
             Err(failure) if failure.is_silence() => Err(failure),
@@ -319,15 +320,15 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn forget(&self, hold: &Hold) {
-        self.shared.book().ending.remove(hold);
+    fn forget(&self, hold: &LeaseKey) {
+        self.shared.table().ending.remove(hold);
         self.shared.ended.notify_all();
     }
 
-    fn put_off(&self, hold: &Hold) {
-        let mut book = self.shared.book();
-        if !book.ending.get_mut(hold).is_some_and(Due::put_off) {
-            drop(book);
+    fn put_off(&self, hold: &LeaseKey) {
+        let mut table = self.shared.table();
+        if !table.ending.get_mut(hold).is_some_and(PendingEnd::put_off) {
+            drop(table);
             self.forget(hold);
         }
     }
@@ -358,23 +359,23 @@ impl<'a> Keeper<'a> {
     }
 
     /// What is held, and for how long it may be, by policy.
-    fn held(&self, now: Instant) -> HashMap<Arc<str>, Vec<(Hold, Duration)>> {
-        let mut by_policy: HashMap<Arc<str>, Vec<(Hold, Duration)>> = HashMap::new();
-        let mut book = self.shared.book();
+    fn held(&self, now: Instant) -> HashMap<Arc<str>, Vec<(LeaseKey, Duration)>> {
+        let mut by_policy: HashMap<Arc<str>, Vec<(LeaseKey, Duration)>> = HashMap::new();
+        let mut table = self.shared.table();
         // What may be held no longer ends with its lease.
-        book.held.retain(|_, until| *until > now);
-        for (hold, until) in &book.held {
+        table.held.retain(|_, until| *until > now);
+        for (hold, until) in &table.held {
             let all = by_policy.entry(Arc::clone(&hold.prefix)).or_default();
             all.push((hold.clone(), until.saturating_duration_since(now)));
         }
         by_policy
     }
 
-    fn lost(&self, lost: &[Hold]) {
-        let mut book = self.shared.book();
+    fn lost(&self, lost: &[LeaseKey]) {
+        let mut table = self.shared.table();
         // Some may have been ended since.
-        let lost = lost.iter().filter(|hold| book.held.remove(hold).is_some()).count() as u64;
-        drop(book);
+        let lost = lost.iter().filter(|hold| table.held.remove(hold).is_some()).count() as u64;
+        drop(table);
         if lost == 0 {
             return;
         }

@@ -1,29 +1,30 @@
-//! The server as the policies' shelves see it: its scripts, how they are called, and their answers.
+//! The server as the policies' stores see it: its scripts, how they are called, and their answers.
 
 use std::time::Duration;
 
 use ::redis::{FromRedisValue, Script, ScriptInvocation};
 
+use super::connection_pool::{CONNECT, ConnectionPool};
 use super::failure::Failure;
-use super::link::{CONNECT, Link};
-use crate::space::{ENTRY_BYTES, Ending, Quota, SLOT_BYTES, StateFault, entry_bytes};
+use crate::store::{ENTRY_BYTES, LeaseEnd, Quota, SLOT_BYTES, StateFault, entry_bytes};
 use crate::{LIFE_MAX, RESERVATION_LIFE};
 
-/// What all shelves share.
-pub(super) struct Server {
-    pub(super) link: Link,
+/// The connection to one Redis server, for all policies.
+pub(super) struct RedisServer {
+    pub(super) pool: ConnectionPool,
     pub(super) scripts: Scripts,
     pub(super) quota: Quota,
-    /// How long something is held without being renewed.
+    /// How long a lease lasts without being renewed.
     pub(super) lease: Duration,
 }
 
-/// Something that a request holds, and that ends by itself if nobody renews it.
+/// The identity of a lease: a slot or a reservation that a request holds, and that ends by itself
+/// unless it is renewed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Hold {
-    /// Of the policy's keys.
+pub(super) struct LeaseKey {
+    /// The prefix of the policy's keys.
     pub(super) prefix: std::sync::Arc<str>,
-    /// Of the slot; empty: it is a reservation.
+    /// The key of the slot; empty for a reservation.
     pub(super) key: Box<str>,
     pub(super) number: u64,
 }
@@ -42,8 +43,8 @@ pub(super) struct Scripts {
     pub(super) increment: Script,
 }
 
-impl Server {
-    /// What every script is told first, in the order of `shared.lua`.
+impl RedisServer {
+    /// Begins a call with the arguments that every script takes, in the order of `shared.lua`.
     pub(super) fn call<'a>(&self, script: &'a Script, prefix: &str) -> ScriptInvocation<'a> {
         let mut call = script.prepare_invoke();
         call.key(prefix);
@@ -52,34 +53,41 @@ impl Server {
         call
     }
 
-    pub(super) fn run(&self, call: &ScriptInvocation<'_>) -> Result<Answer, Failure> {
-        self.link.with(|connection| call.invoke(connection)).map(Answer)
+    pub(super) fn run(&self, call: &ScriptInvocation<'_>) -> Result<ScriptReply, Failure> {
+        self.pool.with(|connection| call.invoke(connection)).map(ScriptReply)
     }
 
-    /// For calls that no request waits for.
-    fn run_patiently<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, Failure> {
-        self.link.with_patience(CONNECT, |connection| call.invoke(connection))
+    /// Makes a call that no request waits for, with a longer timeout.
+    fn run_without_request<T: FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, Failure> {
+        self.pool.with_timeout(CONNECT, |connection| call.invoke(connection))
     }
 
-    /// Ends something; whether it was there.
-    pub(super) fn end(&self, prefix: &str, ending: &Ending) -> Result<Answer, Failure> {
+    /// Ends a lease, and returns whether it was there.
+    pub(super) fn end(&self, prefix: &str, ending: &LeaseEnd) -> Result<ScriptReply, Failure> {
         self.run(&self.ending(prefix, ending))
     }
 
-    /// The same where no request waits.
-    pub(super) fn end_patiently(&self, prefix: &str, ending: &Ending) -> Result<Answer, Failure> {
-        self.run_patiently(&self.ending(prefix, ending)).map(Answer)
+    /// Does what `end` does, with the longer timeout of the renewing thread, for which no request waits.
+    pub(super) fn end_without_request(
+        &self,
+        prefix: &str,
+        ending: &LeaseEnd,
+    ) -> Result<ScriptReply, Failure> {
+        self.run_without_request(&self.ending(prefix, ending)).map(ScriptReply)
     }
 
-    fn ending(&self, prefix: &str, ending: &Ending) -> ScriptInvocation<'_> {
+    fn ending(&self, prefix: &str, ending: &LeaseEnd) -> ScriptInvocation<'_> {
         match ending {
-            Ending::Settle { reservation, actual } => {
+            LeaseEnd::Settle { reservation, actual } => {
                 let mut call = self.call(&self.scripts.settle, prefix);
                 let actual = actual.map(|actual| actual.to_string()).unwrap_or_default();
                 call.arg(reservation).arg(actual).arg(ENTRY_BYTES);
                 call
             }
-            Ending::Leave { key, slot } => {
+            LeaseEnd::Leave { key, slot } => {
                 let mut call = self.call(&self.scripts.leave, prefix);
                 call.arg(key).arg(entry_bytes(key)).arg(SLOT_BYTES).arg(slot);
                 call
@@ -87,25 +95,29 @@ impl Server {
         }
     }
 
-    /// Renews what one policy holds, each no longer than it may be held; what has ended.
+    /// Renews leases of one policy, each for no longer than it may be held, and returns those that had
+    /// ended.
     pub(super) fn renew(
         &self,
         prefix: &str,
-        held: &[(Hold, Duration)],
-    ) -> Result<Vec<Hold>, Failure> {
+        held: &[(LeaseKey, Duration)],
+    ) -> Result<Vec<LeaseKey>, Failure> {
         let mut call = self.call(&self.scripts.renew, prefix);
         call.arg(micros(self.lease));
         for (hold, most) in held {
             call.arg(&*hold.key).arg(hold.number).arg(micros(*most));
         }
-        let lost: Vec<(String, u64)> = self.run_patiently(&call)?;
-        let hold =
-            |(key, number): (String, u64)| Hold { prefix: prefix.into(), key: key.into(), number };
+        let lost: Vec<(String, u64)> = self.run_without_request(&call)?;
+        let hold = |(key, number): (String, u64)| LeaseKey {
+            prefix: prefix.into(),
+            key: key.into(),
+            number,
+        };
         Ok(lost.into_iter().map(hold).collect())
     }
 }
 
-impl Hold {
+impl LeaseKey {
     pub(super) fn slot(prefix: &std::sync::Arc<str>, key: &str, slot: u64) -> Self {
         Self { prefix: std::sync::Arc::clone(prefix), key: key.into(), number: slot }
     }
@@ -114,19 +126,19 @@ impl Hold {
         Self::slot(prefix, "", reservation)
     }
 
-    /// What an ending ends.
-    pub(super) fn of(prefix: &std::sync::Arc<str>, ending: &Ending) -> Self {
+    /// The lease that an ending ends.
+    pub(super) fn of(prefix: &std::sync::Arc<str>, ending: &LeaseEnd) -> Self {
         match ending {
-            Ending::Settle { reservation, .. } => Self::reservation(prefix, *reservation),
-            Ending::Leave { key, slot } => Self::slot(prefix, key, *slot),
+            LeaseEnd::Settle { reservation, .. } => Self::reservation(prefix, *reservation),
+            LeaseEnd::Leave { key, slot } => Self::slot(prefix, key, *slot),
         }
     }
 
-    /// Ends it as if it had never been.
-    pub(super) fn undo(&self) -> Ending {
+    /// The end that leaves nothing charged and no slot taken.
+    pub(super) fn undo(&self) -> LeaseEnd {
         match &*self.key {
-            "" => Ending::Settle { reservation: self.number, actual: Some(0.0) },
-            key => Ending::Leave { key: key.to_owned(), slot: self.number },
+            "" => LeaseEnd::Settle { reservation: self.number, actual: Some(0.0) },
+            key => LeaseEnd::Leave { key: key.to_owned(), slot: self.number },
         }
     }
 }
@@ -170,10 +182,10 @@ impl Scripts {
     }
 }
 
-/// What a script says: a word, and what belongs to it.
-pub(super) struct Answer(Vec<String>);
+/// What a script returns: a word, and the values that belong to it.
+pub(super) struct ScriptReply(Vec<String>);
 
-impl Answer {
+impl ScriptReply {
     pub(super) fn word(&self) -> &str {
         self.0.first().map_or("", String::as_str)
     }
@@ -189,7 +201,7 @@ impl Answer {
         Ok(Duration::from_micros(micros.max(0.0).ceil() as u64))
     }
 
-    /// Of an ending and a removal: was it there?
+    /// Whether what was ended or removed was there.
     pub(super) fn known(&self) -> Result<bool, StateFault> {
         match self.word() {
             "ok" => Ok(true),
@@ -210,7 +222,7 @@ pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// How long a reservation is remembered, as scripts are told.
+/// How long scripts remember a reservation, in microseconds.
 pub(super) fn reservation_life() -> u64 {
     micros(RESERVATION_LIFE)
 }

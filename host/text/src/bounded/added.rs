@@ -6,7 +6,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use interlock_request::TokenId;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::{Stop, normalize};
+use super::{EncodeStop, normalize};
 
 /// Those that are looked for in one form of the text.
 pub(super) struct AddedTokens {
@@ -16,7 +16,7 @@ pub(super) struct AddedTokens {
 
 impl AddedTokens {
     /// The added tokens that are looked for before normalizing, and those after it. None where
-    /// one has a setting that no model family uses, or two cannot be told apart.
+    /// one has a setting that no architecture uses, or two cannot be told apart.
     pub(super) fn of(tokenizer: &Tokenizer) -> Option<(Self, Self)> {
         if tokenizer.get_encode_special_tokens() {
             return None;
@@ -55,8 +55,8 @@ impl AddedTokens {
     pub(super) fn each(
         &self,
         text: &str,
-        part: &mut dyn FnMut(Range<usize>, Option<TokenId>) -> Result<(), Stop>,
-    ) -> Result<(), Stop> {
+        part: &mut dyn FnMut(Range<usize>, Option<TokenId>) -> Result<(), EncodeStop>,
+    ) -> Result<(), EncodeStop> {
         let mut done = 0;
         if self.tokens.is_empty() {
             return if text.is_empty() { Ok(()) } else { part(0..text.len(), None) };

@@ -9,7 +9,7 @@
 //! For digits, which many vocabularies have one by one, that is the exact number; for letters
 //! it is a third or a quarter of it. It costs a look into a table for each byte.
 
-use super::{Stop, words::Words};
+use super::{EncodeStop, words::WordSplitter};
 
 /// For each pair of bytes the length of the longest token that contains it.
 pub(super) struct Pairs {
@@ -44,7 +44,7 @@ fn at(left: u8, right: u8) -> usize {
 }
 
 /// Counts the fewest tokens of a text that comes in parts.
-pub(super) struct Fewest<'p> {
+pub(super) struct TokenLowerBound<'p> {
     pairs: Option<&'p Pairs>,
     max: usize,
     tokens: usize,
@@ -55,19 +55,19 @@ pub(super) struct Fewest<'p> {
     last: u8,
 }
 
-impl<'p> Fewest<'p> {
+impl<'p> TokenLowerBound<'p> {
     pub(super) fn new(pairs: Option<&'p Pairs>, max: usize) -> Self {
         Self { pairs, max, tokens: 0, length: 0, reach: 0, last: 0 }
     }
 
     /// A token as such.
-    pub(super) fn token(&mut self) -> Result<(), Stop> {
+    pub(super) fn token(&mut self) -> Result<(), EncodeStop> {
         self.length = 0;
         self.count()
     }
 
     /// More of the text, as it is before it is cut into words.
-    pub(super) fn text(&mut self, text: &str, words: &Words) -> Result<(), Stop> {
+    pub(super) fn text(&mut self, text: &str, words: &WordSplitter) -> Result<(), EncodeStop> {
         let Some(pairs) = self.pairs else { return Ok(()) };
         match words.space() {
             None => text.bytes().try_for_each(|byte| self.byte(pairs, byte)),
@@ -81,7 +81,7 @@ impl<'p> Fewest<'p> {
         }
     }
 
-    fn byte(&mut self, pairs: &Pairs, byte: u8) -> Result<(), Stop> {
+    fn byte(&mut self, pairs: &Pairs, byte: u8) -> Result<(), EncodeStop> {
         let reach = self.reach.min(pairs.longest(self.last, byte));
         self.last = byte;
         if self.length > 0 && self.length < reach {
@@ -92,10 +92,10 @@ impl<'p> Fewest<'p> {
         self.count()
     }
 
-    fn count(&mut self) -> Result<(), Stop> {
+    fn count(&mut self) -> Result<(), EncodeStop> {
         self.tokens += 1;
         match self.tokens > self.max {
-            true => Err(Stop::TooLong { tokens_min: self.tokens }),
+            true => Err(EncodeStop::TooLong { tokens_min: self.tokens }),
             false => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! Normalizing: what a tokenizer changes in a text before it cuts it into words.
+//! TextNormalizer: what a tokenizer changes in a text before it cuts it into words.
 
 use std::borrow::Cow;
 
@@ -7,14 +7,14 @@ use serde::Deserialize;
 use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 use unicode_normalization_alignments::UnicodeNormalization;
 
-use super::Stop;
+use super::EncodeStop;
 
 /// A tokenizer's normalizer, as far as it is one that changes letter by letter.
-pub(super) struct Normalizing {
-    steps: Vec<Step>,
+pub(super) struct TextNormalizer {
+    steps: Vec<NormalizerStep>,
 }
 
-enum Step {
+enum NormalizerStep {
     Nfc,
     /// In front of a text that is not empty.
     Prepend(String),
@@ -23,17 +23,17 @@ enum Step {
 
 /// One normalizer as `tokenizer.json` spells it.
 #[derive(Deserialize)]
-struct Spelled {
+struct NormalizerJson {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
-    normalizers: Vec<Spelled>,
+    normalizers: Vec<NormalizerJson>,
     prepend: Option<String>,
     pattern: Option<Pattern>,
     content: Option<String>,
 }
 
-impl Normalizing {
+impl TextNormalizer {
     pub(super) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let mut normalizing = Self { steps: Vec::new() };
         if let Some(normalizer) = tokenizer.get_normalizer() {
@@ -44,16 +44,16 @@ impl Normalizing {
         Some(normalizing)
     }
 
-    fn take(&mut self, spelled: Spelled) -> Option<()> {
+    fn take(&mut self, spelled: NormalizerJson) -> Option<()> {
         match (spelled.kind.as_str(), spelled.pattern, spelled.content) {
             ("Sequence", ..) => spelled.normalizers.into_iter().try_for_each(|s| self.take(s))?,
-            ("NFC", ..) => self.steps.push(Step::Nfc),
-            ("Prepend", ..) => self.steps.push(Step::Prepend(spelled.prepend?)),
+            ("NFC", ..) => self.steps.push(NormalizerStep::Nfc),
+            ("Prepend", ..) => self.steps.push(NormalizerStep::Prepend(spelled.prepend?)),
             ("Replace", Some(Pattern::String(pattern)), Some(content)) => {
                 let mut letters = pattern.chars();
                 let letter = letters.next()?;
                 letters.next().is_none().then_some(())?;
-                self.steps.push(Step::Replace(letter, content));
+                self.steps.push(NormalizerStep::Replace(letter, content));
             }
             _ => return None,
         }
@@ -62,10 +62,10 @@ impl Normalizing {
 
     /// Whether a text may become shorter.
     pub(super) fn shrinks(&self) -> bool {
-        let shrinks = |step: &Step| match step {
-            Step::Nfc => true,
-            Step::Prepend(_) => false,
-            Step::Replace(letter, content) => content.len() < letter.len_utf8(),
+        let shrinks = |step: &NormalizerStep| match step {
+            NormalizerStep::Nfc => true,
+            NormalizerStep::Prepend(_) => false,
+            NormalizerStep::Replace(letter, content) => content.len() < letter.len_utf8(),
         };
         self.steps.iter().any(shrinks)
     }
@@ -74,8 +74,8 @@ impl Normalizing {
     pub(super) fn normalize<'t>(
         &self,
         text: &'t str,
-        fits: &mut dyn FnMut(&str) -> Result<(), Stop>,
-    ) -> Result<Cow<'t, str>, Stop> {
+        fits: &mut dyn FnMut(&str) -> Result<(), EncodeStop>,
+    ) -> Result<Cow<'t, str>, EncodeStop> {
         /// Letters that are written before they are shown.
         const BYTES_SHOWN: usize = 256;
 
@@ -86,13 +86,13 @@ impl Normalizing {
         let mut letters: Box<dyn Iterator<Item = char> + '_> = Box::new(text.chars());
         for step in &self.steps {
             letters = match step {
-                Step::Nfc => Box::new(letters.nfc().map(|(letter, _)| letter)),
-                Step::Prepend(prefix) => {
+                NormalizerStep::Nfc => Box::new(letters.nfc().map(|(letter, _)| letter)),
+                NormalizerStep::Prepend(prefix) => {
                     let mut letters = letters.peekable();
                     let prefix = if letters.peek().is_some() { prefix } else { "" };
                     Box::new(prefix.chars().chain(letters))
                 }
-                Step::Replace(from, to) => Box::new(letters.flat_map(move |letter| {
+                NormalizerStep::Replace(from, to) => Box::new(letters.flat_map(move |letter| {
                     let (kept, put) = match letter == *from {
                         true => (None, to.as_str()),
                         false => (Some(letter), ""),

@@ -10,7 +10,7 @@ fn bounded(tokenizer: &Tokenizer) -> Bounded {
 }
 
 fn walks(bounded: &Bounded) -> bool {
-    matches!(bounded.way, Way::Walk(_))
+    matches!(bounded.mode, EncodeMode::Streaming(_))
 }
 
 /// Byte-level BPE with merges for runs of letters, spaces, digits and one emoji.
@@ -361,9 +361,9 @@ fn check(name: &str, tokenizer: &Tokenizer, bounded: &Bounded, text: &str) {
 
 /// Whether a text may be refused by its size although it has few tokens.
 fn by_size(bounded: &Bounded) -> bool {
-    match &bounded.way {
-        Way::Walk(walk) => walk.pairs.is_none(),
-        Way::Whole => true,
+    match &bounded.mode {
+        EncodeMode::Streaming(walk) => walk.pairs.is_none(),
+        EncodeMode::Whole => true,
     }
 }
 

@@ -11,17 +11,17 @@ use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::utils::SysRegex;
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
-use super::Stop;
+use super::EncodeStop;
 use crate::pieces::letters;
 
-/// A tokenizer's pre-tokenizer.
-pub(super) struct Words {
-    steps: Vec<Step>,
+/// A pre-tokenizer that gives out one word at a time, so that a long text can be cut off.
+pub(super) struct WordSplitter {
+    steps: Vec<PreTokenizerStep>,
     /// The letter by which byte-level tokens spell each byte.
     letters: Box<[char; 256]>,
 }
 
-enum Step {
+enum PreTokenizerStep {
     Split {
         regex: SysRegex,
         behavior: SplitDelimiterBehavior,
@@ -45,16 +45,18 @@ enum Step {
 /// GPT-2's words (openai/gpt-2, encoder.py), which the crate has in its ByteLevel step.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-type Emit<'a> = &'a mut dyn FnMut(&str) -> Result<(), Stop>;
+type Emit<'a> = &'a mut dyn FnMut(&str) -> Result<(), EncodeStop>;
 
-impl Words {
+impl WordSplitter {
     pub(super) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let mut words = Self { steps: Vec::new(), letters: Box::new(letters()) };
         if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
             words.take(pre_tokenizer)?;
         }
         // Behind either of them other letters stand for the text's.
-        let spells = |step: &Step| matches!(step, Step::ByteLevel { .. } | Step::Metaspace { .. });
+        let spells = |step: &PreTokenizerStep| {
+            matches!(step, PreTokenizerStep::ByteLevel { .. } | PreTokenizerStep::Metaspace { .. })
+        };
         (words.steps.iter().filter(|step| spells(step)).count() <= 1).then_some(words)
     }
 
@@ -66,19 +68,23 @@ impl Words {
             }
             PreTokenizerWrapper::Split(split) => {
                 let split = split.clone();
-                Step::Split { regex: split.regex, behavior: split.behavior, invert: split.invert }
+                PreTokenizerStep::Split {
+                    regex: split.regex,
+                    behavior: split.behavior,
+                    invert: split.invert,
+                }
             }
-            PreTokenizerWrapper::Digits(digits) => Step::Digits {
+            PreTokenizerWrapper::Digits(digits) => PreTokenizerStep::Digits {
                 behavior: if digits.individual_digits { Isolated } else { Contiguous },
             },
             PreTokenizerWrapper::ByteLevel(bytes) => {
                 let words = bytes.use_regex.then(|| SysRegex::new(GPT2));
-                Step::ByteLevel {
+                PreTokenizerStep::ByteLevel {
                     space_first: bytes.add_prefix_space,
                     words: words.transpose().ok()?,
                 }
             }
-            PreTokenizerWrapper::Metaspace(metaspace) => Step::Metaspace {
+            PreTokenizerWrapper::Metaspace(metaspace) => PreTokenizerStep::Metaspace {
                 space: metaspace.get_replacement().to_string(),
                 scheme: metaspace.get_prepend_scheme(),
                 split: metaspace.get_split(),
@@ -90,15 +96,18 @@ impl Words {
 
     /// Whether nothing of a text is left out.
     pub(super) fn keeps_all(&self) -> bool {
-        let removes = |step: &Step| {
-            matches!(step, Step::Split { behavior: SplitDelimiterBehavior::Removed, .. })
+        let removes = |step: &PreTokenizerStep| {
+            matches!(
+                step,
+                PreTokenizerStep::Split { behavior: SplitDelimiterBehavior::Removed, .. }
+            )
         };
         !self.steps.iter().any(removes)
     }
 
     /// Whether words are spelled in [`Self::letters`].
     pub(super) fn spells_bytes(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::ByteLevel { .. }))
+        self.steps.iter().any(|step| matches!(step, PreTokenizerStep::ByteLevel { .. }))
     }
 
     pub(super) fn letters(&self) -> &[char; 256] {
@@ -108,24 +117,24 @@ impl Words {
     /// How a space is spelled, if not as one.
     pub(super) fn space(&self) -> Option<&str> {
         self.steps.iter().find_map(|step| match step {
-            Step::Metaspace { space, .. } => Some(space.as_str()),
+            PreTokenizerStep::Metaspace { space, .. } => Some(space.as_str()),
             _ => None,
         })
     }
 
     /// Hands out the words of a text. `first`: it begins where the prompt begins.
-    pub(super) fn each(&self, text: &str, first: bool, emit: Emit<'_>) -> Result<(), Stop> {
+    pub(super) fn each(&self, text: &str, first: bool, emit: Emit<'_>) -> Result<(), EncodeStop> {
         self.step(0, text, first, emit)
     }
 
-    fn step(&self, at: usize, text: &str, first: bool, emit: Emit<'_>) -> Result<(), Stop> {
+    fn step(&self, at: usize, text: &str, first: bool, emit: Emit<'_>) -> Result<(), EncodeStop> {
         if text.is_empty() {
             return Ok(());
         }
         let Some(step) = self.steps.get(at) else { return emit(text) };
         let next = at + 1;
         match step {
-            Step::Split { regex, behavior, invert } => {
+            PreTokenizerStep::Split { regex, behavior, invert } => {
                 let mut cutter = Cutter::new(*behavior, *invert);
                 let mut piece = |range: Range<usize>| {
                     let first = first && range.start == 0;
@@ -136,7 +145,7 @@ impl Words {
                 })?;
                 cutter.end(&mut piece)
             }
-            Step::Digits { behavior } => {
+            PreTokenizerStep::Digits { behavior } => {
                 let mut cutter = Cutter::new(*behavior, false);
                 let mut piece = |range: Range<usize>| {
                     let first = first && range.start == 0;
@@ -147,7 +156,7 @@ impl Words {
                 })?;
                 cutter.end(&mut piece)
             }
-            Step::ByteLevel { space_first, words } => {
+            PreTokenizerStep::ByteLevel { space_first, words } => {
                 let spaced;
                 let text = match *space_first && !text.starts_with(' ') {
                     true => {
@@ -168,7 +177,7 @@ impl Words {
                     None => piece(0..text.len()),
                 }
             }
-            Step::Metaspace { space, scheme, split } => {
+            PreTokenizerStep::Metaspace { space, scheme, split } => {
                 let mut spelled = text.replace(' ', space);
                 let prepends = match scheme {
                     PrependScheme::Always => true,
@@ -199,8 +208,8 @@ impl Words {
 fn matches(
     regex: &SysRegex,
     text: &str,
-    part: &mut dyn FnMut(Range<usize>, bool) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+    part: &mut dyn FnMut(Range<usize>, bool) -> Result<(), EncodeStop>,
+) -> Result<(), EncodeStop> {
     let mut done = 0;
     for (start, end) in regex.find_iter(text) {
         if done != start {
@@ -216,8 +225,8 @@ fn matches(
 fn letters_of(
     text: &str,
     kind: impl Fn(char) -> bool,
-    part: &mut dyn FnMut(Range<usize>, bool) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+    part: &mut dyn FnMut(Range<usize>, bool) -> Result<(), EncodeStop>,
+) -> Result<(), EncodeStop> {
     let mut done = 0;
     for (start, letter) in text.char_indices().filter(|&(_, letter)| kind(letter)) {
         if done != start {
@@ -246,8 +255,8 @@ impl Cutter {
         &mut self,
         range: Range<usize>,
         matched: bool,
-        piece: &mut dyn FnMut(Range<usize>) -> Result<(), Stop>,
-    ) -> Result<(), Stop> {
+        piece: &mut dyn FnMut(Range<usize>) -> Result<(), EncodeStop>,
+    ) -> Result<(), EncodeStop> {
         use SplitDelimiterBehavior::{
             Contiguous, Isolated, MergedWithNext, MergedWithPrevious, Removed,
         };
@@ -273,7 +282,10 @@ impl Cutter {
         }
     }
 
-    fn end(self, piece: &mut dyn FnMut(Range<usize>) -> Result<(), Stop>) -> Result<(), Stop> {
+    fn end(
+        self,
+        piece: &mut dyn FnMut(Range<usize>) -> Result<(), EncodeStop>,
+    ) -> Result<(), EncodeStop> {
         self.open.map_or(Ok(()), |(open, _)| piece(open))
     }
 }

@@ -10,7 +10,7 @@
 use minijinja::Value;
 use serde_json::Map;
 
-/// How a chat becomes a prompt.
+/// The options with which a chat is rendered to a prompt.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatOptions {
     /// Where the prompt ends.
@@ -44,7 +44,7 @@ pub enum VariablesError {
     /// There is no name in a list, a text or a number.
     #[error("an object")]
     NoObject,
-    /// They take too much text.
+    /// The variables are longer than the limit, as JSON.
     #[error("at most {} bytes long", TemplateVariables::BYTES_MAX)]
     TooLong,
     /// They hold lists in lists in lists, or objects.
@@ -56,9 +56,9 @@ pub enum VariablesError {
     /// The name is that of something else.
     #[error("without {name}: {why}")]
     Reserved {
-        /// The variable.
+        /// The name of the variable.
         name: String,
-        /// What the name is for.
+        /// Why the name is reserved.
         why: &'static str,
     },
 }
@@ -119,7 +119,7 @@ impl TemplateVariables {
         Ok(Self { values, bytes: json.len() })
     }
 
-    /// How long they were as JSON.
+    /// The length of the variables as JSON, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

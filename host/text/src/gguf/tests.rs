@@ -36,7 +36,7 @@ fn each_pre_tokenizer_cuts_words_as_its_model_does() {
 fn words(pre: &str, text: &str) -> Vec<String> {
     use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
     let mut pieces = PreTokenizedString::from(text);
-    Pre::named(Some(pre)).unwrap().steps().pre_tokenize(&mut pieces).unwrap();
+    PreTokenizerName::named(Some(pre)).unwrap().steps().pre_tokenize(&mut pieces).unwrap();
     let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
     splits.iter().map(|(_, (start, end), _)| text[*start..*end].to_owned()).collect()
 }

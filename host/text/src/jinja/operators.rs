@@ -9,7 +9,8 @@ use std::sync::Arc;
 use minijinja::value::{Object, ObjectRepr, ValueKind};
 use minijinja::{Environment, Error, Output, State, Value};
 
-use crate::metered::{Namespace, weigh};
+use crate::fuel::weigh;
+use crate::namespace::Namespace;
 use crate::python::args::{integer, name_of, type_error};
 use crate::python::display::{self, as_float};
 use crate::python::{self, format, methods};

@@ -4,7 +4,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, State, Value};
 
 use super::operators::{BoundMethod, is_iterable};
-use crate::metered::Namespace;
+use crate::namespace::Namespace;
 use crate::python::args::{integer, type_error};
 use crate::python::display::{self, as_float};
 

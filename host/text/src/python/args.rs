@@ -59,12 +59,12 @@ pub(crate) fn integer(value: &Value, function: &str) -> Result<i64, Error> {
     }
 }
 
-/// What Python raises as a TypeError.
+/// An error for which Python raises a TypeError.
 pub(crate) fn type_error(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// What Python calls a value's type.
+/// The name of a value's type in Python.
 pub(crate) fn name_of(value: &Value) -> &'static str {
     use minijinja::value::ValueKind as Kind;
 

@@ -6,7 +6,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, State, Value};
 
 use super::paid::PaidText;
-use crate::metered::Namespace;
+use crate::namespace::Namespace;
 
 /// Python's `str(value)`. Jinja prints nothing for what is undefined.
 pub(crate) fn text<'v>(state: &State, value: &'v Value) -> Result<Cow<'v, str>, Error> {
@@ -21,7 +21,7 @@ pub(crate) fn text<'v>(state: &State, value: &'v Value) -> Result<Cow<'v, str>, 
     Ok(Cow::Owned(out.finish()))
 }
 
-/// Python's `repr(value)`.
+/// Formats a value as Python's `repr(value)` does.
 pub(crate) fn repr(state: &State, value: &Value) -> Result<String, Error> {
     let mut out = PaidText::new(state);
     write_repr(&mut out, value)?;

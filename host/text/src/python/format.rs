@@ -30,7 +30,7 @@ pub(crate) fn percent(state: &State, template: &str, values: &Value) -> Result<S
     Ok(out.finish())
 }
 
-/// `%(name)-5.2f`.
+/// One field of a format string, such as `%(name)-5.2f`.
 struct Field<'t> {
     name: Option<&'t str>,
     /// Flags, width and precision.
@@ -145,7 +145,7 @@ fn truncated(value: &Value) -> Value {
     }
 }
 
-/// True is 1.
+/// Converts a Boolean to the integer that Python takes it for: True is 1.
 fn whole(value: &Value) -> Value {
     match value.kind() {
         ValueKind::Bool => Value::from(i64::from(value.is_true())),

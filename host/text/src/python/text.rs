@@ -7,7 +7,7 @@ pub(crate) fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
-/// Which ends of a text are cut.
+/// The ends at which Python's `strip`, `lstrip` and `rstrip` cut a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ends {
     Both,

@@ -18,13 +18,13 @@
 //! - A row's codes depend on its own numbers alone.
 //! - A block that holds a NaN or an infinity becomes NaN as a whole.
 
-use super::memory::Lines;
-use super::{BLOCK, Path};
+use super::memory::AlignedBytes;
+use super::{BLOCK, InstructionSet};
 
 /// Bytes of a block's codes in one row.
 pub(super) const CODES_BYTES: usize = 2 * BLOCK;
 
-/// The same with scale and sum.
+/// Bytes of a block in one row: its codes, its scale and its sum.
 pub(super) const ACTIVATION_BYTES: usize = CODES_BYTES + 2 * size_of::<f32>();
 
 /// The largest number that a code can have.
@@ -35,8 +35,8 @@ const LEAST: f32 = 1e-30;
 
 /// Rows as the product reads them.
 pub(crate) struct Activations {
-    path: Path,
-    lines: Lines,
+    path: InstructionSet,
+    lines: AlignedBytes,
     /// The lines' first byte: threads fill panels side by side.
     at: *mut u8,
     panels: Vec<Panel>,
@@ -70,20 +70,20 @@ impl Panel {
 }
 
 impl Activations {
-    pub(crate) fn new(path: Path) -> Self {
+    pub(crate) fn new(path: InstructionSet) -> Self {
         let at = std::ptr::null_mut();
-        Self { path, lines: Lines::default(), at, panels: Vec::new(), blocks: 0 }
+        Self { path, lines: AlignedBytes::default(), at, panels: Vec::new(), blocks: 0 }
     }
 
-    pub(crate) fn path(&self) -> Path {
+    pub(crate) fn path(&self) -> InstructionSet {
         self.path
     }
 
-    /// Room for `rows` of `inputs` numbers.
+    /// Makes room for `rows` rows of `inputs` numbers.
     pub(crate) fn clear(&mut self, rows: usize, inputs: usize) {
         self.blocks = inputs / BLOCK;
         if self.lines.all().len() < rows * self.row_bytes() {
-            self.lines = Lines::new(rows * self.row_bytes());
+            self.lines = AlignedBytes::new(rows * self.row_bytes());
         }
         self.at = self.lines.bytes().as_mut_ptr();
         self.panels = Panel::of(rows, self.path.rows_max());
@@ -123,7 +123,7 @@ impl Activations {
 /// `from` must have `blocks * BLOCK` numbers, and `into` be a panel of as many blocks and `rows`;
 /// the machine must have what `path` needs.
 unsafe fn encode_row(
-    path: Path,
+    path: InstructionSet,
     from: *const f32,
     blocks: usize,
     into: *mut u8,
@@ -134,9 +134,9 @@ unsafe fn encode_row(
     unsafe {
         match path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => encode_row_avx512(from, blocks, into, rows, row),
+            InstructionSet::Avx512 => encode_row_avx512(from, blocks, into, rows, row),
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => encode_row_avx2(from, blocks, into, rows, row),
+            InstructionSet::Avx2 => encode_row_avx2(from, blocks, into, rows, row),
             _ => encode_blocks(from, blocks, into, rows, row),
         }
     }
@@ -186,7 +186,7 @@ unsafe fn encode_blocks(from: *const f32, blocks: usize, into: *mut u8, rows: us
 }
 
 /// A block's codes, its scale and its sum.
-#[expect(clippy::needless_range_loop, reason = "see `dots`")]
+#[expect(clippy::needless_range_loop, reason = "see `dense`")]
 #[inline(always)]
 fn encode(x: &[f32; BLOCK], [high, low]: &mut [[u8; BLOCK]; 2]) -> (f32, f32) {
     // As whole numbers, sizes are in the same order, and a NaN is larger than all.

@@ -8,12 +8,12 @@
 //! - Sums of products are sums of whole numbers that fit 32 bits, so their order is free.
 //! - What follows is in f32, one rounding each, in one order: `fma(sum, scale * x_scale, total)`,
 //!   then `fma(bias, x_sum, total)`, group by group from the front. Every implementation rounds
-//!   the same, so all of them agree to the bit, and so does a row in any company.
+//!   the same, so all of them agree to the bit, whatever rows are beside a row.
 
 use half::{bf16, f16};
 
 use super::activations::{ACTIVATION_BYTES, CODES_BYTES};
-use super::{BLOCK, LINE, Scales, TILE};
+use super::{BLOCK, LINE, ScaleType, TILE};
 
 /// Some of a tile's outputs, side by side.
 ///
@@ -26,17 +26,17 @@ pub(super) trait Lanes {
     type Ints: Copy;
     /// A number for each output.
     type Floats: Copy;
-    /// Outputs.
+    /// How many outputs one vector holds.
     const COUNT: usize;
 
     unsafe fn none() -> Self::Ints;
     unsafe fn codes(at: *const u8) -> Self::Ints;
-    /// Of each byte the low half, or the high half.
+    /// The low half of each byte, or the high half.
     unsafe fn low(codes: Self::Ints) -> Self::Ints;
     unsafe fn high(codes: Self::Ints) -> Self::Ints;
     /// Adds to each sum the products of its four codes, below 16, with four signed bytes.
     unsafe fn dot_halves(sum: Self::Ints, codes: Self::Ints, x: u32) -> Self::Ints;
-    /// The same with codes below 256.
+    /// Does what `dot_halves` does, for codes below 256.
     unsafe fn dot_bytes(sum: Self::Ints, codes: Self::Ints, x: u32) -> Self::Ints;
     /// `256 * high + low`, rounded to f32 once.
     unsafe fn join(high: Self::Ints, low: Self::Ints) -> Self::Floats;
@@ -53,14 +53,14 @@ pub(super) trait Lanes {
 
 /// One tile of weights with one panel of rows.
 #[derive(Clone, Copy)]
-pub(super) struct Call {
+pub(super) struct TileArgs {
     pub(super) weights: *const u8,
-    pub(super) scales: Scales,
+    pub(super) scales: ScaleType,
     /// Groups in a row of weights, and activation blocks in a group.
     pub(super) groups: usize,
     pub(super) blocks: usize,
     pub(super) panel: *const u8,
-    /// Where the first row's outputs go, and how far apart the rows are.
+    /// The address of the first row's outputs, and the numbers between two rows.
     pub(super) out: *mut f32,
     pub(super) stride: usize,
 }
@@ -71,10 +71,10 @@ pub(super) struct Call {
 ///
 /// `weights` and `panel` must be laid out as [`super::Packed`] and
 /// [`super::activations::Activations`] say, with `R` rows in the panel; `out` must have room.
-// Plain loops with plain indices: see `dots`.
+// Plain loops with plain indices: see `dense`.
 #[expect(clippy::needless_range_loop, reason = "see above")]
 #[inline(always)]
-pub(super) unsafe fn tile<L: Lanes, const BITS: usize, const R: usize>(call: Call) {
+pub(super) unsafe fn tile<L: Lanes, const BITS: usize, const R: usize>(call: TileArgs) {
     let codes_bytes = BLOCK * TILE * BITS / 8;
     // SAFETY: all addresses lie within the tile, the panel and the output, which the caller vouches
     // for; the machine has what `L` needs, which is the caller's promise too.
@@ -133,13 +133,13 @@ pub(super) unsafe fn tile<L: Lanes, const BITS: usize, const R: usize>(call: Cal
 /// A tile's scales, or biases, as they are stored. Which type is the same all along, so the branch
 /// costs nothing, and each type an instance of all products would take minutes to compile.
 #[inline(always)]
-unsafe fn scales<L: Lanes>(kind: Scales, at: *const u8) -> L::Floats {
+unsafe fn scales<L: Lanes>(kind: ScaleType, at: *const u8) -> L::Floats {
     // SAFETY: the caller's promise.
     unsafe {
         match kind {
-            Scales::F16 => L::f16s(at),
-            Scales::Bf16 => L::bf16s(at),
-            Scales::F32 => L::f32s(at),
+            ScaleType::F16 => L::f16s(at),
+            ScaleType::Bf16 => L::bf16s(at),
+            ScaleType::F32 => L::f32s(at),
         }
     }
 }
@@ -152,16 +152,16 @@ unsafe fn words(at: *const u8) -> [u32; 2] {
 }
 
 /// Makes a machine's products: one function for each number of bits and rows, compiled for it.
-macro_rules! products {
+macro_rules! tile_products {
     ($lanes:ty, [$($rows:literal),*] $(, $attribute:meta)?) => {
         $(#[$attribute])?
-        unsafe fn compiled<const BITS: usize, const R: usize>(call: Call) {
+        unsafe fn compiled<const BITS: usize, const R: usize>(call: TileArgs) {
             // SAFETY: the caller's promise, passed on.
             unsafe { tile::<$lanes, BITS, R>(call) }
         }
 
         /// The product for a panel of `rows`, and none if a panel has fewer at most.
-        pub(in super::super) fn product(bits: Bits, rows: usize) -> Option<Product> {
+        pub(in super::super) fn product(bits: Bits, rows: usize) -> Option<TileProduct> {
             match (bits, rows) {
                 $((Bits::Four, $rows) => Some(compiled::<4, $rows>),)*
                 $((Bits::Eight, $rows) => Some(compiled::<8, $rows>),)*
@@ -170,12 +170,12 @@ macro_rules! products {
         }
     };
 }
-pub(super) use products;
+pub(super) use tile_products;
 
 /// One output at a time, on any machine.
-pub(super) struct One;
+pub(super) struct ScalarLanes;
 
-impl Lanes for One {
+impl Lanes for ScalarLanes {
     type Ints = i32;
     type Floats = f32;
     const COUNT: usize = 1;

@@ -20,25 +20,25 @@ const LARGE: usize = 2 << 20;
 const PIECE: usize = 32 << 20;
 
 /// The piece that the next matrix may find room in.
-static LATEST: Mutex<Option<Room>> = Mutex::new(None);
+static LATEST: Mutex<Option<FreeSpace>> = Mutex::new(None);
 
-struct Room {
-    piece: Arc<Piece>,
+struct FreeSpace {
+    piece: Arc<Chunk>,
     used: usize,
 }
 
 /// Memory from the system, given back when nobody has a part of it.
-struct Piece {
+struct Chunk {
     at: *mut u8,
     layout: Layout,
 }
 
 // SAFETY: an address and its size; parts are handed out once each.
-unsafe impl Send for Piece {}
+unsafe impl Send for Chunk {}
 // SAFETY: as above.
-unsafe impl Sync for Piece {}
+unsafe impl Sync for Chunk {}
 
-impl Piece {
+impl Chunk {
     fn new(bytes: usize) -> Self {
         let layout = Layout::from_size_align(bytes.next_multiple_of(LARGE), LARGE)
             .expect("no larger than a file");
@@ -56,7 +56,7 @@ impl Piece {
     }
 }
 
-impl Drop for Piece {
+impl Drop for Chunk {
     fn drop(&mut self) {
         // SAFETY: as it was allocated.
         unsafe { dealloc(self.at, self.layout) }
@@ -64,26 +64,26 @@ impl Drop for Piece {
 }
 
 /// Zeroed bytes that begin at a cache line.
-pub(super) struct Lines {
+pub(super) struct AlignedBytes {
     at: *mut u8,
     bytes: usize,
-    /// None: there are none.
-    _piece: Option<Arc<Piece>>,
+    /// The memory that the bytes are in; none if there are no bytes.
+    _piece: Option<Arc<Chunk>>,
 }
 
 // SAFETY: these bytes are this one's alone; reading needs `&`, writing `&mut`.
-unsafe impl Send for Lines {}
+unsafe impl Send for AlignedBytes {}
 // SAFETY: as above.
-unsafe impl Sync for Lines {}
+unsafe impl Sync for AlignedBytes {}
 
-impl Default for Lines {
+impl Default for AlignedBytes {
     fn default() -> Self {
         let at = std::ptr::without_provenance_mut(LINE);
         Self { at, bytes: 0, _piece: None }
     }
 }
 
-impl Lines {
+impl AlignedBytes {
     pub(super) fn new(bytes: usize) -> Self {
         if bytes == 0 {
             return Self::default();
@@ -91,7 +91,7 @@ impl Lines {
         let whole = bytes.next_multiple_of(LINE);
         let mut latest = LATEST.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.as_ref().is_none_or(|room| room.piece.layout.size() - room.used < whole) {
-            *latest = Some(Room { piece: Arc::new(Piece::new(whole.max(PIECE))), used: 0 });
+            *latest = Some(FreeSpace { piece: Arc::new(Chunk::new(whole.max(PIECE))), used: 0 });
         }
         let room = latest.as_mut().expect("made just now, unless it was there");
         let at = room.piece.at.wrapping_add(room.used);

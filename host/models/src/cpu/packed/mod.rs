@@ -24,7 +24,7 @@
 //!
 //! # Not here
 //!
-//! Threads, and what is done with a product: [`super::products`].
+//! Threads, and what is done with a product: [`super::matmul`].
 
 pub(crate) mod activations;
 mod lanes;
@@ -42,9 +42,9 @@ use std::sync::{Mutex, PoisonError};
 use half::{bf16, f16};
 
 use self::activations::{Activations, Panel};
-use self::lanes::{Call, One, products};
-use self::memory::Lines;
-use super::team;
+use self::lanes::{ScalarLanes, TileArgs, tile_products};
+use self::memory::AlignedBytes;
+use super::thread_pool;
 
 /// Inputs that share a scale of activations. Every group size is a multiple.
 pub(crate) const BLOCK: usize = 32;
@@ -55,12 +55,12 @@ pub(crate) const TILE: usize = 16;
 /// Bytes of a tile's codes that are read at once.
 const LINE: usize = 64;
 
-/// One tile with one panel.
-type Product = unsafe fn(Call);
+/// Multiplies one tile of weights with one panel of rows.
+type TileProduct = unsafe fn(TileArgs);
 
-/// How the product is computed on this machine.
+/// The instructions that compute the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Path {
+pub(crate) enum InstructionSet {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -70,7 +70,7 @@ pub(crate) enum Path {
     Scalar,
 }
 
-impl Path {
+impl InstructionSet {
     /// The ways that this machine has, the best first. The last works anywhere.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = Vec::new();
@@ -127,7 +127,7 @@ impl Path {
         }
     }
 
-    fn product(self, bits: Bits, rows: usize) -> Product {
+    fn product(self, bits: Bits, rows: usize) -> TileProduct {
         let product = match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => x86::avx512::product(bits, rows),
@@ -141,11 +141,11 @@ impl Path {
     }
 }
 
-/// Everywhere.
+/// The product in scalar code, which runs on any machine.
 mod scalar {
     use super::lanes::tile;
-    use super::{Bits, Call, One, Product, products};
-    products!(One, [1]);
+    use super::{Bits, ScalarLanes, TileArgs, TileProduct, tile_products};
+    tile_products!(ScalarLanes, [1]);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,20 +155,20 @@ pub(crate) enum Bits {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scales {
+pub(crate) enum ScaleType {
     F16,
     Bf16,
     F32,
 }
 
-/// How codes and scales are stored.
+/// The types in which a packed matrix stores its codes and its scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stored {
+pub(crate) struct PackedFormat {
     pub(crate) bits: Bits,
-    pub(crate) scales: Scales,
+    pub(crate) scales: ScaleType,
 }
 
-impl Scales {
+impl ScaleType {
     fn bytes(self) -> usize {
         match self {
             Self::F16 | Self::Bf16 => 2,
@@ -177,7 +177,7 @@ impl Scales {
     }
 }
 
-impl Stored {
+impl PackedFormat {
     /// Bytes of a tile's codes of 32 inputs.
     fn codes_bytes(self) -> usize {
         match self.bits {
@@ -193,9 +193,9 @@ impl Stored {
 
     fn scale(self, bytes: &[u8], lane: usize) -> f32 {
         match self.scales {
-            Scales::F16 => f16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]).to_f32(),
-            Scales::Bf16 => bf16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]).to_f32(),
-            Scales::F32 => {
+            ScaleType::F16 => f16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]).to_f32(),
+            ScaleType::Bf16 => bf16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]).to_f32(),
+            ScaleType::F32 => {
                 let at = 4 * lane;
                 f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
             }
@@ -205,15 +205,15 @@ impl Stored {
 
 /// A matrix of `[outputs, inputs]`.
 pub(crate) struct Packed {
-    stored: Stored,
+    stored: PackedFormat,
     outputs: usize,
     inputs: usize,
     group: usize,
-    lines: Lines,
+    lines: AlignedBytes,
 }
 
 /// A matrix in order of its outputs, as files have it.
-pub(crate) struct Affine<'a> {
+pub(crate) struct AffineMatrix<'a> {
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
     pub(crate) group: usize,
@@ -228,17 +228,17 @@ impl Packed {
     /// # Panics
     ///
     /// If inputs are no multiple of the group or the group none of 32, or scales are missing.
-    pub(crate) fn new(stored: Stored, affine: &Affine<'_>) -> Self {
-        let Affine { outputs, inputs, group, scales, biases, .. } = *affine;
+    pub(crate) fn new(stored: PackedFormat, affine: &AffineMatrix<'_>) -> Self {
+        let AffineMatrix { outputs, inputs, group, scales, biases, .. } = *affine;
         assert!(inputs.is_multiple_of(group) && group.is_multiple_of(BLOCK) && group > 0);
         let size = stored.scales.bytes();
         assert!(scales.len() == outputs * (inputs / group) * size && biases.len() == scales.len());
-        let packed = Self { stored, outputs, inputs, group, lines: Lines::default() };
+        let packed = Self { stored, outputs, inputs, group, lines: AlignedBytes::default() };
         let tile_bytes = packed.tile_bytes().max(1);
-        let mut lines = Lines::new(packed.tiles() * tile_bytes);
+        let mut lines = AlignedBytes::new(packed.tiles() * tile_bytes);
         let tiles: Vec<_> = lines.bytes().chunks_exact_mut(tile_bytes).map(Mutex::new).collect();
-        team::team().run(packed.tiles(), &|number| {
-            // A lock for each tile says to the compiler what is so: nobody else has it.
+        thread_pool::pool().run(packed.tiles(), &|number| {
+            // No two threads have a tile; a lock for each one proves that to the compiler.
             let mut tile = tiles[number].lock().unwrap_or_else(PoisonError::into_inner);
             packed.fill(affine, number, &mut tile);
         });
@@ -247,7 +247,7 @@ impl Packed {
     }
 
     /// Writes a tile, which is all zero.
-    fn fill(&self, affine: &Affine<'_>, number: usize, tile: &mut [u8]) {
+    fn fill(&self, affine: &AffineMatrix<'_>, number: usize, tile: &mut [u8]) {
         let Self { stored, group, .. } = *self;
         let (blocks, size) = (group / BLOCK, stored.scales.bytes());
         let outputs = number * TILE..((number + 1) * TILE).min(self.outputs);
@@ -357,9 +357,9 @@ impl Packed {
             for &panel in panels {
                 let place =
                     out.wrapping_add((panel.first - first) * stride + output - outputs.start);
-                // The last tile may have more outputs than the matrix: those are for nobody.
+                // The last tile may have more outputs than the matrix: those are dropped.
                 let whole = wanted == TILE;
-                let call = Call {
+                let call = TileArgs {
                     weights,
                     scales: self.stored.scales,
                     groups: self.inputs / self.group,

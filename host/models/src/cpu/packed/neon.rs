@@ -5,13 +5,13 @@
 use std::arch::aarch64::*;
 
 use super::lanes::*;
-use super::{Bits, Product};
+use super::{Bits, TileProduct};
 
-pub(super) struct Four;
+pub(super) struct NeonLanes;
 
 // SAFETY in all of this file: as in `x86`.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "see above")]
-impl Lanes for Four {
+impl Lanes for NeonLanes {
     type Ints = int32x4_t;
     type Floats = float32x4_t;
     const COUNT: usize = 4;
@@ -106,4 +106,4 @@ impl Lanes for Four {
 }
 
 // With 32 registers, six rows share what was unpacked of the weights.
-products!(Four, [1, 2, 3, 4, 5, 6], target_feature(enable = "neon"));
+tile_products!(NeonLanes, [1, 2, 3, 4, 5, 6], target_feature(enable = "neon"));

@@ -6,8 +6,8 @@ use super::*;
 use crate::noise::noise;
 
 /// A matrix as files have it, and what it means.
-struct Made {
-    stored: Stored,
+struct TestMatrix {
+    stored: PackedFormat,
     outputs: usize,
     inputs: usize,
     group: usize,
@@ -16,8 +16,8 @@ struct Made {
     biases: Vec<u8>,
 }
 
-impl Made {
-    fn new(stored: Stored, outputs: usize, inputs: usize, group: usize) -> Self {
+impl TestMatrix {
+    fn new(stored: PackedFormat, outputs: usize, inputs: usize, group: usize) -> Self {
         let seed = (outputs * 31 + inputs * 7 + group) as u64;
         let most = if stored.bits == Bits::Four { 15 } else { 255 };
         let code = |number: &f32| ((number + 2.0) / 4.0 * (f32::from(most) + 1.0)) as u8;
@@ -25,9 +25,9 @@ impl Made {
         let encoded = |seed: u64, size: f32| -> Vec<u8> {
             let numbers = noise(seed, count).into_iter().map(|number| number * size);
             match stored.scales {
-                Scales::F16 => numbers.flat_map(|n| f16::from_f32(n).to_le_bytes()).collect(),
-                Scales::Bf16 => numbers.flat_map(|n| bf16::from_f32(n).to_le_bytes()).collect(),
-                Scales::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
+                ScaleType::F16 => numbers.flat_map(|n| f16::from_f32(n).to_le_bytes()).collect(),
+                ScaleType::Bf16 => numbers.flat_map(|n| bf16::from_f32(n).to_le_bytes()).collect(),
+                ScaleType::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
             }
         };
         let mut codes: Vec<u8> = noise(seed, outputs * inputs).iter().map(code).collect();
@@ -38,7 +38,7 @@ impl Made {
     }
 
     fn packed(&self) -> Packed {
-        let affine = Affine {
+        let affine = AffineMatrix {
             outputs: self.outputs,
             inputs: self.inputs,
             group: self.group,
@@ -86,13 +86,13 @@ impl Made {
 impl Packed {
     /// Some matrix, for the tests of others.
     pub(in crate::cpu) fn any(outputs: usize, inputs: usize) -> Self {
-        let stored = Stored { bits: Bits::Four, scales: Scales::F16 };
-        Made::new(stored, outputs, inputs, 32).packed()
+        let stored = PackedFormat { bits: Bits::Four, scales: ScaleType::F16 };
+        TestMatrix::new(stored, outputs, inputs, 32).packed()
     }
 }
 
 /// All rows in one product.
-fn multiply(path: Path, packed: &Packed, x: &[f32]) -> Vec<f32> {
+fn multiply(path: InstructionSet, packed: &Packed, x: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (packed.inputs(), packed.outputs());
     let rows = x.len() / inputs;
     let mut activations = Activations::new(path);
@@ -133,10 +133,10 @@ fn rows(seed: u64, rows: usize, inputs: usize) -> Vec<f32> {
     x
 }
 
-fn formats() -> Vec<Stored> {
-    let all = [Scales::F16, Scales::Bf16, Scales::F32];
+fn formats() -> Vec<PackedFormat> {
+    let all = [ScaleType::F16, ScaleType::Bf16, ScaleType::F32];
     let both = [Bits::Four, Bits::Eight];
-    both.into_iter().flat_map(|bits| all.map(|scales| Stored { bits, scales })).collect()
+    both.into_iter().flat_map(|bits| all.map(|scales| PackedFormat { bits, scales })).collect()
 }
 
 #[test]
@@ -145,11 +145,11 @@ fn products_are_within_the_stated_bound_of_double_precision() {
         for (outputs, inputs, group) in
             [(1, 32, 32), (16, 64, 64), (17, 96, 32), (33, 128, 128), (50, 384, 64), (95, 576, 32)]
         {
-            let made = Made::new(stored, outputs, inputs, group);
+            let made = TestMatrix::new(stored, outputs, inputs, group);
             let packed = made.packed();
             for count in [1, 2, 5, 8, 9, 40] {
                 let x = rows(count as u64, count, inputs);
-                let got = multiply(Path::best(), &packed, &x);
+                let got = multiply(InstructionSet::best(), &packed, &x);
                 for (row, x) in x.chunks(inputs).enumerate() {
                     for output in 0..outputs {
                         let (want, bound) = made.reference(x, output);
@@ -170,14 +170,14 @@ fn products_are_within_the_stated_bound_of_double_precision() {
 fn every_path_of_this_machine_agrees_to_the_bit() {
     for stored in formats() {
         for (outputs, inputs, group) in [(33, 96, 32), (16, 128, 64), (7, 256, 128)] {
-            let packed = Made::new(stored, outputs, inputs, group).packed();
+            let packed = TestMatrix::new(stored, outputs, inputs, group).packed();
             for count in 1..=12 {
                 let x = rows(count as u64 + 40, count, inputs);
                 let bits = |path| -> Vec<u32> {
                     multiply(path, &packed, &x).into_iter().map(f32::to_bits).collect()
                 };
-                let scalar = bits(Path::Scalar);
-                for path in Path::all() {
+                let scalar = bits(InstructionSet::Scalar);
+                for path in InstructionSet::all() {
                     assert_eq!(bits(path), scalar, "{path:?} {stored:?} {inputs}, {count} rows");
                 }
             }
@@ -189,9 +189,9 @@ fn every_path_of_this_machine_agrees_to_the_bit() {
 #[test]
 fn products_are_the_documented_sum_to_the_bit() {
     for stored in formats() {
-        let made = Made::new(stored, 21, 192, 64);
+        let made = TestMatrix::new(stored, 21, 192, 64);
         let x = rows(9, 3, 192);
-        let got = multiply(Path::best(), &made.packed(), &x);
+        let got = multiply(InstructionSet::best(), &made.packed(), &x);
         for (row, x) in x.chunks(192).enumerate() {
             for output in 0..21 {
                 let mut total = 0.0_f32;
@@ -217,9 +217,9 @@ fn products_are_the_documented_sum_to_the_bit() {
 
 #[test]
 fn a_row_is_the_same_among_any_number_of_rows() {
-    for path in Path::all() {
+    for path in InstructionSet::all() {
         for stored in formats() {
-            let packed = Made::new(stored, 37, 160, 32).packed();
+            let packed = TestMatrix::new(stored, 37, 160, 32).packed();
             let x = rows(3, 40, 160);
             let alone: Vec<f32> = x.chunks(160).flat_map(|x| multiply(path, &packed, x)).collect();
             for count in 1..=40 {
@@ -234,7 +234,7 @@ fn a_row_is_the_same_among_any_number_of_rows() {
 #[test]
 fn a_row_of_the_table_is_what_was_packed() {
     for stored in formats() {
-        let made = Made::new(stored, 37, 128, 64);
+        let made = TestMatrix::new(stored, 37, 128, 64);
         let packed = made.packed();
         for output in 0..37 {
             let mut row = vec![f32::NAN; 128];
@@ -249,13 +249,13 @@ fn a_row_of_the_table_is_what_was_packed() {
 
 #[test]
 fn what_is_no_number_spoils_its_own_row_alone() {
-    let packed = Made::new(formats()[0], 20, 64, 32).packed();
+    let packed = TestMatrix::new(formats()[0], 20, 64, 32).packed();
     let clean = rows(1, 3, 64);
-    let want = multiply(Path::best(), &packed, &clean);
+    let want = multiply(InstructionSet::best(), &packed, &clean);
     for poison in [f32::NAN, f32::INFINITY] {
         let mut x = clean.clone();
         x[64 + 40] = poison;
-        for path in Path::all() {
+        for path in InstructionSet::all() {
             let got = multiply(path, &packed, &x);
             assert!(got[20..40].iter().all(|x| x.is_nan()), "{path:?}");
             assert_eq!((&got[..20], &got[40..]), (&want[..20], &want[40..]), "{path:?}");

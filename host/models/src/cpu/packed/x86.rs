@@ -5,14 +5,14 @@
 use std::arch::x86_64::*;
 
 use super::lanes::*;
-use super::{Bits, Product};
+use super::{Bits, TileProduct};
 
-pub(super) struct Sixteen;
+pub(super) struct Avx512Lanes;
 
 // SAFETY in all of this file: registers in, registers out; loads and stores are at addresses that
 // the caller vouches for, and the caller has seen that the machine has the instructions (`Lanes`).
 #[expect(clippy::undocumented_unsafe_blocks, reason = "see above")]
-impl Lanes for Sixteen {
+impl Lanes for Avx512Lanes {
     type Ints = __m512i;
     type Floats = __m512;
     const COUNT: usize = 16;
@@ -91,10 +91,10 @@ impl Lanes for Sixteen {
     }
 }
 
-pub(super) struct Eight;
+pub(super) struct Avx2Lanes;
 
 #[expect(clippy::undocumented_unsafe_blocks, reason = "see above")]
-impl Lanes for Eight {
+impl Lanes for Avx2Lanes {
     type Ints = __m256i;
     type Floats = __m256;
     const COUNT: usize = 8;
@@ -183,8 +183,8 @@ impl Lanes for Eight {
 /// With 32 registers, eight rows share what was unpacked of the weights.
 pub(super) mod avx512 {
     use super::*;
-    products!(
-        Sixteen,
+    tile_products!(
+        Avx512Lanes,
         [1, 2, 3, 4, 5, 6, 7, 8],
         target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")
     );
@@ -193,5 +193,5 @@ pub(super) mod avx512 {
 /// With 16 registers, three.
 pub(super) mod avx2 {
     use super::*;
-    products!(Eight, [1, 2, 3], target_feature(enable = "avx2,fma,f16c"));
+    tile_products!(Avx2Lanes, [1, 2, 3], target_feature(enable = "avx2,fma,f16c"));
 }
