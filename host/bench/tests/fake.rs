@@ -196,7 +196,12 @@ fn plan() -> Plan {
         ignore_eos: true,
         timeout: Duration::from_secs(60),
         seed: 1,
-        storm: Storming { rounds: nonzero(5), leave_percent: 100, settle: Duration::from_secs(60) },
+        storm: Storming {
+            rounds: nonzero(5),
+            leave_percent: 100,
+            time: None,
+            settle: Duration::from_secs(60),
+        },
     }
 }
 
