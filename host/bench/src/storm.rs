@@ -128,7 +128,7 @@ async fn settled(target: &Target, most: Duration) -> StormAfter {
         if idle || elapsed > most {
             return StormAfter {
                 failure: None,
-                idle_after_s: idle.then(|| elapsed.as_secs_f64()),
+                idle_after_s: idle.then_some(elapsed.as_secs_f64()),
                 still: (!idle).then(|| format!("{running} running, {waiting} waiting")),
                 passes_in_flight_max,
                 failed_passes,

@@ -32,8 +32,8 @@ pub(crate) struct Bench {
 enum Command {
     /// Put two JSON reports side by side
     ///
-    /// Lines up what both measured: the same workload, concurrency and target (or, where each has
-    /// a single target, that one whatever its name). `~` marks figures whose iterations overlap.
+    /// Lines up what both measured, storms too: the same workload, concurrency and target (or, where
+    /// each has a single target, that one whatever its name). `~` marks figures whose iterations overlap.
     Compare {
         /// The report to compare with
         #[arg(value_name = "A.json")]
