@@ -2,6 +2,8 @@
 //! engine or the device, and that HTTP, WebAssembly and MLX are each known in one place.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// Names of the packages that `cargo tree` lists with these arguments, for this platform. Normal
@@ -35,7 +37,7 @@ fn who_reaches(package: &str) -> Vec<String> {
 
 #[test]
 fn policies_reach_neither_the_engine_nor_the_models() {
-    for of in ["interlock-policy", "interlock-admission"] {
+    for of in ["interlock-policy-api", "interlock-policy-chain", "interlock-policy-wasm"] {
         let reached = reached_by(of);
         assert!(reached.contains("interlock-request"), "{of} is in the graph: {reached:?}");
         for never in ["interlock-engine", "interlock-models", "mlx-rs", "mlx-sys"] {
@@ -51,24 +53,54 @@ fn only_models_and_the_binary_that_links_them_know_mlx() {
 
 #[test]
 fn only_policy_and_those_who_configure_it_know_webassembly() {
-    assert_eq!(who_reaches("wasmtime"), ["interlock-cli", "interlock-config", "interlock-policy"]);
+    assert_eq!(
+        who_reaches("wasmtime"),
+        ["interlock-cli", "interlock-config", "interlock-policy-wasm"]
+    );
 }
 
 #[test]
 fn only_server_and_those_who_configure_it_know_http() {
     let known = who_reaches("axum");
     // The rehearsal asks the routes of the server without sockets.
-    let expected = ["interlock-cli", "interlock-config", "interlock-rehearsal", "interlock-server"];
+    let expected =
+        ["interlock-cli", "interlock-config", "interlock-policy-tools", "interlock-server"];
     assert_eq!(known, expected);
 }
 
 #[test]
 fn the_server_does_not_know_how_policies_run_and_the_engine_not_what_a_model_is() {
     let server = reached_by("interlock-server");
-    assert!(server.contains("interlock-engine") && !server.contains("interlock-policy"));
+    assert!(server.contains("interlock-engine") && !server.contains("interlock-policy-wasm"));
     assert!(!server.contains("interlock-models"));
     let engine = reached_by("interlock-engine");
-    assert!(engine.contains("interlock-admission") && !engine.contains("interlock-models"));
+    assert!(engine.contains("interlock-policy-api") && !engine.contains("interlock-models"));
+    // Of policies the engine knows what one that every policy has passed is, and not how it came so.
+    assert!(!engine.contains("interlock-policy-chain"));
+}
+
+/// Rust has no way to let one other crate alone call something.
+#[test]
+fn only_the_policy_chain_admits_a_request() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut callers = BTreeSet::new();
+    let mut folders = vec![root.join("host"), root.join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("it is there").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "rs")
+                && fs::read_to_string(&path).expect("it is text").contains("Admitted::by_policies(")
+            {
+                let name = path.strip_prefix(&root).expect("it is inside");
+                callers.insert(name.display().to_string());
+            }
+        }
+    }
+    // The second name is this file, which asks.
+    let expected = ["host/policy-chain/src/hearing/admit.rs", "tests/agreement/dependencies.rs"];
+    assert_eq!(callers, expected.map(str::to_owned).into());
 }
 
 #[test]

@@ -4,11 +4,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use interlock_admission::PolicyMetrics;
 use interlock_engine::EngineMetrics;
 use interlock_log::LogMetrics;
 use interlock_metrics::Registry;
-use interlock_policy::{PolicyHost, Services};
+use interlock_policy_chain::PolicyMetrics;
+use interlock_policy_wasm::{PolicyHost, Services};
 use interlock_server::{ServerMetrics, WorkMetrics};
 use interlock_state::{State, StateConfig, StateMetrics};
 

@@ -4,7 +4,7 @@
 else the machine does falls on all alike. Three workloads, each at the highest rate that the
 simulated model sustains: one that takes 20 ms a pass, and one that takes no time, with 64 tokens
 and with one, where policies weigh most. Then it swaps a policy a thousand times under that load. For calls alone: `interlock policy bench` and
-`cargo run --release -p interlock-policy --example figures`.
+`cargo run --release -p interlock-policy-wasm --example figures`.
 """
 
 import argparse

@@ -9,12 +9,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use interlock_admission::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineMetrics, Forward, ModelShape, Opening, PassFailed, Row,
     SystemClock, Turn, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
+use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_request::{Drawn, Generation, Priority, Sampling, TokenId};
 use interlock_tests::admit;
 

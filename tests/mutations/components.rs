@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use interlock_admission::{Asked, Record};
-use interlock_policy::{PolicyConfig, PolicyHost, PolicySource};
+use interlock_policy_chain::{Asked, Record};
+use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource};
 
 use crate::{each_mutant, in_words, original};
 

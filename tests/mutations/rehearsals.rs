@@ -3,13 +3,13 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use interlock_admission::Policy;
 use interlock_metrics::Registry;
-use interlock_policy::{PolicyConfig, PolicyHost, PolicySource, Services};
-use interlock_rehearsal::cases::{Cases, Specimen};
-use interlock_rehearsal::clock::HandClock;
-use interlock_rehearsal::replay::replay;
-use interlock_rehearsal::workload::Workload;
+use interlock_policy_api::Policy;
+use interlock_policy_tools::cases::{Cases, Specimen};
+use interlock_policy_tools::clock::HandClock;
+use interlock_policy_tools::replay::replay;
+use interlock_policy_tools::workload::Workload;
+use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource, Services};
 use interlock_state::State;
 
 use crate::{each_mutant, in_words, original};

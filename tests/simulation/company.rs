@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use interlock_admission::PolicyChain;
 use interlock_engine::{
     CacheConfig, Clock, Company, Door, Engine, EngineConfig, EngineHandle, Event, PassFailed,
     Running, Turn, WaitingConfig, by_hand_beside,
 };
+use interlock_policy_chain::PolicyChain;
 use interlock_request::{Generation, Priority, Sampling};
 use interlock_sim::{Device, RowSeen, SimModel, SimSettings};
 

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use interlock_admission::{
-    Admission, Admitted, Answer, Body, Ceilings, Commons, Decision, Facts, FailureAction,
-    FailureKind, LimitsConfig, Link, Load, OnFailure, Oversight, Phase, PlanProposal, Policy,
-    PolicyChain, PolicyFailure, PolicyMetrics, Reason, Rejection, Summary, Told,
-};
 use interlock_engine::{
     Clock, Control, Door, Ended, EngineExit, EngineHandle, Event, NotStarted, Running,
+};
+use interlock_policy_api::{
+    Admission, Admitted, Answer, Body, Ceilings, Decision, Facts, FailureKind, Load, Phase,
+    PlanProposal, Policy, PolicyFailure, Reason, Rejection, Summary, Told,
+};
+use interlock_policy_chain::{
+    Commons, FailureAction, LimitsConfig, Link, OnFailure, Oversight, PolicyChain, PolicyMetrics,
 };
 use interlock_request::{
     CancelCause, Deadline, Deadlines, Drawn, Finish, Outcome, Priority, RequestId, Usage,

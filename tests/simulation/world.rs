@@ -11,12 +11,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
-use interlock_admission::{Commons, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, Clock, Ended, Engine, EngineConfig, EngineHandle, EngineMetrics, EngineState,
     Event, Mode, ModelShape, Turn, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
+use interlock_policy_chain::{Commons, PolicyChain, PolicyMetrics};
 use interlock_request::{Drawn, Outcome};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_tests::metric;

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use interlock_admission::{
-    Body, Consent, Facts, Headers, Identity, Load, PolicyChain, Prompt, at_once,
-};
+use interlock_policy_api::{Body, Facts, Headers, Identity, Load, Prompt};
+use interlock_policy_chain::{Consent, PolicyChain, at_once};
 use interlock_request::{Endpoint, Generation, ModelId, RequestId};
 
 /// What the policies of `chain` make of a request of nobody in particular. Its serial tells it from
@@ -19,7 +18,7 @@ pub fn admit(
     id: &str,
     prompt: Vec<u32>,
     generation: Generation,
-) -> Result<Consent, interlock_admission::Refused> {
+) -> Result<Consent, interlock_policy_chain::Refused> {
     admit_of("", chain, serial, id, prompt, generation)
 }
 
@@ -35,7 +34,7 @@ pub fn admit_of(
     id: &str,
     prompt: Vec<u32>,
     generation: Generation,
-) -> Result<Consent, interlock_admission::Refused> {
+) -> Result<Consent, interlock_policy_chain::Refused> {
     let facts = Facts {
         serial,
         request_id: RequestId::parse(id).expect("a request id"),

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use interlock_admission::{LimitsConfig, Policies};
 use interlock_engine::{Mode, PrefixSharing};
+use interlock_policy_chain::{LimitsConfig, Policies};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
     DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,

@@ -4,12 +4,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_admission::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineState, EngineThread, Engines,
     Event, Mode, Running, WaitingConfig,
 };
 use interlock_metrics::Registry;
+use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_request::{Generation, Priority, Sampling};
 use interlock_sim::{Gate, SimModel, SimSettings};
 

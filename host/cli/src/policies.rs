@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use interlock_admission::{Commons, Earlier, PolicyMetrics, RecordFile};
 use interlock_config::{Effective, Problems};
 use interlock_metrics::Registry;
-use interlock_policy::{
+use interlock_policy_chain::{Commons, Earlier, PolicyMetrics, RecordFile};
+use interlock_policy_wasm::{
     Change, Changed, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource,
     Services, Unfit, default_cache,
 };

@@ -1,6 +1,6 @@
 //! `interlock policy`: for those who write policies.
 //!
-//! What each command does is in `interlock-rehearsal` and `interlock-policy`; here are flags, files
+//! What each command does is in `interlock-policy-tools` and `interlock-policy-wasm`; here are flags, files
 //! and words.
 
 mod bench;

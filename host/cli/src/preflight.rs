@@ -8,11 +8,11 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use interlock_admission::RecordFile;
 use interlock_catalog::{Catalog, ModelRef};
 use interlock_config::{Config, Draft};
 use interlock_models::Unknown;
-use interlock_policy::{
+use interlock_policy_chain::RecordFile;
+use interlock_policy_wasm::{
     PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
 };
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use figment::error::Kind as Cause;
 use figment::value::Value;
 use interlock_catalog::ExtraModelConfig;
-use interlock_policy::PolicyConfig;
+use interlock_policy_wasm::PolicyConfig;
 use interlock_request::{Secret, is_secret, without_logins};
 use serde::Deserialize;
 

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use interlock_admission::{LimitsConfig, PoliciesConfig};
 use interlock_catalog::{ExtraModelConfig, ModelConfig};
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
-use interlock_policy::{PolicyConfig, default_policies};
+use interlock_policy_chain::{LimitsConfig, PoliciesConfig};
+use interlock_policy_wasm::{PolicyConfig, default_policies};
 use interlock_server::{AdminConfig, DetachedConfig, MetricsConfig, ServerConfig, WorkConfig};
 use interlock_state::StateConfig;
 use schemars::JsonSchema;
@@ -74,7 +74,7 @@ impl Config {
         problems.extend(self.cache.problems());
         problems.extend(self.state.problems());
         problems.extend(self.policies.problems());
-        problems.extend(interlock_policy::problems(&self.policy));
+        problems.extend(interlock_policy_wasm::problems(&self.policy));
         problems.extend(self.problems_together());
         problems
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use interlock_admission::Admitted;
+use interlock_policy_api::Admitted;
 use interlock_request::{CancelCause, Fault, FaultKind, Outcome, Usage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 

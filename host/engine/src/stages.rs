@@ -8,7 +8,7 @@
 
 use std::num::NonZeroU32;
 
-use interlock_admission::Work;
+use interlock_policy_api::Work;
 use interlock_request::{
     CancelCause, Drawn, Fault, Finish, Generation, Outcome, RequestId, Stage, TokenId, Usage,
 };

@@ -11,15 +11,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use fastrand::Rng;
-use interlock_admission::{
-    Body, Facts, Headers, Identity, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt, at_once,
-};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, Event, Mode, Running, SystemClock,
     Turn, WaitingConfig, by_hand,
 };
 use interlock_metrics::Registry;
 use interlock_models::{LoadOptions, Model, Unknown, inspect, load};
+use interlock_policy_api::{Body, Facts, Headers, Identity, Load, Prompt};
+use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics, at_once};
 use interlock_request::{
     CancelCause, Endpoint, Generation, ModelId, Outcome, Penalties, Priority, RequestId, Sampling,
     TokenId,

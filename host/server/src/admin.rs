@@ -48,7 +48,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use interlock_admission::{Earlier, NotKept, PolicyMode};
+use interlock_policy_chain::{Earlier, NotKept, PolicyMode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;

@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
-use interlock_admission::{
-    Admitted, Body, Caller, Consent, Facts, Headers, Hearing, Identity, Oversight, Phase,
-    PolicyChain, Prompt, Said,
-};
 use interlock_engine::{ModelShape, Seat};
+use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
+use interlock_policy_chain::{Consent, Hearing, Oversight, PolicyChain, Said};
 use interlock_request::{
     Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
 };

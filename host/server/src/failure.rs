@@ -35,8 +35,9 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use interlock_admission::{PolicyFailure, Reason, Refused};
 use interlock_engine::{EngineExit, NotStarted};
+use interlock_policy_api::{PolicyFailure, Reason};
+use interlock_policy_chain::Refused;
 use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 use serde::Serialize;
 
@@ -623,8 +624,8 @@ impl From<BodyProblem> for Failure {
 mod tests {
     use std::collections::BTreeSet;
 
-    use interlock_admission::{Code, Phase, Reason, Rejection};
     use interlock_engine::EngineExit;
+    use interlock_policy_api::{Code, Phase, Reason, Rejection};
     use interlock_request::ModelId;
 
     use super::*;

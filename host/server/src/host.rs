@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use interlock_admission::Policies;
 use interlock_engine::NotStarted;
 use interlock_metrics::Registry;
+use interlock_policy_chain::Policies;
 use interlock_request::CancelCause;
 
 use crate::failure::Failure;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_admission::{Oversight, Summary};
+use interlock_policy_api::Summary;
+use interlock_policy_chain::Oversight;
 use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
 use tokio::time::Instant;
 
@@ -205,10 +206,9 @@ fn millis(time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use interlock_admission::{
-        Body, Facts, Headers, Identity, LimitsConfig, Load, PolicyChain, PolicyMetrics, Prompt,
-    };
     use interlock_metrics::Registry;
+    use interlock_policy_api::{Body, Facts, Headers, Identity, Load, Prompt};
+    use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics};
     use interlock_request::{Generation, Priority, Sampling};
 
     use super::*;

@@ -29,10 +29,9 @@ mod text;
 
 use std::sync::Arc;
 
-use interlock_admission::{
-    Cancelled, Event as Happened, EventSet, GuardEnd, Progress, Reacted, Reason,
-};
 use interlock_engine::{Control, Ended, Event, Events, Running};
+use interlock_policy_api::{Event as Happened, EventSet, Progress, Reason};
+use interlock_policy_chain::{Cancelled, GuardEnd, Reacted};
 use interlock_request::{
     CancelCause, Deadline, DisconnectAction, DrainLimits, Drawn, Finish, Outcome, Usage,
 };

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use interlock_admission::Summary;
 use interlock_metrics::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry};
+use interlock_policy_api::Summary;
 use interlock_request::{Endpoint, ModelId};
 
 use crate::failure::Failure;

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use interlock_admission::{Candidate, Facts, Load};
 use interlock_engine::{EngineExit, EngineHandle, EngineState, EngineView, ModelShape, NotStarted};
+use interlock_policy_api::{Candidate, Facts, Load};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_text::TextModel;
 

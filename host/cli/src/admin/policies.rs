@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use interlock_admission::{Earlier, PolicyMode};
-use interlock_rehearsal::table::Table;
+use interlock_policy_chain::{Earlier, PolicyMode};
+use interlock_policy_tools::table::Table;
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
@@ -108,8 +108,9 @@ fn swap(
     let post = Asked { method: Method::POST, path, ..Asked::default() };
     match component {
         Some(file) => {
-            let body = interlock_files::read(&file, interlock_policy::limits::COMPONENT_BYTES_MAX)
-                .map_err(|why| BadUsage(format!("cannot read {}: {why}", file.display())))?;
+            let body =
+                interlock_files::read(&file, interlock_policy_wasm::limits::COMPONENT_BYTES_MAX)
+                    .map_err(|why| BadUsage(format!("cannot read {}: {why}", file.display())))?;
             let settings = settings.map(|settings| settings.to_string());
             let said = [("mode", mode.as_deref()), ("settings", settings.as_deref())];
             let query = said.iter().filter_map(|(name, value)| Some((*name, (*value)?))).collect();

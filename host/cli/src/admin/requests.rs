@@ -1,7 +1,7 @@
 //! `interlock requests`: the requests that a running host has in flight.
 
 use clap::Subcommand;
-use interlock_rehearsal::table::Table;
+use interlock_policy_tools::table::Table;
 use serde_json::Value;
 use ureq::http::Method;
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use interlock_bench::{Load, Machine};
-use interlock_policy::PolicyHost;
-use interlock_rehearsal::bench::{Figures, measure};
-use interlock_rehearsal::table::Table;
+use interlock_policy_tools::bench::{Figures, measure};
+use interlock_policy_tools::table::Table;
+use interlock_policy_wasm::PolicyHost;
 use serde_json::json;
 
 use super::subject::Subject;

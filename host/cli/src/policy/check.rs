@@ -1,9 +1,9 @@
 //! `interlock policy check`: would it load?
 
 use clap::Args;
-use interlock_admission::CallTime;
-use interlock_policy::{Description, Grant, PolicyHost};
-use interlock_rehearsal::table::Table;
+use interlock_policy_api::CallTime;
+use interlock_policy_tools::table::Table;
+use interlock_policy_wasm::{Description, Grant, PolicyHost};
 
 use super::subject::Subject;
 use crate::say;
@@ -90,7 +90,7 @@ pub(crate) fn facts(description: &Description, granted: &[Grant]) -> String {
     text
 }
 
-fn metric(metric: &interlock_policy::DeclaredMetric) -> String {
+fn metric(metric: &interlock_policy_wasm::DeclaredMetric) -> String {
     let value = serde_json::to_value(metric).unwrap_or_default();
     let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let labels = value["labels"].as_array().cloned().unwrap_or_default();

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use clap::Args;
-use interlock_policy::PolicyHost;
-use interlock_rehearsal::spelled;
+use interlock_policy_tools::spelled;
+use interlock_policy_wasm::PolicyHost;
 use serde_json::{Value, json};
 
 use super::check::facts;

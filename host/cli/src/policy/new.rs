@@ -93,7 +93,7 @@ fn make(name: &str, folder: &Path, clone: &Path) -> anyhow::Result<()> {
     }
     let clone_text = clone.to_str().context("the clone's path is not UTF-8")?;
     let sdk = clone.join("plugins/sdk");
-    let policy = name_of(&interlock_policy::PolicySource::File(name.into()));
+    let policy = name_of(&interlock_policy_wasm::PolicySource::File(name.into()));
     let kind: String = name.split('-').map(capital).collect();
     for (file, text) in FILES {
         let text = text

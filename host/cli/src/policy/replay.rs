@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use interlock_policy::{PolicyHost, PolicySource, Services};
-use interlock_rehearsal::beside::beside;
-use interlock_rehearsal::clock::HandClock;
-use interlock_rehearsal::replay::replay;
+use interlock_policy_tools::beside::beside;
+use interlock_policy_tools::clock::HandClock;
+use interlock_policy_tools::replay::replay;
+use interlock_policy_wasm::{PolicyHost, PolicySource, Services};
 use interlock_state::State;
 
 use super::subject::{Circumstances, read, source};

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy::{PolicyConfig, PolicyHost, Services};
-use interlock_rehearsal::sim::{Report, Setup, SimClock, run};
-use interlock_rehearsal::workload::Workload;
+use interlock_policy_tools::sim::{Report, Setup, SimClock, run};
+use interlock_policy_tools::workload::Workload;
+use interlock_policy_wasm::{PolicyConfig, PolicyHost, Services};
 use interlock_state::State;
 use serde_json::json;
 

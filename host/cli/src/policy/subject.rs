@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use interlock_admission::LimitsConfig;
 use interlock_config::Sources;
-use interlock_policy::{Grant, PolicyConfig, PolicySource};
+use interlock_policy_chain::LimitsConfig;
+use interlock_policy_wasm::{Grant, PolicyConfig, PolicySource};
 use serde_json::{Map, Value};
 
 use crate::BadUsage;
@@ -16,7 +16,7 @@ const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest file of cases, workloads or records that is read: as much as the host writes of records
 /// into one file.
-pub(crate) const FILE_BYTES_MAX: u64 = interlock_admission::RECORD_BYTES_MAX;
+pub(crate) const FILE_BYTES_MAX: u64 = interlock_policy_chain::RECORD_BYTES_MAX;
 
 #[derive(Debug, Args)]
 pub(crate) struct Subject {
@@ -48,7 +48,7 @@ pub(crate) struct Circumstances {
 }
 
 pub(crate) fn source(text: &str) -> Result<PolicySource, String> {
-    text.parse().map_err(|why: interlock_policy::BadSource| why.to_string())
+    text.parse().map_err(|why: interlock_policy_wasm::BadSource| why.to_string())
 }
 
 pub(crate) fn settings(text: &str) -> Result<Map<String, Value>, String> {

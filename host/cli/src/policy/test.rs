@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy::{LoadFailed, PolicyConfig, PolicyHost, Services, Unfit, default_cache};
-use interlock_rehearsal::cases::{Cases, NotBegun, NotPlayed, Specimen};
-use interlock_rehearsal::clock::HandClock;
+use interlock_policy_tools::cases::{Cases, NotBegun, NotPlayed, Specimen};
+use interlock_policy_tools::clock::HandClock;
+use interlock_policy_wasm::{LoadFailed, PolicyConfig, PolicyHost, Services, Unfit, default_cache};
 use interlock_state::State;
 use serde_json::{Map, Value};
 

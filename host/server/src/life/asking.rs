@@ -10,8 +10,8 @@
 
 use std::pin::pin;
 
-use interlock_admission::EventSet;
 use interlock_engine::Events;
+use interlock_policy_api::EventSet;
 use interlock_request::{CancelCause, DisconnectAction};
 use tokio::time::Instant;
 

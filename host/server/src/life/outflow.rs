@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use interlock_admission::{GuardEnd, Guards, Passed};
+use interlock_policy_chain::{GuardEnd, Guards, Passed};
 use interlock_request::{CancelCause, Usage};
 use tokio::time::Instant;
 

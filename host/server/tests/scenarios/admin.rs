@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use interlock_admission::{Earlier, NotKept, PolicyMode};
 use interlock_metrics::Registry;
+use interlock_policy_chain::{Earlier, NotKept, PolicyMode};
 use interlock_server::{
     AdminConfig, AdminParts, InFlight, NotSwapped, PolicyAdmin, Replacement, ServerConfig,
     ServerMetrics, Swapping, listen, serve_admin,

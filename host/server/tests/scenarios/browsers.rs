@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use interlock_admission::{Identified, Identity};
+use interlock_policy_api::{Identified, Identity};
 use interlock_server::ServerConfig;
 
 use crate::rig::{Rig, Script, Setup};
@@ -16,7 +16,7 @@ const GOOD: &str = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
 async fn open_to(origins: &[&str]) -> (Rig, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counting = Arc::clone(&asked);
-    let identify = move |_: &interlock_admission::Caller| {
+    let identify = move |_: &interlock_policy_api::Caller| {
         counting.fetch_add(1, Ordering::SeqCst);
         let identity = Identity { tenant: "page".into(), ..Identity::default() };
         Identified::Known(identity, "page".into())

@@ -1,6 +1,6 @@
 //! What a cancel and a `DELETE` answer is what happened, and what everyone else says too.
 
-use interlock_admission::{
+use interlock_policy_api::{
     Admission, Caller, Event, EventSet, Identified, Identity, Reaction, Watch,
 };
 use interlock_request::{CancelCause, Endpoint, Finish, Outcome};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use interlock_admission::{
+use interlock_policy_api::{
     Admission, Body, Choice, Edits, Identified, Identity, Reason, Rejection, Transformed,
 };
 use interlock_server::ServerConfig;
@@ -19,7 +19,7 @@ fn rejection(status: u16, code: &str) -> Rejection {
 
 /// Knows one key, by its hash.
 fn gatekeeper() -> Script {
-    let identify = |caller: &interlock_admission::Caller| match caller.credential.get(..8) {
+    let identify = |caller: &interlock_policy_api::Caller| match caller.credential.get(..8) {
         // printf %s key | sha256sum
         Some("2c70e12b") => {
             let identity = Identity { tenant: "acme".into(), ..Identity::default() };
@@ -57,7 +57,7 @@ async fn who_is_known_is_known_to_all_policies_after_that() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_may_change_the_body_and_say_so_in_a_header() {
-    let transform = |_: &interlock_admission::Facts, body: &Body| {
+    let transform = |_: &interlock_policy_api::Facts, body: &Body| {
         body.set("/max_tokens", "3").expect("the body is an object");
         Transformed::Edit(Edits {
             set_headers: vec![],
@@ -80,7 +80,7 @@ async fn a_policy_may_change_the_body_and_say_so_in_a_header() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_makes_nonsense_of_a_body_is_to_blame_and_not_the_client() {
-    let transform = |_: &interlock_admission::Facts, body: &Body| {
+    let transform = |_: &interlock_policy_api::Facts, body: &Body| {
         body.set("/prompt", "7").expect("the body is an object");
         Transformed::Keep
     };
@@ -96,7 +96,7 @@ async fn a_policy_that_makes_nonsense_of_a_body_is_to_blame_and_not_the_client()
 async fn a_policy_may_choose_another_model_than_was_asked_for() {
     let seen = Arc::new(Mutex::new(vec![]));
     let seen_in = Arc::clone(&seen);
-    let route = move |_: &interlock_admission::Facts, all: &[interlock_admission::Candidate]| {
+    let route = move |_: &interlock_policy_api::Facts, all: &[interlock_policy_api::Candidate]| {
         seen_in.lock().expect("no panic").extend(all.to_vec());
         let other =
             all.iter().find(|candidate| candidate.model.as_str() == "other").expect("it is there");
@@ -124,7 +124,7 @@ async fn a_policy_may_choose_another_model_than_was_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_policies_say_in_headers_is_on_the_answer_but_never_in_place_of_ours() {
-    let admit = |_: &interlock_admission::Facts| Admission {
+    let admit = |_: &interlock_policy_api::Facts| Admission {
         headers: vec![
             ("x-ratelimit-remaining-requests".into(), "41".into()),
             ("content-type".into(), "text/html".into()),

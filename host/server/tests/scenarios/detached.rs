@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interlock_admission::{Identified, Identity, PlanProposal};
+use interlock_policy_api::{Identified, Identity, PlanProposal};
 use interlock_request::{CancelCause, DisconnectAction, DrainLimits, Finish, Outcome};
 use interlock_server::DetachedConfig;
 use serde_json::Value;
@@ -127,7 +127,7 @@ async fn so_many_go_on_without_a_client_and_no_more() {
 
 /// A policy that believes what a header says.
 pub(crate) fn tenants() -> Script {
-    let identify = |caller: &interlock_admission::Caller| {
+    let identify = |caller: &interlock_policy_api::Caller| {
         let tenant = caller.headers.0.first().map_or("", |(_, value)| value).to_owned();
         Identified::Known(Identity { tenant, ..Identity::default() }, "header".into())
     };

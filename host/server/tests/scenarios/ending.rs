@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interlock_admission::{Decision, PlanProposal, Reason, Rejection};
+use interlock_policy_api::{Decision, PlanProposal, Reason, Rejection};
 use interlock_request::{CancelCause, Deadline, Deadlines, Outcome};
 
 use crate::rig::{Rig, Setup};

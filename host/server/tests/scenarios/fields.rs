@@ -1,6 +1,6 @@
 //! Request fields and paths, as clients of other servers write them.
 
-use interlock_admission::{Body, Facts, Transformed};
+use interlock_policy_api::{Body, Facts, Transformed};
 use interlock_sim::SimSettings;
 
 use crate::rig::{Rig, Script, Setup};

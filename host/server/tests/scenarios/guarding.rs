@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use interlock_admission::{Admission, Guarding, Reason, Verdict, Watch, Window, WindowSize};
+use interlock_policy_api::{Admission, Guarding, Reason, Verdict, Watch, Window, WindowSize};
 use interlock_request::{CancelCause, Finish, Outcome};
 
 use crate::rig::{Latch, Rig, Script, Setup};
@@ -25,7 +25,7 @@ fn guard(
 ) -> Setup {
     let size = WindowSize { tokens: 4, delay_max: Duration::from_secs(20) };
     let watch = Watch { guarding: guarding(size), ..Watch::default() };
-    let admit = move |_: &interlock_admission::Facts| Admission {
+    let admit = move |_: &interlock_policy_api::Facts| Admission {
         watch: Some(watch),
         ..Admission::default()
     };
@@ -135,7 +135,7 @@ async fn who_only_observes_sees_all_and_holds_nothing_back() {
 async fn what_was_held_back_comes_when_it_has_waited_long_enough() {
     let size = WindowSize { tokens: 1000, delay_max: Duration::from_millis(20) };
     let watch = Watch { guarding: Guarding::Gate(size), ..Watch::default() };
-    let admit = move |_: &interlock_admission::Facts| Admission {
+    let admit = move |_: &interlock_policy_api::Facts| Admission {
         watch: Some(watch),
         ..Admission::default()
     };
@@ -158,7 +158,7 @@ fn thinker(size: WindowSize, finished: bool) -> (Setup, Latch, Latch) {
     let (began, latch) = (Latch::default(), Latch::default());
     let (begins, waits) = (began.clone(), latch.clone());
     let watch = Watch { guarding: Guarding::Gate(size), ..Watch::default() };
-    let admit = move |_: &interlock_admission::Facts| Admission {
+    let admit = move |_: &interlock_policy_api::Facts| Admission {
         watch: Some(watch),
         ..Admission::default()
     };

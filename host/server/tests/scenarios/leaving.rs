@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interlock_admission::{Admission, Identified, Identity, PlanProposal};
+use interlock_policy_api::{Admission, Identified, Identity, PlanProposal};
 use interlock_request::{
     ByteSize, CancelCause, DisconnectAction, DrainLimits, Finish, Outcome, Usage,
 };

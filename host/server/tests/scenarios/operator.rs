@@ -1,6 +1,6 @@
 //! What an operator sees of the requests in flight, and may end.
 
-use interlock_admission::{Code, Identified, Identity};
+use interlock_policy_api::{Code, Identified, Identity};
 use interlock_request::{CancelCause, Outcome};
 use interlock_server::AdminConfig;
 use serde_json::Value;
@@ -13,7 +13,7 @@ const STREAM: &str = r#"{"model":"sim","prompt":"hello","max_tokens":3000,"strea
 
 /// Every key is a tenant of its own: the one that its header names.
 async fn rig() -> (Rig, Admin) {
-    let identify = |caller: &interlock_admission::Caller| {
+    let identify = |caller: &interlock_policy_api::Caller| {
         let tenant = caller.headers.0.first().map_or("nobody", |(_, value)| value).to_owned();
         Identified::Known(Identity { tenant, ..Identity::default() }, Code::from("known"))
     };

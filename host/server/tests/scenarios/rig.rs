@@ -5,16 +5,17 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
-use interlock_admission::{
-    Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts,
-    Identified, LimitsConfig, Link, Load, OnFailure, Phase, PlanProposal, Policies, Policy,
-    PolicyChain, PolicyMetrics, Progress, Reaction, Summary, Told, Transformed, Verdict, Window,
-};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineHandle, EngineMetrics, EngineThread, Engines, PrefixSharing,
     WaitingConfig,
 };
 use interlock_metrics::Registry;
+use interlock_policy_api::{
+    Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts,
+    Identified, Load, Phase, PlanProposal, Policy, Progress, Reaction, Summary, Told, Transformed,
+    Verdict, Window,
+};
+use interlock_policy_chain::{LimitsConfig, Link, OnFailure, Policies, PolicyChain, PolicyMetrics};
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
     DetachedConfig, InFlight, PrefixKeys, Served, ServedModel, ServerConfig, ServerMetrics,
@@ -27,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::wire::{Answer, Connection};
 
-type Says<T> = Result<T, interlock_admission::PolicyFailure>;
+type Says<T> = Result<T, interlock_policy_api::PolicyFailure>;
 
 /// What a scenario starts from.
 pub(crate) struct Setup {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, Once};
 
-use interlock_admission::{Decision, Reason, Rejection};
+use interlock_policy_api::{Decision, Reason, Rejection};
 
 use crate::rig::{Rig, Setup};
 

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use interlock_admission::{Candidate, Choice, Facts};
 use interlock_engine::PrefixSharing;
+use interlock_policy_api::{Candidate, Choice, Facts};
 use serde_json::{Value, json};
 
 use crate::detached::tenants;

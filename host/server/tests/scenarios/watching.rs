@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use interlock_admission::{
+use interlock_policy_api::{
     Admission, Code, Event, EventSet, PlanProposal, Reaction, Reason, Watch,
 };
 use interlock_request::{
@@ -58,7 +58,7 @@ fn watcher(
         react(event)
     };
     let watch = Watch { events: ALL, stalled_after, ..Watch::default() };
-    let admit = move |_: &interlock_admission::Facts| Admission {
+    let admit = move |_: &interlock_policy_api::Facts| Admission {
         proposal,
         watch: Some(watch),
         ..Admission::default()
@@ -174,7 +174,7 @@ async fn a_request_that_gives_way_is_told_of_and_goes_on() {
     };
     let heard = Heard::default();
     let heard_in = heard.clone();
-    let admit = |facts: &interlock_admission::Facts| {
+    let admit = |facts: &interlock_policy_api::Facts| {
         let urgent = facts.request_id.as_str() == "urgent";
         let priority = if urgent {
             interlock_request::Priority::Critical
@@ -307,7 +307,7 @@ fn thinker(proposal: PlanProposal) -> (Setup, Heard, Latch) {
     setup.script.slow = true;
     let watch =
         Watch { events: EventSet { queued: true, ..EventSet::default() }, ..Watch::default() };
-    let admit = move |_: &interlock_admission::Facts| Admission {
+    let admit = move |_: &interlock_policy_api::Facts| Admission {
         proposal,
         watch: Some(watch),
         ..Admission::default()

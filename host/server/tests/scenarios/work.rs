@@ -15,14 +15,13 @@ use axum::http::Request;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use interlock_admission::{
-    Identified, Identity, LimitsConfig, Policies, PolicyMetrics, Reason, Rejection,
-};
 use interlock_engine::{
     CacheConfig, EngineConfig, EngineMetrics, EngineState, EngineThread, Engines, PrefixSharing,
     WaitingConfig,
 };
 use interlock_metrics::Registry;
+use interlock_policy_api::{Identified, Identity, Reason, Rejection};
+use interlock_policy_chain::{LimitsConfig, Policies, PolicyMetrics};
 use interlock_request::{ByteSize, ModelId, SamplingDefaults};
 use interlock_server::{
     Class, DetachedConfig, Job, NotDone, Part, PrefixKeys, STUCK_MAX, ServedModel, ServerConfig,
@@ -132,7 +131,7 @@ async fn health_answers_while_the_pool_is_full_and_its_gauge_says_what_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_line_is_503_and_another_tenant_still_finds_a_place() {
-    let tenant = |caller: &interlock_admission::Caller| {
+    let tenant = |caller: &interlock_policy_api::Caller| {
         let named = caller.headers.0.first().map(|(_, tenant)| tenant.clone());
         let identity = Identity { tenant: named.unwrap_or_default(), ..Identity::default() };
         Identified::Known(identity, "named".into())
@@ -276,7 +275,7 @@ async fn more_messages_or_ids_than_the_context_holds_are_refused_without_renderi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_not_ask_costs_no_work() {
-    let reject = |_: &interlock_admission::Caller| {
+    let reject = |_: &interlock_policy_api::Caller| {
         let reason = Reason { code: "too_often".into(), detail: None };
         let headers = vec![];
         Identified::Reject(Rejection { status: 429, reason, retry_after: None, headers })

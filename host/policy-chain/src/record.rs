@@ -1,0 +1,219 @@
+//! What policies were asked about one request and what they said, to be asked again.
+//!
+//! A record is one line of JSON. `interlock policy replay` puts its questions to another policy
+//! and shows where that decides otherwise.
+//!
+//! # Invariants
+//!
+//! - Nothing is recorded unless a sink is there, and then each request once, when its hearing ends.
+//! - No body, no prompt, no answer, nor a hash of one: [`Facts::prefix_key`] is 0 here, since beside
+//!   those of other requests it would tell which prompts begin alike. Of headers only those that some policy was granted, and never
+//!   [`SECRET`] ones, whoever was granted them. A credential is in there as the hash that `identify`
+//!   sees.
+//! - No request waits for a sink: what does not fit is dropped and counted.
+
+mod file;
+mod rotation;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use file::RecordFile;
+pub use rotation::RecordBounds;
+
+use crate::consult::guarded;
+use crate::hearing::counted;
+use crate::{Answered, Refused, Said};
+use interlock_policy_api::{
+    Body, Caller, Candidate, Choice, Facts, Load, Phase, Plan, Policy, PolicyFailure, Transformed,
+};
+
+/// Headers that are never recorded, beside those whose name says that they are secrets.
+pub(crate) const SECRET: [&str; 5] =
+    ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
+
+/// One request before the policies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// What this format is called: [`Record::VERSION`].
+    pub version: u32,
+    /// The generation of its policies.
+    pub generation: u64,
+    /// The questions, in order, each with what was said to it.
+    pub steps: Vec<Step>,
+    /// What came of them.
+    pub verdict: Ruled,
+}
+
+/// One question and its answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was asked.
+    pub asked: Asked,
+    /// What each policy answered, in order.
+    pub said: Vec<Said>,
+}
+
+/// A question, as it was put.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// Who is this?
+    Identify(Caller),
+    /// What should be changed? The facts are those before the first policy.
+    Transform(Facts),
+    /// Where should it run?
+    Route {
+        /// What is known of it.
+        facts: Facts,
+        /// Where it could.
+        candidates: Vec<Candidate>,
+    },
+    /// May it pass?
+    Admit {
+        /// What is known of it.
+        facts: Facts,
+        /// How busy its model is.
+        load: Load,
+        /// Others of its tenant.
+        tenant_in_flight: u32,
+    },
+}
+
+/// What came of a hearing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ruled {
+    /// It may run, under this plan.
+    Admitted {
+        /// What the host enforces.
+        plan: Plan,
+        /// Most tokens it may generate.
+        tokens_max: u32,
+    },
+    /// It was turned away.
+    Refused {
+        /// By whom.
+        policy: String,
+        /// When.
+        phase: Phase,
+        /// Why.
+        code: String,
+        /// With this status.
+        status: u16,
+    },
+    /// It ended before the policies had decided: its client left, it made no sense, there was no
+    /// room.
+    Open,
+}
+
+impl Record {
+    /// The format that this host writes.
+    pub const VERSION: u32 = 1;
+}
+
+impl Asked {
+    /// The phase that it belongs to.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Self::Identify(_) => Phase::Identify,
+            Self::Transform(_) => Phase::Transform,
+            Self::Route { .. } => Phase::Route,
+            Self::Admit { .. } => Phase::Admit,
+        }
+    }
+
+    /// Puts the question again; `None`: the policy takes no part in that phase. There is no body
+    /// any more: to one that reads it, it is `null`.
+    pub fn ask(&self, policy: &dyn Policy) -> Option<Result<Answered, PolicyFailure>> {
+        if !policy.takes(self.phase()) {
+            return None;
+        }
+        let body = Body::new(b"null".to_vec());
+        Some(guarded(|| match self {
+            Self::Identify(caller) => policy.identify(caller).map(Answered::Identify),
+            Self::Transform(facts) => policy.transform(facts, &body).map(Answered::Transform),
+            Self::Route { facts, candidates } => {
+                policy.route(facts, candidates, &body).map(Answered::Route)
+            }
+            Self::Admit { facts, load, tenant_in_flight } => {
+                policy.admit(facts, load, *tenant_in_flight, &body).map(Answered::Admit)
+            }
+        }))
+    }
+}
+
+/// Takes records.
+pub trait RecordSink: Send + Sync {
+    /// Takes one, without waiting.
+    fn take(&self, record: Record);
+}
+
+/// A record in the making, that goes to its sink when it is dropped.
+pub(crate) struct Draft {
+    record: Record,
+    sink: Arc<dyn RecordSink>,
+}
+
+impl Draft {
+    pub(crate) fn new(generation: u64, sink: Arc<dyn RecordSink>) -> Self {
+        let version = Record::VERSION;
+        let record = Record { version, generation, steps: vec![], verdict: Ruled::Open };
+        Self { record, sink }
+    }
+
+    pub(crate) fn step(&mut self, mut asked: Asked, said: &[Said]) {
+        let headers = match &mut asked {
+            Asked::Identify(caller) => &mut caller.headers,
+            Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
+                facts.prefix_key = 0;
+                &mut facts.headers
+            }
+        };
+        hide(&mut headers.0);
+        let mut said = said.to_vec();
+        for said in &mut said {
+            match &mut said.decision {
+                Ok(Answered::Transform(Transformed::Edit(edits))) => hide(&mut edits.set_headers),
+                // JSON knows no NaN; this is what it counted for.
+                Ok(Answered::Route(Choice::Scores(scores, _))) => {
+                    scores.iter_mut().for_each(|(_, score)| *score = counted(*score));
+                }
+                _ => {}
+            }
+        }
+        self.record.steps.push(Step { asked, said });
+    }
+
+    pub(crate) fn admitted(&mut self, plan: Plan, tokens_max: u32) {
+        self.record.verdict = Ruled::Admitted { plan, tokens_max };
+    }
+
+    pub(crate) fn refused(&mut self, refused: &Refused) {
+        let Refused { policy, phase, rejection, .. } = refused;
+        let (policy, phase, status) = (policy.to_string(), *phase, rejection.status);
+        let code = rejection.reason.code.0.as_ref().to_owned();
+        self.record.verdict = Ruled::Refused { policy, phase, code, status };
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.record.steps.is_empty() {
+            return;
+        }
+        let steps = std::mem::take(&mut self.record.steps);
+        let verdict = std::mem::replace(&mut self.record.verdict, Ruled::Open);
+        let Record { version, generation, .. } = self.record;
+        self.sink.take(Record { version, generation, steps, verdict });
+    }
+}
+
+fn hide(headers: &mut Vec<(String, String)>) {
+    let is_hidden = |name: &str| SECRET.contains(&name.to_ascii_lowercase().as_str());
+    headers.retain(|(name, _)| !is_hidden(name) && !interlock_request::is_secret(name));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! Hours of traffic on the host itself, each in about a second: the server's routes, the policies' chain, the
+//! policies, the engine and its cache are those that `interlock serve` runs. What is simulated is
+//! the model, the clients and the time.
+//!
+//! ```text
+//!   clients ──► routes ──► chain ──► engine ──► simulated model
+//!      ▲   (no sockets)      │                        │ a pass of 20 ms
+//!      └── what they saw     └── who was asked what   ▼
+//!                                            tokio's paused clock goes on by 20 ms
+//! ```
+//!
+//! Time is tokio's and paused: it goes on when everyone waits, to the next moment at which
+//! somebody does not. Moments are whole milliseconds; a pass may take any time, and what is cut
+//! off of one is added to the next.
+//!
+//! # Invariants
+//!
+//! - The same setup, workload and seed give the same report, but for policies that exceed a
+//!   deadline: those count the machine's time.
+//! - One thread: the engines have a stack of their own on it, which rests while the time of a pass
+//!   goes by.
+//!
+//! # Not here
+//!
+//! Sockets, and what is lost on them. Redis: state is in memory. Slow policies have no threads and
+//! are called in line, so what they wait for takes no simulated time.
+
+mod client;
+mod device;
+mod driver;
+mod invariants;
+mod reader;
+mod report;
+mod witness;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use interlock_engine::{CacheConfig, EngineConfig, EngineHandle, EngineMetrics, WaitingConfig};
+use interlock_metrics::Registry;
+use interlock_policy_api::Ceilings;
+use interlock_policy_chain::{Commons, Link, Policies, PolicyChain, PolicyMetrics};
+use interlock_request::{ModelId, SamplingDefaults};
+use interlock_server::{
+    DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
+    WorkMetrics, WorkPool,
+};
+use interlock_sim::{SimModel, SimSettings};
+use interlock_text::{TextModel, TextParts, TokenizerSource};
+use tokio::time::Instant;
+
+pub use self::report::Report;
+
+use self::client::Asked;
+use self::driver::{Driver, Rested};
+use self::witness::Book;
+use crate::clock::HandClock;
+use crate::given::EPOCH;
+use crate::workload::Workload;
+
+/// What is simulated: the parts of a configuration that matter without sockets.
+pub struct Setup {
+    /// `[server]`.
+    pub server: ServerConfig,
+    /// `[detached]`.
+    pub detached: DetachedConfig,
+    /// `[engine]`.
+    pub engine: EngineConfig,
+    /// `[cache]`.
+    pub cache: CacheConfig,
+    /// `[waiting]`.
+    pub waiting: WaitingConfig,
+    /// What `[limits]` comes to.
+    pub ceilings: Ceilings,
+    /// The policies in their places, with a state on `clock`.
+    pub links: Vec<Link>,
+    /// The clock of that state.
+    pub clock: SimClock,
+}
+
+/// The simulation's time, for what must have a clock before the simulation begins: until then it
+/// stands at 0.
+#[derive(Debug, Clone, Default)]
+pub struct SimClock(Arc<OnceLock<Instant>>);
+
+impl SimClock {
+    fn begin(&self) -> Instant {
+        *self.0.get_or_init(Instant::now)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.get().map_or(Duration::ZERO, Instant::elapsed)
+    }
+}
+
+impl interlock_state::StateClock for SimClock {
+    fn now(&self) -> Duration {
+        Self::now(self)
+    }
+}
+
+/// A simulation that could not be.
+#[derive(Debug, thiserror::Error)]
+pub enum SimFailed {
+    /// A model's settings are none.
+    #[error("settings of model {model:?}: {why}")]
+    Model {
+        /// Which.
+        model: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The operating system gave no thread or no runtime.
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
+}
+
+/// Everything that is seen from outside, as it came.
+struct Seen {
+    asked: Vec<Asked>,
+    rested: Rested,
+    /// From the first request to the last end.
+    time: Duration,
+}
+
+/// Runs a workload to its end.
+///
+/// # Errors
+///
+/// When a model's settings are none, or there is no thread for the engine.
+pub fn run(setup: Setup, workload: &Workload, seed: u64) -> Result<Report, SimFailed> {
+    let began = std::time::Instant::now();
+    let models = settings(workload)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let ceilings = setup.ceilings;
+    let book = Book::default();
+    let seen = runtime.block_on(live(setup, workload, seed, models, &book))?;
+    // What is left of it are tasks of requests that never ended; they are reported.
+    runtime.shutdown_background();
+    let violations = invariants::violations(&seen, &book, &ceilings);
+    Ok(report::Report::of(workload, seed, &seen, &book, violations, began.elapsed()))
+}
+
+fn settings(workload: &Workload) -> Result<Vec<SimSettings>, SimFailed> {
+    let parse = |model: &crate::workload::Model| {
+        let settings = model.settings.strip_prefix("sim:").unwrap_or(&model.settings);
+        settings
+            .parse::<SimSettings>()
+            .map_err(|why| SimFailed::Model { model: model.name.clone(), why: why.to_string() })
+    };
+    workload.models.iter().map(parse).collect()
+}
+
+async fn live(
+    setup: Setup,
+    workload: &Workload,
+    seed: u64,
+    models: Vec<SimSettings>,
+    book: &Book,
+) -> Result<Seen, SimFailed> {
+    let Setup { server, detached, engine, cache, waiting, ceilings, links, clock } = setup;
+    let began = clock.begin();
+    let registry = Arc::new(Registry::new());
+    let metrics = EngineMetrics::register(&registry);
+    let engine_clock = HandClock::default();
+    let plans = workload.models.iter().zip(models).collect::<Vec<_>>();
+    let prefix_keys = PrefixKeys::without_secret(cache.prefix_sharing);
+    let build = driver::Build { seed, engine, cache, waiting, metrics, clock: engine_clock };
+    let (driver, handles) = Driver::start(build, &plans);
+    let served = workload.models.iter().zip(&handles).map(|(model, handle)| served(model, handle));
+    let chain = PolicyChain::new(
+        book.witnessed(links),
+        ceilings,
+        Commons::in_line(PolicyMetrics::register(&registry)),
+    );
+    let parts = ServerParts {
+        config: server,
+        detached,
+        models: served.collect(),
+        policies: Arc::new(Policies::from(chain)),
+        work: WorkPool::in_line(&WorkConfig::default(), WorkMetrics::register(&registry)),
+        prefix_keys,
+        in_flight: interlock_server::InFlight::default(),
+        wall: Arc::new(move || EPOCH + clock.now()),
+        metrics: ServerMetrics::register(&registry),
+        registry: Some(Arc::clone(&registry)),
+    };
+    let app = interlock_server::app(parts);
+    let clients = client::Clients::new(app, workload, seed);
+    let awake = clients.awake();
+    // Whoever drives stops when all clients have gone and nothing is left to compute.
+    let (asked, rested) = tokio::join!(clients.live(), driver.drive(awake));
+    Ok(Seen { asked, rested, time: began.elapsed() })
+}
+
+fn served(model: &crate::workload::Model, engine: &EngineHandle) -> ServedModel {
+    let parts = TextParts {
+        tokenizer: TokenizerSource::Sim,
+        chat_template: None,
+        special_tokens: Default::default(),
+        eos: vec![SimModel::EOS],
+    };
+    let text = TextModel::new(parts).expect("the simulated text model is whole");
+    ServedModel {
+        id: ModelId::new(&model.name),
+        aliases: model.aliases.clone(),
+        sampling: SamplingDefaults::OPENAI,
+        text: Arc::new(OnceLock::from(Arc::new(text))),
+        engine: engine.clone(),
+    }
+}
