@@ -43,7 +43,7 @@ def test_a_storm_leaves_a_host_idle_and_answering(serve):
     storm = ["--workload", "storm", "--concurrency", "8", "--max-tokens", "32"]
     done = bench("--url", f"ours={host.url}", *storm)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"8 +ours +80 .* yes +\d+\.\d\d s\n", done.stdout), done.stdout
+    assert re.search(r"8 +ours +80 .* yes +\d+\.\d\d s +1 +0\n", done.stdout), done.stdout
     assert host.metric("requests_running") == host.metric("requests_waiting") == 0
 
 

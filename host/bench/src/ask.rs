@@ -11,14 +11,21 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Api, Plan};
 use crate::workload::Question;
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Body<'a> {
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     messages: Option<Vec<Message<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
-    max_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_output_tokens: Option<u32>,
     temperature: f32,
     stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,41 +56,86 @@ struct FullLength {
 pub(crate) fn body(plan: &Plan, model: &str, question: &Question) -> Bytes {
     let system = question.system.as_deref();
     let max_tokens = question.max_tokens.get();
-    let (messages, prompt) = match plan.api {
+    let full_length = FullLength { ignore_eos: true, min_tokens: max_tokens };
+    let mut body = Body {
+        model,
+        temperature: 0.0,
+        stream: plan.stream,
+        full_length: plan.ignore_eos.then_some(full_length),
+        ..Body::default()
+    };
+    match plan.api {
         Api::Chat => {
             let system = system.map(|content| Message { role: "system", content });
             let user = Message { role: "user", content: &question.user };
-            (Some(system.into_iter().chain([user]).collect()), None)
+            body.messages = Some(system.into_iter().chain([user]).collect());
         }
         Api::Completions => {
             let parts: Vec<&str> = system.into_iter().chain([question.user.as_str()]).collect();
-            (None, Some(parts.join("\n\n")))
+            body.prompt = Some(parts.join("\n\n"));
         }
-    };
-    let body = Body {
-        model,
-        messages,
-        prompt,
-        max_tokens,
-        temperature: 0.0,
-        stream: plan.stream,
-        stream_options: plan.stream.then_some(StreamOptions { include_usage: true }),
-        full_length: plan
-            .ignore_eos
-            .then_some(FullLength { ignore_eos: true, min_tokens: max_tokens }),
-    };
+        Api::Responses => {
+            body.instructions = system;
+            body.input = Some(&question.user);
+        }
+    }
+    if plan.api == Api::Responses {
+        // Its last event always has the usage.
+        body.max_output_tokens = Some(max_tokens);
+    } else {
+        body.max_tokens = Some(max_tokens);
+        body.stream_options = plan.stream.then_some(StreamOptions { include_usage: true });
+    }
     serde_json::to_vec(&body).expect("texts and numbers are JSON").into()
 }
 
-/// A chunk of a stream, or a whole answer: both have these fields, where they have them.
+/// A piece of a stream, or a whole answer, of any endpoint: each has these fields, where it has
+/// them.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Answer {
     #[serde(default)]
     choices: Vec<Choice>,
     #[serde(default)]
-    pub(crate) usage: Option<Usage>,
+    usage: Option<Usage>,
     #[serde(default)]
-    pub(crate) error: Option<serde_json::Value>,
+    error: Option<serde_json::Value>,
+    /// What an event of `/v1/responses` is.
+    #[serde(default, rename = "type")]
+    event: Option<Event>,
+    /// The text of such an event.
+    #[serde(default)]
+    delta: Filled,
+    /// The whole answer, in the first and the last event of such a stream.
+    #[serde(default)]
+    response: Option<Box<Answer>>,
+    /// What a whole answer of `/v1/responses` says.
+    #[serde(default)]
+    output: Vec<OutputItem>,
+}
+
+/// The events of `/v1/responses` that matter here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+enum Event {
+    #[serde(
+        rename = "response.output_text.delta",
+        alias = "response.reasoning_text.delta",
+        alias = "response.reasoning_summary_text.delta"
+    )]
+    Text,
+    #[serde(rename = "response.completed", alias = "response.incomplete")]
+    End,
+    #[serde(rename = "response.failed", alias = "error")]
+    Failed,
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Debug, Deserialize)]
+struct OutputItem {
+    #[serde(default)]
+    content: Filled,
+    #[serde(default)]
+    summary: Filled,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,9 +165,27 @@ struct Said {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub(crate) struct Usage {
     #[serde(default)]
-    pub(crate) prompt_tokens: Option<u32>,
+    prompt_tokens: Option<u32>,
     #[serde(default)]
-    pub(crate) completion_tokens: Option<u32>,
+    completion_tokens: Option<u32>,
+    /// What `/v1/responses` calls the prompt's.
+    #[serde(default)]
+    input_tokens: Option<u32>,
+    /// And the answer's.
+    #[serde(default)]
+    output_tokens: Option<u32>,
+}
+
+impl Usage {
+    /// Tokens of the prompt.
+    pub(crate) fn prompt(self) -> Option<u32> {
+        self.prompt_tokens.or(self.input_tokens)
+    }
+
+    /// Tokens of the answer.
+    pub(crate) fn answer(self) -> Option<u32> {
+        self.completion_tokens.or(self.output_tokens)
+    }
 }
 
 impl Answer {
@@ -125,6 +195,24 @@ impl Answer {
             said.as_ref().is_some_and(|s| s.content.0 || s.reasoning_content.0 || s.reasoning.0)
         };
         self.choices.iter().any(|c| c.text.0 || filled(&c.delta) || filled(&c.message))
+            || (self.event == Some(Event::Text) && self.delta.0)
+            || self.output.iter().any(|item| item.content.0 || item.summary.0)
+    }
+
+    /// What the server counted, where it says so.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.usage.or_else(|| self.response.as_ref()?.usage)
+    }
+
+    /// Is it word of a failure instead?
+    pub(crate) fn failed(&self) -> bool {
+        let within = self.response.as_ref().is_some_and(|response| response.error.is_some());
+        self.error.is_some() || within || self.event == Some(Event::Failed)
+    }
+
+    /// Is it the last event of a stream of `/v1/responses`?
+    pub(crate) fn is_last(&self) -> bool {
+        self.event == Some(Event::End)
     }
 
     /// Does it say why the answer ended?
@@ -139,8 +227,8 @@ pub(crate) fn complaint(body: &[u8]) -> String {
     const CHARS_MAX: usize = 200;
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let said = json.as_ref().and_then(|json| {
-        let error = &json["error"];
-        [&error["message"], error, &json["message"], &json["detail"]]
+        let (error, within) = (&json["error"], &json["response"]["error"]["message"]);
+        [&error["message"], error, within, &json["message"], &json["detail"]]
             .into_iter()
             .find_map(|v| v.as_str())
     });
@@ -224,6 +312,23 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_response_asks_in_its_own_words() {
+        let responses = Plan { api: Api::Responses, ..plan() };
+        check_body(
+            &responses,
+            &expect![[
+                r#"{"model":"m","instructions":"be","input":"hi","max_output_tokens":5,"temperature":0.0,"stream":true,"ignore_eos":true,"min_tokens":5}"#
+            ]],
+        );
+        check_body(
+            &Plan { stream: false, ignore_eos: false, ..responses },
+            &expect![[
+                r#"{"model":"m","instructions":"be","input":"hi","max_output_tokens":5,"temperature":0.0,"stream":false}"#
+            ]],
+        );
+    }
+
     fn says(json: &str) -> bool {
         serde_json::from_str::<Answer>(json).expect("is an answer").says_something()
     }
@@ -237,6 +342,43 @@ mod tests {
         assert!(says(r#"{"choices":[{"delta":{"content":null,"reasoning_content":"hm"}}]}"#));
         assert!(says(r#"{"choices":[{"text":" a","logprobs":null}]}"#));
         assert!(says(r#"{"choices":[{"message":{"role":"assistant","content":"a"}}]}"#));
+    }
+
+    #[test]
+    fn of_the_events_of_a_response_only_deltas_of_text_say_something() {
+        assert!(says(r#"{"type":"response.output_text.delta","delta":"a","logprobs":[]}"#));
+        assert!(says(r#"{"type":"response.reasoning_text.delta","delta":"hm"}"#));
+        assert!(!says(r#"{"type":"response.output_text.delta","delta":""}"#));
+        assert!(!says(r#"{"type":"response.function_call_arguments.delta","delta":"{"}"#));
+        // All the text once more, which came before.
+        assert!(!says(r#"{"type":"response.output_text.done","text":"all of it"}"#));
+        assert!(!says(
+            r#"{"type":"response.completed","response":{"output":[{"content":[{"text":"a"}]}]}}"#
+        ));
+        // A whole answer.
+        assert!(says(r#"{"object":"response","output":[{"type":"message","content":[{}]}]}"#));
+        assert!(!says(r#"{"object":"response","output":[{"type":"message","content":[]}]}"#));
+    }
+
+    #[test]
+    fn a_response_counts_in_its_own_words_and_says_when_it_failed() {
+        let read = |json: &str| serde_json::from_str::<Answer>(json).expect("is an answer");
+        let counted = |json: &str| {
+            let usage = read(json).usage().expect("it counts");
+            (usage.prompt(), usage.answer())
+        };
+        let usage = r#""usage":{"input_tokens":3,"output_tokens":9,"total_tokens":12}"#;
+        assert_eq!(counted(&format!("{{{usage}}}")), (Some(3), Some(9)));
+        let last =
+            format!(r#"{{"type":"response.incomplete","response":{{"error":null,{usage}}}}}"#);
+        assert_eq!(counted(&last), (Some(3), Some(9)));
+        assert!(read(&last).is_last() && !read(&last).failed());
+        let failed = r#"{"type":"response.failed","response":{"error":{"message":"it broke"}}}"#;
+        assert!(read(failed).failed() && !read(failed).is_last());
+        assert_eq!(complaint(failed.as_bytes()), "it broke");
+        let error = r#"{"type":"error","code":"x","message":"too late"}"#;
+        assert!(read(error).failed());
+        assert_eq!(complaint(error.as_bytes()), "too late");
     }
 
     #[test]

@@ -25,6 +25,30 @@ pub(crate) struct Measured {
     pub(crate) batch: Batch,
     /// Milliseconds.
     pub(crate) gaps: Vec<f64>,
+    /// Tokens per second of each answer.
+    pub(crate) rates: Vec<f64>,
+}
+
+/// Where the clients of a batch wait for each other: the first request is sent when the last
+/// connection is open.
+struct Start {
+    opening: Semaphore,
+    all_open: Barrier,
+}
+
+impl Start {
+    fn of(clients: u32) -> Self {
+        Self { opening: Semaphore::new(OPENING_MAX), all_open: Barrier::new(clients as usize) }
+    }
+
+    /// Opens one client's connection. Returns when all clients' are open, or have failed to.
+    async fn after<T>(&self, open: impl Future<Output = T>) -> T {
+        let turn = self.opening.acquire().await.expect("nobody closes the semaphore");
+        let opened = open.await;
+        drop(turn);
+        self.all_open.wait().await;
+        opened
+    }
 }
 
 /// One request of a batch, answered or not.
@@ -44,21 +68,15 @@ pub(crate) async fn measure(
     bar: &Bar,
 ) -> Measured {
     let size = place.concurrency.get();
-    // The first request is sent when the last connection is open.
-    let start = Arc::new(Barrier::new(size as usize));
-    let opening = Arc::new(Semaphore::new(OPENING_MAX));
+    let start = Arc::new(Start::of(size));
     let cpu_before = cpu(target);
     let mut tasks = JoinSet::new();
     for index in 0..size {
-        let (plan, target) = (Arc::clone(plan), Arc::clone(target));
-        let (opening, start) = (Arc::clone(&opening), Arc::clone(&start));
+        let (plan, target, start) = (Arc::clone(plan), Arc::clone(target), Arc::clone(&start));
         let question = Question::new(&plan, Place { index, ..place });
         tasks.spawn(async move {
             let wanted = question.max_tokens.get();
-            let turn = opening.acquire().await.expect("nobody closes the semaphore");
-            let ready = Ready::open(&target, &plan, &question).await;
-            drop(turn);
-            start.wait().await;
+            let ready = start.after(Ready::open(&target, &plan, &question)).await;
             let sent = Instant::now();
             let answered = match ready {
                 Ok(ready) => match ready.ask(Leave::Never).await {
@@ -133,7 +151,7 @@ fn sum_up(asked: Vec<Asked>, cpu_seconds: Option<f64>) -> Measured {
         cpu_s: cpu_seconds,
         failures,
     };
-    Measured { batch, gaps }
+    Measured { batch, gaps, rates }
 }
 
 fn sorted_ms(durations: impl Iterator<Item = Duration>) -> Vec<f64> {
@@ -144,6 +162,8 @@ fn sorted_ms(durations: impl Iterator<Item = Duration>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     fn answered(first_ms: u64, took_ms: u64, tokens: u32) -> Answered {
@@ -173,7 +193,8 @@ mod tests {
             one(5, 2000, Err(Failure::Timeout(Duration::from_secs(2)))),
             one(0, 500, Ok(answered(70, 250, 5))),
         ];
-        let Measured { batch, gaps } = sum_up(asked, Some(0.5));
+        let Measured { batch, gaps, rates } = sum_up(asked, Some(0.5));
+        assert_eq!(rates, [10.0, 20.0, 20.0]);
         assert_eq!((batch.requests, batch.answered, batch.short), (4, 3, 1));
         assert_eq!((batch.tokens, batch.chunks, batch.prompt_tokens), (25, 6, 15));
         assert!((batch.wall_s - 2.0).abs() < 1e-9, "{}", batch.wall_s);
@@ -184,6 +205,33 @@ mod tests {
         assert_eq!(gaps, [180.0, 450.0, 900.0]);
         assert_eq!(batch.inter_token_ms_p50, Some(450.0));
         assert_eq!(batch.failures.count(), 1);
+    }
+
+    /// All on one thread: whoever is let through goes on at once.
+    #[tokio::test]
+    async fn nobody_is_asked_before_the_last_connection_is_open() {
+        const CLIENTS: u32 = OPENING_MAX as u32 + 8;
+        let start = Arc::new(Start::of(CLIENTS));
+        let (opened, asked) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let mut clients = JoinSet::new();
+        for _ in 0..CLIENTS {
+            let (start, opened, asked) =
+                (Arc::clone(&start), Arc::clone(&opened), Arc::clone(&asked));
+            clients.spawn(async move {
+                let early = start
+                    .after(async {
+                        // The last to open sees what all the others have done since they did.
+                        let before = opened.fetch_add(1, Ordering::Relaxed);
+                        (before, asked.load(Ordering::Relaxed))
+                    })
+                    .await;
+                asked.fetch_add(1, Ordering::Relaxed);
+                early
+            });
+        }
+        let seen = clients.join_all().await;
+        assert!(seen.iter().any(|(before, _)| *before == CLIENTS - 1), "there is a last one");
+        assert!(seen.iter().all(|(_, asked)| *asked == 0), "opened before, asked: {seen:?}");
     }
 
     #[test]

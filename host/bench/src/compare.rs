@@ -2,13 +2,15 @@
 //!
 //! # Invariants
 //!
-//! - Only cells of the same workload and concurrency are compared, of the same target: by name,
-//!   or, where each report has but one target, whatever its name.
+//! - Only cells of the same workload and concurrency are compared, storms only of the same
+//!   concurrency, of the same target: by name, or, where each report has but one target, whatever
+//!   its name.
 //! - A difference is marked as none when one iteration of B could as well be one of A.
 
 use std::fmt;
 
-use crate::report::{Batch, Cell, Figure, Report};
+use crate::failure::Failures;
+use crate::report::{Batch, Cell, Figure, Report, Storm};
 use crate::stats::Spread;
 use crate::table::{Column, Table, shown};
 
@@ -19,7 +21,7 @@ pub struct Comparison {
     pairs: Vec<Pair>,
 }
 
-/// A cell of both.
+/// A cell, or a storm, of both.
 #[derive(Debug)]
 struct Pair {
     title: String,
@@ -31,12 +33,17 @@ struct Row {
     measure: &'static str,
     a: Spread,
     b: Spread,
+    /// Whether each is of several iterations. One of a storm is a single value.
+    iterated: bool,
 }
 
-/// No cell is in both.
+/// A figure of a storm, which has no iterations.
+type StormFigure = fn(&Storm) -> Option<f64>;
+
+/// No cell and no storm is in both.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the reports have no cell in common (workload, concurrency, target)\n  A has {a}\n  B has {b}"
+    "the reports have nothing in common (workload, concurrency, target)\n  A has {a}\n  B has {b}"
 )]
 pub struct CannotCompare {
     a: String,
@@ -55,53 +62,122 @@ const MEASURES: [(&str, Figure); 9] = [
     ("CPU ms/token", Batch::cpu_ms_per_token),
 ];
 
-/// Lines up the cells of both reports.
+const STORM_MEASURES: [(&str, StormFigure); 8] = [
+    ("requests", |storm| Some(storm.requests as f64)),
+    ("served", |storm| Some(storm.served as f64)),
+    ("left on purpose", |storm| Some((storm.left_before_text + storm.left_midway) as f64)),
+    ("refused", |storm| counted(&storm.refused)),
+    ("failed", |storm| counted(&storm.failures)),
+    ("wall clock, s", |storm| Some(storm.wall_s)),
+    ("idle after, s", |storm| storm.after.idle_after_s),
+    ("failed passes", |storm| storm.after.failed_passes),
+];
+
+fn counted(failures: &Failures) -> Option<f64> {
+    Some(failures.count() as f64)
+}
+
+/// What stands in a report at one place, and can be compared with what stands there in another.
+trait Comparable {
+    fn target(&self) -> &str;
+    /// Its place, without the target.
+    fn place(&self) -> String;
+    /// Whether its figures are of several iterations.
+    fn iterated(&self) -> bool;
+    /// Its figures, as far as it has them.
+    fn figures(&self) -> Vec<(&'static str, Option<Spread>)>;
+
+    fn title(&self) -> String {
+        format!("{}, {}", self.place(), self.target())
+    }
+}
+
+impl Comparable for Cell {
+    fn target(&self) -> &str {
+        &self.target
+    }
+
+    fn place(&self) -> String {
+        format!("{}, {} at once", self.workload, self.concurrency)
+    }
+
+    fn iterated(&self) -> bool {
+        true
+    }
+
+    fn figures(&self) -> Vec<(&'static str, Option<Spread>)> {
+        MEASURES.into_iter().map(|(name, figure)| (name, self.spread(figure))).collect()
+    }
+}
+
+impl Comparable for Storm {
+    fn target(&self) -> &str {
+        &self.target
+    }
+
+    fn place(&self) -> String {
+        format!("storm, {} at once", self.concurrency)
+    }
+
+    fn iterated(&self) -> bool {
+        false
+    }
+
+    fn figures(&self) -> Vec<(&'static str, Option<Spread>)> {
+        let single = |figure: StormFigure| figure(self).map(Spread::single);
+        STORM_MEASURES.into_iter().map(|(name, figure)| (name, single(figure))).collect()
+    }
+}
+
+/// All that a report has: cells, then storms.
+fn contents(report: &Report) -> Vec<&dyn Comparable> {
+    let cells = report.cells.iter().map(|cell| cell as &dyn Comparable);
+    cells.chain(report.storms.iter().map(|storm| storm as &dyn Comparable)).collect()
+}
+
+/// Lines up the cells and storms of both reports.
 ///
 /// # Errors
 ///
 /// When they have none in common.
 pub fn compare(a: &Report, b: &Report) -> Result<Comparison, CannotCompare> {
     let renamed = a.targets.len() == 1 && b.targets.len() == 1;
-    let same = |one: &Cell, other: &Cell| {
-        (one.workload, one.concurrency) == (other.workload, other.concurrency)
-            && (renamed || one.target == other.target)
+    let same = |one: &dyn Comparable, other: &dyn Comparable| {
+        one.place() == other.place() && (renamed || one.target() == other.target())
     };
+    let (in_a, in_b) = (contents(a), contents(b));
     let mut warnings = differences(a, b);
     let mut pairs = Vec::new();
-    for one in &a.cells {
-        match b.cells.iter().find(|other| same(one, other)) {
-            Some(other) => pairs.push(Pair::of(one, other)),
-            None => warnings.push(format!("only in A: {}", title(one))),
+    for one in &in_a {
+        match in_b.iter().find(|other| same(*one, **other)) {
+            Some(other) => pairs.push(Pair::of(*one, *other)),
+            None => warnings.push(format!("only in A: {}", one.title())),
         }
     }
     if pairs.is_empty() {
-        return Err(CannotCompare { a: titles(a), b: titles(b) });
+        return Err(CannotCompare { a: titles(&in_a), b: titles(&in_b) });
     }
-    let missing = b.cells.iter().filter(|other| !a.cells.iter().any(|one| same(one, other)));
-    warnings.extend(missing.map(|other| format!("only in B: {}", title(other))));
+    let missing = in_b.iter().filter(|other| !in_a.iter().any(|one| same(*one, **other)));
+    warnings.extend(missing.map(|other| format!("only in B: {}", other.title())));
     Ok(Comparison { warnings, pairs })
 }
 
-fn title(cell: &Cell) -> String {
-    format!("{}, {} at once, {}", cell.workload, cell.concurrency, cell.target)
-}
-
-fn titles(report: &Report) -> String {
-    let titles: Vec<String> = report.cells.iter().map(title).collect();
+fn titles(contents: &[&dyn Comparable]) -> String {
+    let titles: Vec<String> = contents.iter().map(|one| one.title()).collect();
     if titles.is_empty() { "none".to_owned() } else { titles.join("; ") }
 }
 
 impl Pair {
-    fn of(a: &Cell, b: &Cell) -> Self {
-        let title = match a.target == b.target {
-            true => title(a),
-            false => format!("{} in A, {} in B", title(a), b.target),
+    fn of(a: &dyn Comparable, b: &dyn Comparable) -> Self {
+        let title = match a.target() == b.target() {
+            true => a.title(),
+            false => format!("{} in A, {} in B", a.title(), b.target()),
         };
-        let row = |(measure, figure): (&'static str, Figure)| {
-            let (a, b) = a.spread(figure).zip(b.spread(figure))?;
-            Some(Row { measure, a, b })
-        };
-        Self { title, rows: MEASURES.into_iter().filter_map(row).collect() }
+        let both = a.figures().into_iter().zip(b.figures());
+        let iterated = a.iterated();
+        let rows =
+            both.filter_map(|((measure, a), (_, b))| Some(Row { measure, a: a?, b: b?, iterated }));
+        Self { title, rows: rows.collect() }
     }
 }
 
@@ -152,8 +228,8 @@ impl fmt::Display for Comparison {
                 |name, cell: &dyn Fn(&Row) -> String| Column::new(name, rows.iter().map(cell));
             let table = Table::default()
                 .with(column("", &|row| row.measure.to_owned()))
-                .with(column("A", &|row| shown(&row.a)))
-                .with(column("B", &|row| shown(&row.b)))
+                .with(column("A", &|row| row.shown(&row.a)))
+                .with(column("B", &|row| row.shown(&row.b)))
                 .with(column("B/A", &|row| row.ratio()))
                 .with(column("", &|row| row.mark().to_owned()));
             write!(f, "{title}\n{table}")?;
@@ -171,8 +247,16 @@ impl Row {
         }
     }
 
+    fn shown(&self, figure: &Spread) -> String {
+        match figure.mean {
+            _ if self.iterated => shown(figure),
+            whole if whole.fract() == 0.0 => format!("{whole:.0}"),
+            other => format!("{other:.2}"),
+        }
+    }
+
     fn mark(&self) -> &'static str {
-        if self.a.overlaps(&self.b) { "~" } else { " " }
+        if self.iterated && self.a.overlaps(&self.b) { "~" } else { " " }
     }
 }
 
@@ -182,7 +266,7 @@ mod tests {
 
     use super::*;
     use crate::plan::tests::nonzero;
-    use crate::report::tests::{cell, report};
+    use crate::report::tests::{cell, report, storm};
 
     fn with(cells: Vec<Cell>) -> Report {
         Report { cells, ..report() }
@@ -227,6 +311,34 @@ mod tests {
             only in B: short, 4 at once, batched"#]]
         .assert_eq(&comparison.warnings.join("\n"));
         assert_eq!(comparison.pairs.len(), 1);
+    }
+
+    #[test]
+    fn storms_line_up_with_storms() {
+        let storms = |served, idle_after_s| {
+            let mut storm = storm();
+            storm.served = served;
+            storm.after.idle_after_s = idle_after_s;
+            Report { cells: vec![], storms: vec![storm], ..report() }
+        };
+        let comparison = compare(&storms(18, Some(0.05)), &storms(36, Some(0.1)));
+        expect![[r#"
+            storm, 4 at once, simple
+                                   A      B    B/A
+                     requests     40     40   1.00
+                       served     18     36   2.00
+              left on purpose     21     21   1.00
+                      refused      0      0      -
+                       failed      0      0      -
+                wall clock, s   2.50   2.50   1.00
+                idle after, s   0.05   0.10   2.00
+                failed passes      0      0      -
+
+            ~ the iterations of A and B overlap: this may be chance.
+        "#]]
+        .assert_eq(&comparison.expect("the same storm").to_string());
+        let without = compare(&storms(18, Some(0.05)), &storms(18, None)).expect("the same storm");
+        assert!(!without.to_string().contains("idle after"), "only what both know");
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct Storming {
     pub rounds: NonZeroU32,
     /// How many in a hundred leave before they are answered.
     pub leave_percent: u8,
+    /// Instead of rounds: new requests are sent for so long.
+    #[serde(rename = "time_s", default, with = "optional_seconds")]
+    pub time: Option<Duration>,
     /// How long a server may take to notice that everyone has left.
     #[serde(rename = "settle_s", with = "seconds")]
     pub settle: Duration,
@@ -59,13 +62,27 @@ pub enum Api {
     Chat,
     /// `/v1/completions`
     Completions,
+    /// `/v1/responses`
+    Responses,
 }
 
 impl Api {
+    /// All of them, in the order in which they are explained.
+    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Responses];
+
     pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Chat => "/chat/completions",
             Self::Completions => "/completions",
+            Self::Responses => "/responses",
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
         }
     }
 }
@@ -74,25 +91,22 @@ impl FromStr for Api {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "chat" => Ok(Self::Chat),
-            "completions" => Ok(Self::Completions),
-            _ => Err(format!("an API is chat or completions, got {text:?}")),
-        }
+        Self::ALL
+            .into_iter()
+            .find(|api| api.as_str() == text)
+            .ok_or_else(|| format!("an API is chat, completions or responses, got {text:?}"))
     }
 }
 
 impl fmt::Display for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Chat => "chat",
-            Self::Completions => "completions",
-        })
+        f.write_str(self.as_str())
     }
 }
 
 impl Plan {
-    /// Requests that one target is sent in all: what a bar counts.
+    /// Requests that one target is sent in all: what a bar counts. A storm that goes by time sends
+    /// more than its rounds; the bar then stays full.
     pub(crate) fn requests_per_target(&self) -> u64 {
         let rounds = u64::from(self.warmup) + u64::from(self.iterations.get());
         let at_once: u64 = self.concurrency.iter().map(|c| u64::from(c.get())).sum();
@@ -116,6 +130,29 @@ mod seconds {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(de::Error::custom)
+    }
+}
+
+mod optional_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    struct Seconds(#[serde(with = "super::seconds")] Duration);
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(Seconds).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Seconds>::deserialize(from)?.map(|Seconds(time)| time))
     }
 }
 
@@ -144,6 +181,7 @@ pub(crate) mod tests {
             storm: Storming {
                 rounds: nonzero(10),
                 leave_percent: 50,
+                time: None,
                 settle: Duration::from_secs(5),
             },
         }
@@ -160,5 +198,27 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&plan()).expect("a plan is JSON");
         assert!(json.contains(r#""timeout_s":1.5"#), "{json}");
         assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), plan());
+        let storm = Storming { time: Some(Duration::from_secs(600)), ..plan().storm };
+        let timed = Plan { storm, ..plan() };
+        let json = serde_json::to_string(&timed).expect("a plan is JSON");
+        assert!(json.contains(r#""time_s":600.0"#), "{json}");
+        assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), timed);
+    }
+
+    #[test]
+    fn a_plan_from_before_storms_by_time_is_still_read() {
+        let json = serde_json::to_string(&plan()).expect("a plan is JSON");
+        let older = json.replace(r#""time_s":null,"#, "");
+        assert_ne!(older, json);
+        assert_eq!(serde_json::from_str::<Plan>(&older).expect("an older plan"), plan());
+    }
+
+    #[test]
+    fn an_endpoint_is_written_as_it_is_read() {
+        for api in Api::ALL {
+            assert_eq!(api.to_string().parse(), Ok(api));
+        }
+        let error = "embeddings".parse::<Api>().expect_err("it does not generate");
+        assert_eq!(error, r#"an API is chat, completions or responses, got "embeddings""#);
     }
 }

@@ -70,6 +70,9 @@ pub struct Cell {
     pub inter_token_ms_p50: Option<f64>,
     /// Over the gaps of all iterations together: 99 of 100 are not longer.
     pub inter_token_ms_p99: Option<f64>,
+    /// An answer's tokens by its own time, over the answers of all iterations together.
+    #[serde(default)]
+    pub request_tokens_per_s: Option<Spread>,
     /// What failed before measuring.
     pub warmup_failures: Failures,
 }
@@ -139,7 +142,7 @@ pub struct Storm {
 }
 
 /// A server after a storm.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StormAfter {
     /// How it answered one more plain request; None when it did.
     pub failure: Option<String>,
@@ -148,6 +151,12 @@ pub struct StormAfter {
     pub idle_after_s: Option<f64>,
     /// What its metrics showed to the last, if that was not 0.
     pub still: Option<String>,
+    /// The most passes that an Interlock has had in its device at once, since it started.
+    #[serde(default)]
+    pub passes_in_flight_max: Option<f64>,
+    /// Passes of an Interlock that failed from the storm's begin to its end.
+    #[serde(default)]
+    pub failed_passes: Option<f64>,
 }
 
 /// Not a report of ours.
@@ -212,9 +221,12 @@ impl Report {
     pub fn failures(&self) -> u64 {
         let cells = self.cells.iter().map(|cell| cell.failures().count());
         let storms = self.storms.iter().map(|storm| {
+            let after = &storm.after;
             storm.failures.count()
-                + u64::from(storm.after.failure.is_some())
-                + u64::from(storm.after.still.is_some())
+                + u64::from(after.failure.is_some())
+                + u64::from(after.still.is_some())
+                + u64::from(after.overlapped())
+                + after.failed_passes.map_or(0, |passes| passes as u64)
         });
         cells.chain(storms).sum()
     }
@@ -253,6 +265,13 @@ impl Cell {
         let mut all = self.warmup_failures.clone();
         self.batches.iter().for_each(|batch| all.merge(&batch.failures));
         all
+    }
+}
+
+impl StormAfter {
+    /// Were two passes in the device at once? That is what crashes it.
+    pub(crate) fn overlapped(&self) -> bool {
+        self.passes_in_flight_max.is_some_and(|most| most > 1.0)
     }
 }
 
@@ -301,6 +320,7 @@ pub(crate) mod tests {
             batches: tokens_per_s.iter().copied().map(batch).collect(),
             inter_token_ms_p50: Some(500.0 / tokens_per_s[0]),
             inter_token_ms_p99: Some(900.0 / tokens_per_s[0]),
+            request_tokens_per_s: Spread::of(tokens_per_s.iter().flat_map(|r| [r / 5.0, r / 3.0])),
             warmup_failures: Failures::default(),
         }
     }
@@ -357,6 +377,9 @@ pub(crate) mod tests {
         report.storms[0].after.still = Some("1 running".to_owned());
         report.storms[0].failures.add(&failure);
         assert_eq!(report.failures(), 4);
+        report.storms[0].after.passes_in_flight_max = Some(2.0);
+        report.storms[0].after.failed_passes = Some(3.0);
+        assert_eq!(report.failures(), 8);
     }
 
     pub(crate) fn storm() -> Storm {
@@ -370,7 +393,13 @@ pub(crate) mod tests {
             refused: Failures::default(),
             failures: Failures::default(),
             wall_s: 2.5,
-            after: StormAfter { failure: None, idle_after_s: Some(0.05), still: None },
+            after: StormAfter {
+                failure: None,
+                idle_after_s: Some(0.05),
+                still: None,
+                passes_in_flight_max: Some(1.0),
+                failed_passes: Some(0.0),
+            },
         }
     }
 }

@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 
-use crate::ask::{self, Answer};
+use crate::ask::{self, Answer, Usage};
 use crate::exchange::{Line, Reply};
 use crate::failure::Failure;
 use crate::plan::Plan;
@@ -106,16 +106,17 @@ async fn whole(mut reply: Reply, sent: Instant) -> Result<Ended, Failure> {
     let took = sent.elapsed();
     let answer: Answer = serde_json::from_slice(&body)
         .map_err(|error| Failure::Nonsense(format!("an answer: {error}")))?;
-    if answer.error.is_some() {
+    if answer.failed() {
         return Err(Failure::InStream(ask::complaint(&body)));
     }
-    let usage = answer.usage;
-    let tokens = usage.and_then(|usage| usage.completion_tokens);
+    let usage = answer.usage();
+    let tokens = usage.and_then(Usage::answer);
     if tokens.is_none() {
-        let why = "an answer without usage.completion_tokens: its length is not known";
+        let why = "an answer whose usage has no completion_tokens or output_tokens: its length \
+                   is not known";
         return Err(Failure::Nonsense(why.to_owned()));
     }
-    let prompt_tokens = usage.and_then(|usage| usage.prompt_tokens);
+    let prompt_tokens = usage.and_then(Usage::prompt);
     let chunks = u32::from(answer.says_something());
     Ok(Ended::Whole(Answered { took, chunks, tokens, prompt_tokens, ..Answered::default() }))
 }
@@ -155,7 +156,7 @@ struct Stream {
     answered: Answered,
     /// It said why it ended.
     finished: bool,
-    /// It said `[DONE]`.
+    /// It said `[DONE]`, or that the response is complete.
     done: bool,
 }
 
@@ -173,7 +174,7 @@ impl Stream {
         let chunk: Answer = serde_json::from_slice(data).map_err(|error| {
             Failure::Nonsense(format!("{error} in {:?}", String::from_utf8_lossy(data)))
         })?;
-        if chunk.error.is_some() {
+        if chunk.failed() {
             return Err(Failure::InStream(ask::complaint(data)));
         }
         if chunk.says_something() {
@@ -184,11 +185,12 @@ impl Stream {
             self.answered.chunks += 1;
             self.last = now;
         }
-        if let Some(usage) = chunk.usage {
-            self.answered.tokens = usage.completion_tokens.or(self.answered.tokens);
-            self.answered.prompt_tokens = usage.prompt_tokens.or(self.answered.prompt_tokens);
+        if let Some(usage) = chunk.usage() {
+            self.answered.tokens = usage.answer().or(self.answered.tokens);
+            self.answered.prompt_tokens = usage.prompt().or(self.answered.prompt_tokens);
         }
         self.finished |= chunk.finishes();
+        self.done |= chunk.is_last();
         self.answered.took = now - self.sent;
         Ok(())
     }
@@ -246,6 +248,23 @@ mod tests {
     fn a_stream_that_does_not_finish_is_cut_off() {
         assert!(matches!(take(&[TEXT, TEXT]), Err(Failure::Cut(_))));
         assert!(take(&[TEXT, FINISH]).is_ok());
+    }
+
+    #[test]
+    fn a_response_ends_with_its_last_event() {
+        const DELTA: &str = r#"{"type":"response.output_text.delta","delta":"a"}"#;
+        const CREATED: &str = r#"{"type":"response.created","response":{"usage":null}}"#;
+        const LAST: &str = r#"{"type":"response.completed","response":{"error":null,
+            "usage":{"input_tokens":7,"output_tokens":9}}}"#;
+        let answered = take(&[CREATED, DELTA, DELTA, LAST]).expect("is whole");
+        let ms = Duration::from_millis;
+        assert_eq!((answered.first, answered.took), (Some(ms(2)), ms(4)));
+        assert_eq!((answered.chunks, answered.tokens), (2, Some(9)));
+        assert_eq!(answered.prompt_tokens, Some(7));
+        assert!(matches!(take(&[CREATED, DELTA, DELTA]), Err(Failure::Cut(_))));
+        let failed = r#"{"type":"response.failed","response":{"error":{"message":"it broke"}}}"#;
+        let failed = take(&[CREATED, DELTA, failed]).expect_err("it failed");
+        assert_eq!(failed, Failure::InStream("it broke".to_owned()));
     }
 
     #[test]

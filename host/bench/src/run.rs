@@ -9,7 +9,7 @@ use crate::plan::Plan;
 use crate::progress::{Bar, Progress};
 use crate::report::{Cell, Report};
 use crate::request::{Leave, Ready};
-use crate::stats::percentile;
+use crate::stats::{Spread, percentile};
 use crate::storm::rage;
 use crate::target::Target;
 use crate::workload::{Place, Question, Workload};
@@ -134,6 +134,7 @@ struct Growing {
     target: Arc<Target>,
     cell: Cell,
     gaps: Vec<f64>,
+    rates: Vec<f64>,
 }
 
 impl Growing {
@@ -145,9 +146,10 @@ impl Growing {
             batches: Vec::new(),
             inter_token_ms_p50: None,
             inter_token_ms_p99: None,
+            request_tokens_per_s: None,
             warmup_failures: Failures::default(),
         };
-        Self { place, target: Arc::clone(target), cell, gaps: Vec::new() }
+        Self { place, target: Arc::clone(target), cell, gaps: Vec::new(), rates: Vec::new() }
     }
 
     fn describe(&self, plan: &Plan, round: u32) -> String {
@@ -167,6 +169,7 @@ impl Growing {
             self.cell.warmup_failures.merge(&measured.batch.failures);
         } else {
             self.gaps.extend(measured.gaps);
+            self.rates.extend(measured.rates);
             self.cell.batches.push(measured.batch);
         }
     }
@@ -175,6 +178,7 @@ impl Growing {
         self.gaps.sort_by(f64::total_cmp);
         self.cell.inter_token_ms_p50 = percentile(&self.gaps, 0.50);
         self.cell.inter_token_ms_p99 = percentile(&self.gaps, 0.99);
+        self.cell.request_tokens_per_s = Spread::of(self.rates);
         self.cell
     }
 }

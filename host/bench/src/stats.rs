@@ -27,6 +27,11 @@ impl Spread {
         Some(Self { mean, deviation, least, most })
     }
 
+    /// Of one value.
+    pub(crate) fn single(value: f64) -> Self {
+        Self { mean: value, deviation: 0.0, least: value, most: value }
+    }
+
     /// Is there a value that both may have had?
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {

@@ -20,30 +20,38 @@ const SETTLE_POLL: Duration = Duration::from_millis(50);
 /// Who leaves before any text does so within this time.
 const PATIENCE_MAX: Duration = Duration::from_millis(200);
 
-/// Keeps as many requests in flight as the place says, until all rounds are asked.
+/// Keeps as many requests in flight as the place says, until all rounds are asked or the time is
+/// over.
 pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, bar: &Bar) -> Storm {
     let at_once = place.concurrency.get();
-    let requests = u64::from(at_once) * u64::from(plan.storm.rounds.get());
     let mut storm = Storm {
         concurrency: place.concurrency,
         target: target.name().to_owned(),
-        requests,
+        requests: 0,
         served: 0,
         left_before_text: 0,
         left_midway: 0,
         refused: Failures::default(),
         failures: Failures::default(),
         wall_s: 0.0,
-        after: StormAfter { failure: None, idle_after_s: None, still: None },
+        after: StormAfter::default(),
     };
-    let mut places = (0..plan.storm.rounds.get())
-        .flat_map(|round| (0..at_once).map(move |index| Place { round, index, ..place }));
+    let failed_before = Live::of(target).await.and_then(|live| live.failed_passes);
     let mut flying = JoinSet::new();
     let begun = Instant::now();
+    // As many as fly at once are sent whatever the time says: none would be no storm.
+    let goes_on = |round| match plan.storm.time {
+        None => round < plan.storm.rounds.get(),
+        Some(time) => round == 0 || begun.elapsed() < time,
+    };
+    let mut places = (0..u32::MAX)
+        .flat_map(|round| (0..at_once).map(move |index| Place { round, index, ..place }))
+        .take_while(|place| goes_on(place.round));
     loop {
         while flying.len() < at_once as usize
             && let Some(place) = places.next()
         {
+            storm.requests += 1;
             flying.spawn(one(Arc::clone(plan), Arc::clone(target), place));
         }
         let Some(ended) = flying.join_next().await else { break };
@@ -59,6 +67,10 @@ pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, b
     }
     storm.wall_s = begun.elapsed().as_secs_f64();
     storm.after = afterwards(plan, target, place).await;
+    // Those that failed before are no fault of this storm's.
+    if let (Some(failed), Some(before)) = (&mut storm.after.failed_passes, failed_before) {
+        *failed -= before;
+    }
     storm
 }
 
@@ -91,7 +103,7 @@ fn leaves(plan: &Plan, place: Place, tokens: u32) -> Leave {
 }
 
 async fn afterwards(plan: &Plan, target: &Target, place: Place) -> StormAfter {
-    let (idle_after_s, still) = settled(target, plan.storm.settle).await;
+    let settled = settled(target, plan.storm.settle).await;
     // A place that no round had.
     let question = Question::new(plan, Place { round: u32::MAX, ..place });
     let plain = match Ready::open(target, plan, &question).await {
@@ -99,52 +111,66 @@ async fn afterwards(plan: &Plan, target: &Target, place: Place) -> StormAfter {
         Err(failure) => Err(failure),
     };
     let failure = plain.err().map(|failure| failure.to_string());
-    StormAfter { failure, idle_after_s, still }
+    StormAfter { failure, ..settled }
 }
 
 /// How long an Interlock took to be rid of all requests, or what it was left with.
-async fn settled(target: &Target, most: Duration) -> (Option<f64>, Option<String>) {
+async fn settled(target: &Target, most: Duration) -> StormAfter {
     let begun = Instant::now();
     loop {
-        let page = target.page("/metrics").await;
-        let Some(live) = page.ok().and_then(|page| Live::read(&String::from_utf8_lossy(&page)))
-        else {
+        let Some(live) = Live::of(target).await else {
             // Another server's metrics, or none: it is judged by the plain request alone.
-            return (None, None);
+            return StormAfter::default();
         };
         let elapsed = begun.elapsed();
-        if live.is_none() {
-            return (Some(elapsed.as_secs_f64()), None);
-        }
-        if elapsed > most {
-            let Live { running, waiting } = live;
-            return (None, Some(format!("{running} running, {waiting} waiting")));
+        let Live { running, waiting, passes_in_flight_max, failed_passes } = live;
+        let idle = running + waiting == 0.0;
+        if idle || elapsed > most {
+            return StormAfter {
+                failure: None,
+                idle_after_s: idle.then_some(elapsed.as_secs_f64()),
+                still: (!idle).then(|| format!("{running} running, {waiting} waiting")),
+                passes_in_flight_max,
+                failed_passes,
+            };
         }
         tokio::time::sleep(SETTLE_POLL).await;
     }
 }
 
-/// Requests that an Interlock still has.
+/// Requests that an Interlock still has, and what its device has been through.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Live {
     running: f64,
     waiting: f64,
+    passes_in_flight_max: Option<f64>,
+    failed_passes: Option<f64>,
 }
 
 impl Live {
-    fn read(metrics: &str) -> Option<Self> {
-        let gauge = |name: &str| {
-            let value =
-                |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-            metrics.lines().find_map(value)
-        };
-        let running = gauge("interlock_requests_running")?;
-        Some(Self { running, waiting: gauge("interlock_requests_waiting")? })
+    async fn of(target: &Target) -> Option<Self> {
+        let page = target.page("/metrics").await.ok()?;
+        Self::read(&String::from_utf8_lossy(&page))
     }
 
-    fn is_none(self) -> bool {
-        self.running + self.waiting == 0.0
+    fn read(metrics: &str) -> Option<Self> {
+        Some(Self {
+            running: total(metrics, "interlock_requests_running")?,
+            waiting: total(metrics, "interlock_requests_waiting")?,
+            passes_in_flight_max: total(metrics, "interlock_engine_passes_in_flight_max"),
+            failed_passes: total(metrics, "interlock_engine_pass_failures_total"),
+        })
     }
+}
+
+/// The sum of a family's samples, whatever their labels; None when there is none.
+fn total(metrics: &str, family: &str) -> Option<f64> {
+    let value = |line: &str| -> Option<f64> {
+        let rest = line.strip_prefix(family)?;
+        let (labels, value) = rest.rsplit_once(' ')?;
+        (labels.is_empty() || labels.starts_with('{')).then(|| value.parse().ok())?
+    };
+    metrics.lines().filter_map(value).reduce(|sum, value| sum + value)
 }
 
 #[cfg(test)]
@@ -177,8 +203,16 @@ mod tests {
     #[test]
     fn only_an_interlock_has_the_gauges() {
         let page = "# HELP interlock_requests_running x\ninterlock_requests_running 2\n\
-                    interlock_requests_waiting 0\ninterlock_requests_waiting_x 9\n";
-        assert_eq!(Live::read(page), Some(Live { running: 2.0, waiting: 0.0 }));
+                    interlock_requests_waiting 0\ninterlock_requests_waiting_x 9\n\
+                    interlock_engine_pass_failures_total{kind=\"row\"} 2\n\
+                    interlock_engine_pass_failures_total{kind=\"broken\"} 1\n";
+        let live = Live {
+            running: 2.0,
+            waiting: 0.0,
+            passes_in_flight_max: None,
+            failed_passes: Some(3.0),
+        };
+        assert_eq!(Live::read(page), Some(live));
         assert_eq!(Live::read("vllm:num_requests_running 0\n"), None);
     }
 }

@@ -56,32 +56,78 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 /// A table of a workload: what it is called, and its columns for each target.
 struct Shown {
     title: &'static str,
-    columns: &'static [(&'static str, Figure)],
+    columns: &'static [(&'static str, Shows)],
+}
+
+/// What a column shows of a cell.
+#[derive(Clone, Copy)]
+enum Shows {
+    /// A figure of each iteration.
+    Iterations(Figure),
+    /// Over all requests of all iterations: the mean, and how far they lie from it.
+    Requests,
+    /// Of those, the smallest.
+    Slowest,
+    /// And the largest.
+    Fastest,
 }
 
 const SHOWN: [Shown; 6] = [
-    Shown { title: "All tokens per second", columns: &[("", |batch| batch.tokens_per_s)] },
-    Shown { title: "Wall clock, s", columns: &[("", |batch| Some(batch.wall_s))] },
+    Shown {
+        title: "All tokens per second",
+        columns: &[("", Shows::Iterations(|batch| batch.tokens_per_s))],
+    },
+    Shown {
+        title: "Wall clock, s",
+        columns: &[("", Shows::Iterations(|batch| Some(batch.wall_s)))],
+    },
     Shown {
         title: "Tokens per second of one request",
-        columns: &[("", |batch| batch.request_tokens_per_s)],
+        columns: &[
+            ("mean", Shows::Requests),
+            ("slowest", Shows::Slowest),
+            ("fastest", Shows::Fastest),
+        ],
     },
     Shown {
         title: "Time to first token, ms",
         columns: &[
-            ("smallest", |batch| batch.first_token_ms_least),
-            ("largest", |batch| batch.first_token_ms_most),
+            ("smallest", Shows::Iterations(|batch| batch.first_token_ms_least)),
+            ("largest", Shows::Iterations(|batch| batch.first_token_ms_most)),
         ],
     },
     Shown {
         title: "Between two tokens, ms",
         columns: &[
-            ("p50", |batch| batch.inter_token_ms_p50),
-            ("p99", |batch| batch.inter_token_ms_p99),
+            ("p50", Shows::Iterations(|batch| batch.inter_token_ms_p50)),
+            ("p99", Shows::Iterations(|batch| batch.inter_token_ms_p99)),
         ],
     },
-    Shown { title: "CPU of the server, ms per token", columns: &[("", Batch::cpu_ms_per_token)] },
+    Shown {
+        title: "CPU of the server, ms per token",
+        columns: &[("", Shows::Iterations(Batch::cpu_ms_per_token))],
+    },
 ];
+
+impl Shows {
+    fn of(self, cell: &Cell) -> Option<Spread> {
+        match self {
+            Self::Iterations(figure) => cell.spread(figure),
+            Self::Requests => cell.request_tokens_per_s,
+            Self::Slowest => cell.request_tokens_per_s.map(|spread| Spread::single(spread.least)),
+            Self::Fastest => cell.request_tokens_per_s.map(|spread| Spread::single(spread.most)),
+        }
+    }
+
+    /// A deviation of one value would be a 0 that looks like certainty.
+    fn deviates(self, report: &Report) -> bool {
+        match self {
+            Self::Iterations(_) => report.plan.iterations > NonZeroU32::MIN,
+            Self::Requests => true,
+            Self::Slowest | Self::Fastest => false,
+        }
+    }
+}
 
 fn tables(f: &mut fmt::Formatter<'_>, report: &Report, workload: Workload) -> fmt::Result {
     let at_once = &report.plan.concurrency;
@@ -89,13 +135,13 @@ fn tables(f: &mut fmt::Formatter<'_>, report: &Report, workload: Workload) -> fm
         let mut table = Table::default().with(Column::new("at once", at_once));
         let mut any = false;
         for target in report.target_names() {
-            for (name, figure) in *columns {
+            for (name, shows) in *columns {
                 let spread = |at_once: &NonZeroU32| -> Option<Spread> {
-                    report.cell(workload, *at_once, target)?.spread(*figure)
+                    shows.of(report.cell(workload, *at_once, target)?)
                 };
                 let spreads: Vec<Option<Spread>> = at_once.iter().map(spread).collect();
                 any |= spreads.iter().any(Option::is_some);
-                table = table.with(column(name, target, &spreads, report));
+                table = table.with(column(name, target, &spreads, shows.deviates(report)));
             }
         }
         // Without a stream there is no first token, without a process no CPU time.
@@ -106,31 +152,53 @@ fn tables(f: &mut fmt::Formatter<'_>, report: &Report, workload: Workload) -> fm
     Ok(())
 }
 
-fn column(name: &str, target: &str, spreads: &[Option<Spread>], report: &Report) -> Column {
-    // A deviation of one value would be a 0 that looks like certainty.
-    let single = report.plan.iterations == NonZeroU32::MIN;
+fn column(name: &str, target: &str, spreads: &[Option<Spread>], deviates: bool) -> Column {
     let name_or_target = if name.is_empty() { target } else { name };
-    let column = if single {
+    let column = if deviates {
+        Column::of_spreads(name_or_target, spreads)
+    } else {
         let means: Vec<Option<f64>> = spreads.iter().map(|s| s.map(|s| s.mean)).collect();
         Column::of_numbers(name_or_target, &means)
-    } else {
-        Column::of_spreads(name_or_target, spreads)
     };
     if name.is_empty() { column } else { column.under(target) }
 }
 
 fn meaning(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let spread = match report.plan.iterations.get() {
-        1 => "One iteration: nothing is known of the spread.",
-        _ => "Each is mean ± standard deviation over iterations.",
+        1 => "There was one iteration: nothing is known of the deviation between iterations.",
+        _ => "A figure with ± is the mean and the standard deviation over iterations.",
     };
+    let counted = "All tokens per second: the tokens of all answers of a batch, divided by its wall \
+                   clock.";
+    let one = "Tokens per second of one request: the tokens of its answer, divided by the time from \
+               sending it to\n  its end, waiting included; the mean and standard deviation over the \
+               requests of all iterations,\n  the slowest request and the fastest.";
     writeln!(
         f,
         "\n{spread}\n\
-         A batch is sent at once, over connections that are already open.\n\
-         All tokens per second: tokens of all answers by wall clock, first sent to last ended.\n\
-         Of one request: its tokens by its own time, waiting included."
-    )
+         A batch is as many requests as stand under \"at once\", sent together over connections that \
+         are already open.\n\
+         {counted}\n\
+         Wall clock: the time from the batch's first request sent to its last answer ended.\n\
+         {one}"
+    )?;
+    if report.plan.stream {
+        let first = "Time to first token (TTFT): from sending a request to the first text of its \
+                     answer, waiting included;\n  of each batch the smallest and the largest.";
+        let between = "Between two tokens: from one piece of text to the next of the same answer; in \
+                       each batch half of them\n  take at most p50, and 99 of 100 at most p99.";
+        writeln!(f, "{first}\n{between}")?;
+    } else {
+        writeln!(f, "Answers came in one piece, so there is no time to first token.")?;
+    }
+    if report.cells.iter().any(|cell| cell.batches.iter().any(|batch| batch.cpu_s.is_some())) {
+        writeln!(
+            f,
+            "CPU of the server: the processor time that its process used during a batch, divided by \
+             the batch's tokens."
+        )?;
+    }
+    Ok(())
 }
 
 fn storms(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
@@ -162,14 +230,28 @@ fn storms(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
                 (None, None) => "unknown".to_owned(),
             })
             .under("afterwards"),
-        );
-    let Storming { leave_percent, settle, .. } = report.plan.storm;
-    writeln!(f, "\nDisconnect storm: {leave_percent} of 100 leave\n{table}")?;
+        )
+        .with(column("in device", |storm| told(storm.after.passes_in_flight_max)).under("passes"))
+        .with(column("failed", |storm| told(storm.after.failed_passes)).under("passes"));
+    let Storming { leave_percent, settle, time, .. } = report.plan.storm;
+    let length = time.map_or_else(String::new, |time| format!(", for {time:?}"));
+    writeln!(f, "\nDisconnect storm: {leave_percent} of 100 leave{length}\n{table}")?;
     writeln!(
         f,
-        "Afterwards: does it answer a plain request, and do its metrics show no request within \
-         {settle:?}?\n(Unknown where it has no metrics of this host.)"
+        "Served: whole answers. Left on purpose: connections that the client closed, before the first \
+         text or in the middle.\n\
+         Refused: answers of 429 and 503. Failed: anything else, 500 and a broken stream among it.\n\
+         In device: the most passes that the host has had in its device at once, which must be 1. \
+         Failed passes: during the storm.\n\
+         Answers: whether the server answered a plain request afterwards. Idle after: how long its \
+         metrics took to show\n  no request, running or waiting; {settle:?} is the most. (Unknown: \
+         the server has no metrics of this host.)"
     )
+}
+
+/// A whole number that a server may not have told.
+fn told(number: Option<f64>) -> String {
+    number.map_or_else(|| "unknown".to_owned(), |number| format!("{number:.0}"))
 }
 
 /// What a reader should know before believing the figures.
@@ -232,6 +314,13 @@ fn failures(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         if let Some(still) = &after.still {
             writeln!(f, "  {place}: with every client gone, its metrics still show {still}")?;
         }
+        if after.overlapped() {
+            let most = told(after.passes_in_flight_max);
+            writeln!(f, "  {place}: {most} passes were in the device at once")?;
+        }
+        if after.failed_passes.is_some_and(|failed| failed > 0.0) {
+            writeln!(f, "  {place}: {} passes failed", told(after.failed_passes))?;
+        }
     }
     Ok(())
 }
@@ -272,9 +361,10 @@ mod tests {
                     4   2.69 ± 0.00   1.48 ± 0.03
 
             Tokens per second of one request (short)
-              at once       simple      batched
-                    1   30.0 ± 0.2   35.5 ± 0.5
-                    4   23.8 ± 0.0   43.2 ± 0.8
+                                                simple                           batched
+              at once         mean   slowest   fastest          mean   slowest   fastest
+                    1   32.0 ± 8.8      23.8      40.3   37.9 ± 10.4      28.0      48.0
+                    4   25.3 ± 6.9      19.0      31.7   46.1 ± 12.7      34.0      58.7
 
             Time to first token, ms (short)
                                          simple                    batched
@@ -288,10 +378,17 @@ mod tests {
                     1   4.17 ± 0.03   7.50 ± 0.06   3.52 ± 0.05   6.34 ± 0.09
                     4   5.26 ± 0.00   9.47 ± 0.00   2.89 ± 0.05   5.20 ± 0.09
 
-            Each is mean ± standard deviation over iterations.
-            A batch is sent at once, over connections that are already open.
-            All tokens per second: tokens of all answers by wall clock, first sent to last ended.
-            Of one request: its tokens by its own time, waiting included.
+            A figure with ± is the mean and the standard deviation over iterations.
+            A batch is as many requests as stand under "at once", sent together over connections that are already open.
+            All tokens per second: the tokens of all answers of a batch, divided by its wall clock.
+            Wall clock: the time from the batch's first request sent to its last answer ended.
+            Tokens per second of one request: the tokens of its answer, divided by the time from sending it to
+              its end, waiting included; the mean and standard deviation over the requests of all iterations,
+              the slowest request and the fastest.
+            Time to first token (TTFT): from sending a request to the first text of its answer, waiting included;
+              of each batch the smallest and the largest.
+            Between two tokens: from one piece of text to the next of the same answer; in each batch half of them
+              take at most p50, and 99 of 100 at most p99.
         "#]]
         .assert_eq(&report().to_string());
     }
@@ -302,6 +399,8 @@ mod tests {
         broken.target = "batched".to_owned();
         broken.after.failure = Some("cannot connect: refused".to_owned());
         broken.after.idle_after_s = None;
+        broken.after.passes_in_flight_max = Some(2.0);
+        broken.after.failed_passes = None;
         let mut report = report();
         report.plan = Plan { workloads: vec![Workload::Storm], ..report.plan };
         report.cells = vec![cell("simple", 1, &[1.0])];
@@ -313,19 +412,23 @@ mod tests {
         expect![[r#"
 
             Disconnect storm: 50 of 100 leave
-                                                           left on purpose                                       afterwards
-              at once    target   requests   served   before text   midway   refused   failed      s   answers   idle after
-                    4    simple         40       18            10       11         0        0   2.50       yes       0.05 s
-                    4   batched         40       18            10       11         0        0   2.50        NO      unknown
+                                                           left on purpose                                       afterwards                passes
+              at once    target   requests   served   before text   midway   refused   failed      s   answers   idle after   in device    failed
+                    4    simple         40       18            10       11         0        0   2.50       yes       0.05 s           1         0
+                    4   batched         40       18            10       11         0        0   2.50        NO      unknown           2   unknown
 
-            Afterwards: does it answer a plain request, and do its metrics show no request within 5s?
-            (Unknown where it has no metrics of this host.)
+            Served: whole answers. Left on purpose: connections that the client closed, before the first text or in the middle.
+            Refused: answers of 429 and 503. Failed: anything else, 500 and a broken stream among it.
+            In device: the most passes that the host has had in its device at once, which must be 1. Failed passes: during the storm.
+            Answers: whether the server answered a plain request afterwards. Idle after: how long its metrics took to show
+              no request, running or waiting; 5s is the most. (Unknown: the server has no metrics of this host.)
 
             simple: 3 of 4 answers are shorter than asked for: the model ended them, and figures of two targets may not compare.
 
             Failures
               short, 1 at once, simple: 1 × cut off; the first: cut off: x
               storm, 4 at once, batched: a plain request afterwards: cannot connect: refused
+              storm, 4 at once, batched: 2 passes were in the device at once
         "#]].assert_eq(&text[storms..]);
     }
 }

@@ -32,8 +32,8 @@ pub(crate) struct Bench {
 enum Command {
     /// Put two JSON reports side by side
     ///
-    /// Lines up what both measured: the same workload, concurrency and target (or, where each has
-    /// a single target, that one whatever its name). `~` marks figures whose iterations overlap.
+    /// Lines up what both measured, storms too: the same workload, concurrency and target (or, where
+    /// each has a single target, that one whatever its name). `~` marks figures whose iterations overlap.
     Compare {
         /// The report to compare with
         #[arg(value_name = "A.json")]
@@ -102,7 +102,7 @@ struct Run {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
 
-    /// Which endpoint: chat or completions
+    /// Which endpoint: chat, completions or responses
     #[arg(long, default_value = "chat")]
     api: Api,
 
@@ -124,6 +124,11 @@ struct Run {
     /// Storm: requests in all, as a multiple of those at once
     #[arg(long, value_name = "N", default_value = "10")]
     storm_rounds: NonZeroU32,
+
+    /// Storm: keep sending new requests for this long, instead of a number of rounds
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(conflicts_with = "storm_rounds")]
+    storm_for: Option<Duration>,
 
     /// Storm: how many in a hundred leave, before the first token or in the middle
     #[arg(long, value_name = "PERCENT", default_value = "50")]
@@ -149,7 +154,9 @@ Examples:
   interlock bench --model hf:Qwen/Qwen3-0.6B --json a.json --plot a.svg
   interlock bench --url ours=http://127.0.0.1:8080 --url vllm=http://127.0.0.1:8000
   interlock bench --modes simple --workload long-prompt,shared-prefix --prompt-tokens 2000
+  interlock bench --api responses --workload short,mixed --prompt-tokens 32
   interlock bench --modes batched --workload storm --concurrency 64
+  interlock bench --api responses --no-stream --workload storm --concurrency 8 --storm-for 10m
   interlock bench compare a.json b.json";
 
 /// What `--help` says first.
@@ -248,6 +255,7 @@ impl Run {
             storm: Storming {
                 rounds: self.storm_rounds,
                 leave_percent: self.storm_leave,
+                time: self.storm_for,
                 settle: SETTLE_MAX,
             },
         }

@@ -1,183 +1,16 @@
 //! Whole runs against a server of a few lines, which knows what it was asked and who left.
 
-use std::convert::Infallible;
+mod server;
+
 use std::num::NonZeroU32;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use hyper::body::{Bytes, Frame};
 use interlock_bench::{
     Api, Plan, Progress, Report, Storming, Target, Unusable, Workload, room_for_connections, run,
 };
-use serde_json::{Value, json};
-use tokio::sync::{Barrier, Mutex, mpsc, watch};
 
-/// How the server treats whoever asks it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Manner {
-    /// Everyone at once.
-    Prompt,
-    /// One after the other, and nobody before so many have come.
-    OneByOne(usize),
-    /// All at the same time, and nobody before so many have come.
-    Together(usize),
-    /// Goes on until the client leaves, except for the first and for plain requests afterwards.
-    Endless,
-    /// 500 for all but the first request.
-    Failing,
-    /// 400 for everyone.
-    Strict,
-    /// Stops in the middle of every answer but the first.
-    Cutting,
-    /// Says nothing to all but the first.
-    Silent,
-}
-
-struct Fake {
-    manner: Manner,
-    full: Barrier,
-    turn: Mutex<()>,
-    asked: AtomicU64,
-    /// Requests in work, and clients that left before their answer was whole.
-    running: watch::Sender<u64>,
-    left: watch::Sender<u64>,
-    /// Prompts, as they came.
-    prompts: Mutex<Vec<String>>,
-}
-
-const FIRST: Duration = Duration::from_millis(30);
-const NEXT: Duration = Duration::from_millis(4);
-
-impl Fake {
-    async fn start(manner: Manner) -> (Arc<Self>, String) {
-        let full = match manner {
-            Manner::OneByOne(many) | Manner::Together(many) => many,
-            _ => 1,
-        };
-        let fake = Arc::new(Self {
-            manner,
-            full: Barrier::new(full),
-            turn: Mutex::new(()),
-            asked: AtomicU64::new(0),
-            running: watch::Sender::new(0),
-            left: watch::Sender::new(0),
-            prompts: Mutex::default(),
-        });
-        let models = json!({ "data": [{ "id": "fake", "owned_by": "nobody" }] });
-        let router = Router::new()
-            .route("/v1/models", get(move || async { Json(models) }))
-            .route("/v1/chat/completions", post(chat))
-            .route("/metrics", get(metrics))
-            .with_state(Arc::clone(&fake));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("it=http://{}", listener.local_addr().expect("it listens"));
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        (fake, url)
-    }
-}
-
-async fn metrics(State(fake): State<Arc<Fake>>) -> String {
-    let running = *fake.running.borrow();
-    format!("interlock_requests_running {running}\ninterlock_requests_waiting 0\n")
-}
-
-async fn chat(State(fake): State<Arc<Fake>>, Json(asked): Json<Value>) -> Response {
-    let before = fake.asked.fetch_add(1, Ordering::Relaxed);
-    let prompt = asked["messages"][0]["content"].as_str().expect("a prompt").to_owned();
-    fake.prompts.lock().await.push(prompt);
-    if fake.manner == Manner::Strict || (fake.manner == Manner::Failing && before > 0) {
-        let status =
-            if before > 0 { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::BAD_REQUEST };
-        return (status, Json(json!({ "error": { "message": "I would not" } }))).into_response();
-    }
-    let tokens = asked["max_tokens"].as_u64().expect("a number");
-    if asked["stream"] == false {
-        let usage = json!({ "prompt_tokens": 3, "completion_tokens": tokens });
-        let choices = json!([{ "message": { "content": "all of it" }, "finish_reason": "length" }]);
-        return Json(json!({ "choices": choices, "usage": usage })).into_response();
-    }
-    assert_eq!(asked["ignore_eos"], true, "all answers should be equally long");
-    let (to, chunks) = mpsc::channel(1);
-    tokio::spawn(async move {
-        fake.running.send_modify(|running| *running += 1);
-        let whole = answer(&fake, before, tokens, &to).await.is_some();
-        fake.running.send_modify(|running| *running -= 1);
-        if !whole {
-            fake.left.send_modify(|left| *left += 1);
-        }
-    });
-    Response::new(Body::new(Chunks(chunks)))
-}
-
-/// None when the client left before the end.
-async fn answer(fake: &Fake, before: u64, tokens: u64, to: &mpsc::Sender<Bytes>) -> Option<()> {
-    let say = async |event: &str| to.send(format!("data: {event}\n\n").into()).await.ok();
-    let rest = async |time| {
-        tokio::select! {
-            () = tokio::time::sleep(time) => Some(()),
-            () = to.closed() => None,
-        }
-    };
-    let chunk = |text: &str| json!({ "choices": [{ "delta": { "content": text } }] }).to_string();
-    say(&json!({ "choices": [{ "delta": { "role": "assistant", "content": "" } }] }).to_string())
-        .await?;
-    let _turn = match fake.manner {
-        Manner::OneByOne(_) if before > 0 => {
-            fake.full.wait().await;
-            Some(fake.turn.lock().await)
-        }
-        Manner::Together(_) if before > 0 => {
-            fake.full.wait().await;
-            None
-        }
-        Manner::Silent if before > 0 => {
-            to.closed().await;
-            return None;
-        }
-        _ => None,
-    };
-    rest(FIRST).await?;
-    let endless = fake.manner == Manner::Endless && tokens > 8;
-    let cutting = fake.manner == Manner::Cutting && before > 0;
-    for said in 0.. {
-        if cutting && said == 2 {
-            return Some(());
-        }
-        if said >= tokens && !endless {
-            break;
-        }
-        say(&chunk("a")).await?;
-        rest(NEXT).await?;
-    }
-    say(r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#).await?;
-    // Twice as many tokens as pieces of text: the server's count should be believed.
-    say(&json!({ "choices": [], "usage": { "completion_tokens": 2 * tokens } }).to_string())
-        .await?;
-    say("[DONE]").await
-}
-
-struct Chunks(mpsc::Receiver<Bytes>);
-
-impl hyper::body::Body for Chunks {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
-    }
-}
+use crate::server::{FIRST, Fake, Manner, NEXT};
 
 fn nonzero(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).expect("not zero")
@@ -196,7 +29,12 @@ fn plan() -> Plan {
         ignore_eos: true,
         timeout: Duration::from_secs(60),
         seed: 1,
-        storm: Storming { rounds: nonzero(5), leave_percent: 100, settle: Duration::from_secs(60) },
+        storm: Storming {
+            rounds: nonzero(5),
+            leave_percent: 100,
+            time: None,
+            settle: Duration::from_secs(60),
+        },
     }
 }
 
@@ -311,12 +149,39 @@ async fn who_refuses_the_first_request_is_not_measured() {
 
 #[tokio::test]
 async fn answers_in_one_piece_have_no_first_token() {
-    let (_fake, url) = Fake::start(Manner::Prompt).await;
-    let report = measured(Plan { stream: false, ..plan() }, &url).await;
-    let batch = &report.cells[0].batches[0];
-    assert_eq!((batch.answered, batch.tokens, batch.prompt_tokens), (2, 16, 6));
-    assert_eq!((batch.first_token_ms_least, batch.inter_token_ms_p50), (None, None));
-    assert!(!report.to_string().contains("Time to first token"));
+    for api in Api::ALL {
+        let (_fake, url) = Fake::start(Manner::Prompt).await;
+        let report = measured(Plan { api, stream: false, ..plan() }, &url).await;
+        assert_eq!(report.failures(), 0, "{report}");
+        let batch = &report.cells[0].batches[0];
+        assert_eq!((batch.answered, batch.tokens, batch.prompt_tokens), (2, 16, 6), "{api}");
+        assert_eq!((batch.chunks, batch.counted_by_server), (2, 2), "{api}");
+        assert_eq!((batch.first_token_ms_least, batch.inter_token_ms_p50), (None, None), "{api}");
+        assert!(!report.to_string().contains("Time to first token"));
+    }
+}
+
+#[tokio::test]
+async fn every_endpoint_streams_and_counts() {
+    for api in Api::ALL {
+        let (fake, url) = Fake::start(Manner::Prompt).await;
+        let report = measured(Plan { api, ..plan() }, &url).await;
+        assert_eq!(report.failures(), 0, "{report}");
+        let batch = &report.cells[0].batches[0];
+        assert_eq!((batch.answered, batch.chunks, batch.tokens), (2, 16, 32), "{api}");
+        assert_eq!((batch.short, batch.counted_by_server), (0, 2), "{api}");
+        assert!(batch.first_token_ms_least >= Some(FIRST.as_secs_f64() * 1e3), "{report}");
+        let rates = report.cells[0].request_tokens_per_s.expect("two answers have a rate each");
+        assert!(rates.least <= rates.mean && rates.mean <= rates.most && rates.least > 0.0);
+        assert_eq!(*fake.left.borrow(), 0, "nobody left");
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_is_cut_off_is_no_answer() {
+    let (_fake, url) = Fake::start(Manner::Cutting).await;
+    let text = measured(Plan { api: Api::Responses, ..plan() }, &url).await.to_string();
+    assert!(text.contains("2 × cut off"), "{text}");
 }
 
 async fn everyone_is_seen_to_leave(fake: &Fake, many: u64) {
@@ -338,7 +203,7 @@ fn storm() -> Plan {
 
 #[tokio::test]
 async fn a_server_sees_every_client_of_a_storm_leave() {
-    let (fake, url) = Fake::start(Manner::Endless).await;
+    let (fake, url) = Fake::start(Manner::Endless(u64::MAX)).await;
     // What comes after the storm wants a whole answer, which this one never gives.
     let plan = Plan { timeout: Duration::from_secs(5), ..storm() };
     let report = measured(plan, &url).await;
@@ -351,6 +216,65 @@ async fn a_server_sees_every_client_of_a_storm_leave() {
     assert_eq!(report.failures(), 1);
     // The forty, and the one afterwards that gave up.
     everyone_is_seen_to_leave(&fake, 41).await;
+}
+
+#[tokio::test]
+async fn clients_leave_every_endpoint_whole_and_streamed() {
+    for (api, stream) in Api::ALL.into_iter().flat_map(|api| [(api, false), (api, true)]) {
+        let (fake, url) = Fake::start(Manner::Endless(40)).await;
+        let report = measured(Plan { api, stream, ..storm() }, &url).await;
+        let storm = &report.storms[0];
+        assert_eq!((storm.requests, storm.failures.count()), (40, 0), "{api}: {report}");
+        assert_eq!(storm.left_before_text + storm.left_midway, 40, "{api}: {report}");
+        assert_eq!(storm.left_midway > 0, stream, "{api}: {report}");
+        assert_eq!((report.failures(), &storm.after.failure), (0, &None), "{api}: {report}");
+        everyone_is_seen_to_leave(&fake, 40).await;
+    }
+}
+
+#[tokio::test]
+async fn a_storm_whose_time_is_over_has_sent_one_round() {
+    let (fake, url) = Fake::start(Manner::Prompt).await;
+    let storming = Storming { time: Some(Duration::ZERO), ..plan().storm };
+    let report = measured(Plan { storm: storming, ..storm() }, &url).await;
+    assert_eq!(report.storms[0].requests, 8, "{report}");
+    // With the one that finds out whether it answers at all, and the one afterwards.
+    assert!(fake.asked.load(Ordering::Relaxed) <= 10);
+}
+
+#[tokio::test]
+async fn a_storm_by_time_goes_on_beyond_its_rounds() {
+    let (fake, url) = Fake::start(Manner::Prompt).await;
+    let storming = Storming { time: Some(Duration::from_secs(3600)), ..plan().storm };
+    let storm = measured(Plan { storm: storming, ..storm() }, &url);
+    let mut running = fake.running.subscribe();
+    // Five rounds of eight would be 40, and two beside them.
+    let beyond = running.wait_for(|_| fake.asked.load(Ordering::Relaxed) > 60);
+    tokio::select! {
+        report = storm => panic!("it ended before its time: {report}"),
+        seen = tokio::time::timeout(Duration::from_secs(60), beyond) => {
+            seen.expect("it goes on").expect("the server is there");
+        }
+    }
+}
+
+#[tokio::test]
+async fn passes_that_overlap_or_fail_are_found_out() {
+    let (fake, url) = Fake::start(Manner::Prompt).await;
+    fake.device.store(2, Ordering::Relaxed);
+    let report = measured(storm(), &url).await;
+    let after = &report.storms[0].after;
+    assert_eq!((after.passes_in_flight_max, after.failed_passes), (Some(2.0), Some(0.0)));
+    assert!(report.to_string().contains("2 passes were in the device at once"), "{report}");
+    assert_eq!(report.failures(), 1);
+
+    let (fake, url) = Fake::start(Manner::Prompt).await;
+    fake.failing.store(true, Ordering::Relaxed);
+    let report = measured(storm(), &url).await;
+    // What had failed before the storm is no fault of the storm's.
+    assert_eq!(report.storms[0].after.failed_passes, Some(3.0), "{report}");
+    assert!(report.to_string().contains("3 passes failed"), "{report}");
+    assert_eq!(report.failures(), 3);
 }
 
 #[tokio::test]
