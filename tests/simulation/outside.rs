@@ -17,20 +17,6 @@ use interlock_policy_api::{
 use interlock_policy_chain::{
     Commons, FailureAction, LimitsConfig, Link, OnFailure, Oversight, PolicyChain, PolicyMetrics,
 };
-use interlock_policy_api::{
-    Admission, Admitted, Answer, Body, Ceilings, Decision, Facts, FailureKind, Load, Phase,
-    PlanProposal, Policy, PolicyFailure, Reason, Rejection, Summary, Told,
-};
-use interlock_policy_chain::{
-    Commons, FailureAction, LimitsConfig, Link, OnFailure, Oversight, PolicyChain, PolicyMetrics,
-};
-use interlock_policy_api::{
-    Admission, Admitted, Answer, Body, Ceilings, Decision, Facts, FailureKind, Load, Phase,
-    PlanProposal, Policy, PolicyFailure, Reason, Rejection, Summary, Told,
-};
-use interlock_policy_chain::{
-    Commons, FailureAction, LimitsConfig, Link, OnFailure, Oversight, PolicyChain, PolicyMetrics,
-};
 use interlock_request::{
     CancelCause, Deadline, Deadlines, Drawn, Finish, Outcome, Priority, RequestId, Usage,
 };
