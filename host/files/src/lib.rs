@@ -60,13 +60,13 @@ pub fn can_write_in(folder: &Path) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 fn is_of_the_system(folder: &CStr) -> bool {
     const KINDS: [i64; 7] = [
-        libc::PROC_SUPER_MAGIC as i64,
-        libc::SYSFS_MAGIC as i64,
-        libc::CGROUP_SUPER_MAGIC as i64,
-        libc::CGROUP2_SUPER_MAGIC as i64,
-        libc::DEBUGFS_MAGIC as i64,
-        libc::SECURITYFS_MAGIC as i64,
-        libc::DEVPTS_SUPER_MAGIC as i64,
+        libc::PROC_SUPER_MAGIC,
+        libc::SYSFS_MAGIC,
+        libc::CGROUP_SUPER_MAGIC,
+        libc::CGROUP2_SUPER_MAGIC,
+        libc::DEBUGFS_MAGIC,
+        libc::SECURITYFS_MAGIC,
+        libc::DEVPTS_SUPER_MAGIC,
     ];
     // SAFETY: all of its fields are numbers, which may be 0.
     let mut found: libc::statfs = unsafe { std::mem::zeroed() };
