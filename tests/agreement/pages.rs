@@ -98,7 +98,10 @@ fn paths_in(text: &str) -> BTreeSet<String> {
         }
         None => vec![word.to_owned()],
     });
-    let of_test = |path: String| path.split("::").next().unwrap_or_default().to_owned();
+    let of_test = |path: String| {
+        let file = path.split("::").next().unwrap_or_default();
+        file.trim_end_matches([',', ';', ':', '.']).to_owned()
+    };
     named.map(of_test).filter(|path| !path.contains(['*', '<']) && !path.contains("NAME")).collect()
 }
 
@@ -128,7 +131,8 @@ fn every_path_that_a_page_names_is_there() {
 
 #[test]
 fn paths_are_found_between_backticks() {
-    let text = "`host/a.rs`, host/b.rs, `tests/{c,d}.rs::it_works`, `make host/e`, `config/*.toml`";
+    let text =
+        "`host/a.rs`, host/b.rs, `tests/{c,d}.rs::it_works`, `make host/e,`, `config/*.toml`";
     let expected = ["host/a.rs", "host/e", "tests/c.rs", "tests/d.rs"];
     assert_eq!(paths_in(text), expected.map(str::to_owned).into());
 }

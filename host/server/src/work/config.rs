@@ -7,15 +7,15 @@ use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[work]`: what the host computes for requests before they are admitted, and to write out long
+/// `[work]`: the thread pool for work before requests are admitted, and for writing out long
 /// answers.
 ///
-/// Reading bodies, rendering chats and tokenizing have threads of their own and a line before them,
-/// in which small requests go first and tenants take turns.
+/// Bodies are read, chats rendered and prompts tokenized on threads of their own. In the queue
+/// before them small requests go first, and tenants take turns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkConfig {
-    /// Threads for it; unset, a quarter of the machine's cores, 2 to 8. One of them never takes long
+    /// Threads of the pool; unset, a quarter of the machine's cores, 2 to 8. One of them never takes long
     /// requests. Turn this up when `interlock_work_items_queued` stays above 0 while cores are idle.
     #[schemars(example = &4)]
     pub threads: Option<NonZeroUsize>,
