@@ -19,7 +19,7 @@ generate() {
 generate base
 generate measuring
 generate reading
-for world in identifying transforming routing admitting guarding-streams hearing accounting \
+for world in identifying transforming routing admitting guarding-streams reacting accounting \
     remembering asking; do
     generate "$world" --with "$types"
 done

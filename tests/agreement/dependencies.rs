@@ -112,3 +112,29 @@ fn the_benchmark_knows_no_more_of_the_host_than_any_client() {
     assert_eq!(ours, ["interlock-bench"]);
     assert_eq!(who_reaches("interlock-bench"), ["interlock-bench", "interlock-cli"]);
 }
+
+/// The code map of ARCHITECTURE.md has every crate of the host once, below all that it depends on.
+#[test]
+fn the_code_map_has_each_crate_below_those_that_it_depends_on() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("it is there");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `host/"));
+    let listed: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    let folders = fs::read_dir(root.join("host")).expect("it is there").flatten();
+    let crates: BTreeSet<String> = folders
+        .filter(|folder| folder.path().join("Cargo.toml").exists())
+        .map(|folder| folder.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(listed.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), crates);
+    assert_eq!(listed.len(), crates.len(), "one is listed twice");
+    for (at, name) in listed.iter().enumerate() {
+        let manifest = root.join("host").join(name).join("Cargo.toml");
+        let manifest = fs::read_to_string(manifest).expect("it is text");
+        let (_, rest) = manifest.split_once("[dependencies]").unwrap_or_default();
+        let needs = rest.split("\n[").next().unwrap_or_default().lines();
+        for needed in needs.filter_map(|line| line.strip_prefix("interlock-")) {
+            let needed = needed.split(['.', ' ', '=']).next().unwrap_or_default();
+            assert!(listed[..at].contains(&needed), "{name} stands above {needed}, which it needs");
+        }
+    }
+}

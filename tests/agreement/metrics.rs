@@ -87,6 +87,82 @@ fn families_in(text: &str) -> Vec<String> {
     ours.map(sample).collect()
 }
 
+/// Words that Prometheus' conventions keep out of a name: a type, a sample's suffix, a unit that is no
+/// base unit.
+const NEVER: [&str; 13] = [
+    "counter",
+    "gauge",
+    "histogram",
+    "summary",
+    "bucket",
+    "sum",
+    "count",
+    "ms",
+    "milliseconds",
+    "us",
+    "minutes",
+    "mb",
+    "percent",
+];
+
+/// What a name does against Prometheus' conventions.
+fn against_convention(Family { name, kind, labels, help }: &Family) -> Vec<&'static str> {
+    let words: Vec<&str> = name.split('_').collect();
+    let times = |word: &str| words.iter().filter(|other| **other == word).count();
+    let measure = name.trim_end_matches("_max").trim_end_matches("_total");
+    let is_told = |unit: &str| times(unit) == 0 || measure.ends_with(unit);
+    let rules = [
+        (
+            (*kind == "counter") != name.ends_with("_total"),
+            "`_total` ends counters, and nothing else",
+        ),
+        (words.iter().any(|word| NEVER.contains(word)), "it has a type or another unit in it"),
+        (times("seconds") + times("bytes") > 1, "it has a unit twice"),
+        (!is_told("seconds") || !is_told("bytes"), "its unit does not end it"),
+        (*kind != "gauge" && name.ends_with("_max"), "`_max` is for gauges"),
+        (labels.iter().any(|label| words.contains(&label.as_str())), "a label is in its name"),
+        (
+            labels.iter().any(|label| ["what", "why", "how", "le"].contains(&label.as_str())),
+            "a label is no noun",
+        ),
+        (!help.ends_with('.'), "its help is no sentence"),
+    ];
+    rules.iter().filter(|(broken, _)| *broken).map(|(_, rule)| *rule).collect()
+}
+
+#[test]
+fn names_follow_the_conventions_of_prometheus() {
+    for family in declared() {
+        // A policy's own label, in the families of policies, is what each of them is about.
+        let labels = family.labels.iter().filter(|label| *label != "policy").cloned().collect();
+        let family = Family { labels, ..family };
+        assert_eq!(against_convention(&family), [""; 0], "{}", family.name);
+    }
+}
+
+#[test]
+fn a_name_against_the_conventions_is_found() {
+    let family = |name: &str, kind, labels: &[&str]| Family {
+        name: name.to_owned(),
+        kind,
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        help: "Something.".to_owned(),
+    };
+    let wrong = [
+        family("interlock_work", "counter", &[]),
+        family("interlock_work_total", "gauge", &[]),
+        family("interlock_wait_ms", "histogram", &[]),
+        family("interlock_seconds_of_wait", "gauge", &[]),
+        family("interlock_wait_seconds_seconds", "histogram", &[]),
+        family("interlock_wait_max", "histogram", &[]),
+        family("interlock_kind_total", "counter", &["kind"]),
+        family("interlock_windows_total", "counter", &["what"]),
+    ];
+    for family in wrong {
+        assert_eq!(against_convention(&family).len(), 1, "{}", family.name);
+    }
+}
+
 #[test]
 fn what_alerts_and_pages_ask_for_is_declared() {
     let known: Vec<String> = declared().into_iter().map(|family| family.name).collect();

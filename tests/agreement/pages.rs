@@ -1,7 +1,8 @@
 //! What pages show of code, alerts, profiles and tests is what is there.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
@@ -78,4 +79,66 @@ fn every_test_of_the_map_is_there() {
             assert!(is_there, "{file} has no test {name}");
         }
     }
+}
+
+/// Folders in which a page's path may begin; anything else between backticks is no path of ours.
+const FOLDERS: [&str; 8] =
+    ["host/", "plugins/", "tests/", "config/", "docs/", "wit/", "examples/", ".ci/"];
+
+/// The paths that a page names between backticks. `{a,b}` names one for each; a path ends where a test's
+/// name (`::`) or a placeholder (`*`, `NAME`) begins.
+fn paths_in(text: &str) -> BTreeSet<String> {
+    let code = text.split('`').skip(1).step_by(2);
+    let words = code.flat_map(str::split_whitespace);
+    let ours = words.filter(|word| FOLDERS.iter().any(|folder| word.starts_with(folder)));
+    let named = ours.flat_map(|word| match word.split_once('{') {
+        Some((start, rest)) => {
+            let (middle, end) = rest.split_once('}').expect("a brace is closed");
+            middle.split(',').map(|part| format!("{start}{part}{end}")).collect()
+        }
+        None => vec![word.to_owned()],
+    });
+    let of_test = |path: String| {
+        let file = path.split("::").next().unwrap_or_default();
+        file.trim_end_matches([',', ';', ':', '.']).to_owned()
+    };
+    named.map(of_test).filter(|path| !path.contains(['*', '<']) && !path.contains("NAME")).collect()
+}
+
+#[test]
+fn every_path_that_a_page_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let fixed = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "tests/README.md",
+        "tests/benches/RESULTS.md",
+        "wit/README.md",
+    ];
+    let mut pages: Vec<PathBuf> = fixed.iter().map(PathBuf::from).collect();
+    for entry in fs::read_dir(root.join("docs")).expect("docs/ is there").flatten() {
+        pages.push(Path::new("docs").join(entry.file_name()));
+    }
+    let mut named = 0;
+    let mut gone = Vec::new();
+    for page in &pages {
+        let page = page.display().to_string();
+        for path in paths_in(&read(&page)) {
+            named += 1;
+            if !root.join(&path).exists() {
+                gone.push(format!("{page}: {path}"));
+            }
+        }
+    }
+    assert!(named > 100, "the pages name paths: {named}");
+    assert!(gone.is_empty(), "these pages name files that are not there:\n{}", gone.join("\n"));
+}
+
+#[test]
+fn paths_are_found_between_backticks() {
+    let text =
+        "`host/a.rs`, host/b.rs, `tests/{c,d}.rs::it_works`, `make host/e,`, `config/*.toml`";
+    let expected = ["host/a.rs", "host/e", "tests/c.rs", "tests/d.rs"];
+    assert_eq!(paths_in(text), expected.map(str::to_owned).into());
 }

@@ -8,7 +8,7 @@ ORDER = ["interlock", "llama.cpp", "mlx_lm.server"]
 # Okabe and Ito's, which everyone can tell apart; as in `interlock bench`.
 COLORS = {"interlock": "#0072b2", "llama.cpp": "#d55e00", "mlx_lm.server": "#009e73"}
 FLOOR = "#5a5a5a"
-# Issue 5's: against llama.cpp, and against mlx_lm.server in every cell.
+# What was asked for: against llama.cpp, and against mlx_lm.server in every cell.
 DECODE, AGGREGATE, FIRST_TOKEN, EVERY_CELL = 2, 3, 0.4, 5
 READY_S, BESIDE_WEIGHTS_MB = 2, 100
 # Of all cores, what others may take before a comparison means nothing: servers whose threads wait
@@ -181,7 +181,7 @@ def shown(cells, figure):
 
 
 def targets(m):
-    """The five numbers that issue 5 names."""
+    """The numbers that were asked for."""
     rows = [["", *m.servers, "floor", "asked for", "measured", ""]]
 
     def row(what, figures, floor, asked, measured, reached, timed=True):

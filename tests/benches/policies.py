@@ -176,7 +176,7 @@ def measure(host, tokens, stream, count, seconds):
 def in_policies(host):
     """Seconds of wall time in policies so far, as the host itself counts them."""
     text = httpx.get(f"{host.url}/metrics").text
-    lines = [x for x in text.splitlines() if x.startswith("interlock_policy_duration_seconds_sum{")]
+    lines = [x for x in text.splitlines() if x.startswith("interlock_policy_call_duration_seconds_sum{")]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 

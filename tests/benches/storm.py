@@ -182,7 +182,7 @@ def main():
         for server in servers:
             problems += wrong(server, before[server.mode])
             now = server.metrics()
-            names = ["interlock_engine_pass_seconds_count", "interlock_cancellations_total"]
+            names = ["interlock_engine_pass_duration_seconds_count", "interlock_cancellations_total"]
             print(server.mode, {name: now.get(name) for name in names}, flush=True)
     finally:
         ended = [server.stop() for server in servers]

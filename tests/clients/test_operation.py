@@ -100,12 +100,12 @@ def test_metrics_are_what_prometheus_expects(serve):
     for family in [
         "request_duration_seconds",
         "time_to_first_token_seconds",
-        "inter_token_seconds",
-        "queue_seconds",
+        "inter_token_latency_seconds",
+        "queue_duration_seconds",
         "prompt_tokens_total",
         "generated_tokens_total",
-        "engine_pass_seconds",
-        "policy_duration_seconds",
+        "engine_pass_duration_seconds",
+        "policy_call_duration_seconds",
     ]:
         assert f"# TYPE interlock_{family} " in exposition, family
 

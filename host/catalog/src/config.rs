@@ -53,7 +53,7 @@ pub enum Unknown {
 /// `[[extra_model]]`: one more model that is served beside that of `[model]`.
 ///
 /// One thread owns the device: the models take turns, one pass each, so each is slower while others
-/// are busy. Each has a waiting room of its own (`waiting.requests_max`) and an equal share of the
+/// are busy. Each has a queue of its own (`waiting.requests_max`) and an equal share of the
 /// memory for keys and values (`cache.memory_max`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

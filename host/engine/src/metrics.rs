@@ -52,11 +52,11 @@ impl EngineMetrics {
     pub fn register(registry: &Registry) -> Self {
         let tokens = registry.counters(
             "engine_tokens_total",
-            "Tokens that passes computed: of prompts, or the next of a stream.",
+            "Tokens that passes computed, of prompts or as the next of a stream.",
             &["kind"],
         );
         let seconds = registry.histograms(
-            "engine_pass_seconds",
+            "engine_pass_duration_seconds",
             "Time of one pass of the model.",
             Self::PASS_SECONDS,
             &["kind"],
@@ -85,40 +85,40 @@ impl EngineMetrics {
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             retries: registry.counter(
                 "engine_pass_retries_total",
-                "Requests whose pass failed through no known fault of theirs, and which tried again.",
+                "Requests whose pass failed for a reason that is not known to be theirs, and which are tried again.",
             ),
             failures: registry.counters(
                 "engine_pass_failures_total",
-                "Passes that failed: through one row's fault, as too large, or nobody knows why.",
+                "Passes that failed: through one row, as too large, or for an unknown reason.",
                 &["kind"],
             ),
             failed_requests: registry.counters(
                 "engine_failed_requests_total",
-                "Requests that the engine ended as failed, by what their client was told.",
+                "Requests that the engine ended as failed, by the error code that the client got.",
                 &["code"],
             ),
             rows_max: registry.gauge(
-                "engine_pass_rows_max",
+                "engine_pass_rows_limit",
                 "Most rows that a pass may have, over all models; less than is configured after passes that were too large.",
             ),
             tokens_max: registry.gauge(
-                "engine_pass_tokens_max",
+                "engine_pass_tokens_limit",
                 "Most tokens that a pass may have, over all models; less than is configured after passes that were too large.",
             ),
             preemptions: registry.counter(
                 "preemptions_total",
                 "Requests that gave their cache to a more urgent one and computed it again later.",
             ),
-            cache_pages: registry.gauge("cache_pages", "Pages of cache that there are."),
+            cache_pages: registry.gauge("cache_pages", "Pages that the cache has."),
             cache_pages_used: registry
-                .gauge("cache_pages_used", "Pages of cache that running requests hold."),
+                .gauge("cache_pages_used", "Pages that running requests hold."),
             cache_pages_idle: registry.gauge(
                 "cache_pages_idle",
-                "Pages of cache that no request holds, kept for those that begin alike; memory all the same.",
+                "Pages that no request holds, kept for prompts with the same prefix; they use memory.",
             ),
             cancellations: registry.counters(
                 "cancellations_total",
-                "Requests cancelled, by who asked and how far they were.",
+                "Requests cancelled, by cause and by the stage that they were in.",
                 &["cause", "stage"],
             ),
             cancelled_pass_failures: registry.counter(

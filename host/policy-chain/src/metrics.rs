@@ -64,7 +64,7 @@ impl PolicyMetrics {
     pub fn register(registry: &Registry) -> Self {
         let swaps = registry.counters(
             "policy_swaps_total",
-            "Changes of the generation of policies, by what came of them.",
+            "Changes of the generation of policies, by their result.",
             &["result"],
         );
         for result in ["swapped", "rolled_back", "restored", "failed"] {
@@ -73,17 +73,17 @@ impl PolicyMetrics {
         Self {
             calls: registry.counters(
                 "policy_calls_total",
-                "Policy calls by what came of them: a decision of the phase, or failed.",
+                "Policy calls by their result: a decision of the phase, or failed.",
                 &["policy", "phase", "decision"],
             ),
             seconds: registry.histograms(
-                "policy_duration_seconds",
+                "policy_call_duration_seconds",
                 "Time of one policy call.",
                 Self::SECONDS,
                 &["policy", "phase"],
             ),
             soft_deadlines: registry.counters(
-                "policy_soft_deadline_total",
+                "policy_soft_deadlines_missed_total",
                 "Policy calls that took longer than the policy's soft deadline.",
                 &["policy", "phase"],
             ),
@@ -111,7 +111,7 @@ impl PolicyMetrics {
                 "policy_windows_total",
                 "Windows of text by what a policy did with them: passed, held, replaced, or \
                  dropped because it was slower than the stream.",
-                &["policy", "what"],
+                &["policy", "result"],
             ),
             generation: registry.gauges(
                 "policy_generation",
@@ -121,22 +121,22 @@ impl PolicyMetrics {
             swaps,
             slow_running: registry.gauges(
                 "policy_slow_calls_running",
-                "Calls of policies that compute for long or wait for others, on threads of their \
-                 own: those that run, and accounts that wait for a thread.",
+                "Calls of a policy that has threads of its own: those that run, and accounts that wait \
+                 for one of these threads.",
                 &["policy"],
             ),
             slow_waiting: registry.gauges(
                 "policy_slow_calls_waiting",
-                "Requests that wait for one of the threads of such a policy.",
+                "Requests that wait for one of the threads of a policy that has its own.",
                 &["policy"],
             ),
             beside_running: registry.gauge(
                 "policy_observing_calls_running",
-                "Streams with windows that policies look at or that wait for a thread.",
+                "Streams whose windows an observing policy judges, or which wait for a thread to do so.",
             ),
             records_dropped: registry.counter(
                 "policy_records_dropped_total",
-                "Recorded requests that were lost because their file took no more, or not in time.",
+                "Records of requests that were lost because their file took no more, or was too slow.",
             ),
         }
     }

@@ -47,7 +47,7 @@ pub struct PolicyConfig {
     #[serde(default = "PolicyConfig::default_deadline", with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,
-    /// A call that takes longer than this is counted in `interlock_policy_soft_deadline_total`;
+    /// A call that takes longer than this is counted in `interlock_policy_soft_deadlines_missed_total`;
     /// nothing else follows. Set it to what you want to be told of; by default nothing is counted.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", example = &"1ms")]

@@ -48,8 +48,8 @@ impl HostMetrics {
             ),
             recycles: registry.counters(
                 "policy_recycles_total",
-                "Instances that were given up, by why: age, memory, failure or surplus.",
-                &["policy", "why"],
+                "Instances that were given up, by reason: age, memory, failure or surplus.",
+                &["policy", "reason"],
             ),
             memory: registry.gauges(
                 "policy_memory_bytes",

@@ -41,9 +41,11 @@ fn a_longer_deadline_is_a_longer_deadline() {
         admit(&*policy, "spin").expect_err("it never ends");
         began.elapsed()
     };
-    assert!(spin(&config) < Duration::from_secs(1), "5ms took that long");
-    config.deadline = Duration::from_millis(200);
-    assert!(spin(&config) >= Duration::from_millis(200), "200ms were cut short");
+    let longer = Duration::from_millis(200);
+    // A busy machine makes a call of 5 ms longer, but not each of fifty.
+    assert!((0..50).any(|_| spin(&config) < longer), "5ms always took {longer:?}");
+    config.deadline = longer;
+    assert!(spin(&config) >= longer, "{longer:?} were cut short");
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn whatever_it_does_in_whichever_phase_costs_that_answer_and_no_other() {
     }
     let failed = crimes.len() * Phase::ALL.len();
     let recycled =
-        format!("interlock_policy_recycles_total{{policy=\"p\",why=\"failure\"}} {failed}");
+        format!("interlock_policy_recycles_total{{policy=\"p\",reason=\"failure\"}} {failed}");
     assert!(metrics(&registry, "interlock_policy_recycles").contains(&recycled), "{recycled}");
     assert_eq!(
         metrics(&registry, "interlock_policy_instances"),
@@ -111,9 +111,7 @@ fn an_endless_loop_is_stopped_a_few_ticks_after_its_deadline() {
         .collect();
     // Where the machine is busy with others the ticks come late; how late is for benches to say. A
     // loop that was stopped by something else than its deadline would never be as quick.
-    let (quickest, slowest) = (cpu.iter().min(), cpu.iter().max());
-    assert!(quickest < Some(&Duration::from_millis(5)), "{cpu:?}");
-    assert!(slowest < Some(&Duration::from_millis(100)), "{cpu:?}");
+    assert!(cpu.iter().min() < Some(&Duration::from_millis(5)), "{cpu:?}");
 }
 
 fn thread_cpu_time() -> Duration {
@@ -214,7 +212,7 @@ fn an_instance_that_grew_is_replaced() {
     assert_eq!(admitted(&*policy, "count").note, "1");
     admitted(&*policy, "grow a little");
     assert_eq!(admitted(&*policy, "count").note, "1");
-    assert!(metrics(&registry, "interlock_policy_recycles").contains(r#"why="memory"} 1"#));
+    assert!(metrics(&registry, "interlock_policy_recycles").contains(r#"reason="memory"} 1"#));
     let memory = metrics(&registry, "interlock_policy_memory_bytes{");
     let bytes: usize = memory.rsplit(' ').next().unwrap().parse().unwrap();
     assert!((1 << 16..4 << 20).contains(&bytes), "{memory}");
@@ -224,10 +222,11 @@ fn an_instance_that_grew_is_replaced() {
 fn a_policy_that_keeps_failing_is_left_alone_for_a_while() {
     let (host, registry) = host();
     let policy = host.load(&PolicyConfig { crash_budget: 5, ..hostile() }).expect("it is fine");
+    // The quarantine begins with the last panic, which is later than this on any machine.
+    let began = Instant::now();
     for _ in 0..5 {
         assert_eq!(admit(&*policy, "panic").expect_err("it panics").kind, FailureKind::Trap);
     }
-    let began = Instant::now();
     let failure = admit(&*policy, "fine").expect_err("nobody asks it");
     assert_eq!(failure.kind, FailureKind::Quarantined);
     assert!(failure.message.contains("not asked for another"), "{failure}");
@@ -237,7 +236,7 @@ fn a_policy_that_keeps_failing_is_left_alone_for_a_while() {
         assert!(began.elapsed() < Duration::from_secs(30), "it never came back");
         thread::sleep(Duration::from_millis(20));
     }
-    assert!(began.elapsed() > Duration::from_millis(900));
+    assert!(began.elapsed() >= Duration::from_secs(1), "a quarantine lasts a second");
     assert_eq!((gauge(&registry), policy.quarantines()), (String::new(), 1));
 }
 

@@ -12,14 +12,16 @@ use crate::bind;
 use crate::origin::{host_problem, origin_problem};
 use crate::results::KEEP_MAX;
 
-/// `[server]`: who may talk to us, how much and how slowly.
+/// `[server]`: the clients' listener, and the bounds of connections and requests.
 ///
 /// Every limit answers with its own status and error code when it is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
-    /// Address and port to listen on. Anyone who can reach it can use the model: there is no
-    /// authentication here. Open it up (`0.0.0.0:8080`) when something in front of it checks.
+    /// Address and port to listen on. Without a policy
+    /// that identifies callers, such as `builtin:quota`, anyone who can reach it can use the model.
+    /// Set it to `0.0.0.0:8080` when such a policy, or something in front of the host, checks who
+    /// calls.
     /// `localhost` stands for `127.0.0.1`; no other name is looked up.
     #[serde(deserialize_with = "bind::address")]
     pub bind: SocketAddr,
@@ -36,9 +38,9 @@ pub struct ServerConfig {
     /// address: a name there that is not its own may be a web page's that wants to read answers.
     /// Add a name that a proxy or a container on this machine passes on.
     pub allowed_hosts: Vec<String>,
-    /// Connections that may be open at once. Over it, health and metrics still answer and
-    /// everything else gets 503: there are as many places again (64 to 1024) for that, in which
-    /// whoever sends no request soon makes way for whoever comes. Turn this up when many clients
+    /// Connections that may be open at once. Beyond this, health and
+    /// metrics still answer and everything else gets 503. There are as many places again (64 to
+    /// 1024) for that; a connection in them that sends no request soon is closed for a new one. Turn this up when many clients
     /// hold idle connections. Each takes a file descriptor: what the system does not allow is taken
     /// off at start, with a warning.
     pub connections_max: NonZeroUsize,
@@ -82,7 +84,7 @@ pub struct ServerConfig {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub stream_keepalive: Duration,
-    /// Longest time that a client may take nothing of what we send; its connection is closed
+    /// Longest time that a client may take nothing of what the host sends; its connection is closed
     /// after this. Turn this up when readers pause for longer.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -244,8 +246,8 @@ pub struct AdminConfig {
     /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
     #[schemars(example = &"a long random text")]
     pub token: Option<Secret>,
-    /// Connections that may be open there at once, 1 to 1024. Over it, whoever sends no request
-    /// soon makes way for whoever comes. Its connections are timed as those of clients are
+    /// Connections that may be open there at once, 1 to 1024. Beyond this, a
+    /// connection that sends no request soon is closed for a new one. Its connections are timed as those of clients are
     /// (`server.header_timeout`, `server.idle_timeout`, `server.write_timeout`).
     pub connections_max: NonZeroUsize,
     /// Most bytes of a component that is sent there.
@@ -297,8 +299,8 @@ pub struct MetricsConfig {
     #[serde(deserialize_with = "bind::optional_address")]
     #[schemars(example = &"127.0.0.1:9090")]
     pub bind: Option<SocketAddr>,
-    /// Connections that may be open there at once, 1 to 1024. Over it, whoever sends no request
-    /// soon makes way for whoever comes. Its connections are timed as those of clients are
+    /// Connections that may be open there at once, 1 to 1024. Beyond this, a
+    /// connection that sends no request soon is closed for a new one. Its connections are timed as those of clients are
     /// (`server.header_timeout`, `server.idle_timeout`, `server.write_timeout`).
     pub connections_max: NonZeroUsize,
 }

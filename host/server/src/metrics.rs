@@ -73,17 +73,17 @@ impl ServerMetrics {
         Self {
             requests: registry.counters(
                 "requests_total",
-                "Admitted requests that have ended, by how.",
+                "Admitted requests that have ended, by outcome.",
                 &["endpoint", "model", "outcome"],
             ),
             request_seconds: registry.histograms(
                 "request_duration_seconds",
-                "Time from admission to the end.",
+                "Time from admission to the end of a request.",
                 Self::REQUEST_SECONDS,
                 &["endpoint"],
             ),
             queue_seconds: registry.histogram(
-                "queue_seconds",
+                "queue_duration_seconds",
                 "Time from admission to the first pass.",
                 Self::FIRST_TOKEN_SECONDS,
             ),
@@ -93,21 +93,23 @@ impl ServerMetrics {
                 Self::FIRST_TOKEN_SECONDS,
             ),
             inter_token_seconds: registry.histogram(
-                "inter_token_seconds",
-                "Time from one token to the next.",
+                "inter_token_latency_seconds",
+                "Time from one token of a request to its next.",
                 Self::INTER_TOKEN_SECONDS,
             ),
-            prompt_tokens: registry
-                .counter("prompt_tokens_total", "Prompt tokens that the model saw."),
+            prompt_tokens: registry.counter(
+                "prompt_tokens_total",
+                "Prompt tokens of requests that have ended, cached ones included.",
+            ),
             cached_tokens: registry.counter(
                 "prompt_tokens_cached_total",
-                "Those of the prompt tokens that another request had already computed.",
+                "Prompt tokens that were in the prefix cache and were not computed again.",
             ),
             generated_tokens: registry
                 .counter("generated_tokens_total", "Tokens that the model generated."),
             errors: registry.counters(
                 "http_refusals_total",
-                "Requests answered with an error status, by why.",
+                "Requests answered with an error status, by reason.",
                 &["reason"],
             ),
             connections: registry.gauge("http_connections", "Open connections of clients."),
@@ -117,7 +119,7 @@ impl ServerMetrics {
                 .gauge("metrics_connections", "Open connections of the listener of metrics."),
             cut: registry.counters(
                 "http_connections_refused_total",
-                "Connections that a limit refused or cut short, by which.",
+                "Connections that a limit refused or cut short, by reason.",
                 &["reason"],
             ),
         }

@@ -165,7 +165,7 @@ macro_rules! export {
         );
     };
     (@phase events) => {
-        impl $crate::bindings::hearing::exports::interlock::policy::events::Guest for Component {
+        impl $crate::bindings::reacting::exports::interlock::policy::events::Guest for Component {
             fn on_event(
                 request: $crate::RequestFacts,
                 event: $crate::Event,
@@ -174,7 +174,7 @@ macro_rules! export {
                 policy(|policy| $crate::Events::on_event(policy, &request, &event, &progress))
             }
         }
-        $crate::bindings::hearing::export!(Component with_types_in $crate::bindings::hearing);
+        $crate::bindings::reacting::export!(Component with_types_in $crate::bindings::reacting);
     };
     (@phase account) => {
         impl $crate::bindings::accounting::exports::interlock::policy::account::Guest

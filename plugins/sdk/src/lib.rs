@@ -91,7 +91,7 @@ pub use bindings::base::interlock::policy::types::{
 pub use bindings::guarding_streams::exports::interlock::policy::stream_guard::{
     Ending, Replacement, Verdict, Window,
 };
-pub use bindings::hearing::exports::interlock::policy::events::{
+pub use bindings::reacting::exports::interlock::policy::events::{
     Amendment, Departure, Event, Progress, Reaction,
 };
 pub use bindings::identifying::exports::interlock::policy::identify::{

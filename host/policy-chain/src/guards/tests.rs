@@ -210,7 +210,7 @@ fn who_observes_slowly_loses_the_oldest_windows_and_the_stream_waits_for_nobody(
     assert!(indices.len() <= 10, "{indices:?}");
     assert!(indices.iter().zip(indices.iter().skip(1)).all(|(a, b)| a < b), "{indices:?}");
     let text = registry.expose().unwrap();
-    assert!(!text.contains(r#"policy_windows_total{policy="o",what="dropped"} 0"#), "{text}");
+    assert!(!text.contains(r#"policy_windows_total{policy="o",result="dropped"} 0"#), "{text}");
 }
 
 proptest! {

@@ -7,16 +7,16 @@ use interlock_request::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[work]`: what the host computes for requests before they are admitted, and to write out long
+/// `[work]`: the thread pool for work before requests are admitted, and for writing out long
 /// answers.
 ///
-/// Reading bodies, rendering chats and tokenizing have threads of their own and a line before them,
-/// in which small requests go first and tenants take turns.
+/// Bodies are read, chats rendered and prompts tokenized on threads of their own. In the queue
+/// before them small requests go first, and tenants take turns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkConfig {
-    /// Threads for it; unset, a quarter of the machine's cores, 2 to 8. One of them never takes long
-    /// requests. Turn this up when `interlock_work_queued` stays above 0 while cores are idle.
+    /// Threads of the pool; unset, a quarter of the machine's cores, 2 to 8. One of them never takes long
+    /// requests. Turn this up when `interlock_work_items_queued` stays above 0 while cores are idle.
     #[schemars(example = &4)]
     pub threads: Option<NonZeroUsize>,
     /// Requests that may wait for one of these threads, and as many again for memory (503 over
@@ -28,7 +28,7 @@ pub struct WorkConfig {
     /// it (413 over it). Turn this up together with `server.body_max`.
     pub memory_max: ByteSize,
     /// Longest time that a model's chat template and tokenizer may take for one request (500 after
-    /// it). The thread is stuck then: it is counted in `interlock_work_stuck` and replaced. Turn this
+    /// it). The thread is stuck then: it is counted in `interlock_work_threads_stuck` and replaced. Turn this
     /// up when very long prompts are refused with `prompt_timeout` on a busy machine.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]

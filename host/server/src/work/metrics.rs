@@ -52,37 +52,37 @@ impl WorkMetrics {
     pub fn register(registry: &Registry) -> Self {
         let metrics = Self {
             queued: registry.gauges(
-                "work_queued",
+                "work_items_queued",
                 "Requests that wait for a thread to be read, rendered or tokenized, by size.",
                 &["class"],
             ),
             running: registry.gauges(
-                "work_running",
+                "work_items_running",
                 "Requests that are being read, rendered or tokenized, by size.",
                 &["class"],
             ),
             ended: registry.counters(
-                "work_total",
-                "Pieces of such work, by size and by what became of them.",
+                "work_items_total",
+                "Requests that were to be read, rendered or tokenized, by size and outcome.",
                 &["class", "outcome"],
             ),
             queue_seconds: registry.histograms(
-                "work_queue_seconds",
-                "Time that such work waited for a thread, by size.",
+                "work_queue_duration_seconds",
+                "Time that a request waited for a thread to be read, rendered or tokenized, by size.",
                 Self::QUEUE_SECONDS,
                 &["class"],
             ),
             stuck: registry.gauges(
-                "work_stuck",
-                "Threads that a model's chat template or tokenizer has not come to an end on.",
+                "work_threads_stuck",
+                "Threads on which a model's chat template or tokenizer does not end.",
                 &["model", "part"],
             ),
             memory: registry.gauge(
                 "work_memory_bytes",
-                "Memory that requests hold before they are admitted, as it is accounted for.",
+                "Memory that is set aside for requests before they are admitted.",
             ),
             memory_waiting: registry
-                .gauge("work_memory_waiting", "Requests that wait for such memory."),
+                .gauge("work_memory_requests_waiting", "Requests that wait for memory before they are admitted."),
         };
         for class in Class::ALL {
             let class = class.as_str();

@@ -68,7 +68,7 @@ async fn usage_is_what_the_model_saw_and_everyone_is_told_the_same() {
     assert_eq!(rig.metric("generated_tokens_total"), 20.0);
     let ended = r#"requests_total{endpoint="chat",model="sim",outcome="completed"}"#;
     assert_eq!(rig.metric(ended), 1.0);
-    assert_eq!(rig.metric("inter_token_seconds_count"), 19.0);
+    assert_eq!(rig.metric("inter_token_latency_seconds_count"), 19.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

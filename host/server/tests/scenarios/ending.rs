@@ -123,6 +123,9 @@ async fn a_client_that_is_cancelled_while_it_sends_reads_the_answer_and_no_reset
     .await;
     for _ in 0..30 {
         connection.raw(&[b' '; 100_000]).await;
+        // No event tells that the server has closed: a reset destroys what the client has not read yet,
+        // and only bytes that come later than the answer can cause one. Where they come sooner, the test
+        // sees less, and passes.
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let answer = connection.answer().await;

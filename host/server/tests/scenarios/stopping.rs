@@ -211,8 +211,8 @@ async fn a_request_that_does_not_fit_the_devices_memory_is_told_so() {
 async fn how_large_a_pass_may_be_is_told() {
     let model = SimSettings { stop: 0, fail_above_rows: Some(2), ..SimSettings::default() };
     let mut rig = Rig::with(Setup { model, gated: true, ..Setup::default() }).await;
-    assert_eq!(rig.metric("engine_pass_rows_max"), 64.0);
-    assert_eq!(rig.metric("engine_pass_tokens_max"), 2048.0 + 64.0);
+    assert_eq!(rig.metric("engine_pass_rows_limit"), 64.0);
+    assert_eq!(rig.metric("engine_pass_tokens_limit"), 2048.0 + 64.0);
     let mut clients = vec![rig.begin("/v1/completions", "first", STREAM).await];
     rig.gate.wait_begun(1);
     for name in ["second", "third", "fourth"] {
@@ -222,7 +222,7 @@ async fn how_large_a_pass_may_be_is_told() {
     rig.gate.open();
     within(async {
         // Three rows or four, as the pace has it: half of them at most fit the next.
-        while rig.metric("engine_pass_rows_max") > 2.0 {
+        while rig.metric("engine_pass_rows_limit") > 2.0 {
             tokio::task::yield_now().await;
         }
     })

@@ -87,7 +87,7 @@ impl Full {
 
 fn queued(rig: &Rig) -> f64 {
     ["small", "medium", "large"]
-        .map(|c| rig.metric(&format!("work_queued{{class=\"{c}\"}}")))
+        .map(|c| rig.metric(&format!("work_items_queued{{class=\"{c}\"}}")))
         .iter()
         .sum()
 }
@@ -103,8 +103,9 @@ async fn queued_is(rig: &Rig, count: f64) {
 
 /// All work that has ended in any way, as far as requests are concerned.
 fn worked(rig: &Rig) -> f64 {
-    let done =
-        |class: &str| rig.metric(&format!("work_total{{class=\"{class}\",outcome=\"done\"}}"));
+    let done = |class: &str| {
+        rig.metric(&format!("work_items_total{{class=\"{class}\",outcome=\"done\"}}"))
+    };
     ["small", "medium", "large"].map(done).iter().sum()
 }
 
@@ -119,7 +120,7 @@ async fn health_answers_while_the_pool_is_full_and_its_gauge_says_what_waits() {
     let body = format!(r#"{{"model":"sim","prompt":[{ids}-1]}}"#);
     let mut long = rig.begin("/v1/completions", "b", &body).await;
     queued_is(&rig, 2.0).await;
-    assert_eq!(rig.metric("work_queued{class=\"large\"}"), 1.0);
+    assert_eq!(rig.metric("work_items_queued{class=\"large\"}"), 1.0);
     assert_eq!(rig.metric("requests_waiting"), 0.0, "that is the engine's");
     for path in ["/health/ready", "/health/live", "/metrics", "/v1/models"] {
         assert_eq!(rig.get(path).await.status, 200, "{path}");
@@ -186,7 +187,7 @@ async fn a_client_that_leaves_the_line_frees_its_place() {
     queued_is(&rig, 1.0).await;
     drop(waiting);
     queued_is(&rig, 0.0).await;
-    assert_eq!(rig.metric("work_total{class=\"small\",outcome=\"abandoned\"}"), 1.0);
+    assert_eq!(rig.metric("work_items_total{class=\"small\",outcome=\"abandoned\"}"), 1.0);
     full.end().await;
 }
 
@@ -227,7 +228,7 @@ async fn what_requests_hold_before_they_are_admitted_is_bounded_and_the_others_w
         }));
     }
     within(async {
-        while rig.metric("work_memory_waiting") == 0.0 {
+        while rig.metric("work_memory_requests_waiting") == 0.0 {
             assert!(rig.metric("work_memory_bytes") <= f64::from(16 << 20));
             tokio::task::yield_now().await;
         }
@@ -235,7 +236,7 @@ async fn what_requests_hold_before_they_are_admitted_is_bounded_and_the_others_w
     .await;
     // Small ones find room.
     let mut small = rig.begin("/v1/completions", "small", SHORT).await;
-    rig.metric_is("work_queued{class=\"small\"}", 1.0).await;
+    rig.metric_is("work_items_queued{class=\"small\"}", 1.0).await;
     full.end().await;
     assert_eq!(small.answer().await.status, 200);
     for sending in all {
@@ -300,12 +301,12 @@ async fn a_template_that_is_stuck_too_often_has_its_chats_refused_by_name_and_no
             let owner = Some((ModelId::new("sim"), Part::ChatTemplate));
             work.run(Job { owner, ..Job::new(Class::Small, "") }, move || stuck.wait()).await
         });
-        rig.metric_is("work_running{class=\"small\"}", 1.0).await;
+        rig.metric_is("work_items_running{class=\"small\"}", 1.0).await;
         rig.work.look(HOUR);
         let ended = within(endless).await.expect("no panic");
         assert!(matches!(ended, Err(NotDone::Endless { .. })), "{ended:?}");
     }
-    let stuck = "work_stuck{model=\"sim\",part=\"chat_template\"}";
+    let stuck = "work_threads_stuck{model=\"sim\",part=\"chat_template\"}";
     assert_eq!(rig.metric(stuck), 4.0);
     let refused = rig.post("/v1/chat/completions", chat).await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "prompt_stuck"));

@@ -156,7 +156,7 @@ pub mod exports {
             }
           }
         }
-        /// A request in retrospect.
+        /// A request that has ended.
         #[repr(C)]
         #[derive(Clone, Copy, PartialEq)]
         pub struct Summary {
@@ -355,7 +355,7 @@ pub mod exports {
         _rt::cabi_dealloc(arg0, 112+12*::core::mem::size_of::<*const u8>(), 8);
       } }
       pub trait Guest {
-        /// Takes note. The facts are those of admission, word for word.
+        /// Tells the policy how a request ended. The facts are the same as at admission.
         #[allow(async_fn_in_trait)]
         fn account(request: RequestFacts,summary: Summary,) -> ();
       }

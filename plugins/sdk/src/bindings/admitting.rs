@@ -11,8 +11,8 @@ pub mod exports {
     pub mod policy {
       /// May this request pass, and under which plan?
       ///
-      /// Asked once for each request, after its prompt became tokens and it was given a place in
-      /// the waiting room. The client waits meanwhile, so this takes microseconds; the time limit is the
+      /// Asked once for each request, after its prompt was tokenized and it was given a place in
+      /// the queue. The client waits meanwhile, so this takes microseconds; the time limit is the
       /// operator's, 2 ms of its own CPU time unless configured.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
       pub mod admit {

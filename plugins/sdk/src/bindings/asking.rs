@@ -10,7 +10,7 @@ pub mod interlock {
   pub mod policy {
     /// Requests to other services. Granted as `http:HOST:PORT`, for each host and port.
     ///
-    /// A policy that imports this is slow: the host calls it on threads of their own, a few at a
+    /// A policy that imports this is slow: the host calls it on threads of its own, a few at a
     /// time, and its deadline is `deadline` plus the time that its requests took. Redirects are not
     /// followed; a response has at most 1 MiB.
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]

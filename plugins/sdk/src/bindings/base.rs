@@ -178,7 +178,7 @@ pub mod interlock {
         }
       }
       /// What the host knows about a request. It parsed it once; no prompt, no body, no secrets.
-      /// Before `admit` some of it is an estimate, as it says there.
+      /// Before `admit` some fields are estimates; their comments say so.
       #[derive(Clone, PartialEq)]
       pub struct RequestFacts {
         /// Names the request in logs and to clients. 1 to 128 letters, digits and `-_.:=+@~`.
@@ -195,7 +195,8 @@ pub mod interlock {
         /// Will nobody wait for the answer? (`background` of the Responses API.)
         pub background: bool,
         /// Length of the prompt in tokens, at least 1. Before `admit` it is an estimate, a quarter of
-        /// its bytes, since which tokenizer it will meet is not decided; from `admit` on it is exact.
+        /// its bytes, since the model, and so the tokenizer, is not chosen yet; from `admit` on it is
+        /// exact.
         pub prompt_tokens: u32,
         /// Most tokens that it may generate, at least 1: what the client asked for, or what is left of
         /// the model's context. Before `admit`, if the client asked for nothing: 0.
@@ -205,8 +206,8 @@ pub mod interlock {
         /// Size of the request's body.
         pub body_bytes: u64,
         /// A hash of how its prompt begins (its first 1024 bytes of text), with a secret that the host
-        /// makes when it starts: equal beginnings of one tenant have equal keys as long as it runs. Those
-        /// of two tenants have not, unless `cache.prefix_sharing` is `all`. 0: the prompt is not text, or
+        /// makes when it starts: equal beginnings of one tenant have equal keys as long as it runs. Keys
+        /// of two tenants differ, unless `cache.prefix_sharing` is `all`. 0: the prompt is not text, or
         /// this is a replay, since no record keeps it.
         pub prefix_key: u64,
         /// Who asks, as an `identify` said; empty: nobody said.
@@ -350,11 +351,11 @@ pub mod interlock {
       #[repr(C)]
       #[derive(Clone, Copy, PartialEq)]
       pub struct Plan {
-        /// How urgent it is. Nobody says: `standard`.
+        /// How urgent it is. When no policy sets it: `standard`.
         pub priority: ::core::option::Option<Priority>,
-        /// How long its parts may take. Nobody says: the operator's limits.
+        /// How long its parts may take. When no policy sets it: the operator's limits.
         pub timeouts: Timeouts,
-        /// What to do when the client leaves. Nobody says: `cancel`.
+        /// What to do when the client leaves. When no policy sets it: `cancel`.
         pub on_disconnect: ::core::option::Option<DisconnectAction>,
         /// Most tokens that it may generate, at least 1. Heeded in `admit` only: an amended plan
         /// changes what is left, not what was promised.
@@ -390,7 +391,7 @@ pub mod interlock {
       pub struct Usage {
         /// Tokens that the model saw as the prompt.
         pub prompt_tokens: u32,
-        /// Those of them that it did not have to compute, since another request's prompt began alike.
+        /// Those of them that were in the prefix cache and were not computed again.
         pub cached_tokens: u32,
         /// Tokens that the model generated, a stop token included.
         pub generated_tokens: u32,
@@ -462,7 +463,7 @@ pub mod interlock {
           const TIMED_OUT = 1 << 4;
           /// Its client left.
           const DISCONNECTED = 1 << 5;
-          /// It gave its place in memory to another and waits to go on.
+          /// It gave its pages to a request of higher rank and waits to go on.
           const PREEMPTED = 1 << 6;
         }
       }

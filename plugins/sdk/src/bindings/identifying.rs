@@ -59,7 +59,7 @@ pub mod exports {
         pub struct Identity {
           /// Whom the request counts for, 1 to 128 bytes of printable ASCII.
           pub tenant: _rt::String,
-          /// How urgent its requests are at most. Nobody says: no bound.
+          /// How urgent its requests are at most. `none`: no bound.
           pub priority: ::core::option::Option<Priority>,
           /// What else the policies after this one should know: at most 16, of at most 256 bytes each.
           pub attributes: _rt::Vec::<Attribute>,

@@ -22,11 +22,11 @@ pub mod base;
 #[rustfmt::skip]
 pub mod guarding_streams;
 #[rustfmt::skip]
-pub mod hearing;
-#[rustfmt::skip]
 pub mod identifying;
 #[rustfmt::skip]
 pub mod measuring;
+#[rustfmt::skip]
+pub mod reacting;
 #[rustfmt::skip]
 pub mod reading;
 #[rustfmt::skip]

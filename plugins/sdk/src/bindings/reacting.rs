@@ -43,7 +43,7 @@ pub mod exports {
           TimedOut(Timeout),
           /// Its client left. `disconnect` says what to do now in place of what the plan says.
           Disconnected,
-          /// It gave its pages to another and waits to go on; the so-manieth time.
+          /// It gave its pages to a request of higher rank and waits to go on; this is how often so far.
           Preempted(u32),
         }
         impl ::core::fmt::Debug for Event {
@@ -642,18 +642,18 @@ mod _rt {
 #[allow(unused_macros)]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __export_hearing_impl {
+macro_rules! __export_reacting_impl {
   ($ty:ident) => (self::export!($ty with_types_in self););
   ($ty:ident with_types_in $($path_to_types_root:tt)*) => (
   $($path_to_types_root)*::exports::interlock::policy::events::__export_interlock_policy_events_0_2_0_cabi!($ty with_types_in $($path_to_types_root)*::exports::interlock::policy::events);
   const _: () = {
 
     #[cfg(target_arch = "wasm32")]
-    #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:interlock:policy@0.2.0:hearing:imports and exports")]
+    #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:interlock:policy@0.2.0:reacting:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1806] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x90\x0d\x01A\x02\x01\
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1808] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x91\x0d\x01A\x02\x01\
 A\x0b\x01B+\x01w\x04\0\x06micros\x03\0\0\x01y\x04\0\x06reason\x03\0\x02\x01m\x03\
 \x04chat\x0bcompletions\x09responses\x04\0\x08endpoint\x03\0\x04\x01r\x02\x04nam\
 es\x05values\x04\0\x06header\x03\0\x06\x01r\x02\x04names\x05values\x04\0\x09attr\
@@ -689,22 +689,22 @@ progress\x03\0\x11\x01r\x02\x04plan\x03\x06reason\x0b\x04\0\x09amendment\x03\0\x
 \x01r\x02\x06action\x0d\x06reason\x0b\x04\0\x09departure\x03\0\x15\x01q\x04\x04k\
 eep\0\0\x06cancel\x01\x0b\0\x05amend\x01\x14\0\x0adisconnect\x01\x16\0\x04\0\x08\
 reaction\x03\0\x17\x01@\x03\x07request\x01\x05event\x0f\x08progress\x12\0\x18\x04\
-\0\x08on-event\x01\x19\x04\0\x1dinterlock:policy/events@0.2.0\x05\x08\x04\0\x1ei\
-nterlock:policy/hearing@0.2.0\x04\0\x0b\x0d\x01\0\x07hearing\x03\0\0\0G\x09produ\
-cers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x06\
+\0\x08on-event\x01\x19\x04\0\x1dinterlock:policy/events@0.2.0\x05\x08\x04\0\x1fi\
+nterlock:policy/reacting@0.2.0\x04\0\x0b\x0e\x01\0\x08reacting\x03\0\0\0G\x09pro\
+ducers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x06\
 0.61.1";
   };
   )
 }
 #[doc(inline)]
-pub use __export_hearing_impl as export;
+pub use __export_reacting_impl as export;
 
 #[cfg(target_arch = "wasm32")]
-#[unsafe(link_section = "component-type:wit-bindgen:0.61.1:interlock:policy@0.2.0:hearing-with-all-of-its-exports-removed:encoded world")]
+#[unsafe(link_section = "component-type:wit-bindgen:0.61.1:interlock:policy@0.2.0:reacting-with-all-of-its-exports-removed:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1281] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe3\x08\x01A\x02\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1283] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe4\x08\x01A\x02\x01\
 A\x02\x01B+\x01w\x04\0\x06micros\x03\0\0\x01y\x04\0\x06reason\x03\0\x02\x01m\x03\
 \x04chat\x0bcompletions\x09responses\x04\0\x08endpoint\x03\0\x04\x01r\x02\x04nam\
 es\x05values\x04\0\x06header\x03\0\x06\x01r\x02\x04names\x05values\x04\0\x09attr\
@@ -726,10 +726,10 @@ dispatched\x0bfirst-token\x07stalled\x09timed-out\x0cdisconnected\x09preempted\x
 \0\x09event-set\x03\0#\x01r\x02\x06tokensy\x09max-delay\x01\x04\0\x0bwindow-size\
 \x03\0%\x01q\x03\x03off\0\0\x07observe\x01&\0\x04gate\x01&\0\x04\0\x08guarding\x03\
 \0'\x01r\x03\x06events$\x0dstalled-after\x10\x08guarding(\x04\0\x05watch\x03\0)\x03\
-\0\x1cinterlock:policy/types@0.2.0\x05\0\x04\0>interlock:policy/hearing-with-all\
--of-its-exports-removed@0.2.0\x04\0\x0b-\x01\0'hearing-with-all-of-its-exports-r\
-emoved\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258\
-.3\x10wit-bindgen-rust\x060.61.1";
+\0\x1cinterlock:policy/types@0.2.0\x05\0\x04\0?interlock:policy/reacting-with-al\
+l-of-its-exports-removed@0.2.0\x04\0\x0b.\x01\0(reacting-with-all-of-its-exports\
+-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.2\
+58.3\x10wit-bindgen-rust\x060.61.1";
 
 #[inline(never)]
 #[doc(hidden)]
