@@ -53,11 +53,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use crate::failure::{BodyProblem, Failure};
-use crate::listener::{Listener, Rules};
-use crate::live::InFlight;
+use crate::connection::{Listener, Rules};
+use crate::endpoints::error_json;
+use crate::error_response::json_errors;
+use crate::failure::{BodyProblem, Failure, encoded};
+use crate::in_flight::InFlight;
 use crate::origin::{Foreign, OriginRules};
-use crate::shape::json_errors;
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
 
 /// Something that changes policies while they are in use.
@@ -160,7 +161,7 @@ pub async fn serve_admin(
         .with_state(desk);
     let open = metrics.admin_connections.clone();
     let metrics = Arc::new(metrics);
-    Listener { listener, rules, router, metrics, open }.serve(shutdown).await;
+    Listener { listener, rules, router, metrics, open, error_json }.serve(shutdown).await;
 }
 
 struct Desk {
@@ -271,7 +272,7 @@ fn unread(why: Failure) -> AdminError {
             (StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
         }
         Failure::Body(BodyProblem::Encoded(codings)) => {
-            let message = body::encoded(&codings);
+            let message = encoded(&codings);
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message)
         }
         why => (StatusCode::BAD_REQUEST, "bad_body", format!("the body broke off: {why:?}")),

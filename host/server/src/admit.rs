@@ -18,13 +18,13 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::ask::{Ask, Invalid, Least, Length, Words};
 use crate::body::Arrived;
-use crate::doors::client;
-use crate::failure::Failure;
+use crate::connection::client_address;
+use crate::endpoints::{Ask, Least, Length, Words};
+use crate::failure::{Failure, Invalid};
 use crate::host::Host;
 use crate::models::Model;
-use crate::router::Meta;
+use crate::request_info::Meta;
 use crate::work::{Class, Job, Large, Lease, NotDone, Part};
 
 /// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
@@ -134,7 +134,7 @@ impl Host {
             arrived_at: *arrived_at,
             due: self.due(*arrived_at),
             // As connections are counted: whoever has a network of addresses is one all the same.
-            client: address.map(client).map_or_else(String::new, shown),
+            client: address.map(client_address).map_or_else(String::new, shown),
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use crate::ServerConfig;
 use crate::failure::{BodyProblem, Failure};
-use crate::router::cut;
 use crate::work::Lease;
 
 /// A body that has arrived.
@@ -50,15 +49,6 @@ pub(crate) fn as_it_is(headers: &HeaderMap) -> Result<(), BodyProblem> {
     let is_none = |one: &str| one.trim().is_empty() || one.trim().eq_ignore_ascii_case("identity");
     let named = codings.collect::<Vec<_>>().join(", ");
     if named.split(',').all(is_none) { Ok(()) } else { Err(BodyProblem::Encoded(named)) }
-}
-
-/// What who sent a compressed body is told.
-pub(crate) fn encoded(codings: &str) -> String {
-    format!(
-        "a body with the content-encoding {:?} is not supported: send it as it is, without that \
-         header",
-        cut(codings)
-    )
 }
 
 /// Reads all of it, and takes its memory as it comes, if there is someone to take it from.

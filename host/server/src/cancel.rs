@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use interlock_request::{CancelCause, Endpoint, RequestId};
 
+use crate::answer_state::State;
+use crate::chunks::EndKind;
 use crate::host::Host;
-use crate::pieces::EndKind;
-use crate::results::{State, Title};
+use crate::result_store::Title;
 
 impl Host {
     /// Asks a tenant's requests of an id to stop. How they ended, which for one that is kept may be

@@ -9,19 +9,21 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use interlock_request::{CancelCause, DisconnectAction, Endpoint, RequestId};
 
+use crate::accounting::{Ledger, Title};
 use crate::admit::Entry;
-use crate::ask::{Ask, Shape, UnknownFields};
+use crate::answer_state::State;
 use crate::body;
+use crate::chunks::{EndKind, Inlet, pieces};
+use crate::driver::{Life, Reader, Text};
+use crate::endpoints::{Ask, Shape, UnknownFields};
+use crate::endpoints::{Head, Stream, voice};
 use crate::failure::Failure;
 use crate::host::Host;
-use crate::ledger::{Ledger, Title};
-use crate::life::{Life, Reader, Text};
-use crate::live::{Claim, Owner};
-use crate::pieces::{EndKind, Inlet, pieces};
-use crate::router::Meta;
-use crate::voice::{Head, Stream, voice};
-use crate::work::{Class, Job, WorkPool, struck};
-use crate::{later, results};
+use crate::in_flight::{Claim, Owner};
+use crate::request_info::Meta;
+use crate::work::{WorkPool, struck};
+use crate::write_out::written;
+use crate::{result_store, stored_responses};
 
 /// With this header an answer names the fields that were ignored because nobody knows them.
 const IGNORED_FIELDS: &str = "x-ignored-fields";
@@ -79,7 +81,7 @@ pub(crate) async fn generate(
         logprobs: logprobs.is_some(),
         text: Arc::clone(&entry.text),
     };
-    let title = Arc::new(results::Title {
+    let title = Arc::new(result_store::Title {
         tenant: std::mem::take(&mut entry.tenant),
         endpoint,
         shape: shape.clone(),
@@ -90,9 +92,9 @@ pub(crate) async fn generate(
     let mut response = match place {
         Some(place) => {
             let title = Arc::clone(&submission.title);
-            let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
+            let keeping = host.results.keep(Arc::clone(&title), State::Queued);
             submission.submit(&host, Reader::Nobody(keeping, place), false);
-            later::shown(&host.work, &title, &results::State::Queued).await?
+            stored_responses::shown(&host.work, &title, &State::Queued).await?
         }
         None => {
             let has_left = generation.admitted();
@@ -165,7 +167,7 @@ async fn prepare(
 
 /// An admitted request, before the engine has it.
 struct Submission {
-    title: Arc<results::Title>,
+    title: Arc<result_store::Title>,
     streaming: bool,
     stops: Vec<String>,
     claim: Claim,
@@ -242,22 +244,4 @@ async fn answer(
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
     Ok(response)
-}
-
-/// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
-pub(crate) async fn written(
-    work: &WorkPool,
-    tenant: &str,
-    bytes: usize,
-    write: impl FnOnce() -> Vec<u8> + Send + 'static,
-) -> Result<Vec<u8>, Failure> {
-    /// Some tens of microseconds.
-    const AT_ONCE_BYTES: usize = 16 << 10;
-
-    if bytes <= AT_ONCE_BYTES {
-        return Ok(write());
-    }
-    // It has been generated, and is not refused now.
-    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), tenant) };
-    Ok(work.run(job, write).await?)
 }

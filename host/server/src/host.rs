@@ -10,13 +10,11 @@ use interlock_policy_chain::Policies;
 use interlock_request::CancelCause;
 
 use crate::failure::Failure;
-use crate::live::{InFlight, Live};
+use crate::in_flight::{InFlight, Live};
 use crate::models::{ModelState, Models};
-use crate::results::Results;
+use crate::result_store::Results;
+use crate::wall_clock::Wall;
 use crate::{DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, WorkPool};
-
-/// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
-pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What the server is made of.
 pub struct ServerParts {
@@ -169,14 +167,4 @@ impl Host {
         }
         cancelled
     }
-}
-
-/// In microseconds.
-pub(crate) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The system's time since the Unix epoch; 0 for a clock that is set before it.
-pub fn system_time() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -19,10 +19,11 @@ use interlock_metrics::Registry;
 use tokio::net::TcpListener;
 
 use crate::body;
+use crate::connection::{Listener, Rules};
+use crate::endpoints::error_json;
+use crate::error_response::json_errors;
 use crate::failure::Failure;
-use crate::listener::{Listener, Rules};
 use crate::origin::OriginRules;
-use crate::shape::json_errors;
 use crate::{MetricsConfig, ServerConfig, ServerMetrics};
 
 /// What the listener of metrics is made of.
@@ -53,7 +54,9 @@ pub async fn serve_metrics(
         .layer(middleware::from_fn_with_state(Arc::new(server.clone()), body::pass));
     let rules = Rules::of_metrics(&config, &server);
     let open = metrics.metrics_connections.clone();
-    Listener { listener, rules, router, metrics: Arc::new(metrics), open }.serve(shutdown).await;
+    Listener { listener, rules, router, metrics: Arc::new(metrics), open, error_json }
+        .serve(shutdown)
+        .await;
 }
 
 async fn of_no_page(State(origins): State<OriginRules>, request: Request, next: Next) -> Response {

@@ -8,7 +8,7 @@ use interlock_request::{ModelId, SamplingDefaults};
 use interlock_text::TextModel;
 
 use crate::failure::Failure;
-use crate::recent::Recent;
+use crate::model_stats::Recent;
 
 /// A model that is served.
 pub struct ServedModel {

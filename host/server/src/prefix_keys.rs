@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use interlock_engine::PrefixSharing;
 
-use crate::ask::Words;
+use crate::endpoints::Words;
 
 /// Makes the keys of one process.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Routes, and what all answers have in common: the request's id and the shape of errors.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,45 +20,22 @@ use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 
 use crate::body;
-use crate::client::Client;
-use crate::doors::Over;
-use crate::failure::{BodyProblem, Failure, Retry};
+use crate::chunks::EndKind;
+use crate::connection::{Client, Crowded, Peer};
+use crate::endpoints::error_response;
+use crate::error_response::unshaped;
+use crate::failure::{BodyProblem, Failure, Over, Retry, cut};
 use crate::generate::{generate, policies_say};
-use crate::host::{Host, Readiness, micros};
+use crate::host::{Host, Readiness};
 use crate::metrics_listener::expose;
 use crate::origin::OriginRules;
-use crate::pieces::EndKind;
-use crate::shape::{PathPart, shaped, unshaped};
-use crate::{ServedModel, ServerConfig, later, paths};
+use crate::path_part::PathPart;
+use crate::paths::watches;
+use crate::request_info::Meta;
+use crate::wall_clock::micros;
+use crate::{ServedModel, ServerConfig, paths, stored_responses};
 
 const REQUEST_ID: &str = "x-request-id";
-
-/// What is known of a request once its head is read.
-#[derive(Debug, Clone)]
-pub(crate) struct Meta {
-    pub(crate) id: RequestId,
-    /// Microseconds since the Unix epoch.
-    pub(crate) at_micros: u64,
-    /// The same moment, for deadlines.
-    pub(crate) arrived_at: Instant,
-    /// The other side's address.
-    pub(crate) address: Option<IpAddr>,
-    pub(crate) client: Client,
-}
-
-/// Who is on the other side of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) IpAddr);
-
-/// This connection is one too many: only what watches the host is answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Crowded(pub(crate) Over);
-
-/// Does who asks for this only look at the host?
-pub(crate) fn watches(path: &str) -> bool {
-    let path = paths::canonical(path);
-    path.starts_with("/health/") || path == "/metrics"
-}
 
 /// Does it ask how we are? Whoever does is told, from wherever and under whatever name.
 fn is_health(path: &str) -> bool {
@@ -74,7 +51,8 @@ pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
 }
 
 fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
-    let origins = OriginRules::of_clients(&host.config, address);
+    let origins =
+        OriginRules::of_clients(&host.config.allowed_origins, &host.config.allowed_hosts, address);
     let front = Front { host: Arc::clone(&host), origins: origins.clone() };
     let config = Arc::new(host.config.clone());
     let without_body = middleware::from_fn_with_state(Arc::clone(&config), body::pass);
@@ -82,9 +60,12 @@ fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
         .route("/v1/requests/{id}/cancel", post(cancel))
-        .route("/v1/requests/{id}", get(later::request))
-        .route("/v1/responses/{id}", get(later::response).delete(later::delete_response))
-        .route("/v1/responses/{id}/cancel", post(later::cancel_response))
+        .route("/v1/requests/{id}", get(stored_responses::request))
+        .route(
+            "/v1/responses/{id}",
+            get(stored_responses::response).delete(stored_responses::delete_response),
+        )
+        .route("/v1/responses/{id}/cancel", post(stored_responses::cancel_response))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready));
     if host.registry.is_some() {
@@ -223,15 +204,6 @@ fn room_for(line: &Line, crowded: Option<Over>) -> Result<(), Failure> {
     }
 }
 
-impl IntoResponse for Failure {
-    /// Without id and shape: `frame` adds both, once, for all routes.
-    fn into_response(self) -> Response {
-        let mut response = self.status().into_response();
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
 impl Host {
     /// Counts a failure and tells it to the client.
     fn refuse(&self, id: &RequestId, line: &Line, failure: &Failure) -> Response {
@@ -239,7 +211,7 @@ impl Host {
         const PATH_CHARS: usize = 200;
 
         let status = failure.status();
-        let code = failure.complaint(id).code;
+        let code = failure.code();
         let path: String = without_logins(line.uri.path()).chars().take(PATH_CHARS).collect();
         let (policy, why) = failure.policy().unzip();
         tracing::info!(
@@ -250,7 +222,7 @@ impl Host {
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
-        let mut response = shaped(failure, id);
+        let mut response = error_response(failure, id);
         let late = matches!(failure, Failure::Body(BodyProblem::TooSlow { .. }));
         body::close_unless(!late, &mut response);
         let headers = response.headers_mut();
@@ -391,9 +363,4 @@ async fn unknown_url(request: Request) -> Failure {
 
 async fn method_not_allowed() -> Failure {
     Failure::Method
-}
-
-/// As much of a client's text as an error repeats.
-pub(crate) fn cut(text: &str) -> String {
-    text.chars().take(RequestId::BYTES_MAX).collect()
 }

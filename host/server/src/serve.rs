@@ -9,8 +9,9 @@ use axum::Router;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::ServerParts;
+use crate::connection::{Listener, Rules};
+use crate::endpoints::error_json;
 use crate::host::Host;
-use crate::listener::{Listener, Rules};
 use crate::router::router;
 
 /// How serving ended.
@@ -60,6 +61,7 @@ pub async fn serve(
         router: router(Arc::clone(&host), address),
         metrics: Arc::clone(&host.metrics),
         open: host.metrics.connections.clone(),
+        error_json,
     };
     let cancelled = listener
         .serve(async {

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::query::{self, Query};
 use super::{AdminError, Desk, nothing_in};
-use crate::live::Listed;
-use crate::pieces::EndKind;
-use crate::router::cut;
+use crate::chunks::EndKind;
+use crate::failure::cut;
+use crate::in_flight::Listed;
 
 type Answer = Result<Response, AdminError>;
 

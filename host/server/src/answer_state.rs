@@ -1,0 +1,36 @@
+//! How far the answer to a request is, for whoever asks for it later.
+
+use std::sync::Arc;
+
+use crate::chunks::{Done, EndKind, Said};
+use crate::failure::Failure;
+
+/// How far it is.
+#[derive(Debug, Clone)]
+pub(crate) enum State {
+    /// No pass has begun for it.
+    Queued,
+    /// It runs.
+    Running,
+    /// It has ended; what was said, and how.
+    Ended(Arc<(Said, Result<Done, Failure>)>),
+}
+
+impl State {
+    /// Its name in what clients are shown of a request.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Ended(result) => EndKind::of(&result.1).as_str(),
+        }
+    }
+
+    /// About as much memory as what was said takes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Queued | Self::Running => 0,
+            Self::Ended(result) => result.0.bytes(),
+        }
+    }
+}

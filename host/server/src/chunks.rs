@@ -1,0 +1,358 @@
+//! The way from a request's driver to its HTTP side: text and its tokens, then one end.
+//!
+//! # Invariants
+//!
+//! - The driver never waits for its client: what finds no room is kept and joined with what
+//!   follows, so at most the whole answer (`tokens_max` tokens) is held for a slow reader.
+//! - Tokens stay with their text, in order, and none is lost in the joining.
+//! - The end needs no room: it has a place of its own and takes along what was kept.
+//! - A driver that vanishes without an end is a failure, never silence.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use interlock_request::{Finish, Logprobs, TokenId, Usage};
+
+use crate::connection::Generation;
+use crate::failure::Failure;
+
+/// How many pieces may be on their way before they are joined.
+const PIECES_MAX: usize = 16;
+
+/// How an answer ends well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// Why the model stopped.
+    pub(crate) finish: Finish,
+    /// What it used.
+    pub(crate) usage: Usage,
+}
+
+/// How a request ended, in one word: what `GET` shows, and what its cancelling answers. In ascending
+/// order of what matters to whoever cancelled several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum EndKind {
+    /// It came to its end.
+    Completed,
+    /// It was refused, or broke, or a policy ended it.
+    Failed,
+    /// It was stopped: by whoever asked, or by a deadline.
+    Cancelled,
+}
+
+impl EndKind {
+    pub(crate) fn of(how: &Result<Done, Failure>) -> Self {
+        match how {
+            Ok(_) => Self::Completed,
+            Err(Failure::Cancelled(_)) => Self::Cancelled,
+            Err(_) => Self::Failed,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A part of an answer.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Said {
+    /// The text; empty only where tokens without any end the answer.
+    pub(crate) text: String,
+    /// The tokens that begin in this text; none unless the client asked how likely they were.
+    pub(crate) tokens: Vec<Told>,
+}
+
+/// A token that the client is told of. Ids are spelled only when they are written out: twenty
+/// spelled alternatives would take five times the room in which a slow reader's answer waits.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Told {
+    /// Which.
+    pub(crate) token: TokenId,
+    /// Characters of the answer before it.
+    pub(crate) at: usize,
+    /// How likely it was.
+    pub(crate) logprobs: Box<Logprobs>,
+}
+
+impl Said {
+    /// About as much memory as it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let alternatives = |told: &Told| told.logprobs.top.len() * size_of::<(TokenId, f32)>();
+        let told = |told: &Told| size_of::<Told>() + size_of::<Logprobs>() + alternatives(told);
+        self.text.len() + self.tokens.iter().map(told).sum::<usize>()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.tokens.is_empty()
+    }
+
+    /// Goes on with what follows.
+    pub(crate) fn join(&mut self, mut more: Self) {
+        self.text.push_str(&more.text);
+        self.tokens.append(&mut more.tokens);
+    }
+}
+
+/// The driver's side. Dropping it without an end is a failure.
+#[derive(Debug)]
+pub(crate) struct Outlet(Arc<Pipe>);
+
+/// The client's side. Dropping it is leaving.
+#[derive(Debug)]
+pub(crate) struct Inlet {
+    pipe: Arc<Pipe>,
+    /// Until the end has come: who closes the connection before it has left.
+    generation: Option<Generation>,
+}
+
+/// What a client gets, in order: an answer in parts, then one end.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Piece {
+    /// More of the answer, never nothing.
+    More(Said),
+    /// Nothing follows.
+    End(Result<Done, Failure>),
+}
+
+/// What is on its way from one side to the other.
+///
+/// Not a channel: each token would take and give back a permit of it, and a place among those who
+/// wait for its closing.
+#[derive(Debug, Default)]
+struct Pipe {
+    // Both sides write here: there is no single owner. The lock is held to move one piece and never
+    // across an await.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Pieces on their way; the last takes along what finds no room.
+    said: VecDeque<Said>,
+    end: Ending,
+    /// Has the client's side been dropped?
+    left: bool,
+    /// Who waits for a piece or the end.
+    reader: Option<Waker>,
+    /// Who waits for the client to leave.
+    driver: Option<Waker>,
+}
+
+#[derive(Debug, Default)]
+enum Ending {
+    #[default]
+    Awaited,
+    Known(Result<Done, Failure>),
+    Told,
+}
+
+/// Both sides of one answer.
+pub(crate) fn pieces(generation: Option<Generation>) -> (Outlet, Inlet) {
+    let pipe = Arc::<Pipe>::default();
+    (Outlet(Arc::clone(&pipe)), Inlet { pipe, generation })
+}
+
+impl Pipe {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what the reader sees, and wakes it.
+    fn put(&self, change: impl FnOnce(&mut State)) {
+        let reader = {
+            let mut state = self.state();
+            change(&mut state);
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl Outlet {
+    /// Sends this; where too many pieces are on their way already, with the last of them.
+    pub(crate) fn push(&mut self, said: Said) {
+        if said.is_empty() {
+            return;
+        }
+        self.0.put(|state| {
+            let crowded = state.said.len() > PIECES_MAX;
+            match state.said.back_mut() {
+                _ if state.left => {}
+                Some(last) if crowded => last.join(said),
+                _ => state.said.push_back(said),
+            }
+        });
+    }
+
+    /// Returns once the client has left.
+    pub(crate) async fn left(&mut self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.state();
+            if state.left {
+                return Poll::Ready(());
+            }
+            wait(&mut state.driver, cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Tells how it ended. To a client that has left, nothing happens.
+    pub(crate) fn end(self, how: Result<Done, Failure>) {
+        self.0.put(|state| state.end = Ending::Known(how));
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.0.put(|state| {
+            // The driver panicked. Its ledger has said so.
+            if matches!(state.end, Ending::Awaited) {
+                state.end = Ending::Known(Err(Failure::INTERNAL));
+            }
+        });
+    }
+}
+
+/// Wakes this task when something happens.
+fn wait(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *waker = Some(cx.waker().clone()),
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        let (driver, _unread) = {
+            let mut state = self.pipe.state();
+            state.left = true;
+            (state.driver.take(), std::mem::take(&mut state.said))
+        };
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+}
+
+impl Inlet {
+    /// The next piece; `None` after the end.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
+        let mut state = self.pipe.state();
+        if !matches!(state.end, Ending::Awaited) {
+            self.generation = None;
+        }
+        if let Some(said) = state.said.pop_front() {
+            return Poll::Ready(Some(Piece::More(said)));
+        }
+        match std::mem::replace(&mut state.end, Ending::Told) {
+            Ending::Known(how) => Poll::Ready(Some(Piece::End(how))),
+            Ending::Told => Poll::Ready(None),
+            Ending::Awaited => {
+                state.end = Ending::Awaited;
+                wait(&mut state.reader, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The whole answer and how it ended.
+    pub(crate) async fn whole(mut self) -> Result<(Said, Done), Failure> {
+        let mut whole = Said::default();
+        loop {
+            match std::future::poll_fn(|cx| self.poll_next(cx)).await {
+                Some(Piece::More(said)) => whole.join(said),
+                Some(Piece::End(Ok(done))) => return Ok((whole, done)),
+                Some(Piece::End(Err(failure))) => return Err(failure),
+                None => unreachable!("the end was returned when it came"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DONE: Done = Done {
+        finish: Finish::Stop,
+        usage: Usage { prompt_tokens: 1, cached_tokens: 0, generated_tokens: 100 },
+    };
+
+    /// One word and, as with every other word, a token that was told.
+    fn word(n: u16) -> Said {
+        let logprobs = Box::new(Logprobs { drawn: -f32::from(n), top: vec![] });
+        let told = Told { token: n.into(), at: 0, logprobs };
+        Said { text: format!("{n} "), tokens: vec![told; usize::from(n % 2)] }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_sleeps_through_it_all_still_gets_every_character_and_token() {
+        let (mut outlet, inlet) = pieces(None);
+        let mut sent = Said::default();
+        for n in 0..100 {
+            outlet.push(word(n));
+            sent.join(word(n));
+        }
+        assert_eq!(sent.tokens.len(), 50);
+        outlet.end(Ok(DONE));
+        assert_eq!(inlet.whole().await, Ok((sent, DONE)));
+    }
+
+    #[tokio::test]
+    async fn tokens_stay_with_their_text_when_pieces_are_joined() {
+        let (mut outlet, mut inlet) = pieces(None);
+        let fits = u16::try_from(PIECES_MAX).expect("a few");
+        for n in 0..fits + 3 {
+            outlet.push(word(n));
+        }
+        outlet.end(Ok(DONE));
+        for n in 0..fits {
+            let piece = std::future::poll_fn(|cx| inlet.poll_next(cx)).await;
+            assert_eq!(piece, Some(Piece::More(word(n))));
+        }
+        let mut joined = word(fits);
+        joined.join(word(fits + 1));
+        joined.join(word(fits + 2));
+        assert_eq!(inlet.whole().await, Ok((joined, DONE)));
+    }
+
+    #[tokio::test]
+    async fn a_token_without_text_is_told_all_the_same() {
+        let (mut outlet, inlet) = pieces(None);
+        let told = Said { text: String::new(), ..word(1) };
+        outlet.push(told.clone());
+        outlet.end(Ok(DONE));
+        assert_eq!(inlet.whole().await, Ok((told, DONE)));
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_vanishes_is_a_failure() {
+        let (mut outlet, inlet) = pieces(None);
+        outlet.push(word(0));
+        drop(outlet);
+        assert_eq!(inlet.whole().await, Err(Failure::INTERNAL));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_noticed_with_and_without_kept_text() {
+        let (mut outlet, inlet) = pieces(None);
+        drop(inlet);
+        outlet.left().await;
+
+        let (mut outlet, inlet) = pieces(None);
+        for _ in 0..=PIECES_MAX {
+            outlet.push(word(0));
+        }
+        drop(inlet);
+        outlet.left().await;
+    }
+}

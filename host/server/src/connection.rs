@@ -1,0 +1,32 @@
+//! Connections: who may hold one, how slowly bytes may come and go on it, when its client has left,
+//! and what is answered to bytes that never become a request.
+//!
+//! # Not here
+//!
+//! What is asked and answered: a connection's requests go to the router that its listener was given.
+
+mod client;
+mod keep_alive;
+mod listener;
+mod refusal;
+mod request_clock;
+mod slots;
+mod socket;
+mod write_timeout;
+
+use std::net::IpAddr;
+
+pub(crate) use client::{Client, Generation};
+pub use listener::descriptors;
+pub(crate) use listener::{Listener, Rules};
+pub(crate) use slots::client as client_address;
+
+use crate::failure::Over;
+
+/// Who is on the other side of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// This connection is one too many: only what watches the host is answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crowded(pub(crate) Over);

@@ -1,0 +1,304 @@
+//! Who may hold a connection: so many in all and of one address, and a reserve beyond that in which
+//! whoever only waits makes way for whoever comes.
+//!
+//! A connection costs its client nothing and may be idle for long, so any number of places can be
+//! filled with nothing. What must be answered all the same (who asks for our health; an operator)
+//! comes with a request in hand, and has one of the reserve's places for as long as that takes.
+//!
+//! # Invariants
+//!
+//! - At most `connections_max` and the reserve are open, and one that waits for a place there.
+//! - In the reserve nobody who waits keeps out who comes for longer than [`HEAD_IN`]: of the address
+//!   that has most there, the one that has waited longest makes way.
+//!
+//! # Not here
+//!
+//! No sockets: `listener` has them, and does what is said here.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::failure::Over;
+
+/// How long whoever comes in has to send a request before it makes way: longer than a client that
+/// has one takes, on a machine that is busy. Who waits for a place waits for this divided by the
+/// places of the reserve, for each who waits before it.
+const HEAD_IN: Duration = Duration::from_millis(250);
+
+/// How many may come in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    /// Connections that stay for as long as they like.
+    pub(crate) connections_max: usize,
+    /// Those of them that one address may have.
+    pub(crate) per_address_max: usize,
+    /// Connections beyond that.
+    pub(crate) reserve: usize,
+}
+
+/// All places of a listener.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    places: Places,
+    regular: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
+    /// Who is in the reserve, the oldest first.
+    guests: Vec<Weak<Guest>>,
+}
+
+/// A connection's place, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Regular { _permit: OwnedSemaphorePermit, _address: OfAddress },
+    Reserve { _permit: OwnedSemaphorePermit, guest: Arc<Guest>, over: Over },
+}
+
+/// A connection in the reserve.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    address: IpAddr,
+    since: Instant,
+    /// Is it answered just now?
+    busy: AtomicBool,
+    /// Was it told to make way?
+    displaced: AtomicBool,
+    way: Notify,
+}
+
+impl Doors {
+    pub(crate) fn new(places: Places) -> Self {
+        let regular = places.connections_max.min(Semaphore::MAX_PERMITS);
+        Self {
+            regular: Arc::new(Semaphore::new(regular)),
+            reserve: Arc::new(Semaphore::new(places.reserve)),
+            places,
+            addresses: Arc::default(),
+            guests: Vec::new(),
+        }
+    }
+
+    /// A place for a connection from there; none while the reserve is full: see [`Self::room`].
+    pub(crate) fn enter(&mut self, address: IpAddr) -> Option<Place> {
+        let address = client(address);
+        let over = match OfAddress::enter(&self.addresses, address, self.places.per_address_max) {
+            None => Over::Address(self.places.per_address_max),
+            Some(of_address) => match Arc::clone(&self.regular).try_acquire_owned() {
+                Ok(permit) => {
+                    return Some(Place::Regular { _permit: permit, _address: of_address });
+                }
+                Err(_) => Over::Connections(self.places.connections_max),
+            },
+        };
+        let permit = Arc::clone(&self.reserve).try_acquire_owned().ok()?;
+        let guest = Arc::new(Guest {
+            address,
+            since: Instant::now(),
+            busy: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
+            way: Notify::new(),
+        });
+        self.guests.retain(|guest| guest.strong_count() > 0);
+        self.guests.push(Arc::downgrade(&guest));
+        Some(Place::Reserve { _permit: permit, guest, over })
+    }
+
+    /// Waits for room in the reserve, and makes some if nobody does it before. Nothing is lost when
+    /// the wait is given up.
+    pub(crate) async fn room(&self) {
+        // While all are being answered there is nobody to displace, and soon there is room.
+        if let Some(guest) = self.next_out()
+            && timeout_at(guest.since + HEAD_IN, self.reserve.acquire()).await.is_err()
+            && !guest.displace()
+        {
+            // It is being answered by now.
+            return;
+        }
+        // Whoever idles by then is next: nobody tells.
+        let _ = tokio::time::timeout(HEAD_IN, self.reserve.acquire()).await;
+    }
+
+    /// Tells somebody in the reserve to make way at once, if anybody is to.
+    pub(crate) fn displace(&self) -> bool {
+        self.next_out().is_some_and(|guest| guest.displace())
+    }
+
+    /// Who of the reserve makes way next.
+    fn next_out(&self) -> Option<Arc<Guest>> {
+        let guests: Vec<_> = self.guests.iter().filter_map(Weak::upgrade).collect();
+        let mut of = HashMap::new();
+        for guest in &guests {
+            *of.entry(guest.address).or_insert(0) += 1;
+        }
+        // The last of equals is the first of the list turned round: the oldest.
+        let waiting = guests.iter().rev().filter(|guest| guest.waits());
+        waiting.max_by_key(|guest| of[&guest.address]).cloned()
+    }
+}
+
+impl Guest {
+    /// It is answered from now on, or not any more.
+    pub(crate) fn is_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Release);
+    }
+
+    fn waits(&self) -> bool {
+        !self.busy.load(Ordering::Acquire) && !self.displaced.load(Ordering::Acquire)
+    }
+
+    fn displace(&self) -> bool {
+        let waits = self.waits();
+        if waits {
+            self.displaced.store(true, Ordering::Release);
+            self.way.notify_one();
+        }
+        waits
+    }
+
+    /// Returns when it has to make way.
+    pub(crate) async fn makes_way(&self) {
+        self.way.notified().await;
+    }
+}
+
+/// How many connections each address has.
+type Addresses = Mutex<HashMap<IpAddr, usize>>;
+
+/// A place among the connections of an address.
+#[derive(Debug)]
+pub(crate) struct OfAddress {
+    address: IpAddr,
+    // Held for one operation of the map.
+    all: Arc<Addresses>,
+}
+
+impl OfAddress {
+    fn enter(all: &Arc<Addresses>, address: IpAddr, most: usize) -> Option<Self> {
+        let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.get(&address).is_some_and(|count| *count >= most) || most == 0 {
+            return None;
+        }
+        *counts.entry(address).or_default() += 1;
+        Some(Self { address, all: Arc::clone(all) })
+    }
+}
+
+impl Drop for OfAddress {
+    fn drop(&mut self) {
+        let mut counts = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Who counts as one client: an address, or of IPv6 the network of 64 bits that everybody has.
+pub(crate) fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn doors(connections_max: usize, per_address_max: usize, reserve: usize) -> Doors {
+        Doors::new(Places { connections_max, per_address_max, reserve })
+    }
+
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        let waited = tokio::time::timeout(Duration::from_secs(20), future).await;
+        waited.expect("somebody makes way")
+    }
+
+    fn over(place: &Option<Place>) -> Option<Over> {
+        match place.as_ref().expect("there is room") {
+            Place::Regular { .. } => None,
+            Place::Reserve { over, .. } => Some(*over),
+        }
+    }
+
+    fn displaced(place: &Option<Place>) -> bool {
+        let Some(Place::Reserve { guest, .. }) = place else { return false };
+        guest.displaced.load(Ordering::Acquire)
+    }
+
+    #[test]
+    fn one_address_cannot_take_all_places_and_gets_them_back() {
+        let mut doors = doors(3, 2, 9);
+        let (one, two) = (address("10.0.0.1"), address("::ffff:10.0.0.2"));
+        let first = doors.enter(one);
+        let second = doors.enter(one);
+        assert_eq!((over(&first), over(&second)), (None, None));
+        assert_eq!(over(&doors.enter(one)), Some(Over::Address(2)));
+        let other = doors.enter(two);
+        assert_eq!(over(&other), None);
+        assert_eq!(over(&doors.enter(address("10.0.0.2"))), Some(Over::Connections(3)));
+        drop(first);
+        let again = doors.enter(one);
+        assert_eq!(over(&again), None);
+        drop((second, other, again));
+        assert!(doors.addresses.lock().expect("no panic").is_empty(), "nothing is left of them");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_client() {
+        assert_eq!(client(address("2001:db8:1:2::3")), client(address("2001:db8:1:2:ffff::")));
+        assert_ne!(client(address("2001:db8:1:2::3")), client(address("2001:db8:1:3::3")));
+    }
+
+    #[tokio::test]
+    async fn who_has_most_and_waited_longest_makes_way_and_who_is_answered_does_not() {
+        let mut doors = doors(0, 1, 4);
+        let (many, few) = (address("10.0.0.1"), address("10.0.0.2"));
+        let places = [few, many, many, many].map(|from| doors.enter(from));
+        let Some(Place::Reserve { guest: probe, .. }) = &places[1] else { panic!("no guest") };
+        assert!(doors.enter(few).is_none(), "it is full");
+        probe.is_busy(true);
+        for expected in [[false, false, true, false], [false, false, true, true]] {
+            assert!(doors.displace());
+            assert_eq!([0, 1, 2, 3].map(|n| displaced(&places[n])), expected);
+        }
+        // Whom it is left to is the one who alone comes from there.
+        assert!(doors.displace());
+        assert!(displaced(&places[0]));
+        assert!(!doors.displace(), "the last one is being answered");
+        drop(places);
+        within(doors.room()).await;
+        assert!(doors.enter(few).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_has_just_come_is_given_time_to_send_a_request() {
+        let mut doors = doors(0, 1, 1);
+        let began = Instant::now();
+        let place = doors.enter(address("10.0.0.1"));
+        let Some(Place::Reserve { guest, .. }) = &place else { panic!("no guest") };
+        let guest = Arc::clone(guest);
+        let makes_way = async {
+            guest.makes_way().await;
+            drop(place);
+            began.elapsed()
+        };
+        let ((), after) = within(async { tokio::join!(doors.room(), makes_way) }).await;
+        assert!(after >= HEAD_IN && after >= Duration::from_millis(200), "{after:?}");
+    }
+}

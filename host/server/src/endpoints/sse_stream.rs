@@ -1,0 +1,121 @@
+//! A streamed answer as the body that hyper polls.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
+use interlock_request::RequestId;
+use tokio::time::Instant;
+
+use super::error::Complaint;
+use super::sse_frames::Frames;
+use super::writer::Voice;
+use crate::alarm::Alarm;
+use crate::chunks::{Inlet, Piece};
+
+/// The body of a streamed answer. Dropped by hyper as soon as the client has left.
+pub(crate) struct Stream {
+    request: RequestId,
+    voice: Box<dyn Voice>,
+    inlet: Inlet,
+    frames: Frames,
+    ended: bool,
+    silence: Silence,
+}
+
+/// A comment, which readers of events pass over. It ends with an empty line, as an event does, since
+/// some readers look for that.
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+
+/// How long nothing was sent.
+struct Silence {
+    /// `server.stream_keepalive`; `None`: it may last.
+    most: Option<Duration>,
+    since: Instant,
+    over: Alarm,
+}
+
+impl Silence {
+    /// From now on.
+    fn new(most: Duration) -> Self {
+        let most = Some(most).filter(|most| !most.is_zero());
+        Self { most, since: Instant::now(), over: Alarm::default() }
+    }
+
+    /// Something is sent.
+    fn is_broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Ready when it has lasted too long.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let due = self.most.and_then(|most| self.since.checked_add(most));
+        self.over.poll(due, cx)
+    }
+}
+
+impl Stream {
+    /// A stream that is never silent for longer than this; 0: it may be.
+    pub(crate) fn new(
+        request: RequestId,
+        mut voice: Box<dyn Voice>,
+        inlet: Inlet,
+        keepalive: Duration,
+    ) -> Self {
+        let mut frames = Frames::default();
+        voice.open(&mut frames);
+        let silence = Silence::new(keepalive);
+        Self { request, voice, inlet, frames, ended: false, silence }
+    }
+
+    fn take(&mut self, piece: Piece) {
+        match piece {
+            Piece::More(said) => self.voice.text(said, &mut self.frames),
+            Piece::End(Ok(done)) => {
+                self.voice.done(&done, &mut self.frames);
+                self.ended = true;
+            }
+            Piece::End(Err(failure)) => {
+                self.voice.fail(&Complaint::of(&failure, &self.request), &mut self.frames);
+                self.ended = true;
+            }
+        }
+    }
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        // All that is there goes into one chunk: a client that was slow catches up at once.
+        while !self.ended
+            && let Poll::Ready(piece) = self.inlet.poll_next(cx)
+        {
+            match piece {
+                Some(piece) => self.take(piece),
+                None => self.ended = true,
+            }
+        }
+        let mut chunk = self.frames.take();
+        if chunk.is_empty() {
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            ready!(self.silence.poll_over(cx));
+            chunk = Bytes::from_static(KEEP_ALIVE);
+        }
+        self.silence.is_broken();
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended && self.frames.is_empty()
+    }
+}

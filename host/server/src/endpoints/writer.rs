@@ -1,0 +1,108 @@
+//! How an endpoint answers: whole, as JSON, or piece by piece, as server-sent events.
+//!
+//! Each endpoint's file knows its own shapes; what they are made of comes from the driver.
+
+use std::sync::Arc;
+
+use interlock_request::{Finish, ModelId, RequestId, Usage};
+use interlock_text::TextModel;
+use serde::Serialize;
+
+use super::error::Complaint;
+use super::sse_frames::Frames;
+use crate::chunks::{Done, Said};
+
+/// Speaks one endpoint's language about one answer.
+///
+/// For a stream, in order: [`Voice::open`], [`Voice::text`] any number of times, then
+/// [`Voice::done`] or [`Voice::fail`]. Otherwise [`Voice::whole`], alone.
+pub(crate) trait Voice: Send {
+    /// The request is admitted.
+    fn open(&mut self, frames: &mut Frames) {
+        let _ = frames;
+    }
+
+    /// There is more of it, never nothing.
+    fn text(&mut self, said: Said, frames: &mut Frames);
+
+    /// The answer is complete.
+    fn done(&mut self, done: &Done, frames: &mut Frames);
+
+    /// There will be no more of it.
+    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames);
+
+    /// The answer at once.
+    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8>;
+}
+
+/// What every answer says about itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    /// The request's id, which the answer's own id repeats.
+    pub(crate) request: RequestId,
+    /// The model that answers.
+    pub(crate) model: ModelId,
+    /// Seconds since the Unix epoch.
+    pub(crate) created: u64,
+    /// How its tokens are drawn.
+    pub(crate) temperature: f32,
+    /// How its tokens are drawn.
+    pub(crate) top_p: f32,
+    /// Did the client ask how likely tokens were?
+    pub(crate) logprobs: bool,
+    /// How tokens are spelled.
+    pub(crate) text: Arc<TextModel>,
+}
+
+impl Head {
+    /// Can a whole answer tell how likely its tokens were? One without text has none to tell of;
+    /// one with text but no tokens comes from a model that says nothing of them.
+    pub(super) fn tells_logprobs(&self, said: &Said) -> bool {
+        self.logprobs && (said.text.is_empty() || !said.tokens.is_empty())
+    }
+}
+
+pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our own types have string keys and no failing serializers")
+}
+
+pub(super) fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Filtered => "content_filter",
+    }
+}
+
+/// Token counts as chat and completions have them.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Tokens {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptDetails {
+    cached_tokens: u64,
+}
+
+impl From<Usage> for Tokens {
+    fn from(usage: Usage) -> Self {
+        let prompt_tokens = u64::from(usage.prompt_tokens);
+        let completion_tokens = u64::from(usage.generated_tokens);
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens.into() },
+        }
+    }
+}
+
+/// An error frame of chat and completions: OpenAI's clients raise on its `error` key.
+#[derive(Debug, Serialize)]
+pub(super) struct ErrorFrame<'a> {
+    pub(super) error: &'a Complaint,
+}
