@@ -9,20 +9,20 @@ use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, Request
 use tokio::time::Instant;
 
 use crate::metrics::ServerMetrics;
-use crate::model_stats::Recent;
+use crate::model_stats::ModelStats;
 
 /// What is known of an admitted request so far, and the duty to write down how it ended.
 ///
-/// [`Ledger::end`] fulfils it. Dropping it fulfils it too, as a failure: a driver that panicked
+/// [`RequestAccounting::end`] fulfils it. Dropping it fulfils it too, as a failure: a driver that panicked
 /// is still logged, counted and accounted for.
-pub(crate) struct Ledger {
+pub(crate) struct RequestAccounting {
     pub(crate) id: RequestId,
     pub(crate) endpoint: Endpoint,
     pub(crate) model: ModelId,
     pub(crate) streaming: bool,
     pub(crate) prompt_tokens: u32,
     metrics: Arc<ServerMetrics>,
-    recent: Arc<Recent>,
+    stats: Arc<ModelStats>,
     // Taken by the end: an empty place means that all is written.
     oversight: Option<Oversight>,
     arrived_at: Instant,
@@ -34,21 +34,26 @@ pub(crate) struct Ledger {
 }
 
 /// Who a ledger is about.
-pub(crate) struct Title {
+pub(crate) struct AccountedRequest {
     pub(crate) id: RequestId,
     /// When its head had arrived.
     pub(crate) arrived_at: Instant,
     pub(crate) endpoint: Endpoint,
     pub(crate) model: ModelId,
     /// What that model did lately.
-    pub(crate) recent: Arc<Recent>,
+    pub(crate) stats: Arc<ModelStats>,
     pub(crate) streaming: bool,
     pub(crate) prompt_tokens: u32,
 }
 
-impl Ledger {
-    pub(crate) fn open(title: Title, oversight: Oversight, metrics: Arc<ServerMetrics>) -> Self {
-        let Title { id, arrived_at, endpoint, model, recent, streaming, prompt_tokens } = title;
+impl RequestAccounting {
+    pub(crate) fn open(
+        stored: AccountedRequest,
+        oversight: Oversight,
+        metrics: Arc<ServerMetrics>,
+    ) -> Self {
+        let AccountedRequest { id, arrived_at, endpoint, model, stats, streaming, prompt_tokens } =
+            stored;
         let admitted_at = Instant::from_std(oversight.admitted_at());
         Self {
             id,
@@ -56,7 +61,7 @@ impl Ledger {
             model,
             streaming,
             prompt_tokens,
-            recent,
+            stats,
             metrics,
             oversight: Some(oversight),
             arrived_at,
@@ -119,7 +124,7 @@ impl Ledger {
                 let time = now - self.admitted_at;
                 self.first_token = Some(time);
                 self.metrics.first_token(time);
-                self.recent.first_token(time);
+                self.stats.first_token(time);
             }
             Some(last) => self.metrics.next_token(now - last),
         }
@@ -144,7 +149,7 @@ impl Ledger {
         self.log(&outcome, &summary);
         self.metrics.ended(self.endpoint, &self.model, &summary);
         if let Some(pace) = self.pace() {
-            self.recent.inter_token(pace);
+            self.stats.inter_token(pace);
         }
         oversight.settle(&summary);
     }
@@ -181,7 +186,7 @@ impl Ledger {
     }
 }
 
-impl Drop for Ledger {
+impl Drop for RequestAccounting {
     fn drop(&mut self) {
         let usage = self.usage_seen();
         self.write(Outcome::Failed("its driver panicked or was dropped".into()), usage);
@@ -212,24 +217,24 @@ mod tests {
 
     use super::*;
 
-    async fn open(registry: &Registry) -> Ledger {
-        let title = Title {
+    async fn open(registry: &Registry) -> RequestAccounting {
+        let stored = AccountedRequest {
             id: RequestId::generate(),
             arrived_at: Instant::now(),
             endpoint: Endpoint::Chat,
             model: ModelId::new("m"),
-            recent: Arc::default(),
+            stats: Arc::default(),
             streaming: false,
             prompt_tokens: 2,
         };
         let facts = Facts {
             serial: 1,
-            request_id: title.id.clone(),
+            request_id: stored.id.clone(),
             arrived_at_micros: 0,
-            endpoint: title.endpoint,
-            model: title.model.clone(),
-            streaming: title.streaming,
-            prompt_tokens: title.prompt_tokens,
+            endpoint: stored.endpoint,
+            model: stored.model.clone(),
+            streaming: stored.streaming,
+            prompt_tokens: stored.prompt_tokens,
             tokens_max: 1,
             tokens_max_asked: true,
             background: false,
@@ -253,7 +258,7 @@ mod tests {
         let hearing = chain.hear(1, facts.request_id.clone());
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
         let oversight = consent.expect("no policy refuses").oversight;
-        Ledger::open(title, oversight, Arc::new(ServerMetrics::register(registry)))
+        RequestAccounting::open(stored, oversight, Arc::new(ServerMetrics::register(registry)))
     }
 
     fn counted(registry: &Registry, outcome: &str) -> bool {
@@ -266,9 +271,9 @@ mod tests {
     #[tokio::test]
     async fn a_driver_that_panics_is_written_down_as_failed_with_what_it_saw() {
         let registry = Registry::new();
-        let mut ledger = open(&registry).await;
+        let mut accounting = open(&registry).await;
         let driver = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
-            ledger.token(Instant::now());
+            accounting.token(Instant::now());
             panic!("a bug in the driver");
         }));
         assert!(driver.is_err());

@@ -28,7 +28,7 @@
 //! # Not here
 //!
 //! How a policy is loaded: [`PolicyAdmin`] is implemented by who knows. How a request is cancelled:
-//! as its client cancels it, see `live`. Nothing of this is on the port of the clients.
+//! as its client cancels it, see `in_flight`. Nothing of this is on the port of the clients.
 
 mod policies;
 mod query;
@@ -53,10 +53,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use crate::connection::{Listener, Rules};
+use crate::connection::{Listener, ListenerRules};
 use crate::endpoints::error_json;
 use crate::error_response::json_errors;
-use crate::failure::{BodyProblem, Failure, encoded};
+use crate::failure::{BodyProblem, RequestFailure, encoded};
 use crate::in_flight::InFlight;
 use crate::origin::{Foreign, OriginRules};
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
@@ -67,14 +67,14 @@ pub trait PolicyAdmin: Send + Sync {
     fn list(&self) -> Value;
 
     /// Tries one out and swaps it in; what that changed, as JSON.
-    fn replace(&self, name: String, with: Replacement) -> Swapping<'_>;
+    fn replace(&self, name: String, with: Replacement) -> SwapFuture<'_>;
 
     /// Goes back to an earlier generation; what that changed, as JSON.
-    fn rollback(&self, to: Earlier) -> Swapping<'_>;
+    fn rollback(&self, to: Earlier) -> SwapFuture<'_>;
 }
 
 /// What [`PolicyAdmin::replace`] and [`PolicyAdmin::rollback`] return.
-pub type Swapping<'a> = Pin<Box<dyn Future<Output = Result<Value, NotSwapped>> + Send + 'a>>;
+pub type SwapFuture<'a> = Pin<Box<dyn Future<Output = Result<Value, SwapError>> + Send + 'a>>;
 
 /// What takes the place of a policy. What is not said stays as it is.
 #[derive(Clone, Default, PartialEq, Deserialize)]
@@ -109,7 +109,7 @@ impl fmt::Debug for Replacement {
 
 /// Why nothing was swapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotSwapped {
+pub enum SwapError {
     /// No policy is called so.
     #[error("no policy is called {0:?}")]
     Unknown(String),
@@ -142,10 +142,10 @@ pub async fn serve_admin(
     shutdown: impl Future<Output = ()>,
 ) {
     let AdminParts { config, server, metrics, admin, in_flight } = parts;
-    let rules = Rules::of_admin(&config, &server);
+    let rules = ListenerRules::of_admin(&config, &server);
     let without_body = middleware::from_fn_with_state(Arc::new(server.clone()), body::pass);
     let origins = OriginRules::of_operators(listener.local_addr().ok());
-    let desk = Arc::new(Desk { config, server, admin, in_flight, origins });
+    let state = Arc::new(AdminState { config, server, admin, in_flight, origins });
     let router = Router::new()
         .route("/admin/policies", get(policies::list))
         .route("/admin/requests", get(requests::list))
@@ -156,15 +156,15 @@ pub async fn serve_admin(
         .route("/admin/policies/{name}", post(policies::replace))
         .route("/admin/requests/{id}/cancel", post(requests::cancel))
         .method_not_allowed_fallback(method_not_allowed.layer(without_body))
-        .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorized))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), authorized))
         .layer(middleware::from_fn(json_errors))
-        .with_state(desk);
+        .with_state(state);
     let open = metrics.admin_connections.clone();
     let metrics = Arc::new(metrics);
     Listener { listener, rules, router, metrics, open, error_json }.serve(shutdown).await;
 }
 
-struct Desk {
+struct AdminState {
     config: AdminConfig,
     server: ServerConfig,
     admin: Arc<dyn PolicyAdmin>,
@@ -172,15 +172,19 @@ struct Desk {
     origins: OriginRules,
 }
 
-async fn authorized(State(desk): State<Arc<Desk>>, mut request: Request, next: Next) -> Response {
-    let refusal = desk.browsed(&request).or_else(|| desk.unauthorized(&request));
+async fn authorized(
+    State(state): State<Arc<AdminState>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let refusal = state.browsed(&request).or_else(|| state.unauthorized(&request));
     let Some(mut refusal) = refusal else { return next.run(request).await };
-    let passed = body::discard(request.body_mut(), &desk.server).await;
+    let passed = body::discard(request.body_mut(), &state.server).await;
     body::close_unless(passed, &mut refusal);
     refusal
 }
 
-impl Desk {
+impl AdminState {
     fn unauthorized(&self, request: &Request) -> Option<Response> {
         let wanted = format!("Bearer {}", self.config.token.as_ref()?.reveal());
         let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
@@ -199,11 +203,11 @@ impl Desk {
             return Some(complain(StatusCode::FORBIDDEN, "cross_origin", why));
         }
         // Where others can reach it there is a token, and it has names that are not known here.
-        if let Err(Foreign::Host(host)) = self.origins.check(request.uri(), headers) {
+        if let Err(Foreign::ServerHost(host)) = self.origins.check(request.uri(), headers) {
             let why = format!("the host header must be localhost or an IP address, got {host:?}");
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }
-        if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {
+        if headers.contains_key(header::CONTENT_TYPE) && BodyKind::of(headers).is_none() {
             return Some(unsupported(headers).into_response());
         }
         if let Err(encoded) = body::as_it_is(headers) {
@@ -221,12 +225,12 @@ impl Desk {
 
 /// What a body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum BodyKind {
     Component,
     Json,
 }
 
-impl Kind {
+impl BodyKind {
     fn of(headers: &HeaderMap) -> Option<Self> {
         let said = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
         let kind = said.split(';').next()?.trim();
@@ -261,17 +265,17 @@ fn nothing_in(body: &Bytes, message: &str) -> Result<(), AdminError> {
 }
 
 /// A body that did not arrive.
-fn unread(why: Failure) -> AdminError {
+fn unread(why: RequestFailure) -> AdminError {
     let (status, code, message) = match why {
-        Failure::Body(BodyProblem::TooLarge { limit }) => {
+        RequestFailure::Body(BodyProblem::TooLarge { limit }) => {
             let message = format!("the body is larger than {limit} bytes (admin.component_max)");
             (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
         }
-        Failure::Body(BodyProblem::TooSlow { limit }) => {
+        RequestFailure::Body(BodyProblem::TooSlow { limit }) => {
             let message = format!("the body took longer than {limit:?} (server.body_timeout)");
             (StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
         }
-        Failure::Body(BodyProblem::Encoded(codings)) => {
+        RequestFailure::Body(BodyProblem::Encoded(codings)) => {
             let message = encoded(&codings);
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message)
         }
@@ -303,6 +307,9 @@ struct AdminError {
     code: &'static str,
     message: String,
 }
+
+/// What an admin route's handler returns.
+type AdminResult = Result<Response, AdminError>;
 
 impl IntoResponse for AdminError {
     fn into_response(self) -> Response {

@@ -18,18 +18,18 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::body::Arrived;
+use crate::body::ReceivedBody;
 use crate::connection::client_address;
-use crate::endpoints::{Ask, Least, Length, Words};
-use crate::failure::{Failure, Invalid};
-use crate::host::Host;
-use crate::models::Model;
-use crate::request_info::Meta;
-use crate::work::{Class, Job, Large, Lease, NotDone, Part};
+use crate::endpoints::{ApiRequest, MaxTokens, MinTokens, PromptInput};
+use crate::failure::{InvalidRequest, RequestFailure};
+use crate::host::ServerHost;
+use crate::models::HostedModel;
+use crate::request_info::RequestInfo;
+use crate::work::{Class, DroppedInPool, MemoryLease, ModelPart, WorkError, WorkJob};
 
 /// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
 /// not its business.
-pub(crate) struct Visit {
+pub(crate) struct IdentifiedRequest {
     /// Taken by the consent.
     hearing: Hearing,
     pub(crate) id: RequestId,
@@ -50,14 +50,14 @@ pub(crate) struct Visit {
 }
 
 /// What was understood of a request before a model was chosen.
-pub(crate) struct Understood {
-    ask: Large<Ask>,
+pub(crate) struct ParsedRequest {
+    request: DroppedInPool<ApiRequest>,
     facts: Facts,
-    body: Large<Arc<Body>>,
+    body: DroppedInPool<Arc<Body>>,
 }
 
 /// A request that may begin: it has passed the policies and has a seat.
-pub(crate) struct Entry {
+pub(crate) struct AdmittedRequest {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
@@ -69,7 +69,7 @@ pub(crate) struct Entry {
     pub(crate) admitted: Admitted,
     pub(crate) oversight: Oversight,
     /// The model that answers.
-    pub(crate) model: Arc<Model>,
+    pub(crate) model: Arc<HostedModel>,
     pub(crate) text: Arc<TextModel>,
     /// Goes on where the prompt's text ends.
     pub(crate) detokenizer: Detokenizer,
@@ -85,7 +85,7 @@ pub(crate) struct Entry {
     pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
-impl Host {
+impl ServerHost {
     /// Asks who it is, before anything of the body is read.
     ///
     /// # Errors
@@ -93,11 +93,11 @@ impl Host {
     /// When a policy refuses.
     pub(crate) async fn identify(
         &self,
-        meta: &Meta,
+        info: &RequestInfo,
         endpoint: Endpoint,
         headers: &HeaderMap,
-    ) -> Result<Visit, Failure> {
-        self.identify_for(meta, endpoint, headers, false).await
+    ) -> Result<IdentifiedRequest, RequestFailure> {
+        self.identify_for(info, endpoint, headers, false).await
     }
 
     /// The same of someone who asks for an answer that is made, or cancels: for no new work. The
@@ -108,25 +108,25 @@ impl Host {
     /// When a policy refuses.
     pub(crate) async fn identify_to_look_up(
         &self,
-        meta: &Meta,
+        info: &RequestInfo,
         endpoint: Endpoint,
         headers: &HeaderMap,
-    ) -> Result<Visit, Failure> {
-        self.identify_for(meta, endpoint, headers, true).await
+    ) -> Result<IdentifiedRequest, RequestFailure> {
+        self.identify_for(info, endpoint, headers, true).await
     }
 
     async fn identify_for(
         &self,
-        meta: &Meta,
+        info: &RequestInfo,
         endpoint: Endpoint,
         headers: &HeaderMap,
         looks_up: bool,
-    ) -> Result<Visit, Failure> {
+    ) -> Result<IdentifiedRequest, RequestFailure> {
         let chain = self.policies.current();
-        let Meta { id, at_micros, arrived_at, address, .. } = meta;
+        let RequestInfo { id, at_micros, arrived_at, address, .. } = info;
         let serial = self.serial();
         let shown = |address: IpAddr| address.to_string();
-        let mut visit = Visit {
+        let mut identified = IdentifiedRequest {
             id: id.clone(),
             endpoint,
             at_micros: *at_micros,
@@ -142,18 +142,18 @@ impl Host {
         };
         if chain.takes(Phase::Identify) {
             let caller = Caller {
-                serial: visit.serial,
+                serial: identified.serial,
                 request_id: id.clone(),
                 arrived_at_micros: *at_micros,
                 endpoint,
                 credential: credential(headers),
                 address: address.map_or_else(String::new, shown),
-                headers: visit.headers.clone(),
+                headers: identified.headers.clone(),
                 looks_up,
             };
-            visit.identity = visit.hearing.identify(&caller).await?;
+            identified.identity = identified.hearing.identify(&caller).await?;
         }
-        Ok(visit)
+        Ok(identified)
     }
 
     /// Reads a body, and lets the policies change it.
@@ -163,29 +163,29 @@ impl Host {
     /// When it is not what the endpoint takes, or a policy refuses.
     pub(crate) async fn understand(
         &self,
-        visit: &mut Visit,
-        arrived: Arrived,
-        lease: &mut Lease,
-    ) -> Result<Understood, Failure> {
-        let (chain, endpoint) = (Arc::clone(visit.hearing.chain()), visit.endpoint);
-        let Arrived { bytes, values } = arrived.without_mark();
+        identified: &mut IdentifiedRequest,
+        arrived: ReceivedBody,
+        lease: &mut MemoryLease,
+    ) -> Result<ParsedRequest, RequestFailure> {
+        let (chain, endpoint) = (Arc::clone(identified.hearing.chain()), identified.endpoint);
+        let ReceivedBody { bytes, values } = arrived.without_mark();
         let size = bytes.len();
         // Kept for nobody, unless somebody may look at it.
         let seen = if chain.wants_content() { bytes.clone() } else { Bytes::new() };
         lease.grow(read_bytes(size, values, !seen.is_empty())).await?;
-        let parse = lease.held_by(move || Ask::parse(endpoint, &bytes));
-        let ask = self.read(visit, size, values, parse).await??;
-        let mut ask = Large::new(ask, self.work.clone());
-        let mut facts = self.facts(visit, &ask, size);
+        let parse = lease.held_by(move || ApiRequest::parse(endpoint, &bytes));
+        let request = self.read(identified, size, values, parse).await??;
+        let mut request = DroppedInPool::new(request, self.work.clone());
+        let mut facts = self.facts(identified, &request, size);
         let asked = facts.model.clone();
-        let body = Large::new(Arc::new(Body::new(seen)), self.work.clone());
+        let body = DroppedInPool::new(Arc::new(Body::new(seen)), self.work.clone());
         if chain.takes(Phase::Transform) {
             // Otherwise the first policy that looks would parse it, on the runtime's thread.
             // Whoever asks for something in a body that is none is told so.
             let parsed = Arc::clone(&body);
             let parse = lease.held_by(move || drop(parsed.parse()));
-            self.read(visit, size, values, parse).await?;
-            visit.hearing.transform(&mut facts, &body).await?;
+            self.read(identified, size, values, parse).await?;
+            identified.hearing.transform(&mut facts, &body).await?;
             if body.is_changed() {
                 // What policies may write is not known before it is written out.
                 let size_max = size.saturating_mul(2) + Body::WRITTEN_BYTES_MAX;
@@ -193,41 +193,44 @@ impl Host {
                 let changed = Arc::clone(&body);
                 let parse_again = lease.held_by(move || {
                     let changed = changed.changed().unwrap_or_default();
-                    Ask::parse(endpoint, &changed).map(|ask| (ask, changed.len()))
+                    ApiRequest::parse(endpoint, &changed).map(|request| (request, changed.len()))
                 });
-                let again = self.read(visit, size_max, values, parse_again).await?;
+                let again = self.read(identified, size_max, values, parse_again).await?;
                 let (again, size) = again.map_err(|invalid| {
-                    Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
+                    RequestFailure::Spoiled(format!(
+                        "a policy changed the body: {}",
+                        invalid.message
+                    ))
                 })?;
                 // A policy that names a model says so last.
                 let model = (facts.model != asked).then(|| facts.model.clone());
                 // A client hears of its own fields, not of those that a policy added.
-                let unknown = std::mem::take(&mut ask.unknown);
-                ask = Large::new(Ask { unknown, ..again }, self.work.clone());
+                let unknown = std::mem::take(&mut request.unknown);
+                request = DroppedInPool::new(ApiRequest { unknown, ..again }, self.work.clone());
                 let identity = std::mem::take(&mut facts.identity);
                 let seen = std::mem::take(&mut facts.headers);
-                facts = Facts { identity, headers: seen, ..self.facts(visit, &ask, size) };
+                facts = Facts { identity, headers: seen, ..self.facts(identified, &request, size) };
                 facts.model = model.unwrap_or(facts.model);
             }
         }
-        Ok(Understood { ask, facts, body })
+        Ok(ParsedRequest { request, facts, body })
     }
 
     /// Reads so many bytes with so many values in them: few of them here, more of them in the pool.
     async fn read<T: Send + 'static>(
         &self,
-        visit: &Visit,
+        identified: &IdentifiedRequest,
         bytes: usize,
         values: usize,
         read: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, NotDone> {
+    ) -> Result<T, WorkError> {
         /// It takes less time to read these than to have them read.
         const AT_ONCE_BYTES: usize = 4 << 10;
 
         if bytes <= AT_ONCE_BYTES {
             return Ok(read());
         }
-        self.work.run(visit.job(Class::of(bytes, values)), read).await
+        self.work.run(identified.job(Class::of(bytes, values)), read).await
     }
 
     /// Chooses a model, checks the request against it, seats it and asks the policies.
@@ -237,37 +240,37 @@ impl Host {
     /// When the model cannot take it, is not there, is busy, or a policy refuses.
     pub(crate) async fn admit(
         &self,
-        visit: Visit,
-        understood: Understood,
-        lease: &mut Lease,
-    ) -> Result<(Ask, Entry), Failure> {
-        let Understood { ask, facts, body } = understood;
-        let mut visit = visit;
-        let model = Arc::clone(self.route(&mut visit.hearing, &facts, &body).await?);
+        identified: IdentifiedRequest,
+        parsed: ParsedRequest,
+        lease: &mut MemoryLease,
+    ) -> Result<(ApiRequest, AdmittedRequest), RequestFailure> {
+        let ParsedRequest { request, facts, body } = parsed;
+        let mut identified = identified;
+        let model = Arc::clone(self.route(&mut identified.hearing, &facts, &body).await?);
         let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
-        let (param, mut ask) = (ask.words.param(), ask);
-        let words = Large::new(std::mem::take(&mut ask.words), self.work.clone());
-        let ask = ask.into_inner();
+        let (param, mut request) = (request.input.param(), request);
+        let input = DroppedInPool::new(std::mem::take(&mut request.input), self.work.clone());
+        let request = request.into_inner();
         let (tokens, detokenizer) =
-            self.tokenize(&visit, &model.id, &text, words, shape, lease).await?;
+            self.tokenize(&identified, &model.id, &text, input, shape, lease).await?;
         let prompt_tokens = fits(param, tokens.len(), shape)?;
-        let Visit { hearing, id, identity, at_micros, arrived_at, traced, .. } = visit;
-        let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
-        let tokens_min = match &ask.ending.least {
-            Some(least) => tokens_min(least, &ask.length, tokens_max)?,
+        let IdentifiedRequest { hearing, id, identity, at_micros, arrived_at, traced, .. } = identified;
+        let (tokens_max, tokens_max_asked) = tokens_max(&request.max_tokens, prompt_tokens, shape)?;
+        let tokens_min = match &request.stop.min_tokens {
+            Some(min_tokens) => tokens_min(min_tokens, &request.max_tokens, tokens_max)?,
             None => 0,
         };
-        bias_in_vocabulary(&ask, shape)?;
-        known("stop_token_ids", &ask.ending.stop_tokens, shape)?;
+        bias_in_vocabulary(&request, shape)?;
+        known("stop_token_ids", &request.stop.stop_tokens, shape)?;
         let prompt = Prompt::new(tokens)
-            .ok_or_else(|| Invalid::wrong_value(param, "at least one token long", "none"))?;
+            .ok_or_else(|| InvalidRequest::wrong_value(param, "at least one token long", "none"))?;
         let generation = Generation {
-            sampling: ask.sampling.or(&model.sampling),
+            sampling: request.sampling.or(&model.sampling),
             tokens_max,
             tokens_min,
-            stop_tokens: stop_tokens(&ask, &text),
-            logprobs: ask.logprobs,
+            stop_tokens: stop_tokens(&request, &text),
+            logprobs: request.logprobs,
             // The policies decide; without them it is the chain's default.
             priority: Priority::Standard,
         };
@@ -278,15 +281,15 @@ impl Host {
         // Read before the seat is taken: the load is that of the others.
         let load = model.load();
         let seat = model.engine.queue_permit()?;
-        let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
+        let place = request.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
         let Consent { admitted, oversight, mut headers, said } = consent;
         tracing::debug!(request = %id, model = %model.id, ?said, "admitted");
         if traced {
             headers.push((TRACE.into(), trace(&said)));
         }
-        model.recent.prefix(prefix_key);
-        let entry = Entry {
+        model.stats.prefix(prefix_key);
+        let admitted_request = AdmittedRequest {
             id,
             at_micros,
             arrived_at,
@@ -304,7 +307,7 @@ impl Host {
             headers,
             place,
         };
-        Ok((ask, entry))
+        Ok((request, admitted_request))
     }
 
     /// When the time of a request is up that was not admitted before, by the limits that hold for
@@ -325,23 +328,23 @@ impl Host {
     }
 
     /// What is known of a request before a model is chosen.
-    fn facts(&self, visit: &Visit, ask: &Ask, body_bytes: usize) -> Facts {
-        let tokens = ask.tokens_asked();
+    fn facts(&self, identified: &IdentifiedRequest, request: &ApiRequest, body_bytes: usize) -> Facts {
+        let tokens = request.tokens_asked();
         Facts {
-            serial: visit.serial,
-            request_id: visit.id.clone(),
-            arrived_at_micros: visit.at_micros,
-            endpoint: visit.endpoint,
-            model: self.models.asked(ask.model.as_deref()),
-            streaming: ask.stream,
-            background: ask.background,
-            prompt_tokens: ask.words.tokens_about(),
+            serial: identified.serial,
+            request_id: identified.id.clone(),
+            arrived_at_micros: identified.at_micros,
+            endpoint: identified.endpoint,
+            model: self.models.asked(request.model.as_deref()),
+            streaming: request.stream,
+            background: request.background,
+            prompt_tokens: request.input.tokens_about(),
             tokens_max: tokens.unwrap_or(0),
             tokens_max_asked: tokens.is_some(),
             body_bytes: u64::try_from(body_bytes).unwrap_or(u64::MAX),
-            prefix_key: self.prefix_keys.key(&visit.identity.tenant, &ask.words),
-            identity: visit.identity.clone(),
-            headers: visit.headers.clone(),
+            prefix_key: self.prefix_keys.key(&identified.identity.tenant, &request.input),
+            identity: identified.identity.clone(),
+            headers: identified.headers.clone(),
         }
     }
 
@@ -351,7 +354,7 @@ impl Host {
         hearing: &mut Hearing,
         facts: &Facts,
         body: &Arc<Body>,
-    ) -> Result<&Arc<Model>, Failure> {
+    ) -> Result<&Arc<HostedModel>, RequestFailure> {
         if !hearing.chain().takes(Phase::Route) {
             return self.models.called(facts.model.as_str());
         }
@@ -364,20 +367,20 @@ impl Host {
     /// The prompt's tokens, if they leave room for one of an answer, and what makes text of those.
     async fn tokenize(
         &self,
-        visit: &Visit,
+        identified: &IdentifiedRequest,
         model: &ModelId,
         text: &Arc<TextModel>,
-        words: Large<Words>,
+        input: DroppedInPool<PromptInput>,
         shape: ModelShape,
-        lease: &mut Lease,
-    ) -> Result<(Vec<TokenId>, Detokenizer), Failure> {
+        lease: &mut MemoryLease,
+    ) -> Result<(Vec<TokenId>, Detokenizer), RequestFailure> {
         // Each part is a token at least, so this decides without looking at any of them.
-        fits_at_least(&words, shape)?;
-        let (bytes, parts) = (words.text_bytes(), words.parts());
-        let part = match *words {
-            Words::Chat { .. } => Some(Part::ChatTemplate),
-            Words::Text(_) => Some(Part::Tokenizer),
-            Words::Tokens { .. } => None,
+        fits_at_least(&input, shape)?;
+        let (bytes, parts) = (input.text_bytes(), input.parts());
+        let part = match *input {
+            PromptInput::Chat { .. } => Some(ModelPart::ChatTemplate),
+            PromptInput::Text(_) => Some(ModelPart::Tokenizer),
+            PromptInput::Tokens { .. } => None,
         };
         let class = Class::of(bytes, parts);
         // What a small one takes for a moment it takes on one of a few threads. And what a long one
@@ -387,12 +390,12 @@ impl Host {
             lease.grow_for_a_while(most).await?;
         }
         let owner = part.map(|part| (model.clone(), part));
-        let job = Job { owner, ..visit.job(class) };
+        let job = WorkJob { owner, ..identified.job(class) };
         let text = Arc::clone(text);
         let tokenize = lease.held_by(move || {
-            let tokens = tokens(&text, words.into_inner(), shape)?;
+            let tokens = tokens(&text, input.into_inner(), shape)?;
             let detokenizer = text.detokenizer(&tokens);
-            Ok::<_, Invalid>((tokens, detokenizer))
+            Ok::<_, InvalidRequest>((tokens, detokenizer))
         });
         Ok(self.work.run(job, tokenize).await??)
     }
@@ -410,14 +413,14 @@ fn read_bytes(bytes: usize, values: usize, parsed_for_policies: bool) -> usize {
     read.saturating_add(if parsed_for_policies { seen } else { 0 })
 }
 
-impl Visit {
+impl IdentifiedRequest {
     /// With whose work this one's takes turns.
     pub(crate) fn whose(&self) -> &str {
         if self.identity.tenant.is_empty() { &self.client } else { &self.identity.tenant }
     }
 
-    fn job(&self, class: Class) -> Job<'_> {
-        Job { due: self.due, ..Job::new(class, self.whose()) }
+    fn job(&self, class: Class) -> WorkJob<'_> {
+        WorkJob { due: self.due, ..WorkJob::new(class, self.whose()) }
     }
 }
 
@@ -481,71 +484,75 @@ fn room_for_prompt(shape: ModelShape) -> usize {
     shape.context.saturating_sub(1) as usize
 }
 
-fn fits_at_least(words: &Words, shape: ModelShape) -> Result<(), Invalid> {
-    let parts = words.parts();
+fn fits_at_least(input: &PromptInput, shape: ModelShape) -> Result<(), InvalidRequest> {
+    let parts = input.parts();
     if parts <= room_for_prompt(shape) {
         return Ok(());
     }
-    let count = match words {
-        Words::Tokens { .. } => parts.to_string(),
-        Words::Chat { .. } | Words::Text(_) => format!("at least {parts}"),
+    let count = match input {
+        PromptInput::Tokens { .. } => parts.to_string(),
+        PromptInput::Chat { .. } | PromptInput::Text(_) => format!("at least {parts}"),
     };
-    Err(Invalid::context_length(words.param(), &count, shape.context))
+    Err(InvalidRequest::context_length(input.param(), &count, shape.context))
 }
 
-fn tokens(text: &TextModel, words: Words, shape: ModelShape) -> Result<Vec<TokenId>, Invalid> {
-    let (param, room) = (words.param(), room_for_prompt(shape));
-    let tokens = match words {
-        Words::Chat { messages, options, .. } => text.render_chat(&messages, &options, room),
-        Words::Text(prompt) => text.encode(&prompt, room),
-        Words::Tokens { path, ids } => return known(&path, &ids, shape).map(|()| ids),
+fn tokens(
+    text: &TextModel,
+    input: PromptInput,
+    shape: ModelShape,
+) -> Result<Vec<TokenId>, InvalidRequest> {
+    let (param, room) = (input.param(), room_for_prompt(shape));
+    let tokens = match input {
+        PromptInput::Chat { messages, options, .. } => text.render_chat(&messages, &options, room),
+        PromptInput::Text(prompt) => text.encode(&prompt, room),
+        PromptInput::Tokens { path, ids } => return known(&path, &ids, shape).map(|()| ids),
     };
     tokens.map_err(|why| {
         tracing::debug!(%why, "a prompt was not rendered");
         match why {
             RenderError::TooLong { tokens_min, .. } => {
                 let tokens = format!("at least {tokens_min}");
-                Invalid::context_length(param, &tokens, shape.context)
+                InvalidRequest::context_length(param, &tokens, shape.context)
             }
-            why => Invalid::not_rendered(param, &why.to_string()),
+            why => InvalidRequest::not_rendered(param, &why.to_string()),
         }
     })
 }
 
 /// Refuses tokens that the model does not have. They stand at `path`.
-fn known(path: &str, ids: &[TokenId], shape: ModelShape) -> Result<(), Invalid> {
+fn known(path: &str, ids: &[TokenId], shape: ModelShape) -> Result<(), InvalidRequest> {
     match ids.iter().position(|&id| id >= shape.vocabulary) {
         None => Ok(()),
         Some(at) => {
             let path = format!("{path}[{at}]");
-            Err(Invalid::wrong_value(&path, &token_id(shape), &ids[at].to_string()))
+            Err(InvalidRequest::wrong_value(&path, &token_id(shape), &ids[at].to_string()))
         }
     }
 }
 
 /// The prompt's length, if it leaves room for a token of answer.
-fn fits(param: &str, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
+fn fits(param: &str, tokens: usize, shape: ModelShape) -> Result<u32, InvalidRequest> {
     let context = shape.context;
     let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
-    prompt_tokens.ok_or_else(|| Invalid::context_length(param, &tokens.to_string(), context))
+    prompt_tokens.ok_or_else(|| InvalidRequest::context_length(param, &tokens.to_string(), context))
 }
 
 /// Most tokens to generate, and whether the client asked for a number itself. What does not fit
-/// behind the prompt ends there, with `length`; what cannot fit behind any prompt is an error.
+/// behind the prompt ends there, with `max_tokens`; what cannot fit behind any prompt is an error.
 fn tokens_max(
-    length: &Length,
+    max_tokens: &MaxTokens,
     prompt_tokens: u32,
     shape: ModelShape,
-) -> Result<(u32, bool), Invalid> {
+) -> Result<(u32, bool), InvalidRequest> {
     let room = shape.context - prompt_tokens;
-    match length {
-        Length::Context => Ok((room, false)),
-        Length::Default(tokens) => Ok(((*tokens).min(room), false)),
-        Length::Asked { param, tokens, shown } => match u32::try_from(*tokens) {
+    match max_tokens {
+        MaxTokens::Context => Ok((room, false)),
+        MaxTokens::Default(tokens) => Ok(((*tokens).min(room), false)),
+        MaxTokens::Asked { param, tokens, shown } => match u32::try_from(*tokens) {
             Ok(tokens) if tokens <= shape.context => Ok((tokens.min(room), true)),
             _ => {
                 let expected = format!("at most {}, this model's context", shape.context);
-                Err(Invalid::wrong_value(param, &expected, shown))
+                Err(InvalidRequest::wrong_value(param, &expected, shown))
             }
         },
     }
@@ -553,32 +560,36 @@ fn tokens_max(
 
 /// Fewest tokens to generate, if that many can be: `tokens_max` is what the client's limit and
 /// the context leave.
-fn tokens_min(least: &Least, length: &Length, tokens_max: u32) -> Result<u32, Invalid> {
+fn tokens_min(
+    min_tokens: &MinTokens,
+    max_tokens: &MaxTokens,
+    tokens_max: u32,
+) -> Result<u32, InvalidRequest> {
     let most = i64::from(tokens_max);
-    let (most, why) = match length {
-        Length::Asked { param, tokens, .. } if least.tokens > *tokens => {
+    let (most, why) = match max_tokens {
+        MaxTokens::Asked { param, tokens, .. } if min_tokens.tokens > *tokens => {
             (*tokens, format!("{param} of the same request"))
         }
-        Length::Default(tokens) if *tokens == tokens_max => {
+        MaxTokens::Default(tokens) if *tokens == tokens_max => {
             (most, "max_tokens where a request does not say it".to_owned())
         }
         _ => (most, "what this model's context leaves behind the prompt".to_owned()),
     };
-    match u32::try_from(least.tokens) {
-        Ok(tokens) if least.tokens <= most => Ok(tokens),
+    match u32::try_from(min_tokens.tokens) {
+        Ok(tokens) if min_tokens.tokens <= most => Ok(tokens),
         _ => {
             let expected = format!("at most {most}, {why}");
-            Err(Invalid::wrong_value("min_tokens", &expected, &least.shown))
+            Err(InvalidRequest::wrong_value("min_tokens", &expected, &min_tokens.shown))
         }
     }
 }
 
-fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
-    match ask.sampling.biased().find(|&id| id >= shape.vocabulary) {
+fn bias_in_vocabulary(request: &ApiRequest, shape: ModelShape) -> Result<(), InvalidRequest> {
+    match request.sampling.biased().find(|&id| id >= shape.vocabulary) {
         None => Ok(()),
         Some(id) => {
             let path = format!("logit_bias.{id}");
-            Err(Invalid::wrong_value(
+            Err(InvalidRequest::wrong_value(
                 &path,
                 &format!("named by {}", token_id(shape)),
                 &id.to_string(),
@@ -588,9 +599,9 @@ fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
 }
 
 /// The tokens that end this answer: the client's, and the model's unless they are to be ignored.
-fn stop_tokens(ask: &Ask, text: &TextModel) -> Vec<TokenId> {
-    let ours = if ask.ending.ignore_eos { &[] } else { text.eos() };
-    [ours, &ask.ending.stop_tokens].concat()
+fn stop_tokens(request: &ApiRequest, text: &TextModel) -> Vec<TokenId> {
+    let ours = if request.stop.ignore_eos { &[] } else { text.eos() };
+    [ours, &request.stop.stop_tokens].concat()
 }
 
 fn token_id(shape: ModelShape) -> String {

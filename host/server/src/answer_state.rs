@@ -2,21 +2,21 @@
 
 use std::sync::Arc;
 
-use crate::chunks::{Done, EndKind, Said};
-use crate::failure::Failure;
+use crate::chunks::{Done, EndKind, TextChunk};
+use crate::failure::RequestFailure;
 
 /// How far it is.
 #[derive(Debug, Clone)]
-pub(crate) enum State {
+pub(crate) enum AnswerState {
     /// No pass has begun for it.
     Queued,
     /// It runs.
     Running,
     /// It has ended; what was said, and how.
-    Ended(Arc<(Said, Result<Done, Failure>)>),
+    Ended(Arc<(TextChunk, Result<Done, RequestFailure>)>),
 }
 
-impl State {
+impl AnswerState {
     /// Its name in what clients are shown of a request.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {

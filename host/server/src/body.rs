@@ -14,19 +14,19 @@ use hyper::body::Body as _;
 use tokio::time::Instant;
 
 use crate::ServerConfig;
-use crate::failure::{BodyProblem, Failure};
-use crate::work::Lease;
+use crate::failure::{BodyProblem, RequestFailure};
+use crate::work::MemoryLease;
 
 /// A body that has arrived.
 #[derive(Debug, Default)]
-pub(crate) struct Arrived {
+pub(crate) struct ReceivedBody {
     pub(crate) bytes: Bytes,
     /// JSON values in it, or somewhat more: what follows a comma or an opening bracket is one. What
     /// reading it costs depends on them as well as on the bytes.
     pub(crate) values: usize,
 }
 
-impl Arrived {
+impl ReceivedBody {
     /// The same without the byte order mark that some editors and Windows' own tools begin a text
     /// with: who reads JSON may pass over it (RFC 8259, 8.1).
     pub(crate) fn without_mark(self) -> Self {
@@ -59,11 +59,12 @@ pub(crate) fn as_it_is(headers: &HeaderMap) -> Result<(), BodyProblem> {
 pub(crate) async fn read(
     body: &mut Body,
     config: &ServerConfig,
-    mut lease: Option<&mut Lease>,
-) -> Result<Arrived, Failure> {
+    mut lease: Option<&mut MemoryLease>,
+) -> Result<ReceivedBody, RequestFailure> {
     let limit = config.body_max.in_memory();
     let whole = within(body, limit, config.body_timeout, lease.as_deref_mut()).await;
-    if let Err(Failure::Body(BodyProblem::TooLarge { .. }) | Failure::Work(_)) = whole {
+    if let Err(RequestFailure::Body(BodyProblem::TooLarge { .. }) | RequestFailure::Work(_)) = whole
+    {
         // What has arrived is gone, and the rest is kept by nobody.
         if let Some(lease) = lease {
             lease.let_go();
@@ -115,8 +116,8 @@ async fn within(
     body: &mut Body,
     limit: usize,
     time_max: Duration,
-    mut lease: Option<&mut Lease>,
-) -> Result<Arrived, Failure> {
+    mut lease: Option<&mut MemoryLease>,
+) -> Result<ReceivedBody, RequestFailure> {
     const AT_FIRST: usize = 64 << 10;
 
     let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
@@ -132,7 +133,7 @@ async fn within(
         let frame = tokio::time::timeout(time_left, body.frame()).await;
         let frame = frame.map_err(|_| BodyProblem::TooSlow { limit: time_max })?;
         time_left = time_left.saturating_sub(began.elapsed());
-        let Some(frame) = frame else { return Ok(Arrived { bytes: whole.into(), values }) };
+        let Some(frame) = frame else { return Ok(ReceivedBody { bytes: whole.into(), values }) };
         let frame = frame.map_err(|e| BodyProblem::Broken(e.to_string()))?;
         let Ok(chunk) = frame.into_data() else { continue };
         if whole.len() + chunk.len() > limit {

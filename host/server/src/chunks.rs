@@ -14,8 +14,8 @@ use std::task::{Context, Poll, Waker};
 
 use interlock_request::{Finish, Logprobs, TokenId, Usage};
 
-use crate::connection::Generation;
-use crate::failure::Failure;
+use crate::connection::ActiveGeneration;
+use crate::failure::RequestFailure;
 
 /// How many pieces may be on their way before they are joined.
 const PIECES_MAX: usize = 16;
@@ -42,10 +42,10 @@ pub(crate) enum EndKind {
 }
 
 impl EndKind {
-    pub(crate) fn of(how: &Result<Done, Failure>) -> Self {
+    pub(crate) fn of(how: &Result<Done, RequestFailure>) -> Self {
         match how {
             Ok(_) => Self::Completed,
-            Err(Failure::Cancelled(_)) => Self::Cancelled,
+            Err(RequestFailure::Cancelled(_)) => Self::Cancelled,
             Err(_) => Self::Failed,
         }
     }
@@ -61,17 +61,17 @@ impl EndKind {
 
 /// A part of an answer.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub(crate) struct Said {
+pub(crate) struct TextChunk {
     /// The text; empty only where tokens without any end the answer.
     pub(crate) text: String,
     /// The tokens that begin in this text; none unless the client asked how likely they were.
-    pub(crate) tokens: Vec<Told>,
+    pub(crate) tokens: Vec<TokenLogprob>,
 }
 
 /// A token that the client is told of. Ids are spelled only when they are written out: twenty
 /// spelled alternatives would take five times the room in which a slow reader's answer waits.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Told {
+pub(crate) struct TokenLogprob {
     /// Which.
     pub(crate) token: TokenId,
     /// Characters of the answer before it.
@@ -80,12 +80,15 @@ pub(crate) struct Told {
     pub(crate) logprobs: Box<Logprobs>,
 }
 
-impl Said {
+impl TextChunk {
     /// About as much memory as it takes.
     pub(crate) fn bytes(&self) -> usize {
-        let alternatives = |told: &Told| told.logprobs.top.len() * size_of::<(TokenId, f32)>();
-        let told = |told: &Told| size_of::<Told>() + size_of::<Logprobs>() + alternatives(told);
-        self.text.len() + self.tokens.iter().map(told).sum::<usize>()
+        let alternatives =
+            |logprob: &TokenLogprob| logprob.logprobs.top.len() * size_of::<(TokenId, f32)>();
+        let logprob = |logprob: &TokenLogprob| {
+            size_of::<TokenLogprob>() + size_of::<Logprobs>() + alternatives(logprob)
+        };
+        self.text.len() + self.tokens.iter().map(logprob).sum::<usize>()
     }
 
     fn is_empty(&self) -> bool {
@@ -101,23 +104,23 @@ impl Said {
 
 /// The driver's side. Dropping it without an end is a failure.
 #[derive(Debug)]
-pub(crate) struct Outlet(Arc<Pipe>);
+pub(crate) struct ChunkSender(Arc<ChunkQueue>);
 
 /// The client's side. Dropping it is leaving.
 #[derive(Debug)]
-pub(crate) struct Inlet {
-    pipe: Arc<Pipe>,
+pub(crate) struct ChunkReceiver {
+    queue: Arc<ChunkQueue>,
     /// Until the end has come: who closes the connection before it has left.
-    generation: Option<Generation>,
+    generation: Option<ActiveGeneration>,
 }
 
 /// What a client gets, in order: an answer in parts, then one end.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Piece {
+pub(crate) enum AnswerItem {
     /// More of the answer, never nothing.
-    More(Said),
+    More(TextChunk),
     /// Nothing follows.
-    End(Result<Done, Failure>),
+    End(Result<Done, RequestFailure>),
 }
 
 /// What is on its way from one side to the other.
@@ -125,17 +128,17 @@ pub(crate) enum Piece {
 /// Not a channel: each token would take and give back a permit of it, and a place among those who
 /// wait for its closing.
 #[derive(Debug, Default)]
-struct Pipe {
+struct ChunkQueue {
     // Both sides write here: there is no single owner. The lock is held to move one piece and never
     // across an await.
-    state: Mutex<State>,
+    state: Mutex<ChunkQueueState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ChunkQueueState {
     /// Pieces on their way; the last takes along what finds no room.
-    said: VecDeque<Said>,
-    end: Ending,
+    chunk: VecDeque<TextChunk>,
+    end: EndState,
     /// Has the client's side been dropped?
     left: bool,
     /// Who waits for a piece or the end.
@@ -145,26 +148,26 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-enum Ending {
+enum EndState {
     #[default]
     Awaited,
-    Known(Result<Done, Failure>),
-    Told,
+    Known(Result<Done, RequestFailure>),
+    TokenLogprob,
 }
 
 /// Both sides of one answer.
-pub(crate) fn pieces(generation: Option<Generation>) -> (Outlet, Inlet) {
-    let pipe = Arc::<Pipe>::default();
-    (Outlet(Arc::clone(&pipe)), Inlet { pipe, generation })
+pub(crate) fn answer_channel(generation: Option<ActiveGeneration>) -> (ChunkSender, ChunkReceiver) {
+    let queue = Arc::<ChunkQueue>::default();
+    (ChunkSender(Arc::clone(&queue)), ChunkReceiver { queue, generation })
 }
 
-impl Pipe {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl ChunkQueue {
+    fn state(&self) -> MutexGuard<'_, ChunkQueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what the reader sees, and wakes it.
-    fn put(&self, change: impl FnOnce(&mut State)) {
+    fn put(&self, change: impl FnOnce(&mut ChunkQueueState)) {
         let reader = {
             let mut state = self.state();
             change(&mut state);
@@ -176,18 +179,18 @@ impl Pipe {
     }
 }
 
-impl Outlet {
+impl ChunkSender {
     /// Sends this; where too many pieces are on their way already, with the last of them.
-    pub(crate) fn push(&mut self, said: Said) {
-        if said.is_empty() {
+    pub(crate) fn push(&mut self, chunk: TextChunk) {
+        if chunk.is_empty() {
             return;
         }
         self.0.put(|state| {
-            let crowded = state.said.len() > PIECES_MAX;
-            match state.said.back_mut() {
+            let crowded = state.chunk.len() > PIECES_MAX;
+            match state.chunk.back_mut() {
                 _ if state.left => {}
-                Some(last) if crowded => last.join(said),
-                _ => state.said.push_back(said),
+                Some(last) if crowded => last.join(chunk),
+                _ => state.chunk.push_back(chunk),
             }
         });
     }
@@ -206,17 +209,17 @@ impl Outlet {
     }
 
     /// Tells how it ended. To a client that has left, nothing happens.
-    pub(crate) fn end(self, how: Result<Done, Failure>) {
-        self.0.put(|state| state.end = Ending::Known(how));
+    pub(crate) fn end(self, how: Result<Done, RequestFailure>) {
+        self.0.put(|state| state.end = EndState::Known(how));
     }
 }
 
-impl Drop for Outlet {
+impl Drop for ChunkSender {
     fn drop(&mut self) {
         self.0.put(|state| {
             // The driver panicked. Its ledger has said so.
-            if matches!(state.end, Ending::Awaited) {
-                state.end = Ending::Known(Err(Failure::INTERNAL));
+            if matches!(state.end, EndState::Awaited) {
+                state.end = EndState::Known(Err(RequestFailure::INTERNAL));
             }
         });
     }
@@ -230,12 +233,12 @@ fn wait(waker: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
-impl Drop for Inlet {
+impl Drop for ChunkReceiver {
     fn drop(&mut self) {
         let (driver, _unread) = {
-            let mut state = self.pipe.state();
+            let mut state = self.queue.state();
             state.left = true;
-            (state.driver.take(), std::mem::take(&mut state.said))
+            (state.driver.take(), std::mem::take(&mut state.chunk))
         };
         if let Some(driver) = driver {
             driver.wake();
@@ -243,21 +246,21 @@ impl Drop for Inlet {
     }
 }
 
-impl Inlet {
+impl ChunkReceiver {
     /// The next piece; `None` after the end.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
-        let mut state = self.pipe.state();
-        if !matches!(state.end, Ending::Awaited) {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<AnswerItem>> {
+        let mut state = self.queue.state();
+        if !matches!(state.end, EndState::Awaited) {
             self.generation = None;
         }
-        if let Some(said) = state.said.pop_front() {
-            return Poll::Ready(Some(Piece::More(said)));
+        if let Some(chunk) = state.chunk.pop_front() {
+            return Poll::Ready(Some(AnswerItem::More(chunk)));
         }
-        match std::mem::replace(&mut state.end, Ending::Told) {
-            Ending::Known(how) => Poll::Ready(Some(Piece::End(how))),
-            Ending::Told => Poll::Ready(None),
-            Ending::Awaited => {
-                state.end = Ending::Awaited;
+        match std::mem::replace(&mut state.end, EndState::TokenLogprob) {
+            EndState::Known(how) => Poll::Ready(Some(AnswerItem::End(how))),
+            EndState::TokenLogprob => Poll::Ready(None),
+            EndState::Awaited => {
+                state.end = EndState::Awaited;
                 wait(&mut state.reader, cx);
                 Poll::Pending
             }
@@ -265,13 +268,13 @@ impl Inlet {
     }
 
     /// The whole answer and how it ended.
-    pub(crate) async fn whole(mut self) -> Result<(Said, Done), Failure> {
-        let mut whole = Said::default();
+    pub(crate) async fn whole(mut self) -> Result<(TextChunk, Done), RequestFailure> {
+        let mut whole = TextChunk::default();
         loop {
             match std::future::poll_fn(|cx| self.poll_next(cx)).await {
-                Some(Piece::More(said)) => whole.join(said),
-                Some(Piece::End(Ok(done))) => return Ok((whole, done)),
-                Some(Piece::End(Err(failure))) => return Err(failure),
+                Some(AnswerItem::More(chunk)) => whole.join(chunk),
+                Some(AnswerItem::End(Ok(done))) => return Ok((whole, done)),
+                Some(AnswerItem::End(Err(failure))) => return Err(failure),
                 None => unreachable!("the end was returned when it came"),
             }
         }
@@ -288,71 +291,71 @@ mod tests {
     };
 
     /// One word and, as with every other word, a token that was told.
-    fn word(n: u16) -> Said {
+    fn word(n: u16) -> TextChunk {
         let logprobs = Box::new(Logprobs { drawn: -f32::from(n), top: vec![] });
-        let told = Told { token: n.into(), at: 0, logprobs };
-        Said { text: format!("{n} "), tokens: vec![told; usize::from(n % 2)] }
+        let logprob = TokenLogprob { token: n.into(), at: 0, logprobs };
+        TextChunk { text: format!("{n} "), tokens: vec![logprob; usize::from(n % 2)] }
     }
 
     #[tokio::test]
     async fn a_reader_that_sleeps_through_it_all_still_gets_every_character_and_token() {
-        let (mut outlet, inlet) = pieces(None);
-        let mut sent = Said::default();
+        let (mut sender, receiver) = answer_channel(None);
+        let mut sent = TextChunk::default();
         for n in 0..100 {
-            outlet.push(word(n));
+            sender.push(word(n));
             sent.join(word(n));
         }
         assert_eq!(sent.tokens.len(), 50);
-        outlet.end(Ok(DONE));
-        assert_eq!(inlet.whole().await, Ok((sent, DONE)));
+        sender.end(Ok(DONE));
+        assert_eq!(receiver.whole().await, Ok((sent, DONE)));
     }
 
     #[tokio::test]
     async fn tokens_stay_with_their_text_when_pieces_are_joined() {
-        let (mut outlet, mut inlet) = pieces(None);
+        let (mut sender, mut receiver) = answer_channel(None);
         let fits = u16::try_from(PIECES_MAX).expect("a few");
         for n in 0..fits + 3 {
-            outlet.push(word(n));
+            sender.push(word(n));
         }
-        outlet.end(Ok(DONE));
+        sender.end(Ok(DONE));
         for n in 0..fits {
-            let piece = std::future::poll_fn(|cx| inlet.poll_next(cx)).await;
-            assert_eq!(piece, Some(Piece::More(word(n))));
+            let piece = std::future::poll_fn(|cx| receiver.poll_next(cx)).await;
+            assert_eq!(piece, Some(AnswerItem::More(word(n))));
         }
         let mut joined = word(fits);
         joined.join(word(fits + 1));
         joined.join(word(fits + 2));
-        assert_eq!(inlet.whole().await, Ok((joined, DONE)));
+        assert_eq!(receiver.whole().await, Ok((joined, DONE)));
     }
 
     #[tokio::test]
     async fn a_token_without_text_is_told_all_the_same() {
-        let (mut outlet, inlet) = pieces(None);
-        let told = Said { text: String::new(), ..word(1) };
-        outlet.push(told.clone());
-        outlet.end(Ok(DONE));
-        assert_eq!(inlet.whole().await, Ok((told, DONE)));
+        let (mut sender, receiver) = answer_channel(None);
+        let logprob = TextChunk { text: String::new(), ..word(1) };
+        sender.push(logprob.clone());
+        sender.end(Ok(DONE));
+        assert_eq!(receiver.whole().await, Ok((logprob, DONE)));
     }
 
     #[tokio::test]
     async fn a_driver_that_vanishes_is_a_failure() {
-        let (mut outlet, inlet) = pieces(None);
-        outlet.push(word(0));
-        drop(outlet);
-        assert_eq!(inlet.whole().await, Err(Failure::INTERNAL));
+        let (mut sender, receiver) = answer_channel(None);
+        sender.push(word(0));
+        drop(sender);
+        assert_eq!(receiver.whole().await, Err(RequestFailure::INTERNAL));
     }
 
     #[tokio::test]
     async fn a_client_that_leaves_is_noticed_with_and_without_kept_text() {
-        let (mut outlet, inlet) = pieces(None);
-        drop(inlet);
-        outlet.left().await;
+        let (mut sender, receiver) = answer_channel(None);
+        drop(receiver);
+        sender.left().await;
 
-        let (mut outlet, inlet) = pieces(None);
+        let (mut sender, receiver) = answer_channel(None);
         for _ in 0..=PIECES_MAX {
-            outlet.push(word(0));
+            sender.push(word(0));
         }
-        drop(inlet);
-        outlet.left().await;
+        drop(receiver);
+        sender.left().await;
     }
 }

@@ -16,17 +16,17 @@ mod write_timeout;
 
 use std::net::IpAddr;
 
-pub(crate) use client::{Client, Generation};
+pub(crate) use client::{ActiveGeneration, Client};
 pub use listener::descriptors;
-pub(crate) use listener::{Listener, Rules};
+pub(crate) use listener::{Listener, ListenerRules};
 pub(crate) use slots::client as client_address;
 
-use crate::failure::Over;
+use crate::failure::ConnectionLimit;
 
 /// Who is on the other side of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) IpAddr);
+pub(crate) struct PeerAddress(pub(crate) IpAddr);
 
 /// This connection is one too many: only what watches the host is answered.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Crowded(pub(crate) Over);
+pub(crate) struct OverLimit(pub(crate) ConnectionLimit);

@@ -11,16 +11,16 @@
 //! # Invariants
 //!
 //! - Whoever wins [`Control::cancel`] decides what the client is told; the others change nothing.
-//! - No client, however slow, delays the driver (see `pieces`). A policy may, for as long as its
+//! - No client, however slow, delays the driver (see `answer_channel`). A policy may, for as long as its
 //!   call may last; who asks for a stop does not wait for it, nor does a client that leaves or a
-//!   time that is up, unless it is a policy that decides what follows (see `asking`).
+//!   time that is up, unless it is a policy that decides what follows (see `policy_wait`).
 //! - A request that had to stop while a policy was asked has no answer, also when the engine had
 //!   come to its end: not all of the text was let pass.
-//! - The ledger is written once, by [`Life::run`] or, if it panics, by the ledger's own drop.
+//! - The ledger is written once, by [`RequestDriver::run`] or, if it panics, by the ledger's own drop.
 //!
 //! # Not here
 //!
-//! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and who renders it is not known.
+//! No HTTP and no JSON: an end is a [`Done`] or a [`RequestFailure`], and who renders it is not known.
 
 mod deadlines;
 mod output;
@@ -38,29 +38,29 @@ use interlock_request::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::accounting::Ledger;
-use crate::answer_state::State;
-use crate::chunks::{Done, EndKind, Outlet};
-use crate::failure::{Failure, Intervention};
-use crate::in_flight::Claim;
-use crate::result_store::{Keeping, Results, Title};
-use crate::wall_clock::{Wall, micros};
-use deadlines::{Clock, Strike};
-use output::Outflow;
-use policy_wait::Asking;
-pub(crate) use text::Text;
+use crate::accounting::RequestAccounting;
+use crate::answer_state::AnswerState;
+use crate::chunks::{ChunkSender, Done, EndKind};
+use crate::failure::{Intervention, RequestFailure};
+use crate::in_flight::Registration;
+use crate::result_store::{PendingResult, ResultStore, StoredRequest};
+use crate::wall_clock::{WallClock, micros};
+use deadlines::{RequestTimers, TimerEvent};
+use output::OutputPipeline;
+use policy_wait::PolicyWait;
+pub(crate) use text::TextAssembler;
 
 /// One admitted request and all that its driver needs.
-pub(crate) struct Life {
+pub(crate) struct RequestDriver {
     events: Events,
     control: Control,
-    ledger: Ledger,
-    clock: Clock,
-    text: Text,
-    out: Outflow,
-    wall: Wall,
+    accounting: RequestAccounting,
+    timers: RequestTimers,
+    text: TextAssembler,
+    out: OutputPipeline,
+    wall: WallClock,
     watched: EventSet,
-    after: After,
+    followup: Followup,
     /// How often it gave its pages to others, as far as was told.
     preempted: u32,
     /// Tokens when a policy ended the text.
@@ -69,30 +69,30 @@ pub(crate) struct Life {
     /// says after that.
     stopped_by: Option<CancelCause>,
     /// Given back last: from then on there is nothing to cancel.
-    claim: Claim,
+    registration: Registration,
 }
 
 /// For whom an answer is made.
-pub(crate) enum Reader {
+pub(crate) enum Recipient {
     /// Someone waits for it.
-    Client(Outlet),
+    Client(ChunkSender),
     /// Nobody waits; it is kept.
-    Nobody(Keeping, OwnedSemaphorePermit),
+    Nobody(PendingResult, OwnedSemaphorePermit),
 }
 
 /// What comes after the client.
-struct After {
-    results: Arc<Results>,
-    title: Arc<Title>,
+struct Followup {
+    results: Arc<ResultStore>,
+    stored: Arc<StoredRequest>,
     /// When the client left, and how it goes on.
-    left: Option<Left>,
+    left: Option<ClientDeparture>,
     /// A place among those that go on.
     place: Option<OwnedSemaphorePermit>,
 }
 
 /// What is known of a client that has left.
 #[derive(Clone, Copy)]
-struct Left {
+struct ClientDeparture {
     at: Instant,
     /// How many tokens there were.
     tokens: u32,
@@ -103,32 +103,32 @@ struct Left {
 }
 
 /// What a driver hears.
-enum Heard {
-    Asked(CancelCause),
+enum DriverEvent {
+    CancelAsked(CancelCause),
     Engine(Option<Event>),
     ClientLeft,
-    Struck(Strike),
+    Timer(TimerEvent),
 }
 
-impl Life {
+impl RequestDriver {
     pub(crate) fn new(
         running: RequestHandle,
-        claim: Claim,
-        ledger: Ledger,
-        text: Text,
-        reader: Reader,
-        (results, title): (Arc<Results>, Arc<Title>),
-        wall: Wall,
+        registration: Registration,
+        accounting: RequestAccounting,
+        text: TextAssembler,
+        reader: Recipient,
+        (results, stored): (Arc<ResultStore>, Arc<StoredRequest>),
+        wall: WallClock,
     ) -> Self {
         let RequestHandle { events, control } = running;
-        let oversight = ledger.oversight();
+        let oversight = accounting.oversight();
         let (plan, watch) = (*oversight.plan(), oversight.watch());
-        let (client, keeping, place) = match reader {
-            Reader::Client(client) => (Some(client), None, None),
-            Reader::Nobody(keeping, place) => (None, Some(keeping), Some(place)),
+        let (client, pending, place) = match reader {
+            Recipient::Client(client) => (Some(client), None, None),
+            Recipient::Nobody(pending, place) => (None, Some(pending), Some(place)),
         };
-        let activity = claim.activity();
-        activity.admitted(ledger.admitted_at(), &ledger.model, plan.priority);
+        let activity = registration.activity();
+        activity.admitted(accounting.admitted_at(), &accounting.model, plan.priority);
         if client.is_none() {
             activity.detached();
         }
@@ -139,55 +139,57 @@ impl Life {
         Self {
             events,
             control,
-            clock: Clock::new(plan.deadlines, ledger.arrived_at()),
-            out: Outflow::new(oversight.guards(), client, keeping, keeps),
-            ledger,
+            timers: RequestTimers::new(plan.deadlines, accounting.arrived_at()),
+            out: OutputPipeline::new(oversight.guards(), client, pending, keeps),
+            accounting,
             text,
             wall,
             watched: watch.events,
-            after: After { results, title, left: None, place },
+            followup: Followup { results, stored, left: None, place },
             preempted: 0,
             filtered_after: None,
             stopped_by: None,
-            claim,
+            registration,
         }
     }
 
     /// Drives the request to its end. So many wait before it.
     pub(crate) async fn run(mut self, before: u32) {
         if self.watched.queued {
-            self.happened(Happened::Queued(before)).await;
+            self.notify_policies(Happened::Queued(before)).await;
         }
         let ended = loop {
             let due_at = self.out.due_at();
-            let stalled_after = self.ledger.stalled_after();
-            let heard = tokio::select! {
+            let stalled_after = self.accounting.stalled_after();
+            let event_heard = tokio::select! {
                 // What has happened goes before what is only due: a request whose last token
                 // has come is not timed out. And a client that left goes before the tokens that
                 // nobody will read, however many are here already.
                 biased;
-                cause = self.claim.asked() => Heard::Asked(cause),
-                () = self.out.client.left() => Heard::ClientLeft,
-                event = self.events.next() => Heard::Engine(event),
-                strike = self.clock.struck(due_at, stalled_after) => Heard::Struck(strike),
+                cause = self.registration.asked() => DriverEvent::CancelAsked(cause),
+                () = self.out.client.left() => DriverEvent::ClientLeft,
+                event = self.events.next() => DriverEvent::Engine(event),
+                strike = self.timers.next_event(due_at, stalled_after) => DriverEvent::Timer(strike),
             };
-            match heard {
-                Heard::Asked(cause) => self.cut(cause),
-                Heard::Engine(Some(Event::Started)) => self.started().await,
-                Heard::Engine(Some(Event::Token(drawn))) => self.token(drawn).await,
-                Heard::Engine(Some(Event::Preempted)) => self.preempted().await,
-                Heard::Engine(Some(Event::Ended(ended))) => break Some(ended),
-                Heard::Engine(None) => break None,
-                Heard::ClientLeft => self.client_left().await,
-                Heard::Struck(Strike::Deadline(deadline)) => self.timed_out(deadline).await,
-                Heard::Struck(Strike::DrainOver) => self.cut(CancelCause::Disconnect),
-                Heard::Struck(Strike::Stalled(time)) => {
-                    self.happened(Happened::Stalled(time)).await;
+            match event_heard {
+                DriverEvent::CancelAsked(cause) => self.cancel(cause),
+                DriverEvent::Engine(Some(Event::Started)) => self.started().await,
+                DriverEvent::Engine(Some(Event::Token(drawn))) => self.token(drawn).await,
+                DriverEvent::Engine(Some(Event::Preempted)) => self.preempted().await,
+                DriverEvent::Engine(Some(Event::Ended(ended))) => break Some(ended),
+                DriverEvent::Engine(None) => break None,
+                DriverEvent::ClientLeft => self.client_left().await,
+                DriverEvent::Timer(TimerEvent::Deadline(deadline)) => {
+                    self.timed_out(deadline).await
                 }
-                Heard::Struck(Strike::WindowDue) => {
-                    let usage = self.ledger.usage_seen();
-                    let (mut asking, out, _) = self.ask();
-                    let end = out.due(usage, &mut asking).await;
+                DriverEvent::Timer(TimerEvent::DrainOver) => self.cancel(CancelCause::Disconnect),
+                DriverEvent::Timer(TimerEvent::Stalled(time)) => {
+                    self.notify_policies(Happened::Stalled(time)).await;
+                }
+                DriverEvent::Timer(TimerEvent::WindowDue) => {
+                    let usage = self.accounting.usage_seen();
+                    let (mut policy_wait, out, _) = self.ask();
+                    let end = out.due(usage, &mut policy_wait).await;
                     self.guarded(end);
                 }
             }
@@ -196,71 +198,77 @@ impl Life {
     }
 
     async fn started(&mut self) {
-        self.ledger.started();
-        self.claim.activity().started();
-        self.clock.started();
+        self.accounting.started();
+        self.registration.activity().started();
+        self.timers.started();
         self.out.started();
         if self.watched.dispatched {
-            self.happened(Happened::Dispatched).await;
+            self.notify_policies(Happened::Dispatched).await;
         }
     }
 
     async fn preempted(&mut self) {
         self.preempted += 1;
-        self.claim.activity().preempted();
-        tracing::debug!(request = %self.ledger.id, times = self.preempted, "preempted");
+        self.registration.activity().preempted();
+        tracing::debug!(request = %self.accounting.id, times = self.preempted, "preempted");
         if self.watched.preempted {
-            self.happened(Happened::Preempted(self.preempted)).await;
+            self.notify_policies(Happened::Preempted(self.preempted)).await;
         }
     }
 
     async fn token(&mut self, drawn: Drawn) {
         let now = Instant::now();
-        let first = self.ledger.token(now);
-        self.claim.activity().token();
-        self.clock.token(now);
+        let first = self.accounting.token(now);
+        self.registration.activity().token();
+        self.timers.token(now);
         if first && self.watched.first_token {
-            self.happened(Happened::FirstToken).await;
+            self.notify_policies(Happened::FirstToken).await;
         }
         if self.text.stopped_after().is_none() && self.filtered_after.is_none() {
-            let said = self.text.push(drawn);
-            let usage = self.ledger.usage_seen();
-            let (mut asking, out, _) = self.ask();
-            let end = out.push(said, usage, &mut asking).await;
+            let chunk = self.text.push(drawn);
+            let usage = self.accounting.usage_seen();
+            let (mut policy_wait, out, _) = self.ask();
+            let end = out.push(chunk, usage, &mut policy_wait).await;
             self.guarded(end);
             if self.text.stopped_after().is_some() {
                 self.control.finish();
             }
         }
-        let generated = self.ledger.usage_seen().generated_tokens;
-        if self.after.left.is_some_and(|left| generated >= left.tokens_end) {
-            self.cut(CancelCause::Disconnect);
+        let generated = self.accounting.usage_seen().generated_tokens;
+        if self.followup.left.is_some_and(|left| generated >= left.tokens_end) {
+            self.cancel(CancelCause::Disconnect);
         }
     }
 
     /// What a policy's call is up against, who the policies that read text are, and the others.
-    fn ask(&mut self) -> (Asking<'_>, &mut Outflow, &mut Ledger) {
-        let Self { claim, clock, events, out, ledger, watched, .. } = self;
-        let on_disconnect = ledger.oversight().plan().on_disconnect;
-        (Asking { claim, clock, events, watched: *watched, on_disconnect }, out, ledger)
+    fn ask(&mut self) -> (PolicyWait<'_>, &mut OutputPipeline, &mut RequestAccounting) {
+        let Self { registration, timers, events, out, accounting, watched, .. } = self;
+        let on_disconnect = accounting.oversight().plan().on_disconnect;
+        (
+            PolicyWait { registration, timers, events, watched: *watched, on_disconnect },
+            out,
+            accounting,
+        )
     }
 
     /// Asks the policies that watch for this.
-    async fn happened(&mut self, event: Happened) {
+    async fn notify_policies(&mut self, event: Happened) {
         let progress = self.progress();
-        let (mut asking, out, ledger) = self.ask();
-        let asked = ledger.oversight_mut().event(event, progress);
-        let Reacted { plan_changed, cancel, .. } = match asking.wait(&mut out.client, asked).await {
-            Ok(reacted) => reacted,
-            Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
-        };
+        let (mut policy_wait, out, accounting) = self.ask();
+        let asked = accounting.oversight_mut().event(event, progress);
+        let Reacted { plan_changed, cancel, .. } =
+            match policy_wait.wait(&mut out.client, asked).await {
+                Ok(reacted) => reacted,
+                Err(cause) => return self.fail(cause, RequestFailure::Cancelled(cause)),
+            };
         if let Some(Cancelled { policy, reason, failed }) = cancel {
             return self.intervene(Intervention { policy, reason, failed });
         }
         if plan_changed {
-            let plan = *self.ledger.oversight().plan();
-            self.clock.limit(plan.deadlines);
-            if let Some(left) = self.after.left.filter(|left| left.goes_on != plan.on_disconnect) {
+            let plan = *self.accounting.oversight().plan();
+            self.timers.limit(plan.deadlines);
+            if let Some(left) = self.followup.left.filter(|left| left.goes_on != plan.on_disconnect)
+            {
                 self.goes_on(left.at, left.tokens, plan.on_disconnect);
             }
         }
@@ -269,21 +277,21 @@ impl Life {
     fn progress(&self) -> Progress {
         Progress {
             at_micros: micros((self.wall)()),
-            elapsed: self.ledger.admitted_at().elapsed(),
-            since_token: self.clock.since_token(),
-            usage: self.ledger.usage_seen(),
+            elapsed: self.accounting.admitted_at().elapsed(),
+            since_token: self.timers.since_token(),
+            usage: self.accounting.usage_seen(),
         }
     }
 
     /// A deadline has struck. Whoever watches for it may still put it off.
     async fn timed_out(&mut self, deadline: Deadline) {
         if self.watched.timed_out {
-            self.happened(Happened::TimedOut(deadline)).await;
-            if !self.clock.is_over(deadline) {
+            self.notify_policies(Happened::TimedOut(deadline)).await;
+            if !self.timers.is_over(deadline) {
                 return;
             }
         }
-        self.cut(CancelCause::Deadline(deadline));
+        self.cancel(CancelCause::Deadline(deadline));
     }
 
     /// What comes of a window.
@@ -291,20 +299,20 @@ impl Life {
         match end {
             Ok(None) => {}
             Ok(Some(GuardEnd::Stop { policy, reason })) => {
-                self.filtered(&policy, &reason, self.ledger.usage_seen().generated_tokens);
+                self.filtered(&policy, &reason, self.accounting.usage_seen().generated_tokens);
                 self.control.finish();
             }
             Ok(Some(GuardEnd::Abort { policy, reason, failed })) => {
                 let failure = self.intervened(Intervention { policy, reason, failed });
                 self.fail(CancelCause::Policy, failure);
             }
-            Err(cause) => self.fail(cause, Failure::Cancelled(cause)),
+            Err(cause) => self.fail(cause, RequestFailure::Cancelled(cause)),
         }
     }
 
     /// Stops the request, also when the engine had come to its end before: the rest of its text
     /// must not pass.
-    fn fail(&mut self, cause: CancelCause, failure: Failure) {
+    fn fail(&mut self, cause: CancelCause, failure: RequestFailure) {
         self.stop(cause);
         self.stopped(cause, failure);
     }
@@ -312,27 +320,27 @@ impl Life {
     /// A policy ends the request.
     fn intervene(&mut self, intervention: Intervention) {
         let failure = self.intervened(intervention);
-        self.cut_with(CancelCause::Policy, failure);
+        self.cancel_with(CancelCause::Policy, failure);
     }
 
-    fn intervened(&self, intervention: Intervention) -> Failure {
+    fn intervened(&self, intervention: Intervention) -> RequestFailure {
         let (policy, code) = (&intervention.policy, &*intervention.reason.code.0);
-        tracing::info!(request = %self.ledger.id, policy, code, "a policy ended the request");
-        Failure::Intervened(Box::new(intervention))
+        tracing::info!(request = %self.accounting.id, policy, code, "a policy ended the request");
+        RequestFailure::Intervened(Box::new(intervention))
     }
 
     fn filtered(&mut self, policy: &str, reason: &Reason, tokens: u32) {
         let code = &*reason.code.0;
-        tracing::info!(request = %self.ledger.id, policy, code, "a policy ended the text");
+        tracing::info!(request = %self.accounting.id, policy, code, "a policy ended the text");
         self.filtered_after = Some(tokens);
     }
 
-    fn cut(&mut self, cause: CancelCause) {
-        self.cut_with(cause, Failure::Cancelled(cause));
+    fn cancel(&mut self, cause: CancelCause) {
+        self.cancel_with(cause, RequestFailure::Cancelled(cause));
     }
 
     /// Stops the request: the engine before its next pass, the client at once.
-    fn cut_with(&mut self, cause: CancelCause, failure: Failure) {
+    fn cancel_with(&mut self, cause: CancelCause, failure: RequestFailure) {
         // When this is not the cancellation that counts, the one that does has told the client,
         // or the request has come to its own end and that is on its way here.
         if self.stop(cause) {
@@ -342,35 +350,35 @@ impl Life {
 
     /// Nothing is due any more, and the engine is asked to stop. Is this the cancellation that counts?
     fn stop(&mut self, cause: CancelCause) -> bool {
-        self.clock.stop();
-        self.after.left = None;
+        self.timers.stop();
+        self.followup.left = None;
         self.control.cancel(cause)
     }
 
     /// It is certain that it ends so: everyone is told. Again, nothing happens.
-    fn stopped(&mut self, cause: CancelCause, failure: Failure) {
+    fn stopped(&mut self, cause: CancelCause, failure: RequestFailure) {
         self.stopped_by.get_or_insert(cause);
         let end = Err(failure);
         let kind = EndKind::of(&end);
         // Before whoever asked hears of it: the kept answer says the same.
         self.out.end(end);
-        self.claim.ends(kind);
+        self.registration.ends(kind);
     }
 
     async fn client_left(&mut self) {
         // Before anybody is asked about it: what happens meanwhile is not time that it was given.
         let at = self.out.client.forget();
-        let tokens = self.ledger.usage_seen().generated_tokens;
+        let tokens = self.accounting.usage_seen().generated_tokens;
         if self.watched.disconnected {
-            self.happened(Happened::Disconnected).await;
-            if self.clock.is_stopped() {
+            self.notify_policies(Happened::Disconnected).await;
+            if self.timers.is_stopped() {
                 return;
             }
         }
-        let action = self.ledger.oversight().plan().on_disconnect;
+        let action = self.accounting.oversight().plan().on_disconnect;
         self.goes_on(at, tokens, action);
         // When it is logged it is done: who waits for this line finds the request asked to stop.
-        tracing::debug!(request = %self.ledger.id, on_disconnect = ?action, "client left");
+        tracing::debug!(request = %self.accounting.id, on_disconnect = ?action, "client left");
     }
 
     /// Goes on without a client, which left then and after so many tokens; or does not.
@@ -378,30 +386,31 @@ impl Life {
         let (DrainLimits { time_max, tokens_max }, detach) = match action {
             DisconnectAction::Drain(limits) => (limits, false),
             DisconnectAction::Detach(limits) => (limits, true),
-            DisconnectAction::Cancel => return self.cut(CancelCause::Disconnect),
+            DisconnectAction::Cancel => return self.cancel(CancelCause::Disconnect),
         };
         if detach && !self.out.can_be_kept() {
             // What was said so far is gone, so it goes on as it does.
-            debug_assert!(self.after.left.is_some(), "who may detach keeps what is said");
+            debug_assert!(self.followup.left.is_some(), "who may detach keeps what is said");
             return;
         }
         let tokens_end = tokens.saturating_add(tokens_max);
-        if self.ledger.usage_seen().generated_tokens >= tokens_end {
-            return self.cut(CancelCause::Disconnect);
+        if self.accounting.usage_seen().generated_tokens >= tokens_end {
+            return self.cancel(CancelCause::Disconnect);
         }
-        if self.after.place.is_none() {
-            self.after.place = self.after.results.place();
+        if self.followup.place.is_none() {
+            self.followup.place = self.followup.results.place();
         }
-        if self.after.place.is_none() {
-            tracing::info!(request = %self.ledger.id, "too many go on without a client already");
-            return self.cut(CancelCause::Disconnect);
+        if self.followup.place.is_none() {
+            tracing::info!(request = %self.accounting.id, "too many go on without a client already");
+            return self.cancel(CancelCause::Disconnect);
         }
-        let state = if self.ledger.has_started() { State::Running } else { State::Queued };
-        let keep = || self.after.results.keep(Arc::clone(&self.after.title), state);
+        let state =
+            if self.accounting.has_started() { AnswerState::Running } else { AnswerState::Queued };
+        let keep = || self.followup.results.keep(Arc::clone(&self.followup.stored), state);
         self.out.leave((detach && !self.out.is_kept()).then(keep));
-        self.claim.activity().detached();
-        self.clock.drain(at, time_max);
-        self.after.left = Some(Left { at, tokens, goes_on: action, tokens_end });
+        self.registration.activity().detached();
+        self.timers.drain(at, time_max);
+        self.followup.left = Some(ClientDeparture { at, tokens, goes_on: action, tokens_end });
     }
 
     /// The engine has said its last word, or (`None`) its thread is gone without one.
@@ -410,7 +419,7 @@ impl Life {
             Some(Ended { outcome, usage }) => (outcome, usage),
             None => {
                 let why = "the engine stopped before the request had ended";
-                (Outcome::Failed(why.into()), self.ledger.usage_seen())
+                (Outcome::Failed(why.into()), self.accounting.usage_seen())
             }
         };
         if let (Some(tokens), Outcome::Completed(_)) = (self.text.stopped_after(), &outcome) {
@@ -433,19 +442,19 @@ impl Life {
             // has said so.
             outcome = Outcome::Cancelled(cause);
         }
-        let Self { claim, ledger, mut out, .. } = self;
-        ledger.end(outcome.clone(), usage);
+        let Self { registration, accounting, mut out, .. } = self;
+        accounting.end(outcome.clone(), usage);
         let how = match outcome {
             Outcome::Completed(finish) => Ok(Done { finish, usage }),
-            Outcome::Cancelled(cause) => Err(Failure::Cancelled(cause)),
-            Outcome::Failed(fault) => Err(Failure::Failed(fault.kind)),
+            Outcome::Cancelled(cause) => Err(RequestFailure::Cancelled(cause)),
+            Outcome::Failed(fault) => Err(RequestFailure::Failed(fault.kind)),
         };
         // Before the client hears of the end: from then on there is nothing to cancel. And whoever
         // has asked finds what is kept.
         let kind = EndKind::of(&how);
         out.end_kept(&how);
-        claim.ends(kind);
-        drop(claim);
+        registration.ends(kind);
+        drop(registration);
         out.end(how);
     }
 
@@ -454,8 +463,8 @@ impl Life {
         if self.filtered_after.is_none() {
             let stopped = self.text.stopped_after().is_some();
             let rest = if stopped { Default::default() } else { self.text.flush() };
-            let (mut asking, out, _) = self.ask();
-            match out.finish(rest, *usage, &mut asking).await {
+            let (mut policy_wait, out, _) = self.ask();
+            match out.finish(rest, *usage, &mut policy_wait).await {
                 Ok(None) => return outcome,
                 Ok(Some(GuardEnd::Stop { policy, reason })) => {
                     self.filtered(&policy, &reason, usage.generated_tokens);
@@ -466,7 +475,7 @@ impl Life {
                     return Outcome::Cancelled(CancelCause::Policy);
                 }
                 Err(cause) => {
-                    self.stopped(cause, Failure::Cancelled(cause));
+                    self.stopped(cause, RequestFailure::Cancelled(cause));
                     return Outcome::Cancelled(cause);
                 }
             }

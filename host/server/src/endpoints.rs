@@ -1,6 +1,6 @@
 //! What a request asks for, whichever endpoint it came through.
 //!
-//! Each endpoint's file reads its own body into one [`Ask`]; from there on nobody needs to know
+//! Each endpoint's file reads its own body into one [`ApiRequest`]; from there on nobody needs to know
 //! which it was, except the voice that answers. Which fields there are, and what becomes of those
 //! that are not read, is in `fields`.
 //!
@@ -33,30 +33,30 @@ use std::hash::Hasher;
 use interlock_request::{Endpoint, TokenId};
 use interlock_text::{ChatOptions, Message};
 
-use crate::answer_state::State;
-use crate::failure::Invalid;
-pub(crate) use error::{Complaint, error_json, error_response};
+use crate::answer_state::AnswerState;
+use crate::failure::InvalidRequest;
+pub(crate) use error::{ApiError, error_json, error_response};
 pub(crate) use fields::UnknownFields;
 pub use fields::request_fields_md;
-use json::Object;
-pub(crate) use responses::Echo;
-pub(crate) use sampling::Wished;
-pub(crate) use sse_stream::Stream;
-pub(crate) use writer::{Head, Voice};
+use json::JsonObject;
+pub(crate) use responses::RequestEcho;
+pub(crate) use sampling::SamplingParams;
+pub(crate) use sse_stream::SseStream;
+pub(crate) use writer::{ResponseHead, ResponseWriter};
 
 /// A well-formed request.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Ask {
+pub(crate) struct ApiRequest {
     /// The model's name, as the client wrote it; `None`: it leaves the choice to the host.
     pub(crate) model: Option<String>,
     /// What to continue.
-    pub(crate) words: Words,
+    pub(crate) input: PromptInput,
     /// How to draw tokens, as far as it says so.
-    pub(crate) sampling: Wished,
+    pub(crate) sampling: SamplingParams,
     /// How many tokens to generate at most.
-    pub(crate) length: Length,
+    pub(crate) max_tokens: MaxTokens,
     /// What else ends the answer, and what does not.
-    pub(crate) ending: Ending,
+    pub(crate) stop: StopRules,
     /// Tell how likely tokens were, and this many of the likeliest.
     pub(crate) logprobs: Option<u32>,
     /// Does the client want text as it comes?
@@ -64,14 +64,14 @@ pub(crate) struct Ask {
     /// Will the client ask for the answer later?
     pub(crate) background: bool,
     /// What the answer repeats of the question.
-    pub(crate) shape: Shape,
+    pub(crate) format: ResponseFormat,
     /// Fields that nobody knows, and that were ignored.
     pub(crate) unknown: UnknownFields,
 }
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Words {
+pub(crate) enum PromptInput {
     /// Messages, for the chat template. The field they came in is `param`.
     Chat {
         /// `messages` or `input`.
@@ -92,14 +92,14 @@ pub(crate) enum Words {
     },
 }
 
-impl Default for Words {
+impl Default for PromptInput {
     /// Nothing: what is left where they were taken.
     fn default() -> Self {
         Self::Text(String::new())
     }
 }
 
-impl Words {
+impl PromptInput {
     /// The body's field that holds them.
     pub(crate) fn param(&self) -> &'static str {
         match self {
@@ -168,7 +168,7 @@ impl Words {
 
 /// How many tokens to generate at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Length {
+pub(crate) enum MaxTokens {
     /// As many as the client said, in this field.
     Asked {
         /// `max_tokens` or one of its younger names.
@@ -186,7 +186,7 @@ pub(crate) enum Length {
 
 /// What ends an answer before its length does, and what does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ending {
+pub(crate) struct StopRules {
     /// Texts that end it. They may hold the names of special tokens.
     pub(crate) stops: Vec<String>,
     /// Tokens that end it, beside the model's own. They may be outside its vocabulary.
@@ -194,12 +194,12 @@ pub(crate) struct Ending {
     /// Go on where the model would end.
     pub(crate) ignore_eos: bool,
     /// Nothing but the length ends it before this many tokens.
-    pub(crate) least: Option<Least>,
+    pub(crate) min_tokens: Option<MinTokens>,
 }
 
 /// `min_tokens`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Least {
+pub(crate) struct MinTokens {
     /// May be beyond the context.
     pub(crate) tokens: i64,
     /// The number as the client wrote it.
@@ -208,7 +208,7 @@ pub(crate) struct Least {
 
 /// What is particular to the endpoint.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Shape {
+pub(crate) enum ResponseFormat {
     /// `/v1/chat/completions`
     Chat {
         /// Does the stream end with a usage chunk?
@@ -220,10 +220,10 @@ pub(crate) enum Shape {
         include_usage: bool,
     },
     /// `/v1/responses`
-    Responses(Box<Echo>),
+    Responses(Box<RequestEcho>),
 }
 
-impl Shape {
+impl ResponseFormat {
     /// About as much memory as the client's own words in it take.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -233,12 +233,12 @@ impl Shape {
     }
 }
 
-impl Ask {
+impl ApiRequest {
     /// How many tokens the client asked for at most, if it did.
     pub(crate) fn tokens_asked(&self) -> Option<u32> {
-        match &self.length {
-            Length::Asked { tokens, .. } => Some(u32::try_from(*tokens).unwrap_or(u32::MAX)),
-            Length::Default(_) | Length::Context => None,
+        match &self.max_tokens {
+            MaxTokens::Asked { tokens, .. } => Some(u32::try_from(*tokens).unwrap_or(u32::MAX)),
+            MaxTokens::Default(_) | MaxTokens::Context => None,
         }
     }
 
@@ -247,9 +247,10 @@ impl Ask {
     /// # Errors
     ///
     /// When it is no JSON, or a field is not what this endpoint takes.
-    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, Invalid> {
-        let body = std::str::from_utf8(body).map_err(|e| Invalid::not_utf8(e.valid_up_to()))?;
-        let body = Object::parse(body)?;
+    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, InvalidRequest> {
+        let body =
+            std::str::from_utf8(body).map_err(|e| InvalidRequest::not_utf8(e.valid_up_to()))?;
+        let body = JsonObject::parse(body)?;
         match endpoint {
             Endpoint::Chat => chat::parse(body),
             Endpoint::Completions => completions::parse(body),
@@ -259,21 +260,27 @@ impl Ask {
 }
 
 /// The voice of the endpoint that this shape belongs to.
-pub(crate) fn voice(shape: Shape, head: Head) -> Box<dyn Voice> {
-    match shape {
-        Shape::Chat { include_usage } => Box::new(chat::Chat::new(head, include_usage)),
-        Shape::Completions { include_usage } => {
-            Box::new(completions::Completions::new(head, include_usage))
+pub(crate) fn writer(format: ResponseFormat, head: ResponseHead) -> Box<dyn ResponseWriter> {
+    match format {
+        ResponseFormat::Chat { include_usage } => {
+            Box::new(chat::ChatWriter::new(head, include_usage))
         }
-        Shape::Responses(echo) => Box::new(responses::Responses::new(head, *echo)),
+        ResponseFormat::Completions { include_usage } => {
+            Box::new(completions::CompletionsWriter::new(head, include_usage))
+        }
+        ResponseFormat::Responses(echo) => Box::new(responses::ResponsesWriter::new(head, *echo)),
     }
 }
 
 /// A response that its client asks for, or is told of while nobody waits for it. Of another endpoint,
 /// nothing.
-pub(crate) fn shown_response(shape: &Shape, head: &Head, state: &State) -> Vec<u8> {
-    match shape {
-        Shape::Responses(echo) => responses::shown(head.clone(), (**echo).clone(), state),
-        Shape::Chat { .. } | Shape::Completions { .. } => vec![],
+pub(crate) fn stored_response_json(
+    format: &ResponseFormat,
+    head: &ResponseHead,
+    state: &AnswerState,
+) -> Vec<u8> {
+    match format {
+        ResponseFormat::Responses(echo) => responses::shown(head.clone(), (**echo).clone(), state),
+        ResponseFormat::Chat { .. } | ResponseFormat::Completions { .. } => vec![],
     }
 }

@@ -21,22 +21,22 @@ use interlock_policy_chain::Refused;
 use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 
 use crate::origin::Foreign;
-use crate::work::NotDone;
-pub(crate) use invalid::Invalid;
-pub(crate) use message::{cut, encoded};
+use crate::work::WorkError;
+pub(crate) use invalid::InvalidRequest;
+pub(crate) use message::{encoded, excerpt};
 pub(crate) use status::Retry;
 
 /// Why a request got no answer, or not the whole of it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Failure {
+pub(crate) enum RequestFailure {
     /// The body says something that cannot be.
-    Invalid(Invalid),
+    InvalidRequest(InvalidRequest),
     /// `x-request-id` cannot be one.
     BadRequestId(String),
     /// The body did not arrive as it should.
     Body(BodyProblem),
     /// The head is larger than configured.
-    Head {
+    ResponseHead {
         /// `bytes` or `headers`.
         unit: &'static str,
         /// How many there are.
@@ -69,7 +69,7 @@ pub(crate) enum Failure {
     /// The request of this id is in flight, and its answer is for its client alone.
     InFlight(RequestId),
     /// More connections than configured.
-    Connections(Over),
+    Connections(ConnectionLimit),
     /// The host is stopping and takes nothing new.
     Draining,
     /// The engine would not take it.
@@ -86,7 +86,7 @@ pub(crate) enum Failure {
         limit: usize,
     },
     /// The pool did not do what had to be done for it.
-    Work(NotDone),
+    Work(WorkError),
     /// Someone cancelled it.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
@@ -138,7 +138,7 @@ pub(crate) struct HeadLimits {
 
 /// Which limit a connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Over {
+pub(crate) enum ConnectionLimit {
     /// `server.connections_max`: so many are open.
     Connections(usize),
     /// `server.connections_per_address_max`: so many of its address are open.
@@ -164,7 +164,7 @@ pub(crate) enum BodyProblem {
     Encoded(String),
 }
 
-impl Failure {
+impl RequestFailure {
     /// Something inside failed.
     pub(crate) const INTERNAL: Self = Self::Failed(FaultKind::Internal);
 
@@ -215,20 +215,22 @@ impl Failure {
     /// policy or the body's reader has a better one.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Invalid(_) => "invalid_request",
+            Self::InvalidRequest(_) => "invalid_request",
             Self::BadRequestId(_) => "invalid_request_id",
             Self::Body(BodyProblem::TooLarge { .. }) => "body_too_large",
             Self::Body(BodyProblem::TooSlow { .. }) => "body_timeout",
             Self::Body(BodyProblem::Broken(_)) => "body_broken",
             Self::Body(BodyProblem::Encoded(_)) => "content_encoding",
-            Self::Head { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => "headers_too_large",
+            Self::ResponseHead { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
+                "headers_too_large"
+            }
             Self::Unreadable(HeadProblem::Malformed | HeadProblem::Rejected { .. }) => {
                 "malformed_request"
             }
             Self::Unreadable(HeadProblem::UrlTooLong) => "url_too_long",
             Self::Unreadable(HeadProblem::TooSlow { .. }) => "header_timeout",
             Self::Foreign(Foreign::Origin(_)) => "cross_origin",
-            Self::Foreign(Foreign::Host(_)) => "wrong_host",
+            Self::Foreign(Foreign::ServerHost(_)) => "wrong_host",
             Self::UnknownModel { .. } => "model_not_found",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
@@ -252,14 +254,14 @@ impl Failure {
             Self::Intervened(_) | Self::Cancelled(CancelCause::Policy) => "policy_ended",
             Self::Spoiled(_) => "policy_spoiled",
             Self::Detached { .. } => "too_many_detached",
-            Self::Work(NotDone::Full { .. }) => "work_queue_full",
-            Self::Work(NotDone::TooMuch { .. }) => "prompt_too_costly",
-            Self::Work(NotDone::Endless { .. }) => "prompt_timeout",
-            Self::Work(NotDone::Stuck { .. }) => "prompt_stuck",
-            Self::Work(NotDone::Late(deadline)) => {
+            Self::Work(WorkError::Full { .. }) => "work_queue_full",
+            Self::Work(WorkError::TooMuch { .. }) => "prompt_too_costly",
+            Self::Work(WorkError::Endless { .. }) => "prompt_timeout",
+            Self::Work(WorkError::Stuck { .. }) => "prompt_stuck",
+            Self::Work(WorkError::Late(deadline)) => {
                 Self::Cancelled(CancelCause::Deadline(*deadline)).reason()
             }
-            Self::Work(NotDone::Panicked) => FaultKind::Internal.as_str(),
+            Self::Work(WorkError::Panicked) => FaultKind::Internal.as_str(),
             Self::Failed(kind) => kind.as_str(),
         }
     }
@@ -267,7 +269,7 @@ impl Failure {
     /// The cause as clients read it: a policy's own code, that of a wrong field, or the reason.
     pub(crate) fn code(&self) -> String {
         match self {
-            Self::Invalid(invalid) => invalid.code.to_owned(),
+            Self::InvalidRequest(invalid) => invalid.code.to_owned(),
             Self::Refused(refused) => refused.rejection.reason.code.0.to_string(),
             Self::Intervened(intervention) => intervention.reason.code.0.to_string(),
             Self::Spoiled(_) => "policy_failed".to_owned(),
@@ -278,7 +280,7 @@ impl Failure {
     /// The field of the request that is wrong, if it is one.
     pub(crate) fn param(&self) -> Option<String> {
         match self {
-            Self::Invalid(invalid) => invalid.param.clone(),
+            Self::InvalidRequest(invalid) => invalid.param.clone(),
             Self::UnknownModel { .. } => Some("model".into()),
             Self::BadRequestId(_) => Some("x-request-id".into()),
             _ => None,
@@ -297,7 +299,7 @@ impl Failure {
     /// Whose page or which name was not allowed, for our log.
     pub(crate) fn foreign(&self) -> Option<&str> {
         match self {
-            Self::Foreign(Foreign::Origin(name) | Foreign::Host(name)) => Some(name),
+            Self::Foreign(Foreign::Origin(name) | Foreign::ServerHost(name)) => Some(name),
             _ => None,
         }
     }
@@ -328,7 +330,7 @@ impl Failure {
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for RequestFailure {
     /// A status alone: the layer around all routes adds the id and the body, once for all of them.
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
@@ -337,35 +339,35 @@ impl IntoResponse for Failure {
     }
 }
 
-impl From<Invalid> for Failure {
-    fn from(invalid: Invalid) -> Self {
-        Self::Invalid(invalid)
+impl From<InvalidRequest> for RequestFailure {
+    fn from(invalid: InvalidRequest) -> Self {
+        Self::InvalidRequest(invalid)
     }
 }
 
-impl From<NotStarted> for Failure {
+impl From<NotStarted> for RequestFailure {
     fn from(why: NotStarted) -> Self {
         Self::NotStarted(why)
     }
 }
 
-impl From<Refused> for Failure {
+impl From<Refused> for RequestFailure {
     fn from(refused: Refused) -> Self {
         Self::Refused(Box::new(refused))
     }
 }
 
-impl From<NotDone> for Failure {
-    fn from(why: NotDone) -> Self {
+impl From<WorkError> for RequestFailure {
+    fn from(why: WorkError) -> Self {
         match why {
-            NotDone::Late(deadline) => Self::Cancelled(CancelCause::Deadline(deadline)),
-            NotDone::Panicked => Self::INTERNAL,
+            WorkError::Late(deadline) => Self::Cancelled(CancelCause::Deadline(deadline)),
+            WorkError::Panicked => Self::INTERNAL,
             why => Self::Work(why),
         }
     }
 }
 
-impl From<BodyProblem> for Failure {
+impl From<BodyProblem> for RequestFailure {
     fn from(problem: BodyProblem) -> Self {
         Self::Body(problem)
     }

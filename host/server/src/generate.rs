@@ -9,18 +9,18 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use interlock_request::{CancelCause, DisconnectAction, Endpoint, RequestId};
 
-use crate::accounting::{Ledger, Title};
-use crate::admit::Entry;
-use crate::answer_state::State;
+use crate::accounting::{AccountedRequest, RequestAccounting};
+use crate::admit::AdmittedRequest;
+use crate::answer_state::AnswerState;
 use crate::body;
-use crate::chunks::{EndKind, Inlet, pieces};
-use crate::driver::{Life, Reader, Text};
-use crate::endpoints::{Ask, Shape, UnknownFields};
-use crate::endpoints::{Head, Stream, voice};
-use crate::failure::Failure;
-use crate::host::Host;
-use crate::in_flight::{Claim, Owner};
-use crate::request_info::Meta;
+use crate::chunks::{ChunkReceiver, EndKind, answer_channel};
+use crate::driver::{TextAssembler, Recipient, RequestDriver};
+use crate::endpoints::{ApiRequest, ResponseFormat, UnknownFields};
+use crate::endpoints::{ResponseHead, SseStream, writer};
+use crate::failure::RequestFailure;
+use crate::host::ServerHost;
+use crate::in_flight::{Registration, TenantSetter};
+use crate::request_info::RequestInfo;
 use crate::work::{WorkPool, struck};
 use crate::write_out::written;
 use crate::{result_store, stored_responses};
@@ -37,80 +37,81 @@ const IGNORED_FIELDS: &str = "x-ignored-fields";
 ///
 /// When it was not admitted, or ended badly before anything was sent.
 pub(crate) async fn generate(
-    host: Arc<Host>,
+    host: Arc<ServerHost>,
     endpoint: Endpoint,
-    meta: Meta,
+    info: RequestInfo,
     headers: HeaderMap,
     mut body: Body,
-) -> Result<Response, Failure> {
+) -> Result<Response, RequestFailure> {
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
-    let mut claim = host.live.claim(&meta.id, endpoint);
+    let mut registration = host.in_flight.register(&info.id, endpoint);
     if let Some(why) = host.closed() {
-        drop(claim);
+        drop(registration);
         body::discard(&mut body, &host.config).await;
         return Err(why);
     }
-    let owner = claim.owner();
-    let generation = meta.client.generation();
+    let tenant = registration.tenant_setter();
+    let generation = info.client.generation();
     let prepared = tokio::select! {
         biased;
-        cause = claim.asked() => Err(cause),
-        prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
-        deadline = struck(host.due(meta.arrived_at)) => Err(CancelCause::Deadline(deadline)),
+        cause = registration.asked() => Err(cause),
+        prepared = prepare(&host, endpoint, &info, &headers, &mut body, &tenant) => Ok(prepared?),
+        deadline = struck(host.due(info.arrived_at)) => Err(CancelCause::Deadline(deadline)),
     };
-    let (ask, mut entry) = match prepared {
+    let (request, mut admitted) = match prepared {
         Ok(prepared) => prepared,
         Err(cause) => {
-            claim.ends(EndKind::Cancelled);
+            registration.ends(EndKind::Cancelled);
             // The answer does not wait for what is still to come.
             body::discard_behind(body, host.config.clone());
-            return Err(Failure::Cancelled(cause));
+            return Err(RequestFailure::Cancelled(cause));
         }
     };
-    let said = std::mem::take(&mut entry.headers);
-    let place = entry.place.take();
-    let Ask { stream, shape, ending, logprobs, unknown, .. } = ask;
-    let (temperature, top_p) = entry.drawing;
-    let head = Head {
-        request: entry.id.clone(),
-        model: entry.model.id.clone(),
-        created: entry.at_micros / 1_000_000,
+    let said = std::mem::take(&mut admitted.headers);
+    let place = admitted.place.take();
+    let ApiRequest { stream, format, stop, logprobs, unknown, .. } = request;
+    let (temperature, top_p) = admitted.drawing;
+    let head = ResponseHead {
+        request: admitted.id.clone(),
+        model: admitted.model.id.clone(),
+        created: admitted.at_micros / 1_000_000,
         temperature,
         top_p,
         logprobs: logprobs.is_some(),
-        text: Arc::clone(&entry.text),
+        text: Arc::clone(&admitted.text),
     };
-    let title = Arc::new(result_store::Title {
-        tenant: std::mem::take(&mut entry.tenant),
+    let stored = Arc::new(result_store::StoredRequest {
+        tenant: std::mem::take(&mut admitted.tenant),
         endpoint,
-        shape: shape.clone(),
+        format: format.clone(),
         head: head.clone(),
-        canceller: claim.canceller(),
+        canceller: registration.canceller(),
     });
-    let submission = Submission { title, streaming: stream, stops: ending.stops, claim, entry };
+    let submission =
+        Submission { stored, streaming: stream, stops: stop.stops, registration, admitted };
     let mut response = match place {
         Some(place) => {
-            let title = Arc::clone(&submission.title);
-            let keeping = host.results.keep(Arc::clone(&title), State::Queued);
-            submission.submit(&host, Reader::Nobody(keeping, place), false);
-            stored_responses::shown(&host.work, &title, &State::Queued).await?
+            let stored = Arc::clone(&submission.stored);
+            let pending = host.results.keep(Arc::clone(&stored), AnswerState::Queued);
+            submission.submit(&host, Recipient::Nobody(pending, place), false);
+            stored_responses::shown(&host.work, &stored, &AnswerState::Queued).await?
         }
         None => {
             let has_left = generation.admitted();
-            let title = Arc::clone(&submission.title);
-            let (outlet, inlet) = pieces(Some(generation));
-            submission.submit(&host, Reader::Client(outlet), has_left);
+            let stored = Arc::clone(&submission.stored);
+            let (sender, receiver) = answer_channel(Some(generation));
+            submission.submit(&host, Recipient::Client(sender), has_left);
             if has_left {
                 // The connection drops this next, and what would be answered is for nobody.
                 return std::future::pending().await;
             }
             let keepalive = host.config.stream_keepalive;
             let stream = stream.then_some(keepalive);
-            answer((&host.work, &title.tenant), shape, head, stream, inlet).await?
+            answer((&host.work, &stored.tenant), format, head, stream, receiver).await?
         }
     };
-    name_ignored(&unknown, &meta.id, response.headers_mut());
+    name_ignored(&unknown, &info.id, response.headers_mut());
     policies_say(&said, response.headers_mut());
     Ok(response)
 }
@@ -135,51 +136,51 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
 
 /// Everything up to the policies' consent.
 async fn prepare(
-    host: &Host,
+    host: &ServerHost,
     endpoint: Endpoint,
-    meta: &Meta,
+    info: &RequestInfo,
     headers: &HeaderMap,
     body: &mut Body,
-    owner: &Owner,
-) -> Result<(Ask, Entry), Failure> {
-    let mut visit = match host.identify(meta, endpoint, headers).await {
-        Ok(visit) => visit,
+    tenant: &TenantSetter,
+) -> Result<(ApiRequest, AdmittedRequest), RequestFailure> {
+    let mut identified = match host.identify(info, endpoint, headers).await {
+        Ok(identified) => identified,
         Err(refused) => {
             // Not looked at, but let pass, so that the client gets to read why.
             body::discard(body, &host.config).await;
             return Err(refused);
         }
     };
-    owner.is(&visit.identity.tenant);
+    tenant.set(&identified.identity.tenant);
     if let Err(encoded) = body::as_it_is(headers) {
         body::discard(body, &host.config).await;
         return Err(encoded.into());
     }
-    let mut lease = host.work.lease(visit.whose());
+    let mut lease = host.work.lease(identified.whose());
     let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
     if let Some(why) = host.closed() {
         return Err(why);
     }
-    let understood = host.understand(&mut visit, arrived, &mut lease).await?;
-    host.admit(visit, understood, &mut lease).await
+    let parsed = host.understand(&mut identified, arrived, &mut lease).await?;
+    host.admit(identified, parsed, &mut lease).await
 }
 
 /// An admitted request, before the engine has it.
 struct Submission {
-    title: Arc<result_store::Title>,
+    stored: Arc<result_store::StoredRequest>,
     streaming: bool,
     stops: Vec<String>,
-    claim: Claim,
-    entry: Entry,
+    registration: Registration,
+    admitted: AdmittedRequest,
 }
 
 impl Submission {
     /// Hands it to the engine and starts its driver. If its client has left already, the engine
     /// has it only where somebody may want it to go on.
-    fn submit(self, host: &Host, reader: Reader, has_left: bool) {
-        let Self { title, streaming, stops, claim, entry } = self;
-        let Entry {
+    fn submit(self, host: &ServerHost, reader: Recipient, has_left: bool) {
+        let Self { stored, streaming, stops, registration, admitted } = self;
+        let AdmittedRequest {
             seat,
             arrived_at,
             admitted,
@@ -190,49 +191,50 @@ impl Submission {
             tokens_min,
             before,
             ..
-        } = entry;
-        let about = Title {
-            id: title.head.request.clone(),
+        } = admitted;
+        let about = AccountedRequest {
+            id: stored.head.request.clone(),
             arrived_at,
-            endpoint: title.endpoint,
+            endpoint: stored.endpoint,
             model: model.id.clone(),
-            recent: Arc::clone(&model.recent),
+            stats: Arc::clone(&model.stats),
             streaming,
             prompt_tokens,
         };
         let given_up = has_left
             && oversight.plan().on_disconnect == DisconnectAction::Cancel
             && !oversight.watch().events.disconnected;
-        let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
-        let text = Text::new(detokenizer, stops, tokens_min);
-        let later = (Arc::clone(&host.results), title);
+        let accounting = RequestAccounting::open(about, oversight, Arc::clone(&host.metrics));
+        let text = TextAssembler::new(detokenizer, stops, tokens_min);
+        let later = (Arc::clone(&host.results), stored);
         let running = match given_up {
             true => seat.submit_cancelled(admitted, CancelCause::Disconnect),
             false => seat.submit(admitted),
         };
         let wall = Arc::clone(&host.wall);
-        let life = Life::new(running, claim, ledger, text, reader, later, wall);
-        // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all.
-        tokio::spawn(life.run(before));
+        let driver =
+            RequestDriver::new(running, registration, accounting, text, reader, later, wall);
+        // Its owner is `in_flight`: the driver holds a claim there, and the shutdown waits for all.
+        tokio::spawn(driver.run(before));
     }
 }
 
 async fn answer(
     (work, tenant): (&WorkPool, &str),
-    shape: Shape,
-    head: Head,
+    format: ResponseFormat,
+    head: ResponseHead,
     stream: Option<Duration>,
-    inlet: Inlet,
-) -> Result<Response, Failure> {
+    receiver: ChunkReceiver,
+) -> Result<Response, RequestFailure> {
     let request = head.request.clone();
-    let mut voice = voice(shape, head);
+    let mut writer = writer(format, head);
     let (content_type, body) = if let Some(keepalive) = stream {
-        let stream = Stream::new(request, voice, inlet, keepalive);
+        let stream = SseStream::new(request, writer, receiver, keepalive);
         ("text/event-stream; charset=utf-8", Body::new(stream))
     } else {
-        let (said, done) = inlet.whole().await?;
+        let (said, done) = receiver.whole().await?;
         let bytes = said.bytes();
-        let whole = written(work, tenant, bytes, move || voice.whole(said, &done)).await?;
+        let whole = written(work, tenant, bytes, move || writer.whole(said, &done)).await?;
         ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);

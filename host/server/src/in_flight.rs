@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - A request is here for as long as its [`Claim`] lives. Ids are the clients' own, so several
+//! - A request is here for as long as its [`Registration`] lives. Ids are the clients' own, so several
 //!   requests may go by the same; who asks that id to stop asks all those of one tenant.
 //! - Until it is known whose a request is, no client can ask it to stop.
 //! - Asking is a message with a place of its own: it never waits, and asking again is harmless.
@@ -19,30 +19,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use interlock_request::{CancelCause, Endpoint, RequestId};
 use tokio::sync::{oneshot, watch};
 
-use crate::activity::{Activity, Seen};
+use crate::activity::{Activity, ActivitySnapshot};
 use crate::chunks::EndKind;
 
-/// All requests in flight.
-#[derive(Debug)]
-pub(crate) struct Live {
+#[derive(Debug, Default)]
+struct InFlightTable {
     // Every connection claims here and every driver gives back: there is no single owner. The
     // lock is held for one map operation and never across an await.
-    asks: Mutex<Asks>,
+    entries: Mutex<Entries>,
     count: watch::Sender<usize>,
 }
 
 /// Where each is asked to stop; taken by the first who asks.
 #[derive(Debug, Default)]
-struct Asks {
+struct Entries {
     // An id and a number of ours: requests of the same id stand side by side.
-    by_name: BTreeMap<Name, Place>,
+    by_name: BTreeMap<RequestKey, InFlightEntry>,
     claimed: u64,
 }
 
-type Name = (RequestId, u64);
+type RequestKey = (RequestId, u64);
 
 #[derive(Debug)]
-struct Place {
+struct InFlightEntry {
     /// Whose request it is, once that is known.
     tenant: Option<String>,
     ask: Option<oneshot::Sender<CancelCause>>,
@@ -52,51 +51,24 @@ struct Place {
 
 /// A request of a list.
 #[derive(Debug)]
-pub(crate) struct Listed {
+pub(crate) struct ListedRequest {
     pub(crate) id: RequestId,
     /// Whose it is, once that is known.
     pub(crate) tenant: Option<String>,
-    pub(crate) seen: Seen,
+    pub(crate) snapshot: ActivitySnapshot,
 }
 
 /// The requests that a server has in flight, for whoever lists or cancels them from outside.
 ///
 /// Made before the server, which is given one, and so is who looks on. Clones are the same.
-#[derive(Debug, Clone)]
-pub struct InFlight(pub(crate) Arc<Live>);
-
-impl Default for InFlight {
-    fn default() -> Self {
-        Self(Live::new())
-    }
-}
-
-impl InFlight {
-    /// As [`Live::list`].
-    pub(crate) fn list(
-        &self,
-        most: usize,
-        wanted: impl Fn(&Listed) -> bool,
-    ) -> (usize, Vec<Listed>) {
-        self.0.list(most, wanted)
-    }
-
-    /// As [`Live::cancel`].
-    pub(crate) fn cancel(
-        &self,
-        id: &RequestId,
-        tenant: Option<&str>,
-        cause: CancelCause,
-    ) -> Vec<Stopping> {
-        self.0.cancel(id, tenant, cause)
-    }
-}
+#[derive(Debug, Clone, Default)]
+pub struct InFlight(Arc<InFlightTable>);
 
 /// A place among the requests in flight, and where its request learns that it should stop.
 #[derive(Debug)]
-pub(crate) struct Claim {
-    live: Arc<Live>,
-    name: Name,
+pub(crate) struct Registration {
+    in_flight: InFlight,
+    name: RequestKey,
     asked: Option<oneshot::Receiver<CancelCause>>,
     end: watch::Sender<Option<EndKind>>,
     activity: Activity,
@@ -104,32 +76,28 @@ pub(crate) struct Claim {
 
 /// A request that was asked to stop.
 #[derive(Debug)]
-pub(crate) struct Stopping(watch::Receiver<Option<EndKind>>);
+pub(crate) struct EndWaiter(watch::Receiver<Option<EndKind>>);
 
 /// A way to ask one request to stop, and no other of its id.
 #[derive(Debug)]
 pub(crate) struct Canceller {
-    live: Arc<Live>,
-    name: Name,
+    in_flight: InFlight,
+    name: RequestKey,
 }
 
-impl Live {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { asks: Mutex::default(), count: watch::Sender::new(0) })
-    }
-
+impl InFlight {
     /// Takes in one more request.
-    pub(crate) fn claim(self: &Arc<Self>, id: &RequestId, endpoint: Endpoint) -> Claim {
+    pub(crate) fn register(&self, id: &RequestId, endpoint: Endpoint) -> Registration {
         let (ask, asked) = oneshot::channel();
         let (end_in, end) = watch::channel(None);
-        let mut asks = self.asks();
-        asks.claimed += 1;
-        let name = (id.clone(), asks.claimed);
+        let mut entries = self.entries();
+        entries.claimed += 1;
+        let name = (id.clone(), entries.claimed);
         let activity = Activity::new(endpoint);
-        let place = Place { tenant: None, ask: Some(ask), end, activity: activity.clone() };
-        asks.by_name.insert(name.clone(), place);
-        self.count.send_replace(asks.by_name.len());
-        Claim { live: Arc::clone(self), name, asked: Some(asked), end: end_in, activity }
+        let entry = InFlightEntry { tenant: None, ask: Some(ask), end, activity: activity.clone() };
+        entries.by_name.insert(name.clone(), entry);
+        self.0.count.send_replace(entries.by_name.len());
+        Registration { in_flight: self.clone(), name, asked: Some(asked), end: end_in, activity }
     }
 
     /// Asks requests of an id to stop: all of this tenant, or of any, then also those of which it is
@@ -139,17 +107,17 @@ impl Live {
         id: &RequestId,
         tenant: Option<&str>,
         cause: CancelCause,
-    ) -> Vec<Stopping> {
-        let mut asks = self.asks();
-        let all = asks.by_name.range_mut(named(id));
-        let theirs = all.filter(|(_, place)| tenant.is_none() || place.tenant.as_deref() == tenant);
-        theirs.map(|(_, place)| place.ask(cause)).collect()
+    ) -> Vec<EndWaiter> {
+        let mut entries = self.entries();
+        let all = entries.by_name.range_mut(named(id));
+        let theirs = all.filter(|(_, entry)| tenant.is_none() || entry.tenant.as_deref() == tenant);
+        theirs.map(|(_, entry)| entry.ask(cause)).collect()
     }
 
     /// The endpoint that the latest request of this id came through, whosever it is.
     pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
-        let latest = self.asks().by_name.range(named(id)).next_back()?.1.activity.clone();
-        Some(latest.seen().endpoint)
+        let latest = self.entries().by_name.range(named(id)).next_back()?.1.activity.clone();
+        Some(latest.snapshot().endpoint)
     }
 
     /// Has this tenant a request of this id whose end is not certain, through one of these endpoints?
@@ -159,24 +127,25 @@ impl Live {
         tenant: &str,
         through: impl Fn(Endpoint) -> bool,
     ) -> bool {
-        let asks = self.asks();
-        let theirs =
-            |place: &Place| place.tenant.as_deref() == Some(tenant) && place.end.borrow().is_none();
-        let mut all = asks.by_name.range(named(id));
-        all.any(|(_, place)| theirs(place) && through(place.activity.seen().endpoint))
+        let entries = self.entries();
+        let theirs = |entry: &InFlightEntry| {
+            entry.tenant.as_deref() == Some(tenant) && entry.end.borrow().is_none()
+        };
+        let mut all = entries.by_name.range(named(id));
+        all.any(|(_, entry)| theirs(entry) && through(entry.activity.snapshot().endpoint))
     }
 
     /// Those that are wanted, at most so many, the oldest first; and how many are wanted in all.
     pub(crate) fn list(
         &self,
         most: usize,
-        wanted: impl Fn(&Listed) -> bool,
-    ) -> (usize, Vec<Listed>) {
-        let listed = |((id, number), place): (&Name, &Place)| {
-            let (tenant, seen) = (place.tenant.clone(), place.activity.seen());
-            (*number, Listed { id: id.clone(), tenant, seen })
+        wanted: impl Fn(&ListedRequest) -> bool,
+    ) -> (usize, Vec<ListedRequest>) {
+        let listed = |((id, number), entry): (&RequestKey, &InFlightEntry)| {
+            let (tenant, snapshot) = (entry.tenant.clone(), entry.activity.snapshot());
+            (*number, ListedRequest { id: id.clone(), tenant, snapshot })
         };
-        let mut all: Vec<_> = self.asks().by_name.iter().map(listed).collect();
+        let mut all: Vec<_> = self.entries().by_name.iter().map(listed).collect();
         all.retain(|(_, request)| wanted(request));
         all.sort_by_key(|(number, _)| *number);
         let total = all.len();
@@ -185,43 +154,43 @@ impl Live {
 
     /// Asks all of them; how many there were.
     pub(crate) fn cancel_all(&self, cause: CancelCause) -> usize {
-        let mut asks = self.asks();
-        asks.by_name.values_mut().map(|place| place.ask(cause)).count()
+        let mut entries = self.entries();
+        entries.by_name.values_mut().map(|entry| entry.ask(cause)).count()
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        *self.count.borrow()
+        *self.0.count.borrow()
     }
 
     /// Returns once none is live.
     pub(crate) async fn empty(&self) {
-        let mut count = self.count.subscribe();
+        let mut count = self.0.count.subscribe();
         // The sender is `self`, so this cannot fail.
         let _ = count.wait_for(|&count| count == 0).await;
     }
 
-    fn asks(&self) -> MutexGuard<'_, Asks> {
-        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Under which names requests of this id stand.
-fn named(id: &RequestId) -> RangeInclusive<Name> {
+fn named(id: &RequestId) -> RangeInclusive<RequestKey> {
     (id.clone(), 0)..=(id.clone(), u64::MAX)
 }
 
-impl Place {
-    fn ask(&mut self, cause: CancelCause) -> Stopping {
+impl InFlightEntry {
+    fn ask(&mut self, cause: CancelCause) -> EndWaiter {
         if let Some(ask) = self.ask.take() {
             // Who is not listening any more has ended.
             let _ = ask.send(cause);
         }
-        Stopping(self.end.clone())
+        EndWaiter(self.end.clone())
     }
 }
 
-impl Stopping {
+impl EndWaiter {
     /// How it ended; returns as soon as that is certain.
     pub(crate) async fn end(mut self) -> EndKind {
         match self.0.wait_for(Option::is_some).await {
@@ -233,35 +202,35 @@ impl Stopping {
 
 impl Canceller {
     /// Asks it to stop; `None`: it has ended.
-    pub(crate) fn cancel(&self, cause: CancelCause) -> Option<Stopping> {
-        self.live.asks().by_name.get_mut(&self.name).map(|place| place.ask(cause))
+    pub(crate) fn cancel(&self, cause: CancelCause) -> Option<EndWaiter> {
+        self.in_flight.entries().by_name.get_mut(&self.name).map(|entry| entry.ask(cause))
     }
 }
 
 /// Where to say whose request a claim is for.
 #[derive(Debug)]
-pub(crate) struct Owner {
-    live: Arc<Live>,
-    name: Name,
+pub(crate) struct TenantSetter {
+    in_flight: InFlight,
+    name: RequestKey,
 }
 
-impl Owner {
-    pub(crate) fn is(&self, tenant: &str) {
-        if let Some(place) = self.live.asks().by_name.get_mut(&self.name) {
-            place.tenant = Some(tenant.to_owned());
+impl TenantSetter {
+    pub(crate) fn set(&self, tenant: &str) {
+        if let Some(entry) = self.in_flight.entries().by_name.get_mut(&self.name) {
+            entry.tenant = Some(tenant.to_owned());
         }
     }
 }
 
-impl Claim {
+impl Registration {
     /// Where to say whose request it is.
-    pub(crate) fn owner(&self) -> Owner {
-        Owner { live: Arc::clone(&self.live), name: self.name.clone() }
+    pub(crate) fn tenant_setter(&self) -> TenantSetter {
+        TenantSetter { in_flight: self.in_flight.clone(), name: self.name.clone() }
     }
 
     /// A way to ask this very request to stop.
     pub(crate) fn canceller(&self) -> Canceller {
-        Canceller { live: Arc::clone(&self.live), name: self.name.clone() }
+        Canceller { in_flight: self.in_flight.clone(), name: self.name.clone() }
     }
 
     /// It is certain how its request ends. Again, nothing happens.
@@ -291,11 +260,11 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Registration {
     fn drop(&mut self) {
-        let mut asks = self.live.asks();
-        asks.by_name.remove(&self.name);
-        self.live.count.send_replace(asks.by_name.len());
+        let mut entries = self.in_flight.entries();
+        entries.by_name.remove(&self.name);
+        self.in_flight.0.count.send_replace(entries.by_name.len());
     }
 }
 
@@ -305,36 +274,37 @@ mod tests {
 
     const ENDPOINT: Endpoint = Endpoint::Completions;
 
-    fn claim(live: &Arc<Live>, id: &RequestId, tenant: &str) -> Claim {
-        let claim = live.claim(id, ENDPOINT);
-        claim.owner().is(tenant);
-        claim
+    fn registration(in_flight: &InFlight, id: &RequestId, tenant: &str) -> Registration {
+        let registration = in_flight.register(id, ENDPOINT);
+        registration.tenant_setter().set(tenant);
+        registration
     }
 
     #[tokio::test]
     async fn the_first_to_ask_is_heard_and_asking_again_is_harmless() {
-        let live = Live::new();
+        let in_flight = InFlight::default();
         let id = RequestId::generate();
-        let mut claim = claim(&live, &id, "acme");
-        assert_eq!(live.cancel(&id, Some("acme"), CancelCause::Operator).len(), 1);
-        assert_eq!(live.cancel(&id, Some("acme"), CancelCause::Shutdown).len(), 1);
-        assert_eq!(claim.asked().await, CancelCause::Operator);
-        drop(claim);
-        assert_eq!(live.cancel(&id, Some("acme"), CancelCause::Operator).len(), 0);
+        let mut registration = registration(&in_flight, &id, "acme");
+        assert_eq!(in_flight.cancel(&id, Some("acme"), CancelCause::Operator).len(), 1);
+        assert_eq!(in_flight.cancel(&id, Some("acme"), CancelCause::Shutdown).len(), 1);
+        assert_eq!(registration.asked().await, CancelCause::Operator);
+        drop(registration);
+        assert_eq!(in_flight.cancel(&id, Some("acme"), CancelCause::Operator).len(), 0);
     }
 
     #[tokio::test]
     async fn whoever_asks_learns_the_end_that_was_certain_first() {
-        let live = Live::new();
+        let in_flight = InFlight::default();
         let id = RequestId::generate();
-        let claim = claim(&live, &id, "acme");
-        let ask =
-            || live.cancel(&id, Some("acme"), CancelCause::Operator).pop().expect("it is live");
+        let registration = registration(&in_flight, &id, "acme");
+        let ask = || {
+            in_flight.cancel(&id, Some("acme"), CancelCause::Operator).pop().expect("it is live")
+        };
         let before = ask();
-        claim.ends(EndKind::Completed);
-        claim.ends(EndKind::Cancelled);
+        registration.ends(EndKind::Completed);
+        registration.ends(EndKind::Cancelled);
         let after = ask();
-        drop(claim);
+        drop(registration);
         assert_eq!(
             (before.end().await, after.end().await),
             (EndKind::Completed, EndKind::Completed)
@@ -343,38 +313,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_goes_without_a_word_has_failed() {
-        let live = Live::new();
+        let in_flight = InFlight::default();
         let id = RequestId::generate();
-        let claim = claim(&live, &id, "acme");
-        let asked = claim.canceller().cancel(CancelCause::Operator).expect("it is live");
-        let canceller = claim.canceller();
-        drop(claim);
+        let registration = registration(&in_flight, &id, "acme");
+        let asked = registration.canceller().cancel(CancelCause::Operator).expect("it is live");
+        let canceller = registration.canceller();
+        drop(registration);
         assert_eq!(asked.end().await, EndKind::Failed);
         assert!(canceller.cancel(CancelCause::Operator).is_none());
     }
 
     #[tokio::test]
     async fn all_of_a_tenants_id_are_asked_and_nobody_else() {
-        let live = Live::new();
+        let in_flight = InFlight::default();
         let [ours, before, after] = ["b", "a", "c"].map(|id| RequestId::parse(id).expect("an id"));
-        let mut two = [claim(&live, &ours, "acme"), claim(&live, &ours, "acme")];
+        let mut two =
+            [registration(&in_flight, &ours, "acme"), registration(&in_flight, &ours, "acme")];
         let others = [
-            claim(&live, &before, "acme"),
-            claim(&live, &after, "acme"),
-            claim(&live, &ours, "globex"),
-            live.claim(&ours, ENDPOINT),
+            registration(&in_flight, &before, "acme"),
+            registration(&in_flight, &after, "acme"),
+            registration(&in_flight, &ours, "globex"),
+            in_flight.register(&ours, ENDPOINT),
         ];
-        assert_eq!(live.cancel(&ours, Some("acme"), CancelCause::Operator).len(), 2);
-        for claim in &mut two {
-            assert_eq!(claim.asked().await, CancelCause::Operator);
+        assert_eq!(in_flight.cancel(&ours, Some("acme"), CancelCause::Operator).len(), 2);
+        for registration in &mut two {
+            assert_eq!(registration.asked().await, CancelCause::Operator);
         }
         drop(two);
         assert_eq!(
-            (live.cancel(&ours, Some("acme"), CancelCause::Operator).len(), live.count()),
+            (in_flight.cancel(&ours, Some("acme"), CancelCause::Operator).len(), in_flight.count()),
             (0, 4)
         );
-        assert_eq!(live.cancel_all(CancelCause::Shutdown), 4);
+        assert_eq!(in_flight.cancel_all(CancelCause::Shutdown), 4);
         drop(others);
-        live.empty().await;
+        in_flight.empty().await;
     }
 }

@@ -59,7 +59,7 @@ mod metrics_listener;
 mod model_stats;
 mod models;
 mod origin;
-mod path_part;
+mod path_param;
 mod paths;
 mod prefix_keys;
 mod request_info;
@@ -71,7 +71,7 @@ mod wall_clock;
 mod work;
 mod write_out;
 
-pub use admin::{AdminParts, NotSwapped, PolicyAdmin, Replacement, Swapping, serve_admin};
+pub use admin::{AdminParts, PolicyAdmin, Replacement, SwapError, SwapFuture, serve_admin};
 pub use config::{AdminConfig, DetachedConfig, HalfClose, MetricsConfig, ServerConfig};
 pub use connection::descriptors;
 pub use endpoints::request_fields_md;
@@ -81,6 +81,8 @@ pub use metrics::ServerMetrics;
 pub use metrics_listener::{MetricsParts, serve_metrics};
 pub use models::ServedModel;
 pub use prefix_keys::PrefixKeys;
-pub use serve::{Served, app, listen, serve};
-pub use wall_clock::{Wall, system_time};
-pub use work::{Class, Job, NotDone, Owner, Part, STUCK_MAX, WorkConfig, WorkMetrics, WorkPool};
+pub use serve::{ServeOutcome, app, listen, serve};
+pub use wall_clock::{WallClock, system_time};
+pub use work::{
+    Class, ModelPart, STUCK_MAX, WorkConfig, WorkError, WorkJob, WorkMetrics, WorkOwner, WorkPool,
+};

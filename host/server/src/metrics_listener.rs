@@ -19,10 +19,10 @@ use interlock_metrics::Registry;
 use tokio::net::TcpListener;
 
 use crate::body;
-use crate::connection::{Listener, Rules};
+use crate::connection::{Listener, ListenerRules};
 use crate::endpoints::error_json;
 use crate::error_response::json_errors;
-use crate::failure::Failure;
+use crate::failure::RequestFailure;
 use crate::origin::OriginRules;
 use crate::{MetricsConfig, ServerConfig, ServerMetrics};
 
@@ -52,7 +52,7 @@ pub async fn serve_metrics(
         .layer(middleware::from_fn_with_state(origins, of_no_page))
         .layer(middleware::from_fn(json_errors))
         .layer(middleware::from_fn_with_state(Arc::new(server.clone()), body::pass));
-    let rules = Rules::of_metrics(&config, &server);
+    let rules = ListenerRules::of_metrics(&config, &server);
     let open = metrics.metrics_connections.clone();
     Listener { listener, rules, router, metrics: Arc::new(metrics), open, error_json }
         .serve(shutdown)
@@ -62,19 +62,19 @@ pub async fn serve_metrics(
 async fn of_no_page(State(origins): State<OriginRules>, request: Request, next: Next) -> Response {
     match origins.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(foreign) => Failure::Foreign(foreign).into_response(),
+        Err(foreign) => RequestFailure::Foreign(foreign).into_response(),
     }
 }
 
-async fn exposition(State(registry): State<Arc<Registry>>) -> Result<Response, Failure> {
+async fn exposition(State(registry): State<Arc<Registry>>) -> Result<Response, RequestFailure> {
     expose(&registry)
 }
 
 /// All metrics, as Prometheus reads them.
-pub(crate) fn expose(registry: &Registry) -> Result<Response, Failure> {
+pub(crate) fn expose(registry: &Registry) -> Result<Response, RequestFailure> {
     let text = registry.expose().map_err(|error| {
         tracing::error!(%error, "metrics could not be encoded");
-        Failure::INTERNAL
+        RequestFailure::INTERNAL
     })?;
     Ok(([(header::CONTENT_TYPE, Registry::CONTENT_TYPE)], text).into_response())
 }

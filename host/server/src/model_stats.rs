@@ -8,30 +8,30 @@ use std::time::Duration;
 
 /// The last requests of one model.
 #[derive(Debug, Default)]
-pub(crate) struct Recent {
+pub(crate) struct ModelStats {
     // Every driver writes here and every routed request reads: there is no single owner. The lock
     // is held for a few comparisons and never across an await.
-    seen: Mutex<Seen>,
+    seen: Mutex<StatsState>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
-    first_token: Last<Duration>,
-    inter_token: Last<Duration>,
-    prefixes: Last<u64>,
+struct StatsState {
+    first_token: LastValues<Duration>,
+    inter_token: LastValues<Duration>,
+    prefixes: LastValues<u64>,
 }
 
 /// The last few of something, oldest first.
 #[derive(Debug)]
-struct Last<T>(VecDeque<T>);
+struct LastValues<T>(VecDeque<T>);
 
-impl<T> Default for Last<T> {
+impl<T> Default for LastValues<T> {
     fn default() -> Self {
         Self(VecDeque::new())
     }
 }
 
-impl<T: Copy + Ord> Last<T> {
+impl<T: Copy + Ord> LastValues<T> {
     fn push(&mut self, one: T, most: usize) {
         if self.0.len() == most {
             self.0.pop_front();
@@ -46,7 +46,7 @@ impl<T: Copy + Ord> Last<T> {
     }
 }
 
-impl Recent {
+impl ModelStats {
     /// Requests whose times count.
     const REQUESTS: usize = 64;
     /// Beginnings of prompts that are remembered: more than any cache keeps the pages of.
@@ -83,7 +83,7 @@ impl Recent {
         (seen.first_token.median(), seen.inter_token.median())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, StatsState> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -94,22 +94,22 @@ mod tests {
 
     #[test]
     fn the_median_is_of_the_last_requests() {
-        let recent = Recent::default();
-        assert_eq!(recent.medians(), (None, None));
+        let stats = ModelStats::default();
+        assert_eq!(stats.medians(), (None, None));
         for n in 0..1000 {
-            recent.first_token(Duration::from_millis(n));
+            stats.first_token(Duration::from_millis(n));
         }
-        assert_eq!(recent.medians().0, Some(Duration::from_millis(1000 - 32)));
+        assert_eq!(stats.medians().0, Some(Duration::from_millis(1000 - 32)));
     }
 
     #[test]
     fn prefixes_are_forgotten_the_oldest_first() {
-        let recent = Recent::default();
-        for key in 0..=Recent::PREFIXES as u64 + 1 {
-            recent.prefix(key);
-            recent.prefix(1);
+        let stats = ModelStats::default();
+        for key in 0..=ModelStats::PREFIXES as u64 + 1 {
+            stats.prefix(key);
+            stats.prefix(1);
         }
-        assert!(recent.has_prefix(1) && !recent.has_prefix(2) && recent.has_prefix(3));
-        assert!(!recent.has_prefix(0), "0 is no prefix");
+        assert!(stats.has_prefix(1) && !stats.has_prefix(2) && stats.has_prefix(3));
+        assert!(!stats.has_prefix(0), "0 is no prefix");
     }
 }

@@ -3,7 +3,7 @@
 //! Whoever runs the host may have a browser open beside it, and any page in it can send requests
 //! here: a form or a script may post a text to any address (and the browser says from where, in
 //! `Origin`), and a page whose own name was made to stand for this machine may even read the answers
-//! (DNS rebinding; then that name is in `Host`). So a page is refused unless its origin is allowed,
+//! (DNS rebinding; then that name is in `ServerHost`). So a page is refused unless its origin is allowed,
 //! and where only this machine can reach a listener, so is a name that is not the listener's.
 //! Addresses need no such care, nor does `localhost` with all names under it: no page can make them
 //! stand for anything else.
@@ -44,7 +44,7 @@ pub(crate) enum Foreign {
     /// It comes from a page of this origin.
     Origin(String),
     /// It calls us by this name.
-    Host(String),
+    ServerHost(String),
 }
 
 /// Names that are allowed, in lower case.
@@ -104,7 +104,7 @@ impl OriginRules {
         let names = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
         let mut names = names.chain(absolute).chain(unnamed.then_some(&b""[..]));
         if let Some(host) = names.find(|host| !self.is_called(host)) {
-            return Err(Foreign::Host(told(host)));
+            return Err(Foreign::ServerHost(told(host)));
         }
         let mut origins = headers.get_all(header::ORIGIN).iter();
         match origins.find(|origin| !self.allows(origin, headers)) {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     fn host(name: &str) -> Option<Foreign> {
-        Some(Foreign::Host(name.into()))
+        Some(Foreign::ServerHost(name.into()))
     }
 
     fn origin(name: &str) -> Option<Foreign> {

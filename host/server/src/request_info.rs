@@ -9,7 +9,7 @@ use crate::connection::Client;
 
 /// What is known of a request once its head is read.
 #[derive(Debug, Clone)]
-pub(crate) struct Meta {
+pub(crate) struct RequestInfo {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,

@@ -16,50 +16,50 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::DetachedConfig;
-use crate::answer_state::State;
-use crate::chunks::{Done, Said};
-use crate::endpoints::{Head, Shape};
-use crate::failure::Failure;
+use crate::answer_state::AnswerState;
+use crate::chunks::{Done, TextChunk};
+use crate::endpoints::{ResponseFormat, ResponseHead};
+use crate::failure::RequestFailure;
 use crate::in_flight::Canceller;
 
 /// Where results are kept.
 #[derive(Debug)]
-pub(crate) struct Results {
+pub(crate) struct ResultStore {
     // Drivers put here and clients take: there is no single owner. The lock is held for map
     // operations and never across an await.
-    shelf: Mutex<Shelf>,
+    stored_results: Mutex<StoredResults>,
     alone: Arc<Semaphore>,
     config: DetachedConfig,
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
-    by_name: BTreeMap<Name, Kept>,
+struct StoredResults {
+    by_name: BTreeMap<ResultKey, StoredResult>,
     /// Those that have ended, oldest first.
-    ended: VecDeque<(Instant, Name, u64)>,
+    ended: VecDeque<(Instant, ResultKey, u64)>,
     bytes: usize,
     numbers: u64,
 }
 
 /// An id and a tenant. Ids are the clients' own, so nobody's may be in the way of another tenant's.
-type Name = (RequestId, String);
+type ResultKey = (RequestId, String);
 
 /// A result, or one to come.
 #[derive(Debug)]
-struct Kept {
+struct StoredResult {
     /// Another of the same name may have taken this one's place.
     number: u64,
-    title: Arc<Title>,
-    state: State,
+    stored: Arc<StoredRequest>,
+    state: AnswerState,
 }
 
 /// Whose result it is, and in whose language it is told.
 #[derive(Debug)]
-pub(crate) struct Title {
+pub(crate) struct StoredRequest {
     pub(crate) tenant: String,
     pub(crate) endpoint: Endpoint,
-    pub(crate) shape: Shape,
-    pub(crate) head: Head,
+    pub(crate) format: ResponseFormat,
+    pub(crate) head: ResponseHead,
     /// Asks it to stop.
     pub(crate) canceller: Canceller,
 }
@@ -67,18 +67,18 @@ pub(crate) struct Title {
 /// The duty to say what became of a request whose result is to be kept. Dropping it says that it
 /// failed.
 #[derive(Debug)]
-pub(crate) struct Keeping {
-    results: Arc<Results>,
-    name: Name,
+pub(crate) struct PendingResult {
+    results: Arc<ResultStore>,
+    name: ResultKey,
     number: u64,
     ended: bool,
 }
 
-impl Results {
+impl ResultStore {
     pub(crate) fn new(config: DetachedConfig) -> Arc<Self> {
         let places = config.requests_max.min(Semaphore::MAX_PERMITS);
         let alone = Arc::new(Semaphore::new(places));
-        Arc::new(Self { shelf: Mutex::default(), alone, config })
+        Arc::new(Self { stored_results: Mutex::default(), alone, config })
     }
 
     /// A place for a request that begins without a client.
@@ -86,8 +86,8 @@ impl Results {
     /// # Errors
     ///
     /// When as many go on without one as may.
-    pub(crate) fn place_in_background(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        self.place().ok_or(Failure::Detached { limit: self.config.requests_max })
+    pub(crate) fn place_in_background(&self) -> Result<OwnedSemaphorePermit, RequestFailure> {
+        self.place().ok_or(RequestFailure::Detached { limit: self.config.requests_max })
     }
 
     /// A place among the requests that go on without a client, if there is one.
@@ -96,61 +96,69 @@ impl Results {
     }
 
     /// Begins to keep a result.
-    pub(crate) fn keep(self: &Arc<Self>, title: Arc<Title>, state: State) -> Keeping {
-        let name = title.name();
-        let mut shelf = self.shelf();
+    pub(crate) fn keep(
+        self: &Arc<Self>,
+        stored: Arc<StoredRequest>,
+        state: AnswerState,
+    ) -> PendingResult {
+        let name = stored.name();
+        let mut stored_results = self.stored_results();
         // It takes the place of one of the same name.
-        shelf.remove(&name);
-        shelf.numbers += 1;
-        let number = shelf.numbers;
-        shelf.by_name.insert(name.clone(), Kept { number, title, state });
-        Keeping { results: Arc::clone(self), name, number, ended: false }
+        stored_results.remove(&name);
+        stored_results.numbers += 1;
+        let number = stored_results.numbers;
+        stored_results.by_name.insert(name.clone(), StoredResult { number, stored, state });
+        PendingResult { results: Arc::clone(self), name, number, ended: false }
     }
 
     /// What is kept under this id for this tenant.
-    pub(crate) fn get(&self, id: &RequestId, tenant: &str) -> Option<(Arc<Title>, State)> {
-        let mut shelf = self.shelf();
-        shelf.forget(&self.config, Instant::now());
-        let kept = shelf.by_name.get(&(id.clone(), tenant.to_owned()))?;
-        Some((Arc::clone(&kept.title), kept.state.clone()))
+    pub(crate) fn get(
+        &self,
+        id: &RequestId,
+        tenant: &str,
+    ) -> Option<(Arc<StoredRequest>, AnswerState)> {
+        let mut stored_results = self.stored_results();
+        stored_results.forget(&self.config, Instant::now());
+        let kept = stored_results.by_name.get(&(id.clone(), tenant.to_owned()))?;
+        Some((Arc::clone(&kept.stored), kept.state.clone()))
     }
 
     /// How far the one of this title is, if it is still kept.
-    pub(crate) fn state_of(&self, title: &Arc<Title>) -> Option<State> {
-        let shelf = self.shelf();
-        shelf.by_title(title).map(|kept| kept.state.clone())
+    pub(crate) fn state_of(&self, stored: &Arc<StoredRequest>) -> Option<AnswerState> {
+        let stored_results = self.stored_results();
+        stored_results.by_title(stored).map(|kept| kept.state.clone())
     }
 
     /// The endpoint that the latest kept request of this id came through, whosever it is.
     pub(crate) fn endpoint(&self, id: &RequestId) -> Option<Endpoint> {
-        let shelf = self.shelf();
-        let all = shelf.by_name.range((id.clone(), String::new())..);
+        let stored_results = self.stored_results();
+        let all = stored_results.by_name.range((id.clone(), String::new())..);
         let of_id = all.take_while(|((kept, _), _)| kept == id);
-        of_id.max_by_key(|(_, kept)| kept.number).map(|(_, kept)| kept.title.endpoint)
+        of_id.max_by_key(|(_, kept)| kept.number).map(|(_, kept)| kept.stored.endpoint)
     }
 
     /// Forgets it, also if it still runs: then nothing will be kept of it. False: somebody else has.
-    pub(crate) fn remove(&self, title: &Arc<Title>) -> bool {
-        let mut shelf = self.shelf();
-        shelf.by_title(title).is_some() && shelf.remove(&title.name())
+    pub(crate) fn remove(&self, stored: &Arc<StoredRequest>) -> bool {
+        let mut stored_results = self.stored_results();
+        stored_results.by_title(stored).is_some() && stored_results.remove(&stored.name())
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stored_results(&self) -> MutexGuard<'_, StoredResults> {
+        self.stored_results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Shelf {
+impl StoredResults {
     /// The one of this title, and no other of its name.
-    fn by_title(&self, title: &Arc<Title>) -> Option<&Kept> {
-        self.by_name.get(&title.name()).filter(|kept| Arc::ptr_eq(&kept.title, title))
+    fn by_title(&self, stored: &Arc<StoredRequest>) -> Option<&StoredResult> {
+        self.by_name.get(&stored.name()).filter(|kept| Arc::ptr_eq(&kept.stored, stored))
     }
 
     /// Lets go of it, wherever it is written.
-    fn remove(&mut self, name: &Name) -> bool {
+    fn remove(&mut self, name: &ResultKey) -> bool {
         let Some(kept) = self.by_name.remove(name) else { return false };
         self.bytes -= kept.bytes();
-        if let State::Ended(_) = kept.state {
+        if let AnswerState::Ended(_) = kept.state {
             self.ended.retain(|(_, _, number)| *number != kept.number);
         }
         true
@@ -171,62 +179,62 @@ impl Shelf {
     }
 }
 
-impl Kept {
+impl StoredResult {
     fn bytes(&self) -> usize {
         match &self.state {
-            State::Queued | State::Running => 0,
-            State::Ended(result) => result.0.bytes() + self.title.bytes(),
+            AnswerState::Queued | AnswerState::Running => 0,
+            AnswerState::Ended(result) => result.0.bytes() + self.stored.bytes(),
         }
     }
 }
 
-impl Title {
-    fn name(&self) -> Name {
+impl StoredRequest {
+    fn name(&self) -> ResultKey {
         (self.head.request.clone(), self.tenant.clone())
     }
 
     /// About as much memory as the client's own words in it take.
     fn bytes(&self) -> usize {
-        self.tenant.len() + self.shape.bytes()
+        self.tenant.len() + self.format.bytes()
     }
 }
 
-impl Keeping {
+impl PendingResult {
     /// Its first pass begins.
     pub(crate) fn started(&self) {
-        if let Some(kept) = self.results.shelf().by_name.get_mut(&self.name)
+        if let Some(kept) = self.results.stored_results().by_name.get_mut(&self.name)
             && kept.number == self.number
         {
-            kept.state = State::Running;
+            kept.state = AnswerState::Running;
         }
     }
 
     /// It has ended.
-    pub(crate) fn end(mut self, said: Said, how: Result<Done, Failure>) {
-        self.write(said, how);
+    pub(crate) fn end(mut self, chunk: TextChunk, how: Result<Done, RequestFailure>) {
+        self.write(chunk, how);
     }
 
-    fn write(&mut self, said: Said, how: Result<Done, Failure>) {
+    fn write(&mut self, chunk: TextChunk, how: Result<Done, RequestFailure>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let mut shelf = self.results.shelf();
+        let mut stored_results = self.results.stored_results();
         let Some(kept) =
-            shelf.by_name.get_mut(&self.name).filter(|kept| kept.number == self.number)
+            stored_results.by_name.get_mut(&self.name).filter(|kept| kept.number == self.number)
         else {
             return;
         };
-        kept.state = State::Ended(Arc::new((said, how)));
+        kept.state = AnswerState::Ended(Arc::new((chunk, how)));
         let (now, bytes) = (Instant::now(), kept.bytes());
-        shelf.bytes += bytes;
-        shelf.ended.push_back((now, self.name.clone(), self.number));
-        shelf.forget(&self.results.config, now);
+        stored_results.bytes += bytes;
+        stored_results.ended.push_back((now, self.name.clone(), self.number));
+        stored_results.forget(&self.results.config, now);
     }
 }
 
-impl Drop for Keeping {
+impl Drop for PendingResult {
     fn drop(&mut self) {
-        self.write(Said::default(), Err(Failure::INTERNAL));
+        self.write(TextChunk::default(), Err(RequestFailure::INTERNAL));
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
-pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
+pub type WallClock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// In microseconds.
 pub(crate) fn micros(time: Duration) -> u64 {

@@ -39,11 +39,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub use config::WorkConfig;
-use line::Place;
-pub(crate) use memory::Lease;
-use memory::Memory;
+use line::QueueTicket;
+use memory::MemoryBudget;
+pub(crate) use memory::MemoryLease;
 pub use metrics::WorkMetrics;
-use threads::Threads;
+use threads::WorkerThreads;
 
 /// So many threads may be stuck in the same kind of work for the same model; then it is refused.
 /// Those that were under way then may still join them.
@@ -57,19 +57,19 @@ pub enum Class {
     /// A long one.
     Medium,
     /// A very long one.
-    Large,
+    DroppedInPool,
 }
 
 impl Class {
     /// All of them, smallest first.
-    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::Large];
+    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::DroppedInPool];
 
     /// Its label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Medium => "medium",
-            Self::Large => "large",
+            Self::DroppedInPool => "large",
         }
     }
 
@@ -79,7 +79,7 @@ impl Class {
         match (bytes, parts) {
             (..=0x4000, ..=0x400) => Self::Small,
             (..=0x4_0000, ..=0x4000) => Self::Medium,
-            _ => Self::Large,
+            _ => Self::DroppedInPool,
         }
     }
 
@@ -91,14 +91,14 @@ impl Class {
 
 /// What of a model's is at work, for work that may never end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum ModelPart {
     /// Its chat template, and then its tokenizer.
     ChatTemplate,
     /// Its tokenizer alone.
     Tokenizer,
 }
 
-impl Part {
+impl ModelPart {
     /// Its name in metrics, logs and errors.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -117,24 +117,24 @@ impl Part {
 }
 
 /// A model, and the part of it that is at work.
-pub type Owner = (ModelId, Part);
+pub type WorkOwner = (ModelId, ModelPart);
 
 /// A piece of work and whose it is.
 #[derive(Debug, Clone)]
-pub struct Job<'a> {
+pub struct WorkJob<'a> {
     /// How much it is.
     pub class: Class,
     /// With whose it takes turns.
     pub tenant: &'a str,
     /// Whose fault it is when it does not end; `None` for work that always does.
-    pub owner: Option<Owner>,
+    pub owner: Option<WorkOwner>,
     /// When its request's time is up, and by which deadline.
     pub due: Option<(Instant, Deadline)>,
     /// Is it the end of something that has been done already? Then it is never refused.
     pub must: bool,
 }
 
-impl<'a> Job<'a> {
+impl<'a> WorkJob<'a> {
     /// Work that always ends, for a request without deadlines.
     pub fn new(class: Class, tenant: &'a str) -> Self {
         Self { class, tenant, owner: None, due: None, must: false }
@@ -143,7 +143,7 @@ impl<'a> Job<'a> {
 
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NotDone {
+pub enum WorkError {
     /// So many wait already.
     Full {
         /// Which is the limit.
@@ -161,14 +161,14 @@ pub enum NotDone {
     /// It did not end in time.
     Endless {
         /// Whose work it was.
-        owner: Owner,
+        owner: WorkOwner,
         /// How long it had.
         limit: Duration,
     },
     /// Too much of the same has not ended already.
     Stuck {
         /// Whose work it is.
-        owner: Owner,
+        owner: WorkOwner,
     },
     /// It panicked, which is a bug.
     Panicked,
@@ -177,15 +177,15 @@ pub enum NotDone {
 /// The threads, the line before them and the memory. Cheap to clone.
 #[derive(Clone)]
 pub struct WorkPool {
-    memory: Arc<Memory>,
+    memory: Arc<MemoryBudget>,
     /// `None`: whoever asks does it.
-    threads: Option<Arc<Pool>>,
+    threads: Option<Arc<PoolHandle>>,
 }
 
 /// Ends the threads that are not at work when the last handle is dropped.
-struct Pool(Arc<Threads>);
+struct PoolHandle(Arc<WorkerThreads>);
 
-impl Drop for Pool {
+impl Drop for PoolHandle {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -205,8 +205,8 @@ impl WorkPool {
     /// When the operating system gives none.
     pub fn start(config: &WorkConfig, metrics: WorkMetrics) -> io::Result<Self> {
         let memory = Self::memory(config, &metrics);
-        let threads = Threads::start(config, metrics)?;
-        Ok(Self { memory, threads: Some(Arc::new(Pool(threads))) })
+        let threads = WorkerThreads::start(config, metrics)?;
+        Ok(Self { memory, threads: Some(Arc::new(PoolHandle(threads))) })
     }
 
     /// The same without threads: whoever asks does the work. For simulations, which must come out
@@ -215,13 +215,18 @@ impl WorkPool {
         Self { memory: Self::memory(config, &metrics), threads: None }
     }
 
-    fn memory(config: &WorkConfig, metrics: &WorkMetrics) -> Arc<Memory> {
+    fn memory(config: &WorkConfig, metrics: &WorkMetrics) -> Arc<MemoryBudget> {
         let (bytes, waiting_max) = (config.memory_max.in_memory(), config.requests_max.get());
-        Memory::new(bytes, waiting_max, metrics.memory.clone(), metrics.memory_waiting.clone())
+        MemoryBudget::new(
+            bytes,
+            waiting_max,
+            metrics.memory.clone(),
+            metrics.memory_waiting.clone(),
+        )
     }
 
     /// What a request of this tenant's will hold; nothing yet.
-    pub(crate) fn lease(&self, tenant: &str) -> Lease {
+    pub(crate) fn lease(&self, tenant: &str) -> MemoryLease {
         self.memory.lease(tenant)
     }
 
@@ -232,27 +237,29 @@ impl WorkPool {
     /// When there is no room to wait, its time is up, it does not end or it panics.
     pub async fn run<T: Send + 'static>(
         &self,
-        job: Job<'_>,
+        job: WorkJob<'_>,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, NotDone> {
+    ) -> Result<T, WorkError> {
         let Some(pool) = &self.threads else {
-            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
+            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| WorkError::Panicked);
         };
         let threads = &pool.0;
         let due = job.due;
         let (answer, told) = oneshot::channel();
-        let task =
-            Arc::new(Work { work: Mutex::new(Some(work)), answer: Mutex::new(Some(answer)) });
-        let place = threads.join(job, task)?;
+        let task = Arc::new(PendingWork {
+            work: Mutex::new(Some(work)),
+            answer: Mutex::new(Some(answer)),
+        });
+        let ticket = threads.join(job, task)?;
         // Whoever stops waiting here gives its place up.
-        let waiting = Waiting { threads, place };
+        let waiting = Waiting { threads, ticket };
         tokio::select! {
             biased;
             // A task that is let go of without a word has panicked while it was.
-            done = told => done.unwrap_or(Err(NotDone::Panicked)),
+            done = told => done.unwrap_or(Err(WorkError::Panicked)),
             deadline = struck(due) => {
-                threads.was_late(&waiting.place);
-                Err(NotDone::Late(deadline))
+                threads.was_late(&waiting.ticket);
+                Err(WorkError::Late(deadline))
             }
         }
     }
@@ -284,23 +291,23 @@ pub(crate) async fn struck(due: Option<(Instant, Deadline)>) -> Deadline {
 
 /// Someone who waits for work to be done.
 struct Waiting<'a> {
-    threads: &'a Threads,
-    place: Place,
+    threads: &'a WorkerThreads,
+    ticket: QueueTicket,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.threads.leave(&self.place);
+        self.threads.leave(&self.ticket);
     }
 }
 
 /// Something large that is let go of on a thread of the pool's, wherever its owner lets go of it.
-pub(crate) struct Large<T: Send + 'static> {
+pub(crate) struct DroppedInPool<T: Send + 'static> {
     value: Option<T>,
     pool: WorkPool,
 }
 
-impl<T: Send + 'static> Large<T> {
+impl<T: Send + 'static> DroppedInPool<T> {
     pub(crate) fn new(value: T, pool: WorkPool) -> Self {
         Self { value: Some(value), pool }
     }
@@ -311,7 +318,7 @@ impl<T: Send + 'static> Large<T> {
     }
 }
 
-impl<T: Send + 'static> std::ops::Deref for Large<T> {
+impl<T: Send + 'static> std::ops::Deref for DroppedInPool<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -319,13 +326,13 @@ impl<T: Send + 'static> std::ops::Deref for Large<T> {
     }
 }
 
-impl<T: Send + 'static> std::ops::DerefMut for Large<T> {
+impl<T: Send + 'static> std::ops::DerefMut for DroppedInPool<T> {
     fn deref_mut(&mut self) -> &mut T {
         self.value.as_mut().expect("it is taken by value")
     }
 }
 
-impl<T: Send + 'static> Drop for Large<T> {
+impl<T: Send + 'static> Drop for DroppedInPool<T> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take() {
             self.pool.discard(value);
@@ -339,16 +346,16 @@ trait Task: Send + Sync {
     fn run(&self) -> Box<dyn FnOnce() + '_>;
 
     /// Answers without having done it. Who has an answer gets no other.
-    fn refuse(&self, why: NotDone);
+    fn refuse(&self, why: WorkError);
 }
 
-struct Work<T, F> {
+struct PendingWork<T, F> {
     work: Mutex<Option<F>>,
-    answer: Mutex<Option<oneshot::Sender<Result<T, NotDone>>>>,
+    answer: Mutex<Option<oneshot::Sender<Result<T, WorkError>>>>,
 }
 
-impl<T, F> Work<T, F> {
-    fn answer(&self, answer: Result<T, NotDone>) {
+impl<T, F> PendingWork<T, F> {
+    fn answer(&self, answer: Result<T, WorkError>) {
         let sender = lock(&self.answer).take();
         if let Some(sender) = sender {
             // Who does not wait any more does not want it.
@@ -357,17 +364,17 @@ impl<T, F> Work<T, F> {
     }
 }
 
-impl<T: Send, F: FnOnce() -> T + Send> Task for Work<T, F> {
+impl<T: Send, F: FnOnce() -> T + Send> Task for PendingWork<T, F> {
     fn run(&self) -> Box<dyn FnOnce() + '_> {
         let Some(work) = lock(&self.work).take() else { return Box::new(|| {}) };
-        let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
+        let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| WorkError::Panicked);
         if done.is_err() {
             tracing::error!("work for a request panicked");
         }
         Box::new(|| self.answer(done))
     }
 
-    fn refuse(&self, why: NotDone) {
+    fn refuse(&self, why: WorkError) {
         self.answer(Err(why));
     }
 }

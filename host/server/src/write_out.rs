@@ -1,7 +1,7 @@
 //! Writing out a long answer where that holds up nobody.
 
-use crate::failure::Failure;
-use crate::work::{Class, Job, WorkPool};
+use crate::failure::RequestFailure;
+use crate::work::{Class, WorkJob, WorkPool};
 
 /// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
 pub(crate) async fn written(
@@ -9,7 +9,7 @@ pub(crate) async fn written(
     tenant: &str,
     bytes: usize,
     write: impl FnOnce() -> Vec<u8> + Send + 'static,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Vec<u8>, RequestFailure> {
     /// Some tens of microseconds.
     const AT_ONCE_BYTES: usize = 16 << 10;
 
@@ -17,6 +17,6 @@ pub(crate) async fn written(
         return Ok(write());
     }
     // It has been generated, and is not refused now.
-    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), tenant) };
+    let job = WorkJob { must: true, ..WorkJob::new(Class::of(bytes, 0), tenant) };
     Ok(work.run(job, write).await?)
 }

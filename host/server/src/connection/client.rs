@@ -9,14 +9,14 @@
 //! # Invariants
 //!
 //! - A client whose end lies in its socket when its request is admitted is known to have left
-//!   before the engine hears of the request: see [`Generation::admitted`]. Not so where clients that
+//!   before the engine hears of the request: see [`ActiveGeneration::admitted`]. Not so where clients that
 //!   half-close are waited for, nor behind more than a megabyte that it sent on.
-//! - Whoever drops a [`Generation`] says that the rest is answered at once.
+//! - Whoever drops a [`ActiveGeneration`] says that the rest is answered at once.
 //!
 //! # Not here
 //!
 //! How the end is seen: `socket`. What follows from it: the connection is dropped, and with it the
-//! client's side of the answer (`pieces`); the plan says what then becomes of the request.
+//! client's side of the answer (`answer_channel`); the plan says what then becomes of the request.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ use std::task::{Context, Waker};
 
 /// What is being done for a client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum ClientStage {
     /// It is answered as soon as we can, or nothing is asked.
     #[default]
     Answering,
@@ -35,7 +35,7 @@ pub(crate) enum Stage {
 }
 
 /// A connection that can be looked at: has its client left?
-pub(crate) trait Look: Send + Sync {
+pub(crate) trait Liveness: Send + Sync {
     /// Looks at the socket now; whether a client of a generation has left.
     fn has_left(&self) -> bool;
 }
@@ -44,34 +44,34 @@ pub(crate) trait Look: Send + Sync {
 /// answer.
 #[derive(Clone, Default)]
 pub(crate) struct Client {
-    state: Arc<Mutex<State>>,
-    socket: Option<Arc<dyn Look>>,
+    state: Arc<Mutex<ClientState>>,
+    socket: Option<Arc<dyn Liveness>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    stage: Stage,
+struct ClientState {
+    stage: ClientStage,
     /// Who wants to know when the stage changes: the connection's task.
     watch: Option<Waker>,
 }
 
 /// A generation that a client waits for.
 #[derive(Debug)]
-pub(crate) struct Generation(Client);
+pub(crate) struct ActiveGeneration(Client);
 
 impl Client {
-    pub(crate) fn of(socket: Arc<dyn Look>) -> Self {
+    pub(crate) fn of(socket: Arc<dyn Liveness>) -> Self {
         Self { state: Arc::default(), socket: Some(socket) }
     }
 
     /// A generation is asked for.
-    pub(crate) fn generation(&self) -> Generation {
-        self.enter(Stage::Preparing);
-        Generation(self.clone())
+    pub(crate) fn generation(&self) -> ActiveGeneration {
+        self.enter(ClientStage::Preparing);
+        ActiveGeneration(self.clone())
     }
 
     /// What is being done. The task is woken when that changes.
-    pub(crate) fn stage(&self, cx: &mut Context<'_>) -> Stage {
+    pub(crate) fn stage(&self, cx: &mut Context<'_>) -> ClientStage {
         let mut state = self.state();
         match &mut state.watch {
             Some(watch) => watch.clone_from(cx.waker()),
@@ -80,7 +80,7 @@ impl Client {
         state.stage
     }
 
-    pub(crate) fn enter(&self, stage: Stage) {
+    pub(crate) fn enter(&self, stage: ClientStage) {
         let watch = {
             let mut state = self.state();
             state.stage = stage;
@@ -91,23 +91,23 @@ impl Client {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClientState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Generation {
+impl ActiveGeneration {
     /// Nothing refuses it any more: from here on a client that closes has left. True if it has
     /// left already; its connection is closed then, whatever is answered.
     pub(crate) fn admitted(&self) -> bool {
-        self.0.enter(Stage::Generating);
+        self.0.enter(ClientStage::Generating);
         self.0.socket.as_ref().is_some_and(|socket| socket.has_left())
     }
 }
 
-impl Drop for Generation {
+impl Drop for ActiveGeneration {
     fn drop(&mut self) {
-        self.0.enter(Stage::Answering);
+        self.0.enter(ClientStage::Answering);
     }
 }
 

@@ -31,33 +31,33 @@ use tower::ServiceExt;
 
 use super::keep_alive::KeepAlive;
 use super::request_clock::{AnswerBody, RequestClock, RequestLimits};
-use super::slots::{Doors, Guest, Place, Places};
+use super::slots::{ConnectionSlot, ConnectionSlots, ReserveConnection, SlotLimits};
 use super::socket::{WatchRules, watched};
-use super::write_timeout::Patient;
-use super::{Crowded, Peer};
-use crate::failure::{Failure, HeadLimits, Over};
+use super::write_timeout::TimedStream;
+use super::{OverLimit, PeerAddress};
+use crate::failure::{ConnectionLimit, HeadLimits, RequestFailure};
 use crate::metrics::{Cut, ServerMetrics};
 use crate::paths::watches;
 use crate::{AdminConfig, MetricsConfig, ServerConfig};
 
 /// What holds for each connection of a listener.
 #[derive(Debug, Clone)]
-pub(crate) struct Rules {
-    pub(crate) places: Places,
+pub(crate) struct ListenerRules {
+    pub(crate) places: SlotLimits,
     /// What is done for who comes in through the reserve.
-    pub(crate) reserve: Reserve,
+    pub(crate) reserve: ReserveUse,
     pub(crate) requests: RequestLimits,
     /// `server.write_timeout`
     pub(crate) write_timeout: Duration,
     pub(crate) heads: HeadLimits,
     pub(crate) watch: WatchRules,
     /// How long answers may take to leave once there is nothing more to serve.
-    pub(crate) farewell_max: Duration,
+    pub(crate) close_timeout: Duration,
 }
 
 /// What is done for who comes in through the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reserve {
+pub(crate) enum ReserveUse {
     /// Health and metrics are answered, everything else is refused, and both soon.
     Probes,
     /// All is served.
@@ -72,23 +72,23 @@ const CROWDED_HEAD_MAX: Duration = Duration::from_secs(2);
 /// Longest life of a connection for such a request.
 const CROWDED_LIFE_MAX: Duration = Duration::from_secs(5);
 
-impl Rules {
+impl ListenerRules {
     /// Of the clients' listener.
     pub(crate) fn of_clients(config: &ServerConfig) -> Self {
         let connections_max = config.connections_max.get();
-        let places = Places {
+        let places = SlotLimits {
             connections_max,
             per_address_max: config.per_address(),
             reserve: connections_max.clamp(*PROBES.start(), *PROBES.end()),
         };
-        Self { places, reserve: Reserve::Probes, ..Self::of(config) }
+        Self { places, reserve: ReserveUse::Probes, ..Self::of(config) }
     }
 
     /// Of the operator's. Whoever comes with a request gets in: all there is, is a reserve.
     pub(crate) fn of_admin(config: &AdminConfig, server: &ServerConfig) -> Self {
         // A policy that is being tried out comes to its end.
-        let farewell_max = Duration::from_secs(600);
-        Self { farewell_max, ..Self::of_reserve(config.connections_max, server) }
+        let close_timeout = Duration::from_secs(600);
+        Self { close_timeout, ..Self::of_reserve(config.connections_max, server) }
     }
 
     /// Of the listener of metrics, in the same way.
@@ -98,14 +98,14 @@ impl Rules {
 
     fn of_reserve(connections_max: NonZeroUsize, server: &ServerConfig) -> Self {
         let reserve = connections_max.get();
-        let places = Places { connections_max: 0, per_address_max: 0, reserve };
-        Self { places, reserve: Reserve::All, ..Self::of(server) }
+        let places = SlotLimits { connections_max: 0, per_address_max: 0, reserve };
+        Self { places, reserve: ReserveUse::All, ..Self::of(server) }
     }
 
     fn of(config: &ServerConfig) -> Self {
         Self {
-            places: Places { connections_max: 0, per_address_max: 0, reserve: 0 },
-            reserve: Reserve::Probes,
+            places: SlotLimits { connections_max: 0, per_address_max: 0, reserve: 0 },
+            reserve: ReserveUse::Probes,
             requests: RequestLimits {
                 header_timeout: config.header_timeout,
                 idle_timeout: config.idle_timeout,
@@ -119,7 +119,7 @@ impl Rules {
                 pipelined_max: config.pipelined_max.in_memory(),
                 half_close: config.half_close,
             },
-            farewell_max: Duration::from_secs(5),
+            close_timeout: Duration::from_secs(5),
         }
     }
 
@@ -131,16 +131,17 @@ impl Rules {
 
 /// Descriptors that the connections of these listeners may take at once.
 pub fn descriptors(server: &ServerConfig, admin: &AdminConfig, metrics: &MetricsConfig) -> usize {
-    let clients = Rules::of_clients(server).descriptors();
-    let admin = admin.bind.map_or(0, |_| Rules::of_admin(admin, server).descriptors());
-    let metrics = metrics.bind.map_or(0, |_| Rules::of_metrics(metrics, server).descriptors());
+    let clients = ListenerRules::of_clients(server).descriptors();
+    let admin = admin.bind.map_or(0, |_| ListenerRules::of_admin(admin, server).descriptors());
+    let metrics =
+        metrics.bind.map_or(0, |_| ListenerRules::of_metrics(metrics, server).descriptors());
     clients.saturating_add(admin).saturating_add(metrics)
 }
 
 /// A listener, and what it serves.
 pub(crate) struct Listener {
     pub(crate) listener: TcpListener,
-    pub(crate) rules: Rules,
+    pub(crate) rules: ListenerRules,
     pub(crate) router: Router,
     pub(crate) metrics: Arc<ServerMetrics>,
     /// Its open connections.
@@ -150,36 +151,36 @@ pub(crate) struct Listener {
 }
 
 /// Writes the body of an error.
-pub(crate) type ErrorJson = fn(&Failure, &RequestId) -> serde_json::Value;
+pub(crate) type ErrorJson = fn(&RequestFailure, &RequestId) -> serde_json::Value;
 
 impl Listener {
     /// Serves until then, lets what is in progress come to its end, and closes.
     pub(crate) async fn serve<T>(self, until: impl Future<Output = T>) -> T {
         let Self { listener, rules, router, metrics, open, error_json } = self;
-        let mut arrivals = Arrivals::new(listener, &rules, Arc::clone(&metrics));
-        let about = Arc::new(About { rules, metrics, open, error_json });
-        let (farewell, goodbye) = watch::channel(());
+        let mut acceptor = Acceptor::new(listener, &rules, Arc::clone(&metrics));
+        let context = Arc::new(ListenerContext { rules, metrics, open, error_json });
+        let (closing, shutdown) = watch::channel(());
         let mut connections = JoinSet::new();
         let mut until = pin!(until);
         let over = loop {
             tokio::select! {
                 over = &mut until => break over,
-                (stream, from, place) = arrivals.next() => {
-                    let open = Open::new(&about, place);
-                    connections.spawn(converse(stream, from, router.clone(), open, goodbye.clone()));
+                (stream, from, place) = acceptor.next() => {
+                    let open = OpenConnection::new(&context, place);
+                    connections.spawn(serve_connection(stream, from, router.clone(), open, shutdown.clone()));
                 }
                 Some(ended) = connections.join_next() => report(ended),
             }
         };
         // Whoever still knocks is told so by the operating system.
-        drop(arrivals);
-        drop(farewell);
+        drop(acceptor);
+        drop(closing);
         let all_left = async {
             while let Some(ended) = connections.join_next().await {
                 report(ended);
             }
         };
-        if tokio::time::timeout(about.rules.farewell_max, all_left).await.is_err() {
+        if tokio::time::timeout(context.rules.close_timeout, all_left).await.is_err() {
             tracing::warn!(left = connections.len(), "connections were closed on readers too slow");
             connections.shutdown().await;
         }
@@ -197,46 +198,48 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Connections as they come in, each with its place.
-struct Arrivals {
+struct Acceptor {
     listener: TcpListener,
-    doors: Doors,
-    reserve: Reserve,
+    slots: ConnectionSlots,
+    reserve: ReserveUse,
     metrics: Arc<ServerMetrics>,
     /// One that waits for a place in the reserve.
     arrived: Option<(TcpStream, SocketAddr)>,
     /// A descriptor to give up when there is no other, so that a connection can be turned away.
     spare: Option<File>,
     /// When the log last heard of a limit.
-    said: Option<Instant>,
+    logged_at: Option<Instant>,
 }
 
-impl Arrivals {
-    fn new(listener: TcpListener, rules: &Rules, metrics: Arc<ServerMetrics>) -> Self {
-        let (doors, reserve) = (Doors::new(rules.places), rules.reserve);
-        Self { listener, doors, reserve, metrics, arrived: None, spare: spare(), said: None }
+impl Acceptor {
+    fn new(listener: TcpListener, rules: &ListenerRules, metrics: Arc<ServerMetrics>) -> Self {
+        let (slots, reserve) = (ConnectionSlots::new(rules.places), rules.reserve);
+        Self { listener, slots, reserve, metrics, arrived: None, spare: spare(), logged_at: None }
     }
 
     /// The next connection. Nothing is lost when the wait is given up.
-    async fn next(&mut self) -> (TcpStream, SocketAddr, Place) {
+    async fn next(&mut self) -> (TcpStream, SocketAddr, ConnectionSlot) {
         loop {
             let (stream, from) = match self.arrived.take() {
                 Some(arrived) => arrived,
                 None => self.accept().await,
             };
-            if let Some(place) = self.doors.enter(from.ip()) {
-                if let (Place::Reserve { over, .. }, Reserve::Probes) = (&place, self.reserve) {
+            if let Some(place) = self.slots.enter(from.ip()) {
+                if let (ConnectionSlot::Reserve { over, .. }, ReserveUse::Probes) =
+                    (&place, self.reserve)
+                {
                     self.over(*over);
                 }
                 return (stream, from, place);
             }
             self.arrived = Some((stream, from));
-            self.doors.room().await;
+            self.slots.room().await;
         }
     }
 
     async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         /// Long enough for a descriptor to come free, short enough to go unnoticed.
-        const BREATH: Duration = Duration::from_millis(50);
+        const RETRY_DELAY: Duration = Duration::from_millis(50);
 
         loop {
             match self.listener.accept().await {
@@ -244,13 +247,13 @@ impl Arrivals {
                 // The client's fault, and it is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    if self.speaks() {
+                    if self.may_log() {
                         tracing::error!(%error, "connections cannot be accepted");
                     }
                     if no_descriptors(&error) {
                         self.turn_away().await;
                     }
-                    tokio::time::sleep(BREATH).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         }
@@ -259,7 +262,7 @@ impl Arrivals {
     /// There are no descriptors left: whoever only waits gives up theirs, and when nobody does, the
     /// next connection is at least closed.
     async fn turn_away(&mut self) {
-        if self.doors.displace() {
+        if self.slots.displace() {
             return;
         }
         if self.spare.take().is_some() {
@@ -271,23 +274,27 @@ impl Arrivals {
         self.spare = spare();
     }
 
-    fn over(&mut self, over: Over) {
+    fn over(&mut self, over: ConnectionLimit) {
         let (cut, key, limit) = match over {
-            Over::Connections(limit) => (Cut::Connections, "server.connections_max", limit),
-            Over::Address(limit) => (Cut::Address, "server.connections_per_address_max", limit),
+            ConnectionLimit::Connections(limit) => {
+                (Cut::Connections, "server.connections_max", limit)
+            }
+            ConnectionLimit::Address(limit) => {
+                (Cut::Address, "server.connections_per_address_max", limit)
+            }
         };
         self.metrics.cut(cut);
-        if self.speaks() {
+        if self.may_log() {
             tracing::warn!(limit, key, "too many connections: more get health and metrics only");
         }
     }
 
     /// May the log hear of it? Whoever opens connections decides how often it happens.
-    fn speaks(&mut self) -> bool {
-        const SELDOM: Duration = Duration::from_secs(10);
-        let due = self.said.is_none_or(|said| said.elapsed() >= SELDOM);
+    fn may_log(&mut self) -> bool {
+        const LOG_INTERVAL: Duration = Duration::from_secs(10);
+        let due = self.logged_at.is_none_or(|logged_at| logged_at.elapsed() >= LOG_INTERVAL);
         if due {
-            self.said = Some(Instant::now());
+            self.logged_at = Some(Instant::now());
         }
         due
     }
@@ -305,55 +312,57 @@ fn no_descriptors(error: &io::Error) -> bool {
 }
 
 /// What is the same for all connections of a listener.
-struct About {
-    rules: Rules,
+struct ListenerContext {
+    rules: ListenerRules,
     metrics: Arc<ServerMetrics>,
     open: IntGauge,
     error_json: ErrorJson,
 }
 
 /// One open connection, counted for as long as it lives.
-struct Open {
-    about: Arc<About>,
-    place: Place,
+struct OpenConnection {
+    context: Arc<ListenerContext>,
+    place: ConnectionSlot,
 }
 
-impl Open {
-    fn new(about: &Arc<About>, place: Place) -> Self {
-        about.open.inc();
-        Self { about: Arc::clone(about), place }
+impl OpenConnection {
+    fn new(context: &Arc<ListenerContext>, place: ConnectionSlot) -> Self {
+        context.open.inc();
+        Self { context: Arc::clone(context), place }
     }
 
     /// How it came in, if not through a regular place.
-    fn guest(&self) -> Option<(Arc<Guest>, Over)> {
+    fn reserved(&self) -> Option<(Arc<ReserveConnection>, ConnectionLimit)> {
         match &self.place {
-            Place::Regular { .. } => None,
-            Place::Reserve { guest, over, .. } => Some((Arc::clone(guest), *over)),
+            ConnectionSlot::Regular { .. } => None,
+            ConnectionSlot::Reserve { guest: reserved, over, .. } => {
+                Some((Arc::clone(reserved), *over))
+            }
         }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.about.open.dec();
+        self.context.open.dec();
     }
 }
 
 /// Serves one connection until it closes, or until the farewell and the answer in flight.
-async fn converse(
+async fn serve_connection(
     stream: TcpStream,
     from: SocketAddr,
     router: Router,
-    open: Open,
-    mut goodbye: watch::Receiver<()>,
+    open: OpenConnection,
+    mut shutdown: watch::Receiver<()>,
 ) {
-    let About { rules, metrics, error_json, .. } = &*open.about;
+    let ListenerContext { rules, metrics, error_json, .. } = &*open.context;
     // Tokens are small and should not wait for company.
     let _ = stream.set_nodelay(true);
     let (socket, mut watch) = watched(stream.into_split(), rules.watch);
-    let guest = open.guest();
+    let reserved = open.reserved();
     let crowded =
-        guest.as_ref().filter(|_| rules.reserve == Reserve::Probes).map(|(_, over)| *over);
+        reserved.as_ref().filter(|_| rules.reserve == ReserveUse::Probes).map(|(_, over)| *over);
     let mut limits = rules.requests;
     if crowded.is_some() {
         limits.header_timeout = limits.header_timeout.min(CROWDED_HEAD_MAX);
@@ -361,24 +370,25 @@ async fn converse(
     let clock = RequestClock::new(limits);
     let keep_alive = KeepAlive::of(limits.idle_timeout);
     let service = {
-        let (clock, goodbye) = (clock.clone(), goodbye.clone());
-        let (client, guest) = (watch.client().clone(), guest.as_ref().map(|(guest, _)| guest));
-        let guest = guest.cloned();
+        let (clock, shutdown) = (clock.clone(), shutdown.clone());
+        let (client, reserved) =
+            (watch.client().clone(), reserved.as_ref().map(|(reserved, _)| reserved));
+        let reserved = reserved.cloned();
         service_fn(move |mut request: hyper::Request<Incoming>| {
             let (answering, version) = (clock.answering(), request.version());
             // This one is not the last, as far as it is for us to say.
-            let stays = crowded.is_none() && goodbye.has_changed().is_ok();
+            let stays = crowded.is_none() && shutdown.has_changed().is_ok();
             let keep_alive = keep_alive.clone().filter(|_| stays && KeepAlive::wanted(&request));
             let extensions = request.extensions_mut();
-            extensions.insert(Peer(from.ip()));
+            extensions.insert(PeerAddress(from.ip()));
             extensions.insert(client.clone());
             if let Some(over) = crowded {
-                extensions.insert(Crowded(over));
+                extensions.insert(OverLimit(over));
             }
             let served = crowded.is_none() || watches(request.uri().path());
-            let guest = guest.clone().filter(|_| served);
-            if let Some(guest) = &guest {
-                guest.is_busy(true);
+            let reserved = reserved.clone().filter(|_| served);
+            if let Some(reserved) = &reserved {
+                reserved.is_busy(true);
             }
             let answer = router.clone().oneshot(request);
             async move {
@@ -387,8 +397,8 @@ async fn converse(
                     keep_alive.say(version, &mut answer);
                 }
                 // What is asked once is still being sent.
-                if let Some(guest) = guest.filter(|_| crowded.is_none()) {
-                    guest.is_busy(false);
+                if let Some(reserved) = reserved.filter(|_| crowded.is_none()) {
+                    reserved.is_busy(false);
                 }
                 Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _answering: answering }))
             }
@@ -396,14 +406,14 @@ async fn converse(
     };
     let on_refusal = {
         let (metrics, error_json) = (Arc::clone(metrics), *error_json);
-        Arc::new(move |failure: &Failure, id: &RequestId| {
+        Arc::new(move |failure: &RequestFailure, id: &RequestId| {
             metrics.answered_with(failure);
             error_json(failure, id).to_string()
         })
     };
-    let io = Patient::new(socket, rules.write_timeout, clock, rules.heads, on_refusal);
+    let io = TimedStream::new(socket, rules.write_timeout, clock, rules.heads, on_refusal);
     let io = TokioIo::new(io);
-    let mut conversation = pin!(
+    let mut served = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             // Ours tells a slow head from a connection that idles: see `request_clock`.
@@ -417,8 +427,8 @@ async fn converse(
             .serve_connection(io, service)
     );
     let mut makes_way = pin!(async {
-        match &guest {
-            Some((guest, _)) => guest.makes_way().await,
+        match &reserved {
+            Some((reserved, _)) => reserved.makes_way().await,
             None => std::future::pending().await,
         }
     });
@@ -428,7 +438,7 @@ async fn converse(
             None => std::future::pending().await,
         }
     });
-    let mut farewell = false;
+    let mut closing = false;
     loop {
         tokio::select! {
             // The watch goes first: what it reads is there for the conversation, and a client
@@ -444,11 +454,11 @@ async fn converse(
             }
             () = &mut too_long => break,
             // The sender is dropped rather than used, so this is an error, and the farewell.
-            _ = goodbye.changed(), if !farewell => {
-                farewell = true;
-                conversation.as_mut().graceful_shutdown();
+            _ = shutdown.changed(), if !closing => {
+                closing = true;
+                served.as_mut().graceful_shutdown();
             }
-            ended = conversation.as_mut() => {
+            ended = served.as_mut() => {
                 if let Err(error) = ended {
                     // What it meant for the connection's requests is in those log lines.
                     tracing::debug!(%error, "a connection ended early");

@@ -35,11 +35,11 @@ pub(crate) struct RequestLimits {
 pub(crate) struct RequestClock {
     limits: RequestLimits,
     // Held for one operation.
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<WaitState>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct State {
+struct WaitState {
     awaited: Awaited,
     since: Instant,
 }
@@ -59,7 +59,7 @@ pub(crate) enum Awaited {
 
 impl RequestClock {
     pub(crate) fn new(limits: RequestLimits) -> Self {
-        let state = State { awaited: Awaited::First, since: Instant::now() };
+        let state = WaitState { awaited: Awaited::First, since: Instant::now() };
         Self { limits, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -69,9 +69,9 @@ impl RequestClock {
     }
 
     /// A head is here, and is answered for as long as this lives.
-    pub(crate) fn answering(&self) -> Answering {
+    pub(crate) fn answering(&self) -> AnsweringGuard {
         self.enter(Awaited::Nothing);
-        Answering(self.clone())
+        AnsweringGuard(self.clone())
     }
 
     /// Bytes have come.
@@ -95,7 +95,7 @@ impl RequestClock {
 
     /// When the client has taken too long; `None`: it is not waited for, or for ever.
     pub(crate) fn due(&self) -> Option<Instant> {
-        let State { awaited, since } = *self.state();
+        let WaitState { awaited, since } = *self.state();
         let limit = match awaited {
             Awaited::First | Awaited::RestOfHead => self.limits.header_timeout,
             Awaited::Next => self.limits.idle_timeout,
@@ -105,19 +105,19 @@ impl RequestClock {
     }
 
     fn enter(&self, awaited: Awaited) {
-        *self.state() = State { awaited, since: Instant::now() };
+        *self.state() = WaitState { awaited, since: Instant::now() };
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WaitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A request that is being answered.
 #[derive(Debug)]
-pub(crate) struct Answering(RequestClock);
+pub(crate) struct AnsweringGuard(RequestClock);
 
-impl Drop for Answering {
+impl Drop for AnsweringGuard {
     fn drop(&mut self) {
         self.0.enter(Awaited::Next);
     }
@@ -127,7 +127,7 @@ impl Drop for Answering {
 #[derive(Debug)]
 pub(crate) struct AnswerBody {
     pub(crate) body: axum::body::Body,
-    pub(crate) _answering: Answering,
+    pub(crate) _answering: AnsweringGuard,
 }
 
 impl Body for AnswerBody {

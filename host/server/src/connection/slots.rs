@@ -8,7 +8,7 @@
 //! # Invariants
 //!
 //! - At most `connections_max` and the reserve are open, and one that waits for a place there.
-//! - In the reserve nobody who waits keeps out who comes for longer than [`HEAD_IN`]: of the address
+//! - In the reserve nobody who waits keeps out who comes for longer than [`RESERVE_GRACE`]: of the address
 //!   that has most there, the one that has waited longest makes way.
 //!
 //! # Not here
@@ -24,16 +24,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::failure::Over;
+use crate::failure::ConnectionLimit;
 
 /// How long whoever comes in has to send a request before it makes way: longer than a client that
 /// has one takes, on a machine that is busy. Who waits for a place waits for this divided by the
 /// places of the reserve, for each who waits before it.
-const HEAD_IN: Duration = Duration::from_millis(250);
+const RESERVE_GRACE: Duration = Duration::from_millis(250);
 
 /// How many may come in.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Places {
+pub(crate) struct SlotLimits {
     /// Connections that stay for as long as they like.
     pub(crate) connections_max: usize,
     /// Those of them that one address may have.
@@ -44,25 +44,25 @@ pub(crate) struct Places {
 
 /// All places of a listener.
 #[derive(Debug)]
-pub(crate) struct Doors {
-    places: Places,
+pub(crate) struct ConnectionSlots {
+    places: SlotLimits,
     regular: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     addresses: Arc<Addresses>,
     /// Who is in the reserve, the oldest first.
-    guests: Vec<Weak<Guest>>,
+    guests: Vec<Weak<ReserveConnection>>,
 }
 
 /// A connection's place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) enum Place {
-    Regular { _permit: OwnedSemaphorePermit, _address: OfAddress },
-    Reserve { _permit: OwnedSemaphorePermit, guest: Arc<Guest>, over: Over },
+pub(crate) enum ConnectionSlot {
+    Regular { _permit: OwnedSemaphorePermit, _address: AddressSlot },
+    Reserve { _permit: OwnedSemaphorePermit, guest: Arc<ReserveConnection>, over: ConnectionLimit },
 }
 
 /// A connection in the reserve.
 #[derive(Debug)]
-pub(crate) struct Guest {
+pub(crate) struct ReserveConnection {
     address: IpAddr,
     since: Instant,
     /// Is it answered just now?
@@ -72,8 +72,8 @@ pub(crate) struct Guest {
     way: Notify,
 }
 
-impl Doors {
-    pub(crate) fn new(places: Places) -> Self {
+impl ConnectionSlots {
+    pub(crate) fn new(places: SlotLimits) -> Self {
         let regular = places.connections_max.min(Semaphore::MAX_PERMITS);
         Self {
             regular: Arc::new(Semaphore::new(regular)),
@@ -85,19 +85,19 @@ impl Doors {
     }
 
     /// A place for a connection from there; none while the reserve is full: see [`Self::room`].
-    pub(crate) fn enter(&mut self, address: IpAddr) -> Option<Place> {
+    pub(crate) fn enter(&mut self, address: IpAddr) -> Option<ConnectionSlot> {
         let address = client(address);
-        let over = match OfAddress::enter(&self.addresses, address, self.places.per_address_max) {
-            None => Over::Address(self.places.per_address_max),
+        let over = match AddressSlot::enter(&self.addresses, address, self.places.per_address_max) {
+            None => ConnectionLimit::Address(self.places.per_address_max),
             Some(of_address) => match Arc::clone(&self.regular).try_acquire_owned() {
                 Ok(permit) => {
-                    return Some(Place::Regular { _permit: permit, _address: of_address });
+                    return Some(ConnectionSlot::Regular { _permit: permit, _address: of_address });
                 }
-                Err(_) => Over::Connections(self.places.connections_max),
+                Err(_) => ConnectionLimit::Connections(self.places.connections_max),
             },
         };
         let permit = Arc::clone(&self.reserve).try_acquire_owned().ok()?;
-        let guest = Arc::new(Guest {
+        let guest = Arc::new(ReserveConnection {
             address,
             since: Instant::now(),
             busy: AtomicBool::new(false),
@@ -106,7 +106,7 @@ impl Doors {
         });
         self.guests.retain(|guest| guest.strong_count() > 0);
         self.guests.push(Arc::downgrade(&guest));
-        Some(Place::Reserve { _permit: permit, guest, over })
+        Some(ConnectionSlot::Reserve { _permit: permit, guest, over })
     }
 
     /// Waits for room in the reserve, and makes some if nobody does it before. Nothing is lost when
@@ -114,14 +114,14 @@ impl Doors {
     pub(crate) async fn room(&self) {
         // While all are being answered there is nobody to displace, and soon there is room.
         if let Some(guest) = self.next_out()
-            && timeout_at(guest.since + HEAD_IN, self.reserve.acquire()).await.is_err()
+            && timeout_at(guest.since + RESERVE_GRACE, self.reserve.acquire()).await.is_err()
             && !guest.displace()
         {
             // It is being answered by now.
             return;
         }
         // Whoever idles by then is next: nobody tells.
-        let _ = tokio::time::timeout(HEAD_IN, self.reserve.acquire()).await;
+        let _ = tokio::time::timeout(RESERVE_GRACE, self.reserve.acquire()).await;
     }
 
     /// Tells somebody in the reserve to make way at once, if anybody is to.
@@ -130,7 +130,7 @@ impl Doors {
     }
 
     /// Who of the reserve makes way next.
-    fn next_out(&self) -> Option<Arc<Guest>> {
+    fn next_out(&self) -> Option<Arc<ReserveConnection>> {
         let guests: Vec<_> = self.guests.iter().filter_map(Weak::upgrade).collect();
         let mut of = HashMap::new();
         for guest in &guests {
@@ -142,7 +142,7 @@ impl Doors {
     }
 }
 
-impl Guest {
+impl ReserveConnection {
     /// It is answered from now on, or not any more.
     pub(crate) fn is_busy(&self, busy: bool) {
         self.busy.store(busy, Ordering::Release);
@@ -172,13 +172,13 @@ type Addresses = Mutex<HashMap<IpAddr, usize>>;
 
 /// A place among the connections of an address.
 #[derive(Debug)]
-pub(crate) struct OfAddress {
+pub(crate) struct AddressSlot {
     address: IpAddr,
     // Held for one operation of the map.
     all: Arc<Addresses>,
 }
 
-impl OfAddress {
+impl AddressSlot {
     fn enter(all: &Arc<Addresses>, address: IpAddr, most: usize) -> Option<Self> {
         let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.get(&address).is_some_and(|count| *count >= most) || most == 0 {
@@ -189,7 +189,7 @@ impl OfAddress {
     }
 }
 
-impl Drop for OfAddress {
+impl Drop for AddressSlot {
     fn drop(&mut self) {
         let mut counts = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.address) {
@@ -220,8 +220,8 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    fn doors(connections_max: usize, per_address_max: usize, reserve: usize) -> Doors {
-        Doors::new(Places { connections_max, per_address_max, reserve })
+    fn slots(connections_max: usize, per_address_max: usize, reserve: usize) -> ConnectionSlots {
+        ConnectionSlots::new(SlotLimits { connections_max, per_address_max, reserve })
     }
 
     async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -229,34 +229,34 @@ mod tests {
         waited.expect("somebody makes way")
     }
 
-    fn over(place: &Option<Place>) -> Option<Over> {
+    fn over(place: &Option<ConnectionSlot>) -> Option<ConnectionLimit> {
         match place.as_ref().expect("there is room") {
-            Place::Regular { .. } => None,
-            Place::Reserve { over, .. } => Some(*over),
+            ConnectionSlot::Regular { .. } => None,
+            ConnectionSlot::Reserve { over, .. } => Some(*over),
         }
     }
 
-    fn displaced(place: &Option<Place>) -> bool {
-        let Some(Place::Reserve { guest, .. }) = place else { return false };
+    fn displaced(place: &Option<ConnectionSlot>) -> bool {
+        let Some(ConnectionSlot::Reserve { guest, .. }) = place else { return false };
         guest.displaced.load(Ordering::Acquire)
     }
 
     #[test]
     fn one_address_cannot_take_all_places_and_gets_them_back() {
-        let mut doors = doors(3, 2, 9);
+        let mut slots = slots(3, 2, 9);
         let (one, two) = (address("10.0.0.1"), address("::ffff:10.0.0.2"));
-        let first = doors.enter(one);
-        let second = doors.enter(one);
+        let first = slots.enter(one);
+        let second = slots.enter(one);
         assert_eq!((over(&first), over(&second)), (None, None));
-        assert_eq!(over(&doors.enter(one)), Some(Over::Address(2)));
-        let other = doors.enter(two);
+        assert_eq!(over(&slots.enter(one)), Some(ConnectionLimit::Address(2)));
+        let other = slots.enter(two);
         assert_eq!(over(&other), None);
-        assert_eq!(over(&doors.enter(address("10.0.0.2"))), Some(Over::Connections(3)));
+        assert_eq!(over(&slots.enter(address("10.0.0.2"))), Some(ConnectionLimit::Connections(3)));
         drop(first);
-        let again = doors.enter(one);
+        let again = slots.enter(one);
         assert_eq!(over(&again), None);
         drop((second, other, again));
-        assert!(doors.addresses.lock().expect("no panic").is_empty(), "nothing is left of them");
+        assert!(slots.addresses.lock().expect("no panic").is_empty(), "nothing is left of them");
     }
 
     #[test]
@@ -267,38 +267,40 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_most_and_waited_longest_makes_way_and_who_is_answered_does_not() {
-        let mut doors = doors(0, 1, 4);
+        let mut slots = slots(0, 1, 4);
         let (many, few) = (address("10.0.0.1"), address("10.0.0.2"));
-        let places = [few, many, many, many].map(|from| doors.enter(from));
-        let Some(Place::Reserve { guest: probe, .. }) = &places[1] else { panic!("no guest") };
-        assert!(doors.enter(few).is_none(), "it is full");
+        let places = [few, many, many, many].map(|from| slots.enter(from));
+        let Some(ConnectionSlot::Reserve { guest: probe, .. }) = &places[1] else {
+            panic!("no guest")
+        };
+        assert!(slots.enter(few).is_none(), "it is full");
         probe.is_busy(true);
         for expected in [[false, false, true, false], [false, false, true, true]] {
-            assert!(doors.displace());
+            assert!(slots.displace());
             assert_eq!([0, 1, 2, 3].map(|n| displaced(&places[n])), expected);
         }
         // Whom it is left to is the one who alone comes from there.
-        assert!(doors.displace());
+        assert!(slots.displace());
         assert!(displaced(&places[0]));
-        assert!(!doors.displace(), "the last one is being answered");
+        assert!(!slots.displace(), "the last one is being answered");
         drop(places);
-        within(doors.room()).await;
-        assert!(doors.enter(few).is_some());
+        within(slots.room()).await;
+        assert!(slots.enter(few).is_some());
     }
 
     #[tokio::test]
     async fn who_has_just_come_is_given_time_to_send_a_request() {
-        let mut doors = doors(0, 1, 1);
+        let mut slots = slots(0, 1, 1);
         let began = Instant::now();
-        let place = doors.enter(address("10.0.0.1"));
-        let Some(Place::Reserve { guest, .. }) = &place else { panic!("no guest") };
+        let place = slots.enter(address("10.0.0.1"));
+        let Some(ConnectionSlot::Reserve { guest, .. }) = &place else { panic!("no guest") };
         let guest = Arc::clone(guest);
         let makes_way = async {
             guest.makes_way().await;
             drop(place);
             began.elapsed()
         };
-        let ((), after) = within(async { tokio::join!(doors.room(), makes_way) }).await;
-        assert!(after >= HEAD_IN && after >= Duration::from_millis(200), "{after:?}");
+        let ((), after) = within(async { tokio::join!(slots.room(), makes_way) }).await;
+        assert!(after >= RESERVE_GRACE && after >= Duration::from_millis(200), "{after:?}");
     }
 }

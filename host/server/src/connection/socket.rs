@@ -8,16 +8,16 @@
 //! heard of without reading.
 //!
 //! This is the lowest layer, under [`super::write_timeout`] and whatever else is put in between (TLS):
-//! they read and write a [`Socket`], and never know that it was watched.
+//! they read and write a [`WatchedSocket`], and never know that it was watched.
 //!
 //! # Invariants
 //!
-//! - Nothing is lost or changes places: a [`Socket`] gives what was read ahead first.
+//! - Nothing is lost or changes places: a [`WatchedSocket`] gives what was read ahead first.
 //! - What is kept is bounded by `server.pipelined_max`. Behind a request that was read whole, more
 //!   is thrown away, so that the end is still seen, and the reader sees an end where it was cut:
 //!   what was sent after that is never taken for a request. Before that, nothing is read beyond
 //!   the bound: it may be the request's own body.
-//! - A [`Watch`] and its [`Socket`] belong to one task, which polls both.
+//! - A [`DepartureWatch`] and its [`WatchedSocket`] belong to one task, which polls both.
 //!
 //! # On systems
 //!
@@ -38,11 +38,11 @@ use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::client::{Client, Look, Stage};
+use super::client::{Client, ClientStage, Liveness};
 use crate::config::HalfClose;
 
 /// The receiving side of a connected socket.
-pub(crate) trait Receive: Send + Sync + 'static {
+pub(crate) trait ReceiveHalf: Send + Sync + 'static {
     /// Ready when there may be something to read.
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
@@ -59,7 +59,7 @@ pub(crate) trait Receive: Send + Sync + 'static {
 
 macro_rules! receive {
     ($half:ty) => {
-        impl Receive for $half {
+        impl ReceiveHalf for $half {
             fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 self.as_ref().poll_read_ready(cx)
             }
@@ -109,58 +109,61 @@ pub(crate) enum Departure {
 }
 
 /// What higher layers read and write.
-pub(crate) struct Socket<R, W> {
-    shared: Arc<Shared<R>>,
+pub(crate) struct WatchedSocket<R, W> {
+    shared: Arc<SharedSocket<R>>,
     writing: W,
 }
 
 /// Sees the client leave.
-pub(crate) struct Watch<R> {
-    shared: Arc<Shared<R>>,
+pub(crate) struct DepartureWatch<R> {
+    shared: Arc<SharedSocket<R>>,
     client: Client,
     failed: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// How long a client that has closed may still wait for a refusal.
     grace: Option<Pin<Box<Sleep>>>,
 }
 
-struct Shared<R> {
+struct SharedSocket<R> {
     receiving: R,
     rules: WatchRules,
     // Both sides are polled by one task; what a request looks at is behind it as well. Never held
     // across an await.
-    ahead: Mutex<Ahead>,
+    ahead: Mutex<ReadAhead>,
 }
 
 /// What was read ahead.
 #[derive(Debug, Default)]
-struct Ahead {
+struct ReadAhead {
     bytes: VecDeque<u8>,
-    end: Option<End>,
+    end: Option<SocketEnd>,
     /// Bytes that were thrown away.
     discarded: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum SocketEnd {
     Closed,
     Failed(io::ErrorKind),
 }
 
 /// Watches a connected socket, given as its two halves.
-pub(crate) fn watched<R: Receive, W>(
+pub(crate) fn watched<R: ReceiveHalf, W>(
     (receiving, writing): (R, W),
     rules: WatchRules,
-) -> (Socket<R, W>, Watch<R>) {
-    let shared = Arc::new(Shared { receiving, rules, ahead: Mutex::default() });
-    let client = Client::of(Arc::clone(&shared) as Arc<dyn Look>);
+) -> (WatchedSocket<R, W>, DepartureWatch<R>) {
+    let shared = Arc::new(SharedSocket { receiving, rules, ahead: Mutex::default() });
+    let client = Client::of(Arc::clone(&shared) as Arc<dyn Liveness>);
     let failed = {
         let shared = Arc::clone(&shared);
         Box::pin(async move { shared.receiving.failed().await })
     };
-    (Socket { shared: Arc::clone(&shared), writing }, Watch { shared, client, failed, grace: None })
+    (
+        WatchedSocket { shared: Arc::clone(&shared), writing },
+        DepartureWatch { shared, client, failed, grace: None },
+    )
 }
 
-impl<R: Receive> Watch<R> {
+impl<R: ReceiveHalf> DepartureWatch<R> {
     /// How long a client that has closed waits for what may be a refusal. Whatever refuses a
     /// request takes less, but for a policy that asks others; and who has left is not to occupy a
     /// place for longer.
@@ -182,12 +185,12 @@ impl<R: Receive> Watch<R> {
         if self.failed.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Departure::Reset);
         }
-        if stage == Stage::Answering || self.shared.rules.half_close == HalfClose::Wait {
+        if stage == ClientStage::Answering || self.shared.rules.half_close == HalfClose::Wait {
             self.grace = None;
             return Poll::Pending;
         }
         let left = ready!(self.shared.poll_ahead(cx, stage));
-        if stage == Stage::Preparing && left == Departure::Closed {
+        if stage == ClientStage::Preparing && left == Departure::Closed {
             let grace = self.grace.get_or_insert_with(|| Box::pin(sleep(Self::REFUSED_WITHIN)));
             ready!(grace.as_mut().poll(cx));
         }
@@ -202,20 +205,20 @@ const READS_MAX: usize = 64;
 /// Most bytes that are thrown away before their sender is hung up on.
 const DISCARDED_MAX: usize = 64 * 1024 * 1024;
 
-impl<R: Receive> Shared<R> {
-    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+impl<R: ReceiveHalf> SharedSocket<R> {
+    fn ahead(&self) -> MutexGuard<'_, ReadAhead> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads ahead; ready at the end.
-    fn poll_ahead(&self, cx: &mut Context<'_>, stage: Stage) -> Poll<Departure> {
+    fn poll_ahead(&self, cx: &mut Context<'_>, stage: ClientStage) -> Poll<Departure> {
         let mut ahead = self.ahead();
         for _ in 0..READS_MAX {
             if let Some(left) = ahead.departure() {
                 return Poll::Ready(left);
             }
             let most = match stage {
-                Stage::Generating => READ,
+                ClientStage::Generating => READ,
                 // What comes may be the request's own, of which nothing must be thrown away.
                 _ => READ.min(self.rules.pipelined_max.saturating_sub(ahead.bytes.len())),
             };
@@ -230,7 +233,7 @@ impl<R: Receive> Shared<R> {
                     self.keep(&mut ahead, &bytes, read)
                 }
                 Err(error) => {
-                    ahead.end = Some(End::Failed(error.kind()));
+                    ahead.end = Some(SocketEnd::Failed(error.kind()));
                     true
                 }
             };
@@ -240,18 +243,18 @@ impl<R: Receive> Shared<R> {
     }
 
     /// Keeps what was read; false when nothing is there.
-    fn keep(&self, ahead: &mut Ahead, bytes: &[u8], read: io::Result<usize>) -> bool {
+    fn keep(&self, ahead: &mut ReadAhead, bytes: &[u8], read: io::Result<usize>) -> bool {
         match read {
-            Ok(0) => ahead.end = Some(End::Closed),
+            Ok(0) => ahead.end = Some(SocketEnd::Closed),
             Ok(read) => ahead.put(&bytes[..read], self.rules.pipelined_max),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(error) => ahead.end = Some(End::Failed(error.kind())),
+            Err(error) => ahead.end = Some(SocketEnd::Failed(error.kind())),
         }
         true
     }
 }
 
-impl<R: Receive> Look for Shared<R> {
+impl<R: ReceiveHalf> Liveness for SharedSocket<R> {
     fn has_left(&self) -> bool {
         if self.rules.half_close == HalfClose::Wait {
             return false;
@@ -273,11 +276,11 @@ impl<R: Receive> Look for Shared<R> {
     }
 }
 
-impl Ahead {
+impl ReadAhead {
     fn departure(&self) -> Option<Departure> {
         match self.end {
-            Some(End::Closed) => Some(Departure::Closed),
-            Some(End::Failed(_)) => Some(Departure::Reset),
+            Some(SocketEnd::Closed) => Some(Departure::Closed),
+            Some(SocketEnd::Failed(_)) => Some(Departure::Reset),
             None => (self.discarded > DISCARDED_MAX).then_some(Departure::Flooding),
         }
     }
@@ -301,7 +304,7 @@ impl Ahead {
     }
 }
 
-impl<R: Receive, W: Unpin> AsyncRead for Socket<R, W> {
+impl<R: ReceiveHalf, W: Unpin> AsyncRead for WatchedSocket<R, W> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -314,26 +317,26 @@ impl<R: Receive, W: Unpin> AsyncRead for Socket<R, W> {
         }
         loop {
             match ahead.end {
-                Some(End::Failed(kind)) => return Poll::Ready(Err(kind.into())),
-                Some(End::Closed) => return Poll::Ready(Ok(())),
+                Some(SocketEnd::Failed(kind)) => return Poll::Ready(Err(kind.into())),
+                Some(SocketEnd::Closed) => return Poll::Ready(Ok(())),
                 None if ahead.discarded > 0 => return Poll::Ready(Ok(())),
                 None => {}
             }
             ready!(self.shared.receiving.poll_ready(cx))?;
             match self.shared.receiving.try_read(buf.initialize_unfilled()) {
-                Ok(0) => ahead.end = Some(End::Closed),
+                Ok(0) => ahead.end = Some(SocketEnd::Closed),
                 Ok(read) => {
                     buf.advance(read);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => ahead.end = Some(End::Failed(error.kind())),
+                Err(error) => ahead.end = Some(SocketEnd::Failed(error.kind())),
             }
         }
     }
 }
 
-impl<R: Receive, W: AsyncWrite + Unpin> AsyncWrite for Socket<R, W> {
+impl<R: ReceiveHalf, W: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<R, W> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -381,14 +384,14 @@ mod tests {
         (client.expect("connects"), server.expect("accepts").0)
     }
 
-    async fn left<R: Receive>(watch: &mut Watch<R>) -> Departure {
+    async fn left<R: ReceiveHalf>(watch: &mut DepartureWatch<R>) -> Departure {
         let left = poll_fn(|cx| watch.poll_left(cx));
         tokio::time::timeout(Duration::from_secs(20), left).await.expect("it leaves")
     }
 
     /// What was sent before the end is still there for who reads, here through a layer of its own
     /// as TLS would be.
-    async fn is_read_on<R: Receive, W: Unpin>(socket: Socket<R, W>, sent: &[u8]) {
+    async fn is_read_on<R: ReceiveHalf, W: Unpin>(socket: WatchedSocket<R, W>, sent: &[u8]) {
         let mut read = vec![];
         BufReader::with_capacity(7, socket).read_to_end(&mut read).await.expect("it ends well");
         assert_eq!(read, sent);
@@ -438,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn a_reset_is_leaving_whatever_is_done_and_whatever_is_unread() {
         for half_close in [HalfClose::Left, HalfClose::Wait] {
-            for stage in [Stage::Answering, Stage::Preparing, Stage::Generating] {
+            for stage in [ClientStage::Answering, ClientStage::Preparing, ClientStage::Generating] {
                 let (mut client, server) = tcp().await;
                 let rules = WatchRules { half_close, ..RULES };
                 let (_socket, mut watch) = watched(server.into_split(), rules);

@@ -18,14 +18,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::refusal;
 use super::request_clock::{Awaited, RequestClock};
 use crate::alarm::Alarm;
-use crate::failure::{Failure, HeadLimits, HeadProblem};
+use crate::failure::{HeadLimits, HeadProblem, RequestFailure};
 
 /// Counts what is refused here, and writes the body of the refusal.
-pub(crate) type OnRefusal = Arc<dyn Fn(&Failure, &RequestId) -> String + Send + Sync>;
+pub(crate) type OnRefusal = Arc<dyn Fn(&RequestFailure, &RequestId) -> String + Send + Sync>;
 
 /// Breaks when the other side takes nothing of what we send for too long, or sends no request.
 /// Without it a client that stops reading holds its connection for as long as it likes.
-pub(crate) struct Patient<S> {
+pub(crate) struct TimedStream<S> {
     stream: S,
     write_timeout: Duration,
     /// Strikes when what is to be written was not taken in time.
@@ -35,11 +35,11 @@ pub(crate) struct Patient<S> {
     overdue: Alarm,
     limits: HeadLimits,
     on_refusal: OnRefusal,
-    refusal: Option<Refusal>,
+    refusal: Option<ErrorReply>,
 }
 
 /// A refusal of hyper's, as it is sent.
-struct Refusal {
+struct ErrorReply {
     bytes: Vec<u8>,
     sent: usize,
     /// Until when what the client still sends is let pass, so that it gets to read this: closing a
@@ -50,7 +50,7 @@ struct Refusal {
 /// How long a client that was refused may go on sending.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
-impl<S> Patient<S> {
+impl<S> TimedStream<S> {
     pub(crate) fn new(
         stream: S,
         write_timeout: Duration,
@@ -98,16 +98,16 @@ impl<S> Patient<S> {
         self.overdue.poll(due, cx)
     }
 
-    fn refuse(&mut self, failure: &Failure, bare: Option<&[u8]>) -> &mut Refusal {
+    fn refuse(&mut self, failure: &RequestFailure, bare: Option<&[u8]>) -> &mut ErrorReply {
         let id = RequestId::generate();
         let body = (self.on_refusal)(failure, &id);
         let bytes = refusal::with_body(failure, &id, &body, bare);
         let linger = Box::pin(tokio::time::sleep(LINGER_MAX));
-        self.refusal.insert(Refusal { bytes, sent: 0, linger })
+        self.refusal.insert(ErrorReply { bytes, sent: 0, linger })
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Patient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> TimedStream<S> {
     /// Sends the refusal in place of hyper's, which counts as taken when ours is.
     fn poll_refuse(&mut self, cx: &mut Context<'_>, bare: usize) -> Poll<io::Result<usize>> {
         while let Some(refusal) = &mut self.refusal
@@ -138,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Patient<S> {
     /// Says that a head took too long, if the client takes it at once: nothing is waited for.
     fn refuse_slow(&mut self, cx: &mut Context<'_>) {
         let limit = self.clock.header_timeout();
-        self.refuse(&Failure::Unreadable(HeadProblem::TooSlow { limit }), None);
+        self.refuse(&RequestFailure::Unreadable(HeadProblem::TooSlow { limit }), None);
         let _said = self.poll_refuse(cx, 0);
     }
 
@@ -157,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -180,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -252,7 +252,7 @@ mod tests {
         let clock = RequestClock::new(limits);
         let heads = HeadLimits { header_max: 1, headers_max: 1 };
         let write_timeout = Duration::from_secs(60);
-        let io = Patient::new(
+        let io = TimedStream::new(
             server,
             write_timeout,
             clock.clone(),

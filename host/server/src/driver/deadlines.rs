@@ -10,7 +10,7 @@ use crate::alarm::Alarm;
 /// The deadlines of one request, counted from when its head had arrived: what was done before it was
 /// admitted took its client's time as well.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct RequestTimers {
     limits: Deadlines,
     arrived_at: Instant,
     started_at: Option<Instant>,
@@ -22,7 +22,7 @@ pub(super) struct Clock {
 
 /// What a clock can strike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Strike {
+pub(super) enum TimerEvent {
     /// The plan's patience is over.
     Deadline(Deadline),
     /// The client left, and the time to go on without it is over.
@@ -33,7 +33,7 @@ pub(super) enum Strike {
     WindowDue,
 }
 
-impl Clock {
+impl RequestTimers {
     pub(super) fn new(limits: Deadlines, arrived_at: Instant) -> Self {
         Self {
             limits,
@@ -88,11 +88,11 @@ impl Clock {
 
     /// Returns when the next moment comes. A window of text may be due at one, too, and a pause may
     /// be worth telling when it lasts so long.
-    pub(super) async fn struck(
+    pub(super) async fn next_event(
         &mut self,
         window_due: Option<Instant>,
         stalled_after: Option<Duration>,
-    ) -> Strike {
+    ) -> TimerEvent {
         match self.next(window_due, stalled_after) {
             Some((at, strike)) => {
                 std::future::poll_fn(|cx| self.alarm.poll(Some(at), cx)).await;
@@ -102,12 +102,12 @@ impl Clock {
         }
     }
 
-    /// Returns when time is up while a policy is asked, and why the request ends. With `told`, a
+    /// Returns when time is up while a policy is asked, and why the request ends. With `logprob`, a
     /// policy watches for deadlines and may put them off: none of them ends it unheard. What the
     /// engine owes is not late while something of it waits (`flows`) to be dealt with.
-    pub(super) async fn over(&self, told: bool, flows: impl Fn() -> bool) -> CancelCause {
+    pub(super) async fn over(&self, logprob: bool, flows: impl Fn() -> bool) -> CancelCause {
         let drained = self.drain_ends_at.map(|at| (at, CancelCause::Disconnect));
-        let deadlines = self.limits_left().filter(|_| !told);
+        let deadlines = self.limits_left().filter(|_| !logprob);
         let deadlines = deadlines.map(|(at, deadline)| (at, CancelCause::Deadline(deadline)));
         let mut ends: Vec<_> = deadlines.chain(drained).filter(|_| !self.stopped).collect();
         ends.sort_by_key(|(at, _)| *at);
@@ -126,23 +126,24 @@ impl Clock {
         &self,
         window_due: Option<Instant>,
         stalled_after: Option<Duration>,
-    ) -> Option<(Instant, Strike)> {
+    ) -> Option<(Instant, TimerEvent)> {
         // What was held back is passed on even when the request is about to end.
-        let window = window_due.map(|at| (at, Strike::WindowDue));
+        let window = window_due.map(|at| (at, TimerEvent::WindowDue));
         if self.stopped {
             return window;
         }
-        let drained = self.drain_ends_at.map(|at| (at, Strike::DrainOver));
+        let drained = self.drain_ends_at.map(|at| (at, TimerEvent::DrainOver));
         let others = [drained, self.stall(stalled_after), window].into_iter().flatten();
-        let deadlines = self.limits_left().map(|(at, deadline)| (at, Strike::Deadline(deadline)));
+        let deadlines =
+            self.limits_left().map(|(at, deadline)| (at, TimerEvent::Deadline(deadline)));
         deadlines.chain(others).min_by_key(|(at, _)| *at)
     }
 
     /// Who waits for its turn does not stall.
-    fn stall(&self, after: Option<Duration>) -> Option<(Instant, Strike)> {
+    fn stall(&self, after: Option<Duration>) -> Option<(Instant, TimerEvent)> {
         let since = self.last_token_at.or(self.started_at)?;
         let after = after?;
-        Some((since.checked_add(after)?, Strike::Stalled(after)))
+        Some((since.checked_add(after)?, TimerEvent::Stalled(after)))
     }
 
     /// The deadlines that can still strike.
@@ -171,80 +172,80 @@ mod tests {
         Some(Duration::from_millis(n))
     }
 
-    fn strikes(clock: &Clock) -> (Duration, Strike) {
-        let (at, strike) = clock.next(None, None).expect("a deadline");
-        (at - clock.arrived_at, strike)
+    fn strikes(timers: &RequestTimers) -> (Duration, TimerEvent) {
+        let (at, strike) = timers.next(None, None).expect("a deadline");
+        (at - timers.arrived_at, strike)
     }
 
     #[test]
     fn each_part_of_a_life_has_its_own_deadline() {
         let limits =
             Deadlines { queue: ms(10), first_token: ms(20), inter_token: ms(30), total: ms(40) };
-        let mut clock = Clock::new(limits, Instant::now());
-        let deadline = |ms, deadline| (Duration::from_millis(ms), Strike::Deadline(deadline));
-        assert_eq!(strikes(&clock), deadline(10, Deadline::Queue));
-        clock.started();
-        assert_eq!(strikes(&clock), deadline(20, Deadline::FirstToken));
-        clock.last_token_at = clock.arrived_at.checked_add(Duration::from_millis(5));
-        assert_eq!(strikes(&clock), deadline(35, Deadline::InterToken));
-        clock.last_token_at = clock.arrived_at.checked_add(Duration::from_millis(20));
-        assert_eq!(strikes(&clock), deadline(40, Deadline::Total));
-        clock.drain_ends_at = clock.arrived_at.checked_add(Duration::from_millis(39));
-        assert_eq!(strikes(&clock), (Duration::from_millis(39), Strike::DrainOver));
-        clock.stop();
-        assert_eq!(clock.next(None, None), None);
+        let mut timers = RequestTimers::new(limits, Instant::now());
+        let deadline = |ms, deadline| (Duration::from_millis(ms), TimerEvent::Deadline(deadline));
+        assert_eq!(strikes(&timers), deadline(10, Deadline::Queue));
+        timers.started();
+        assert_eq!(strikes(&timers), deadline(20, Deadline::FirstToken));
+        timers.last_token_at = timers.arrived_at.checked_add(Duration::from_millis(5));
+        assert_eq!(strikes(&timers), deadline(35, Deadline::InterToken));
+        timers.last_token_at = timers.arrived_at.checked_add(Duration::from_millis(20));
+        assert_eq!(strikes(&timers), deadline(40, Deadline::Total));
+        timers.drain_ends_at = timers.arrived_at.checked_add(Duration::from_millis(39));
+        assert_eq!(strikes(&timers), (Duration::from_millis(39), TimerEvent::DrainOver));
+        timers.stop();
+        assert_eq!(timers.next(None, None), None);
     }
 
     #[test]
     fn a_limit_beyond_all_time_is_none() {
         let limits = Deadlines { queue: Some(Duration::MAX), ..Deadlines::default() };
-        assert_eq!(Clock::new(limits, Instant::now()).next(None, None), None);
+        assert_eq!(RequestTimers::new(limits, Instant::now()).next(None, None), None);
     }
 
     #[test]
     fn who_waits_for_its_turn_does_not_stall() {
-        let mut clock = Clock::new(Deadlines::default(), Instant::now());
-        assert_eq!(clock.next(None, ms(10)), None);
-        clock.started_at = Some(clock.arrived_at);
-        let stalled = Strike::Stalled(Duration::from_millis(10));
-        let at = clock.arrived_at + Duration::from_millis(10);
-        assert_eq!(clock.next(None, ms(10)), Some((at, stalled)));
-        let window = clock.arrived_at + Duration::from_millis(5);
-        assert_eq!(clock.next(Some(window), ms(10)), Some((window, Strike::WindowDue)));
+        let mut timers = RequestTimers::new(Deadlines::default(), Instant::now());
+        assert_eq!(timers.next(None, ms(10)), None);
+        timers.started_at = Some(timers.arrived_at);
+        let stalled = TimerEvent::Stalled(Duration::from_millis(10));
+        let at = timers.arrived_at + Duration::from_millis(10);
+        assert_eq!(timers.next(None, ms(10)), Some((at, stalled)));
+        let window = timers.arrived_at + Duration::from_millis(5);
+        assert_eq!(timers.next(Some(window), ms(10)), Some((window, TimerEvent::WindowDue)));
     }
 
     #[test]
     fn a_deadline_that_was_put_off_is_not_over() {
         let limits = Deadlines { total: ms(0), ..Deadlines::default() };
-        let mut clock = Clock::new(limits, Instant::now());
-        assert!(clock.is_over(Deadline::Total) && !clock.is_over(Deadline::FirstToken));
-        clock.limit(Deadlines { total: ms(60_000), ..Deadlines::default() });
-        assert!(!clock.is_over(Deadline::Total));
+        let mut timers = RequestTimers::new(limits, Instant::now());
+        assert!(timers.is_over(Deadline::Total) && !timers.is_over(Deadline::FirstToken));
+        timers.limit(Deadlines { total: ms(60_000), ..Deadlines::default() });
+        assert!(!timers.is_over(Deadline::Total));
     }
 
     #[test]
     fn how_long_it_goes_on_counts_from_when_the_client_left() {
-        let mut clock = Clock::new(Deadlines::default(), Instant::now());
-        let left_at = clock.arrived_at;
-        clock.drain(left_at, Duration::from_millis(50));
-        clock.drain(left_at, Duration::from_millis(40));
-        assert_eq!(strikes(&clock), (Duration::from_millis(40), Strike::DrainOver));
+        let mut timers = RequestTimers::new(Deadlines::default(), Instant::now());
+        let left_at = timers.arrived_at;
+        timers.drain(left_at, Duration::from_millis(50));
+        timers.drain(left_at, Duration::from_millis(40));
+        assert_eq!(strikes(&timers), (Duration::from_millis(40), TimerEvent::DrainOver));
     }
 
     #[tokio::test]
     async fn who_waits_for_a_policy_is_late_by_the_whole_but_not_by_what_the_engine_has_done() {
         let limits = Deadlines { first_token: ms(10), total: ms(40), ..Deadlines::default() };
-        let mut clock = Clock::new(limits, Instant::now());
+        let mut timers = RequestTimers::new(limits, Instant::now());
         let began = Instant::now();
-        let cause = clock.over(false, || true).await;
+        let cause = timers.over(false, || true).await;
         assert_eq!(
             (cause, began.elapsed() >= Duration::from_millis(40)),
             (CancelCause::Deadline(Deadline::Total), true,)
         );
         let first = CancelCause::Deadline(Deadline::FirstToken);
-        assert_eq!(clock.over(false, || false).await, first);
+        assert_eq!(timers.over(false, || false).await, first);
         // Who watches for deadlines may put them off; how long it drains is not up to anybody.
-        clock.drain(began, Duration::from_millis(90));
-        assert_eq!(clock.over(true, || false).await, CancelCause::Disconnect);
+        timers.drain(began, Duration::from_millis(90));
+        assert_eq!(timers.over(true, || false).await, CancelCause::Disconnect);
     }
 }

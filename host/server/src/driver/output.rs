@@ -12,45 +12,45 @@ use interlock_policy_chain::{GuardEnd, Guards, Passed};
 use interlock_request::{CancelCause, Usage};
 use tokio::time::Instant;
 
-use super::policy_wait::{Asking, Client};
-use crate::chunks::{Done, Outlet, Said, Told};
-use crate::failure::Failure;
-use crate::result_store::Keeping;
+use super::policy_wait::{ClientLink, PolicyWait};
+use crate::chunks::{ChunkSender, Done, TextChunk, TokenLogprob};
+use crate::failure::RequestFailure;
+use crate::result_store::PendingResult;
 
 /// Where one request's text goes.
-pub(super) struct Outflow {
+pub(super) struct OutputPipeline {
     guards: Option<Guards>,
-    gate: Gate,
-    pub(super) client: Client,
+    gate: GatedText,
+    pub(super) client: ClientLink,
     /// All that was given out, if anybody may ask for it later.
-    said: Option<Said>,
+    chunk: Option<TextChunk>,
     /// Who is told of the end when the client has left.
-    keeping: Option<Keeping>,
+    pending: Option<PendingResult>,
 }
 
 /// What lies before a gate.
 #[derive(Default)]
-struct Gate {
+struct GatedText {
     /// Text that was not passed yet, as far as it is known.
     text: String,
     /// Its tokens.
-    tokens: VecDeque<Told>,
+    tokens: VecDeque<TokenLogprob>,
     /// Characters that were passed.
     passed: usize,
     /// Has a policy said something of its own?
     rewritten: bool,
 }
 
-impl Gate {
-    fn put(&mut self, said: Said) {
+impl GatedText {
+    fn put(&mut self, chunk: TextChunk) {
         if !self.rewritten {
-            self.text.push_str(&said.text);
-            self.tokens.extend(said.tokens);
+            self.text.push_str(&chunk.text);
+            self.tokens.extend(chunk.tokens);
         }
     }
 
     /// The tokens that begin in text which was passed.
-    fn tokens_of(&mut self, passed: &str) -> Vec<Told> {
+    fn tokens_of(&mut self, passed: &str) -> Vec<TokenLogprob> {
         if !self.text.starts_with(passed) {
             self.rewritten = true;
             self.text = String::new();
@@ -61,48 +61,48 @@ impl Gate {
         }
         self.text.drain(..passed.len());
         self.passed += passed.chars().count();
-        let begun = self.tokens.partition_point(|told| told.at < self.passed);
+        let begun = self.tokens.partition_point(|logprob| logprob.at < self.passed);
         self.tokens.drain(..begun).collect()
     }
 }
 
-impl Outflow {
+impl OutputPipeline {
     /// `keeps`: may anybody ask for the answer later?
     pub(super) fn new(
         guards: Option<Guards>,
-        client: Option<Outlet>,
-        keeping: Option<Keeping>,
+        client: Option<ChunkSender>,
+        pending: Option<PendingResult>,
         keeps: bool,
     ) -> Self {
-        let said = (keeps || keeping.is_some()).then(Said::default);
-        Self { guards, gate: Gate::default(), client: Client::new(client), said, keeping }
+        let chunk = (keeps || pending.is_some()).then(TextChunk::default);
+        Self { guards, gate: GatedText::default(), client: ClientLink::new(client), chunk, pending }
     }
 
     /// Can the whole answer still be kept?
     pub(super) fn can_be_kept(&self) -> bool {
-        self.said.is_some()
+        self.chunk.is_some()
     }
 
     /// Its first pass begins.
     pub(super) fn started(&self) {
-        if let Some(keeping) = &self.keeping {
-            keeping.started();
+        if let Some(pending) = &self.pending {
+            pending.started();
         }
     }
 
     /// Is it kept already?
     pub(super) fn is_kept(&self) -> bool {
-        self.keeping.is_some()
+        self.pending.is_some()
     }
 
     /// What comes is for whoever asks later, or for nobody.
-    pub(super) fn leave(&mut self, keeping: Option<Keeping>) {
-        if keeping.is_none() && self.keeping.is_none() {
+    pub(super) fn leave(&mut self, pending: Option<PendingResult>) {
+        if pending.is_none() && self.pending.is_none() {
             // Nobody will read it, so nobody need look at it.
-            self.said = None;
+            self.chunk = None;
             self.guards = None;
         }
-        self.keeping = self.keeping.take().or(keeping);
+        self.pending = self.pending.take().or(pending);
     }
 
     /// When a window is due that waits for more text.
@@ -117,18 +117,18 @@ impl Outflow {
     /// When the request has to stop before a policy has answered, and why; in the next two, too.
     pub(super) async fn push(
         &mut self,
-        said: Said,
+        chunk: TextChunk,
         usage: Usage,
-        asking: &mut Asking<'_>,
+        policy_wait: &mut PolicyWait<'_>,
     ) -> Result<Option<GuardEnd>, CancelCause> {
         let Some(guards) = &mut self.guards else {
-            self.give(said);
+            self.give(chunk);
             return Ok(None);
         };
-        let text = said.text.clone();
+        let text = chunk.text.clone();
         // Both sides of the gate know of it even if the call is dropped.
-        self.gate.put(said);
-        let passed = asking.wait(&mut self.client, guards.push(&text, usage, now())).await?;
+        self.gate.put(chunk);
+        let passed = policy_wait.wait(&mut self.client, guards.push(&text, usage, now())).await?;
         Ok(self.pass(passed))
     }
 
@@ -136,33 +136,33 @@ impl Outflow {
     pub(super) async fn due(
         &mut self,
         usage: Usage,
-        asking: &mut Asking<'_>,
+        policy_wait: &mut PolicyWait<'_>,
     ) -> Result<Option<GuardEnd>, CancelCause> {
         let Some(guards) = &mut self.guards else { return Ok(None) };
-        let passed = asking.wait(&mut self.client, guards.due(usage, now())).await?;
+        let passed = policy_wait.wait(&mut self.client, guards.due(usage, now())).await?;
         Ok(self.pass(passed))
     }
 
     /// There is no more text after this.
     pub(super) async fn finish(
         &mut self,
-        said: Said,
+        chunk: TextChunk,
         usage: Usage,
-        asking: &mut Asking<'_>,
+        policy_wait: &mut PolicyWait<'_>,
     ) -> Result<Option<GuardEnd>, CancelCause> {
-        let end = self.push(said, usage, asking).await?;
+        let end = self.push(chunk, usage, policy_wait).await?;
         let Some(guards) = self.guards.as_mut().filter(|_| end.is_none()) else { return Ok(end) };
-        let passed = asking.wait(&mut self.client, guards.finish(usage, now())).await?;
+        let passed = policy_wait.wait(&mut self.client, guards.finish(usage, now())).await?;
         let end = self.pass(passed);
         let rest = std::mem::take(&mut self.gate.tokens).into();
-        self.give(Said { text: String::new(), tokens: rest });
+        self.give(TextChunk { text: String::new(), tokens: rest });
         Ok(end)
     }
 
     fn pass(&mut self, passed: Passed) -> Option<GuardEnd> {
         let Passed { text, end } = passed;
         let tokens = self.gate.tokens_of(&text);
-        self.give(Said { text, tokens });
+        self.give(TextChunk { text, tokens });
         if end.is_some() {
             self.guards = None;
             self.gate.tokens = VecDeque::new();
@@ -170,24 +170,24 @@ impl Outflow {
         end
     }
 
-    fn give(&mut self, said: Said) {
-        if let Some(kept) = &mut self.said {
-            kept.join(said.clone());
+    fn give(&mut self, chunk: TextChunk) {
+        if let Some(kept) = &mut self.chunk {
+            kept.join(chunk.clone());
         }
-        self.client.push(said);
+        self.client.push(chunk);
     }
 
     /// Tells whoever wants to know how it ended. Again, nothing happens.
-    pub(super) fn end(&mut self, how: Result<Done, Failure>) {
+    pub(super) fn end(&mut self, how: Result<Done, RequestFailure>) {
         self.end_kept(&how);
         self.client.end(how);
     }
 
     /// The same, but for the client.
-    pub(super) fn end_kept(&mut self, how: &Result<Done, Failure>) {
+    pub(super) fn end_kept(&mut self, how: &Result<Done, RequestFailure>) {
         self.guards = None;
-        if let Some(keeping) = self.keeping.take() {
-            keeping.end(self.said.take().unwrap_or_default(), how.clone());
+        if let Some(pending) = self.pending.take() {
+            pending.end(self.chunk.take().unwrap_or_default(), how.clone());
         }
     }
 }
@@ -203,36 +203,36 @@ mod tests {
 
     use super::*;
 
-    fn said(text: &str, at: usize) -> Said {
-        let told = |(nth, byte): (usize, u8)| Told {
+    fn chunk(text: &str, at: usize) -> TextChunk {
+        let logprob = |(nth, byte): (usize, u8)| TokenLogprob {
             token: byte.into(),
             at: at + nth,
             logprobs: Box::new(Logprobs { drawn: 0.0, top: vec![] }),
         };
-        Said { text: text.into(), tokens: text.bytes().enumerate().map(told).collect() }
+        TextChunk { text: text.into(), tokens: text.bytes().enumerate().map(logprob).collect() }
     }
 
-    fn letters(tokens: &[Told]) -> String {
-        tokens.iter().map(|told| told.token as u8 as char).collect()
+    fn letters(tokens: &[TokenLogprob]) -> String {
+        tokens.iter().map(|logprob| logprob.token as u8 as char).collect()
     }
 
     #[test]
     fn tokens_wait_for_their_text_at_the_gate() {
-        let mut gate = Gate::default();
-        gate.put(said("abc", 0));
+        let mut gate = GatedText::default();
+        gate.put(chunk("abc", 0));
         assert_eq!(letters(&gate.tokens_of("")), "");
         assert_eq!(letters(&gate.tokens_of("ab")), "ab");
-        gate.put(said("d", 3));
+        gate.put(chunk("d", 3));
         assert_eq!(letters(&gate.tokens_of("cd")), "cd");
     }
 
     #[test]
     fn what_a_policy_says_itself_has_no_tokens_and_nothing_behind_it() {
-        let mut gate = Gate::default();
-        gate.put(said("abcd", 0));
+        let mut gate = GatedText::default();
+        gate.put(chunk("abcd", 0));
         assert_eq!(letters(&gate.tokens_of("a")), "a");
         assert_eq!(letters(&gate.tokens_of("***")), "");
-        gate.put(said("e", 4));
+        gate.put(chunk("e", 4));
         assert_eq!(letters(&gate.tokens_of("e")), "");
     }
 }

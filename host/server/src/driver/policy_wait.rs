@@ -15,15 +15,15 @@ use interlock_policy_api::EventSet;
 use interlock_request::{CancelCause, DisconnectAction};
 use tokio::time::Instant;
 
-use super::deadlines::Clock;
-use crate::chunks::{Done, Outlet, Said};
-use crate::failure::Failure;
-use crate::in_flight::Claim;
+use super::deadlines::RequestTimers;
+use crate::chunks::{ChunkSender, Done, TextChunk};
+use crate::failure::RequestFailure;
+use crate::in_flight::Registration;
 
 /// What may end a request while a policy is asked.
-pub(super) struct Asking<'a> {
-    pub(super) claim: &'a mut Claim,
-    pub(super) clock: &'a Clock,
+pub(super) struct PolicyWait<'a> {
+    pub(super) registration: &'a mut Registration,
+    pub(super) timers: &'a RequestTimers,
     pub(super) events: &'a Events,
     /// What policies want to hear of before it counts.
     pub(super) watched: EventSet,
@@ -32,12 +32,12 @@ pub(super) struct Asking<'a> {
 }
 
 /// The client, until it has left or was told its end; for the background there is none.
-pub(super) struct Client {
-    outlet: Option<Outlet>,
+pub(super) struct ClientLink {
+    sender: Option<ChunkSender>,
     left_at: Option<Instant>,
 }
 
-impl Asking<'_> {
+impl PolicyWait<'_> {
     /// Waits for a policy's answer.
     ///
     /// # Errors
@@ -45,19 +45,19 @@ impl Asking<'_> {
     /// When the request has to stop before, and why. The call is dropped then.
     pub(super) async fn wait<T>(
         &mut self,
-        client: &mut Client,
+        client: &mut ClientLink,
         call: impl Future<Output = T>,
     ) -> Result<T, CancelCause> {
-        let Self { claim, clock, events, watched, on_disconnect } = self;
+        let Self { registration, timers, events, watched, on_disconnect } = self;
         let gives_up = *on_disconnect == DisconnectAction::Cancel && !watched.disconnected;
         // While tokens wait, it is the policy that keeps the client waiting and not the engine.
         let flows = || events.are_waiting();
         let mut call = pin!(call);
-        let mut over = pin!(clock.over(watched.timed_out, flows));
+        let mut over = pin!(timers.over(watched.timed_out, flows));
         loop {
             tokio::select! {
                 biased;
-                cause = claim.asked() => return Err(cause),
+                cause = registration.asked() => return Err(cause),
                 () = client.leaves() => {
                     if gives_up {
                         return Err(CancelCause::Disconnect);
@@ -70,9 +70,9 @@ impl Asking<'_> {
     }
 }
 
-impl Client {
-    pub(super) fn new(outlet: Option<Outlet>) -> Self {
-        Self { outlet, left_at: None }
+impl ClientLink {
+    pub(super) fn new(sender: Option<ChunkSender>) -> Self {
+        Self { sender, left_at: None }
     }
 
     /// Returns once the client has left, if there is one.
@@ -84,9 +84,9 @@ impl Client {
 
     /// Returns when the client leaves; once.
     async fn leaves(&mut self) {
-        match &mut self.outlet {
-            Some(outlet) if self.left_at.is_none() => {
-                outlet.left().await;
+        match &mut self.sender {
+            Some(sender) if self.left_at.is_none() => {
+                sender.left().await;
                 self.left_at = Some(Instant::now());
             }
             _ => std::future::pending().await,
@@ -100,21 +100,21 @@ impl Client {
 
     /// It has left: since when.
     pub(super) fn forget(&mut self) -> Instant {
-        self.outlet = None;
+        self.sender = None;
         self.left_at.take().unwrap_or_else(Instant::now)
     }
 
-    pub(super) fn push(&mut self, said: Said) {
-        if let Some(outlet) = &mut self.outlet {
-            outlet.push(said);
+    pub(super) fn push(&mut self, chunk: TextChunk) {
+        if let Some(sender) = &mut self.sender {
+            sender.push(chunk);
         }
     }
 
     /// Tells how it ended. Again, nothing happens.
-    pub(super) fn end(&mut self, how: Result<Done, Failure>) {
+    pub(super) fn end(&mut self, how: Result<Done, RequestFailure>) {
         self.left_at = None;
-        if let Some(outlet) = self.outlet.take() {
-            outlet.end(how);
+        if let Some(sender) = self.sender.take() {
+            sender.end(how);
         }
     }
 }

@@ -24,10 +24,10 @@ use std::collections::VecDeque;
 use interlock_request::Drawn;
 use interlock_text::{Detokenizer, StopMatcher, Stopped};
 
-use crate::chunks::{Said, Told};
+use crate::chunks::{TextChunk, TokenLogprob};
 
 /// One answer's text in the making.
-pub(crate) struct Text {
+pub(crate) struct TextAssembler {
     detokenizer: Detokenizer,
     stops: StopMatcher,
     tokens_min: u32,
@@ -38,12 +38,12 @@ pub(crate) struct Text {
     /// Those of the characters that were given out.
     given: usize,
     /// Tokens whose text was not.
-    held: VecDeque<Told>,
+    held: VecDeque<TokenLogprob>,
     /// Tokens drawn when a stop string was complete.
     stopped_after: Option<u32>,
 }
 
-impl Text {
+impl TextAssembler {
     pub(crate) fn new(detokenizer: Detokenizer, stops: Vec<String>, tokens_min: u32) -> Self {
         Self {
             stops: detokenizer.model().stop_matcher(stops),
@@ -63,11 +63,11 @@ impl Text {
     }
 
     /// Text that cannot be part of a stop string any more, and its tokens.
-    pub(crate) fn push(&mut self, drawn: Drawn) -> Said {
+    pub(crate) fn push(&mut self, drawn: Drawn) -> TextChunk {
         let Drawn { token, logprobs } = drawn;
         self.drawn += 1;
         if let Some(logprobs) = logprobs {
-            self.held.push_back(Told { token, at: self.made, logprobs });
+            self.held.push_back(TokenLogprob { token, at: self.made, logprobs });
         }
         match self.detokenizer.model().special_name(token) {
             Some(name) => self.take_special(&name),
@@ -79,18 +79,18 @@ impl Text {
     }
 
     /// What was held back, now that nothing follows.
-    pub(crate) fn flush(&mut self) -> Said {
+    pub(crate) fn flush(&mut self) -> TextChunk {
         let text = self.detokenizer.flush();
-        let mut said = self.take(text);
+        let mut chunk = self.take(text);
         if self.stopped_after.is_none() {
             let rest = self.stops.flush();
-            said.join(self.give(rest));
-            said.tokens.extend(self.held.drain(..));
+            chunk.join(self.give(rest));
+            chunk.tokens.extend(self.held.drain(..));
         }
-        said
+        chunk
     }
 
-    fn take(&mut self, text: String) -> Said {
+    fn take(&mut self, text: String) -> TextChunk {
         self.made += text.chars().count();
         if self.stops.is_empty() {
             return self.give(text);
@@ -103,7 +103,7 @@ impl Text {
         self.stop(stopped)
     }
 
-    fn take_special(&mut self, name: &str) -> Said {
+    fn take_special(&mut self, name: &str) -> TextChunk {
         if self.drawn <= self.tokens_min {
             let emit = self.stops.pass_special(name);
             return self.give(emit);
@@ -112,17 +112,17 @@ impl Text {
         self.stop(stopped)
     }
 
-    fn stop(&mut self, Stopped { emit, stopped }: Stopped) -> Said {
+    fn stop(&mut self, Stopped { emit, stopped }: Stopped) -> TextChunk {
         if stopped {
             self.stopped_after = Some(self.drawn);
         }
         self.give(emit)
     }
 
-    fn give(&mut self, text: String) -> Said {
+    fn give(&mut self, text: String) -> TextChunk {
         self.given += text.chars().count();
-        let begun = self.held.partition_point(|told| told.at < self.given);
-        Said { text, tokens: self.held.drain(..begun).collect() }
+        let begun = self.held.partition_point(|logprob| logprob.at < self.given);
+        TextChunk { text, tokens: self.held.drain(..begun).collect() }
     }
 }
 
@@ -164,21 +164,21 @@ mod tests {
         expected: &Expect,
     ) {
         let stops = stops.iter().map(ToString::to_string).collect();
-        let mut text = Text::new(model.detokenizer(&[]), stops, tokens_min);
+        let mut text = TextAssembler::new(model.detokenizer(&[]), stops, tokens_min);
         let mut story = String::new();
-        let mut tell = |what: &str, said: &Said, stopped: Option<u32>| {
-            let tokens: Vec<String> = said
+        let mut tell = |what: &str, chunk: &TextChunk, stopped: Option<u32>| {
+            let tokens: Vec<String> = chunk
                 .tokens
                 .iter()
-                .map(|told| format!(" {}@{}", named(model, told.token), told.at))
+                .map(|logprob| format!(" {}@{}", named(model, logprob.token), logprob.at))
                 .collect();
             let stopped = stopped.map(|n| format!(", stopped after {n}")).unwrap_or_default();
-            story.push_str(&format!("{what} -> {:?}{}{stopped}\n", said.text, tokens.concat()));
+            story.push_str(&format!("{what} -> {:?}{}{stopped}\n", chunk.text, tokens.concat()));
         };
         for token in ids {
             let logprobs = Some(Box::new(Logprobs { drawn: -0.5, top: vec![] }));
-            let said = text.push(Drawn { token, logprobs });
-            tell(&named(model, token), &said, text.stopped_after());
+            let chunk = text.push(Drawn { token, logprobs });
+            tell(&named(model, token), &chunk, text.stopped_after());
             if text.stopped_after().is_some() {
                 break;
             }
@@ -279,15 +279,15 @@ mod tests {
     }
 
     /// The same with words for tokens.
-    fn check_words(stops: &[&str], words: &[&str], expected: &Expect) {
+    fn check_words(stops: &[&str], input: &[&str], expected: &Expect) {
         let vocabulary = GgufTokenizer {
             model: "gpt2".into(),
-            tokens: words.iter().map(ToString::to_string).collect(),
-            token_types: vec![1; words.len()],
+            tokens: input.iter().map(ToString::to_string).collect(),
+            token_types: vec![1; input.len()],
             ..GgufTokenizer::default()
         };
         let model = model(TokenizerSource::Gguf(vocabulary));
-        check_with(&model, stops, 0, 0..u32::try_from(words.len()).expect("a few"), expected);
+        check_with(&model, stops, 0, 0..u32::try_from(input.len()).expect("a few"), expected);
     }
 
     #[test]

@@ -4,4 +4,4 @@ mod parse;
 mod writer;
 
 pub(in crate::endpoints) use parse::{content, parse, role};
-pub(in crate::endpoints) use writer::Chat;
+pub(in crate::endpoints) use writer::ChatWriter;

@@ -4,4 +4,4 @@ mod parse;
 mod writer;
 
 pub(in crate::endpoints) use parse::parse;
-pub(in crate::endpoints) use writer::Completions;
+pub(in crate::endpoints) use writer::CompletionsWriter;

@@ -24,8 +24,8 @@ mod unknown;
 
 use serde_json::value::RawValue;
 
-use super::json::{Item, Object, path_in};
-use crate::failure::Invalid;
+use super::json::{FieldValue, JsonObject, path_in};
+use crate::failure::InvalidRequest;
 use harmless::is_harmless;
 pub(super) use nested::{
     FORMAT, INPUT_MESSAGE, MESSAGE, PART, STREAM_OPTIONS, TEXT as TEXT_OPTIONS,
@@ -34,28 +34,28 @@ pub use page::request_fields_md;
 pub(crate) use unknown::UnknownFields;
 
 /// A set of endpoints.
-pub(super) type Endpoints = u8;
+pub(super) type EndpointSet = u8;
 
-pub(super) const CHAT: Endpoints = 1;
-pub(super) const COMPLETIONS: Endpoints = 2;
-pub(super) const RESPONSES: Endpoints = 4;
-const ALL: Endpoints = CHAT | COMPLETIONS | RESPONSES;
+pub(super) const CHAT: EndpointSet = 1;
+pub(super) const COMPLETIONS: EndpointSet = 2;
+pub(super) const RESPONSES: EndpointSet = 4;
+const ALL: EndpointSet = CHAT | COMPLETIONS | RESPONSES;
 
 /// A set of servers whose clients send a field.
-type Servers = u8;
+type ServerSet = u8;
 
-const OPENAI: Servers = 1;
-const VLLM: Servers = 2;
-const LLAMA_CPP: Servers = 4;
-const MLX_LM: Servers = 8;
-const OLLAMA: Servers = 16;
-const SGLANG: Servers = 32;
+const OPENAI: ServerSet = 1;
+const VLLM: ServerSet = 2;
+const LLAMA_CPP: ServerSet = 4;
+const MLX_LM: ServerSet = 8;
+const OLLAMA: ServerSet = 16;
+const SGLANG: ServerSet = 32;
 /// All whose OpenAI endpoints the table covers in full.
-const EVERYONE: Servers = OPENAI | VLLM | LLAMA_CPP | MLX_LM | OLLAMA;
+const EVERYONE: ServerSet = OPENAI | VLLM | LLAMA_CPP | MLX_LM | OLLAMA;
 
 /// What becomes of a field.
 #[derive(Debug, Clone, Copy)]
-enum Fate {
+enum FieldRule {
     /// The parser reads it. The text says for the page what the name does not.
     Honoured(&'static str),
     /// Another name for this field.
@@ -72,43 +72,48 @@ enum Fate {
 }
 
 /// Fields that share their fate.
-struct Group {
-    endpoints: Endpoints,
-    fate: Fate,
+struct FieldGroup {
+    endpoints: EndpointSet,
+    fate: FieldRule,
     /// Each with the servers whose clients send it.
-    fields: &'static [(&'static str, Servers)],
+    fields: &'static [(&'static str, ServerSet)],
 }
 
 /// What one object of a request may hold.
-pub(super) struct Table {
+pub(super) struct FieldTable {
     /// Where such objects stand, as the page writes it; empty for the body.
     at: &'static str,
-    groups: &'static [&'static [Group]],
+    groups: &'static [&'static [FieldGroup]],
 }
 
 /// The body itself.
-pub(super) const BODY: Table =
-    Table { at: "", groups: &[honoured::BODY, honoured::TEXT, refused::BODY, ignored::BODY] };
+pub(super) const BODY: FieldTable =
+    FieldTable { at: "", groups: &[honoured::BODY, honoured::TEXT, refused::BODY, ignored::BODY] };
 
 /// Every table, for the page and the tests.
-const TABLES: &[&Table] =
+const TABLES: &[&FieldTable] =
     &[&BODY, &STREAM_OPTIONS, &FORMAT, &TEXT_OPTIONS, &MESSAGE, &INPUT_MESSAGE, &PART];
 
 /// One field of a table.
 #[derive(Clone, Copy)]
-struct Row {
+struct FieldRow {
     name: &'static str,
-    endpoints: Endpoints,
-    servers: Servers,
-    fate: Fate,
+    endpoints: EndpointSet,
+    servers: ServerSet,
+    fate: FieldRule,
 }
 
-impl Table {
+impl FieldTable {
     /// The fields in the order in which they count.
-    fn rows(&self) -> impl Iterator<Item = Row> {
+    fn rows(&self) -> impl Iterator<Item = FieldRow> {
         self.groups.iter().copied().flatten().flat_map(|group| {
-            let Group { endpoints, fate, .. } = *group;
-            group.fields.iter().map(move |&(name, servers)| Row { name, endpoints, servers, fate })
+            let FieldGroup { endpoints, fate, .. } = *group;
+            group.fields.iter().map(move |&(name, servers)| FieldRow {
+                name,
+                endpoints,
+                servers,
+                fate,
+            })
         })
     }
 
@@ -119,22 +124,22 @@ impl Table {
     /// When a field asks for what is not served.
     pub(super) fn read<'a>(
         &self,
-        endpoint: Endpoints,
-        mut object: Object<'a>,
+        endpoint: EndpointSet,
+        mut object: JsonObject<'a>,
         unknown: &mut UnknownFields,
-    ) -> Result<RequestFields<'a>, Invalid> {
+    ) -> Result<RequestFields<'a>, InvalidRequest> {
         let mut fields: Vec<KnownField<'a>> = Vec::new();
         for row in self.rows().filter(|row| row.endpoints & endpoint != 0) {
             let Some(item) = object.take(row.name) else { continue };
             let name = match row.fate {
-                Fate::Honoured(_) => row.name,
-                Fate::Alias(of) => of,
-                Fate::Ignored(_) => continue,
-                Fate::Refused { harmless, .. } if is_harmless(item.raw().get(), harmless) => {
+                FieldRule::Honoured(_) => row.name,
+                FieldRule::Alias(of) => of,
+                FieldRule::Ignored(_) => continue,
+                FieldRule::Refused { harmless, .. } if is_harmless(item.raw().get(), harmless) => {
                     continue;
                 }
-                Fate::Refused { why, .. } => {
-                    return Err(Invalid::unsupported(item.path(), why, &item.shown()));
+                FieldRule::Refused { why, .. } => {
+                    return Err(InvalidRequest::unsupported(item.path(), why, &item.shown()));
                 }
             };
             if fields.iter().all(|field| field.name != name) {
@@ -166,14 +171,14 @@ pub(super) struct RequestFields<'a> {
 
 impl<'a> RequestFields<'a> {
     /// A field, if the client has set it.
-    pub(super) fn get(&self, name: &str) -> Option<Item<'a>> {
+    pub(super) fn get(&self, name: &str) -> Option<FieldValue<'a>> {
         let field = self.fields.iter().find(|field| field.name == name)?;
-        Some(Item::new(path_in(&self.path, field.written), field.raw))
+        Some(FieldValue::new(path_in(&self.path, field.written), field.raw))
     }
 
     /// A field that must be there.
-    pub(super) fn need(&self, name: &str) -> Result<Item<'a>, Invalid> {
-        self.get(name).ok_or_else(|| Invalid::missing(&path_in(&self.path, name)))
+    pub(super) fn need(&self, name: &str) -> Result<FieldValue<'a>, InvalidRequest> {
+        self.get(name).ok_or_else(|| InvalidRequest::missing(&path_in(&self.path, name)))
     }
 
     /// The name by which the client calls this field.

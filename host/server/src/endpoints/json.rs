@@ -9,21 +9,21 @@ use std::fmt;
 use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 
-use crate::failure::Invalid;
+use crate::failure::InvalidRequest;
 use interlock_request::TokenId;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A value and where it stands in the body, such as `messages[2].content`.
 #[derive(Debug, Clone)]
-pub(crate) struct Item<'a> {
+pub(crate) struct FieldValue<'a> {
     path: String,
     raw: &'a RawValue,
 }
 
 /// An object and where it stands.
 #[derive(Debug)]
-pub(crate) struct Object<'a> {
+pub(crate) struct JsonObject<'a> {
     path: String,
     fields: BTreeMap<String, &'a RawValue>,
 }
@@ -32,44 +32,45 @@ pub(crate) struct Object<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Numbers {
     /// The smallest number.
-    pub(crate) least: f64,
-    /// Is `least` itself refused?
+    pub(crate) min_tokens: f64,
+    /// Is `min_tokens` itself refused?
     pub(crate) above: bool,
     /// The largest number.
     pub(crate) most: f64,
 }
 
 impl Numbers {
-    pub(crate) const fn from(least: f64, most: f64) -> Self {
-        Self { least, above: false, most }
+    pub(crate) const fn from(min_tokens: f64, most: f64) -> Self {
+        Self { min_tokens, above: false, most }
     }
 
-    pub(crate) const fn above(least: f64, most: f64) -> Self {
-        Self { least, above: true, most }
+    pub(crate) const fn above(min_tokens: f64, most: f64) -> Self {
+        Self { min_tokens, above: true, most }
     }
 
     fn contains(self, number: f64) -> bool {
-        let enough = if self.above { number > self.least } else { number >= self.least };
+        let enough = if self.above { number > self.min_tokens } else { number >= self.min_tokens };
         enough && number <= self.most
     }
 }
 
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { least, above, most } = self;
+        let Self { min_tokens, above, most } = self;
         if *above {
-            write!(f, "above {least} and at most {most}")
+            write!(f, "above {min_tokens} and at most {most}")
         } else {
-            write!(f, "from {least} to {most}")
+            write!(f, "from {min_tokens} to {most}")
         }
     }
 }
 
-impl<'a> Object<'a> {
+impl<'a> JsonObject<'a> {
     /// The whole body.
-    pub(crate) fn parse(body: &'a str) -> Result<Self, Invalid> {
-        let raw: &RawValue = serde_json::from_str(body).map_err(|e| Invalid::malformed(&e))?;
-        Item { path: String::new(), raw }.object()
+    pub(crate) fn parse(body: &'a str) -> Result<Self, InvalidRequest> {
+        let raw: &RawValue =
+            serde_json::from_str(body).map_err(|e| InvalidRequest::malformed(&e))?;
+        FieldValue { path: String::new(), raw }.object()
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -77,9 +78,9 @@ impl<'a> Object<'a> {
     }
 
     /// Takes a field out of it; `None` if it is absent or null.
-    pub(crate) fn take(&mut self, name: &str) -> Option<Item<'a>> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<FieldValue<'a>> {
         let raw = self.fields.remove(name)?;
-        (raw.get() != "null").then(|| Item::new(self.path_of(name), raw))
+        (raw.get() != "null").then(|| FieldValue::new(self.path_of(name), raw))
     }
 
     /// The names of the fields that are left.
@@ -88,10 +89,10 @@ impl<'a> Object<'a> {
     }
 
     /// Fields in the order of their names, nulls included.
-    pub(crate) fn items(&self) -> impl Iterator<Item = (&str, Item<'a>)> {
+    pub(crate) fn items(&self) -> impl Iterator<Item = (&str, FieldValue<'a>)> {
         self.fields
             .iter()
-            .map(|(name, raw)| (name.as_str(), Item { path: self.path_of(name), raw }))
+            .map(|(name, raw)| (name.as_str(), FieldValue { path: self.path_of(name), raw }))
     }
 
     /// Where a field of this object stands.
@@ -105,7 +106,7 @@ pub(crate) fn path_in(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-impl<'a> Item<'a> {
+impl<'a> FieldValue<'a> {
     /// Longest part of a value that an error repeats, in characters.
     const SHOWN_MAX: usize = 64;
 
@@ -132,7 +133,7 @@ impl<'a> Item<'a> {
 
     /// A number that may be a token's; whether the model has it is not known here. In quotes it is
     /// none: in prompts and biases, clients of llama.cpp write texts among the ids.
-    pub(crate) fn token_id(&self) -> Result<TokenId, Invalid> {
+    pub(crate) fn token_id(&self) -> Result<TokenId, InvalidRequest> {
         if self.is_text() {
             return Err(self.wrong_type(&expected_integer(&(0..=i64::from(TokenId::MAX)))));
         }
@@ -140,7 +141,7 @@ impl<'a> Item<'a> {
     }
 
     /// The same where no text can stand in its place, so that it may be in quotes as other numbers.
-    pub(crate) fn quoted_token_id(&self) -> Result<TokenId, Invalid> {
+    pub(crate) fn quoted_token_id(&self) -> Result<TokenId, InvalidRequest> {
         let id = self.integer(0..=i64::from(TokenId::MAX))?;
         Ok(TokenId::try_from(id).expect("the range was checked"))
     }
@@ -158,7 +159,7 @@ impl<'a> Item<'a> {
         self.raw.get().strip_prefix('[').is_some_and(|inner| begins_number(inner.trim_start()))
     }
 
-    pub(crate) fn number(&self, allowed: Numbers) -> Result<f64, Invalid> {
+    pub(crate) fn number(&self, allowed: Numbers) -> Result<f64, InvalidRequest> {
         let number = numeral(self.raw.get()).and_then(|numeral| numeral.parse::<f64>().ok());
         let number = number.ok_or_else(|| self.wrong_type(&format!("a number {allowed}")))?;
         if allowed.contains(number) {
@@ -168,7 +169,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    pub(crate) fn integer(&self, allowed: RangeInclusive<i64>) -> Result<i64, Invalid> {
+    pub(crate) fn integer(&self, allowed: RangeInclusive<i64>) -> Result<i64, InvalidRequest> {
         let expected = || expected_integer(&allowed);
         let whole = numeral(self.raw.get()).and_then(whole_number);
         let whole = whole.ok_or_else(|| self.wrong_type(&expected()))?;
@@ -188,11 +189,11 @@ impl<'a> Item<'a> {
     }
 
     /// True or false, in any of the ways of [`truth`].
-    pub(crate) fn boolean(&self) -> Result<bool, Invalid> {
+    pub(crate) fn boolean(&self) -> Result<bool, InvalidRequest> {
         truth(self.raw.get()).ok_or_else(|| self.wrong_type("true or false"))
     }
 
-    pub(crate) fn text(&self) -> Result<String, Invalid> {
+    pub(crate) fn text(&self) -> Result<String, InvalidRequest> {
         if !self.is_text() {
             return Err(self.wrong_type("a string"));
         }
@@ -206,15 +207,15 @@ impl<'a> Item<'a> {
     /// One element at a time: a list holds millions of them, and each has a path.
     pub(crate) fn list<T>(
         &self,
-        read: impl FnMut(Item<'a>) -> Result<T, Invalid>,
-    ) -> Result<Vec<T>, Invalid> {
+        read: impl FnMut(FieldValue<'a>) -> Result<T, InvalidRequest>,
+    ) -> Result<Vec<T>, InvalidRequest> {
         let mut culprit = None;
         let each = Each { path: &self.path, read, culprit: &mut culprit };
         let list = serde_json::Deserializer::from_str(self.raw.get()).deserialize_seq(each);
         list.map_err(|_| culprit.unwrap_or_else(|| self.wrong_type("an array")))
     }
 
-    pub(crate) fn object(&self) -> Result<Object<'a>, Invalid> {
+    pub(crate) fn object(&self) -> Result<JsonObject<'a>, InvalidRequest> {
         if !self.raw.get().starts_with('{') {
             return Err(self.wrong_type("an object"));
         }
@@ -227,15 +228,15 @@ impl<'a> Item<'a> {
                 self.wrong_value("an object whose fields' names are valid Unicode characters")
             }
         })?;
-        Ok(Object { path: self.path.clone(), fields })
+        Ok(JsonObject { path: self.path.clone(), fields })
     }
 
-    pub(crate) fn wrong_type(&self, expected: &str) -> Invalid {
-        Invalid::wrong_type(&self.path, expected, &self.shown())
+    pub(crate) fn wrong_type(&self, expected: &str) -> InvalidRequest {
+        InvalidRequest::wrong_type(&self.path, expected, &self.shown())
     }
 
-    pub(crate) fn wrong_value(&self, expected: &str) -> Invalid {
-        Invalid::wrong_value(&self.path, expected, &self.shown())
+    pub(crate) fn wrong_value(&self, expected: &str) -> InvalidRequest {
+        InvalidRequest::wrong_value(&self.path, expected, &self.shown())
     }
 }
 
@@ -288,8 +289,8 @@ fn unquoted(json: &str) -> Option<&str> {
 fn expected_integer(allowed: &RangeInclusive<i64>) -> String {
     match (*allowed.start(), *allowed.end()) {
         (i64::MIN, i64::MAX) => "an integer of at most 64 bits".to_owned(),
-        (least, i64::MAX) => format!("an integer of at least {least}"),
-        (least, most) => format!("an integer from {least} to {most}"),
+        (min_tokens, i64::MAX) => format!("an integer of at least {min_tokens}"),
+        (min_tokens, most) => format!("an integer from {min_tokens} to {most}"),
     }
 }
 
@@ -302,10 +303,10 @@ struct Each<'s, F> {
     path: &'s str,
     read: F,
     /// Why the reading stopped, in our words; serde's error has no place for it.
-    culprit: &'s mut Option<Invalid>,
+    culprit: &'s mut Option<InvalidRequest>,
 }
 
-impl<'de, T, F: FnMut(Item<'de>) -> Result<T, Invalid>> Visitor<'de> for Each<'_, F> {
+impl<'de, T, F: FnMut(FieldValue<'de>) -> Result<T, InvalidRequest>> Visitor<'de> for Each<'_, F> {
     type Value = Vec<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -315,7 +316,7 @@ impl<'de, T, F: FnMut(Item<'de>) -> Result<T, Invalid>> Visitor<'de> for Each<'_
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut made = Vec::new();
         while let Some(raw) = list.next_element::<&'de RawValue>()? {
-            let item = Item { path: format!("{}[{}]", self.path, made.len()), raw };
+            let item = FieldValue { path: format!("{}[{}]", self.path, made.len()), raw };
             match (self.read)(item) {
                 Ok(one) => made.push(one),
                 Err(invalid) => {

@@ -3,13 +3,13 @@
 use expect_test::{Expect, expect};
 use interlock_request::{Endpoint, SamplingDefaults};
 
-use super::{Ask, Ending, Least, Length, Words};
+use super::{ApiRequest, MaxTokens, MinTokens, PromptInput, StopRules};
 
 /// Bodies, one a line, each followed by what the client would be told.
 fn complaints(endpoint: Endpoint, bodies: &[&str], expected: &Expect) {
     let told: Vec<String> = bodies
         .iter()
-        .map(|body| match Ask::parse(endpoint, body.as_bytes()) {
+        .map(|body| match ApiRequest::parse(endpoint, body.as_bytes()) {
             Ok(_) => format!("{body}\n    accepted\n"),
             Err(invalid) => {
                 let param = invalid.param.as_deref().unwrap_or("-");
@@ -27,7 +27,7 @@ fn chat_fields(fields: &[&str], expected: &Expect) {
         .map(|field| {
             let body =
                 format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{field}}}"#);
-            match Ask::parse(Endpoint::Chat, body.as_bytes()) {
+            match ApiRequest::parse(Endpoint::Chat, body.as_bytes()) {
                 Ok(_) => format!("{field}\n    accepted\n"),
                 Err(invalid) => {
                     let param = invalid.param.as_deref().unwrap_or("-");
@@ -39,8 +39,8 @@ fn chat_fields(fields: &[&str], expected: &Expect) {
     expected.assert_eq(&told.concat());
 }
 
-fn parse(endpoint: Endpoint, body: &str) -> Ask {
-    Ask::parse(endpoint, body.as_bytes()).expect("a good request")
+fn parse(endpoint: Endpoint, body: &str) -> ApiRequest {
+    ApiRequest::parse(endpoint, body.as_bytes()).expect("a good request")
 }
 
 #[test]
@@ -391,14 +391,14 @@ fn a_feature_that_is_not_served_is_refused_rather_than_ignored() {
 
 #[test]
 fn completions_takes_one_prompt_in_four_forms() {
-    let words = |prompt: &str| {
-        parse(Endpoint::Completions, &format!(r#"{{"model":"m","prompt":{prompt}}}"#)).words
+    let input = |prompt: &str| {
+        parse(Endpoint::Completions, &format!(r#"{{"model":"m","prompt":{prompt}}}"#)).input
     };
-    let tokens = |path: &str| Words::Tokens { path: path.into(), ids: vec![1, 2] };
-    assert_eq!(words(r#""hi""#), Words::Text("hi".into()));
-    assert_eq!(words(r#"["hi"]"#), Words::Text("hi".into()));
-    assert_eq!(words("[1,2]"), tokens("prompt"));
-    assert_eq!(words("[[1,2]]"), tokens("prompt[0]"));
+    let tokens = |path: &str| PromptInput::Tokens { path: path.into(), ids: vec![1, 2] };
+    assert_eq!(input(r#""hi""#), PromptInput::Text("hi".into()));
+    assert_eq!(input(r#"["hi"]"#), PromptInput::Text("hi".into()));
+    assert_eq!(input("[1,2]"), tokens("prompt"));
+    assert_eq!(input("[[1,2]]"), tokens("prompt[0]"));
     complaints(
         Endpoint::Completions,
         &[
@@ -534,14 +534,15 @@ fn responses_takes_a_text_or_messages() {
             {"role":"user","content":"a"},
             {"type":"message","role":"assistant","content":[{"type":"output_text","text":"b"}]}]}"#,
     );
-    let Words::Chat { messages, .. } = ask.words else { panic!("messages become a chat") };
+    let PromptInput::Chat { messages, .. } = ask.input else { panic!("messages become a chat") };
     let said: Vec<_> = messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
     assert_eq!(said, ["system: be brief", "user: a", "assistant: b"]);
 }
 
 #[test]
 fn a_body_that_is_not_utf8_says_where() {
-    let invalid = Ask::parse(Endpoint::Chat, b"{\"model\":\"\xff\"}").expect_err("not UTF-8");
+    let invalid =
+        ApiRequest::parse(Endpoint::Chat, b"{\"model\":\"\xff\"}").expect_err("not UTF-8");
     assert_eq!(invalid.message, "the body is not valid UTF-8 from byte 10 on");
 }
 
@@ -549,7 +550,10 @@ fn a_body_that_is_not_utf8_says_where() {
 fn a_deep_or_wide_body_is_refused_without_unfolding_it() {
     let many = 100_000;
     let unclosed = format!(r#"{{"model":{}}}"#, "[".repeat(many));
-    assert_eq!(Ask::parse(Endpoint::Chat, unclosed.as_bytes()).unwrap_err().code, "invalid_json");
+    assert_eq!(
+        ApiRequest::parse(Endpoint::Chat, unclosed.as_bytes()).unwrap_err().code,
+        "invalid_json"
+    );
     // Each of these is read up to where it is not what belongs there.
     for [open, close] in [["[", "]"], [r#"{"a":"#, "}"]] {
         let deep = format!("{}0{}", open.repeat(many), close.repeat(many));
@@ -567,7 +571,7 @@ fn a_deep_or_wide_body_is_refused_without_unfolding_it() {
                 "stop",
             ),
         ] {
-            let invalid = Ask::parse(Endpoint::Chat, body.as_bytes()).unwrap_err();
+            let invalid = ApiRequest::parse(Endpoint::Chat, body.as_bytes()).unwrap_err();
             let told = invalid.param.as_deref().unwrap_or_default();
             assert!(told.starts_with(param), "{param}: {told:?}: {}", invalid.message);
             assert!(invalid.message.len() < 1000, "{param}: {} bytes", invalid.message.len());
@@ -575,7 +579,7 @@ fn a_deep_or_wide_body_is_refused_without_unfolding_it() {
     }
     let fields: Vec<_> = (0..2000).map(|n| format!(r#""f{n}":0"#)).collect();
     let wide = format!("{{{}}}", fields.join(","));
-    let invalid = Ask::parse(Endpoint::Chat, wide.as_bytes()).unwrap_err();
+    let invalid = ApiRequest::parse(Endpoint::Chat, wide.as_bytes()).unwrap_err();
     assert!(invalid.message.contains("at most 1024 fields"), "{}", invalid.message);
 }
 
@@ -587,8 +591,8 @@ fn the_younger_name_for_max_tokens_wins() {
             "max_tokens":5,"max_completion_tokens":6}"#,
     );
     assert_eq!(
-        ask.length,
-        Length::Asked { param: "max_completion_tokens", tokens: 6, shown: "6".into() }
+        ask.max_tokens,
+        MaxTokens::Asked { param: "max_completion_tokens", tokens: 6, shown: "6".into() }
     );
 }
 
@@ -602,7 +606,10 @@ fn what_a_request_does_not_say_of_sampling_the_model_does() {
         repetition_penalty: 1.1,
     };
     let sampling = |body: &str| {
-        Ask::parse(Endpoint::Completions, body.as_bytes()).expect("good").sampling.or(&advice)
+        ApiRequest::parse(Endpoint::Completions, body.as_bytes())
+            .expect("good")
+            .sampling
+            .or(&advice)
     };
     let silent = sampling(r#"{"model":"m","prompt":"x"}"#);
     assert_eq!((silent.temperature, silent.top_p, silent.top_k), (0.2, 0.9, 40));
@@ -648,12 +655,12 @@ fn a_repeat_penalty_is_a_repetition_penalty() {
 #[test]
 fn how_likely_tokens_were_is_asked_for_in_each_endpoints_own_words() {
     let asked = |endpoint, fields: &str| {
-        let words = match endpoint {
+        let input = match endpoint {
             Endpoint::Chat => r#""messages":[{"role":"user","content":"x"}]"#,
             Endpoint::Completions => r#""prompt":"x""#,
             Endpoint::Responses => r#""input":"x""#,
         };
-        parse(endpoint, &format!(r#"{{"model":"m",{words}{fields}}}"#)).logprobs
+        parse(endpoint, &format!(r#"{{"model":"m",{input}{fields}}}"#)).logprobs
     };
     let included = r#","include":["message.output_text.logprobs"]"#;
     for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Responses] {
@@ -671,16 +678,20 @@ fn how_likely_tokens_were_is_asked_for_in_each_endpoints_own_words() {
 
 #[test]
 fn every_endpoint_takes_what_vllms_clients_say_of_the_end() {
-    for (endpoint, words) in [
+    for (endpoint, input) in [
         (Endpoint::Chat, r#""messages":[{"role":"user","content":"x"}]"#),
         (Endpoint::Completions, r#""prompt":"x""#),
         (Endpoint::Responses, r#""input":"x""#),
     ] {
-        let ask = |fields: &str| parse(endpoint, &format!(r#"{{"model":"m",{words}{fields}}}"#));
-        let Ending { ignore_eos, least, .. } = ask("").ending;
-        assert_eq!((ignore_eos, least), (false, None));
-        let Ending { ignore_eos, least, .. } = ask(r#","ignore_eos":true,"min_tokens":7"#).ending;
-        assert_eq!((ignore_eos, least), (true, Some(Least { tokens: 7, shown: "7".into() })));
+        let ask = |fields: &str| parse(endpoint, &format!(r#"{{"model":"m",{input}{fields}}}"#));
+        let StopRules { ignore_eos, min_tokens, .. } = ask("").stop;
+        assert_eq!((ignore_eos, min_tokens), (false, None));
+        let StopRules { ignore_eos, min_tokens, .. } =
+            ask(r#","ignore_eos":true,"min_tokens":7"#).stop;
+        assert_eq!(
+            (ignore_eos, min_tokens),
+            (true, Some(MinTokens { tokens: 7, shown: "7".into() }))
+        );
     }
 }
 

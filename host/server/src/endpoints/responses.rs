@@ -4,6 +4,6 @@ mod object;
 mod parse;
 mod writer;
 
-pub(crate) use parse::Echo;
+pub(crate) use parse::RequestEcho;
 pub(in crate::endpoints) use parse::parse;
-pub(in crate::endpoints) use writer::{Responses, shown};
+pub(in crate::endpoints) use writer::{ResponsesWriter, shown};

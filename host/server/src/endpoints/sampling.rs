@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use interlock_request::{Penalties, Sampling, SamplingDefaults, TokenId};
 
 use super::fields::RequestFields;
-use super::json::{Item, Numbers};
-use crate::failure::Invalid;
+use super::json::{FieldValue, Numbers};
+use crate::failure::InvalidRequest;
 
 /// What a request says of sampling. The rest is the model's to say, and which that is may be
 /// decided later.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Wished {
+pub(crate) struct SamplingParams {
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<u32>,
@@ -23,7 +23,7 @@ pub(crate) struct Wished {
     logit_bias: BTreeMap<TokenId, f32>,
 }
 
-impl Wished {
+impl SamplingParams {
     /// With what this model's makers say where the request does not.
     pub(crate) fn or(&self, defaults: &SamplingDefaults) -> Sampling {
         Sampling {
@@ -50,12 +50,12 @@ impl Wished {
     }
 }
 
-pub(super) fn parse(body: &RequestFields<'_>) -> Result<Wished, Invalid> {
+pub(super) fn parse(body: &RequestFields<'_>) -> Result<SamplingParams, InvalidRequest> {
     let number = |name: &str, allowed: Numbers| {
         body.get(name).map(|item| item.number(allowed).map(|n| n as f32)).transpose()
     };
     let top_k = body.get("top_k").map(|item| item.integer(-1..=i64::from(u32::MAX))).transpose()?;
-    let mut wished = Wished {
+    let mut params = SamplingParams {
         temperature: number("temperature", Numbers::from(0.0, 2.0))?,
         top_p: number("top_p", Numbers::from(0.0, 1.0))?,
         // -1 is what vLLM's clients send for off.
@@ -69,17 +69,17 @@ pub(super) fn parse(body: &RequestFields<'_>) -> Result<Wished, Invalid> {
             .get("logit_bias")
             .map_or_else(|| Ok(BTreeMap::new()), |item| logit_bias(&item))?,
     };
-    windows(body, &mut wished)?;
-    Ok(wished)
+    windows(body, &mut params)?;
+    Ok(params)
 }
 
 /// Other servers have penalties that look at the last tokens alone. Ours look at all, so a window
 /// beside a penalty is refused; but one of no tokens turns its penalties off, and one beside no
 /// penalty means none, as it does there: also where the model's own defaults have one.
-fn windows(body: &RequestFields<'_>, wished: &mut Wished) -> Result<(), Invalid> {
+fn windows(body: &RequestFields<'_>, params: &mut SamplingParams) -> Result<(), InvalidRequest> {
     const WHOLE: i64 = -1;
 
-    let Wished { repetition_penalty, presence_penalty, frequency_penalty, .. } = wished;
+    let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = params;
     let penalties = [
         (repetition_penalty, 1.0, ["repeat_last_n", "repetition_context_size"]),
         (presence_penalty, 0.0, ["repeat_last_n", "presence_context_size"]),
@@ -92,7 +92,7 @@ fn windows(body: &RequestFields<'_>, wished: &mut Wished) -> Result<(), Invalid>
                 WHOLE => continue,
                 1.. if penalty.is_some_and(|penalty| penalty != off) => {
                     let why = "penalties look at the prompt and the answer as a whole, which is -1";
-                    return Err(Invalid::unsupported(name, why, &item.shown()));
+                    return Err(InvalidRequest::unsupported(name, why, &item.shown()));
                 }
                 _ => *penalty = Some(off),
             }
@@ -103,14 +103,14 @@ fn windows(body: &RequestFields<'_>, wished: &mut Wished) -> Result<(), Invalid>
 
 /// Any signed integer, as OpenAI has it; the same bits are the same seed. But -1 is how clients of
 /// vLLM and llama.cpp ask for a random one.
-fn seed(item: &Item<'_>) -> Result<Option<u64>, Invalid> {
+fn seed(item: &FieldValue<'_>) -> Result<Option<u64>, InvalidRequest> {
     let seed = item.integer(i64::MIN..=i64::MAX)?;
     Ok((seed != -1).then_some(seed.cast_unsigned()))
 }
 
 const BIAS: Numbers = Numbers::from(-100.0, 100.0);
 
-fn logit_bias(item: &Item<'_>) -> Result<BTreeMap<TokenId, f32>, Invalid> {
+fn logit_bias(item: &FieldValue<'_>) -> Result<BTreeMap<TokenId, f32>, InvalidRequest> {
     if item.is_list() {
         return Ok(item.list(|pair| biased_token(&pair))?.into_iter().collect());
     }
@@ -118,7 +118,7 @@ fn logit_bias(item: &Item<'_>) -> Result<BTreeMap<TokenId, f32>, Invalid> {
     bias.items()
         .map(|(name, value)| {
             let id: TokenId = name.parse().map_err(|_| {
-                Invalid::wrong_value(
+                InvalidRequest::wrong_value(
                     &bias.path_of(name),
                     "named by a token id",
                     &format!("{name:?}"),
@@ -130,7 +130,7 @@ fn logit_bias(item: &Item<'_>) -> Result<BTreeMap<TokenId, f32>, Invalid> {
 }
 
 /// A token id and its bias, as llama.cpp's clients write them.
-fn biased_token(pair: &Item<'_>) -> Result<(TokenId, f32), Invalid> {
+fn biased_token(pair: &FieldValue<'_>) -> Result<(TokenId, f32), InvalidRequest> {
     let mut both = pair.list(Ok)?.into_iter();
     let (Some(id), Some(bias), None) = (both.next(), both.next(), both.next()) else {
         return Err(pair.wrong_value("a token id and a number"));

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 /// Frames on their way into one chunk of the body.
 #[derive(Debug, Default)]
-pub(crate) struct Frames(Vec<u8>);
+pub(crate) struct SseFrames(Vec<u8>);
 
 /// A frame that is the same each time but for one text in it, written out once.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl TextFrame {
     pub(super) fn new(value: &impl Serialize) -> Self {
         const QUOTED: &[u8] = b"\"\"";
 
-        let mut frames = Frames::default();
+        let mut frames = SseFrames::default();
         frames.data(value);
         let place = frames.0.windows(QUOTED.len()).rposition(|two| two == QUOTED);
         let place = place.expect("the value holds a place for a text");
@@ -32,7 +32,7 @@ impl TextFrame {
     }
 }
 
-impl Frames {
+impl SseFrames {
     /// As much as a chunk with a token takes, so that it does not grow there step by step.
     const CHUNK_BYTES: usize = 320;
 

@@ -10,20 +10,20 @@ use hyper::body::{Body, Frame};
 use interlock_request::RequestId;
 use tokio::time::Instant;
 
-use super::error::Complaint;
-use super::sse_frames::Frames;
-use super::writer::Voice;
+use super::error::ApiError;
+use super::sse_frames::SseFrames;
+use super::writer::ResponseWriter;
 use crate::alarm::Alarm;
-use crate::chunks::{Inlet, Piece};
+use crate::chunks::{AnswerItem, ChunkReceiver};
 
 /// The body of a streamed answer. Dropped by hyper as soon as the client has left.
-pub(crate) struct Stream {
+pub(crate) struct SseStream {
     request: RequestId,
-    voice: Box<dyn Voice>,
-    inlet: Inlet,
-    frames: Frames,
+    writer: Box<dyn ResponseWriter>,
+    receiver: ChunkReceiver,
+    frames: SseFrames,
     ended: bool,
-    silence: Silence,
+    silence_timer: SilenceTimer,
 }
 
 /// A comment, which readers of events pass over. It ends with an empty line, as an event does, since
@@ -31,14 +31,14 @@ pub(crate) struct Stream {
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// How long nothing was sent.
-struct Silence {
+struct SilenceTimer {
     /// `server.stream_keepalive`; `None`: it may last.
     most: Option<Duration>,
     since: Instant,
     over: Alarm,
 }
 
-impl Silence {
+impl SilenceTimer {
     /// From now on.
     fn new(most: Duration) -> Self {
         let most = Some(most).filter(|most| !most.is_zero());
@@ -57,36 +57,36 @@ impl Silence {
     }
 }
 
-impl Stream {
+impl SseStream {
     /// A stream that is never silent for longer than this; 0: it may be.
     pub(crate) fn new(
         request: RequestId,
-        mut voice: Box<dyn Voice>,
-        inlet: Inlet,
+        mut writer: Box<dyn ResponseWriter>,
+        receiver: ChunkReceiver,
         keepalive: Duration,
     ) -> Self {
-        let mut frames = Frames::default();
-        voice.open(&mut frames);
-        let silence = Silence::new(keepalive);
-        Self { request, voice, inlet, frames, ended: false, silence }
+        let mut frames = SseFrames::default();
+        writer.open(&mut frames);
+        let silence_timer = SilenceTimer::new(keepalive);
+        Self { request, writer, receiver, frames, ended: false, silence_timer }
     }
 
-    fn take(&mut self, piece: Piece) {
+    fn take(&mut self, piece: AnswerItem) {
         match piece {
-            Piece::More(said) => self.voice.text(said, &mut self.frames),
-            Piece::End(Ok(done)) => {
-                self.voice.done(&done, &mut self.frames);
+            AnswerItem::More(chunk) => self.writer.text(chunk, &mut self.frames),
+            AnswerItem::End(Ok(done)) => {
+                self.writer.done(&done, &mut self.frames);
                 self.ended = true;
             }
-            Piece::End(Err(failure)) => {
-                self.voice.fail(&Complaint::of(&failure, &self.request), &mut self.frames);
+            AnswerItem::End(Err(failure)) => {
+                self.writer.fail(&ApiError::of(&failure, &self.request), &mut self.frames);
                 self.ended = true;
             }
         }
     }
 }
 
-impl Body for Stream {
+impl Body for SseStream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -96,7 +96,7 @@ impl Body for Stream {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         // All that is there goes into one chunk: a client that was slow catches up at once.
         while !self.ended
-            && let Poll::Ready(piece) = self.inlet.poll_next(cx)
+            && let Poll::Ready(piece) = self.receiver.poll_next(cx)
         {
             match piece {
                 Some(piece) => self.take(piece),
@@ -108,10 +108,10 @@ impl Body for Stream {
             if self.ended {
                 return Poll::Ready(None);
             }
-            ready!(self.silence.poll_over(cx));
+            ready!(self.silence_timer.poll_over(cx));
             chunk = Bytes::from_static(KEEP_ALIVE);
         }
-        self.silence.is_broken();
+        self.silence_timer.is_broken();
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 

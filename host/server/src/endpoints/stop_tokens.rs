@@ -3,13 +3,13 @@
 use interlock_request::TokenId;
 
 use super::fields::RequestFields;
-use crate::failure::Invalid;
+use crate::failure::InvalidRequest;
 
 /// More than any model has ends. Each is compared with every token.
 const TOKENS_MAX: usize = 64;
 
 /// Tokens that end the answer, as ids; whether the model has them is not known here.
-pub(super) fn parse(body: &RequestFields<'_>) -> Result<Vec<TokenId>, Invalid> {
+pub(super) fn parse(body: &RequestFields<'_>) -> Result<Vec<TokenId>, InvalidRequest> {
     let Some(item) = body.get("stop_token_ids") else { return Ok(vec![]) };
     let mut count = 0;
     item.list(|one| {

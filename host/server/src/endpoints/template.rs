@@ -5,16 +5,16 @@ use interlock_text::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
 
 use super::common_fields;
 use super::fields::RequestFields;
-use super::json::Item;
-use crate::failure::Invalid;
+use super::json::FieldValue;
+use crate::failure::InvalidRequest;
 
-pub(super) fn parse(body: &RequestFields<'_>) -> Result<ChatOptions, Invalid> {
+pub(super) fn parse(body: &RequestFields<'_>) -> Result<ChatOptions, InvalidRequest> {
     let variables = body.get("chat_template_kwargs").map(|item| variables(&item)).transpose()?;
     Ok(ChatOptions { end: end(body)?, variables: variables.unwrap_or_default() })
 }
 
 /// A message that is continued leaves no place for the beginning of another, which is the default.
-fn end(body: &RequestFields<'_>) -> Result<PromptEnd, Invalid> {
+fn end(body: &RequestFields<'_>) -> Result<PromptEnd, InvalidRequest> {
     let continued = common_fields::flag(body, "continue_final_message")?;
     let Some(prompt) = body.get("add_generation_prompt") else {
         return Ok(match continued {
@@ -32,7 +32,7 @@ fn end(body: &RequestFields<'_>) -> Result<PromptEnd, Invalid> {
     }
 }
 
-fn variables(item: &Item<'_>) -> Result<TemplateVariables, Invalid> {
+fn variables(item: &FieldValue<'_>) -> Result<TemplateVariables, InvalidRequest> {
     TemplateVariables::parse(item.raw().get()).map_err(|why| match why {
         VariablesError::NoObject => item.wrong_type(&why.to_string()),
         why => item.wrong_value(&why.to_string()),

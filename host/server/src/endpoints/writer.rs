@@ -8,36 +8,36 @@ use interlock_request::{Finish, ModelId, RequestId, Usage};
 use interlock_text::TextModel;
 use serde::Serialize;
 
-use super::error::Complaint;
-use super::sse_frames::Frames;
-use crate::chunks::{Done, Said};
+use super::error::ApiError;
+use super::sse_frames::SseFrames;
+use crate::chunks::{Done, TextChunk};
 
 /// Speaks one endpoint's language about one answer.
 ///
-/// For a stream, in order: [`Voice::open`], [`Voice::text`] any number of times, then
-/// [`Voice::done`] or [`Voice::fail`]. Otherwise [`Voice::whole`], alone.
-pub(crate) trait Voice: Send {
+/// For a stream, in order: [`ResponseWriter::open`], [`ResponseWriter::text`] any number of times, then
+/// [`ResponseWriter::done`] or [`ResponseWriter::fail`]. Otherwise [`ResponseWriter::whole`], alone.
+pub(crate) trait ResponseWriter: Send {
     /// The request is admitted.
-    fn open(&mut self, frames: &mut Frames) {
+    fn open(&mut self, frames: &mut SseFrames) {
         let _ = frames;
     }
 
     /// There is more of it, never nothing.
-    fn text(&mut self, said: Said, frames: &mut Frames);
+    fn text(&mut self, chunk: TextChunk, frames: &mut SseFrames);
 
     /// The answer is complete.
-    fn done(&mut self, done: &Done, frames: &mut Frames);
+    fn done(&mut self, done: &Done, frames: &mut SseFrames);
 
     /// There will be no more of it.
-    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames);
+    fn fail(&mut self, error: &ApiError, frames: &mut SseFrames);
 
     /// The answer at once.
-    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8>;
+    fn whole(&mut self, chunk: TextChunk, done: &Done) -> Vec<u8>;
 }
 
 /// What every answer says about itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Head {
+pub(crate) struct ResponseHead {
     /// The request's id, which the answer's own id repeats.
     pub(crate) request: RequestId,
     /// The model that answers.
@@ -54,11 +54,11 @@ pub(crate) struct Head {
     pub(crate) text: Arc<TextModel>,
 }
 
-impl Head {
+impl ResponseHead {
     /// Can a whole answer tell how likely its tokens were? One without text has none to tell of;
     /// one with text but no tokens comes from a model that says nothing of them.
-    pub(super) fn tells_logprobs(&self, said: &Said) -> bool {
-        self.logprobs && (said.text.is_empty() || !said.tokens.is_empty())
+    pub(super) fn tells_logprobs(&self, chunk: &TextChunk) -> bool {
+        self.logprobs && (chunk.text.is_empty() || !chunk.tokens.is_empty())
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) fn finish_reason(finish: Finish) -> &'static str {
 
 /// Token counts as chat and completions have them.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Tokens {
+pub(super) struct CompletionUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
@@ -88,7 +88,7 @@ struct PromptDetails {
     cached_tokens: u64,
 }
 
-impl From<Usage> for Tokens {
+impl From<Usage> for CompletionUsage {
     fn from(usage: Usage) -> Self {
         let prompt_tokens = u64::from(usage.prompt_tokens);
         let completion_tokens = u64::from(usage.generated_tokens);
@@ -104,5 +104,5 @@ impl From<Usage> for Tokens {
 /// An error frame of chat and completions: OpenAI's clients raise on its `error` key.
 #[derive(Debug, Serialize)]
 pub(super) struct ErrorFrame<'a> {
-    pub(super) error: &'a Complaint,
+    pub(super) error: &'a ApiError,
 }

@@ -8,17 +8,17 @@ use interlock_request::{
 };
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 
-use super::sse_frames::Frames;
-use super::{Complaint, Echo, Head, Shape, voice};
-use crate::chunks::{Done, Said, Told};
-use crate::failure::Failure;
+use super::sse_frames::SseFrames;
+use super::{ApiError, RequestEcho, ResponseFormat, ResponseHead, writer};
+use crate::chunks::{Done, TextChunk, TokenLogprob};
+use crate::failure::RequestFailure;
 
 const DONE: Done = Done {
     finish: Finish::Stop,
     usage: Usage { prompt_tokens: 3, cached_tokens: 1, generated_tokens: 2 },
 };
 
-fn head() -> Head {
+fn head() -> ResponseHead {
     let request = RequestId::parse("r1").expect("an id");
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
@@ -28,16 +28,16 @@ fn head() -> Head {
     };
     let text = Arc::new(TextModel::new(parts).expect("the simulated text model"));
     let model = ModelId::new("m");
-    Head { request, model, created: 7, temperature: 0.7, top_p: 1.0, logprobs: false, text }
+    ResponseHead { request, model, created: 7, temperature: 0.7, top_p: 1.0, logprobs: false, text }
 }
 
-fn plain(text: &str) -> Said {
-    Said { text: text.into(), tokens: vec![] }
+fn plain(text: &str) -> TextChunk {
+    TextChunk { text: text.into(), tokens: vec![] }
 }
 
 /// Text of which every byte is a token, each less likely than the one before it. If alternatives
 /// are told, they are the next letter, just as likely, and an end that could not have been.
-fn told(text: &str, at: usize, top: bool) -> Said {
+fn logprob(text: &str, at: usize, top: bool) -> TextChunk {
     let tokens = text
         .bytes()
         .enumerate()
@@ -46,14 +46,14 @@ fn told(text: &str, at: usize, top: bool) -> Said {
             let drawn = -0.25 * (1 + nth) as f32;
             let ranks = vec![(token + 1, drawn), (256, f32::NEG_INFINITY)];
             let top = if top { ranks } else { vec![] };
-            Told { token, at: at + nth, logprobs: Box::new(Logprobs { drawn, top }) }
+            TokenLogprob { token, at: at + nth, logprobs: Box::new(Logprobs { drawn, top }) }
         })
         .collect();
-    Said { text: text.into(), tokens }
+    TextChunk { text: text.into(), tokens }
 }
 
-fn responses() -> Shape {
-    Shape::Responses(Box::new(Echo {
+fn responses() -> ResponseFormat {
+    ResponseFormat::Responses(Box::new(RequestEcho {
         instructions: None,
         metadata: None,
         max_output_tokens: None,
@@ -62,28 +62,28 @@ fn responses() -> Shape {
     }))
 }
 
-fn streamed(shape: Shape, end: Result<Done, Failure>, expected: &Expect) {
-    let mut frames = Frames::default();
-    let mut voice = voice(shape, head());
-    voice.open(&mut frames);
-    voice.text(plain("Hel"), &mut frames);
-    voice.text(plain("lo\n"), &mut frames);
+fn streamed(format: ResponseFormat, end: Result<Done, RequestFailure>, expected: &Expect) {
+    let mut frames = SseFrames::default();
+    let mut writer = writer(format, head());
+    writer.open(&mut frames);
+    writer.text(plain("Hel"), &mut frames);
+    writer.text(plain("lo\n"), &mut frames);
     match end {
-        Ok(done) => voice.done(&done, &mut frames),
-        Err(failure) => voice.fail(&Complaint::of(&failure, &head().request), &mut frames),
+        Ok(done) => writer.done(&done, &mut frames),
+        Err(failure) => writer.fail(&ApiError::of(&failure, &head().request), &mut frames),
     }
     expected.assert_eq(&frames.into_text());
 }
 
-fn whole(shape: Shape, finish: Finish, expected: &Expect) {
-    let body = voice(shape, head()).whole(plain("Hello"), &Done { finish, ..DONE });
+fn whole(format: ResponseFormat, finish: Finish, expected: &Expect) {
+    let body = writer(format, head()).whole(plain("Hello"), &Done { finish, ..DONE });
     expected.assert_eq(&String::from_utf8(body).expect("JSON is UTF-8"));
 }
 
 #[test]
 fn a_chat_stream_is_role_content_finish_usage_done() {
     streamed(
-        Shape::Chat { include_usage: true },
+        ResponseFormat::Chat { include_usage: true },
         Ok(DONE),
         &expect![[r#"
             data: {"id":"chatcmpl-r1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}
@@ -105,7 +105,7 @@ fn a_chat_stream_is_role_content_finish_usage_done() {
 #[test]
 fn a_chat_stream_without_usage_says_nothing_of_it() {
     streamed(
-        Shape::Chat { include_usage: false },
+        ResponseFormat::Chat { include_usage: false },
         Ok(DONE),
         &expect![[r#"
         data: {"id":"chatcmpl-r1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}
@@ -124,9 +124,9 @@ fn a_chat_stream_without_usage_says_nothing_of_it() {
 
 #[test]
 fn a_stream_that_fails_ends_with_an_error_and_done() {
-    let struck = Failure::Cancelled(CancelCause::Deadline(Deadline::InterToken));
+    let struck = RequestFailure::Cancelled(CancelCause::Deadline(Deadline::InterToken));
     streamed(
-        Shape::Completions { include_usage: false },
+        ResponseFormat::Completions { include_usage: false },
         Err(struck),
         &expect![[r#"
         data: {"id":"cmpl-r1","object":"text_completion","created":7,"model":"m","choices":[{"text":"Hel","index":0,"logprobs":null,"finish_reason":null}]}
@@ -144,7 +144,7 @@ fn a_stream_that_fails_ends_with_an_error_and_done() {
 #[test]
 fn a_completions_stream_is_text_finish_usage_done() {
     streamed(
-        Shape::Completions { include_usage: true },
+        ResponseFormat::Completions { include_usage: true },
         Ok(DONE),
         &expect![[r#"
             data: {"id":"cmpl-r1","object":"text_completion","created":7,"model":"m","choices":[{"text":"Hel","index":0,"logprobs":null,"finish_reason":null}],"usage":null}
@@ -205,7 +205,7 @@ fn a_responses_stream_has_its_events_in_order() {
 fn a_responses_stream_that_fails_says_error_and_failed() {
     streamed(
         responses(),
-        Err(Failure::INTERNAL),
+        Err(RequestFailure::INTERNAL),
         &expect![[r#"
             event: response.created
             data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}
@@ -238,14 +238,14 @@ fn a_responses_stream_that_fails_says_error_and_failed() {
 #[test]
 fn whole_answers_have_text_finish_and_usage() {
     whole(
-        Shape::Chat { include_usage: false },
+        ResponseFormat::Chat { include_usage: false },
         Finish::Stop,
         &expect![[
             r#"{"id":"chatcmpl-r1","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hello","refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}}}"#
         ]],
     );
     whole(
-        Shape::Completions { include_usage: false },
+        ResponseFormat::Completions { include_usage: false },
         Finish::Length,
         &expect![[
             r#"{"id":"cmpl-r1","object":"text_completion","created":7,"model":"m","choices":[{"text":"Hello","index":0,"logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}}}"#
@@ -261,89 +261,89 @@ fn whole_answers_have_text_finish_and_usage() {
 }
 
 /// A whole answer of these parts to a client that asked how likely tokens were.
-fn whole_with(shape: Shape, said: Said) -> serde_json::Value {
-    let body = voice(shape, Head { logprobs: true, ..head() }).whole(said, &DONE);
+fn whole_with(format: ResponseFormat, chunk: TextChunk) -> serde_json::Value {
+    let body = writer(format, ResponseHead { logprobs: true, ..head() }).whole(chunk, &DONE);
     serde_json::from_slice(&body).expect("JSON")
 }
 
 /// The data of each frame of a stream of these parts.
-fn streamed_with(shape: Shape, said: &[Said]) -> Vec<serde_json::Value> {
-    let mut frames = Frames::default();
-    let mut voice = voice(shape, Head { logprobs: true, ..head() });
-    voice.open(&mut frames);
-    for said in said {
-        voice.text(said.clone(), &mut frames);
+fn streamed_with(format: ResponseFormat, chunk: &[TextChunk]) -> Vec<serde_json::Value> {
+    let mut frames = SseFrames::default();
+    let mut writer = writer(format, ResponseHead { logprobs: true, ..head() });
+    writer.open(&mut frames);
+    for chunk in chunk {
+        writer.text(chunk.clone(), &mut frames);
     }
-    voice.done(&DONE, &mut frames);
+    writer.done(&DONE, &mut frames);
     let text = frames.into_text();
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     let values = data.filter(|data| *data != "[DONE]").map(serde_json::from_str);
     values.collect::<Result<_, _>>().expect("JSON")
 }
 
-const CHAT: Shape = Shape::Chat { include_usage: false };
-const COMPLETIONS: Shape = Shape::Completions { include_usage: false };
+const CHAT: ResponseFormat = ResponseFormat::Chat { include_usage: false };
+const COMPLETIONS: ResponseFormat = ResponseFormat::Completions { include_usage: false };
 
 #[test]
 fn a_whole_chat_tells_each_token_with_its_bytes_and_alternatives() {
-    let choice = &whole_with(CHAT, told("Hi", 0, true))["choices"][0];
+    let choice = &whole_with(CHAT, logprob("Hi", 0, true))["choices"][0];
     expect![[r#"{"content":[{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.5,"bytes":[105],"top_logprobs":[{"token":"j","logprob":-0.5,"bytes":[106]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]}],"refusal":null}"#]].assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn a_whole_completion_tells_tokens_in_columns() {
-    let choice = &whole_with(COMPLETIONS, told("Hi", 0, true))["choices"][0];
+    let choice = &whole_with(COMPLETIONS, logprob("Hi", 0, true))["choices"][0];
     expect![[r#"{"tokens":["H","i"],"token_logprobs":[-0.25,-0.5],"top_logprobs":[{"I":-0.25,"<eos>":-9999.0,"H":-0.25},{"j":-0.5,"<eos>":-9999.0,"i":-0.5}],"text_offset":[0,1]}"#]].assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn a_whole_response_tells_each_token_of_its_text() {
-    let part = &whole_with(responses(), told("H", 0, true))["output"][0]["content"][0];
+    let part = &whole_with(responses(), logprob("H", 0, true))["output"][0]["content"][0];
     expect![[r#"[{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]}]"#]].assert_eq(&part["logprobs"].to_string());
 }
 
 #[test]
 fn without_alternatives_there_are_none() {
-    let choice = &whole_with(CHAT, told("H", 0, false))["choices"][0];
+    let choice = &whole_with(CHAT, logprob("H", 0, false))["choices"][0];
     expect![[r#"{"content":[{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[]}],"refusal":null}"#]].assert_eq(&choice["logprobs"].to_string());
-    let choice = &whole_with(COMPLETIONS, told("H", 0, false))["choices"][0];
+    let choice = &whole_with(COMPLETIONS, logprob("H", 0, false))["choices"][0];
     expect![[r#"{"tokens":["H"],"token_logprobs":[-0.25],"top_logprobs":null,"text_offset":[0]}"#]]
         .assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn half_a_character_is_lossy_text_with_exact_bytes_or_spelled_by_its_bytes() {
-    let choice = &whole_with(CHAT, told("é", 0, false))["choices"][0];
+    let choice = &whole_with(CHAT, logprob("é", 0, false))["choices"][0];
     expect![[r#"{"content":[{"token":"�","logprob":-0.25,"bytes":[195],"top_logprobs":[]},{"token":"�","logprob":-0.5,"bytes":[169],"top_logprobs":[]}],"refusal":null}"#]].assert_eq(&choice["logprobs"].to_string());
-    let choice = &whole_with(COMPLETIONS, told("é", 0, true))["choices"][0];
+    let choice = &whole_with(COMPLETIONS, logprob("é", 0, true))["choices"][0];
     expect![[r#"{"tokens":["bytes:\\xc3","bytes:\\xa9"],"token_logprobs":[-0.25,-0.5],"top_logprobs":[{"bytes:\\xc4":-0.25,"<eos>":-9999.0,"bytes:\\xc3":-0.25},{"bytes:\\xaa":-0.5,"<eos>":-9999.0,"bytes:\\xa9":-0.5}],"text_offset":[0,1]}"#]].assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn alternatives_that_are_spelled_alike_are_one_key_with_the_likelier_ones_number() {
-    let mut said = told("H", 0, false);
+    let mut chunk = logprob("H", 0, false);
     // Ids from 300 on are no tokens and have no text.
-    said.tokens[0].logprobs.top = vec![(300, -0.1), (301, -0.2)];
-    let choice = &whole_with(COMPLETIONS, said)["choices"][0];
+    chunk.tokens[0].logprobs.top = vec![(300, -0.1), (301, -0.2)];
+    let choice = &whole_with(COMPLETIONS, chunk)["choices"][0];
     expect![[r#"[{"":-0.1,"H":-0.25}]"#]]
         .assert_eq(&choice["logprobs"]["top_logprobs"].to_string());
 }
 
 #[test]
 fn an_answer_without_text_tells_of_no_tokens_and_one_without_tokens_tells_nothing() {
-    let logprobs = |shape, said| whole_with(shape, said)["choices"][0]["logprobs"].to_string();
+    let logprobs = |format, chunk| whole_with(format, chunk)["choices"][0]["logprobs"].to_string();
     expect![[r#"{"content":[],"refusal":null}"#]].assert_eq(&logprobs(CHAT, plain("")));
     expect![[r#"{"tokens":[],"token_logprobs":[],"top_logprobs":null,"text_offset":[]}"#]]
         .assert_eq(&logprobs(COMPLETIONS, plain("")));
     assert_eq!(logprobs(CHAT, plain("a model that says nothing of them")), "null");
     assert_eq!(logprobs(COMPLETIONS, plain("a model that says nothing of them")), "null");
-    let unasked = voice(CHAT, head()).whole(plain(""), &DONE);
+    let unasked = writer(CHAT, head()).whole(plain(""), &DONE);
     assert!(String::from_utf8(unasked).expect("JSON").contains(r#""logprobs":null"#));
 }
 
 #[test]
 fn a_chunk_tells_the_tokens_whose_text_it_has() {
-    let parts = [told("Hi", 0, false), plain("?"), told("!", 3, false)];
+    let parts = [logprob("Hi", 0, false), plain("?"), logprob("!", 3, false)];
     let tell = |chunk: &serde_json::Value| {
         let choice = &chunk["choices"][0];
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or("-");
@@ -376,8 +376,8 @@ fn a_chunk_tells_the_tokens_whose_text_it_has() {
 
 #[test]
 fn a_responses_stream_tells_tokens_in_deltas_and_again_at_the_end() {
-    let parts = [told("H", 0, true), told("i", 1, false)];
-    let told: String = streamed_with(responses(), &parts)
+    let parts = [logprob("H", 0, true), logprob("i", 1, false)];
+    let logprob: String = streamed_with(responses(), &parts)
         .iter()
         .filter_map(|event| {
             let name = event["type"].as_str().expect("a type");
@@ -394,32 +394,33 @@ fn a_responses_stream_tells_tokens_in_deltas_and_again_at_the_end() {
         response.content_part.done [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
         response.output_item.done [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
         response.completed [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
-    "#]].assert_eq(&told);
+    "#]].assert_eq(&logprob);
 }
 
 /// Chunks with nothing but text are written from one frame, made with the first.
 #[test]
 fn a_text_stands_in_its_place_whatever_it_says_and_whatever_the_model_is_called() {
     const TEXTS: [&str; 5] = ["\"\"", "", "a \"b\"\n\\", "data: x\n\n", "\u{1f600}"];
-    let usage =
-        |include_usage| [Shape::Chat { include_usage }, Shape::Completions { include_usage }];
-    for shape in [true, false].into_iter().flat_map(usage) {
-        let head = Head { model: ModelId::new("\"\" \\"), ..head() };
-        let mut voice = voice(shape, head);
-        let mut told = vec![];
+    let usage = |include_usage| {
+        [ResponseFormat::Chat { include_usage }, ResponseFormat::Completions { include_usage }]
+    };
+    for format in [true, false].into_iter().flat_map(usage) {
+        let head = ResponseHead { model: ModelId::new("\"\" \\"), ..head() };
+        let mut writer = writer(format, head);
+        let mut logprob = vec![];
         for text in TEXTS {
-            let mut frames = Frames::default();
-            voice.text(plain(text), &mut frames);
+            let mut frames = SseFrames::default();
+            writer.text(plain(text), &mut frames);
             let frames = frames.into_text();
             let last = frames.trim_end().rsplit("data: {").next().expect("a frame");
             let chunk: serde_json::Value =
                 serde_json::from_str(&format!("{{{last}")).expect(&frames);
             assert_eq!(chunk["model"], "\"\" \\");
             let choice = &chunk["choices"][0];
-            told.push(
+            logprob.push(
                 choice["text"].as_str().or(choice["delta"]["content"].as_str()).map(str::to_owned),
             );
         }
-        assert_eq!(told, TEXTS.map(|text| Some(text.to_owned())));
+        assert_eq!(logprob, TEXTS.map(|text| Some(text.to_owned())));
     }
 }

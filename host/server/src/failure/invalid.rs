@@ -3,7 +3,7 @@
 /// A field that cannot be, with the sentence that says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub(crate) struct Invalid {
+pub(crate) struct InvalidRequest {
     /// Where it stands in the body; `None` when the body as a whole is wrong.
     pub(crate) param: Option<String>,
     /// Machine-readable cause.
@@ -12,7 +12,7 @@ pub(crate) struct Invalid {
     pub(crate) message: String,
 }
 
-impl Invalid {
+impl InvalidRequest {
     fn new(param: &str, code: &'static str, message: String) -> Self {
         let param = (!param.is_empty()).then(|| param.to_owned());
         Self { param, code, message }

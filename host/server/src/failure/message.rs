@@ -3,15 +3,15 @@
 use interlock_engine::{EngineExit, NotStarted};
 use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 
-use super::{BodyProblem, Failure, HeadProblem, Intervention, Over};
+use super::{BodyProblem, ConnectionLimit, HeadProblem, Intervention, RequestFailure};
 use crate::origin::Foreign;
-use crate::work::{NotDone, Part, STUCK_MAX};
+use crate::work::{ModelPart, STUCK_MAX, WorkError};
 
-impl Failure {
+impl RequestFailure {
     /// One sentence for the client of this request.
     pub(crate) fn message(&self, id: &RequestId) -> String {
         match self {
-            Self::Invalid(invalid) => invalid.message.clone(),
+            Self::InvalidRequest(invalid) => invalid.message.clone(),
             Self::BadRequestId(why) => format!("x-request-id is not valid: {why}"),
             Self::Body(BodyProblem::TooLarge { limit }) => {
                 format!("the body is larger than the limit of {limit} bytes")
@@ -21,7 +21,7 @@ impl Failure {
             }
             Self::Body(BodyProblem::Broken(why)) => format!("the body could not be read: {why}"),
             Self::Body(BodyProblem::Encoded(codings)) => encoded(codings),
-            Self::Head { unit, got, limit } => {
+            Self::ResponseHead { unit, got, limit } => {
                 format!("the request's head has {got} {unit}, the limit is {limit}")
             }
             Self::Unreadable(HeadProblem::Malformed) => {
@@ -40,20 +40,20 @@ impl Failure {
                 format!("the request's head did not arrive within {limit:?}")
             }
             Self::Unreadable(HeadProblem::Rejected { why, .. }) => {
-                format!("the request cannot be read: {}", cut(why))
+                format!("the request cannot be read: {}", excerpt(why))
             }
             Self::Foreign(Foreign::Origin(origin)) => format!(
                 "web pages of the origin {:?} may not use this host: they are not in its setting \
                  server.allowed_origins",
-                cut(origin)
+                excerpt(origin)
             ),
-            Self::Foreign(Foreign::Host(host)) => format!(
+            Self::Foreign(Foreign::ServerHost(host)) => format!(
                 "this host is not called {:?} here: names that it has beside localhost and its \
                  addresses are in its setting server.allowed_hosts",
-                cut(host)
+                excerpt(host)
             ),
             Self::UnknownModel { asked, served } => {
-                let asked = cut(asked);
+                let asked = excerpt(asked);
                 let served: Vec<_> = served.iter().map(|name| format!("{name:?}")).collect();
                 let served = served.join(", ");
                 format!("the model {asked:?} does not exist; this host serves {served}")
@@ -72,10 +72,10 @@ impl Failure {
                  stored (\"background\": true stores one); POST /v1/requests/{id}/cancel cancels it",
                 id.as_str()
             ),
-            Self::Connections(Over::Connections(limit)) => {
+            Self::Connections(ConnectionLimit::Connections(limit)) => {
                 format!("{limit} connections are open, which is the limit")
             }
-            Self::Connections(Over::Address(limit)) => {
+            Self::Connections(ConnectionLimit::Address(limit)) => {
                 format!("{limit} connections of one address are open, which is the limit")
             }
             Self::Draining => "the host is shutting down and takes no new requests".into(),
@@ -126,30 +126,30 @@ impl Failure {
             Self::Cancelled(CancelCause::Policy) => {
                 format!("request {id} was ended by a policy")
             }
-            Self::Work(NotDone::Full { limit }) => {
+            Self::Work(WorkError::Full { limit }) => {
                 format!("{limit} requests already wait to be read, which is the limit")
             }
-            Self::Work(NotDone::TooMuch { bytes, limit }) => format!(
+            Self::Work(WorkError::TooMuch { bytes, limit }) => format!(
                 "reading this request would take some {bytes} bytes of memory, the limit is {limit}"
             ),
-            Self::Work(NotDone::Late(deadline)) => {
+            Self::Work(WorkError::Late(deadline)) => {
                 Self::Cancelled(CancelCause::Deadline(*deadline)).message(id)
             }
-            Self::Work(NotDone::Endless { owner: (model, part), limit }) => format!(
+            Self::Work(WorkError::Endless { owner: (model, part), limit }) => format!(
                 "the {} of the model {model} did not come to an end within {limit:?}",
                 part.spoken()
             ),
-            Self::Work(NotDone::Stuck { owner: (model, part) }) => {
+            Self::Work(WorkError::Stuck { owner: (model, part) }) => {
                 let (part, others) = match part {
-                    Part::ChatTemplate => (part.spoken(), "; /v1/completions works"),
-                    Part::Tokenizer => (part.spoken(), ""),
+                    ModelPart::ChatTemplate => (part.spoken(), "; /v1/completions works"),
+                    ModelPart::Tokenizer => (part.spoken(), ""),
                 };
                 format!(
                     "the {part} of the model {model} has not come to an end for {STUCK_MAX} \
                      requests, so no more are taken until one of them has{others}"
                 )
             }
-            Self::Failed(FaultKind::Internal) | Self::Work(NotDone::Panicked) => {
+            Self::Failed(FaultKind::Internal) | Self::Work(WorkError::Panicked) => {
                 format!("request {id} failed inside the host; its log has the reason")
             }
             Self::Failed(FaultKind::OutOfMemory) => format!(
@@ -164,7 +164,7 @@ impl Failure {
 }
 
 /// As much of a client's text as an error repeats.
-pub(crate) fn cut(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(RequestId::BYTES_MAX).collect()
 }
 
@@ -173,6 +173,6 @@ pub(crate) fn encoded(codings: &str) -> String {
     format!(
         "a body with the content-encoding {:?} is not supported: send it as it is, without that \
          header",
-        cut(codings)
+        excerpt(codings)
     )
 }

@@ -36,9 +36,9 @@ use axum::http::StatusCode;
 use interlock_engine::{EngineExit, NotStarted};
 use interlock_request::{CancelCause, Deadline, FaultKind};
 
-use super::{BodyProblem, Failure, HeadProblem};
+use super::{BodyProblem, HeadProblem, RequestFailure};
 use crate::origin::Foreign;
-use crate::work::NotDone;
+use crate::work::WorkError;
 
 /// When the same request may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +53,15 @@ pub(crate) enum Retry {
     Never,
 }
 
-impl Failure {
+impl RequestFailure {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid(_) | Self::BadRequestId(_) => StatusCode::BAD_REQUEST,
+            Self::InvalidRequest(_) | Self::BadRequestId(_) => StatusCode::BAD_REQUEST,
             Self::Body(BodyProblem::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Body(BodyProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(BodyProblem::Broken(_)) => StatusCode::BAD_REQUEST,
             Self::Body(BodyProblem::Encoded(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Head { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
+            Self::ResponseHead { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             Self::Unreadable(HeadProblem::Malformed) => StatusCode::BAD_REQUEST,
@@ -69,7 +69,7 @@ impl Failure {
             Self::Unreadable(HeadProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Unreadable(HeadProblem::Rejected { status, .. }) => *status,
             Self::Foreign(Foreign::Origin(_)) => StatusCode::FORBIDDEN,
-            Self::Foreign(Foreign::Host(_)) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Foreign(Foreign::ServerHost(_)) => StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownModel { .. }
             | Self::UnknownUrl { .. }
             | Self::UnknownRequest(_)
@@ -93,12 +93,12 @@ impl Failure {
                 CancelCause::Operator | CancelCause::Disconnect | CancelCause::Policy,
             ) => StatusCode::CONFLICT,
             Self::Detached { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Work(NotDone::Full { .. } | NotDone::Stuck { .. }) => {
+            Self::Work(WorkError::Full { .. } | WorkError::Stuck { .. }) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Work(NotDone::TooMuch { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Work(NotDone::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Work(NotDone::Endless { .. } | NotDone::Panicked) => {
+            Self::Work(WorkError::TooMuch { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Work(WorkError::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Work(WorkError::Endless { .. } | WorkError::Panicked) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::Failed(FaultKind::Internal) | Self::Spoiled(_) => {
@@ -122,7 +122,7 @@ impl Failure {
             | Self::Connections(_)
             | Self::Detached { .. }
             | Self::Draining
-            | Self::Work(NotDone::Full { .. } | NotDone::Stuck { .. })
+            | Self::Work(WorkError::Full { .. } | WorkError::Stuck { .. })
             | Self::Cancelled(CancelCause::Shutdown | CancelCause::Deadline(Deadline::Queue)) => {
                 Retry::Later
             }
@@ -133,7 +133,7 @@ impl Failure {
             | Self::InFlight(_)
             | Self::Intervened(_)
             | Self::Spoiled(_)
-            | Self::Work(NotDone::Endless { .. }) => Retry::Never,
+            | Self::Work(WorkError::Endless { .. }) => Retry::Never,
             _ => Retry::Unsaid,
         }
     }

@@ -4,7 +4,7 @@ use interlock_policy_api::{Code, Phase, Reason, Rejection};
 use interlock_request::ModelId;
 
 use super::*;
-use crate::work::Part;
+use crate::work::ModelPart;
 
 #[test]
 fn the_reasons_are_those_that_failures_give() {
@@ -20,56 +20,56 @@ fn the_reasons_are_those_that_failures_give() {
         failure: None,
     };
     let deadlines = [Deadline::Queue, Deadline::FirstToken, Deadline::InterToken, Deadline::Total];
-    let owner = (ModelId::new("m"), Part::ChatTemplate);
+    let owner = (ModelId::new("m"), ModelPart::ChatTemplate);
     let mut failures = vec![
-        Failure::Invalid(Invalid::missing("model")),
-        Failure::BadRequestId(String::new()),
+        RequestFailure::InvalidRequest(InvalidRequest::missing("model")),
+        RequestFailure::BadRequestId(String::new()),
         BodyProblem::TooLarge { limit: 1 }.into(),
         BodyProblem::TooSlow { limit: Duration::ZERO }.into(),
         BodyProblem::Broken(String::new()).into(),
         BodyProblem::Encoded(String::new()).into(),
-        Failure::Head { unit: "bytes", got: 2, limit: 1 },
-        Failure::Unreadable(HeadProblem::Malformed),
-        Failure::Unreadable(HeadProblem::UrlTooLong),
-        Failure::Unreadable(HeadProblem::TooSlow { limit: Duration::ZERO }),
-        Failure::Foreign(Foreign::Origin(String::new())),
-        Failure::Foreign(Foreign::Host(String::new())),
-        Failure::UnknownModel { asked: String::new(), served: vec![] },
-        Failure::UnknownUrl { path: String::new() },
-        Failure::Method,
-        Failure::UnknownRequest(String::new()),
-        Failure::NotKept(String::new()),
-        Failure::InFlight(RequestId::generate()),
-        Failure::Connections(Over::Address(1)),
-        Failure::Draining,
+        RequestFailure::ResponseHead { unit: "bytes", got: 2, limit: 1 },
+        RequestFailure::Unreadable(HeadProblem::Malformed),
+        RequestFailure::Unreadable(HeadProblem::UrlTooLong),
+        RequestFailure::Unreadable(HeadProblem::TooSlow { limit: Duration::ZERO }),
+        RequestFailure::Foreign(Foreign::Origin(String::new())),
+        RequestFailure::Foreign(Foreign::ServerHost(String::new())),
+        RequestFailure::UnknownModel { asked: String::new(), served: vec![] },
+        RequestFailure::UnknownUrl { path: String::new() },
+        RequestFailure::Method,
+        RequestFailure::UnknownRequest(String::new()),
+        RequestFailure::NotKept(String::new()),
+        RequestFailure::InFlight(RequestId::generate()),
+        RequestFailure::Connections(ConnectionLimit::Address(1)),
+        RequestFailure::Draining,
         NotStarted::Full { waiting: 1, limit: 1 }.into(),
         NotStarted::Loading.into(),
         NotStarted::Stopped(EngineExit::Asked).into(),
         refused.into(),
-        Failure::Spoiled(String::new()),
-        Failure::Intervened(Box::new(Intervention {
+        RequestFailure::Spoiled(String::new()),
+        RequestFailure::Intervened(Box::new(Intervention {
             policy: "p".into(),
             reason: Reason { code: Code::default(), detail: None },
             failed: None,
         })),
-        Failure::Detached { limit: 1 },
-        NotDone::Full { limit: 1 }.into(),
-        NotDone::TooMuch { bytes: 2, limit: 1 }.into(),
-        NotDone::Endless { owner: owner.clone(), limit: Duration::ZERO }.into(),
-        NotDone::Stuck { owner }.into(),
-        NotDone::Panicked.into(),
+        RequestFailure::Detached { limit: 1 },
+        WorkError::Full { limit: 1 }.into(),
+        WorkError::TooMuch { bytes: 2, limit: 1 }.into(),
+        WorkError::Endless { owner: owner.clone(), limit: Duration::ZERO }.into(),
+        WorkError::Stuck { owner }.into(),
+        WorkError::Panicked.into(),
     ];
-    failures.extend(FaultKind::ALL.map(Failure::Failed));
+    failures.extend(FaultKind::ALL.map(RequestFailure::Failed));
     let causes = [CancelCause::Operator, CancelCause::Shutdown, CancelCause::Disconnect];
-    failures.extend(causes.map(Failure::Cancelled));
-    failures.extend(deadlines.map(|which| Failure::Cancelled(CancelCause::Deadline(which))));
-    let given: BTreeSet<_> = failures.iter().map(Failure::reason).collect();
-    assert_eq!(given, Failure::REASONS.iter().copied().collect());
+    failures.extend(causes.map(RequestFailure::Cancelled));
+    failures.extend(deadlines.map(|which| RequestFailure::Cancelled(CancelCause::Deadline(which))));
+    let given: BTreeSet<_> = failures.iter().map(RequestFailure::reason).collect();
+    assert_eq!(given, RequestFailure::REASONS.iter().copied().collect());
 }
 
 #[test]
 fn the_log_has_no_name_that_a_client_made_up() {
-    let field = |path: &str| Failure::from(Invalid::missing(path)).field();
+    let field = |path: &str| RequestFailure::from(InvalidRequest::missing(path)).field();
     assert_eq!(field("metadata.my secret").as_deref(), Some("metadata"));
     assert_eq!(field("logit_bias.cat").as_deref(), Some("logit_bias"));
     assert_eq!(field("messages[2].content").as_deref(), Some("messages[2].content"));

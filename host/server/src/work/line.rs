@@ -19,8 +19,8 @@ use super::Class;
 pub(super) const PASSED_MAX: u32 = 8;
 
 /// What waits, by class and tenant.
-pub(super) struct Line<T> {
-    lots: [Lot<T>; Class::ALL.len()],
+pub(super) struct WorkQueue<T> {
+    lots: [ClassQueue<T>; Class::ALL.len()],
     limit: usize,
     waiting: usize,
     /// What waits and may be displaced.
@@ -29,13 +29,13 @@ pub(super) struct Line<T> {
 }
 
 /// What waits in one class.
-struct Lot<T> {
+struct ClassQueue<T> {
     /// Tenants in turn, each with its own work in the order in which it came.
-    tenants: VecDeque<(String, VecDeque<Entry<T>>)>,
+    tenants: VecDeque<(String, VecDeque<QueueItem<T>>)>,
     passed_over: u32,
 }
 
-struct Entry<T> {
+struct QueueItem<T> {
     number: u64,
     /// Nobody takes its place.
     must: bool,
@@ -44,13 +44,13 @@ struct Entry<T> {
 
 /// A place in the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct QueueTicket {
     class: Class,
     tenant: String,
     number: u64,
 }
 
-impl Place {
+impl QueueTicket {
     pub(super) fn class(&self) -> Class {
         self.class
     }
@@ -58,18 +58,18 @@ impl Place {
 
 /// What became of one that wanted to wait.
 #[derive(Debug)]
-pub(super) enum Joined<T> {
+pub(super) enum Enqueued<T> {
     /// It waits.
-    Waits(Place),
+    Waits(QueueTicket),
     /// It waits in the place of another tenant's work, which is refused.
-    Displaced(Place, Class, T),
+    Displaced(QueueTicket, Class, T),
     /// There is no room.
     Full(T),
 }
 
-impl<T> Line<T> {
+impl<T> WorkQueue<T> {
     pub(super) fn new(limit: usize) -> Self {
-        let lot = || Lot { tenants: VecDeque::new(), passed_over: 0 };
+        let lot = || ClassQueue { tenants: VecDeque::new(), passed_over: 0 };
         Self {
             lots: Class::ALL.map(|_| lot()),
             limit,
@@ -85,36 +85,36 @@ impl<T> Line<T> {
     }
 
     /// Puts one at the end of its tenant's. What `must` be done finds room in any case.
-    pub(super) fn join(&mut self, class: Class, tenant: &str, must: bool, one: T) -> Joined<T> {
+    pub(super) fn join(&mut self, class: Class, tenant: &str, must: bool, one: T) -> Enqueued<T> {
         let mut displaced = None;
         if !must && self.waiting >= self.limit {
             displaced = self.displace(tenant);
             if displaced.is_none() {
-                return Joined::Full(one);
+                return Enqueued::Full(one);
             }
         }
         self.joined += 1;
-        let place = Place { class, tenant: tenant.to_owned(), number: self.joined };
+        let ticket = QueueTicket { class, tenant: tenant.to_owned(), number: self.joined };
         let tenants = &mut self.lots[class as usize].tenants;
-        let entry = Entry { number: place.number, must, one };
+        let entry = QueueItem { number: ticket.number, must, one };
         match tenants.iter_mut().find(|(name, _)| name == tenant) {
             Some((_, queue)) => queue.push_back(entry),
-            None => tenants.push_back((place.tenant.clone(), [entry].into())),
+            None => tenants.push_back((ticket.tenant.clone(), [entry].into())),
         }
         self.waiting += 1;
         if !must {
-            *self.by_tenant.entry(place.tenant.clone()).or_default() += 1;
+            *self.by_tenant.entry(ticket.tenant.clone()).or_default() += 1;
         }
         match displaced {
-            Some((class, other)) => Joined::Displaced(place, class, other),
-            None => Joined::Waits(place),
+            Some((class, other)) => Enqueued::Displaced(ticket, class, other),
+            None => Enqueued::Waits(ticket),
         }
     }
 
     /// The next to be done: the smallest that waits, unless larger work was passed over too often.
     /// Only small work when nothing `heavy` may be.
     pub(super) fn take(&mut self, heavy: bool) -> Option<(Class, T)> {
-        let waits = |lot: &Lot<T>| !lot.tenants.is_empty();
+        let waits = |lot: &ClassQueue<T>| !lot.tenants.is_empty();
         let may: Vec<Class> = Class::ALL
             .into_iter()
             .filter(|class| (heavy || !class.is_heavy()) && waits(&self.lots[*class as usize]))
@@ -127,7 +127,7 @@ impl<T> Line<T> {
         let lot = &mut self.lots[class as usize];
         lot.passed_over = 0;
         let (tenant, mut queue) = lot.tenants.pop_front()?;
-        let Entry { must, one, .. } =
+        let QueueItem { must, one, .. } =
             queue.pop_front().expect("a tenant without work is not in turn");
         self.left(&tenant, must);
         if !queue.is_empty() {
@@ -137,13 +137,13 @@ impl<T> Line<T> {
     }
 
     /// Gives a place up, if it was still held.
-    pub(super) fn leave(&mut self, place: &Place) -> Option<T> {
-        let Place { class, tenant, number } = place;
+    pub(super) fn leave(&mut self, ticket: &QueueTicket) -> Option<T> {
+        let QueueTicket { class, tenant, number } = ticket;
         let lot = &mut self.lots[*class as usize];
         let turn = lot.tenants.iter().position(|(name, _)| name == tenant)?;
         let queue = &mut lot.tenants[turn].1;
         let at = queue.iter().position(|entry| entry.number == *number)?;
-        let Entry { must, one, .. } = queue.remove(at)?;
+        let QueueItem { must, one, .. } = queue.remove(at)?;
         if queue.is_empty() {
             lot.tenants.remove(turn);
         }
@@ -163,9 +163,9 @@ impl<T> Line<T> {
         for class in Class::ALL.into_iter().rev() {
             let theirs = self.lots[class as usize].tenants.iter().find(|(name, _)| *name == most);
             let last = theirs.and_then(|(_, queue)| queue.iter().rfind(|entry| !entry.must));
-            if let Some(&Entry { number, .. }) = last {
-                let place = Place { class, tenant: most, number };
-                return self.leave(&place).map(|one| (class, one));
+            if let Some(&QueueItem { number, .. }) = last {
+                let ticket = QueueTicket { class, tenant: most, number };
+                return self.leave(&ticket).map(|one| (class, one));
             }
         }
         None
@@ -189,26 +189,28 @@ impl<T> Line<T> {
 mod tests {
     use super::*;
 
-    use Class::{Large, Medium, Small};
+    use Class::{DroppedInPool, Medium, Small};
 
-    fn join(line: &mut Line<&'static str>, class: Class, one: &'static str) -> Place {
+    fn join(line: &mut WorkQueue<&'static str>, class: Class, one: &'static str) -> QueueTicket {
         let tenant = &one[..1];
         match line.join(class, tenant, false, one) {
-            Joined::Waits(place) => place,
+            Enqueued::Waits(ticket) => ticket,
             other => panic!("{other:?}"),
         }
     }
 
     /// The order in which everything is taken.
-    fn order(line: &mut Line<&'static str>, heavy: bool) -> String {
+    fn order(line: &mut WorkQueue<&'static str>, heavy: bool) -> String {
         let all = std::iter::from_fn(|| line.take(heavy).map(|(_, one)| one));
         all.collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn small_work_goes_before_large_whenever_it_came() {
-        let mut line = Line::new(99);
-        for (class, one) in [(Large, "a1"), (Medium, "a2"), (Small, "a3"), (Large, "b1")] {
+        let mut line = WorkQueue::new(99);
+        for (class, one) in
+            [(DroppedInPool, "a1"), (Medium, "a2"), (Small, "a3"), (DroppedInPool, "b1")]
+        {
             join(&mut line, class, one);
         }
         join(&mut line, Small, "b2");
@@ -217,11 +219,11 @@ mod tests {
 
     #[test]
     fn what_must_be_done_stays_whoever_comes() {
-        let mut line = Line::new(2);
+        let mut line = WorkQueue::new(2);
         for one in ["a1", "a2", "a3"] {
-            assert!(matches!(line.join(Large, "a", true, one), Joined::Waits(_)));
+            assert!(matches!(line.join(DroppedInPool, "a", true, one), Enqueued::Waits(_)));
         }
-        assert!(matches!(line.join(Small, "b", false, "b1"), Joined::Full("b1")));
+        assert!(matches!(line.join(Small, "b", false, "b1"), Enqueued::Full("b1")));
         assert_eq!(order(&mut line, true), "a1 a2 a3");
         join(&mut line, Small, "b1");
         assert_eq!(order(&mut line, true), "b1", "nothing is counted that is gone");
@@ -229,8 +231,8 @@ mod tests {
 
     #[test]
     fn where_nothing_heavy_may_be_done_only_small_work_is() {
-        let mut line = Line::new(99);
-        for (class, one) in [(Large, "a1"), (Medium, "a2"), (Small, "a3")] {
+        let mut line = WorkQueue::new(99);
+        for (class, one) in [(DroppedInPool, "a1"), (Medium, "a2"), (Small, "a3")] {
             join(&mut line, class, one);
         }
         assert_eq!(order(&mut line, false), "a3");
@@ -239,20 +241,20 @@ mod tests {
 
     #[test]
     fn what_a_tenant_queues_holds_up_nobody_else() {
-        let mut line = Line::new(99);
+        let mut line = WorkQueue::new(99);
         for one in ["a1", "a2", "a3", "a4"] {
-            join(&mut line, Large, one);
+            join(&mut line, DroppedInPool, one);
         }
-        join(&mut line, Large, "b1");
-        join(&mut line, Large, "c1");
-        join(&mut line, Large, "b2");
+        join(&mut line, DroppedInPool, "b1");
+        join(&mut line, DroppedInPool, "c1");
+        join(&mut line, DroppedInPool, "b2");
         assert_eq!(order(&mut line, true), "a1 b1 c1 a2 b2 a3 a4");
     }
 
     #[test]
     fn large_work_is_passed_over_so_often_and_then_is_next() {
-        let mut line = Line::new(99);
-        join(&mut line, Large, "z");
+        let mut line = WorkQueue::new(99);
+        join(&mut line, DroppedInPool, "z");
         for _ in 0..20 {
             join(&mut line, Small, "a");
         }
@@ -263,29 +265,31 @@ mod tests {
 
     #[test]
     fn a_full_line_refuses_whoever_fills_it_and_takes_in_others_in_its_place() {
-        let mut line = Line::new(3);
+        let mut line = WorkQueue::new(3);
         for one in ["a1", "a2", "a3"] {
             join(&mut line, Small, one);
         }
-        assert!(matches!(line.join(Small, "a", false, "a4"), Joined::Full("a4")));
-        let Joined::Displaced(_, Small, "a3") = line.join(Large, "b", false, "b1") else {
+        assert!(matches!(line.join(Small, "a", false, "a4"), Enqueued::Full("a4")));
+        let Enqueued::Displaced(_, Small, "a3") = line.join(DroppedInPool, "b", false, "b1") else {
             panic!("the last of the one who has the most")
         };
         // Two and one: b would have as many as a.
-        assert!(matches!(line.join(Small, "b", false, "b2"), Joined::Full("b2")));
-        let Joined::Waits(_) = line.join(Small, "b", true, "b3") else { panic!("it must be done") };
+        assert!(matches!(line.join(Small, "b", false, "b2"), Enqueued::Full("b2")));
+        let Enqueued::Waits(_) = line.join(Small, "b", true, "b3") else {
+            panic!("it must be done")
+        };
         assert_eq!(order(&mut line, true), "a1 b3 a2 b1");
     }
 
     #[test]
     fn whoever_leaves_frees_its_place_once() {
-        let mut line = Line::new(2);
-        let place = join(&mut line, Large, "a1");
-        join(&mut line, Large, "a2");
-        assert_eq!(line.leave(&place), Some("a1"));
-        assert_eq!((line.leave(&place), line.waiting(Large)), (None, 1));
-        join(&mut line, Large, "b1");
-        assert!(matches!(line.join(Large, "c", false, "c1"), Joined::Full(_)));
+        let mut line = WorkQueue::new(2);
+        let ticket = join(&mut line, DroppedInPool, "a1");
+        join(&mut line, DroppedInPool, "a2");
+        assert_eq!(line.leave(&ticket), Some("a1"));
+        assert_eq!((line.leave(&ticket), line.waiting(DroppedInPool)), (None, 1));
+        join(&mut line, DroppedInPool, "b1");
+        assert!(matches!(line.join(DroppedInPool, "c", false, "c1"), Enqueued::Full(_)));
         assert_eq!(order(&mut line, true), "a2 b1");
     }
 }

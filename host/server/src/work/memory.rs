@@ -20,16 +20,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use interlock_metrics::IntGauge;
 use tokio::sync::oneshot;
 
-use super::NotDone;
+use super::WorkError;
 
 /// The memory and who holds it.
-pub(super) struct Memory {
-    books: Mutex<Books>,
+pub(super) struct MemoryBudget {
+    books: Mutex<BudgetState>,
     held: IntGauge,
     waiting: IntGauge,
 }
 
-struct Books {
+struct BudgetState {
     /// For all.
     general: usize,
     /// That part of it which is only for small requests.
@@ -52,11 +52,11 @@ struct Holder {
     tenant: String,
     /// Of what is for all.
     held: usize,
-    waits: Option<(usize, oneshot::Sender<Result<(), NotDone>>)>,
+    waits: Option<(usize, oneshot::Sender<Result<(), WorkError>>)>,
 }
 
 /// What one request holds. Dropping it gives all back, unless work that it set going still holds it.
-pub(crate) struct Lease {
+pub(crate) struct MemoryLease {
     hold: Hold,
     total: usize,
 }
@@ -67,11 +67,11 @@ pub(crate) struct Lease {
 pub(crate) struct Hold(Arc<Holding>);
 
 struct Holding {
-    memory: Arc<Memory>,
+    memory: Arc<MemoryBudget>,
     number: u64,
 }
 
-impl Memory {
+impl MemoryBudget {
     /// `waiting_max` requests may wait for memory.
     pub(super) fn new(
         bytes: usize,
@@ -84,7 +84,7 @@ impl Memory {
 
         let general = bytes / 2;
         Arc::new(Self {
-            books: Mutex::new(Books {
+            books: Mutex::new(BudgetState {
                 general,
                 for_small: general / 8,
                 small_max: (general / 32).min(SMALL_MAX),
@@ -102,20 +102,20 @@ impl Memory {
     }
 
     /// A lease that holds nothing yet.
-    pub(super) fn lease(self: &Arc<Self>, tenant: &str) -> Lease {
+    pub(super) fn lease(self: &Arc<Self>, tenant: &str) -> MemoryLease {
         let mut books = self.books();
         books.numbers += 1;
         let number = books.numbers;
         let holder = Holder { tenant: tenant.to_owned(), held: 0, waits: None };
         books.holders.insert(number, holder);
-        Lease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
+        MemoryLease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, BudgetState> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, books: &Books) {
+    fn tell(&self, books: &BudgetState) {
         let all = books.held + books.borrowed.map_or(0, |(_, bytes)| bytes);
         self.held.set(i64::try_from(all).unwrap_or(i64::MAX));
         let waiting = books.waiting().count();
@@ -123,13 +123,13 @@ impl Memory {
     }
 }
 
-impl Lease {
+impl MemoryLease {
     /// Takes so much more, once there is room.
     ///
     /// # Errors
     ///
     /// When it is more than one request may hold, or too many wait for room.
-    pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), NotDone> {
+    pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), WorkError> {
         if bytes == 0 {
             return Ok(());
         }
@@ -142,7 +142,7 @@ impl Lease {
         };
         if let Some(told) = told {
             // The books outlive whoever waits, and let go of nobody without a word.
-            told.await.unwrap_or(Err(NotDone::Panicked))?;
+            told.await.unwrap_or(Err(WorkError::Panicked))?;
         }
         self.total += bytes;
         Ok(())
@@ -153,7 +153,7 @@ impl Lease {
     /// # Errors
     ///
     /// When too many wait for room.
-    pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), NotDone> {
+    pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), WorkError> {
         let room = self.hold.0.memory.books().reserve - self.total;
         self.grow(bytes_max.min(room)).await
     }
@@ -193,7 +193,7 @@ impl Drop for Holding {
     }
 }
 
-impl Books {
+impl BudgetState {
     fn waiting(&self) -> impl Iterator<Item = (&u64, &Holder)> {
         self.holders.iter().filter(|(_, holder)| holder.waits.is_some())
     }
@@ -203,9 +203,9 @@ impl Books {
         number: u64,
         total: usize,
         bytes: usize,
-    ) -> Result<Option<oneshot::Receiver<Result<(), NotDone>>>, NotDone> {
+    ) -> Result<Option<oneshot::Receiver<Result<(), WorkError>>>, WorkError> {
         if total.saturating_add(bytes) > self.reserve {
-            return Err(NotDone::TooMuch {
+            return Err(WorkError::TooMuch {
                 bytes: total.saturating_add(bytes),
                 limit: self.reserve,
             });
@@ -218,7 +218,7 @@ impl Books {
             return Ok(None);
         }
         if self.waiting().count() >= self.waiting_max && !self.displace(number) {
-            return Err(NotDone::Full { limit: self.waiting_max });
+            return Err(WorkError::Full { limit: self.waiting_max });
         }
         let (tell, told) = oneshot::channel();
         self.holders.get_mut(&number).expect("a lease is in the books").waits = Some((bytes, tell));
@@ -264,12 +264,12 @@ impl Books {
             } else if self.borrowed.is_none() {
                 let theirs =
                     |holder: &Holder| self.by_tenant.get(&holder.tenant).copied().unwrap_or(0);
-                let least =
+                let min_tokens =
                     self.waiting().min_by_key(|(number, holder)| (theirs(holder), **number));
-                let Some((&least, holder)) = least else { return };
+                let Some((&min_tokens, holder)) = min_tokens else { return };
                 let bytes = holder.waits.as_ref().map_or(0, |(bytes, _)| *bytes);
-                self.borrowed = Some((least, 0));
-                self.wake(least, bytes);
+                self.borrowed = Some((min_tokens, 0));
+                self.wake(min_tokens, bytes);
             } else {
                 return;
             }
@@ -303,7 +303,7 @@ impl Books {
         let limit = self.waiting_max;
         let refused = self.holders.get_mut(&last).and_then(|holder| holder.waits.take());
         if let Some((_, tell)) = refused {
-            let _ = tell.send(Err(NotDone::Full { limit }));
+            let _ = tell.send(Err(WorkError::Full { limit }));
         }
         true
     }
@@ -343,20 +343,20 @@ mod tests {
 
     /// 16 MiB: 8 for all, one of which is for small requests, of up to 256 KiB each, and 8 for one
     /// at a time.
-    fn memory() -> Arc<Memory> {
+    fn memory() -> Arc<MemoryBudget> {
         let gauge = || IntGauge::new("g", "a gauge").expect("a gauge");
-        Memory::new(16 * MIB, 3, gauge(), gauge())
+        MemoryBudget::new(16 * MIB, 3, gauge(), gauge())
     }
 
     /// Grows at once, or fails, or waits.
-    fn now(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
+    fn now(lease: &mut MemoryLease, bytes: usize) -> Option<Result<(), WorkError>> {
         match pin!(lease.grow(bytes)).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(grown) => Some(grown),
             Poll::Pending => None,
         }
     }
 
-    fn now_for_a_while(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
+    fn now_for_a_while(lease: &mut MemoryLease, bytes: usize) -> Option<Result<(), WorkError>> {
         poll(&mut Box::pin(lease.grow_for_a_while(bytes)))
     }
 
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn who_holds_much_and_stalls_does_not_get_the_reserve_as_well() {
         let memory = memory();
-        let mut stalled: Vec<Lease> = (0..8).map(|_| memory.lease("a")).collect();
+        let mut stalled: Vec<MemoryLease> = (0..8).map(|_| memory.lease("a")).collect();
         for lease in &mut stalled[..7] {
             assert_eq!(now(lease, MIB), Some(Ok(())));
         }
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn never_more_is_held_than_the_limit_and_all_is_given_back() {
         let memory = memory();
-        let mut leases: Vec<Lease> = (0..7).map(|_| memory.lease("a")).collect();
+        let mut leases: Vec<MemoryLease> = (0..7).map(|_| memory.lease("a")).collect();
         for lease in &mut leases {
             assert_eq!(now(lease, MIB), Some(Ok(())));
         }
@@ -440,7 +440,7 @@ mod tests {
         let mut lease = memory.lease("a");
         assert_eq!(now(&mut lease, 5 * MIB), Some(Ok(())));
         let (bytes, limit) = (9 * MIB, 8 * MIB);
-        assert_eq!(now(&mut lease, 4 * MIB), Some(Err(NotDone::TooMuch { bytes, limit })));
+        assert_eq!(now(&mut lease, 4 * MIB), Some(Err(WorkError::TooMuch { bytes, limit })));
         assert_eq!(now_for_a_while(&mut lease, 99 * MIB), Some(Ok(())));
         assert_eq!(lease.bytes(), 8 * MIB);
     }
@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn small_requests_go_in_while_large_ones_wait() {
         let memory = memory();
-        let mut large: Vec<Lease> = (0..3).map(|_| memory.lease("a")).collect();
+        let mut large: Vec<MemoryLease> = (0..3).map(|_| memory.lease("a")).collect();
         assert_eq!(now(&mut large[0], 7 * MIB), Some(Ok(())));
         assert_eq!(now(&mut large[1], 7 * MIB), Some(Ok(())));
         let mut waits = Box::pin(large[2].grow(MIB));
@@ -498,10 +498,10 @@ mod tests {
         for holder in &mut holders {
             assert_eq!(now(holder, 7 * MIB), Some(Ok(())));
         }
-        let mut leases: Vec<Lease> = (0..4).map(|_| memory.lease("a")).collect();
+        let mut leases: Vec<MemoryLease> = (0..4).map(|_| memory.lease("a")).collect();
         let mut waits: Vec<_> = leases.iter_mut().map(|lease| Box::pin(lease.grow(MIB))).collect();
         let told: Vec<_> = waits.iter_mut().map(poll).collect();
-        let full = Some(Err(NotDone::Full { limit: 3 }));
+        let full = Some(Err(WorkError::Full { limit: 3 }));
         assert_eq!(told, [None, None, None, full.clone()]);
         let mut other = memory.lease("b");
         let mut ours = Box::pin(other.grow(MIB));

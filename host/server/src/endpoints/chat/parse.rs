@@ -2,12 +2,14 @@
 
 use interlock_text::Message;
 
-use super::super::fields::{self, CHAT, Endpoints, RequestFields, UnknownFields};
-use super::super::json::{Item, Object};
-use super::super::{Ask, Length, Shape, Words, common_fields, sampling, template};
-use crate::failure::Invalid;
+use super::super::fields::{self, CHAT, EndpointSet, RequestFields, UnknownFields};
+use super::super::json::{FieldValue, JsonObject};
+use super::super::{
+    ApiRequest, MaxTokens, PromptInput, ResponseFormat, common_fields, sampling, template,
+};
+use crate::failure::InvalidRequest;
 
-pub(in crate::endpoints) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
+pub(in crate::endpoints) fn parse(body: JsonObject<'_>) -> Result<ApiRequest, InvalidRequest> {
     let mut unknown = UnknownFields::default();
     let body = fields::BODY.read(CHAT, body, &mut unknown)?;
     let model = common_fields::model(&body)?;
@@ -16,33 +18,36 @@ pub(in crate::endpoints) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
     only_text_modality(&body)?;
     let logprobs = common_fields::flag(&body, "logprobs")?;
     let (stream, include_usage) = common_fields::streaming(CHAT, &body, &mut unknown)?;
-    Ok(Ask {
+    Ok(ApiRequest {
         model,
-        words: Words::Chat { param: "messages", messages, options: template::parse(&body)? },
+        input: PromptInput::Chat { param: "messages", messages, options: template::parse(&body)? },
         sampling: sampling::parse(&body)?,
-        length: common_fields::length(&body, Length::Context)?,
-        ending: common_fields::ending(&body)?,
+        max_tokens: common_fields::max_tokens(&body, MaxTokens::Context)?,
+        stop: common_fields::stop(&body)?,
         logprobs: common_fields::top_logprobs(&body, logprobs, "logprobs is true")?,
         stream,
         background: false,
-        shape: Shape::Chat { include_usage },
+        format: ResponseFormat::Chat { include_usage },
         unknown,
     })
 }
 
-fn only_text_modality(body: &RequestFields<'_>) -> Result<(), Invalid> {
+fn only_text_modality(body: &RequestFields<'_>) -> Result<(), InvalidRequest> {
     let Some(modalities) = body.get("modalities") else { return Ok(()) };
     let only_text = modalities.list(|modality| match modality.text()?.as_str() {
         "text" => Ok(()),
         _ => {
             let why = "only text is served";
-            Err(Invalid::unsupported(modality.path(), why, &modality.shown()))
+            Err(InvalidRequest::unsupported(modality.path(), why, &modality.shown()))
         }
     });
     only_text.map(drop)
 }
 
-fn messages(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Vec<Message>, Invalid> {
+fn messages(
+    item: &FieldValue<'_>,
+    unknown: &mut UnknownFields,
+) -> Result<Vec<Message>, InvalidRequest> {
     let messages = item.list(|one| message(&one, unknown))?;
     if messages.is_empty() {
         return Err(item.wrong_value("an array of at least one message"));
@@ -50,7 +55,7 @@ fn messages(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Vec<Message>
     Ok(messages)
 }
 
-fn message(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Message, Invalid> {
+fn message(item: &FieldValue<'_>, unknown: &mut UnknownFields) -> Result<Message, InvalidRequest> {
     let message = fields::MESSAGE.read(CHAT, item.object()?, unknown)?;
     let role = role(&message.need("role")?)?;
     let name = message.get("name").map(|item| item.text()).transpose()?;
@@ -59,25 +64,27 @@ fn message(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Message, Inva
 }
 
 /// A role as chat templates know it.
-pub(in crate::endpoints) fn role(item: &Item<'_>) -> Result<String, Invalid> {
+pub(in crate::endpoints) fn role(item: &FieldValue<'_>) -> Result<String, InvalidRequest> {
     match item.text()?.as_str() {
         // A developer's message is what OpenAI now calls a system message.
         "system" | "developer" => Ok("system".into()),
         "user" => Ok("user".into()),
         "assistant" => Ok("assistant".into()),
-        "tool" | "function" => {
-            Err(Invalid::unsupported(item.path(), "tool calls are not served", &item.shown()))
-        }
+        "tool" | "function" => Err(InvalidRequest::unsupported(
+            item.path(),
+            "tool calls are not served",
+            &item.shown(),
+        )),
         _ => Err(item.wrong_value("\"system\", \"developer\", \"user\" or \"assistant\"")),
     }
 }
 
 /// A message's content: a string, or parts of text, which are joined as they are.
 pub(in crate::endpoints) fn content(
-    endpoint: Endpoints,
-    item: &Item<'_>,
+    endpoint: EndpointSet,
+    item: &FieldValue<'_>,
     unknown: &mut UnknownFields,
-) -> Result<String, Invalid> {
+) -> Result<String, InvalidRequest> {
     if !item.is_list() {
         return if item.is_text() {
             item.text()
@@ -91,7 +98,7 @@ pub(in crate::endpoints) fn content(
         let kind = part.need("type")?;
         if !served.contains(&kind.text()?.as_str()) {
             let why = format!("only parts of type {} are", served.join(" or "));
-            return Err(Invalid::unsupported(kind.path(), &why, &kind.shown()));
+            return Err(InvalidRequest::unsupported(kind.path(), &why, &kind.shown()));
         }
         part.need("text")?.text()
     })?;

@@ -6,14 +6,16 @@
 
 use serde::Serialize;
 
-use super::super::error::Complaint;
-use super::super::logprobs::TokenLogprob;
-use super::super::sse_frames::{Frames, TextFrame};
-use super::super::writer::{ErrorFrame, Head, Tokens, Voice, finish_reason, json};
-use crate::chunks::{Done, Said};
+use super::super::error::ApiError;
+use super::super::logprobs::LogprobEntry;
+use super::super::sse_frames::{SseFrames, TextFrame};
+use super::super::writer::{
+    CompletionUsage, ErrorFrame, ResponseHead, ResponseWriter, finish_reason, json,
+};
+use crate::chunks::{Done, TextChunk};
 
-pub(in crate::endpoints) struct Chat {
-    head: Head,
+pub(in crate::endpoints) struct ChatWriter {
+    head: ResponseHead,
     id: String,
     include_usage: bool,
     role_told: bool,
@@ -22,27 +24,27 @@ pub(in crate::endpoints) struct Chat {
 }
 
 #[derive(Serialize)]
-struct Chunk<'a> {
+struct ChatChunk<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: &'a [Choice<'a>],
+    choices: &'a [ChunkChoice<'a>],
     /// Absent unless asked for; then null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Tokens>>,
+    usage: Option<Option<CompletionUsage>>,
 }
 
 #[derive(Serialize)]
-struct Choice<'a> {
+struct ChunkChoice<'a> {
     index: u32,
-    delta: Delta<'a>,
-    logprobs: Option<Logprobs>,
+    delta: ChatDelta<'a>,
+    logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
 #[derive(Serialize, Default)]
-struct Delta<'a> {
+struct ChatDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,44 +52,48 @@ struct Delta<'a> {
 }
 
 #[derive(Serialize)]
-struct Completion<'a> {
+struct ChatCompletion<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: [WholeChoice; 1],
-    usage: Tokens,
+    choices: [ChatChoice; 1],
+    usage: CompletionUsage,
 }
 
 #[derive(Serialize)]
-struct WholeChoice {
+struct ChatChoice {
     index: u32,
-    message: Message,
-    logprobs: Option<Logprobs>,
+    message: ChatAnswerMessage,
+    logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
 }
 
 #[derive(Serialize)]
-struct Logprobs {
-    content: Vec<TokenLogprob>,
+struct ChatLogprobs {
+    content: Vec<LogprobEntry>,
     refusal: Option<()>,
 }
 
 #[derive(Serialize)]
-struct Message {
+struct ChatAnswerMessage {
     role: &'static str,
     content: String,
     refusal: Option<()>,
 }
 
-impl Chat {
-    pub(in crate::endpoints) fn new(head: Head, include_usage: bool) -> Self {
+impl ChatWriter {
+    pub(in crate::endpoints) fn new(head: ResponseHead, include_usage: bool) -> Self {
         let id = format!("chatcmpl-{}", head.request);
         Self { head, id, include_usage, role_told: false, plain: None }
     }
 
-    fn chunk<'a>(&'a self, choices: &'a [Choice<'a>], usage: Option<Tokens>) -> Chunk<'a> {
-        Chunk {
+    fn chunk<'a>(
+        &'a self,
+        choices: &'a [ChunkChoice<'a>],
+        usage: Option<CompletionUsage>,
+    ) -> ChatChunk<'a> {
+        ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
             created: self.head.created,
@@ -97,15 +103,20 @@ impl Chat {
         }
     }
 
-    fn choice(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, frames: &mut Frames) {
-        let choice = Choice { index: 0, delta, logprobs: None, finish_reason };
+    fn choice(
+        &self,
+        delta: ChatDelta<'_>,
+        finish_reason: Option<&'static str>,
+        frames: &mut SseFrames,
+    ) {
+        let choice = ChunkChoice { index: 0, delta, logprobs: None, finish_reason };
         frames.data(&self.chunk(&[choice], None));
     }
 
     /// What a chunk with this text holds.
-    fn with_text(text: &str, logprobs: Option<Logprobs>) -> Choice<'_> {
-        let delta = Delta { role: None, content: Some(text) };
-        Choice { index: 0, delta, logprobs, finish_reason: None }
+    fn with_text(text: &str, logprobs: Option<ChatLogprobs>) -> ChunkChoice<'_> {
+        let delta = ChatDelta { role: None, content: Some(text) };
+        ChunkChoice { index: 0, delta, logprobs, finish_reason: None }
     }
 
     fn plain(&mut self) -> &TextFrame {
@@ -115,53 +126,53 @@ impl Chat {
         self.plain.insert(plain)
     }
 
-    fn logprobs(&self, said: &Said) -> Logprobs {
-        Logprobs { content: TokenLogprob::each(&self.head.text, &said.tokens), refusal: None }
+    fn logprobs(&self, chunk: &TextChunk) -> ChatLogprobs {
+        ChatLogprobs { content: LogprobEntry::each(&self.head.text, &chunk.tokens), refusal: None }
     }
 
     /// Comes with the first text, so that a client's clock for the first chunk stops there.
-    fn role(&mut self, frames: &mut Frames) {
+    fn role(&mut self, frames: &mut SseFrames) {
         if !std::mem::replace(&mut self.role_told, true) {
-            let delta = Delta { role: Some("assistant"), content: Some("") };
+            let delta = ChatDelta { role: Some("assistant"), content: Some("") };
             self.choice(delta, None, frames);
         }
     }
 }
 
-impl Voice for Chat {
-    fn text(&mut self, said: Said, frames: &mut Frames) {
+impl ResponseWriter for ChatWriter {
+    fn text(&mut self, chunk: TextChunk, frames: &mut SseFrames) {
         self.role(frames);
-        if said.tokens.is_empty() {
-            return frames.text(&said.text, self.plain());
+        if chunk.tokens.is_empty() {
+            return frames.text(&chunk.text, self.plain());
         }
-        let choice = Self::with_text(&said.text, Some(self.logprobs(&said)));
+        let choice = Self::with_text(&chunk.text, Some(self.logprobs(&chunk)));
         frames.data(&self.chunk(&[choice], None));
     }
 
-    fn done(&mut self, done: &Done, frames: &mut Frames) {
+    fn done(&mut self, done: &Done, frames: &mut SseFrames) {
         self.role(frames);
-        self.choice(Delta::default(), Some(finish_reason(done.finish)), frames);
+        self.choice(ChatDelta::default(), Some(finish_reason(done.finish)), frames);
         if self.include_usage {
             frames.data(&self.chunk(&[], Some(done.usage.into())));
         }
         frames.end_mark();
     }
 
-    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames) {
-        frames.data(&ErrorFrame { error: complaint });
+    fn fail(&mut self, error: &ApiError, frames: &mut SseFrames) {
+        frames.data(&ErrorFrame { error: error });
         frames.end_mark();
     }
 
-    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8> {
-        let logprobs = self.head.tells_logprobs(&said).then(|| self.logprobs(&said));
-        json(&Completion {
+    fn whole(&mut self, chunk: TextChunk, done: &Done) -> Vec<u8> {
+        let logprobs = self.head.tells_logprobs(&chunk).then(|| self.logprobs(&chunk));
+        json(&ChatCompletion {
             id: &self.id,
             object: "chat.completion",
             created: self.head.created,
             model: self.head.model.as_str(),
-            choices: [WholeChoice {
+            choices: [ChatChoice {
                 index: 0,
-                message: Message { role: "assistant", content: said.text, refusal: None },
+                message: ChatAnswerMessage { role: "assistant", content: chunk.text, refusal: None },
                 logprobs,
                 finish_reason: finish_reason(done.finish),
             }],

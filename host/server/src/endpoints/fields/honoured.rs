@@ -4,29 +4,29 @@ use super::harmless::OFF;
 use super::ignored::ignored;
 use super::refused::refused;
 use super::{
-    ALL, CHAT, COMPLETIONS, EVERYONE, Endpoints, Fate, Group, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI,
-    RESPONSES, Servers, VLLM,
+    ALL, CHAT, COMPLETIONS, EVERYONE, EndpointSet, FieldGroup, FieldRule, LLAMA_CPP, MLX_LM,
+    OLLAMA, OPENAI, RESPONSES, ServerSet, VLLM,
 };
 
 /// Fields that the parser reads.
 pub(super) const fn honoured(
-    endpoints: Endpoints,
+    endpoints: EndpointSet,
     note: &'static str,
-    fields: &'static [(&'static str, Servers)],
-) -> Group {
-    Group { endpoints, fate: Fate::Honoured(note), fields }
+    fields: &'static [(&'static str, ServerSet)],
+) -> FieldGroup {
+    FieldGroup { endpoints, fate: FieldRule::Honoured(note), fields }
 }
 
 /// Other names for one of them. Where a client sends several, the first that the table has counts.
-const fn alias(of: &'static str, fields: &'static [(&'static str, Servers)]) -> Group {
-    Group { endpoints: ALL, fate: Fate::Alias(of), fields }
+const fn alias(of: &'static str, fields: &'static [(&'static str, ServerSet)]) -> FieldGroup {
+    FieldGroup { endpoints: ALL, fate: FieldRule::Alias(of), fields }
 }
 
 const REPETITION: &str = "above 0, at most 2; over the prompt and the whole answer";
 const WINDOW: &str =
     "-1: over everything; 0: no such penalty; another only where that penalty is off";
 
-pub(super) const BODY: &[Group] = &[
+pub(super) const BODY: &[FieldGroup] = &[
     honoured(
         ALL,
         "absent, null or empty: the host's default model, the one of `model.reference`",
@@ -105,7 +105,7 @@ pub(super) const BODY: &[Group] = &[
 const NEW_MESSAGE: &str = "an answer is a new message";
 
 /// What ends a text, and how a chat becomes a prompt.
-pub(super) const TEXT: &[Group] = &[
+pub(super) const TEXT: &[FieldGroup] = &[
     honoured(ALL, "up to 4 texts of up to 256 bytes", &[("stop", EVERYONE)]),
     honoured(ALL, "up to 64 token ids", &[("stop_token_ids", VLLM)]),
     honoured(

@@ -1,20 +1,20 @@
 //! Fields that change nothing, each with the reason.
 
 use super::{
-    ALL, CHAT, COMPLETIONS, Endpoints, Fate, Group, LLAMA_CPP, MLX_LM, OPENAI, SGLANG, Servers,
-    VLLM,
+    ALL, CHAT, COMPLETIONS, EndpointSet, FieldGroup, FieldRule, LLAMA_CPP, MLX_LM, OPENAI, SGLANG,
+    ServerSet, VLLM,
 };
 
 /// Fields that may say anything, for this reason.
 pub(super) const fn ignored(
-    endpoints: Endpoints,
+    endpoints: EndpointSet,
     why: &'static str,
-    fields: &'static [(&'static str, Servers)],
-) -> Group {
-    Group { endpoints, fate: Fate::Ignored(why), fields }
+    fields: &'static [(&'static str, ServerSet)],
+) -> FieldGroup {
+    FieldGroup { endpoints, fate: FieldRule::Ignored(why), fields }
 }
 
-pub(super) const BODY: &[Group] = &[
+pub(super) const BODY: &[FieldGroup] = &[
     ignored(
         ALL,
         "figures beside the answer, which metrics have",

@@ -5,13 +5,14 @@ use super::honoured::honoured;
 use super::ignored::ignored;
 use super::refused::{ONLY_TEXT, STRUCTURED, TALK, TOOLS, refused};
 use super::{
-    ALL, CHAT, COMPLETIONS, EVERYONE, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI, RESPONSES, Table, VLLM,
+    ALL, CHAT, COMPLETIONS, EVERYONE, FieldTable, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI, RESPONSES,
+    VLLM,
 };
 
 const REPLAYED: &str = "it is of an answer that is part of the prompt now";
 const NOT_FOR_MODEL: &str = "it is not part of the prompt";
 
-pub(in crate::endpoints) const STREAM_OPTIONS: Table = Table {
+pub(in crate::endpoints) const STREAM_OPTIONS: FieldTable = FieldTable {
     at: "stream_options",
     groups: &[&[
         honoured(CHAT | COMPLETIONS, "usage in a last chunk", &[("include_usage", EVERYONE)]),
@@ -22,7 +23,7 @@ pub(in crate::endpoints) const STREAM_OPTIONS: Table = Table {
 };
 
 /// `response_format` and `text.format`.
-pub(in crate::endpoints) const FORMAT: Table = Table {
+pub(in crate::endpoints) const FORMAT: FieldTable = FieldTable {
     at: "response_format, text.format",
     groups: &[&[
         honoured(ALL, "`text`", &[("type", EVERYONE)]),
@@ -41,7 +42,7 @@ pub(in crate::endpoints) const FORMAT: Table = Table {
 };
 
 /// `text` of a response.
-pub(in crate::endpoints) const TEXT: Table = Table {
+pub(in crate::endpoints) const TEXT: FieldTable = FieldTable {
     at: "text",
     groups: &[&[
         honoured(RESPONSES, "see below", &[("format", OPENAI | VLLM | OLLAMA)]),
@@ -50,7 +51,7 @@ pub(in crate::endpoints) const TEXT: Table = Table {
 };
 
 /// A chat's message.
-pub(in crate::endpoints) const MESSAGE: Table = Table {
+pub(in crate::endpoints) const MESSAGE: FieldTable = FieldTable {
     at: "messages[]",
     groups: &[&[
         honoured(CHAT, "`system`, `developer`, `user` or `assistant`", &[("role", EVERYONE)]),
@@ -70,7 +71,7 @@ pub(in crate::endpoints) const MESSAGE: Table = Table {
 };
 
 /// A message of a response's input.
-pub(in crate::endpoints) const INPUT_MESSAGE: Table = Table {
+pub(in crate::endpoints) const INPUT_MESSAGE: FieldTable = FieldTable {
     at: "input[]",
     groups: &[&[
         honoured(RESPONSES, "`message`, or absent", &[("type", OPENAI | VLLM | OLLAMA)]),
@@ -85,7 +86,7 @@ pub(in crate::endpoints) const INPUT_MESSAGE: Table = Table {
 };
 
 /// A part of a message's content.
-pub(in crate::endpoints) const PART: Table = Table {
+pub(in crate::endpoints) const PART: FieldTable = FieldTable {
     at: "messages[].content[], input[].content[]",
     groups: &[&[
         honoured(CHAT, "`text`", &[("type", OPENAI | VLLM | LLAMA_CPP | MLX_LM | OLLAMA)]),

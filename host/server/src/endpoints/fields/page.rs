@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::harmless::NOTHING;
 use super::{
-    BODY, CHAT, COMPLETIONS, Endpoints, Fate, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI, RESPONSES, Row,
-    SGLANG, Servers, TABLES, Table, VLLM,
+    BODY, CHAT, COMPLETIONS, EndpointSet, FieldRow, FieldRule, FieldTable, LLAMA_CPP, MLX_LM,
+    OLLAMA, OPENAI, RESPONSES, SGLANG, ServerSet, TABLES, VLLM,
 };
 
 const INTRODUCTION: &str = "\
@@ -47,10 +47,10 @@ pub fn request_fields_md() -> String {
     page
 }
 
-fn write_sections(page: &mut String, table: &Table) {
+fn write_sections(page: &mut String, table: &FieldTable) {
     let in_body = table.at.is_empty();
-    for (title, columns, cells) in [
-        ("Honoured", "note", honoured as fn(Fate) -> Option<String>),
+    for (stored, columns, cells) in [
+        ("Honoured", "note", honoured as fn(FieldRule) -> Option<String>),
         ("Ignored", "why", ignored),
         ("Refused", "accepted | why", refused),
     ] {
@@ -60,35 +60,37 @@ fn write_sections(page: &mut String, table: &Table) {
         }
         let level = if in_body { "##" } else { "###" };
         let rules = " --- |".repeat(3 + columns.split('|').count());
-        writeln!(page, "\n{level} {title}\n").expect("a string");
+        writeln!(page, "\n{level} {stored}\n").expect("a string");
         writeln!(page, "| field | endpoints | clients of | {columns} |\n|{rules}")
             .expect("a string");
         for (row, cells) in rows {
-            let Row { name, endpoints, servers, .. } = row;
+            let FieldRow { name, endpoints, servers, .. } = row;
             let (endpoints, servers) = (spelled_endpoints(endpoints), spelled_servers(servers));
             writeln!(page, "| `{name}` | {endpoints} | {servers} | {cells} |").expect("a string");
         }
     }
 }
 
-fn honoured(fate: Fate) -> Option<String> {
+fn honoured(fate: FieldRule) -> Option<String> {
     match fate {
-        Fate::Honoured(note) => Some(note.to_owned()),
-        Fate::Alias(of) => Some(format!("the same as `{of}`")),
-        Fate::Ignored(_) | Fate::Refused { .. } => None,
+        FieldRule::Honoured(note) => Some(note.to_owned()),
+        FieldRule::Alias(of) => Some(format!("the same as `{of}`")),
+        FieldRule::Ignored(_) | FieldRule::Refused { .. } => None,
     }
 }
 
-fn ignored(fate: Fate) -> Option<String> {
+fn ignored(fate: FieldRule) -> Option<String> {
     match fate {
-        Fate::Ignored(why) => Some(why.to_owned()),
+        FieldRule::Ignored(why) => Some(why.to_owned()),
         _ => None,
     }
 }
 
-fn refused(fate: Fate) -> Option<String> {
+fn refused(fate: FieldRule) -> Option<String> {
     match fate {
-        Fate::Refused { why, harmless } => Some(format!("{} | {why}", spelled_values(harmless))),
+        FieldRule::Refused { why, harmless } => {
+            Some(format!("{} | {why}", spelled_values(harmless)))
+        }
         _ => None,
     }
 }
@@ -101,12 +103,12 @@ fn spelled_values(harmless: &[&str]) -> String {
     values.join(", ")
 }
 
-fn spelled_endpoints(endpoints: Endpoints) -> String {
+fn spelled_endpoints(endpoints: EndpointSet) -> String {
     let names = [(CHAT, "chat"), (COMPLETIONS, "completions"), (RESPONSES, "responses")];
     spelled(endpoints, &names)
 }
 
-fn spelled_servers(servers: Servers) -> String {
+fn spelled_servers(servers: ServerSet) -> String {
     let names = [
         (OPENAI, "OpenAI"),
         (VLLM, "vLLM"),

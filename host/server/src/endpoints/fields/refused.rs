@@ -3,18 +3,18 @@
 
 use super::harmless::{NOTHING, NULL_ONLY, OFF, ZERO};
 use super::{
-    ALL, CHAT, COMPLETIONS, EVERYONE, Endpoints, Fate, Group, LLAMA_CPP, MLX_LM, OLLAMA, OPENAI,
-    RESPONSES, SGLANG, Servers, VLLM,
+    ALL, CHAT, COMPLETIONS, EVERYONE, EndpointSet, FieldGroup, FieldRule, LLAMA_CPP, MLX_LM,
+    OLLAMA, OPENAI, RESPONSES, SGLANG, ServerSet, VLLM,
 };
 
 /// Fields that may hold these values and no others.
 pub(super) const fn refused(
-    endpoints: Endpoints,
+    endpoints: EndpointSet,
     why: &'static str,
     harmless: &'static [&'static str],
-    fields: &'static [(&'static str, Servers)],
-) -> Group {
-    Group { endpoints, fate: Fate::Refused { why, harmless }, fields }
+    fields: &'static [(&'static str, ServerSet)],
+) -> FieldGroup {
+    FieldGroup { endpoints, fate: FieldRule::Refused { why, harmless }, fields }
 }
 
 pub(super) const STRUCTURED: &str = "structured output is not served";
@@ -32,7 +32,7 @@ const NOT_CUT: &str = "a prompt that does not fit is refused, not cut";
 const NOT_TEMPLATED: &str = "prompts are rendered with the model's own chat template, from text";
 const SPECIAL_TOKENS: &str = "special tokens are not part of a text";
 
-pub(super) const BODY: &[Group] = &[
+pub(super) const BODY: &[FieldGroup] = &[
     // What an answer must look like.
     refused(
         ALL,

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use interlock_request::Endpoint;
 
 use super::harmless::NOTHING;
-use super::{BODY, CHAT, COMPLETIONS, Endpoints, Fate, RESPONSES, Row, TABLES, Table};
-use crate::endpoints::Ask;
-use crate::failure::Invalid;
+use super::{
+    BODY, CHAT, COMPLETIONS, EndpointSet, FieldRow, FieldRule, FieldTable, RESPONSES, TABLES,
+};
+use crate::endpoints::ApiRequest;
+use crate::failure::InvalidRequest;
 
-const ENDPOINTS: [(Endpoints, Endpoint, &str); 3] = [
+const ENDPOINTS: [(EndpointSet, Endpoint, &str); 3] = [
     (CHAT, Endpoint::Chat, r#""messages":[{"role":"user","content":"x"}]"#),
     (COMPLETIONS, Endpoint::Completions, r#""prompt":"x""#),
     (RESPONSES, Endpoint::Responses, r#""input":"x""#),
@@ -20,13 +22,13 @@ const NONSENSE: &str = r#"[[["?"]]]"#;
 
 /// What becomes of a good request with one more field in its body. What it had of that name counts
 /// less, since it comes first.
-fn with_field(endpoint: Endpoint, field: &str) -> Result<Ask, Invalid> {
-    let (_, _, words) = ENDPOINTS[ENDPOINTS.iter().position(|one| one.1 == endpoint).unwrap()];
-    Ask::parse(endpoint, format!(r#"{{"model":"m",{words},{field}}}"#).as_bytes())
+fn with_field(endpoint: Endpoint, field: &str) -> Result<ApiRequest, InvalidRequest> {
+    let (_, _, input) = ENDPOINTS[ENDPOINTS.iter().position(|one| one.1 == endpoint).unwrap()];
+    ApiRequest::parse(endpoint, format!(r#"{{"model":"m",{input},{field}}}"#).as_bytes())
 }
 
 /// Each row of the body's table at each of its endpoints.
-fn each_row() -> impl Iterator<Item = (Row, Endpoint)> {
+fn each_row() -> impl Iterator<Item = (FieldRow, Endpoint)> {
     BODY.rows().flat_map(|row| {
         let at = ENDPOINTS.iter().filter(move |(bit, ..)| row.endpoints & bit != 0);
         at.map(move |(_, endpoint, _)| (row, *endpoint))
@@ -37,7 +39,7 @@ fn each_row() -> impl Iterator<Item = (Row, Endpoint)> {
 fn no_table_has_a_field_twice_for_one_endpoint() {
     for table in TABLES {
         let mut seen = BTreeSet::new();
-        for Row { name, endpoints, .. } in table.rows() {
+        for FieldRow { name, endpoints, .. } in table.rows() {
             for (bit, _, _) in ENDPOINTS.iter().filter(|(bit, ..)| endpoints & bit != 0) {
                 assert!(seen.insert((name, *bit)), "{:?} has {name} twice", table.at);
             }
@@ -48,10 +50,10 @@ fn no_table_has_a_field_twice_for_one_endpoint() {
 #[test]
 fn an_alias_stands_for_a_field_that_is_honoured_at_the_same_endpoints() {
     for row in BODY.rows() {
-        let Fate::Alias(of) = row.fate else { continue };
+        let FieldRule::Alias(of) = row.fate else { continue };
         let honoured = BODY
             .rows()
-            .filter(|row| row.name == of && matches!(row.fate, Fate::Honoured(_)))
+            .filter(|row| row.name == of && matches!(row.fate, FieldRule::Honoured(_)))
             .fold(0, |all, row| all | row.endpoints);
         assert_eq!(row.endpoints & !honoured, 0, "{} is an alias of {of}", row.name);
     }
@@ -62,7 +64,7 @@ fn an_alias_stands_for_a_field_that_is_honoured_at_the_same_endpoints() {
 fn every_honoured_field_is_read_and_complains_of_nonsense_by_its_own_name() {
     let mut read = 0;
     for (row, endpoint) in each_row() {
-        if !matches!(row.fate, Fate::Honoured(_) | Fate::Alias(_)) {
+        if !matches!(row.fate, FieldRule::Honoured(_) | FieldRule::Alias(_)) {
             continue;
         }
         let (streaming, name) = (r#""stream":true"#, row.name);
@@ -79,7 +81,7 @@ fn every_honoured_field_is_read_and_complains_of_nonsense_by_its_own_name() {
 fn every_refused_field_is_named_unless_it_asks_for_nothing() {
     let mut refused = 0;
     for (row, endpoint) in each_row() {
-        let (name, Fate::Refused { why, harmless }) = (row.name, row.fate) else { continue };
+        let (name, FieldRule::Refused { why, harmless }) = (row.name, row.fate) else { continue };
         let invalid = with_field(endpoint, &format!(r#""{name}":{NONSENSE}"#)).expect_err(name);
         assert_eq!((invalid.param.as_deref(), invalid.code), (Some(name), "unsupported_parameter"));
         assert_eq!(
@@ -101,7 +103,7 @@ fn every_refused_field_is_named_unless_it_asks_for_nothing() {
 fn an_ignored_field_may_say_anything_and_changes_nothing() {
     let mut ignored = 0;
     for (row, endpoint) in each_row() {
-        let (name, Fate::Ignored(_)) = (row.name, row.fate) else { continue };
+        let (name, FieldRule::Ignored(_)) = (row.name, row.fate) else { continue };
         let without = with_field(endpoint, r#""user":null"#);
         assert_eq!(with_field(endpoint, &format!(r#""{name}":{NONSENSE}"#)), without, "{name}");
         ignored += 1;
@@ -241,15 +243,15 @@ fn of_several_names_for_one_limit_the_first_of_the_table_counts() {
 
 #[test]
 fn every_row_says_whose_clients_send_it_and_why_it_becomes_what_it_does() {
-    for (table, row) in TABLES.iter().flat_map(|table: &&Table| {
+    for (table, row) in TABLES.iter().flat_map(|table: &&FieldTable| {
         let table = *table;
         table.rows().map(move |row| (table.at, row))
     }) {
         assert_ne!((row.endpoints, row.servers), (0, 0), "{table} {}", row.name);
-        if let Fate::Ignored(why) | Fate::Refused { why, .. } = row.fate {
+        if let FieldRule::Ignored(why) | FieldRule::Refused { why, .. } = row.fate {
             assert!(!why.is_empty(), "{table} {}", row.name);
         }
-        if let Fate::Refused { harmless, .. } = row.fate {
+        if let FieldRule::Refused { harmless, .. } = row.fate {
             let bad =
                 harmless.iter().find(|one| serde_json::from_str::<serde_json::Value>(one).is_err());
             assert_eq!(bad, None, "{table} {}: not JSON", row.name);

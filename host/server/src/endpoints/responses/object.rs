@@ -4,15 +4,15 @@ use interlock_request::{Finish, Usage};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::super::logprobs::TokenLogprob;
-use super::super::writer::Head;
-use super::parse::Echo;
+use super::super::logprobs::LogprobEntry;
+use super::super::writer::ResponseHead;
+use super::parse::RequestEcho;
 use crate::chunks::Done;
 
 /// Where a response, or its item, is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Status {
+pub(super) enum ResponseStatus {
     Queued,
     InProgress,
     Completed,
@@ -23,19 +23,19 @@ pub(super) enum Status {
 
 /// As OpenAI has it, with what this host does not serve at its neutral value.
 #[derive(Serialize)]
-pub(super) struct Response<'a> {
+pub(super) struct ResponseObject<'a> {
     id: &'a str,
     object: &'static str,
     created_at: u64,
-    status: Status,
+    status: ResponseStatus,
     background: bool,
     error: Option<ResponseError<'a>>,
     incomplete_details: Option<IncompleteDetails>,
     instructions: Option<&'a str>,
     max_output_tokens: Option<i64>,
-    metadata: Metadata<'a>,
+    metadata: ResponseMetadata<'a>,
     model: &'a str,
-    output: Vec<Item<'a>>,
+    output: Vec<ResponseItem<'a>>,
     parallel_tool_calls: bool,
     previous_response_id: Option<()>,
     store: bool,
@@ -46,7 +46,7 @@ pub(super) struct Response<'a> {
     top_logprobs: u32,
     top_p: f32,
     truncation: &'static str,
-    usage: Option<Tokens>,
+    usage: Option<ResponseUsage>,
     user: Option<()>,
 }
 
@@ -75,13 +75,13 @@ struct TextFormat {
 /// The client's own, or `{}`.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Metadata<'a> {
+enum ResponseMetadata<'a> {
     Given(&'a RawValue),
     None {},
 }
 
 #[derive(Serialize)]
-struct Tokens {
+struct ResponseUsage {
     input_tokens: u64,
     input_tokens_details: InputDetails,
     output_tokens: u64,
@@ -102,38 +102,43 @@ struct OutputDetails {
 
 /// The one message of a response.
 #[derive(Serialize)]
-pub(super) struct Item<'a> {
+pub(super) struct ResponseItem<'a> {
     id: &'a str,
     r#type: &'static str,
-    status: Status,
+    status: ResponseStatus,
     role: &'static str,
-    content: Vec<Part<'a>>,
+    content: Vec<ContentPart<'a>>,
 }
 
 /// The one part of a message.
 #[derive(Serialize)]
-pub(super) struct Part<'a> {
+pub(super) struct ContentPart<'a> {
     r#type: &'static str,
     text: &'a str,
     annotations: [(); 0],
-    logprobs: Vec<TokenLogprob>,
+    logprobs: Vec<LogprobEntry>,
 }
 
-impl<'a> Part<'a> {
-    pub(super) fn new(text: &'a str, logprobs: Vec<TokenLogprob>) -> Self {
+impl<'a> ContentPart<'a> {
+    pub(super) fn new(text: &'a str, logprobs: Vec<LogprobEntry>) -> Self {
         Self { r#type: "output_text", text, annotations: [], logprobs }
     }
 }
 
-impl<'a> Item<'a> {
-    pub(super) fn new(id: &'a str, status: Status, part: Option<Part<'a>>) -> Self {
+impl<'a> ResponseItem<'a> {
+    pub(super) fn new(id: &'a str, status: ResponseStatus, part: Option<ContentPart<'a>>) -> Self {
         let content = part.into_iter().collect();
         Self { id, r#type: "message", status, role: "assistant", content }
     }
 }
 
-impl<'a> Response<'a> {
-    pub(super) fn new(id: &'a str, head: &'a Head, echo: &'a Echo, status: Status) -> Self {
+impl<'a> ResponseObject<'a> {
+    pub(super) fn new(
+        id: &'a str,
+        head: &'a ResponseHead,
+        echo: &'a RequestEcho,
+        status: ResponseStatus,
+    ) -> Self {
         Self {
             id,
             object: "response",
@@ -144,7 +149,10 @@ impl<'a> Response<'a> {
             incomplete_details: None,
             instructions: echo.instructions.as_deref(),
             max_output_tokens: echo.max_output_tokens,
-            metadata: echo.metadata.as_deref().map_or(Metadata::None {}, Metadata::Given),
+            metadata: echo
+                .metadata
+                .as_deref()
+                .map_or(ResponseMetadata::None {}, ResponseMetadata::Given),
             model: head.model.as_str(),
             output: Vec::new(),
             parallel_tool_calls: true,
@@ -163,11 +171,11 @@ impl<'a> Response<'a> {
         }
     }
 
-    pub(super) fn with(self, item: Item<'a>) -> Self {
+    pub(super) fn with(self, item: ResponseItem<'a>) -> Self {
         Self { output: vec![item], ..self }
     }
 
-    pub(super) fn done(self, done: &Done, item: Item<'a>) -> Self {
+    pub(super) fn done(self, done: &Done, item: ResponseItem<'a>) -> Self {
         let incomplete_details = match done.finish {
             Finish::Stop => None,
             Finish::Length => Some(IncompleteDetails { reason: "max_output_tokens" }),
@@ -181,7 +189,7 @@ impl<'a> Response<'a> {
     }
 }
 
-impl From<Usage> for Tokens {
+impl From<Usage> for ResponseUsage {
     fn from(usage: Usage) -> Self {
         let input_tokens = u64::from(usage.prompt_tokens);
         let output_tokens = u64::from(usage.generated_tokens);

@@ -4,13 +4,15 @@ use interlock_text::Message;
 use serde_json::value::RawValue;
 
 use super::super::fields::{self, RESPONSES, RequestFields, UnknownFields};
-use super::super::json::{Item, Object};
-use super::super::{Ask, Length, Shape, Words, chat, common_fields, sampling, template};
-use crate::failure::Invalid;
+use super::super::json::{FieldValue, JsonObject};
+use super::super::{
+    ApiRequest, MaxTokens, PromptInput, ResponseFormat, chat, common_fields, sampling, template,
+};
+use crate::failure::InvalidRequest;
 
 /// What a response repeats of its request.
 #[derive(Debug, Clone)]
-pub(crate) struct Echo {
+pub(crate) struct RequestEcho {
     /// The system message, as it was given.
     pub(crate) instructions: Option<String>,
     /// The client's own labels.
@@ -23,7 +25,7 @@ pub(crate) struct Echo {
     pub(crate) background: bool,
 }
 
-impl Echo {
+impl RequestEcho {
     /// About as much memory as the client's own words in it take.
     pub(crate) fn bytes(&self) -> usize {
         let instructions = self.instructions.as_ref().map_or(0, String::len);
@@ -31,7 +33,7 @@ impl Echo {
     }
 }
 
-impl PartialEq for Echo {
+impl PartialEq for RequestEcho {
     fn eq(&self, other: &Self) -> bool {
         let text = |echo: &Self| echo.metadata.as_ref().map(|raw| raw.get().to_owned());
         self.instructions == other.instructions
@@ -42,7 +44,7 @@ impl PartialEq for Echo {
     }
 }
 
-pub(in crate::endpoints) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
+pub(in crate::endpoints) fn parse(body: JsonObject<'_>) -> Result<ApiRequest, InvalidRequest> {
     let mut unknown = UnknownFields::default();
     let body = fields::BODY.read(RESPONSES, body, &mut unknown)?;
     let model = common_fields::model(&body)?;
@@ -59,35 +61,38 @@ pub(in crate::endpoints) fn parse(body: Object<'_>) -> Result<Ask, Invalid> {
     let background = common_fields::flag(&body, "background")?;
     if stream && background {
         let why = "a response in the background is not streamed";
-        return Err(Invalid::unsupported("background", why, "true"));
+        return Err(InvalidRequest::unsupported("background", why, "true"));
     }
-    let length = common_fields::length(&body, Length::Context)?;
-    let echo = Echo {
+    let max_tokens = common_fields::max_tokens(&body, MaxTokens::Context)?;
+    let echo = RequestEcho {
         instructions,
         metadata: body.get("metadata").map(|item| metadata(&item)).transpose()?,
-        max_output_tokens: match &length {
-            Length::Asked { tokens, .. } => Some(*tokens),
-            Length::Default(_) | Length::Context => None,
+        max_output_tokens: match &max_tokens {
+            MaxTokens::Asked { tokens, .. } => Some(*tokens),
+            MaxTokens::Default(_) | MaxTokens::Context => None,
         },
         top_logprobs: logprobs.unwrap_or(0),
         background,
     };
-    Ok(Ask {
+    Ok(ApiRequest {
         model,
-        words: Words::Chat { param: "input", messages, options: template::parse(&body)? },
+        input: PromptInput::Chat { param: "input", messages, options: template::parse(&body)? },
         sampling,
-        length,
-        ending: common_fields::ending(&body)?,
+        max_tokens,
+        stop: common_fields::stop(&body)?,
         logprobs,
         stream,
         background,
-        shape: Shape::Responses(Box::new(echo)),
+        format: ResponseFormat::Responses(Box::new(echo)),
         unknown,
     })
 }
 
 /// `text.format`, and `response_format`, which clients of the chat endpoint know.
-fn only_plain_text(body: &RequestFields<'_>, unknown: &mut UnknownFields) -> Result<(), Invalid> {
+fn only_plain_text(
+    body: &RequestFields<'_>,
+    unknown: &mut UnknownFields,
+) -> Result<(), InvalidRequest> {
     common_fields::only_plain_text(RESPONSES, body.get("response_format"), unknown)?;
     let Some(text) = body.get("text") else { return Ok(()) };
     let text = fields::TEXT_OPTIONS.read(RESPONSES, text.object()?, unknown)?;
@@ -95,7 +100,7 @@ fn only_plain_text(body: &RequestFields<'_>, unknown: &mut UnknownFields) -> Res
 }
 
 /// `include` and `top_logprobs`.
-fn logprobs(body: &RequestFields<'_>) -> Result<Option<u32>, Invalid> {
+fn logprobs(body: &RequestFields<'_>) -> Result<Option<u32>, InvalidRequest> {
     /// The rest of what can be included is about tools and other kinds of content, of which no
     /// answer has any.
     const LOGPROBS: &str = "message.output_text.logprobs";
@@ -109,7 +114,10 @@ fn logprobs(body: &RequestFields<'_>) -> Result<Option<u32>, Invalid> {
 }
 
 /// A text from the user, or a list of messages.
-fn input(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Vec<Message>, Invalid> {
+fn input(
+    item: &FieldValue<'_>,
+    unknown: &mut UnknownFields,
+) -> Result<Vec<Message>, InvalidRequest> {
     if item.is_text() {
         return Ok(vec![Message { role: "user".into(), content: item.text()?, name: None }]);
     }
@@ -123,7 +131,7 @@ fn input(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Vec<Message>, I
     Ok(messages)
 }
 
-fn message(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Message, Invalid> {
+fn message(item: &FieldValue<'_>, unknown: &mut UnknownFields) -> Result<Message, InvalidRequest> {
     let message = fields::INPUT_MESSAGE.read(RESPONSES, item.object()?, unknown)?;
     common_fields::only_text(&message, "type", &["message"])?;
     let role = chat::role(&message.need("role")?)?;
@@ -132,7 +140,7 @@ fn message(item: &Item<'_>, unknown: &mut UnknownFields) -> Result<Message, Inva
 }
 
 /// Up to 16 short texts, as OpenAI has it. Never a metric label, never in a log.
-fn metadata(item: &Item<'_>) -> Result<Box<RawValue>, Invalid> {
+fn metadata(item: &FieldValue<'_>) -> Result<Box<RawValue>, InvalidRequest> {
     const PAIRS_MAX: usize = 16;
     let object = item.object()?;
     if object.items().count() > PAIRS_MAX {

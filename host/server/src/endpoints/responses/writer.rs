@@ -19,24 +19,24 @@
 use interlock_request::{CancelCause, Finish};
 use serde::Serialize;
 
-use super::super::error::Complaint;
-use super::super::logprobs::TokenLogprob;
-use super::super::sse_frames::Frames;
-use super::super::writer::{Head, Voice, json};
-use super::object::{Item, Part, Response, Status};
-use super::parse::Echo;
-use crate::answer_state::State;
-use crate::chunks::{Done, Said};
-use crate::failure::Failure;
+use super::super::error::ApiError;
+use super::super::logprobs::LogprobEntry;
+use super::super::sse_frames::SseFrames;
+use super::super::writer::{ResponseHead, ResponseWriter, json};
+use super::object::{ContentPart, ResponseItem, ResponseObject, ResponseStatus};
+use super::parse::RequestEcho;
+use crate::answer_state::AnswerState;
+use crate::chunks::{Done, TextChunk};
+use crate::failure::RequestFailure;
 
-pub(in crate::endpoints) struct Responses {
-    head: Head,
+pub(in crate::endpoints) struct ResponsesWriter {
+    head: ResponseHead,
     id: String,
     item_id: String,
-    echo: Echo,
+    echo: RequestEcho,
     sequence: u64,
     /// All that was said, since the last events repeat it; None until there is something.
-    said: Option<Said>,
+    chunk: Option<TextChunk>,
 }
 
 /// `response.created` and its like.
@@ -44,7 +44,7 @@ pub(in crate::endpoints) struct Responses {
 struct ResponseEvent<'a> {
     r#type: &'static str,
     sequence_number: u64,
-    response: Response<'a>,
+    response: ResponseObject<'a>,
 }
 
 /// `response.output_item.added` and `.done`.
@@ -53,7 +53,7 @@ struct ItemEvent<'a> {
     r#type: &'static str,
     sequence_number: u64,
     output_index: u32,
-    item: Item<'a>,
+    item: ResponseItem<'a>,
 }
 
 /// Everything about the one content part of the one item.
@@ -65,13 +65,13 @@ struct PartEvent<'a> {
     output_index: u32,
     content_index: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    part: Option<Part<'a>>,
+    part: Option<ContentPart<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delta: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    logprobs: Option<Vec<TokenLogprob>>,
+    logprobs: Option<Vec<LogprobEntry>>,
 }
 
 #[derive(Serialize)]
@@ -83,11 +83,11 @@ struct ErrorEvent<'a> {
     param: Option<&'a str>,
 }
 
-impl Responses {
-    pub(in crate::endpoints) fn new(head: Head, echo: Echo) -> Self {
+impl ResponsesWriter {
+    pub(in crate::endpoints) fn new(head: ResponseHead, echo: RequestEcho) -> Self {
         let id = format!("resp_{}", head.request);
         let item_id = format!("msg_{}", head.request);
-        Self { head, id, item_id, echo, sequence: 0, said: None }
+        Self { head, id, item_id, echo, sequence: 0, chunk: None }
     }
 
     fn next(&mut self) -> u64 {
@@ -96,48 +96,57 @@ impl Responses {
         number
     }
 
-    fn response(&self, status: Status) -> Response<'_> {
-        Response::new(&self.id, &self.head, &self.echo, status)
+    fn response(&self, status: ResponseStatus) -> ResponseObject<'_> {
+        ResponseObject::new(&self.id, &self.head, &self.echo, status)
     }
 
-    fn item<'a>(&'a self, status: Status, said: Option<&'a Said>) -> Item<'a> {
-        Item::new(&self.item_id, status, said.map(|said| self.part(said)))
+    fn item<'a>(&'a self, status: ResponseStatus, chunk: Option<&'a TextChunk>) -> ResponseItem<'a> {
+        ResponseItem::new(&self.item_id, status, chunk.map(|chunk| self.part(chunk)))
     }
 
-    fn part<'a>(&self, said: &'a Said) -> Part<'a> {
-        Part::new(&said.text, TokenLogprob::each(&self.head.text, &said.tokens))
+    fn part<'a>(&self, chunk: &'a TextChunk) -> ContentPart<'a> {
+        ContentPart::new(&chunk.text, LogprobEntry::each(&self.head.text, &chunk.tokens))
     }
 
-    fn tell_response(&mut self, event: &'static str, status: Status, frames: &mut Frames) {
+    fn tell_response(
+        &mut self,
+        event: &'static str,
+        status: ResponseStatus,
+        frames: &mut SseFrames,
+    ) {
         let sequence_number = self.next();
         let response = self.response(status);
         frames.event(event, &ResponseEvent { r#type: event, sequence_number, response });
     }
 
-    fn tell_item(&mut self, event: &'static str, status: Status, frames: &mut Frames) {
+    fn tell_item(&mut self, event: &'static str, status: ResponseStatus, frames: &mut SseFrames) {
         let sequence_number = self.next();
-        let said = if status == Status::InProgress { None } else { self.said.as_ref() };
-        let item = self.item(status, said);
+        let chunk = if status == ResponseStatus::InProgress { None } else { self.chunk.as_ref() };
+        let item = self.item(status, chunk);
         frames.event(event, &ItemEvent { r#type: event, sequence_number, output_index: 0, item });
     }
 
-    fn tell_part(&mut self, news: News<'_>, frames: &mut Frames) {
+    fn tell_part(&mut self, news: PartUpdate<'_>, frames: &mut SseFrames) {
         let sequence_number = self.next();
-        let said = self.said.as_ref();
+        let chunk = self.chunk.as_ref();
         let (r#type, part) = match news {
-            News::PartAdded => ("response.content_part.added", Some(Part::new("", vec![]))),
-            News::Delta(_) => ("response.output_text.delta", None),
-            News::TextDone => ("response.output_text.done", None),
-            News::PartDone => ("response.content_part.done", said.map(|said| self.part(said))),
+            PartUpdate::PartAdded => {
+                ("response.content_part.added", Some(ContentPart::new("", vec![])))
+            }
+            PartUpdate::Delta(_) => ("response.output_text.delta", None),
+            PartUpdate::TextDone => ("response.output_text.done", None),
+            PartUpdate::PartDone => {
+                ("response.content_part.done", chunk.map(|chunk| self.part(chunk)))
+            }
         };
         let (delta, text) = match news {
-            News::Delta(more) => (Some(more), None),
-            News::TextDone => (None, said),
-            News::PartAdded | News::PartDone => (None, None),
+            PartUpdate::Delta(more) => (Some(more), None),
+            PartUpdate::TextDone => (None, chunk),
+            PartUpdate::PartAdded | PartUpdate::PartDone => (None, None),
         };
         let logprobs = delta
             .or(text)
-            .map(|said| TokenLogprob::each_without_bytes(&self.head.text, &said.tokens));
+            .map(|chunk| LogprobEntry::each_without_bytes(&self.head.text, &chunk.tokens));
         frames.event(
             r#type,
             &PartEvent {
@@ -147,81 +156,86 @@ impl Responses {
                 output_index: 0,
                 content_index: 0,
                 part,
-                delta: delta.map(|said| said.text.as_str()),
-                text: text.map(|said| said.text.as_str()),
+                delta: delta.map(|chunk| chunk.text.as_str()),
+                text: text.map(|chunk| chunk.text.as_str()),
                 logprobs,
             },
         );
     }
 
     /// Opens the one item and its one part, with the first text.
-    fn begin(&mut self, frames: &mut Frames) {
-        if self.said.is_none() {
-            self.said = Some(Said::default());
-            self.tell_item("response.output_item.added", Status::InProgress, frames);
-            self.tell_part(News::PartAdded, frames);
+    fn begin(&mut self, frames: &mut SseFrames) {
+        if self.chunk.is_none() {
+            self.chunk = Some(TextChunk::default());
+            self.tell_item("response.output_item.added", ResponseStatus::InProgress, frames);
+            self.tell_part(PartUpdate::PartAdded, frames);
         }
     }
 }
 
 /// A response as it is at the moment, at once.
-pub(in crate::endpoints) fn shown(head: Head, echo: Echo, state: &State) -> Vec<u8> {
-    let mut voice = Responses::new(head, echo);
-    let (said, failure) = match state {
-        State::Queued => return json(&voice.response(Status::Queued)),
-        State::Running => return json(&voice.response(Status::InProgress)),
-        State::Ended(result) => match &**result {
-            (said, Ok(done)) => return voice.whole(said.clone(), done),
-            (said, Err(failure)) => (said, failure),
+pub(in crate::endpoints) fn shown(
+    head: ResponseHead,
+    echo: RequestEcho,
+    state: &AnswerState,
+) -> Vec<u8> {
+    let mut writer = ResponsesWriter::new(head, echo);
+    let (chunk, failure) = match state {
+        AnswerState::Queued => return json(&writer.response(ResponseStatus::Queued)),
+        AnswerState::Running => return json(&writer.response(ResponseStatus::InProgress)),
+        AnswerState::Ended(result) => match &**result {
+            (chunk, Ok(done)) => return writer.whole(chunk.clone(), done),
+            (chunk, Err(failure)) => (chunk, failure),
         },
     };
-    let cancelled = matches!(failure, Failure::Cancelled(CancelCause::Operator));
-    let mut response = voice.response(if cancelled { Status::Cancelled } else { Status::Failed });
-    if !said.text.is_empty() {
-        response = response.with(voice.item(Status::Incomplete, Some(said)));
+    let cancelled = matches!(failure, RequestFailure::Cancelled(CancelCause::Operator));
+    let mut response =
+        writer.response(if cancelled { ResponseStatus::Cancelled } else { ResponseStatus::Failed });
+    if !chunk.text.is_empty() {
+        response = response.with(writer.item(ResponseStatus::Incomplete, Some(chunk)));
     }
     if cancelled {
         return json(&response);
     }
-    let message = failure.message(&voice.head.request);
+    let message = failure.message(&writer.head.request);
     json(&response.failed(&message))
 }
 
 /// What can be said about the one content part.
-enum News<'a> {
+enum PartUpdate<'a> {
     PartAdded,
-    Delta(&'a Said),
+    Delta(&'a TextChunk),
     TextDone,
     PartDone,
 }
 
-fn status(finish: Finish) -> Status {
+fn status(finish: Finish) -> ResponseStatus {
     match finish {
-        Finish::Stop => Status::Completed,
-        Finish::Length | Finish::Filtered => Status::Incomplete,
+        Finish::Stop => ResponseStatus::Completed,
+        Finish::Length | Finish::Filtered => ResponseStatus::Incomplete,
     }
 }
 
-impl Voice for Responses {
-    fn open(&mut self, frames: &mut Frames) {
-        self.tell_response("response.created", Status::InProgress, frames);
-        self.tell_response("response.in_progress", Status::InProgress, frames);
+impl ResponseWriter for ResponsesWriter {
+    fn open(&mut self, frames: &mut SseFrames) {
+        self.tell_response("response.created", ResponseStatus::InProgress, frames);
+        self.tell_response("response.in_progress", ResponseStatus::InProgress, frames);
     }
 
-    fn text(&mut self, said: Said, frames: &mut Frames) {
+    fn text(&mut self, chunk: TextChunk, frames: &mut SseFrames) {
         self.begin(frames);
-        self.tell_part(News::Delta(&said), frames);
-        self.said.get_or_insert_default().join(said);
+        self.tell_part(PartUpdate::Delta(&chunk), frames);
+        self.chunk.get_or_insert_default().join(chunk);
     }
 
-    fn done(&mut self, done: &Done, frames: &mut Frames) {
+    fn done(&mut self, done: &Done, frames: &mut SseFrames) {
         self.begin(frames);
         let status = status(done.finish);
-        self.tell_part(News::TextDone, frames);
-        self.tell_part(News::PartDone, frames);
+        self.tell_part(PartUpdate::TextDone, frames);
+        self.tell_part(PartUpdate::PartDone, frames);
         self.tell_item("response.output_item.done", status, frames);
         let sequence_number = self.next();
-        let item = self.item(status, self.said.as_ref());
+        let item = self.item(status, self.chunk.as_ref());
         let r#type = match done.finish {
             Finish::Stop => "response.completed",
             Finish::Length | Finish::Filtered => "response.incomplete",
@@ -230,9 +244,9 @@ impl Voice for Responses {
         frames.event(r#type, &ResponseEvent { r#type, sequence_number, response });
     }
 
-    fn fail(&mut self, complaint: &Complaint, frames: &mut Frames) {
+    fn fail(&mut self, error: &ApiError, frames: &mut SseFrames) {
         let sequence_number = self.next();
-        let Complaint { message, param, code, .. } = complaint;
+        let ApiError { message, param, code, .. } = error;
         frames.event(
             "error",
             &ErrorEvent {
@@ -245,17 +259,17 @@ impl Voice for Responses {
         );
         let sequence_number = self.next();
         let r#type = "response.failed";
-        let mut response = self.response(Status::Failed);
-        if let Some(said) = &self.said {
-            response = response.with(self.item(Status::Incomplete, Some(said)));
+        let mut response = self.response(ResponseStatus::Failed);
+        if let Some(chunk) = &self.chunk {
+            response = response.with(self.item(ResponseStatus::Incomplete, Some(chunk)));
         }
         let response = response.failed(message);
         frames.event(r#type, &ResponseEvent { r#type, sequence_number, response });
     }
 
-    fn whole(&mut self, said: Said, done: &Done) -> Vec<u8> {
+    fn whole(&mut self, chunk: TextChunk, done: &Done) -> Vec<u8> {
         let status = status(done.finish);
-        let item = self.item(status, Some(&said));
+        let item = self.item(status, Some(&chunk));
         json(&self.response(status).done(done, item))
     }
 }

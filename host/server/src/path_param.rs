@@ -8,9 +8,9 @@ use axum::http::request::Parts;
 /// A part of a path, such as an id. One that does not decode to text is taken as it is written: it
 /// is nobody's.
 #[derive(Debug)]
-pub(crate) struct PathPart(pub(crate) String);
+pub(crate) struct PathParam(pub(crate) String);
 
-impl<S: Send + Sync> FromRequestParts<S> for PathPart {
+impl<S: Send + Sync> FromRequestParts<S> for PathParam {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
