@@ -56,7 +56,7 @@ use tokio::net::TcpListener;
 use crate::connection::{Listener, ListenerRules};
 use crate::endpoints::error_json;
 use crate::error_response::json_errors;
-use crate::failure::{BodyProblem, RequestFailure, encoded};
+use crate::failure::{BodyProblem, Failure, encoded};
 use crate::in_flight::InFlight;
 use crate::origin::{Foreign, OriginRules};
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
@@ -265,17 +265,17 @@ fn nothing_in(body: &Bytes, message: &str) -> Result<(), AdminError> {
 }
 
 /// A body that did not arrive.
-fn unread(why: RequestFailure) -> AdminError {
+fn unread(why: Failure) -> AdminError {
     let (status, code, message) = match why {
-        RequestFailure::Body(BodyProblem::TooLarge { limit }) => {
+        Failure::Body(BodyProblem::TooLarge { limit }) => {
             let message = format!("the body is larger than {limit} bytes (admin.component_max)");
             (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
         }
-        RequestFailure::Body(BodyProblem::TooSlow { limit }) => {
+        Failure::Body(BodyProblem::TooSlow { limit }) => {
             let message = format!("the body took longer than {limit:?} (server.body_timeout)");
             (StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
         }
-        RequestFailure::Body(BodyProblem::Encoded(codings)) => {
+        Failure::Body(BodyProblem::Encoded(codings)) => {
             let message = encoded(&codings);
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message)
         }

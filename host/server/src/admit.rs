@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::body::ReceivedBody;
 use crate::connection::client_address;
 use crate::endpoints::{ApiRequest, MaxTokens, MinTokens, PromptInput};
-use crate::failure::{InvalidRequest, RequestFailure};
+use crate::failure::{Failure, InvalidRequest};
 use crate::host::ServerHost;
 use crate::models::HostedModel;
 use crate::request_info::RequestInfo;
@@ -96,7 +96,7 @@ impl ServerHost {
         info: &RequestInfo,
         endpoint: Endpoint,
         headers: &HeaderMap,
-    ) -> Result<IdentifiedRequest, RequestFailure> {
+    ) -> Result<IdentifiedRequest, Failure> {
         self.identify_for(info, endpoint, headers, false).await
     }
 
@@ -111,7 +111,7 @@ impl ServerHost {
         info: &RequestInfo,
         endpoint: Endpoint,
         headers: &HeaderMap,
-    ) -> Result<IdentifiedRequest, RequestFailure> {
+    ) -> Result<IdentifiedRequest, Failure> {
         self.identify_for(info, endpoint, headers, true).await
     }
 
@@ -121,7 +121,7 @@ impl ServerHost {
         endpoint: Endpoint,
         headers: &HeaderMap,
         looks_up: bool,
-    ) -> Result<IdentifiedRequest, RequestFailure> {
+    ) -> Result<IdentifiedRequest, Failure> {
         let chain = self.policies.current();
         let RequestInfo { id, at_micros, arrived_at, address, .. } = info;
         let serial = self.serial();
@@ -166,7 +166,7 @@ impl ServerHost {
         identified: &mut IdentifiedRequest,
         arrived: ReceivedBody,
         lease: &mut MemoryLease,
-    ) -> Result<ParsedRequest, RequestFailure> {
+    ) -> Result<ParsedRequest, Failure> {
         let (chain, endpoint) = (Arc::clone(identified.hearing.chain()), identified.endpoint);
         let ReceivedBody { bytes, values } = arrived.without_mark();
         let size = bytes.len();
@@ -197,10 +197,7 @@ impl ServerHost {
                 });
                 let again = self.read(identified, size_max, values, parse_again).await?;
                 let (again, size) = again.map_err(|invalid| {
-                    RequestFailure::Spoiled(format!(
-                        "a policy changed the body: {}",
-                        invalid.message
-                    ))
+                    Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
                 })?;
                 // A policy that names a model says so last.
                 let model = (facts.model != asked).then(|| facts.model.clone());
@@ -243,7 +240,7 @@ impl ServerHost {
         identified: IdentifiedRequest,
         parsed: ParsedRequest,
         lease: &mut MemoryLease,
-    ) -> Result<(ApiRequest, AdmittedRequest), RequestFailure> {
+    ) -> Result<(ApiRequest, AdmittedRequest), Failure> {
         let ParsedRequest { request, facts, body } = parsed;
         let mut identified = identified;
         let model = Arc::clone(self.route(&mut identified.hearing, &facts, &body).await?);
@@ -255,7 +252,8 @@ impl ServerHost {
         let (tokens, detokenizer) =
             self.tokenize(&identified, &model.id, &text, input, shape, lease).await?;
         let prompt_tokens = fits(param, tokens.len(), shape)?;
-        let IdentifiedRequest { hearing, id, identity, at_micros, arrived_at, traced, .. } = identified;
+        let IdentifiedRequest { hearing, id, identity, at_micros, arrived_at, traced, .. } =
+            identified;
         let (tokens_max, tokens_max_asked) = tokens_max(&request.max_tokens, prompt_tokens, shape)?;
         let tokens_min = match &request.stop.min_tokens {
             Some(min_tokens) => tokens_min(min_tokens, &request.max_tokens, tokens_max)?,
@@ -328,7 +326,12 @@ impl ServerHost {
     }
 
     /// What is known of a request before a model is chosen.
-    fn facts(&self, identified: &IdentifiedRequest, request: &ApiRequest, body_bytes: usize) -> Facts {
+    fn facts(
+        &self,
+        identified: &IdentifiedRequest,
+        request: &ApiRequest,
+        body_bytes: usize,
+    ) -> Facts {
         let tokens = request.tokens_asked();
         Facts {
             serial: identified.serial,
@@ -354,7 +357,7 @@ impl ServerHost {
         hearing: &mut Hearing,
         facts: &Facts,
         body: &Arc<Body>,
-    ) -> Result<&Arc<HostedModel>, RequestFailure> {
+    ) -> Result<&Arc<HostedModel>, Failure> {
         if !hearing.chain().takes(Phase::Route) {
             return self.models.called(facts.model.as_str());
         }
@@ -373,7 +376,7 @@ impl ServerHost {
         input: DroppedInPool<PromptInput>,
         shape: ModelShape,
         lease: &mut MemoryLease,
-    ) -> Result<(Vec<TokenId>, Detokenizer), RequestFailure> {
+    ) -> Result<(Vec<TokenId>, Detokenizer), Failure> {
         // Each part is a token at least, so this decides without looking at any of them.
         fits_at_least(&input, shape)?;
         let (bytes, parts) = (input.text_bytes(), input.parts());

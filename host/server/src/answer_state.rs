@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::chunks::{Done, EndKind, TextChunk};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 
 /// How far it is.
 #[derive(Debug, Clone)]
@@ -13,7 +13,7 @@ pub(crate) enum AnswerState {
     /// It runs.
     Running,
     /// It has ended; what was said, and how.
-    Ended(Arc<(TextChunk, Result<Done, RequestFailure>)>),
+    Ended(Arc<(TextChunk, Result<Done, Failure>)>),
 }
 
 impl AnswerState {

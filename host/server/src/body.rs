@@ -14,7 +14,7 @@ use hyper::body::Body as _;
 use tokio::time::Instant;
 
 use crate::ServerConfig;
-use crate::failure::{BodyProblem, RequestFailure};
+use crate::failure::{BodyProblem, Failure};
 use crate::work::MemoryLease;
 
 /// A body that has arrived.
@@ -60,11 +60,10 @@ pub(crate) async fn read(
     body: &mut Body,
     config: &ServerConfig,
     mut lease: Option<&mut MemoryLease>,
-) -> Result<ReceivedBody, RequestFailure> {
+) -> Result<ReceivedBody, Failure> {
     let limit = config.body_max.in_memory();
     let whole = within(body, limit, config.body_timeout, lease.as_deref_mut()).await;
-    if let Err(RequestFailure::Body(BodyProblem::TooLarge { .. }) | RequestFailure::Work(_)) = whole
-    {
+    if let Err(Failure::Body(BodyProblem::TooLarge { .. }) | Failure::Work(_)) = whole {
         // What has arrived is gone, and the rest is kept by nobody.
         if let Some(lease) = lease {
             lease.let_go();
@@ -117,7 +116,7 @@ async fn within(
     limit: usize,
     time_max: Duration,
     mut lease: Option<&mut MemoryLease>,
-) -> Result<ReceivedBody, RequestFailure> {
+) -> Result<ReceivedBody, Failure> {
     const AT_FIRST: usize = 64 << 10;
 
     let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use interlock_request::{Finish, Logprobs, TokenId, Usage};
 
 use crate::connection::ActiveGeneration;
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 
 /// How many pieces may be on their way before they are joined.
 const PIECES_MAX: usize = 16;
@@ -42,10 +42,10 @@ pub(crate) enum EndKind {
 }
 
 impl EndKind {
-    pub(crate) fn of(how: &Result<Done, RequestFailure>) -> Self {
+    pub(crate) fn of(how: &Result<Done, Failure>) -> Self {
         match how {
             Ok(_) => Self::Completed,
-            Err(RequestFailure::Cancelled(_)) => Self::Cancelled,
+            Err(Failure::Cancelled(_)) => Self::Cancelled,
             Err(_) => Self::Failed,
         }
     }
@@ -120,7 +120,7 @@ pub(crate) enum AnswerItem {
     /// More of the answer, never nothing.
     More(TextChunk),
     /// Nothing follows.
-    End(Result<Done, RequestFailure>),
+    End(Result<Done, Failure>),
 }
 
 /// What is on its way from one side to the other.
@@ -151,7 +151,7 @@ struct ChunkQueueState {
 enum EndState {
     #[default]
     Awaited,
-    Known(Result<Done, RequestFailure>),
+    Known(Result<Done, Failure>),
     TokenLogprob,
 }
 
@@ -209,7 +209,7 @@ impl ChunkSender {
     }
 
     /// Tells how it ended. To a client that has left, nothing happens.
-    pub(crate) fn end(self, how: Result<Done, RequestFailure>) {
+    pub(crate) fn end(self, how: Result<Done, Failure>) {
         self.0.put(|state| state.end = EndState::Known(how));
     }
 }
@@ -219,7 +219,7 @@ impl Drop for ChunkSender {
         self.0.put(|state| {
             // The driver panicked. Its ledger has said so.
             if matches!(state.end, EndState::Awaited) {
-                state.end = EndState::Known(Err(RequestFailure::INTERNAL));
+                state.end = EndState::Known(Err(Failure::INTERNAL));
             }
         });
     }
@@ -268,7 +268,7 @@ impl ChunkReceiver {
     }
 
     /// The whole answer and how it ended.
-    pub(crate) async fn whole(mut self) -> Result<(TextChunk, Done), RequestFailure> {
+    pub(crate) async fn whole(mut self) -> Result<(TextChunk, Done), Failure> {
         let mut whole = TextChunk::default();
         loop {
             match std::future::poll_fn(|cx| self.poll_next(cx)).await {
@@ -342,7 +342,7 @@ mod tests {
         let (mut sender, receiver) = answer_channel(None);
         sender.push(word(0));
         drop(sender);
-        assert_eq!(receiver.whole().await, Err(RequestFailure::INTERNAL));
+        assert_eq!(receiver.whole().await, Err(Failure::INTERNAL));
     }
 
     #[tokio::test]

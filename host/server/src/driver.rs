@@ -20,7 +20,7 @@
 //!
 //! # Not here
 //!
-//! No HTTP and no JSON: an end is a [`Done`] or a [`RequestFailure`], and who renders it is not known.
+//! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and who renders it is not known.
 
 mod deadlines;
 mod output;
@@ -41,7 +41,7 @@ use tokio::time::Instant;
 use crate::accounting::RequestAccounting;
 use crate::answer_state::AnswerState;
 use crate::chunks::{ChunkSender, Done, EndKind};
-use crate::failure::{Intervention, RequestFailure};
+use crate::failure::{Failure, Intervention};
 use crate::in_flight::Registration;
 use crate::result_store::{PendingResult, ResultStore, StoredRequest};
 use crate::wall_clock::{WallClock, micros};
@@ -259,7 +259,7 @@ impl RequestDriver {
         let Reacted { plan_changed, cancel, .. } =
             match policy_wait.wait(&mut out.client, asked).await {
                 Ok(reacted) => reacted,
-                Err(cause) => return self.fail(cause, RequestFailure::Cancelled(cause)),
+                Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
             };
         if let Some(Cancelled { policy, reason, failed }) = cancel {
             return self.intervene(Intervention { policy, reason, failed });
@@ -306,13 +306,13 @@ impl RequestDriver {
                 let failure = self.intervened(Intervention { policy, reason, failed });
                 self.fail(CancelCause::Policy, failure);
             }
-            Err(cause) => self.fail(cause, RequestFailure::Cancelled(cause)),
+            Err(cause) => self.fail(cause, Failure::Cancelled(cause)),
         }
     }
 
     /// Stops the request, also when the engine had come to its end before: the rest of its text
     /// must not pass.
-    fn fail(&mut self, cause: CancelCause, failure: RequestFailure) {
+    fn fail(&mut self, cause: CancelCause, failure: Failure) {
         self.stop(cause);
         self.stopped(cause, failure);
     }
@@ -323,10 +323,10 @@ impl RequestDriver {
         self.cancel_with(CancelCause::Policy, failure);
     }
 
-    fn intervened(&self, intervention: Intervention) -> RequestFailure {
+    fn intervened(&self, intervention: Intervention) -> Failure {
         let (policy, code) = (&intervention.policy, &*intervention.reason.code.0);
         tracing::info!(request = %self.accounting.id, policy, code, "a policy ended the request");
-        RequestFailure::Intervened(Box::new(intervention))
+        Failure::Intervened(Box::new(intervention))
     }
 
     fn filtered(&mut self, policy: &str, reason: &Reason, tokens: u32) {
@@ -336,11 +336,11 @@ impl RequestDriver {
     }
 
     fn cancel(&mut self, cause: CancelCause) {
-        self.cancel_with(cause, RequestFailure::Cancelled(cause));
+        self.cancel_with(cause, Failure::Cancelled(cause));
     }
 
     /// Stops the request: the engine before its next pass, the client at once.
-    fn cancel_with(&mut self, cause: CancelCause, failure: RequestFailure) {
+    fn cancel_with(&mut self, cause: CancelCause, failure: Failure) {
         // When this is not the cancellation that counts, the one that does has told the client,
         // or the request has come to its own end and that is on its way here.
         if self.stop(cause) {
@@ -356,7 +356,7 @@ impl RequestDriver {
     }
 
     /// It is certain that it ends so: everyone is told. Again, nothing happens.
-    fn stopped(&mut self, cause: CancelCause, failure: RequestFailure) {
+    fn stopped(&mut self, cause: CancelCause, failure: Failure) {
         self.stopped_by.get_or_insert(cause);
         let end = Err(failure);
         let kind = EndKind::of(&end);
@@ -446,8 +446,8 @@ impl RequestDriver {
         accounting.end(outcome.clone(), usage);
         let how = match outcome {
             Outcome::Completed(finish) => Ok(Done { finish, usage }),
-            Outcome::Cancelled(cause) => Err(RequestFailure::Cancelled(cause)),
-            Outcome::Failed(fault) => Err(RequestFailure::Failed(fault.kind)),
+            Outcome::Cancelled(cause) => Err(Failure::Cancelled(cause)),
+            Outcome::Failed(fault) => Err(Failure::Failed(fault.kind)),
         };
         // Before the client hears of the end: from then on there is nothing to cancel. And whoever
         // has asked finds what is kept.
@@ -475,7 +475,7 @@ impl RequestDriver {
                     return Outcome::Cancelled(CancelCause::Policy);
                 }
                 Err(cause) => {
-                    self.stopped(cause, RequestFailure::Cancelled(cause));
+                    self.stopped(cause, Failure::Cancelled(cause));
                     return Outcome::Cancelled(cause);
                 }
             }

@@ -9,15 +9,15 @@ use axum::response::Response;
 use interlock_request::RequestId;
 
 use crate::endpoints::error_response;
-use crate::failure::{HeadProblem, RequestFailure};
+use crate::failure::{Failure, HeadProblem};
 
 /// What a route's handler returns: a failure gets its body and its headers from the layer around it.
-pub(crate) type HandlerResult = Result<Response, RequestFailure>;
+pub(crate) type HandlerResult = Result<Response, Failure>;
 
 /// Around a listener that is no client's: gives errors their shape, and adds nothing.
 pub(crate) async fn json_errors(request: Request, next: Next) -> Response {
     let mut response = unshaped(next.run(request).await).await;
-    match response.extensions_mut().remove::<RequestFailure>() {
+    match response.extensions_mut().remove::<Failure>() {
         Some(failure) => {
             let id = RequestId::generate();
             let status = failure.status().as_u16();
@@ -36,7 +36,7 @@ pub(crate) async fn unshaped(response: Response) -> Response {
     let status = response.status();
     let json = HeaderValue::from_static("application/json");
     let is_error = status.is_client_error() || status.is_server_error();
-    let is_ours = response.extensions().get::<RequestFailure>().is_some()
+    let is_ours = response.extensions().get::<Failure>().is_some()
         || response.headers().get(header::CONTENT_TYPE) == Some(&json);
     if !is_error || is_ours {
         return response;
@@ -48,13 +48,11 @@ pub(crate) async fn unshaped(response: Response) -> Response {
     response
 }
 
-fn failure_of(status: StatusCode, said: &str) -> RequestFailure {
+fn failure_of(status: StatusCode, said: &str) -> Failure {
     match status {
-        StatusCode::NOT_FOUND => RequestFailure::UnknownUrl { path: "this URL".into() },
-        StatusCode::METHOD_NOT_ALLOWED => RequestFailure::Method,
-        status if status.is_server_error() => RequestFailure::INTERNAL,
-        status => {
-            RequestFailure::Unreadable(HeadProblem::Rejected { status, why: said.to_owned() })
-        }
+        StatusCode::NOT_FOUND => Failure::UnknownUrl { path: "this URL".into() },
+        StatusCode::METHOD_NOT_ALLOWED => Failure::Method,
+        status if status.is_server_error() => Failure::INTERNAL,
+        status => Failure::Unreadable(HeadProblem::Rejected { status, why: said.to_owned() }),
     }
 }

@@ -28,7 +28,7 @@ pub(crate) use status::Retry;
 
 /// Why a request got no answer, or not the whole of it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum RequestFailure {
+pub(crate) enum Failure {
     /// The body says something that cannot be.
     InvalidRequest(InvalidRequest),
     /// `x-request-id` cannot be one.
@@ -164,7 +164,7 @@ pub(crate) enum BodyProblem {
     Encoded(String),
 }
 
-impl RequestFailure {
+impl Failure {
     /// Something inside failed.
     pub(crate) const INTERNAL: Self = Self::Failed(FaultKind::Internal);
 
@@ -330,7 +330,7 @@ impl RequestFailure {
     }
 }
 
-impl IntoResponse for RequestFailure {
+impl IntoResponse for Failure {
     /// A status alone: the layer around all routes adds the id and the body, once for all of them.
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
@@ -339,25 +339,25 @@ impl IntoResponse for RequestFailure {
     }
 }
 
-impl From<InvalidRequest> for RequestFailure {
+impl From<InvalidRequest> for Failure {
     fn from(invalid: InvalidRequest) -> Self {
         Self::InvalidRequest(invalid)
     }
 }
 
-impl From<NotStarted> for RequestFailure {
+impl From<NotStarted> for Failure {
     fn from(why: NotStarted) -> Self {
         Self::NotStarted(why)
     }
 }
 
-impl From<Refused> for RequestFailure {
+impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         Self::Refused(Box::new(refused))
     }
 }
 
-impl From<WorkError> for RequestFailure {
+impl From<WorkError> for Failure {
     fn from(why: WorkError) -> Self {
         match why {
             WorkError::Late(deadline) => Self::Cancelled(CancelCause::Deadline(deadline)),
@@ -367,7 +367,7 @@ impl From<WorkError> for RequestFailure {
     }
 }
 
-impl From<BodyProblem> for RequestFailure {
+impl From<BodyProblem> for Failure {
     fn from(problem: BodyProblem) -> Self {
         Self::Body(problem)
     }

@@ -14,10 +14,10 @@ use crate::admit::AdmittedRequest;
 use crate::answer_state::AnswerState;
 use crate::body;
 use crate::chunks::{ChunkReceiver, EndKind, answer_channel};
-use crate::driver::{TextAssembler, Recipient, RequestDriver};
+use crate::driver::{Recipient, RequestDriver, TextAssembler};
 use crate::endpoints::{ApiRequest, ResponseFormat, UnknownFields};
 use crate::endpoints::{ResponseHead, SseStream, writer};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::host::ServerHost;
 use crate::in_flight::{Registration, TenantSetter};
 use crate::request_info::RequestInfo;
@@ -42,7 +42,7 @@ pub(crate) async fn generate(
     info: RequestInfo,
     headers: HeaderMap,
     mut body: Body,
-) -> Result<Response, RequestFailure> {
+) -> Result<Response, Failure> {
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
     let mut registration = host.in_flight.register(&info.id, endpoint);
@@ -65,7 +65,7 @@ pub(crate) async fn generate(
             registration.ends(EndKind::Cancelled);
             // The answer does not wait for what is still to come.
             body::discard_behind(body, host.config.clone());
-            return Err(RequestFailure::Cancelled(cause));
+            return Err(Failure::Cancelled(cause));
         }
     };
     let said = std::mem::take(&mut admitted.headers);
@@ -142,7 +142,7 @@ async fn prepare(
     headers: &HeaderMap,
     body: &mut Body,
     tenant: &TenantSetter,
-) -> Result<(ApiRequest, AdmittedRequest), RequestFailure> {
+) -> Result<(ApiRequest, AdmittedRequest), Failure> {
     let mut identified = match host.identify(info, endpoint, headers).await {
         Ok(identified) => identified,
         Err(refused) => {
@@ -225,7 +225,7 @@ async fn answer(
     head: ResponseHead,
     stream: Option<Duration>,
     receiver: ChunkReceiver,
-) -> Result<Response, RequestFailure> {
+) -> Result<Response, Failure> {
     let request = head.request.clone();
     let mut writer = writer(format, head);
     let (content_type, body) = if let Some(keepalive) = stream {

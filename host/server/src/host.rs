@@ -9,7 +9,7 @@ use interlock_metrics::Registry;
 use interlock_policy_chain::Policies;
 use interlock_request::CancelCause;
 
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::in_flight::InFlight;
 use crate::models::{HostedModels, ModelState};
 use crate::result_store::ResultStore;
@@ -130,12 +130,12 @@ impl ServerHost {
     }
 
     /// Why no new request is taken, if none is.
-    pub(crate) fn closed(&self) -> Option<RequestFailure> {
+    pub(crate) fn closed(&self) -> Option<Failure> {
         if !self.draining() {
             return None;
         }
         let why = self.models.failed().map(|exit| NotStarted::Stopped(exit).into());
-        Some(why.unwrap_or(RequestFailure::Draining))
+        Some(why.unwrap_or(Failure::Draining))
     }
 
     /// A number that no other request of this process has.

@@ -6,7 +6,7 @@ use interlock_metrics::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntG
 use interlock_policy_api::Summary;
 use interlock_request::{Endpoint, ModelId};
 
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 
 /// Requests, how they ended, how long their parts took; errors; connections.
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ impl ServerMetrics {
                 self.requests.with_label_values(&[endpoint, model.as_str(), outcome]);
             }
         }
-        for reason in RequestFailure::REASONS {
+        for reason in Failure::REASONS {
             self.errors.with_label_values(&[reason]);
         }
         for cut in Cut::ALL {
@@ -165,7 +165,7 @@ impl ServerMetrics {
         self.cut.with_label_values(&[cut.as_str()]).inc();
     }
 
-    pub(crate) fn answered_with(&self, failure: &RequestFailure) {
+    pub(crate) fn answered_with(&self, failure: &Failure) {
         self.errors.with_label_values(&[failure.reason()]).inc();
     }
 }

@@ -22,7 +22,7 @@ use crate::body;
 use crate::connection::{Listener, ListenerRules};
 use crate::endpoints::error_json;
 use crate::error_response::json_errors;
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::origin::OriginRules;
 use crate::{MetricsConfig, ServerConfig, ServerMetrics};
 
@@ -62,19 +62,19 @@ pub async fn serve_metrics(
 async fn of_no_page(State(origins): State<OriginRules>, request: Request, next: Next) -> Response {
     match origins.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(foreign) => RequestFailure::Foreign(foreign).into_response(),
+        Err(foreign) => Failure::Foreign(foreign).into_response(),
     }
 }
 
-async fn exposition(State(registry): State<Arc<Registry>>) -> Result<Response, RequestFailure> {
+async fn exposition(State(registry): State<Arc<Registry>>) -> Result<Response, Failure> {
     expose(&registry)
 }
 
 /// All metrics, as Prometheus reads them.
-pub(crate) fn expose(registry: &Registry) -> Result<Response, RequestFailure> {
+pub(crate) fn expose(registry: &Registry) -> Result<Response, Failure> {
     let text = registry.expose().map_err(|error| {
         tracing::error!(%error, "metrics could not be encoded");
-        RequestFailure::INTERNAL
+        Failure::INTERNAL
     })?;
     Ok(([(header::CONTENT_TYPE, Registry::CONTENT_TYPE)], text).into_response())
 }

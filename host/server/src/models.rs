@@ -7,7 +7,7 @@ use interlock_policy_api::{Candidate, Facts, Load};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_text::TextModel;
 
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::model_stats::ModelStats;
 
 /// A model that is served.
@@ -97,7 +97,7 @@ impl ServedModel {
     /// # Errors
     ///
     /// When it is not yet, or no longer, there.
-    pub(crate) fn at_hand(&self) -> Result<(&Arc<TextModel>, ModelShape), RequestFailure> {
+    pub(crate) fn at_hand(&self) -> Result<(&Arc<TextModel>, ModelShape), Failure> {
         let shape = match self.engine.state() {
             EngineState::Ready(shape) => shape,
             EngineState::Starting => return Err(NotStarted::Loading.into()),
@@ -151,14 +151,14 @@ impl HostedModels {
     /// # Errors
     ///
     /// When none is called so.
-    pub(crate) fn called(&self, name: &str) -> Result<&Arc<HostedModel>, RequestFailure> {
+    pub(crate) fn called(&self, name: &str) -> Result<&Arc<HostedModel>, Failure> {
         self.iter().find(|model| model.is_called(name)).ok_or_else(|| self.unknown(name))
     }
 
     /// No model is called so.
-    pub(crate) fn unknown(&self, name: &str) -> RequestFailure {
+    pub(crate) fn unknown(&self, name: &str) -> Failure {
         let served = self.iter().map(|model| model.id.to_string()).collect();
-        RequestFailure::UnknownModel { asked: name.to_owned(), served }
+        Failure::UnknownModel { asked: name.to_owned(), served }
     }
 
     /// All of them, for policies to choose from.

@@ -19,7 +19,7 @@ use crate::DetachedConfig;
 use crate::answer_state::AnswerState;
 use crate::chunks::{Done, TextChunk};
 use crate::endpoints::{ResponseFormat, ResponseHead};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::in_flight::Canceller;
 
 /// Where results are kept.
@@ -86,8 +86,8 @@ impl ResultStore {
     /// # Errors
     ///
     /// When as many go on without one as may.
-    pub(crate) fn place_in_background(&self) -> Result<OwnedSemaphorePermit, RequestFailure> {
-        self.place().ok_or(RequestFailure::Detached { limit: self.config.requests_max })
+    pub(crate) fn place_in_background(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.place().ok_or(Failure::Detached { limit: self.config.requests_max })
     }
 
     /// A place among the requests that go on without a client, if there is one.
@@ -210,11 +210,11 @@ impl PendingResult {
     }
 
     /// It has ended.
-    pub(crate) fn end(mut self, chunk: TextChunk, how: Result<Done, RequestFailure>) {
+    pub(crate) fn end(mut self, chunk: TextChunk, how: Result<Done, Failure>) {
         self.write(chunk, how);
     }
 
-    fn write(&mut self, chunk: TextChunk, how: Result<Done, RequestFailure>) {
+    fn write(&mut self, chunk: TextChunk, how: Result<Done, Failure>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -234,7 +234,7 @@ impl PendingResult {
 
 impl Drop for PendingResult {
     fn drop(&mut self) {
-        self.write(TextChunk::default(), Err(RequestFailure::INTERNAL));
+        self.write(TextChunk::default(), Err(Failure::INTERNAL));
     }
 }
 

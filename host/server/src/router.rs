@@ -24,7 +24,7 @@ use crate::chunks::EndKind;
 use crate::connection::{Client, OverLimit, PeerAddress};
 use crate::endpoints::error_response;
 use crate::error_response::{HandlerResult, unshaped};
-use crate::failure::{BodyProblem, ConnectionLimit, RequestFailure, Retry, excerpt};
+use crate::failure::{BodyProblem, ConnectionLimit, Failure, Retry, excerpt};
 use crate::generate::{generate, policies_say};
 use crate::host::{Readiness, ServerHost};
 use crate::metrics_listener::expose;
@@ -137,8 +137,7 @@ async fn frame(State(context): State<FrameContext>, mut request: Request, next: 
     let id = id.unwrap_or_else(RequestId::generate);
     let crowded = request.extensions().get::<OverLimit>().map(|crowded| crowded.0);
     let checked = checked.and_then(|()| room_for(&line, crowded)).and_then(|()| {
-        let checked =
-            origins.check(request.uri(), request.headers()).map_err(RequestFailure::Foreign);
+        let checked = origins.check(request.uri(), request.headers()).map_err(Failure::Foreign);
         if is_health(line.uri.path()) { Ok(()) } else { checked }
     });
     let address = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
@@ -156,7 +155,7 @@ async fn frame(State(context): State<FrameContext>, mut request: Request, next: 
             response
         }
     };
-    if let Some(failure) = response.extensions_mut().remove::<RequestFailure>() {
+    if let Some(failure) = response.extensions_mut().remove::<Failure>() {
         let closes = response.headers_mut().remove(header::CONNECTION);
         response = host.refuse(&id, &line, &failure);
         response.headers_mut().extend(closes.map(|closes| (header::CONNECTION, closes)));
@@ -180,34 +179,34 @@ impl RequestLine {
 }
 
 /// The client's own id, if it sends one.
-fn own_id(headers: &HeaderMap) -> Result<Option<RequestId>, RequestFailure> {
+fn own_id(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> {
     let Some(value) = headers.get(REQUEST_ID) else { return Ok(None) };
     let text = String::from_utf8_lossy(value.as_bytes());
-    RequestId::parse(&text).map(Some).map_err(|why| RequestFailure::BadRequestId(why.to_string()))
+    RequestId::parse(&text).map(Some).map_err(|why| Failure::BadRequestId(why.to_string()))
 }
 
 /// hyper refuses heads beyond twice the limits with a bare 431; up to there we can say why.
-fn head_within(request: &Request, host: &ServerHost) -> Result<(), RequestFailure> {
+fn head_within(request: &Request, host: &ServerHost) -> Result<(), Failure> {
     let headers = request.headers();
     let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let over = |unit, got, limit| {
-        if got > limit { Err(RequestFailure::ResponseHead { unit, got, limit }) } else { Ok(()) }
+        if got > limit { Err(Failure::ResponseHead { unit, got, limit }) } else { Ok(()) }
     };
     over("headers", headers.len(), host.config.headers_max)?;
     over("bytes", uri + bytes, host.config.header_max.in_memory())
 }
 
-fn room_for(line: &RequestLine, crowded: Option<ConnectionLimit>) -> Result<(), RequestFailure> {
+fn room_for(line: &RequestLine, crowded: Option<ConnectionLimit>) -> Result<(), Failure> {
     match crowded {
-        Some(over) if !line.watches() => Err(RequestFailure::Connections(over)),
+        Some(over) if !line.watches() => Err(Failure::Connections(over)),
         _ => Ok(()),
     }
 }
 
 impl ServerHost {
     /// Counts a failure and tells it to the client.
-    fn refuse(&self, id: &RequestId, line: &RequestLine, failure: &RequestFailure) -> Response {
+    fn refuse(&self, id: &RequestId, line: &RequestLine, failure: &Failure) -> Response {
         /// Enough to know the route by; what follows is the client's.
         const PATH_CHARS: usize = 200;
 
@@ -224,7 +223,7 @@ impl ServerHost {
         );
         self.metrics.answered_with(failure);
         let mut response = error_response(failure, id);
-        let late = matches!(failure, RequestFailure::Body(BodyProblem::TooSlow { .. }));
+        let late = matches!(failure, Failure::Body(BodyProblem::TooSlow { .. }));
         body::close_unless(!late, &mut response);
         let headers = response.headers_mut();
         policies_say(failure.headers(), headers);
@@ -311,7 +310,7 @@ async fn cancel(
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> HandlerResult {
-    let unknown = || RequestFailure::UnknownRequest(excerpt(&id));
+    let unknown = || Failure::UnknownRequest(excerpt(&id));
     let request = RequestId::parse(&id).ok();
     let endpoint = host.endpoint_of(request.as_ref());
     let identified = host.identify_to_look_up(&info, endpoint, &headers).await?;
@@ -352,14 +351,14 @@ async fn ready(State(host): State<Arc<ServerHost>>) -> Response {
 async fn metrics(State(host): State<Arc<ServerHost>>) -> HandlerResult {
     match &host.registry {
         Some(registry) => expose(registry),
-        None => Err(RequestFailure::UnknownUrl { path: "/metrics".into() }),
+        None => Err(Failure::UnknownUrl { path: "/metrics".into() }),
     }
 }
 
-async fn unknown_url(request: Request) -> RequestFailure {
-    RequestFailure::UnknownUrl { path: excerpt(request.uri().path()) }
+async fn unknown_url(request: Request) -> Failure {
+    Failure::UnknownUrl { path: excerpt(request.uri().path()) }
 }
 
-async fn method_not_allowed() -> RequestFailure {
-    RequestFailure::Method
+async fn method_not_allowed() -> Failure {
+    Failure::Method
 }

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use crate::answer_state::AnswerState;
 use crate::endpoints::{ApiError, ResponseFormat, stored_response_json, writer};
 use crate::error_response::HandlerResult;
-use crate::failure::{RequestFailure, excerpt};
+use crate::failure::{Failure, excerpt};
 use crate::host::ServerHost;
 use crate::path_param::PathParam;
 use crate::request_info::RequestInfo;
@@ -61,7 +61,7 @@ pub(crate) async fn cancel_response(
 ) -> HandlerResult {
     let (stored, _) = host.kept_response(&info, &headers, &id).await?;
     let kept = host.cancel_kept(&stored).await;
-    shown(&host.work, &stored, &kept.ok_or_else(|| RequestFailure::NotKept(excerpt(&id)))?).await
+    shown(&host.work, &stored, &kept.ok_or_else(|| Failure::NotKept(excerpt(&id)))?).await
 }
 
 /// `DELETE /v1/responses/{id}`: one that still runs is cancelled first, since nobody could ask for it
@@ -75,7 +75,7 @@ pub(crate) async fn delete_response(
     let (stored, _) = host.kept_response(&info, &headers, &id).await?;
     host.cancel_kept(&stored).await;
     if !host.results.remove(&stored) {
-        return Err(RequestFailure::NotKept(excerpt(&id)));
+        return Err(Failure::NotKept(excerpt(&id)));
     }
     Ok(Json(json!({ "id": id, "object": "response", "deleted": true })).into_response())
 }
@@ -127,13 +127,13 @@ impl ServerHost {
         info: &RequestInfo,
         headers: &HeaderMap,
         id: &str,
-    ) -> Result<(Arc<StoredRequest>, AnswerState), RequestFailure> {
-        let unknown = || RequestFailure::NotKept(excerpt(id));
+    ) -> Result<(Arc<StoredRequest>, AnswerState), Failure> {
+        let unknown = || Failure::NotKept(excerpt(id));
         let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
         let responses = |endpoint: Endpoint| endpoint == Endpoint::Responses;
         let kept = self.kept(info, Endpoint::Responses, headers, request, responses).await;
         let (stored, kept) = kept.map_err(|why| match why {
-            RequestFailure::NotKept(_) => unknown(),
+            Failure::NotKept(_) => unknown(),
             why => why,
         })?;
         let is_response = matches!(stored.format, ResponseFormat::Responses(_));
@@ -147,19 +147,15 @@ impl ServerHost {
         headers: &HeaderMap,
         id: &str,
         through: impl Fn(Endpoint) -> bool,
-    ) -> Result<(Arc<StoredRequest>, AnswerState), RequestFailure> {
+    ) -> Result<(Arc<StoredRequest>, AnswerState), Failure> {
         let identified = self.identify_to_look_up(info, endpoint, headers).await?;
-        let id = RequestId::parse(id).map_err(|_| RequestFailure::NotKept(excerpt(id)))?;
+        let id = RequestId::parse(id).map_err(|_| Failure::NotKept(excerpt(id)))?;
         let tenant = &identified.identity.tenant;
         if let Some(kept) = self.results.get(&id, tenant) {
             return Ok(kept);
         }
         let in_flight = self.in_flight.has(&id, tenant, through);
-        Err(if in_flight {
-            RequestFailure::InFlight(id)
-        } else {
-            RequestFailure::NotKept(id.to_string())
-        })
+        Err(if in_flight { Failure::InFlight(id) } else { Failure::NotKept(id.to_string()) })
     }
 }
 

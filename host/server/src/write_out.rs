@@ -1,6 +1,6 @@
 //! Writing out a long answer where that holds up nobody.
 
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::work::{Class, WorkJob, WorkPool};
 
 /// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
@@ -9,7 +9,7 @@ pub(crate) async fn written(
     tenant: &str,
     bytes: usize,
     write: impl FnOnce() -> Vec<u8> + Send + 'static,
-) -> Result<Vec<u8>, RequestFailure> {
+) -> Result<Vec<u8>, Failure> {
     /// Some tens of microseconds.
     const AT_ONCE_BYTES: usize = 16 << 10;
 

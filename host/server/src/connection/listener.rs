@@ -35,7 +35,7 @@ use super::slots::{ConnectionSlot, ConnectionSlots, ReserveConnection, SlotLimit
 use super::socket::{WatchRules, watched};
 use super::write_timeout::TimedStream;
 use super::{OverLimit, PeerAddress};
-use crate::failure::{ConnectionLimit, HeadLimits, RequestFailure};
+use crate::failure::{ConnectionLimit, Failure, HeadLimits};
 use crate::metrics::{Cut, ServerMetrics};
 use crate::paths::watches;
 use crate::{AdminConfig, MetricsConfig, ServerConfig};
@@ -151,7 +151,7 @@ pub(crate) struct Listener {
 }
 
 /// Writes the body of an error.
-pub(crate) type ErrorJson = fn(&RequestFailure, &RequestId) -> serde_json::Value;
+pub(crate) type ErrorJson = fn(&Failure, &RequestId) -> serde_json::Value;
 
 impl Listener {
     /// Serves until then, lets what is in progress come to its end, and closes.
@@ -406,7 +406,7 @@ async fn serve_connection(
     };
     let on_refusal = {
         let (metrics, error_json) = (Arc::clone(metrics), *error_json);
-        Arc::new(move |failure: &RequestFailure, id: &RequestId| {
+        Arc::new(move |failure: &Failure, id: &RequestId| {
             metrics.answered_with(failure);
             error_json(failure, id).to_string()
         })

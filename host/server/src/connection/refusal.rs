@@ -6,7 +6,7 @@
 use axum::http::StatusCode;
 use interlock_request::RequestId;
 
-use crate::failure::{HeadLimits, HeadProblem, RequestFailure};
+use crate::failure::{Failure, HeadLimits, HeadProblem};
 
 /// A refusal of hyper's own: exactly what it writes, so that nothing else is ever taken for one.
 /// What we answer has no line breaks of this kind but between headers.
@@ -26,8 +26,8 @@ pub(crate) fn is_bare(bytes: &[u8]) -> Option<StatusCode> {
 const EMPTY: &str = "\r\ncontent-length: 0";
 
 /// Why hyper refuses with this status.
-pub(crate) fn failure(status: StatusCode, limits: HeadLimits) -> RequestFailure {
-    RequestFailure::Unreadable(match status {
+pub(crate) fn failure(status: StatusCode, limits: HeadLimits) -> Failure {
+    Failure::Unreadable(match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => HeadProblem::TooLarge(limits),
         StatusCode::URI_TOO_LONG => HeadProblem::UrlTooLong,
         _ => HeadProblem::Malformed,
@@ -36,7 +36,7 @@ pub(crate) fn failure(status: StatusCode, limits: HeadLimits) -> RequestFailure 
 
 /// The same refusal with a body: the head is that of hyper's, if it wrote one.
 pub(crate) fn with_body(
-    failure: &RequestFailure,
+    failure: &Failure,
     id: &RequestId,
     body: &str,
     bare: Option<&[u8]>,

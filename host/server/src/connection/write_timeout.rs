@@ -18,10 +18,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::refusal;
 use super::request_clock::{Awaited, RequestClock};
 use crate::alarm::Alarm;
-use crate::failure::{HeadLimits, HeadProblem, RequestFailure};
+use crate::failure::{Failure, HeadLimits, HeadProblem};
 
 /// Counts what is refused here, and writes the body of the refusal.
-pub(crate) type OnRefusal = Arc<dyn Fn(&RequestFailure, &RequestId) -> String + Send + Sync>;
+pub(crate) type OnRefusal = Arc<dyn Fn(&Failure, &RequestId) -> String + Send + Sync>;
 
 /// Breaks when the other side takes nothing of what we send for too long, or sends no request.
 /// Without it a client that stops reading holds its connection for as long as it likes.
@@ -98,7 +98,7 @@ impl<S> TimedStream<S> {
         self.overdue.poll(due, cx)
     }
 
-    fn refuse(&mut self, failure: &RequestFailure, bare: Option<&[u8]>) -> &mut ErrorReply {
+    fn refuse(&mut self, failure: &Failure, bare: Option<&[u8]>) -> &mut ErrorReply {
         let id = RequestId::generate();
         let body = (self.on_refusal)(failure, &id);
         let bytes = refusal::with_body(failure, &id, &body, bare);
@@ -138,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedStream<S> {
     /// Says that a head took too long, if the client takes it at once: nothing is waited for.
     fn refuse_slow(&mut self, cx: &mut Context<'_>) {
         let limit = self.clock.header_timeout();
-        self.refuse(&RequestFailure::Unreadable(HeadProblem::TooSlow { limit }), None);
+        self.refuse(&Failure::Unreadable(HeadProblem::TooSlow { limit }), None);
         let _said = self.poll_refuse(cx, 0);
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::policy_wait::{ClientLink, PolicyWait};
 use crate::chunks::{ChunkSender, Done, TextChunk, TokenLogprob};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::result_store::PendingResult;
 
 /// Where one request's text goes.
@@ -178,13 +178,13 @@ impl OutputPipeline {
     }
 
     /// Tells whoever wants to know how it ended. Again, nothing happens.
-    pub(super) fn end(&mut self, how: Result<Done, RequestFailure>) {
+    pub(super) fn end(&mut self, how: Result<Done, Failure>) {
         self.end_kept(&how);
         self.client.end(how);
     }
 
     /// The same, but for the client.
-    pub(super) fn end_kept(&mut self, how: &Result<Done, RequestFailure>) {
+    pub(super) fn end_kept(&mut self, how: &Result<Done, Failure>) {
         self.guards = None;
         if let Some(pending) = self.pending.take() {
             pending.end(self.chunk.take().unwrap_or_default(), how.clone());

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::deadlines::RequestTimers;
 use crate::chunks::{ChunkSender, Done, TextChunk};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 use crate::in_flight::Registration;
 
 /// What may end a request while a policy is asked.
@@ -111,7 +111,7 @@ impl ClientLink {
     }
 
     /// Tells how it ended. Again, nothing happens.
-    pub(super) fn end(&mut self, how: Result<Done, RequestFailure>) {
+    pub(super) fn end(&mut self, how: Result<Done, Failure>) {
         self.left_at = None;
         if let Some(sender) = self.sender.take() {
             sender.end(how);

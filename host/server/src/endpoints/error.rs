@@ -6,7 +6,7 @@ use interlock_request::RequestId;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 
 /// An error in OpenAI's shape, without its envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,7 +24,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     /// What the client of this request is told of a failure.
-    pub(crate) fn of(failure: &RequestFailure, id: &RequestId) -> Self {
+    pub(crate) fn of(failure: &Failure, id: &RequestId) -> Self {
         let kind = match failure.status().as_u16() {
             401 => "authentication_error",
             403 => "permission_error",
@@ -38,11 +38,11 @@ impl ApiError {
 }
 
 /// The body of a response that tells of a failure.
-pub(crate) fn error_json(failure: &RequestFailure, id: &RequestId) -> serde_json::Value {
+pub(crate) fn error_json(failure: &Failure, id: &RequestId) -> serde_json::Value {
     json!({ "error": ApiError::of(failure, id) })
 }
 
 /// A failure as a response. A route adds what else it has to say of the resource (`Allow`).
-pub(crate) fn error_response(failure: &RequestFailure, id: &RequestId) -> Response {
+pub(crate) fn error_response(failure: &Failure, id: &RequestId) -> Response {
     (failure.status(), Json(error_json(failure, id))).into_response()
 }

@@ -11,7 +11,7 @@ use interlock_text::{TextModel, TextParts, TokenizerSource};
 use super::sse_frames::SseFrames;
 use super::{ApiError, RequestEcho, ResponseFormat, ResponseHead, writer};
 use crate::chunks::{Done, TextChunk, TokenLogprob};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 
 const DONE: Done = Done {
     finish: Finish::Stop,
@@ -62,7 +62,7 @@ fn responses() -> ResponseFormat {
     }))
 }
 
-fn streamed(format: ResponseFormat, end: Result<Done, RequestFailure>, expected: &Expect) {
+fn streamed(format: ResponseFormat, end: Result<Done, Failure>, expected: &Expect) {
     let mut frames = SseFrames::default();
     let mut writer = writer(format, head());
     writer.open(&mut frames);
@@ -124,7 +124,7 @@ fn a_chat_stream_without_usage_says_nothing_of_it() {
 
 #[test]
 fn a_stream_that_fails_ends_with_an_error_and_done() {
-    let struck = RequestFailure::Cancelled(CancelCause::Deadline(Deadline::InterToken));
+    let struck = Failure::Cancelled(CancelCause::Deadline(Deadline::InterToken));
     streamed(
         ResponseFormat::Completions { include_usage: false },
         Err(struck),
@@ -205,7 +205,7 @@ fn a_responses_stream_has_its_events_in_order() {
 fn a_responses_stream_that_fails_says_error_and_failed() {
     streamed(
         responses(),
-        Err(RequestFailure::INTERNAL),
+        Err(Failure::INTERNAL),
         &expect![[r#"
             event: response.created
             data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_r1","object":"response","created_at":7,"status":"in_progress","background":false,"error":null,"incomplete_details":null,"instructions":null,"max_output_tokens":null,"metadata":{},"model":"m","output":[],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":0.7,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":1.0,"truncation":"disabled","usage":null,"user":null}}

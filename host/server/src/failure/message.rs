@@ -3,11 +3,11 @@
 use interlock_engine::{EngineExit, NotStarted};
 use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 
-use super::{BodyProblem, ConnectionLimit, HeadProblem, Intervention, RequestFailure};
+use super::{BodyProblem, ConnectionLimit, Failure, HeadProblem, Intervention};
 use crate::origin::Foreign;
 use crate::work::{ModelPart, STUCK_MAX, WorkError};
 
-impl RequestFailure {
+impl Failure {
     /// One sentence for the client of this request.
     pub(crate) fn message(&self, id: &RequestId) -> String {
         match self {

@@ -36,7 +36,7 @@ use axum::http::StatusCode;
 use interlock_engine::{EngineExit, NotStarted};
 use interlock_request::{CancelCause, Deadline, FaultKind};
 
-use super::{BodyProblem, HeadProblem, RequestFailure};
+use super::{BodyProblem, Failure, HeadProblem};
 use crate::origin::Foreign;
 use crate::work::WorkError;
 
@@ -53,7 +53,7 @@ pub(crate) enum Retry {
     Never,
 }
 
-impl RequestFailure {
+impl Failure {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::InvalidRequest(_) | Self::BadRequestId(_) => StatusCode::BAD_REQUEST,

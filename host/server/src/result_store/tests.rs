@@ -127,7 +127,7 @@ fn who_was_forgotten_by_its_driver_has_failed() {
     let results = ResultStore::new(DetachedConfig::default());
     drop(results.keep(stored("a", ""), AnswerState::Queued));
     let Some((_, AnswerState::Ended(result))) = results.get(&id("a"), "") else { panic!("ended") };
-    assert_eq!(result.1, Err(RequestFailure::INTERNAL));
+    assert_eq!(result.1, Err(Failure::INTERNAL));
 }
 
 #[test]

@@ -172,7 +172,11 @@ impl ResponseWriter for ChatWriter {
             model: self.head.model.as_str(),
             choices: [ChatChoice {
                 index: 0,
-                message: ChatAnswerMessage { role: "assistant", content: chunk.text, refusal: None },
+                message: ChatAnswerMessage {
+                    role: "assistant",
+                    content: chunk.text,
+                    refusal: None,
+                },
                 logprobs,
                 finish_reason: finish_reason(done.finish),
             }],

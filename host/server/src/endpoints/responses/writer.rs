@@ -27,7 +27,7 @@ use super::object::{ContentPart, ResponseItem, ResponseObject, ResponseStatus};
 use super::parse::RequestEcho;
 use crate::answer_state::AnswerState;
 use crate::chunks::{Done, TextChunk};
-use crate::failure::RequestFailure;
+use crate::failure::Failure;
 
 pub(in crate::endpoints) struct ResponsesWriter {
     head: ResponseHead,
@@ -100,7 +100,11 @@ impl ResponsesWriter {
         ResponseObject::new(&self.id, &self.head, &self.echo, status)
     }
 
-    fn item<'a>(&'a self, status: ResponseStatus, chunk: Option<&'a TextChunk>) -> ResponseItem<'a> {
+    fn item<'a>(
+        &'a self,
+        status: ResponseStatus,
+        chunk: Option<&'a TextChunk>,
+    ) -> ResponseItem<'a> {
         ResponseItem::new(&self.item_id, status, chunk.map(|chunk| self.part(chunk)))
     }
 
@@ -188,7 +192,7 @@ pub(in crate::endpoints) fn shown(
             (chunk, Err(failure)) => (chunk, failure),
         },
     };
-    let cancelled = matches!(failure, RequestFailure::Cancelled(CancelCause::Operator));
+    let cancelled = matches!(failure, Failure::Cancelled(CancelCause::Operator));
     let mut response =
         writer.response(if cancelled { ResponseStatus::Cancelled } else { ResponseStatus::Failed });
     if !chunk.text.is_empty() {
