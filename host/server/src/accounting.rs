@@ -5,27 +5,23 @@ use std::time::Duration;
 
 use interlock_policy_api::Summary;
 use interlock_policy_chain::Oversight;
-use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
+use interlock_request::{CancelCause, Finish, Outcome, Usage};
 use tokio::time::Instant;
 
 use crate::metrics::ServerMetrics;
 use crate::model_stats::ModelStats;
+use crate::request_info::RequestInfo;
 
 /// What is known of an admitted request so far, and the duty to write down how it ended.
 ///
 /// [`RequestAccounting::end`] fulfils it. Dropping it fulfils it too, as a failure: a driver that panicked
 /// is still logged, counted and accounted for.
 pub(crate) struct RequestAccounting {
-    pub(crate) id: RequestId,
-    pub(crate) endpoint: Endpoint,
-    pub(crate) model: ModelId,
-    pub(crate) streaming: bool,
-    pub(crate) prompt_tokens: u32,
+    pub(crate) info: Arc<RequestInfo>,
     metrics: Arc<ServerMetrics>,
     stats: Arc<ModelStats>,
     // Taken by the end: an empty place means that all is written.
     oversight: Option<Oversight>,
-    arrived_at: Instant,
     admitted_at: Instant,
     queue_time: Option<Duration>,
     first_token: Option<Duration>,
@@ -33,49 +29,25 @@ pub(crate) struct RequestAccounting {
     generated: u32,
 }
 
-/// Who a ledger is about.
-pub(crate) struct AccountedRequest {
-    pub(crate) id: RequestId,
-    /// When its head had arrived.
-    pub(crate) arrived_at: Instant,
-    pub(crate) endpoint: Endpoint,
-    pub(crate) model: ModelId,
-    /// What that model did lately.
-    pub(crate) stats: Arc<ModelStats>,
-    pub(crate) streaming: bool,
-    pub(crate) prompt_tokens: u32,
-}
-
 impl RequestAccounting {
     pub(crate) fn open(
-        stored: AccountedRequest,
+        info: Arc<RequestInfo>,
+        stats: Arc<ModelStats>,
         oversight: Oversight,
         metrics: Arc<ServerMetrics>,
     ) -> Self {
-        let AccountedRequest { id, arrived_at, endpoint, model, stats, streaming, prompt_tokens } =
-            stored;
         let admitted_at = Instant::from_std(oversight.admitted_at());
         Self {
-            id,
-            endpoint,
-            model,
-            streaming,
-            prompt_tokens,
+            info,
             stats,
             metrics,
             oversight: Some(oversight),
-            arrived_at,
             admitted_at,
             queue_time: None,
             first_token: None,
             last_token_at: None,
             generated: 0,
         }
-    }
-
-    /// When the request's head had arrived, from which its deadlines count.
-    pub(crate) fn arrived_at(&self) -> Instant {
-        self.arrived_at
     }
 
     /// When the request was admitted.
@@ -105,7 +77,7 @@ impl RequestAccounting {
 
     /// What it used as far as its driver saw.
     pub(crate) fn usage_seen(&self) -> Usage {
-        let prompt_tokens = if self.generated > 0 { self.prompt_tokens } else { 0 };
+        let prompt_tokens = if self.generated > 0 { self.info.prompt_tokens } else { 0 };
         Usage { prompt_tokens, cached_tokens: 0, generated_tokens: self.generated }
     }
 
@@ -147,7 +119,7 @@ impl RequestAccounting {
             total: self.admitted_at.elapsed(),
         };
         self.log(&outcome, &summary);
-        self.metrics.ended(self.endpoint, &self.model, &summary);
+        self.metrics.ended(self.info.endpoint, &self.info.model, &summary);
         if let Some(pace) = self.pace() {
             self.stats.inter_token(pace);
         }
@@ -168,10 +140,10 @@ impl RequestAccounting {
             Outcome::Completed(_) | Outcome::Cancelled(_) => None,
         };
         tracing::info!(
-            request = %self.id,
-            endpoint = self.endpoint.as_str(),
-            model = %self.model,
-            streaming = self.streaming,
+            request = %self.info.id,
+            endpoint = self.info.endpoint.as_str(),
+            model = %self.info.model,
+            streaming = self.info.streaming,
             outcome = outcome.as_str(),
             why = why(outcome),
             error,
@@ -213,28 +185,20 @@ mod tests {
     use interlock_metrics::Registry;
     use interlock_policy_api::{Body, Facts, Headers, Identity, Load, Prompt};
     use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics};
-    use interlock_request::{Generation, Priority, Sampling};
+    use interlock_request::{Endpoint, Generation, Priority, Sampling};
 
     use super::*;
 
     async fn open(registry: &Registry) -> RequestAccounting {
-        let stored = AccountedRequest {
-            id: RequestId::generate(),
-            arrived_at: Instant::now(),
-            endpoint: Endpoint::Chat,
-            model: ModelId::new("m"),
-            stats: Arc::default(),
-            streaming: false,
-            prompt_tokens: 2,
-        };
+        let info = RequestInfo::for_test("r1", Endpoint::Chat);
         let facts = Facts {
             serial: 1,
-            request_id: stored.id.clone(),
+            request_id: info.id.clone(),
             arrived_at_micros: 0,
-            endpoint: stored.endpoint,
-            model: stored.model.clone(),
-            streaming: stored.streaming,
-            prompt_tokens: stored.prompt_tokens,
+            endpoint: info.endpoint,
+            model: info.model.clone(),
+            streaming: info.streaming,
+            prompt_tokens: info.prompt_tokens,
             tokens_max: 1,
             tokens_max_asked: true,
             background: false,
@@ -258,7 +222,12 @@ mod tests {
         let hearing = chain.hear(1, facts.request_id.clone());
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
         let oversight = consent.expect("no policy refuses").oversight;
-        RequestAccounting::open(stored, oversight, Arc::new(ServerMetrics::register(registry)))
+        RequestAccounting::open(
+            Arc::new(info),
+            Arc::default(),
+            oversight,
+            Arc::new(ServerMetrics::register(registry)),
+        )
     }
 
     fn counted(registry: &Registry, outcome: &str) -> bool {

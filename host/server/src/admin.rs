@@ -203,7 +203,7 @@ impl AdminState {
             return Some(complain(StatusCode::FORBIDDEN, "cross_origin", why));
         }
         // Where others can reach it there is a token, and it has names that are not known here.
-        if let Err(Foreign::ServerHost(host)) = self.origins.check(request.uri(), headers) {
+        if let Err(Foreign::Host(host)) = self.origins.check(request.uri(), headers) {
             let why = format!("the host header must be localhost or an IP address, got {host:?}");
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }

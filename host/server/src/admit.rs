@@ -11,7 +11,7 @@ use interlock_engine::{ModelShape, QueuePermit};
 use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
 use interlock_policy_chain::{Consent, Hearing, Oversight, PolicyChain, Said};
 use interlock_request::{
-    Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
+    Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, Sampling, TokenId,
 };
 use interlock_text::{Detokenizer, RenderError, TextModel};
 use sha2::{Digest, Sha256};
@@ -23,7 +23,9 @@ use crate::connection::client_address;
 use crate::endpoints::{ApiRequest, MaxTokens, MinTokens, PromptInput};
 use crate::failure::{Failure, InvalidRequest};
 use crate::host::ServerHost;
+use crate::model_stats::ModelStats;
 use crate::models::HostedModel;
+use crate::request_head::RequestHead;
 use crate::request_info::RequestInfo;
 use crate::work::{Class, DroppedInPool, MemoryLease, ModelPart, WorkError, WorkJob};
 
@@ -32,13 +34,9 @@ use crate::work::{Class, DroppedInPool, MemoryLease, ModelPart, WorkError, WorkJ
 pub(crate) struct IdentifiedRequest {
     /// Taken by the consent.
     hearing: Hearing,
-    pub(crate) id: RequestId,
-    pub(crate) endpoint: Endpoint,
-    /// Microseconds since the Unix epoch.
-    pub(crate) at_micros: u64,
+    head: RequestHead,
+    endpoint: Endpoint,
     pub(crate) identity: Identity,
-    /// When its head had arrived: its deadlines count from here.
-    arrived_at: Instant,
     /// When its time is up if it is not admitted before, and by which deadline.
     due: Option<(Instant, Deadline)>,
     /// The other side's address or network, where nobody says whose it is.
@@ -58,22 +56,15 @@ pub(crate) struct ParsedRequest {
 
 /// A request that may begin: it has passed the policies and has a seat.
 pub(crate) struct AdmittedRequest {
-    pub(crate) id: RequestId,
-    /// Microseconds since the Unix epoch.
-    pub(crate) at_micros: u64,
-    /// The same moment, for deadlines.
-    pub(crate) arrived_at: Instant,
-    /// Whom it counts for.
-    pub(crate) tenant: String,
+    pub(crate) info: Arc<RequestInfo>,
     pub(crate) seat: QueuePermit,
     pub(crate) admitted: Admitted,
     pub(crate) oversight: Oversight,
-    /// The model that answers.
-    pub(crate) model: Arc<HostedModel>,
+    /// What the model's latest requests were like.
+    pub(crate) stats: Arc<ModelStats>,
     pub(crate) text: Arc<TextModel>,
     /// Goes on where the prompt's text ends.
     pub(crate) detokenizer: Detokenizer,
-    pub(crate) prompt_tokens: u32,
     pub(crate) tokens_min: u32,
     /// Temperature and `top_p`, which some answers repeat.
     pub(crate) drawing: (f32, f32),
@@ -93,11 +84,11 @@ impl ServerHost {
     /// When a policy refuses.
     pub(crate) async fn identify(
         &self,
-        info: &RequestInfo,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
     ) -> Result<IdentifiedRequest, Failure> {
-        self.identify_for(info, endpoint, headers, false).await
+        self.identify_for(head, endpoint, headers, false).await
     }
 
     /// The same of someone who asks for an answer that is made, or cancels: for no new work. The
@@ -108,30 +99,28 @@ impl ServerHost {
     /// When a policy refuses.
     pub(crate) async fn identify_to_look_up(
         &self,
-        info: &RequestInfo,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
     ) -> Result<IdentifiedRequest, Failure> {
-        self.identify_for(info, endpoint, headers, true).await
+        self.identify_for(head, endpoint, headers, true).await
     }
 
     async fn identify_for(
         &self,
-        info: &RequestInfo,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
         looks_up: bool,
     ) -> Result<IdentifiedRequest, Failure> {
         let chain = self.policies.current();
-        let RequestInfo { id, at_micros, arrived_at, address, .. } = info;
+        let RequestHead { id, at_micros, arrived_at, address, .. } = head;
         let serial = self.serial();
         let shown = |address: IpAddr| address.to_string();
         let mut identified = IdentifiedRequest {
-            id: id.clone(),
+            head: head.clone(),
             endpoint,
-            at_micros: *at_micros,
             identity: Identity::default(),
-            arrived_at: *arrived_at,
             due: self.due(*arrived_at),
             // As connections are counted: whoever has a network of addresses is one all the same.
             client: address.map(client_address).map_or_else(String::new, shown),
@@ -252,8 +241,7 @@ impl ServerHost {
         let (tokens, detokenizer) =
             self.tokenize(&identified, &model.id, &text, input, shape, lease).await?;
         let prompt_tokens = fits(param, tokens.len(), shape)?;
-        let IdentifiedRequest { hearing, id, identity, at_micros, arrived_at, traced, .. } =
-            identified;
+        let IdentifiedRequest { hearing, head, endpoint, identity, traced, .. } = identified;
         let (tokens_max, tokens_max_asked) = tokens_max(&request.max_tokens, prompt_tokens, shape)?;
         let tokens_min = match &request.stop.min_tokens {
             Some(min_tokens) => tokens_min(min_tokens, &request.max_tokens, tokens_max)?,
@@ -282,23 +270,29 @@ impl ServerHost {
         let place = request.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
         let Consent { admitted, oversight, mut headers, said } = consent;
-        tracing::debug!(request = %id, model = %model.id, ?said, "admitted");
+        tracing::debug!(request = %head.id, model = %model.id, ?said, "admitted");
         if traced {
             headers.push((TRACE.into(), trace(&said)));
         }
         model.stats.prefix(prefix_key);
-        let admitted_request = AdmittedRequest {
-            id,
-            at_micros,
-            arrived_at,
+        let info = Arc::new(RequestInfo {
+            id: head.id,
+            endpoint,
             tenant: identity.tenant,
+            model: model.id.clone(),
+            arrived_at_micros: head.at_micros,
+            arrived_at: head.arrived_at,
+            streaming: request.stream,
+            prompt_tokens,
+        });
+        let admitted_request = AdmittedRequest {
+            info,
             seat,
             admitted,
             oversight,
-            model,
+            stats: Arc::clone(&model.stats),
             text,
             detokenizer,
-            prompt_tokens,
             tokens_min,
             drawing: (temperature, top_p),
             before: load.waiting,
@@ -335,8 +329,8 @@ impl ServerHost {
         let tokens = request.tokens_asked();
         Facts {
             serial: identified.serial,
-            request_id: identified.id.clone(),
-            arrived_at_micros: identified.at_micros,
+            request_id: identified.head.id.clone(),
+            arrived_at_micros: identified.head.at_micros,
             endpoint: identified.endpoint,
             model: self.models.asked(request.model.as_deref()),
             streaming: request.stream,

@@ -37,7 +37,7 @@ impl ServerHost {
     /// Asks the request to stop whose result this is to be, and no other of its id. What is kept of
     /// it then; `None`: nothing is any more.
     pub(crate) async fn cancel_kept(&self, stored: &Arc<StoredRequest>) -> Option<AnswerState> {
-        let request = &stored.head.request;
+        let request = &stored.head.info.id;
         if let Some(asked) = stored.canceller.cancel(CancelCause::Operator) {
             let end = asked.end().await.as_str();
             tracing::info!(%request, end, "a kept request was asked to stop by its client");

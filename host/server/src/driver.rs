@@ -128,7 +128,7 @@ impl RequestDriver {
             Recipient::Nobody(pending, place) => (None, Some(pending), Some(place)),
         };
         let activity = registration.activity();
-        activity.admitted(accounting.admitted_at(), &accounting.model, plan.priority);
+        activity.admitted(accounting.admitted_at(), &accounting.info.model, plan.priority);
         if client.is_none() {
             activity.detached();
         }
@@ -139,7 +139,7 @@ impl RequestDriver {
         Self {
             events,
             control,
-            timers: RequestTimers::new(plan.deadlines, accounting.arrived_at()),
+            timers: RequestTimers::new(plan.deadlines, accounting.info.arrived_at),
             out: OutputPipeline::new(oversight.guards(), client, pending, keeps),
             accounting,
             text,
@@ -210,7 +210,7 @@ impl RequestDriver {
     async fn preempted(&mut self) {
         self.preempted += 1;
         self.registration.activity().preempted();
-        tracing::debug!(request = %self.accounting.id, times = self.preempted, "preempted");
+        tracing::debug!(request = %self.accounting.info.id, times = self.preempted, "preempted");
         if self.watched.preempted {
             self.notify_policies(Happened::Preempted(self.preempted)).await;
         }
@@ -325,13 +325,13 @@ impl RequestDriver {
 
     fn intervened(&self, intervention: Intervention) -> Failure {
         let (policy, code) = (&intervention.policy, &*intervention.reason.code.0);
-        tracing::info!(request = %self.accounting.id, policy, code, "a policy ended the request");
+        tracing::info!(request = %self.accounting.info.id, policy, code, "a policy ended the request");
         Failure::Intervened(Box::new(intervention))
     }
 
     fn filtered(&mut self, policy: &str, reason: &Reason, tokens: u32) {
         let code = &*reason.code.0;
-        tracing::info!(request = %self.accounting.id, policy, code, "a policy ended the text");
+        tracing::info!(request = %self.accounting.info.id, policy, code, "a policy ended the text");
         self.filtered_after = Some(tokens);
     }
 
@@ -378,7 +378,7 @@ impl RequestDriver {
         let action = self.accounting.oversight().plan().on_disconnect;
         self.goes_on(at, tokens, action);
         // When it is logged it is done: who waits for this line finds the request asked to stop.
-        tracing::debug!(request = %self.accounting.id, on_disconnect = ?action, "client left");
+        tracing::debug!(request = %self.accounting.info.id, on_disconnect = ?action, "client left");
     }
 
     /// Goes on without a client, which left then and after so many tokens; or does not.
@@ -401,7 +401,7 @@ impl RequestDriver {
             self.followup.place = self.followup.results.place();
         }
         if self.followup.place.is_none() {
-            tracing::info!(request = %self.accounting.id, "too many go on without a client already");
+            tracing::info!(request = %self.accounting.info.id, "too many go on without a client already");
             return self.cancel(CancelCause::Disconnect);
         }
         let state =

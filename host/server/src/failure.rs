@@ -36,7 +36,7 @@ pub(crate) enum Failure {
     /// The body did not arrive as it should.
     Body(BodyProblem),
     /// The head is larger than configured.
-    ResponseHead {
+    HeadTooLarge {
         /// `bytes` or `headers`.
         unit: &'static str,
         /// How many there are.
@@ -221,7 +221,7 @@ impl Failure {
             Self::Body(BodyProblem::TooSlow { .. }) => "body_timeout",
             Self::Body(BodyProblem::Broken(_)) => "body_broken",
             Self::Body(BodyProblem::Encoded(_)) => "content_encoding",
-            Self::ResponseHead { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
+            Self::HeadTooLarge { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
                 "headers_too_large"
             }
             Self::Unreadable(HeadProblem::Malformed | HeadProblem::Rejected { .. }) => {
@@ -230,7 +230,7 @@ impl Failure {
             Self::Unreadable(HeadProblem::UrlTooLong) => "url_too_long",
             Self::Unreadable(HeadProblem::TooSlow { .. }) => "header_timeout",
             Self::Foreign(Foreign::Origin(_)) => "cross_origin",
-            Self::Foreign(Foreign::ServerHost(_)) => "wrong_host",
+            Self::Foreign(Foreign::Host(_)) => "wrong_host",
             Self::UnknownModel { .. } => "model_not_found",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::Method => "method_not_allowed",
@@ -299,7 +299,7 @@ impl Failure {
     /// Whose page or which name was not allowed, for our log.
     pub(crate) fn foreign(&self) -> Option<&str> {
         match self {
-            Self::Foreign(Foreign::Origin(name) | Foreign::ServerHost(name)) => Some(name),
+            Self::Foreign(Foreign::Origin(name) | Foreign::Host(name)) => Some(name),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use interlock_request::{CancelCause, DisconnectAction, Endpoint, RequestId};
 
-use crate::accounting::{AccountedRequest, RequestAccounting};
+use crate::accounting::RequestAccounting;
 use crate::admit::AdmittedRequest;
 use crate::answer_state::AnswerState;
 use crate::body;
@@ -20,10 +20,11 @@ use crate::endpoints::{ResponseHead, SseStream, writer};
 use crate::failure::Failure;
 use crate::host::ServerHost;
 use crate::in_flight::{Registration, TenantSetter};
-use crate::request_info::RequestInfo;
+use crate::request_head::RequestHead;
+use crate::result_store::StoredRequest;
+use crate::stored_responses;
 use crate::work::{WorkPool, struck};
 use crate::write_out::written;
-use crate::{result_store, stored_responses};
 
 /// With this header an answer names the fields that were ignored because nobody knows them.
 const IGNORED_FIELDS: &str = "x-ignored-fields";
@@ -39,25 +40,25 @@ const IGNORED_FIELDS: &str = "x-ignored-fields";
 pub(crate) async fn generate(
     host: Arc<ServerHost>,
     endpoint: Endpoint,
-    info: RequestInfo,
+    head: RequestHead,
     headers: HeaderMap,
     mut body: Body,
 ) -> Result<Response, Failure> {
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
-    let mut registration = host.in_flight.register(&info.id, endpoint);
+    let mut registration = host.in_flight.register(&head.id, endpoint);
     if let Some(why) = host.closed() {
         drop(registration);
         body::discard(&mut body, &host.config).await;
         return Err(why);
     }
     let tenant = registration.tenant_setter();
-    let generation = info.client.generation();
+    let generation = head.client.generation();
     let prepared = tokio::select! {
         biased;
         cause = registration.asked() => Err(cause),
-        prepared = prepare(&host, endpoint, &info, &headers, &mut body, &tenant) => Ok(prepared?),
-        deadline = struck(host.due(info.arrived_at)) => Err(CancelCause::Deadline(deadline)),
+        prepared = prepare(&host, endpoint, &head, &headers, &mut body, &tenant) => Ok(prepared?),
+        deadline = struck(host.due(head.arrived_at)) => Err(CancelCause::Deadline(deadline)),
     };
     let (request, mut admitted) = match prepared {
         Ok(prepared) => prepared,
@@ -72,24 +73,19 @@ pub(crate) async fn generate(
     let place = admitted.place.take();
     let ApiRequest { stream, format, stop, logprobs, unknown, .. } = request;
     let (temperature, top_p) = admitted.drawing;
-    let head = ResponseHead {
-        request: admitted.id.clone(),
-        model: admitted.model.id.clone(),
-        created: admitted.at_micros / 1_000_000,
+    let response_head = ResponseHead {
+        info: Arc::clone(&admitted.info),
         temperature,
         top_p,
         logprobs: logprobs.is_some(),
         text: Arc::clone(&admitted.text),
     };
-    let stored = Arc::new(result_store::StoredRequest {
-        tenant: std::mem::take(&mut admitted.tenant),
-        endpoint,
+    let stored = Arc::new(StoredRequest {
         format: format.clone(),
-        head: head.clone(),
+        head: response_head.clone(),
         canceller: registration.canceller(),
     });
-    let submission =
-        Submission { stored, streaming: stream, stops: stop.stops, registration, admitted };
+    let submission = Submission { stored, stops: stop.stops, registration, admitted };
     let mut response = match place {
         Some(place) => {
             let stored = Arc::clone(&submission.stored);
@@ -99,7 +95,6 @@ pub(crate) async fn generate(
         }
         None => {
             let has_left = generation.admitted();
-            let stored = Arc::clone(&submission.stored);
             let (sender, receiver) = answer_channel(Some(generation));
             submission.submit(&host, Recipient::Client(sender), has_left);
             if has_left {
@@ -108,10 +103,10 @@ pub(crate) async fn generate(
             }
             let keepalive = host.config.stream_keepalive;
             let stream = stream.then_some(keepalive);
-            answer((&host.work, &stored.tenant), format, head, stream, receiver).await?
+            answer(&host.work, format, response_head, stream, receiver).await?
         }
     };
-    name_ignored(&unknown, &info.id, response.headers_mut());
+    name_ignored(&unknown, &head.id, response.headers_mut());
     policies_say(&said, response.headers_mut());
     Ok(response)
 }
@@ -138,12 +133,12 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
 async fn prepare(
     host: &ServerHost,
     endpoint: Endpoint,
-    info: &RequestInfo,
+    head: &RequestHead,
     headers: &HeaderMap,
     body: &mut Body,
     tenant: &TenantSetter,
 ) -> Result<(ApiRequest, AdmittedRequest), Failure> {
-    let mut identified = match host.identify(info, endpoint, headers).await {
+    let mut identified = match host.identify(head, endpoint, headers).await {
         Ok(identified) => identified,
         Err(refused) => {
             // Not looked at, but let pass, so that the client gets to read why.
@@ -168,8 +163,7 @@ async fn prepare(
 
 /// An admitted request, before the engine has it.
 struct Submission {
-    stored: Arc<result_store::StoredRequest>,
-    streaming: bool,
+    stored: Arc<StoredRequest>,
     stops: Vec<String>,
     registration: Registration,
     admitted: AdmittedRequest,
@@ -179,32 +173,22 @@ impl Submission {
     /// Hands it to the engine and starts its driver. If its client has left already, the engine
     /// has it only where somebody may want it to go on.
     fn submit(self, host: &ServerHost, reader: Recipient, has_left: bool) {
-        let Self { stored, streaming, stops, registration, admitted } = self;
+        let Self { stored, stops, registration, admitted } = self;
         let AdmittedRequest {
+            info,
             seat,
-            arrived_at,
             admitted,
             oversight,
-            model,
+            stats,
             detokenizer,
-            prompt_tokens,
             tokens_min,
             before,
             ..
         } = admitted;
-        let about = AccountedRequest {
-            id: stored.head.request.clone(),
-            arrived_at,
-            endpoint: stored.endpoint,
-            model: model.id.clone(),
-            stats: Arc::clone(&model.stats),
-            streaming,
-            prompt_tokens,
-        };
         let given_up = has_left
             && oversight.plan().on_disconnect == DisconnectAction::Cancel
             && !oversight.watch().events.disconnected;
-        let accounting = RequestAccounting::open(about, oversight, Arc::clone(&host.metrics));
+        let accounting = RequestAccounting::open(info, stats, oversight, Arc::clone(&host.metrics));
         let text = TextAssembler::new(detokenizer, stops, tokens_min);
         let later = (Arc::clone(&host.results), stored);
         let running = match given_up {
@@ -220,21 +204,21 @@ impl Submission {
 }
 
 async fn answer(
-    (work, tenant): (&WorkPool, &str),
+    work: &WorkPool,
     format: ResponseFormat,
     head: ResponseHead,
     stream: Option<Duration>,
     receiver: ChunkReceiver,
 ) -> Result<Response, Failure> {
-    let request = head.request.clone();
+    let info = Arc::clone(&head.info);
     let mut writer = writer(format, head);
     let (content_type, body) = if let Some(keepalive) = stream {
-        let stream = SseStream::new(request, writer, receiver, keepalive);
+        let stream = SseStream::new(info, writer, receiver, keepalive);
         ("text/event-stream; charset=utf-8", Body::new(stream))
     } else {
         let (said, done) = receiver.whole().await?;
         let bytes = said.bytes();
-        let whole = written(work, tenant, bytes, move || writer.whole(said, &done)).await?;
+        let whole = written(work, &info.tenant, bytes, move || writer.whole(said, &done)).await?;
         ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);

@@ -62,6 +62,7 @@ mod origin;
 mod path_param;
 mod paths;
 mod prefix_keys;
+mod request_head;
 mod request_info;
 mod result_store;
 mod router;

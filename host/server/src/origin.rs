@@ -44,7 +44,7 @@ pub(crate) enum Foreign {
     /// It comes from a page of this origin.
     Origin(String),
     /// It calls us by this name.
-    ServerHost(String),
+    Host(String),
 }
 
 /// Names that are allowed, in lower case.
@@ -104,7 +104,7 @@ impl OriginRules {
         let names = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
         let mut names = names.chain(absolute).chain(unnamed.then_some(&b""[..]));
         if let Some(host) = names.find(|host| !self.is_called(host)) {
-            return Err(Foreign::ServerHost(told(host)));
+            return Err(Foreign::Host(told(host)));
         }
         let mut origins = headers.get_all(header::ORIGIN).iter();
         match origins.find(|origin| !self.allows(origin, headers)) {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     fn host(name: &str) -> Option<Foreign> {
-        Some(Foreign::ServerHost(name.into()))
+        Some(Foreign::Host(name.into()))
     }
 
     fn origin(name: &str) -> Option<Foreign> {

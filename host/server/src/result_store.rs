@@ -56,8 +56,6 @@ struct StoredResult {
 /// Whose result it is, and in whose language it is told.
 #[derive(Debug)]
 pub(crate) struct StoredRequest {
-    pub(crate) tenant: String,
-    pub(crate) endpoint: Endpoint,
     pub(crate) format: ResponseFormat,
     pub(crate) head: ResponseHead,
     /// Asks it to stop.
@@ -134,7 +132,7 @@ impl ResultStore {
         let stored_results = self.stored_results();
         let all = stored_results.by_name.range((id.clone(), String::new())..);
         let of_id = all.take_while(|((kept, _), _)| kept == id);
-        of_id.max_by_key(|(_, kept)| kept.number).map(|(_, kept)| kept.stored.endpoint)
+        of_id.max_by_key(|(_, kept)| kept.number).map(|(_, kept)| kept.stored.head.info.endpoint)
     }
 
     /// Forgets it, also if it still runs: then nothing will be kept of it. False: somebody else has.
@@ -190,12 +188,12 @@ impl StoredResult {
 
 impl StoredRequest {
     fn name(&self) -> ResultKey {
-        (self.head.request.clone(), self.tenant.clone())
+        (self.head.info.id.clone(), self.head.info.tenant.clone())
     }
 
     /// About as much memory as the client's own words in it take.
     fn bytes(&self) -> usize {
-        self.tenant.len() + self.format.bytes()
+        self.head.info.tenant.len() + self.format.bytes()
     }
 }
 

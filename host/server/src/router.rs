@@ -31,7 +31,7 @@ use crate::metrics_listener::expose;
 use crate::origin::OriginRules;
 use crate::path_param::PathParam;
 use crate::paths::watches;
-use crate::request_info::RequestInfo;
+use crate::request_head::RequestHead;
 use crate::wall_clock::micros;
 use crate::{ServedModel, ServerConfig, paths, stored_responses};
 
@@ -142,8 +142,8 @@ async fn frame(State(context): State<FrameContext>, mut request: Request, next: 
     });
     let address = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
     let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
-    let info = RequestInfo { id: id.clone(), at_micros, arrived_at, address, client };
-    request.extensions_mut().insert(info);
+    let head = RequestHead { id: id.clone(), at_micros, arrived_at, address, client };
+    request.extensions_mut().insert(head);
     let mut response = match checked {
         Ok(()) => unshaped(next.run(request).await).await,
         Err(failure) => {
@@ -191,7 +191,7 @@ fn head_within(request: &Request, host: &ServerHost) -> Result<(), Failure> {
     let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let over = |unit, got, limit| {
-        if got > limit { Err(Failure::ResponseHead { unit, got, limit }) } else { Ok(()) }
+        if got > limit { Err(Failure::HeadTooLarge { unit, got, limit }) } else { Ok(()) }
     };
     over("headers", headers.len(), host.config.headers_max)?;
     over("bytes", uri + bytes, host.config.header_max.in_memory())
@@ -259,29 +259,29 @@ impl ServerHost {
 
 async fn chat(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     headers: HeaderMap,
     body: Body,
 ) -> HandlerResult {
-    generate(host, Endpoint::Chat, info, headers, body).await
+    generate(host, Endpoint::Chat, head, headers, body).await
 }
 
 async fn completions(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     headers: HeaderMap,
     body: Body,
 ) -> HandlerResult {
-    generate(host, Endpoint::Completions, info, headers, body).await
+    generate(host, Endpoint::Completions, head, headers, body).await
 }
 
 async fn responses(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     headers: HeaderMap,
     body: Body,
 ) -> HandlerResult {
-    generate(host, Endpoint::Responses, info, headers, body).await
+    generate(host, Endpoint::Responses, head, headers, body).await
 }
 
 /// All names that a request may give: the models' own, the default one first, then the others.
@@ -306,14 +306,14 @@ async fn model(State(host): State<Arc<ServerHost>>, PathParam(asked): PathParam)
 /// told what became of it: it may have come to its own end before.
 async fn cancel(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> HandlerResult {
     let unknown = || Failure::UnknownRequest(excerpt(&id));
     let request = RequestId::parse(&id).ok();
     let endpoint = host.endpoint_of(request.as_ref());
-    let identified = host.identify_to_look_up(&info, endpoint, &headers).await?;
+    let identified = host.identify_to_look_up(&head, endpoint, &headers).await?;
     let request = request.ok_or_else(unknown)?;
     let end = host.cancel(&request, &identified.identity.tenant, CancelCause::Operator).await;
     let end = end.ok_or_else(unknown)?;

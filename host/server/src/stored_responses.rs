@@ -21,7 +21,7 @@ use crate::error_response::HandlerResult;
 use crate::failure::{Failure, excerpt};
 use crate::host::ServerHost;
 use crate::path_param::PathParam;
-use crate::request_info::RequestInfo;
+use crate::request_head::RequestHead;
 use crate::result_store::StoredRequest;
 use crate::work::WorkPool;
 use crate::write_out::written;
@@ -43,11 +43,11 @@ struct StoredRequestJson<'a> {
 /// `GET /v1/responses/{id}`
 pub(crate) async fn response(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> HandlerResult {
-    let (stored, kept) = host.kept_response(&info, &headers, &id).await?;
+    let (stored, kept) = host.kept_response(&head, &headers, &id).await?;
     shown(&host.work, &stored, &kept).await
 }
 
@@ -55,11 +55,11 @@ pub(crate) async fn response(
 /// answer is what `GET` shows from then on.
 pub(crate) async fn cancel_response(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> HandlerResult {
-    let (stored, _) = host.kept_response(&info, &headers, &id).await?;
+    let (stored, _) = host.kept_response(&head, &headers, &id).await?;
     let kept = host.cancel_kept(&stored).await;
     shown(&host.work, &stored, &kept.ok_or_else(|| Failure::NotKept(excerpt(&id)))?).await
 }
@@ -68,11 +68,11 @@ pub(crate) async fn cancel_response(
 /// any more.
 pub(crate) async fn delete_response(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> HandlerResult {
-    let (stored, _) = host.kept_response(&info, &headers, &id).await?;
+    let (stored, _) = host.kept_response(&head, &headers, &id).await?;
     host.cancel_kept(&stored).await;
     if !host.results.remove(&stored) {
         return Err(Failure::NotKept(excerpt(&id)));
@@ -83,30 +83,30 @@ pub(crate) async fn delete_response(
 /// `GET /v1/requests/{id}`
 pub(crate) async fn request(
     State(host): State<Arc<ServerHost>>,
-    Extension(info): Extension<RequestInfo>,
+    Extension(head): Extension<RequestHead>,
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> HandlerResult {
     let endpoint = host.endpoint_of(RequestId::parse(&id).ok().as_ref());
-    let (stored, kept) = host.kept(&info, endpoint, &headers, &id, |_| true).await?;
+    let (stored, kept) = host.kept(&head, endpoint, &headers, &id, |_| true).await?;
     let (mut answer, mut error) = (None, None);
     match &kept {
         AnswerState::Queued | AnswerState::Running => {}
         AnswerState::Ended(result) => match &**result {
             (chunk, Ok(done)) => {
                 let (stored, chunk, done) = (Arc::clone(&stored), chunk.clone(), *done);
-                let tenant = stored.tenant.clone();
+                let tenant = stored.head.info.tenant.clone();
                 let write =
                     move || writer(stored.format.clone(), stored.head.clone()).whole(chunk, &done);
                 let whole = written(&host.work, &tenant, result.0.bytes(), write);
                 answer = Some(whole.await?);
             }
-            (_, Err(failure)) => error = Some(ApiError::of(failure, &stored.head.request)),
+            (_, Err(failure)) => error = Some(ApiError::of(failure, &stored.head.info.id)),
         },
     }
     let status = kept.as_str();
-    let id = stored.head.request.as_str();
-    let endpoint = stored.endpoint.as_str();
+    let id = stored.head.info.id.as_str();
+    let endpoint = stored.head.info.endpoint.as_str();
     // Written by us, so it is text and JSON, and goes in as it is.
     let answer = answer.and_then(|bytes| String::from_utf8(bytes).ok());
     let answer = answer.and_then(|text| RawValue::from_string(text).ok());
@@ -124,14 +124,14 @@ pub(crate) async fn request(
 impl ServerHost {
     async fn kept_response(
         &self,
-        info: &RequestInfo,
+        head: &RequestHead,
         headers: &HeaderMap,
         id: &str,
     ) -> Result<(Arc<StoredRequest>, AnswerState), Failure> {
         let unknown = || Failure::NotKept(excerpt(id));
         let request = id.strip_prefix(RESPONSE).ok_or_else(unknown)?;
         let responses = |endpoint: Endpoint| endpoint == Endpoint::Responses;
-        let kept = self.kept(info, Endpoint::Responses, headers, request, responses).await;
+        let kept = self.kept(head, Endpoint::Responses, headers, request, responses).await;
         let (stored, kept) = kept.map_err(|why| match why {
             Failure::NotKept(_) => unknown(),
             why => why,
@@ -142,13 +142,13 @@ impl ServerHost {
 
     async fn kept(
         &self,
-        info: &RequestInfo,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
         id: &str,
         through: impl Fn(Endpoint) -> bool,
     ) -> Result<(Arc<StoredRequest>, AnswerState), Failure> {
-        let identified = self.identify_to_look_up(info, endpoint, headers).await?;
+        let identified = self.identify_to_look_up(head, endpoint, headers).await?;
         let id = RequestId::parse(id).map_err(|_| Failure::NotKept(excerpt(id)))?;
         let tenant = &identified.identity.tenant;
         if let Some(kept) = self.results.get(&id, tenant) {
@@ -165,7 +165,7 @@ pub(crate) async fn shown(
     stored: &Arc<StoredRequest>,
     kept: &AnswerState,
 ) -> HandlerResult {
-    let (bytes, tenant) = (stored.format.bytes() + kept.bytes(), stored.tenant.clone());
+    let (bytes, tenant) = (stored.format.bytes() + kept.bytes(), stored.head.info.tenant.clone());
     let (stored, kept) = (Arc::clone(stored), kept.clone());
     let write = move || stored_response_json(&stored.format, &stored.head, &kept);
     let mut response = Response::new(written(work, &tenant, bytes, write).await?.into());

@@ -2,12 +2,12 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
-use interlock_request::RequestId;
 use tokio::time::Instant;
 
 use super::error::ApiError;
@@ -15,10 +15,11 @@ use super::sse_frames::SseFrames;
 use super::writer::ResponseWriter;
 use crate::alarm::Alarm;
 use crate::chunks::{AnswerItem, ChunkReceiver};
+use crate::request_info::RequestInfo;
 
 /// The body of a streamed answer. Dropped by hyper as soon as the client has left.
 pub(crate) struct SseStream {
-    request: RequestId,
+    info: Arc<RequestInfo>,
     writer: Box<dyn ResponseWriter>,
     receiver: ChunkReceiver,
     frames: SseFrames,
@@ -60,7 +61,7 @@ impl SilenceTimer {
 impl SseStream {
     /// A stream that is never silent for longer than this; 0: it may be.
     pub(crate) fn new(
-        request: RequestId,
+        info: Arc<RequestInfo>,
         mut writer: Box<dyn ResponseWriter>,
         receiver: ChunkReceiver,
         keepalive: Duration,
@@ -68,7 +69,7 @@ impl SseStream {
         let mut frames = SseFrames::default();
         writer.open(&mut frames);
         let silence_timer = SilenceTimer::new(keepalive);
-        Self { request, writer, receiver, frames, ended: false, silence_timer }
+        Self { info, writer, receiver, frames, ended: false, silence_timer }
     }
 
     fn take(&mut self, piece: AnswerItem) {
@@ -79,7 +80,7 @@ impl SseStream {
                 self.ended = true;
             }
             AnswerItem::End(Err(failure)) => {
-                self.writer.fail(&ApiError::of(&failure, &self.request), &mut self.frames);
+                self.writer.fail(&ApiError::of(&failure, &self.info.id), &mut self.frames);
                 self.ended = true;
             }
         }

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use interlock_request::{Finish, ModelId, RequestId, Usage};
+use interlock_request::{Finish, Usage};
 use interlock_text::TextModel;
 use serde::Serialize;
 
 use super::error::ApiError;
 use super::sse_frames::SseFrames;
 use crate::chunks::{Done, TextChunk};
+use crate::request_info::RequestInfo;
 
 /// Speaks one endpoint's language about one answer.
 ///
@@ -38,12 +39,8 @@ pub(crate) trait ResponseWriter: Send {
 /// What every answer says about itself.
 #[derive(Debug, Clone)]
 pub(crate) struct ResponseHead {
-    /// The request's id, which the answer's own id repeats.
-    pub(crate) request: RequestId,
-    /// The model that answers.
-    pub(crate) model: ModelId,
-    /// Seconds since the Unix epoch.
-    pub(crate) created: u64,
+    /// The request that is answered. The answer's own id repeats its id.
+    pub(crate) info: Arc<RequestInfo>,
     /// How its tokens are drawn.
     pub(crate) temperature: f32,
     /// How its tokens are drawn.
@@ -55,6 +52,11 @@ pub(crate) struct ResponseHead {
 }
 
 impl ResponseHead {
+    /// Seconds since the Unix epoch at which the request had arrived.
+    pub(super) fn created(&self) -> u64 {
+        self.info.arrived_at_micros / 1_000_000
+    }
+
     /// Can a whole answer tell how likely its tokens were? One without text has none to tell of;
     /// one with text but no tokens comes from a model that says nothing of them.
     pub(super) fn tells_logprobs(&self, chunk: &TextChunk) -> bool {

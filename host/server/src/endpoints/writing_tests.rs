@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use expect_test::{Expect, expect};
 use interlock_request::{
-    CancelCause, Deadline, Finish, Logprobs, ModelId, RequestId, TokenId, Usage,
+    CancelCause, Deadline, Endpoint, Finish, Logprobs, ModelId, TokenId, Usage,
 };
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 
@@ -12,14 +12,20 @@ use super::sse_frames::SseFrames;
 use super::{ApiError, RequestEcho, ResponseFormat, ResponseHead, writer};
 use crate::chunks::{Done, TextChunk, TokenLogprob};
 use crate::failure::Failure;
+use crate::request_info::RequestInfo;
 
 const DONE: Done = Done {
     finish: Finish::Stop,
     usage: Usage { prompt_tokens: 3, cached_tokens: 1, generated_tokens: 2 },
 };
 
+fn info(model: &str) -> Arc<RequestInfo> {
+    let (model, arrived_at_micros) = (ModelId::new(model), 7_000_000);
+    let info = RequestInfo::for_test("r1", Endpoint::Chat);
+    Arc::new(RequestInfo { model, arrived_at_micros, ..info })
+}
+
 fn head() -> ResponseHead {
-    let request = RequestId::parse("r1").expect("an id");
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
@@ -27,8 +33,7 @@ fn head() -> ResponseHead {
         eos: vec![],
     };
     let text = Arc::new(TextModel::new(parts).expect("the simulated text model"));
-    let model = ModelId::new("m");
-    ResponseHead { request, model, created: 7, temperature: 0.7, top_p: 1.0, logprobs: false, text }
+    ResponseHead { info: info("m"), temperature: 0.7, top_p: 1.0, logprobs: false, text }
 }
 
 fn plain(text: &str) -> TextChunk {
@@ -70,7 +75,7 @@ fn streamed(format: ResponseFormat, end: Result<Done, Failure>, expected: &Expec
     writer.text(plain("lo\n"), &mut frames);
     match end {
         Ok(done) => writer.done(&done, &mut frames),
-        Err(failure) => writer.fail(&ApiError::of(&failure, &head().request), &mut frames),
+        Err(failure) => writer.fail(&ApiError::of(&failure, &head().info.id), &mut frames),
     }
     expected.assert_eq(&frames.into_text());
 }
@@ -405,7 +410,7 @@ fn a_text_stands_in_its_place_whatever_it_says_and_whatever_the_model_is_called(
         [ResponseFormat::Chat { include_usage }, ResponseFormat::Completions { include_usage }]
     };
     for format in [true, false].into_iter().flat_map(usage) {
-        let head = ResponseHead { model: ModelId::new("\"\" \\"), ..head() };
+        let head = ResponseHead { info: info("\"\" \\"), ..head() };
         let mut writer = writer(format, head);
         let mut logprob = vec![];
         for text in TEXTS {

@@ -21,7 +21,7 @@ impl Failure {
             }
             Self::Body(BodyProblem::Broken(why)) => format!("the body could not be read: {why}"),
             Self::Body(BodyProblem::Encoded(codings)) => encoded(codings),
-            Self::ResponseHead { unit, got, limit } => {
+            Self::HeadTooLarge { unit, got, limit } => {
                 format!("the request's head has {got} {unit}, the limit is {limit}")
             }
             Self::Unreadable(HeadProblem::Malformed) => {
@@ -47,7 +47,7 @@ impl Failure {
                  server.allowed_origins",
                 excerpt(origin)
             ),
-            Self::Foreign(Foreign::ServerHost(host)) => format!(
+            Self::Foreign(Foreign::Host(host)) => format!(
                 "this host is not called {:?} here: names that it has beside localhost and its \
                  addresses are in its setting server.allowed_hosts",
                 excerpt(host)

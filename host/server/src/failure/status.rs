@@ -61,7 +61,7 @@ impl Failure {
             Self::Body(BodyProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(BodyProblem::Broken(_)) => StatusCode::BAD_REQUEST,
             Self::Body(BodyProblem::Encoded(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::ResponseHead { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
+            Self::HeadTooLarge { .. } | Self::Unreadable(HeadProblem::TooLarge(_)) => {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             Self::Unreadable(HeadProblem::Malformed) => StatusCode::BAD_REQUEST,
@@ -69,7 +69,7 @@ impl Failure {
             Self::Unreadable(HeadProblem::TooSlow { .. }) => StatusCode::REQUEST_TIMEOUT,
             Self::Unreadable(HeadProblem::Rejected { status, .. }) => *status,
             Self::Foreign(Foreign::Origin(_)) => StatusCode::FORBIDDEN,
-            Self::Foreign(Foreign::ServerHost(_)) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Foreign(Foreign::Host(_)) => StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownModel { .. }
             | Self::UnknownUrl { .. }
             | Self::UnknownRequest(_)

@@ -1,34 +1,34 @@
 use std::time::Duration;
 
-use interlock_request::{Finish, ModelId, Usage};
+use interlock_request::{Finish, Usage};
 use interlock_text::{TextModel, TextParts, TokenizerSource};
 
 use super::*;
 use crate::in_flight::InFlight;
+use crate::request_info::RequestInfo;
 
 fn stored(id: &str, tenant: &str) -> Arc<StoredRequest> {
-    titled(id, tenant, ResponseFormat::Completions { include_usage: false })
+    stored_as(id, tenant, ResponseFormat::Completions { include_usage: false })
 }
 
-fn titled(id: &str, tenant: &str, format: ResponseFormat) -> Arc<StoredRequest> {
+fn stored_as(id: &str, tenant: &str, format: ResponseFormat) -> Arc<StoredRequest> {
     let parts = TextParts {
         tokenizer: TokenizerSource::Sim,
         chat_template: None,
         special_tokens: Default::default(),
         eos: vec![],
     };
+    let endpoint = Endpoint::Completions;
+    let info = RequestInfo { tenant: tenant.into(), ..RequestInfo::for_test(id, endpoint) };
     let head = ResponseHead {
-        request: RequestId::parse(id).expect("an id"),
-        model: ModelId::new("m"),
-        created: 0,
+        info: Arc::new(info),
         temperature: 1.0,
         top_p: 1.0,
         logprobs: false,
         text: Arc::new(TextModel::new(parts).expect("a text model")),
     };
-    let endpoint = Endpoint::Completions;
-    let canceller = InFlight::default().register(&head.request, endpoint).canceller();
-    Arc::new(StoredRequest { tenant: tenant.into(), endpoint, format, head, canceller })
+    let canceller = InFlight::default().register(&head.info.id, endpoint).canceller();
+    Arc::new(StoredRequest { format, head, canceller })
 }
 
 fn text(bytes: usize) -> TextChunk {
@@ -113,7 +113,7 @@ fn what_a_response_repeats_of_its_request_takes_memory_too() {
         }))
     };
     let is_kept = |format| {
-        results.keep(titled("a", "", format), AnswerState::Running).end(text(1), Ok(DONE));
+        results.keep(stored_as("a", "", format), AnswerState::Running).end(text(1), Ok(DONE));
         results.get(&id("a"), "").is_some()
     };
     assert_eq!(
@@ -200,7 +200,8 @@ fn of_several_of_an_id_the_latest_tells_the_endpoint_whosever_they_are() {
         ("b", Endpoint::Responses),
     ] {
         let mut stored = stored("same", tenant);
-        Arc::get_mut(&mut stored).expect("nobody else has it").endpoint = endpoint;
+        let ours = Arc::get_mut(&mut stored).expect("nobody else has it");
+        Arc::get_mut(&mut ours.head.info).expect("nobody else has it").endpoint = endpoint;
         results.keep(stored, AnswerState::Running).end(text(1), Ok(DONE));
         assert_eq!(results.endpoint(&id("same")), Some(endpoint), "{tenant}");
     }

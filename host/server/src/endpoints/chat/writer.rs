@@ -84,7 +84,7 @@ struct ChatAnswerMessage {
 
 impl ChatWriter {
     pub(in crate::endpoints) fn new(head: ResponseHead, include_usage: bool) -> Self {
-        let id = format!("chatcmpl-{}", head.request);
+        let id = format!("chatcmpl-{}", head.info.id);
         Self { head, id, include_usage, role_told: false, plain: None }
     }
 
@@ -96,8 +96,8 @@ impl ChatWriter {
         ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
-            created: self.head.created,
-            model: self.head.model.as_str(),
+            created: self.head.created(),
+            model: self.head.info.model.as_str(),
             choices,
             usage: self.include_usage.then_some(usage),
         }
@@ -168,8 +168,8 @@ impl ResponseWriter for ChatWriter {
         json(&ChatCompletion {
             id: &self.id,
             object: "chat.completion",
-            created: self.head.created,
-            model: self.head.model.as_str(),
+            created: self.head.created(),
+            model: self.head.info.model.as_str(),
             choices: [ChatChoice {
                 index: 0,
                 message: ChatAnswerMessage {

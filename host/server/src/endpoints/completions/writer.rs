@@ -44,7 +44,7 @@ struct CompletionChoice<'a> {
 
 impl CompletionsWriter {
     pub(in crate::endpoints) fn new(head: ResponseHead, include_usage: bool) -> Self {
-        let id = format!("cmpl-{}", head.request);
+        let id = format!("cmpl-{}", head.info.id);
         Self { head, id, include_usage, plain: None }
     }
 
@@ -56,8 +56,8 @@ impl CompletionsWriter {
         TextCompletion {
             id: &self.id,
             object: "text_completion",
-            created: self.head.created,
-            model: self.head.model.as_str(),
+            created: self.head.created(),
+            model: self.head.info.model.as_str(),
             choices,
             usage,
         }

@@ -142,7 +142,7 @@ impl<'a> ResponseObject<'a> {
         Self {
             id,
             object: "response",
-            created_at: head.created,
+            created_at: head.created(),
             status,
             background: echo.background,
             error: None,
@@ -153,7 +153,7 @@ impl<'a> ResponseObject<'a> {
                 .metadata
                 .as_deref()
                 .map_or(ResponseMetadata::None {}, ResponseMetadata::Given),
-            model: head.model.as_str(),
+            model: head.info.model.as_str(),
             output: Vec::new(),
             parallel_tool_calls: true,
             previous_response_id: None,

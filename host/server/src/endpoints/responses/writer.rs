@@ -85,8 +85,8 @@ struct ErrorEvent<'a> {
 
 impl ResponsesWriter {
     pub(in crate::endpoints) fn new(head: ResponseHead, echo: RequestEcho) -> Self {
-        let id = format!("resp_{}", head.request);
-        let item_id = format!("msg_{}", head.request);
+        let id = format!("resp_{}", head.info.id);
+        let item_id = format!("msg_{}", head.info.id);
         Self { head, id, item_id, echo, sequence: 0, chunk: None }
     }
 
@@ -201,7 +201,7 @@ pub(in crate::endpoints) fn shown(
     if cancelled {
         return json(&response);
     }
-    let message = failure.message(&writer.head.request);
+    let message = failure.message(&writer.head.info.id);
     json(&response.failed(&message))
 }
 
