@@ -1,4 +1,4 @@
-//! How a request's end is written down: one log line, one metric, one account. Once.
+//! How a request's end is written down: one log line, one metric, one settlement. Once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::request_info::RequestInfo;
 
 /// What is known of an admitted request so far, and the duty to write down how it ended.
 ///
-/// [`RequestAccounting::end`] fulfils it. Dropping it fulfils it too, as a failure: a driver that panicked
-/// is still logged, counted and accounted for.
+/// [`RequestAccounting::end`] fulfils it. Dropping the value fulfils it too, as a failure: a driver
+/// that panicked is still logged, counted and settled.
 pub(crate) struct RequestAccounting {
     pub(crate) info: Arc<RequestInfo>,
     metrics: Arc<ServerMetrics>,
     stats: Arc<ModelStats>,
-    // Taken by the end: an empty place means that all is written.
+    // Taken by the end: `None` means that all is written.
     oversight: Option<Oversight>,
     admitted_at: Instant,
     queue_time: Option<Duration>,
@@ -55,12 +55,11 @@ impl RequestAccounting {
         self.admitted_at
     }
 
-    /// Who watches over it.
+    /// The policies that watch the request.
     pub(crate) fn oversight(&self) -> &Oversight {
         self.oversight.as_ref().expect("it is taken by the end, and nothing comes after that")
     }
 
-    /// Who watches over it.
     pub(crate) fn oversight_mut(&mut self) -> &mut Oversight {
         self.oversight.as_mut().expect("it is taken by the end, and nothing comes after that")
     }
@@ -81,14 +80,14 @@ impl RequestAccounting {
         Usage { prompt_tokens, cached_tokens: 0, generated_tokens: self.generated }
     }
 
-    /// Its first pass begins.
+    /// The request's first step begins.
     pub(crate) fn started(&mut self) {
         let time = self.admitted_at.elapsed();
         self.queue_time = Some(time);
         self.metrics.queued(time);
     }
 
-    /// It has a token more, since now. Is it the first?
+    /// A token came at this moment. True if it is the first.
     pub(crate) fn token(&mut self, now: Instant) -> bool {
         let last = self.last_token_at.replace(now);
         match last {
@@ -104,7 +103,7 @@ impl RequestAccounting {
         last.is_none()
     }
 
-    /// It has ended.
+    /// The request has ended.
     pub(crate) fn end(mut self, outcome: Outcome, usage: Usage) {
         self.write(outcome, usage);
     }

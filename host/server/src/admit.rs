@@ -1,26 +1,28 @@
-//! From a request's head to its admission: who it is, what it asks, which model, tokens, checks, a
-//! seat, and at each step the policies.
+//! From a request's head to its admission: who sends it, what it asks, which model, tokens, checks,
+//! a queue permit, and at each step the policies.
+
+mod checks;
+mod headers;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::HeaderMap;
 use bytes::Bytes;
 use interlock_engine::{ModelShape, QueuePermit};
 use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
-use interlock_policy_chain::{Consent, Hearing, Oversight, PolicyChain, Said};
+use interlock_policy_chain::{Consent, Hearing, Oversight};
 use interlock_request::{
     Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, Sampling, TokenId,
 };
-use interlock_text::{Detokenizer, RenderError, TextModel};
-use sha2::{Digest, Sha256};
+use interlock_text::{Detokenizer, TextModel};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::body::ReceivedBody;
 use crate::connection::client_address;
-use crate::endpoints::{ApiRequest, MaxTokens, MinTokens, PromptInput};
+use crate::endpoints::{ApiRequest, PromptInput};
 use crate::failure::{Failure, InvalidRequest};
 use crate::host::ServerHost;
 use crate::model_stats::ModelStats;
@@ -28,56 +30,60 @@ use crate::models::HostedModel;
 use crate::request_head::RequestHead;
 use crate::request_info::RequestInfo;
 use crate::work::{Class, DroppedInPool, MemoryLease, ModelPart, WorkError, WorkJob};
+use checks::{
+    bias_in_vocabulary, fits, fits_at_least, known, room_for_prompt, stop_tokens, tokens,
+    tokens_max, tokens_min,
+};
+use headers::{TRACE, credential, seen_by_policies, trace};
 
-/// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
-/// not its business.
+/// A request whose head was read and whose sender the policies have identified. It keeps the
+/// policies that it began with, whatever is swapped meanwhile.
 pub(crate) struct IdentifiedRequest {
-    /// Taken by the consent.
     hearing: Hearing,
     head: RequestHead,
     endpoint: Endpoint,
     pub(crate) identity: Identity,
-    /// When its time is up if it is not admitted before, and by which deadline.
+    /// When the time of a request that is not admitted before is up, and by which deadline.
     due: Option<(Instant, Deadline)>,
-    /// The other side's address or network, where nobody says whose it is.
+    /// The client's address or network, for taking turns where no policy names a tenant.
     client: String,
     serial: u64,
     headers: Headers,
-    /// Does its client want to know what was decided, and may it?
+    /// Whether the client wants to know what was decided, and may.
     traced: bool,
 }
 
-/// What was understood of a request before a model was chosen.
+/// A request whose body was parsed and perhaps changed by policies, before a model is chosen.
 pub(crate) struct ParsedRequest {
     request: DroppedInPool<ApiRequest>,
     facts: Facts,
     body: DroppedInPool<Arc<Body>>,
 }
 
-/// A request that may begin: it has passed the policies and has a seat.
+/// A request that may begin: it has a queue permit and has passed the policies.
 pub(crate) struct AdmittedRequest {
     pub(crate) info: Arc<RequestInfo>,
-    pub(crate) seat: QueuePermit,
+    pub(crate) permit: QueuePermit,
     pub(crate) admitted: Admitted,
     pub(crate) oversight: Oversight,
     /// What the model's latest requests were like.
     pub(crate) stats: Arc<ModelStats>,
     pub(crate) text: Arc<TextModel>,
-    /// Goes on where the prompt's text ends.
+    /// Makes text of the answer's tokens, from where the prompt's text ends.
     pub(crate) detokenizer: Detokenizer,
     pub(crate) tokens_min: u32,
     /// Temperature and `top_p`, which some answers repeat.
     pub(crate) drawing: (f32, f32),
-    /// How many wait before it.
+    /// How many requests wait before this one.
     pub(crate) before: u32,
-    /// What policies say to its client in headers.
+    /// Headers that policies add to the answer.
     pub(crate) headers: Vec<(String, String)>,
-    /// A place among those that nobody waits for, if it is one.
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// For a request in the background, the permit of those without a client.
+    pub(crate) background: Option<OwnedSemaphorePermit>,
 }
 
 impl ServerHost {
-    /// Asks who it is, before anything of the body is read.
+    /// Asks the policies who sends the request, before anything of the body is read.
     ///
     /// # Errors
     ///
@@ -91,7 +97,7 @@ impl ServerHost {
         self.identify_for(head, endpoint, headers, false).await
     }
 
-    /// The same of someone who asks for an answer that is made, or cancels: for no new work. The
+    /// As [`Self::identify`], for a request that looks up or cancels another and is no new work. The
     /// endpoint is that of the request which it is about.
     ///
     /// # Errors
@@ -150,7 +156,7 @@ impl ServerHost {
     /// # Errors
     ///
     /// When it is not what the endpoint takes, or a policy refuses.
-    pub(crate) async fn understand(
+    pub(crate) async fn parse(
         &self,
         identified: &mut IdentifiedRequest,
         arrived: ReceivedBody,
@@ -219,7 +225,7 @@ impl ServerHost {
         self.work.run(identified.job(Class::of(bytes, values)), read).await
     }
 
-    /// Chooses a model, checks the request against it, seats it and asks the policies.
+    /// Chooses a model, checks the request against it, takes a queue permit and asks the policies.
     ///
     /// # Errors
     ///
@@ -264,10 +270,11 @@ impl ServerHost {
         let model_id = model.id.clone();
         let facts = Facts { model: model_id, prompt_tokens, tokens_max, tokens_max_asked, ..facts };
         let prefix_key = facts.prefix_key;
-        // Read before the seat is taken: the load is that of the others.
+        // Read before the permit is taken: the load is that of the others.
         let load = model.load();
-        let seat = model.engine.queue_permit()?;
-        let place = request.background.then(|| self.results.place_in_background()).transpose()?;
+        let permit = model.engine.queue_permit()?;
+        let background =
+            request.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
         let Consent { admitted, oversight, mut headers, said } = consent;
         tracing::debug!(request = %head.id, model = %model.id, ?said, "admitted");
@@ -287,7 +294,7 @@ impl ServerHost {
         });
         let admitted_request = AdmittedRequest {
             info,
-            seat,
+            permit,
             admitted,
             oversight,
             stats: Arc::clone(&model.stats),
@@ -297,7 +304,7 @@ impl ServerHost {
             drawing: (temperature, top_p),
             before: load.waiting,
             headers,
-            place,
+            background,
         };
         Ok((request, admitted_request))
     }
@@ -411,225 +418,12 @@ fn read_bytes(bytes: usize, values: usize, parsed_for_policies: bool) -> usize {
 }
 
 impl IdentifiedRequest {
-    /// With whose work this one's takes turns.
-    pub(crate) fn whose(&self) -> &str {
+    /// The name by which the host's own work is shared out: requests of different names take turns.
+    pub(crate) fn work_tenant(&self) -> &str {
         if self.identity.tenant.is_empty() { &self.client } else { &self.identity.tenant }
     }
 
     fn job(&self, class: Class) -> WorkJob<'_> {
-        WorkJob { due: self.due, ..WorkJob::new(class, self.whose()) }
-    }
-}
-
-/// Headers that some policy was granted, in the order in which they came. The map keeps it but for
-/// one thing: what repeats a name stands right behind its first. A value that is no text is not
-/// shown.
-fn seen_by_policies(chain: &PolicyChain, headers: &HeaderMap) -> Headers {
-    let granted = chain.headers_seen();
-    if granted.is_empty() {
-        return Headers::default();
-    }
-    let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
-    let seen = headers
-        .iter()
-        .filter(|(name, _)| granted.contains(name.as_str()))
-        .filter_map(|(name, value)| Some((name.to_string(), text(value)?)));
-    Headers(seen.collect())
-}
-
-/// SHA-256 of the key that a client shows, in hex: policies tell keys apart and cannot leak them.
-/// Empty when there is none.
-fn credential(headers: &HeaderMap) -> String {
-    let bearer = || {
-        let value = headers.get(header::AUTHORIZATION)?.as_bytes();
-        let (scheme, token) = value.split_at_checked("bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-    };
-    let key = bearer().or_else(|| Some(headers.get("x-api-key")?.as_bytes()));
-    match key {
-        None | Some([]) => String::new(),
-        Some(key) => Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect(),
-    }
-}
-
-/// With this header a client asks for the trace, and gets it.
-const TRACE: &str = "x-policy-trace";
-
-/// What the policies said, in the order in which they did.
-fn trace(said: &[Said]) -> String {
-    /// More is cut: proxies refuse long headers.
-    const BYTES_MAX: usize = 4096;
-
-    let mut trace = String::new();
-    for said in said {
-        let Said { policy, version, phase, elapsed, .. } = said;
-        let code = said.code().map_or(String::new(), |code| format!(" {}", code.0));
-        let shadow = if said.shadow { " shadow" } else { "" };
-        let (phase, decision, micros) = (phase.as_str(), said.label(), elapsed.as_micros());
-        let one = format!("{phase} {policy}/{version} {decision}{code}{shadow} {micros}us");
-        if trace.len() + one.len() > BYTES_MAX {
-            break;
-        }
-        trace.push_str(if trace.is_empty() { "" } else { "; " });
-        trace.push_str(&one);
-    }
-    trace
-}
-
-/// One token of the context is for the answer.
-fn room_for_prompt(shape: ModelShape) -> usize {
-    shape.context.saturating_sub(1) as usize
-}
-
-fn fits_at_least(input: &PromptInput, shape: ModelShape) -> Result<(), InvalidRequest> {
-    let parts = input.parts();
-    if parts <= room_for_prompt(shape) {
-        return Ok(());
-    }
-    let count = match input {
-        PromptInput::Tokens { .. } => parts.to_string(),
-        PromptInput::Chat { .. } | PromptInput::Text(_) => format!("at least {parts}"),
-    };
-    Err(InvalidRequest::context_length(input.param(), &count, shape.context))
-}
-
-fn tokens(
-    text: &TextModel,
-    input: PromptInput,
-    shape: ModelShape,
-) -> Result<Vec<TokenId>, InvalidRequest> {
-    let (param, room) = (input.param(), room_for_prompt(shape));
-    let tokens = match input {
-        PromptInput::Chat { messages, options, .. } => text.render_chat(&messages, &options, room),
-        PromptInput::Text(prompt) => text.encode(&prompt, room),
-        PromptInput::Tokens { path, ids } => return known(&path, &ids, shape).map(|()| ids),
-    };
-    tokens.map_err(|why| {
-        tracing::debug!(%why, "a prompt was not rendered");
-        match why {
-            RenderError::TooLong { tokens_min, .. } => {
-                let tokens = format!("at least {tokens_min}");
-                InvalidRequest::context_length(param, &tokens, shape.context)
-            }
-            why => InvalidRequest::not_rendered(param, &why.to_string()),
-        }
-    })
-}
-
-/// Refuses tokens that the model does not have. They stand at `path`.
-fn known(path: &str, ids: &[TokenId], shape: ModelShape) -> Result<(), InvalidRequest> {
-    match ids.iter().position(|&id| id >= shape.vocabulary) {
-        None => Ok(()),
-        Some(at) => {
-            let path = format!("{path}[{at}]");
-            Err(InvalidRequest::wrong_value(&path, &token_id(shape), &ids[at].to_string()))
-        }
-    }
-}
-
-/// The prompt's length, if it leaves room for a token of answer.
-fn fits(param: &str, tokens: usize, shape: ModelShape) -> Result<u32, InvalidRequest> {
-    let context = shape.context;
-    let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
-    prompt_tokens.ok_or_else(|| InvalidRequest::context_length(param, &tokens.to_string(), context))
-}
-
-/// Most tokens to generate, and whether the client asked for a number itself. What does not fit
-/// behind the prompt ends there, with `max_tokens`; what cannot fit behind any prompt is an error.
-fn tokens_max(
-    max_tokens: &MaxTokens,
-    prompt_tokens: u32,
-    shape: ModelShape,
-) -> Result<(u32, bool), InvalidRequest> {
-    let room = shape.context - prompt_tokens;
-    match max_tokens {
-        MaxTokens::Context => Ok((room, false)),
-        MaxTokens::Default(tokens) => Ok(((*tokens).min(room), false)),
-        MaxTokens::Asked { param, tokens, shown } => match u32::try_from(*tokens) {
-            Ok(tokens) if tokens <= shape.context => Ok((tokens.min(room), true)),
-            _ => {
-                let expected = format!("at most {}, this model's context", shape.context);
-                Err(InvalidRequest::wrong_value(param, &expected, shown))
-            }
-        },
-    }
-}
-
-/// Fewest tokens to generate, if that many can be: `tokens_max` is what the client's limit and
-/// the context leave.
-fn tokens_min(
-    min_tokens: &MinTokens,
-    max_tokens: &MaxTokens,
-    tokens_max: u32,
-) -> Result<u32, InvalidRequest> {
-    let most = i64::from(tokens_max);
-    let (most, why) = match max_tokens {
-        MaxTokens::Asked { param, tokens, .. } if min_tokens.tokens > *tokens => {
-            (*tokens, format!("{param} of the same request"))
-        }
-        MaxTokens::Default(tokens) if *tokens == tokens_max => {
-            (most, "max_tokens where a request does not say it".to_owned())
-        }
-        _ => (most, "what this model's context leaves behind the prompt".to_owned()),
-    };
-    match u32::try_from(min_tokens.tokens) {
-        Ok(tokens) if min_tokens.tokens <= most => Ok(tokens),
-        _ => {
-            let expected = format!("at most {most}, {why}");
-            Err(InvalidRequest::wrong_value("min_tokens", &expected, &min_tokens.shown))
-        }
-    }
-}
-
-fn bias_in_vocabulary(request: &ApiRequest, shape: ModelShape) -> Result<(), InvalidRequest> {
-    match request.sampling.biased().find(|&id| id >= shape.vocabulary) {
-        None => Ok(()),
-        Some(id) => {
-            let path = format!("logit_bias.{id}");
-            Err(InvalidRequest::wrong_value(
-                &path,
-                &format!("named by {}", token_id(shape)),
-                &id.to_string(),
-            ))
-        }
-    }
-}
-
-/// The tokens that end this answer: the client's, and the model's unless they are to be ignored.
-fn stop_tokens(request: &ApiRequest, text: &TextModel) -> Vec<TokenId> {
-    let ours = if request.stop.ignore_eos { &[] } else { text.eos() };
-    [ours, &request.stop.stop_tokens].concat()
-}
-
-fn token_id(shape: ModelShape) -> String {
-    format!("a token id below {}, this model's vocabulary", shape.vocabulary)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn credential_of(name: &str, value: &str) -> String {
-        let mut headers = HeaderMap::new();
-        let name = header::HeaderName::from_bytes(name.as_bytes()).expect("a name");
-        headers.insert(name, HeaderValue::from_str(value).expect("a value"));
-        credential(&headers)
-    }
-
-    #[test]
-    fn a_key_is_known_by_its_hash_alone_however_it_is_shown() {
-        let hash = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
-        for (name, value) in [
-            ("authorization", "Bearer key"),
-            ("authorization", "bearer   key "),
-            ("x-api-key", "key"),
-        ] {
-            assert_eq!(credential_of(name, value), hash, "{name}: {value}");
-        }
-        for (name, value) in
-            [("authorization", "Basic key"), ("authorization", "Bearer "), ("x", "key")]
-        {
-            assert_eq!(credential_of(name, value), "", "{name}: {value}");
-        }
+        WorkJob { due: self.due, ..WorkJob::new(class, self.work_tenant()) }
     }
 }

@@ -10,14 +10,14 @@ use crate::failure::Failure;
 pub(crate) enum AnswerState {
     /// No pass has begun for it.
     Queued,
-    /// It runs.
+    /// Steps are computed for it.
     Running,
-    /// It has ended; what was said, and how.
+    /// It has ended: its text so far, and how it ended.
     Ended(Arc<(TextChunk, Result<Done, Failure>)>),
 }
 
 impl AnswerState {
-    /// Its name in what clients are shown of a request.
+    /// The name that clients are shown.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Queued => "queued",

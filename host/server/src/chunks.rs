@@ -1,4 +1,5 @@
-//! The way from a request's driver to its HTTP side: text and its tokens, then one end.
+//! The channel from a request's driver to its HTTP side: chunks of text with their tokens, then one
+//! end.
 //!
 //! # Invariants
 //!
@@ -17,15 +18,15 @@ use interlock_request::{Finish, Logprobs, TokenId, Usage};
 use crate::connection::ActiveGeneration;
 use crate::failure::Failure;
 
-/// How many pieces may be on their way before they are joined.
-const PIECES_MAX: usize = 16;
+/// How many chunks may be in the channel before more are joined with the last.
+const CHUNKS_MAX: usize = 16;
 
 /// How an answer ends well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Done {
-    /// Why the model stopped.
+    /// What ended the text.
     pub(crate) finish: Finish,
-    /// What it used.
+    /// The tokens that it took.
     pub(crate) usage: Usage,
 }
 
@@ -33,11 +34,11 @@ pub(crate) struct Done {
 /// order of what matters to whoever cancelled several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum EndKind {
-    /// It came to its end.
+    /// The answer is complete.
     Completed,
-    /// It was refused, or broke, or a policy ended it.
+    /// The request was refused, or failed, or a policy ended it.
     Failed,
-    /// It was stopped: by whoever asked, or by a deadline.
+    /// The request was stopped: by whoever cancelled it, or by a deadline.
     Cancelled,
 }
 
@@ -68,20 +69,18 @@ pub(crate) struct TextChunk {
     pub(crate) tokens: Vec<TokenLogprob>,
 }
 
-/// A token that the client is told of. Ids are spelled only when they are written out: twenty
+/// A token and how likely it was, for a client that asked for that. Ids are spelled only when they are written out: twenty
 /// spelled alternatives would take five times the room in which a slow reader's answer waits.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TokenLogprob {
-    /// Which.
     pub(crate) token: TokenId,
     /// Characters of the answer before it.
     pub(crate) at: usize,
-    /// How likely it was.
     pub(crate) logprobs: Box<Logprobs>,
 }
 
 impl TextChunk {
-    /// About as much memory as it takes.
+    /// About how many bytes of memory the chunk takes.
     pub(crate) fn bytes(&self) -> usize {
         let alternatives =
             |logprob: &TokenLogprob| logprob.logprobs.top.len() * size_of::<(TokenId, f32)>();
@@ -95,18 +94,18 @@ impl TextChunk {
         self.text.is_empty() && self.tokens.is_empty()
     }
 
-    /// Goes on with what follows.
+    /// Appends what follows.
     pub(crate) fn join(&mut self, mut more: Self) {
         self.text.push_str(&more.text);
         self.tokens.append(&mut more.tokens);
     }
 }
 
-/// The driver's side. Dropping it without an end is a failure.
+/// The driver's side. Dropping it without an end means that the request failed.
 #[derive(Debug)]
 pub(crate) struct ChunkSender(Arc<ChunkQueue>);
 
-/// The client's side. Dropping it is leaving.
+/// The client's side. Dropping it means that the client has left.
 #[derive(Debug)]
 pub(crate) struct ChunkReceiver {
     queue: Arc<ChunkQueue>,
@@ -117,13 +116,13 @@ pub(crate) struct ChunkReceiver {
 /// What a client gets, in order: an answer in parts, then one end.
 #[derive(Debug, PartialEq)]
 pub(crate) enum AnswerItem {
-    /// More of the answer, never nothing.
+    /// More of the answer, never empty.
     More(TextChunk),
     /// Nothing follows.
     End(Result<Done, Failure>),
 }
 
-/// What is on its way from one side to the other.
+/// What both sides share.
 ///
 /// Not a channel: each token would take and give back a permit of it, and a place among those who
 /// wait for its closing.
@@ -136,14 +135,14 @@ struct ChunkQueue {
 
 #[derive(Debug, Default)]
 struct ChunkQueueState {
-    /// Pieces on their way; the last takes along what finds no room.
+    /// Chunks to be read; the last takes what finds no room.
     chunk: VecDeque<TextChunk>,
     end: EndState,
     /// Has the client's side been dropped?
     left: bool,
-    /// Who waits for a piece or the end.
+    /// Wakes the side that waits for a chunk or the end.
     reader: Option<Waker>,
-    /// Who waits for the client to leave.
+    /// Wakes the driver that waits for the client to leave.
     driver: Option<Waker>,
 }
 
@@ -180,13 +179,13 @@ impl ChunkQueue {
 }
 
 impl ChunkSender {
-    /// Sends this; where too many pieces are on their way already, with the last of them.
+    /// Sends a chunk; where too many wait already, joined with the last of them.
     pub(crate) fn push(&mut self, chunk: TextChunk) {
         if chunk.is_empty() {
             return;
         }
         self.0.put(|state| {
-            let crowded = state.chunk.len() > PIECES_MAX;
+            let crowded = state.chunk.len() > CHUNKS_MAX;
             match state.chunk.back_mut() {
                 _ if state.left => {}
                 Some(last) if crowded => last.join(chunk),
@@ -217,7 +216,7 @@ impl ChunkSender {
 impl Drop for ChunkSender {
     fn drop(&mut self) {
         self.0.put(|state| {
-            // The driver panicked. Its ledger has said so.
+            // The driver panicked. Its accounting has logged that.
             if matches!(state.end, EndState::Awaited) {
                 state.end = EndState::Known(Err(Failure::INTERNAL));
             }
@@ -313,7 +312,7 @@ mod tests {
     #[tokio::test]
     async fn tokens_stay_with_their_text_when_pieces_are_joined() {
         let (mut sender, mut receiver) = answer_channel(None);
-        let fits = u16::try_from(PIECES_MAX).expect("a few");
+        let fits = u16::try_from(CHUNKS_MAX).expect("a few");
         for n in 0..fits + 3 {
             sender.push(word(n));
         }
@@ -352,7 +351,7 @@ mod tests {
         sender.left().await;
 
         let (mut sender, receiver) = answer_channel(None);
-        for _ in 0..=PIECES_MAX {
+        for _ in 0..=CHUNKS_MAX {
             sender.push(word(0));
         }
         drop(receiver);

@@ -23,10 +23,10 @@ pub(crate) use slots::client as client_address;
 
 use crate::failure::ConnectionLimit;
 
-/// Who is on the other side of a connection.
+/// The address at the other end of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerAddress(pub(crate) IpAddr);
 
-/// This connection is one too many: only what watches the host is answered.
+/// A connection over a limit: only health and metrics are answered on it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OverLimit(pub(crate) ConnectionLimit);

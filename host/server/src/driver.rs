@@ -1,9 +1,9 @@
-//! The driver: one task per admitted request, from its submission to its account.
+//! The driver: one task per admitted request, from its submission to its settlement.
 //!
-//! It hears four voices: someone who wants the request stopped, the engine, the client's
-//! connection and the clock. It turns tokens into text for the client and, when the request has
+//! It waits for four things: someone who wants the request stopped, the engine, the client's
+//! connection and the request's timers. It turns tokens into text for the client and, when the request has
 //! to stop early, tells the client at once and the engine before its next pass. It then still
-//! waits for the engine's last word, so that what is counted is what was computed.
+//! waits for the engine's end of the request, so that what is counted is what was computed.
 //!
 //! It is also where policies hear of a request after its admission: of the events that they watch,
 //! which may change its plan or end it, and of its text.
@@ -16,11 +16,12 @@
 //!   time that is up, unless it is a policy that decides what follows (see `policy_wait`).
 //! - A request that had to stop while a policy was asked has no answer, also when the engine had
 //!   come to its end: not all of the text was let pass.
-//! - The ledger is written once, by [`RequestDriver::run`] or, if it panics, by the ledger's own drop.
+//! - The request is accounted for once, by [`RequestDriver::run`] or, if that panics, when
+//!   [`RequestAccounting`] is dropped.
 //!
 //! # Not here
 //!
-//! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and who renders it is not known.
+//! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and an endpoint's writer renders it.
 
 mod deadlines;
 mod output;
@@ -61,32 +62,32 @@ pub(crate) struct RequestDriver {
     wall: WallClock,
     watched: EventSet,
     followup: Followup,
-    /// How often it gave its pages to others, as far as was told.
+    /// How often the request gave its pages to others, as far as the engine has said.
     preempted: u32,
-    /// Tokens when a policy ended the text.
+    /// Number of tokens at which a policy ended the text.
     filtered_after: Option<u32>,
-    /// Why it was stopped, once its client and whoever asked have been told so. Whatever the engine
-    /// says after that.
+    /// Why the request was stopped, once its client and whoever asked have been told so. What the
+    /// engine says after that does not change it.
     stopped_by: Option<CancelCause>,
-    /// Given back last: from then on there is nothing to cancel.
+    /// Dropped last: from then on there is nothing to cancel.
     registration: Registration,
 }
 
 /// For whom an answer is made.
 pub(crate) enum Recipient {
-    /// Someone waits for it.
+    /// A client waits for it.
     Client(ChunkSender),
-    /// Nobody waits; it is kept.
-    Nobody(PendingResult, OwnedSemaphorePermit),
+    /// Nobody waits: the answer is stored.
+    Background(PendingResult, OwnedSemaphorePermit),
 }
 
-/// What comes after the client.
+/// How a request goes on once its client has left.
 struct Followup {
     results: Arc<ResultStore>,
     stored: Arc<StoredRequest>,
     /// When the client left, and how it goes on.
     left: Option<ClientDeparture>,
-    /// A place among those that go on.
+    /// A permit of those that `detached.requests_max` counts.
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -94,17 +95,17 @@ struct Followup {
 #[derive(Clone, Copy)]
 struct ClientDeparture {
     at: Instant,
-    /// How many tokens there were.
+    /// How many tokens had been generated.
     tokens: u32,
-    /// How it goes on.
-    goes_on: DisconnectAction,
-    /// With how many it ends.
+    /// What the plan said of it.
+    action: DisconnectAction,
+    /// The number of tokens at which the request ends.
     tokens_end: u32,
 }
 
-/// What a driver hears.
+/// What a driver waits for.
 enum DriverEvent {
-    CancelAsked(CancelCause),
+    CancelRequested(CancelCause),
     Engine(Option<Event>),
     ClientLeft,
     Timer(TimerEvent),
@@ -116,16 +117,16 @@ impl RequestDriver {
         registration: Registration,
         accounting: RequestAccounting,
         text: TextAssembler,
-        reader: Recipient,
+        recipient: Recipient,
         (results, stored): (Arc<ResultStore>, Arc<StoredRequest>),
         wall: WallClock,
     ) -> Self {
         let RequestHandle { events, control } = running;
         let oversight = accounting.oversight();
         let (plan, watch) = (*oversight.plan(), oversight.watch());
-        let (client, pending, place) = match reader {
+        let (client, pending, place) = match recipient {
             Recipient::Client(client) => (Some(client), None, None),
-            Recipient::Nobody(pending, place) => (None, Some(pending), Some(place)),
+            Recipient::Background(pending, place) => (None, Some(pending), Some(place)),
         };
         let activity = registration.activity();
         activity.admitted(accounting.admitted_at(), &accounting.info.model, plan.priority);
@@ -153,7 +154,7 @@ impl RequestDriver {
         }
     }
 
-    /// Drives the request to its end. So many wait before it.
+    /// Drives the request to its end. `before` requests wait before it.
     pub(crate) async fn run(mut self, before: u32) {
         if self.watched.queued {
             self.notify_policies(Happened::Queued(before)).await;
@@ -161,18 +162,18 @@ impl RequestDriver {
         let ended = loop {
             let due_at = self.out.due_at();
             let stalled_after = self.accounting.stalled_after();
-            let event_heard = tokio::select! {
+            let driver_event = tokio::select! {
                 // What has happened goes before what is only due: a request whose last token
                 // has come is not timed out. And a client that left goes before the tokens that
                 // nobody will read, however many are here already.
                 biased;
-                cause = self.registration.asked() => DriverEvent::CancelAsked(cause),
+                cause = self.registration.cancel_requested() => DriverEvent::CancelRequested(cause),
                 () = self.out.client.left() => DriverEvent::ClientLeft,
                 event = self.events.next() => DriverEvent::Engine(event),
-                strike = self.timers.next_event(due_at, stalled_after) => DriverEvent::Timer(strike),
+                due = self.timers.next_event(due_at, stalled_after) => DriverEvent::Timer(due),
             };
-            match event_heard {
-                DriverEvent::CancelAsked(cause) => self.cancel(cause),
+            match driver_event {
+                DriverEvent::CancelRequested(cause) => self.cancel(cause),
                 DriverEvent::Engine(Some(Event::Started)) => self.started().await,
                 DriverEvent::Engine(Some(Event::Token(drawn))) => self.token(drawn).await,
                 DriverEvent::Engine(Some(Event::Preempted)) => self.preempted().await,
@@ -188,7 +189,7 @@ impl RequestDriver {
                 }
                 DriverEvent::Timer(TimerEvent::WindowDue) => {
                     let usage = self.accounting.usage_seen();
-                    let (mut policy_wait, out, _) = self.ask();
+                    let (mut policy_wait, out, _) = self.policy_wait();
                     let end = out.due(usage, &mut policy_wait).await;
                     self.guarded(end);
                 }
@@ -227,7 +228,7 @@ impl RequestDriver {
         if self.text.stopped_after().is_none() && self.filtered_after.is_none() {
             let chunk = self.text.push(drawn);
             let usage = self.accounting.usage_seen();
-            let (mut policy_wait, out, _) = self.ask();
+            let (mut policy_wait, out, _) = self.policy_wait();
             let end = out.push(chunk, usage, &mut policy_wait).await;
             self.guarded(end);
             if self.text.stopped_after().is_some() {
@@ -240,8 +241,8 @@ impl RequestDriver {
         }
     }
 
-    /// What a policy's call is up against, who the policies that read text are, and the others.
-    fn ask(&mut self) -> (PolicyWait<'_>, &mut OutputPipeline, &mut RequestAccounting) {
+    /// What may end the wait for a policy, and beside it what the wait needs to borrow.
+    fn policy_wait(&mut self) -> (PolicyWait<'_>, &mut OutputPipeline, &mut RequestAccounting) {
         let Self { registration, timers, events, out, accounting, watched, .. } = self;
         let on_disconnect = accounting.oversight().plan().on_disconnect;
         (
@@ -251,10 +252,10 @@ impl RequestDriver {
         )
     }
 
-    /// Asks the policies that watch for this.
+    /// Asks the policies that watch for this event, and does what they answer.
     async fn notify_policies(&mut self, event: Happened) {
         let progress = self.progress();
-        let (mut policy_wait, out, accounting) = self.ask();
+        let (mut policy_wait, out, accounting) = self.policy_wait();
         let asked = accounting.oversight_mut().event(event, progress);
         let Reacted { plan_changed, cancel, .. } =
             match policy_wait.wait(&mut out.client, asked).await {
@@ -267,7 +268,7 @@ impl RequestDriver {
         if plan_changed {
             let plan = *self.accounting.oversight().plan();
             self.timers.limit(plan.deadlines);
-            if let Some(left) = self.followup.left.filter(|left| left.goes_on != plan.on_disconnect)
+            if let Some(left) = self.followup.left.filter(|left| left.action != plan.on_disconnect)
             {
                 self.goes_on(left.at, left.tokens, plan.on_disconnect);
             }
@@ -283,7 +284,7 @@ impl RequestDriver {
         }
     }
 
-    /// A deadline has struck. Whoever watches for it may still put it off.
+    /// A deadline has passed. A policy that watches for it may still put it off.
     async fn timed_out(&mut self, deadline: Deadline) {
         if self.watched.timed_out {
             self.notify_policies(Happened::TimedOut(deadline)).await;
@@ -294,7 +295,7 @@ impl RequestDriver {
         self.cancel(CancelCause::Deadline(deadline));
     }
 
-    /// What comes of a window.
+    /// What a policy made of a window of text.
     fn guarded(&mut self, end: Result<Option<GuardEnd>, CancelCause>) {
         match end {
             Ok(None) => {}
@@ -355,7 +356,7 @@ impl RequestDriver {
         self.control.cancel(cause)
     }
 
-    /// It is certain that it ends so: everyone is told. Again, nothing happens.
+    /// It is certain that the request ends so: everyone is told. A second call changes nothing.
     fn stopped(&mut self, cause: CancelCause, failure: Failure) {
         self.stopped_by.get_or_insert(cause);
         let end = Err(failure);
@@ -381,7 +382,7 @@ impl RequestDriver {
         tracing::debug!(request = %self.accounting.info.id, on_disconnect = ?action, "client left");
     }
 
-    /// Goes on without a client, which left then and after so many tokens; or does not.
+    /// Goes on without the client, which left at this moment and after so many tokens, or cancels.
     fn goes_on(&mut self, at: Instant, tokens: u32, action: DisconnectAction) {
         let (DrainLimits { time_max, tokens_max }, detach) = match action {
             DisconnectAction::Drain(limits) => (limits, false),
@@ -401,7 +402,7 @@ impl RequestDriver {
             self.followup.place = self.followup.results.place();
         }
         if self.followup.place.is_none() {
-            tracing::info!(request = %self.accounting.info.id, "too many go on without a client already");
+            tracing::info!(request = %self.accounting.info.id, "the request is cancelled: as many as detached.requests_max go on without a client");
             return self.cancel(CancelCause::Disconnect);
         }
         let state =
@@ -410,10 +411,10 @@ impl RequestDriver {
         self.out.leave((detach && !self.out.is_kept()).then(keep));
         self.registration.activity().detached();
         self.timers.drain(at, time_max);
-        self.followup.left = Some(ClientDeparture { at, tokens, goes_on: action, tokens_end });
+        self.followup.left = Some(ClientDeparture { at, tokens, action, tokens_end });
     }
 
-    /// The engine has said its last word, or (`None`) its thread is gone without one.
+    /// The engine has ended the request, or (`None`) its thread is gone without having done so.
     async fn end(mut self, ended: Option<Ended>) {
         let (mut outcome, mut usage) = match ended {
             Some(Ended { outcome, usage }) => (outcome, usage),
@@ -463,7 +464,7 @@ impl RequestDriver {
         if self.filtered_after.is_none() {
             let stopped = self.text.stopped_after().is_some();
             let rest = if stopped { Default::default() } else { self.text.flush() };
-            let (mut policy_wait, out, _) = self.ask();
+            let (mut policy_wait, out, _) = self.policy_wait();
             match out.finish(rest, *usage, &mut policy_wait).await {
                 Ok(None) => return outcome,
                 Ok(Some(GuardEnd::Stop { policy, reason })) => {

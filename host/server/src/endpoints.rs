@@ -1,12 +1,13 @@
-//! What a request asks for, whichever endpoint it came through.
+//! The APIs: a folder for each, which parses its requests and writes its answers, whole and streamed.
 //!
-//! Each endpoint's file reads its own body into one [`ApiRequest`]; from there on nobody needs to know
-//! which it was, except the voice that answers. Which fields there are, and what becomes of those
-//! that are not read, is in `fields`.
+//! Each parses its own body into one [`ApiRequest`]; from there on nobody needs to know which it was,
+//! except the [`ResponseWriter`] that answers. Which fields there are, and what becomes of those that
+//! are not read, is in `fields`. What an API adds is one variant of [`ResponseFormat`].
 //!
 //! # Not here
 //!
-//! What depends on the model (its context, its vocabulary) is checked in `admit`, where the
+//! Routes and the host: what is here turns bytes into values and values into bytes. What depends on
+//! the model (its context, its vocabulary) is checked in `admit`, where the
 //! model is known.
 
 mod chat;
@@ -49,7 +50,6 @@ pub(crate) use writer::{ResponseHead, ResponseWriter};
 pub(crate) struct ApiRequest {
     /// The model's name, as the client wrote it; `None`: it leaves the choice to the host.
     pub(crate) model: Option<String>,
-    /// What to continue.
     pub(crate) input: PromptInput,
     /// How to draw tokens, as far as it says so.
     pub(crate) sampling: SamplingParams,
@@ -63,9 +63,9 @@ pub(crate) struct ApiRequest {
     pub(crate) stream: bool,
     /// Will the client ask for the answer later?
     pub(crate) background: bool,
-    /// What the answer repeats of the question.
+    /// What is particular to the endpoint.
     pub(crate) format: ResponseFormat,
-    /// Fields that nobody knows, and that were ignored.
+    /// Fields that are in no table, and were ignored.
     pub(crate) unknown: UnknownFields,
 }
 
@@ -259,7 +259,7 @@ impl ApiRequest {
     }
 }
 
-/// The voice of the endpoint that this shape belongs to.
+/// The writer of the endpoint that this format belongs to.
 pub(crate) fn writer(format: ResponseFormat, head: ResponseHead) -> Box<dyn ResponseWriter> {
     match format {
         ResponseFormat::Chat { include_usage } => {
@@ -272,8 +272,7 @@ pub(crate) fn writer(format: ResponseFormat, head: ResponseHead) -> Box<dyn Resp
     }
 }
 
-/// A response that its client asks for, or is told of while nobody waits for it. Of another endpoint,
-/// nothing.
+/// A stored response as its client sees it. Other endpoints have no such object: it is empty.
 pub(crate) fn stored_response_json(
     format: &ResponseFormat,
     head: &ResponseHead,

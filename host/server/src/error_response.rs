@@ -1,5 +1,5 @@
-//! One shape for all errors: what a handler refuses, and what the framework refuses before a handler
-//! is asked (a path that is no text, a method, a header), is told as JSON in OpenAI's shape.
+//! One shape for all errors: what the framework refuses before a handler is asked (a path that is no
+//! text, a method, a header) becomes a [`Failure`] like those of our handlers.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;

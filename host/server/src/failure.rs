@@ -52,7 +52,7 @@ pub(crate) enum Failure {
     UnknownModel {
         /// The client's name for it.
         asked: String,
-        /// Ours.
+        /// The names of those that are served.
         served: Vec<String>,
     },
     /// Nothing is served there.
@@ -96,9 +96,7 @@ pub(crate) enum Failure {
 /// A policy ended a request that it had admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Intervention {
-    /// Which.
     pub(crate) policy: String,
-    /// Why.
     pub(crate) reason: Reason,
     /// The status that its `on_failure` says, when it gave no decision at all.
     pub(crate) failed: Option<u16>,

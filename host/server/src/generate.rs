@@ -1,4 +1,4 @@
-//! The one path of every generating request: claim, read, parse, admit, submit, answer.
+//! The one path of every generating request: register, read, parse, admit, submit, answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ const IGNORED_FIELDS: &str = "x-ignored-fields";
 /// Answers one generating request.
 ///
 /// When its client leaves, its connection drops this future or the body it returned, and with them
-/// the inlet: that is how the driver learns of it, at once.
+/// the receiver of its chunks: that is how the driver learns of it, at once.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub(crate) async fn generate(
     let generation = head.client.generation();
     let prepared = tokio::select! {
         biased;
-        cause = registration.asked() => Err(cause),
+        cause = registration.cancel_requested() => Err(cause),
         prepared = prepare(&host, endpoint, &head, &headers, &mut body, &tenant) => Ok(prepared?),
         deadline = struck(host.due(head.arrived_at)) => Err(CancelCause::Deadline(deadline)),
     };
@@ -70,7 +70,7 @@ pub(crate) async fn generate(
         }
     };
     let said = std::mem::take(&mut admitted.headers);
-    let place = admitted.place.take();
+    let background = admitted.background.take();
     let ApiRequest { stream, format, stop, logprobs, unknown, .. } = request;
     let (temperature, top_p) = admitted.drawing;
     let response_head = ResponseHead {
@@ -86,11 +86,11 @@ pub(crate) async fn generate(
         canceller: registration.canceller(),
     });
     let submission = Submission { stored, stops: stop.stops, registration, admitted };
-    let mut response = match place {
-        Some(place) => {
+    let mut response = match background {
+        Some(background) => {
             let stored = Arc::clone(&submission.stored);
             let pending = host.results.keep(Arc::clone(&stored), AnswerState::Queued);
-            submission.submit(&host, Recipient::Nobody(pending, place), false);
+            submission.submit(&host, Recipient::Background(pending, background), false);
             stored_responses::shown(&host.work, &stored, &AnswerState::Queued).await?
         }
         None => {
@@ -129,7 +129,7 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
     }
 }
 
-/// Everything up to the policies' consent.
+/// Everything up to the admission.
 async fn prepare(
     host: &ServerHost,
     endpoint: Endpoint,
@@ -151,13 +151,13 @@ async fn prepare(
         body::discard(body, &host.config).await;
         return Err(encoded.into());
     }
-    let mut lease = host.work.lease(identified.whose());
+    let mut lease = host.work.lease(identified.work_tenant());
     let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
     if let Some(why) = host.closed() {
         return Err(why);
     }
-    let parsed = host.understand(&mut identified, arrived, &mut lease).await?;
+    let parsed = host.parse(&mut identified, arrived, &mut lease).await?;
     host.admit(identified, parsed, &mut lease).await
 }
 
@@ -172,11 +172,11 @@ struct Submission {
 impl Submission {
     /// Hands it to the engine and starts its driver. If its client has left already, the engine
     /// has it only where somebody may want it to go on.
-    fn submit(self, host: &ServerHost, reader: Recipient, has_left: bool) {
+    fn submit(self, host: &ServerHost, recipient: Recipient, has_left: bool) {
         let Self { stored, stops, registration, admitted } = self;
         let AdmittedRequest {
             info,
-            seat,
+            permit,
             admitted,
             oversight,
             stats,
@@ -192,13 +192,13 @@ impl Submission {
         let text = TextAssembler::new(detokenizer, stops, tokens_min);
         let later = (Arc::clone(&host.results), stored);
         let running = match given_up {
-            true => seat.submit_cancelled(admitted, CancelCause::Disconnect),
-            false => seat.submit(admitted),
+            true => permit.submit_cancelled(admitted, CancelCause::Disconnect),
+            false => permit.submit(admitted),
         };
         let wall = Arc::clone(&host.wall);
         let driver =
-            RequestDriver::new(running, registration, accounting, text, reader, later, wall);
-        // Its owner is `in_flight`: the driver holds a claim there, and the shutdown waits for all.
+            RequestDriver::new(running, registration, accounting, text, recipient, later, wall);
+        // The driver is registered in `in_flight`, and the shutdown waits for all that are.
         tokio::spawn(driver.run(before));
     }
 }

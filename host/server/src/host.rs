@@ -152,7 +152,7 @@ impl ServerHost {
         /// How long cancelled requests may take to end: as long as a pass may last.
         const PASS_MAX: Duration = Duration::from_secs(60);
 
-        // A request claims its place first and looks at this flag afterwards, so it either sees the
+        // A request registers first and looks at this flag afterwards, so it either sees the
         // flag or is waited for.
         self.draining.store(true, Ordering::SeqCst);
         let drain_max = self.config.drain_max;

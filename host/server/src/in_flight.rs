@@ -1,16 +1,16 @@
 //! Which requests are in flight, so that they can be asked to stop and waited for.
 //!
-//! A request is live from the moment its id is known until it has been accounted for, whatever
+//! A request is in flight from the moment its id is known until it has been accounted for, whatever
 //! it does meanwhile: its body arrives, its prompt is tokenized, it waits, it runs.
 //!
 //! # Invariants
 //!
-//! - A request is here for as long as its [`Registration`] lives. Ids are the clients' own, so several
-//!   requests may go by the same; who asks that id to stop asks all those of one tenant.
+//! - A request is here for as long as its [`Registration`] lives. Ids are the clients' own, so
+//!   several requests may have the same; who cancels that id cancels all those of one tenant.
 //! - Until it is known whose a request is, no client can ask it to stop.
 //! - Asking is a message with a place of its own: it never waits, and asking again is harmless.
-//! - Whoever asks learns how the request ended, once its driver knows; a claim that is given back
-//!   without a word about that was for a request that failed.
+//! - Whoever asks learns how the request ended, once its driver knows; a registration that is
+//!   dropped before that was for a request that failed.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -24,43 +24,44 @@ use crate::chunks::EndKind;
 
 #[derive(Debug, Default)]
 struct InFlightTable {
-    // Every connection claims here and every driver gives back: there is no single owner. The
+    // Every connection registers here and every driver ends it: there is no single owner. The
     // lock is held for one map operation and never across an await.
     entries: Mutex<Entries>,
     count: watch::Sender<usize>,
 }
 
-/// Where each is asked to stop; taken by the first who asks.
 #[derive(Debug, Default)]
 struct Entries {
-    // An id and a number of ours: requests of the same id stand side by side.
+    // By an id and a number of ours: requests of the same id stand side by side.
     by_name: BTreeMap<RequestKey, InFlightEntry>,
-    claimed: u64,
+    registered: u64,
 }
 
 type RequestKey = (RequestId, u64);
 
 #[derive(Debug)]
 struct InFlightEntry {
-    /// Whose request it is, once that is known.
+    /// The request's tenant, once the policies have said it.
     tenant: Option<String>,
-    ask: Option<oneshot::Sender<CancelCause>>,
+    /// Taken by the first who cancels.
+    cancel: Option<oneshot::Sender<CancelCause>>,
     end: watch::Receiver<Option<EndKind>>,
     activity: Activity,
 }
 
-/// A request of a list.
+/// A request in flight, as an operator lists it.
 #[derive(Debug)]
 pub(crate) struct ListedRequest {
     pub(crate) id: RequestId,
-    /// Whose it is, once that is known.
+    /// The request's tenant, once the policies have said it.
     pub(crate) tenant: Option<String>,
     pub(crate) snapshot: ActivitySnapshot,
 }
 
 /// The requests that a server has in flight, for whoever lists or cancels them from outside.
 ///
-/// Made before the server, which is given one, and so is who looks on. Clones are the same.
+/// Made before the server, which is given one, and so is the operator's listener. Clones share one
+/// table.
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(Arc<InFlightTable>);
 
@@ -69,16 +70,16 @@ pub struct InFlight(Arc<InFlightTable>);
 pub(crate) struct Registration {
     in_flight: InFlight,
     name: RequestKey,
-    asked: Option<oneshot::Receiver<CancelCause>>,
+    cancelled: Option<oneshot::Receiver<CancelCause>>,
     end: watch::Sender<Option<EndKind>>,
     activity: Activity,
 }
 
-/// A request that was asked to stop.
+/// Waits for the end of a request that was cancelled.
 #[derive(Debug)]
 pub(crate) struct EndWaiter(watch::Receiver<Option<EndKind>>);
 
-/// A way to ask one request to stop, and no other of its id.
+/// A way to cancel one request, and no other of its id.
 #[derive(Debug)]
 pub(crate) struct Canceller {
     in_flight: InFlight,
@@ -88,16 +89,23 @@ pub(crate) struct Canceller {
 impl InFlight {
     /// Takes in one more request.
     pub(crate) fn register(&self, id: &RequestId, endpoint: Endpoint) -> Registration {
-        let (ask, asked) = oneshot::channel();
+        let (cancel, cancelled) = oneshot::channel();
         let (end_in, end) = watch::channel(None);
         let mut entries = self.entries();
-        entries.claimed += 1;
-        let name = (id.clone(), entries.claimed);
+        entries.registered += 1;
+        let name = (id.clone(), entries.registered);
         let activity = Activity::new(endpoint);
-        let entry = InFlightEntry { tenant: None, ask: Some(ask), end, activity: activity.clone() };
+        let entry =
+            InFlightEntry { tenant: None, cancel: Some(cancel), end, activity: activity.clone() };
         entries.by_name.insert(name.clone(), entry);
         self.0.count.send_replace(entries.by_name.len());
-        Registration { in_flight: self.clone(), name, asked: Some(asked), end: end_in, activity }
+        Registration {
+            in_flight: self.clone(),
+            name,
+            cancelled: Some(cancelled),
+            end: end_in,
+            activity,
+        }
     }
 
     /// Asks requests of an id to stop: all of this tenant, or of any, then also those of which it is
@@ -111,7 +119,7 @@ impl InFlight {
         let mut entries = self.entries();
         let all = entries.by_name.range_mut(named(id));
         let theirs = all.filter(|(_, entry)| tenant.is_none() || entry.tenant.as_deref() == tenant);
-        theirs.map(|(_, entry)| entry.ask(cause)).collect()
+        theirs.map(|(_, entry)| entry.cancel(cause)).collect()
     }
 
     /// The endpoint that the latest request of this id came through, whosever it is.
@@ -135,7 +143,7 @@ impl InFlight {
         all.any(|(_, entry)| theirs(entry) && through(entry.activity.snapshot().endpoint))
     }
 
-    /// Those that are wanted, at most so many, the oldest first; and how many are wanted in all.
+    /// How many requests are wanted in all, and the oldest `most` of these.
     pub(crate) fn list(
         &self,
         most: usize,
@@ -155,7 +163,7 @@ impl InFlight {
     /// Asks all of them; how many there were.
     pub(crate) fn cancel_all(&self, cause: CancelCause) -> usize {
         let mut entries = self.entries();
-        entries.by_name.values_mut().map(|entry| entry.ask(cause)).count()
+        entries.by_name.values_mut().map(|entry| entry.cancel(cause)).count()
     }
 
     /// How many there are.
@@ -175,16 +183,16 @@ impl InFlight {
     }
 }
 
-/// Under which names requests of this id stand.
+/// The keys that requests of this id may have.
 fn named(id: &RequestId) -> RangeInclusive<RequestKey> {
     (id.clone(), 0)..=(id.clone(), u64::MAX)
 }
 
 impl InFlightEntry {
-    fn ask(&mut self, cause: CancelCause) -> EndWaiter {
-        if let Some(ask) = self.ask.take() {
-            // Who is not listening any more has ended.
-            let _ = ask.send(cause);
+    fn cancel(&mut self, cause: CancelCause) -> EndWaiter {
+        if let Some(cancel) = self.cancel.take() {
+            // A request that does not listen any more has ended.
+            let _ = cancel.send(cause);
         }
         EndWaiter(self.end.clone())
     }
@@ -203,11 +211,11 @@ impl EndWaiter {
 impl Canceller {
     /// Asks it to stop; `None`: it has ended.
     pub(crate) fn cancel(&self, cause: CancelCause) -> Option<EndWaiter> {
-        self.in_flight.entries().by_name.get_mut(&self.name).map(|entry| entry.ask(cause))
+        self.in_flight.entries().by_name.get_mut(&self.name).map(|entry| entry.cancel(cause))
     }
 }
 
-/// Where to say whose request a claim is for.
+/// A way to say which tenant a registered request belongs to.
 #[derive(Debug)]
 pub(crate) struct TenantSetter {
     in_flight: InFlight,
@@ -223,7 +231,7 @@ impl TenantSetter {
 }
 
 impl Registration {
-    /// Where to say whose request it is.
+    /// A way to say whose request it is.
     pub(crate) fn tenant_setter(&self) -> TenantSetter {
         TenantSetter { in_flight: self.in_flight.clone(), name: self.name.clone() }
     }
@@ -233,7 +241,7 @@ impl Registration {
         Canceller { in_flight: self.in_flight.clone(), name: self.name.clone() }
     }
 
-    /// It is certain how its request ends. Again, nothing happens.
+    /// It is certain how the request ends. A second call changes nothing.
     pub(crate) fn ends(&self, end: EndKind) {
         self.end.send_if_modified(|known| {
             let first = known.is_none();
@@ -247,11 +255,11 @@ impl Registration {
         &self.activity
     }
 
-    /// Returns when someone asks to stop, with the cause; once.
-    pub(crate) async fn asked(&mut self) -> CancelCause {
-        if let Some(asked) = &mut self.asked {
-            let cause = asked.await;
-            self.asked = None;
+    /// Returns when someone cancels the request, with the cause; once.
+    pub(crate) async fn cancel_requested(&mut self) -> CancelCause {
+        if let Some(cancelled) = &mut self.cancelled {
+            let cause = cancelled.await;
+            self.cancelled = None;
             if let Ok(cause) = cause {
                 return cause;
             }
@@ -287,7 +295,7 @@ mod tests {
         let mut registration = registration(&in_flight, &id, "acme");
         assert_eq!(in_flight.cancel(&id, Some("acme"), CancelCause::Operator).len(), 1);
         assert_eq!(in_flight.cancel(&id, Some("acme"), CancelCause::Shutdown).len(), 1);
-        assert_eq!(registration.asked().await, CancelCause::Operator);
+        assert_eq!(registration.cancel_requested().await, CancelCause::Operator);
         drop(registration);
         assert_eq!(in_flight.cancel(&id, Some("acme"), CancelCause::Operator).len(), 0);
     }
@@ -337,7 +345,7 @@ mod tests {
         ];
         assert_eq!(in_flight.cancel(&ours, Some("acme"), CancelCause::Operator).len(), 2);
         for registration in &mut two {
-            assert_eq!(registration.asked().await, CancelCause::Operator);
+            assert_eq!(registration.cancel_requested().await, CancelCause::Operator);
         }
         drop(two);
         assert_eq!(

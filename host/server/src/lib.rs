@@ -1,35 +1,46 @@
 //! HTTP: the OpenAI API on one side, the engine's handle on the other.
 //!
 //! ```text
-//! bytes -> Ask -> tokens -> seat, policies -> driver -> pieces -> voice -> bytes
-//!          ask    admit     admit             life               voice
+//! bytes -> ApiRequest -> tokens -> queue permit, policies -> driver -> text chunks -> writer -> bytes
+//!          endpoints     admit     admit                     driver    chunks         endpoints
 //! ```
 //!
-//! Every endpoint takes this one path; only the first and the last step know which it is.
+//! Every endpoint takes this one path (`generate`); only the first and the last step know which it is.
+//!
+//! # Where what is
+//!
+//! - `connection`: sockets, their limits, and when a client has left.
+//! - `router`: routes, and what all answers have in common.
+//! - `endpoints`: a folder for each API: how its requests are parsed and its answers written.
+//! - `admit`: from a request's head to its admission. `driver`: from there to its end.
+//! - `failure`: why a request got no answer, with which status and in which words.
+//! - `work`: the threads for whatever takes long.
+//!
+//! No two modules need each other; `tests/agreement/modules.rs` holds it.
 //!
 //! # Invariants
 //!
-//! - Nothing reaches the engine without a seat and the policies' consent, in this order: no
+//! - Nothing reaches the engine without a queue permit and the policies' consent, in this order: no
 //!   admitted request is refused for want of room.
 //! - An admitted request is owned by one driver, which ends it once: one log line, one count,
-//!   one account, and an end for its client, whatever happens to either of them.
-//! - A cause becomes a status in `failure` and nowhere else.
+//!   one settlement with the policies, and an end for its client, whatever happens to either of them.
+//! - A cause becomes a status in `failure/status.rs` and nowhere else.
 //! - Nothing that takes long for what a client sent is done on the runtime's threads: see `work.rs`.
 //! - Body, head, connections, and how slowly each may come or go are bounded by [`ServerConfig`].
 //!
 //! # Noticing that a client left
 //!
 //! Each connection's socket is watched while a generation is under way, whatever lies in it (see
-//! `socket`). When its client has left, the connection is dropped, and with it the request's future
+//! `connection/socket.rs`). When its client has left, the connection is dropped, and with it the request's future
 //! or the body of its answer; the driver hears of that at once. A client that closes only its
 //! sending half is taken to have left, as nearly all that do have, unless `server.half_close` says
-//! otherwise; it still gets what is answered at once (see `client`).
+//! otherwise; it still gets what is answered at once (see `connection/client.rs`).
 //!
 //! # Errors have one shape
 //!
 //! Whatever is refused, and by whom, is told in OpenAI's shape and as JSON: what a framework's own
-//! extractors refuse (`shape`), and what hyper alone answers because it never becomes a request:
-//! bytes that are not HTTP (400), heads that do not fit (431, 414) (`refusal`).
+//! extractors refuse (`error_response`), and what hyper alone answers because it never becomes a request:
+//! bytes that are not HTTP (400), heads that do not fit (431, 414) (`connection/refusal.rs`).
 //!
 //! # Not here
 //!

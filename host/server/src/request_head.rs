@@ -13,7 +13,7 @@ pub(crate) struct RequestHead {
     pub(crate) id: RequestId,
     /// Microseconds since the Unix epoch.
     pub(crate) at_micros: u64,
-    /// The same moment, for deadlines.
+    /// The same moment, from which deadlines count.
     pub(crate) arrived_at: Instant,
     /// The other side's address.
     pub(crate) address: Option<IpAddr>,

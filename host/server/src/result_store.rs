@@ -22,20 +22,20 @@ use crate::endpoints::{ResponseFormat, ResponseHead};
 use crate::failure::Failure;
 use crate::in_flight::Canceller;
 
-/// Where results are kept.
+/// Results by request id and tenant.
 #[derive(Debug)]
 pub(crate) struct ResultStore {
     // Drivers put here and clients take: there is no single owner. The lock is held for map
     // operations and never across an await.
     stored_results: Mutex<StoredResults>,
-    alone: Arc<Semaphore>,
+    detached: Arc<Semaphore>,
     config: DetachedConfig,
 }
 
 #[derive(Debug, Default)]
 struct StoredResults {
     by_name: BTreeMap<ResultKey, StoredResult>,
-    /// Those that have ended, oldest first.
+    /// Results of requests that have ended, oldest first.
     ended: VecDeque<(Instant, ResultKey, u64)>,
     bytes: usize,
     numbers: u64,
@@ -44,21 +44,21 @@ struct StoredResults {
 /// An id and a tenant. Ids are the clients' own, so nobody's may be in the way of another tenant's.
 type ResultKey = (RequestId, String);
 
-/// A result, or one to come.
+/// A result, or the place of one to come.
 #[derive(Debug)]
 struct StoredResult {
-    /// Another of the same name may have taken this one's place.
+    /// Tells it from a later one of the same key, which takes its place.
     number: u64,
     stored: Arc<StoredRequest>,
     state: AnswerState,
 }
 
-/// Whose result it is, and in whose language it is told.
+/// The request that a result belongs to, and how its answer is written.
 #[derive(Debug)]
 pub(crate) struct StoredRequest {
     pub(crate) format: ResponseFormat,
     pub(crate) head: ResponseHead,
-    /// Asks it to stop.
+    /// Cancels it.
     pub(crate) canceller: Canceller,
 }
 
@@ -75,11 +75,11 @@ pub(crate) struct PendingResult {
 impl ResultStore {
     pub(crate) fn new(config: DetachedConfig) -> Arc<Self> {
         let places = config.requests_max.min(Semaphore::MAX_PERMITS);
-        let alone = Arc::new(Semaphore::new(places));
-        Arc::new(Self { stored_results: Mutex::default(), alone, config })
+        let detached = Arc::new(Semaphore::new(places));
+        Arc::new(Self { stored_results: Mutex::default(), detached, config })
     }
 
-    /// A place for a request that begins without a client.
+    /// A permit for a request that begins without a client.
     ///
     /// # Errors
     ///
@@ -88,9 +88,9 @@ impl ResultStore {
         self.place().ok_or(Failure::Detached { limit: self.config.requests_max })
     }
 
-    /// A place among the requests that go on without a client, if there is one.
+    /// A permit for a request that goes on without a client, if one is left.
     pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.alone).try_acquire_owned().ok()
+        Arc::clone(&self.detached).try_acquire_owned().ok()
     }
 
     /// Begins to keep a result.
@@ -198,7 +198,7 @@ impl StoredRequest {
 }
 
 impl PendingResult {
-    /// Its first pass begins.
+    /// The request's first step begins.
     pub(crate) fn started(&self) {
         if let Some(kept) = self.results.stored_results().by_name.get_mut(&self.name)
             && kept.number == self.number
@@ -207,7 +207,7 @@ impl PendingResult {
         }
     }
 
-    /// It has ended.
+    /// The request has ended.
     pub(crate) fn end(mut self, chunk: TextChunk, how: Result<Done, Failure>) {
         self.write(chunk, how);
     }

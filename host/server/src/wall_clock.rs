@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
 pub type WallClock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
-/// In microseconds.
+/// A time in whole microseconds.
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

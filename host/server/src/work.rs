@@ -230,7 +230,7 @@ impl WorkPool {
         self.memory.lease(tenant)
     }
 
-    /// Does this on one of the threads, when it is its turn.
+    /// Does this work on one of the threads, when its turn comes.
     ///
     /// # Errors
     ///

@@ -144,7 +144,7 @@ pub(crate) struct Listener {
     pub(crate) rules: ListenerRules,
     pub(crate) router: Router,
     pub(crate) metrics: Arc<ServerMetrics>,
-    /// Its open connections.
+    /// The listener's open connections.
     pub(crate) open: IntGauge,
     /// Writes the body of what is answered to bytes that are no request.
     pub(crate) error_json: ErrorJson,
@@ -172,7 +172,7 @@ impl Listener {
                 Some(ended) = connections.join_next() => report(ended),
             }
         };
-        // Whoever still knocks is told so by the operating system.
+        // Clients that still try to connect are refused by the operating system.
         drop(acceptor);
         drop(closing);
         let all_left = async {
@@ -348,7 +348,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Serves one connection until it closes, or until the farewell and the answer in flight.
+/// Serves one connection until it closes, or after the shutdown until the answer in flight is out.
 async fn serve_connection(
     stream: TcpStream,
     from: SocketAddr,
@@ -453,7 +453,7 @@ async fn serve_connection(
                 break;
             }
             () = &mut too_long => break,
-            // The sender is dropped rather than used, so this is an error, and the farewell.
+            // The sender is dropped rather than used, so this is an error, and means shutdown.
             _ = shutdown.changed(), if !closing => {
                 closing = true;
                 served.as_mut().graceful_shutdown();

@@ -10,7 +10,7 @@
 //!
 //! # Not here
 //!
-//! How long a body may take to arrive (`body`), and an answer to be taken (`patience`).
+//! How long a body may take to arrive (`body`), and an answer to be taken (`write_timeout`).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -36,7 +36,7 @@ const RESERVE_GRACE: Duration = Duration::from_millis(250);
 pub(crate) struct SlotLimits {
     /// Connections that stay for as long as they like.
     pub(crate) connections_max: usize,
-    /// Those of them that one address may have.
+    /// Connections that one address may have.
     pub(crate) per_address_max: usize,
     /// Connections beyond that.
     pub(crate) reserve: usize,
@@ -49,7 +49,7 @@ pub(crate) struct ConnectionSlots {
     regular: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     addresses: Arc<Addresses>,
-    /// Who is in the reserve, the oldest first.
+    /// Connections in the reserve, the oldest first.
     guests: Vec<Weak<ReserveConnection>>,
 }
 
@@ -129,7 +129,7 @@ impl ConnectionSlots {
         self.next_out().is_some_and(|guest| guest.displace())
     }
 
-    /// Who of the reserve makes way next.
+    /// Which connection of the reserve makes way next.
     fn next_out(&self) -> Option<Arc<ReserveConnection>> {
         let guests: Vec<_> = self.guests.iter().filter_map(Weak::upgrade).collect();
         let mut of = HashMap::new();
@@ -143,7 +143,7 @@ impl ConnectionSlots {
 }
 
 impl ReserveConnection {
-    /// It is answered from now on, or not any more.
+    /// Whether the connection's request is being answered.
     pub(crate) fn is_busy(&self, busy: bool) {
         self.busy.store(busy, Ordering::Release);
     }

@@ -20,10 +20,10 @@ pub(super) struct RequestTimers {
     alarm: Alarm,
 }
 
-/// What a clock can strike.
+/// What can become due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TimerEvent {
-    /// The plan's patience is over.
+    /// A deadline of the plan has passed.
     Deadline(Deadline),
     /// The client left, and the time to go on without it is over.
     DrainOver,
@@ -71,7 +71,7 @@ impl RequestTimers {
         due.is_some_and(|(at, _)| at <= Instant::now())
     }
 
-    /// It goes on without a client: for so long since that left, however often that is said.
+    /// The request goes on without a client, for this long from when that left.
     pub(super) fn drain(&mut self, left_at: Instant, time_max: Duration) {
         self.drain_ends_at = left_at.checked_add(time_max);
     }
@@ -139,7 +139,7 @@ impl RequestTimers {
         deadlines.chain(others).min_by_key(|(at, _)| *at)
     }
 
-    /// Who waits for its turn does not stall.
+    /// A request that waits for its first step does not stall.
     fn stall(&self, after: Option<Duration>) -> Option<(Instant, TimerEvent)> {
         let since = self.last_token_at.or(self.started_at)?;
         let after = after?;

@@ -1,5 +1,5 @@
 //! Where text goes when it is made: past the policies that guard it, to the client, and to the
-//! shelf where results are kept.
+//! store where results are kept.
 //!
 //! # How likely tokens were
 //!
@@ -24,7 +24,7 @@ pub(super) struct OutputPipeline {
     pub(super) client: ClientLink,
     /// All that was given out, if anybody may ask for it later.
     chunk: Option<TextChunk>,
-    /// Who is told of the end when the client has left.
+    /// The store's side, for an answer that is stored.
     pending: Option<PendingResult>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct OutputPipeline {
 struct GatedText {
     /// Text that was not passed yet, as far as it is known.
     text: String,
-    /// Its tokens.
+    /// The tokens of that text.
     tokens: VecDeque<TokenLogprob>,
     /// Characters that were passed.
     passed: usize,
@@ -83,14 +83,14 @@ impl OutputPipeline {
         self.chunk.is_some()
     }
 
-    /// Its first pass begins.
+    /// The request's first step begins.
     pub(super) fn started(&self) {
         if let Some(pending) = &self.pending {
             pending.started();
         }
     }
 
-    /// Is it kept already?
+    /// Is the answer being stored already?
     pub(super) fn is_kept(&self) -> bool {
         self.pending.is_some()
     }
@@ -183,7 +183,7 @@ impl OutputPipeline {
         self.client.end(how);
     }
 
-    /// The same, but for the client.
+    /// As [`Self::end`], but the client is not told.
     pub(super) fn end_kept(&mut self, how: &Result<Done, Failure>) {
         self.guards = None;
         if let Some(pending) = self.pending.take() {

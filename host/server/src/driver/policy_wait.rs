@@ -57,7 +57,7 @@ impl PolicyWait<'_> {
         loop {
             tokio::select! {
                 biased;
-                cause = registration.asked() => return Err(cause),
+                cause = registration.cancel_requested() => return Err(cause),
                 () = client.leaves() => {
                     if gives_up {
                         return Err(CancelCause::Disconnect);

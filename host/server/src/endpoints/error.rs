@@ -11,14 +11,14 @@ use crate::failure::Failure;
 /// An error in OpenAI's shape, without its envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ApiError {
-    /// For people.
+    /// A sentence for people.
     pub(crate) message: String,
-    /// Whose fault, roughly.
+    /// Whose fault it is, roughly.
     #[serde(rename = "type")]
     pub(crate) kind: &'static str,
     /// The field, if it is about one.
     pub(crate) param: Option<String>,
-    /// For programs.
+    /// The cause, for programs.
     pub(crate) code: String,
 }
 

@@ -1,6 +1,4 @@
-//! How an endpoint answers: whole, as JSON, or piece by piece, as server-sent events.
-//!
-//! Each endpoint's file knows its own shapes; what they are made of comes from the driver.
+//! What writes an endpoint's answers: whole, as JSON, or chunk by chunk, as server-sent events.
 
 use std::sync::Arc;
 
@@ -13,7 +11,7 @@ use super::sse_frames::SseFrames;
 use crate::chunks::{Done, TextChunk};
 use crate::request_info::RequestInfo;
 
-/// Speaks one endpoint's language about one answer.
+/// Writes one answer as one endpoint's clients expect it.
 ///
 /// For a stream, in order: [`ResponseWriter::open`], [`ResponseWriter::text`] any number of times, then
 /// [`ResponseWriter::done`] or [`ResponseWriter::fail`]. Otherwise [`ResponseWriter::whole`], alone.
@@ -23,16 +21,16 @@ pub(crate) trait ResponseWriter: Send {
         let _ = frames;
     }
 
-    /// There is more of it, never nothing.
+    /// More text, never empty.
     fn text(&mut self, chunk: TextChunk, frames: &mut SseFrames);
 
     /// The answer is complete.
     fn done(&mut self, done: &Done, frames: &mut SseFrames);
 
-    /// There will be no more of it.
+    /// The answer ends early, with an error.
     fn fail(&mut self, error: &ApiError, frames: &mut SseFrames);
 
-    /// The answer at once.
+    /// The whole answer as JSON.
     fn whole(&mut self, chunk: TextChunk, done: &Done) -> Vec<u8>;
 }
 

@@ -6,7 +6,7 @@
 pub(crate) struct InvalidRequest {
     /// Where it stands in the body; `None` when the body as a whole is wrong.
     pub(crate) param: Option<String>,
-    /// Machine-readable cause.
+    /// The cause, for programs.
     pub(crate) code: &'static str,
     /// Names the field, the limit and the value.
     pub(crate) message: String,
