@@ -20,7 +20,7 @@ const MAY: [(&str, &str); 8] = [
     ("host/mlx-setup/", "reads what it has downloaded, when the host is built"),
     ("host/bench/src/machine.rs", "/proc"),
     ("host/models/src/lib.rs", "/proc/meminfo"),
-    ("host/models/src/cpu/team.rs", "/sys"),
+    ("host/models/src/cpu/thread_pool.rs", "/sys"),
     ("host/server/src/connection/listener.rs", "/dev/null, to hold a descriptor"),
     ("host/cli/build.rs", "a build"),
     ("host/text/src/chat/judged.rs", "a test, of what another program has written"),

@@ -211,7 +211,7 @@ async fn a_response_that_has_ended_before_its_delete_was_heard_is_gone_and_was_c
 
 /// A client waits for it, so there is nothing to fetch; but it is not nowhere either.
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_request_whose_client_waits_nobody_is_told_that_it_is_not_in_flight() {
+async fn who_asks_for_a_request_whose_client_waits_is_told_that_it_is_in_flight() {
     let rig = Rig::with(Setup { gated: true, ..Setup::default() }).await;
     let body = BACKGROUND.replace(",\"background\":true", "");
     let mut waits = rig.begin("/v1/responses", "bg", &body).await;
@@ -220,9 +220,9 @@ async fn of_a_request_whose_client_waits_nobody_is_told_that_it_is_not_in_flight
         [("GET", "/v1/responses/resp_bg"), ("GET", "/v1/requests/bg"), CANCEL_RESPONSE, DELETE]
     {
         let answer = ask(&rig, how).await;
-        assert_eq!(answer.code(), "request_not_found", "{how:?}");
+        assert_eq!((answer.status, &*answer.code()), (409, "request_in_flight"), "{how:?}");
         let why = answer.json()["error"]["message"].to_string();
-        assert!(!why.contains("in flight") && why.contains("background"), "{how:?}: {why}");
+        assert!(why.contains("/v1/requests/bg/cancel"), "{how:?}: {why}");
     }
     rig.gate.open();
     assert_eq!(waits.answer().await.status, 200, "and none of these has touched it");
