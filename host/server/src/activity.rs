@@ -9,18 +9,18 @@ use tokio::time::Instant;
 /// Where a request is on its way through the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ActivityState {
-    /// Its body arrives, it is tokenized, policies are asked.
+    /// The body arrives, the prompt is tokenized, policies are asked.
     Admission,
-    /// It waits for a pass of the engine, for the first time or since it gave its pages to another.
+    /// The request waits for a step, for the first time or since it gave its pages to another.
     Queued,
-    /// Its prompt is computed.
+    /// The prompt is computed.
     Prefill,
-    /// It produces tokens.
+    /// Tokens are generated.
     Decode,
 }
 
 impl ActivityState {
-    /// Its name in answers.
+    /// The name in answers.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Admission => "admission",
@@ -87,32 +87,32 @@ impl Activity {
         self.lock().clone()
     }
 
-    /// It was admitted then, for this model.
+    /// The request was admitted at this moment, for this model.
     pub(crate) fn admitted(&self, at: Instant, model: &ModelId, priority: Priority) {
         let mut snapshot = self.lock();
         (snapshot.admitted_at, snapshot.state) = (Some(at), ActivityState::Queued);
         (snapshot.model, snapshot.priority) = (Some(model.clone()), Some(priority));
     }
 
-    /// Its first pass begins.
+    /// The first step begins.
     pub(crate) fn started(&self) {
         let mut snapshot = self.lock();
         (snapshot.started_at, snapshot.state) = (Some(Instant::now()), ActivityState::Prefill);
     }
 
-    /// It has a token more.
+    /// A token came.
     pub(crate) fn token(&self) {
         let mut snapshot = self.lock();
         (snapshot.tokens, snapshot.state) =
             (snapshot.tokens.saturating_add(1), ActivityState::Decode);
     }
 
-    /// It gave its pages to another one.
+    /// The request gave its pages to another.
     pub(crate) fn preempted(&self) {
         self.lock().state = ActivityState::Queued;
     }
 
-    /// It goes on without a client.
+    /// The request goes on without a client.
     pub(crate) fn detached(&self) {
         self.lock().detached = true;
     }

@@ -107,13 +107,13 @@ impl fmt::Debug for Replacement {
     }
 }
 
-/// Why nothing was swapped.
+/// Why no policy was swapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SwapError {
     /// No policy is called so.
     #[error("no policy is called {0:?}")]
     Unknown(String),
-    /// It cannot be loaded.
+    /// The policy cannot be loaded.
     #[error("{0}")]
     Unfit(String),
     /// That generation cannot be gone back to.
@@ -129,7 +129,7 @@ pub struct AdminParts {
     pub server: ServerConfig,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
-    /// Who changes policies.
+    /// What changes policies.
     pub admin: Arc<dyn PolicyAdmin>,
     /// Where the requests in flight of the server are known.
     pub in_flight: InFlight,
@@ -300,7 +300,7 @@ async fn method_not_allowed(request: Request) -> AdminError {
     AdminError { status: StatusCode::METHOD_NOT_ALLOWED, code: "method_not_allowed", message }
 }
 
-/// Why an admin request came to nothing.
+/// Why an admin request was refused.
 #[derive(Debug)]
 struct AdminError {
     status: StatusCode,
@@ -318,6 +318,6 @@ impl IntoResponse for AdminError {
 }
 
 fn complain(status: StatusCode, code: &str, message: &str) -> Response {
-    tracing::warn!(status = status.as_u16(), code, message, "an admin request came to nothing");
+    tracing::warn!(status = status.as_u16(), code, message, "an admin request was refused");
     (status, Json(json!({ "error": { "code": code, "message": message } }))).into_response()
 }

@@ -40,7 +40,7 @@ impl ServerHost {
         let request = &stored.head.info.id;
         if let Some(asked) = stored.canceller.cancel(CancelCause::Operator) {
             let end = asked.end().await.as_str();
-            tracing::info!(%request, end, "a kept request was asked to stop by its client");
+            tracing::info!(%request, end, "a client cancelled its stored request");
         }
         self.results.state_of(stored)
     }

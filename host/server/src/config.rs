@@ -29,7 +29,7 @@ pub struct ServerConfig {
     /// that a page of another origin sends is refused with 403, `/health` excepted. Add the origin of
     /// a page that calls this host itself, rather than by way of a server of its own.
     pub allowed_origins: Vec<String>,
-    /// Names by which clients may call this host (the `ServerHost` header, without its port), as in
+    /// Names by which clients may call this host (the `Host` header, without its port), as in
     /// `["llm.example"]`, beside `localhost`, names that end in `.localhost`, and IP addresses; `["*"]`
     /// for all. Another name is refused with 421, `/health` excepted. Unset, all names are taken
     /// where `bind` is an address that others reach, and none beside those where it is a loopback
@@ -183,9 +183,9 @@ impl ServerConfig {
             ("header_max", self.header_max, Self::HEADER_MAX_MIN, Self::HEADER_MAX_MAX),
             ("pipelined_max", self.pipelined_max, ByteSize(0), Self::PIPELINED_MAX_MAX),
         ];
-        for (key, value, min_tokens, most) in sizes {
-            if !(min_tokens..=most).contains(&value) {
-                problems.push(format!("server.{key} must be {min_tokens} to {most}, got {value}"));
+        for (key, value, least, most) in sizes {
+            if !(least..=most).contains(&value) {
+                problems.push(format!("server.{key} must be {least} to {most}, got {value}"));
             }
         }
         let most = Self::CONNECTIONS_MAX_MAX;
@@ -215,10 +215,10 @@ impl ServerConfig {
                 .filter(|(_, time)| time.is_zero())
                 .map(|(key, _)| format!("server.{key} must exceed 0s, got 0s")),
         );
-        let (min_tokens, keepalive) = (Self::STREAM_KEEPALIVE_MIN, self.stream_keepalive);
-        if !keepalive.is_zero() && keepalive < min_tokens {
+        let (least, keepalive) = (Self::STREAM_KEEPALIVE_MIN, self.stream_keepalive);
+        if !keepalive.is_zero() && keepalive < least {
             problems.push(format!(
-                "server.stream_keepalive must be 0s (none) or at least {min_tokens:?}, got {keepalive:?}"
+                "server.stream_keepalive must be 0s (none) or at least {least:?}, got {keepalive:?}"
             ));
         }
         let origins = self.allowed_origins.iter().filter_map(|origin| origin_problem(origin));

@@ -23,10 +23,10 @@
 //!
 //! No HTTP and no JSON: an end is a [`Done`] or a [`Failure`], and an endpoint's writer renders it.
 
-mod deadlines;
 mod output;
 mod policy_wait;
 mod text;
+mod timers;
 
 use std::sync::Arc;
 
@@ -46,10 +46,10 @@ use crate::failure::{Failure, Intervention};
 use crate::in_flight::Registration;
 use crate::result_store::{PendingResult, ResultStore, StoredRequest};
 use crate::wall_clock::{WallClock, micros};
-use deadlines::{RequestTimers, TimerEvent};
 use output::OutputPipeline;
 use policy_wait::PolicyWait;
 pub(crate) use text::TextAssembler;
+use timers::{RequestTimers, TimerEvent};
 
 /// One admitted request and all that its driver needs.
 pub(crate) struct RequestDriver {

@@ -29,9 +29,9 @@ pub(crate) use status::Retry;
 /// Why a request got no answer, or not the whole of it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Failure {
-    /// The body says something that cannot be.
+    /// A field of the body is wrong, or the body as a whole.
     InvalidRequest(InvalidRequest),
-    /// `x-request-id` cannot be one.
+    /// The value of `x-request-id` cannot be an id.
     BadRequestId(String),
     /// The body did not arrive as it should.
     Body(BodyProblem),
@@ -39,18 +39,18 @@ pub(crate) enum Failure {
     HeadTooLarge {
         /// `bytes` or `headers`.
         unit: &'static str,
-        /// How many there are.
+        /// Bytes or headers of the request.
         got: usize,
-        /// How many there may be.
+        /// `server.header_max` or `server.headers_max`.
         limit: usize,
     },
     /// The head cannot be read, or not as it should be.
     Unreadable(HeadProblem),
-    /// It comes from a web page that may not ask, or calls us by a name that we do not have.
+    /// The request comes from a web page that is not allowed, or names a host that this one is not.
     Foreign(Foreign),
-    /// We serve other models.
+    /// No model of this name is served.
     UnknownModel {
-        /// The client's name for it.
+        /// The name as the client wrote it.
         asked: String,
         /// The names of those that are served.
         served: Vec<String>,
@@ -72,22 +72,22 @@ pub(crate) enum Failure {
     Connections(ConnectionLimit),
     /// The host is stopping and takes nothing new.
     Draining,
-    /// The engine would not take it.
+    /// The engine did not take the request.
     NotStarted(NotStarted),
-    /// A policy turned it away.
+    /// A policy refused the request.
     Refused(Box<Refused>),
-    /// A policy changed it into something that cannot be; the text is for our log.
+    /// A policy changed the request into one that is not valid; the text is for our log.
     Spoiled(String),
-    /// A policy ended it after its admission.
+    /// A policy ended the request after its admission.
     Intervened(Box<Intervention>),
-    /// As many go on without a client as may.
+    /// As many requests as may go on without a client.
     Detached {
-        /// How many those are.
+        /// `detached.requests_max`.
         limit: usize,
     },
-    /// The pool did not do what had to be done for it.
+    /// The work pool did not read or tokenize the request.
     Work(WorkError),
-    /// Someone cancelled it.
+    /// The request was cancelled.
     Cancelled(CancelCause),
     /// A pass, the engine or the host failed; our log has the reason.
     Failed(FaultKind),
@@ -105,22 +105,22 @@ pub(crate) struct Intervention {
 /// Why a head did not become a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HeadProblem {
-    /// It is not HTTP/1.1.
+    /// The head is not HTTP/1.1.
     Malformed,
     /// Far larger than configured.
     TooLarge(HeadLimits),
-    /// Its first line is longer than can be.
+    /// The first line is longer than hyper takes.
     UrlTooLong,
     /// Slower than configured.
     TooSlow {
-        /// Longest time.
+        /// The longest time that is allowed.
         limit: Duration,
     },
     /// The framework refused it before we were asked.
     Rejected {
-        /// With which status.
+        /// The framework's status.
         status: StatusCode,
-        /// In whose words.
+        /// The framework's own words.
         why: String,
     },
 }
@@ -148,17 +148,17 @@ pub(crate) enum ConnectionLimit {
 pub(crate) enum BodyProblem {
     /// Larger than configured.
     TooLarge {
-        /// Most bytes.
+        /// The most bytes that are allowed.
         limit: usize,
     },
     /// Slower than configured.
     TooSlow {
-        /// Longest time.
+        /// The longest time that is allowed.
         limit: Duration,
     },
     /// The connection broke, or its framing is wrong.
     Broken(String),
-    /// It is compressed, in these ways, as its sender calls them.
+    /// The body is compressed, with these codings.
     Encoded(String),
 }
 
@@ -209,7 +209,7 @@ impl Failure {
         "device_failed",
     ];
 
-    /// Its label in `interlock_http_refusals_total{reason}`, a closed set, and its code unless a
+    /// The label in `interlock_http_refusals_total{reason}`, a closed set, and its code unless a
     /// policy or the body's reader has a better one.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -294,7 +294,7 @@ impl Failure {
         Some(theirs.map_or(param, |map| map.trim_end_matches('.').to_owned()))
     }
 
-    /// Whose page or which name was not allowed, for our log.
+    /// The origin or the host name that was not allowed, for our log.
     pub(crate) fn foreign(&self) -> Option<&str> {
         match self {
             Self::Foreign(Foreign::Origin(name) | Foreign::Host(name)) => Some(name),

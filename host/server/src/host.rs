@@ -156,12 +156,16 @@ impl ServerHost {
         // flag or is waited for.
         self.draining.store(true, Ordering::SeqCst);
         let drain_max = self.config.drain_max;
-        tracing::info!(in_flight = self.in_flight.count(), ?drain_max, "shutting down");
+        tracing::info!(in_flight = self.in_flight.count(), ?drain_max, "the host is shutting down");
         if tokio::time::timeout(drain_max, self.in_flight.empty()).await.is_ok() {
             return 0;
         }
         let cancelled = self.in_flight.cancel_all(CancelCause::Shutdown);
-        tracing::warn!(cancelled, ?drain_max, "requests in flight were cancelled");
+        tracing::warn!(
+            cancelled,
+            ?drain_max,
+            "requests that did not end within server.drain_max were cancelled"
+        );
         if tokio::time::timeout(PASS_MAX, self.in_flight.empty()).await.is_err() {
             tracing::error!(
                 left = self.in_flight.count(),

@@ -18,7 +18,7 @@ pub struct ServedModel {
     pub aliases: Vec<String>,
     /// How to sample where a request does not say.
     pub sampling: SamplingDefaults,
-    /// Its text side; set when it is loaded. The server listens before that.
+    /// The model's text side; set when it is loaded. The server listens before that.
     pub text: Arc<OnceLock<Arc<TextModel>>>,
     /// The way to its engine.
     pub engine: EngineHandle,
@@ -27,13 +27,13 @@ pub struct ServedModel {
 /// How a model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ModelState {
-    /// It loads, or one that shares the engine thread does.
+    /// The model loads, or one that shares its engine thread does.
     Starting,
-    /// It is served.
+    /// The model is served.
     Ready,
-    /// Its engine was told to stop.
+    /// The engine was told to stop.
     Stopped,
-    /// Its engine has stopped, and nobody told it to.
+    /// The engine has stopped by itself.
     Failed,
 }
 
@@ -92,7 +92,7 @@ impl ServedModel {
         Load { waiting, waiting_max, running, running_max }
     }
 
-    /// Its text side and its shape, when it is loaded.
+    /// The model's text side and its shape, when it is loaded.
     ///
     /// # Errors
     ///

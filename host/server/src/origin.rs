@@ -3,7 +3,7 @@
 //! Whoever runs the host may have a browser open beside it, and any page in it can send requests
 //! here: a form or a script may post a text to any address (and the browser says from where, in
 //! `Origin`), and a page whose own name was made to stand for this machine may even read the answers
-//! (DNS rebinding; then that name is in `ServerHost`). So a page is refused unless its origin is allowed,
+//! (DNS rebinding; then that name is in `Host`). So a page is refused unless its origin is allowed,
 //! and where only this machine can reach a listener, so is a name that is not the listener's.
 //! Addresses need no such care, nor does `localhost` with all names under it: no page can make them
 //! stand for anything else.

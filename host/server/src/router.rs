@@ -1,4 +1,4 @@
-//! Routes, and what all answers have in common: the request's id and the shape of errors.
+//! Routes, and what all answers have in common: the request's id and the form of errors.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -66,7 +66,7 @@ fn routes(host: Arc<ServerHost>, address: Option<SocketAddr>) -> Router {
             get(stored_responses::response).delete(stored_responses::delete_response),
         )
         .route("/v1/responses/{id}/cancel", post(stored_responses::cancel_response))
-        .route("/health/live", get(in_flight))
+        .route("/health/live", get(live))
         .route("/health/ready", get(ready));
     if host.registry.is_some() {
         routes = routes.route("/metrics", get(metrics));
@@ -87,7 +87,7 @@ fn routes(host: Arc<ServerHost>, address: Option<SocketAddr>) -> Router {
     }
 }
 
-/// The same for web pages: what is refused is refused in words, their preflights included, and all
+/// The routes for web pages: what is refused is refused in words, their preflights included, and all
 /// else says what browsers want to hear, errors included.
 fn for_pages(
     routes: Router,
@@ -317,7 +317,7 @@ async fn cancel(
     let request = request.ok_or_else(unknown)?;
     let end = host.cancel(&request, &identified.identity.tenant, CancelCause::Operator).await;
     let end = end.ok_or_else(unknown)?;
-    tracing::info!(%request, end = end.as_str(), "a request was asked to stop by its client");
+    tracing::info!(%request, end = end.as_str(), "a client cancelled its request");
     Ok(Json(json!({
         "id": request.as_str(),
         "object": "request",
@@ -327,7 +327,7 @@ async fn cancel(
     .into_response())
 }
 
-async fn in_flight() -> Response {
+async fn live() -> Response {
     Json(json!({ "status": "live" })).into_response()
 }
 

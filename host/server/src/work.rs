@@ -2,7 +2,7 @@
 //! long answers. It has threads of its own, so that the runtime's threads only ever wait.
 //!
 //! ```text
-//!   request ── memory ──► line ──► thread ──► result
+//!   request ── memory ──► queue ──► thread ──► result
 //!              (lease)    small first, tenants in turn
 //! ```
 //!
@@ -12,7 +12,7 @@
 //!   ([`WorkConfig::memory_max`]), how many threads there are. What finds no room is refused at
 //!   once, and counted.
 //! - One thread at least never takes heavy work: a small request waits for small ones at most.
-//! - What one tenant queues holds up no other: tenants take turns (see [`line`]).
+//! - What one tenant queues holds up no other: tenants take turns (see [`queue`]).
 //! - Whoever gives up waiting frees its place at once, and its work is not begun.
 //! - Work on behalf of a model that takes longer than [`WorkConfig::time_max`] has its request
 //!   answered. A thread cannot be stopped, so it is counted as stuck and replaced: the pool keeps
@@ -24,9 +24,9 @@
 //! What the work is. Nothing here waits for a client, a policy or the engine.
 
 mod config;
-mod line;
 mod memory;
 mod metrics;
+mod queue;
 mod threads;
 
 use std::io;
@@ -39,10 +39,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub use config::WorkConfig;
-use line::QueueTicket;
 use memory::MemoryBudget;
 pub(crate) use memory::MemoryLease;
 pub use metrics::WorkMetrics;
+use queue::QueueTicket;
 use threads::WorkerThreads;
 
 /// So many threads may be stuck in the same kind of work for the same model; then it is refused.
@@ -64,7 +64,7 @@ impl Class {
     /// All of them, smallest first.
     pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::DroppedInPool];
 
-    /// Its label in metrics.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Small => "small",
@@ -89,17 +89,17 @@ impl Class {
     }
 }
 
-/// What of a model's is at work, for work that may never end by itself.
+/// The part of a model that work runs, where it may never end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ModelPart {
-    /// Its chat template, and then its tokenizer.
+    /// The chat template, and then the tokenizer.
     ChatTemplate,
-    /// Its tokenizer alone.
+    /// The tokenizer alone.
     Tokenizer,
 }
 
 impl ModelPart {
-    /// Its name in metrics, logs and errors.
+    /// The name in metrics, logs and errors.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ChatTemplate => "chat_template",
@@ -107,7 +107,7 @@ impl ModelPart {
         }
     }
 
-    /// Its name in a sentence.
+    /// The name in a sentence.
     pub(crate) const fn spoken(self) -> &'static str {
         match self {
             Self::ChatTemplate => "chat template",
@@ -124,13 +124,13 @@ pub type WorkOwner = (ModelId, ModelPart);
 pub struct WorkJob<'a> {
     /// How much it is.
     pub class: Class,
-    /// With whose it takes turns.
+    /// Work of different tenants takes turns.
     pub tenant: &'a str,
-    /// Whose fault it is when it does not end; `None` for work that always does.
+    /// What is counted as stuck when the work does not end; `None` for work that always does.
     pub owner: Option<WorkOwner>,
     /// When its request's time is up, and by which deadline.
     pub due: Option<(Instant, Deadline)>,
-    /// Is it the end of something that has been done already? Then it is never refused.
+    /// Work that is never refused, because what it finishes has been computed already.
     pub must: bool,
 }
 
@@ -141,40 +141,40 @@ impl<'a> WorkJob<'a> {
     }
 }
 
-/// Why something was not done.
+/// Why the pool did not do a piece of work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkError {
-    /// So many wait already.
+    /// As many requests wait as may.
     Full {
-        /// Which is the limit.
+        /// `work.requests_max`.
         limit: usize,
     },
     /// It would take more memory than one request may.
     TooMuch {
-        /// About what it would take.
+        /// About what the request would take.
         bytes: usize,
-        /// What it may.
+        /// What one request may take.
         limit: usize,
     },
-    /// Its request's time was up before it was done.
+    /// A deadline of the request passed first.
     Late(Deadline),
-    /// It did not end in time.
+    /// The work did not end in time.
     Endless {
-        /// Whose work it was.
+        /// The model and its part.
         owner: WorkOwner,
-        /// How long it had.
+        /// `work.time_max`.
         limit: Duration,
     },
-    /// Too much of the same has not ended already.
+    /// [`STUCK_MAX`] threads are stuck in the same work already.
     Stuck {
-        /// Whose work it is.
+        /// The model and its part.
         owner: WorkOwner,
     },
-    /// It panicked, which is a bug.
+    /// The work panicked, which is a bug.
     Panicked,
 }
 
-/// The threads, the line before them and the memory. Cheap to clone.
+/// The threads, the queue before them and the memory. Cheap to clone.
 #[derive(Clone)]
 pub struct WorkPool {
     memory: Arc<MemoryBudget>,

@@ -25,10 +25,10 @@ use std::task::{Context, Waker};
 /// What is being done for a client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum ClientStage {
-    /// It is answered as soon as we can, or nothing is asked.
+    /// The client is answered at once, or asks nothing.
     #[default]
     Answering,
-    /// It wants something generated, which may still be refused.
+    /// The client asks for a generation, which may still be refused.
     Preparing,
     /// The engine has its request, or will.
     Generating,
@@ -51,7 +51,7 @@ pub(crate) struct Client {
 #[derive(Debug, Default)]
 struct ClientState {
     stage: ClientStage,
-    /// Who wants to know when the stage changes: the connection's task.
+    /// Wakes the connection's task when the stage changes.
     watch: Option<Waker>,
 }
 

@@ -181,7 +181,10 @@ impl Listener {
             }
         };
         if tokio::time::timeout(context.rules.close_timeout, all_left).await.is_err() {
-            tracing::warn!(left = connections.len(), "connections were closed on readers too slow");
+            tracing::warn!(
+                left = connections.len(),
+                "connections were closed before their clients had read all that was sent"
+            );
             connections.shutdown().await;
         }
         over
@@ -248,7 +251,7 @@ impl Acceptor {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     if self.may_log() {
-                        tracing::error!(%error, "connections cannot be accepted");
+                        tracing::error!(%error, "the listener cannot accept connections");
                     }
                     if no_descriptors(&error) {
                         self.turn_away().await;
@@ -285,7 +288,11 @@ impl Acceptor {
         };
         self.metrics.cut(cut);
         if self.may_log() {
-            tracing::warn!(limit, key, "too many connections: more get health and metrics only");
+            tracing::warn!(
+                limit,
+                key,
+                "too many connections are open: further ones get health and metrics only"
+            );
         }
     }
 
@@ -469,7 +476,7 @@ async fn serve_connection(
     }
     if watch.has_cut() {
         let limit = rules.watch.pipelined_max;
-        tracing::info!(limit, "more was sent behind a request than server.pipelined_max");
+        tracing::info!(limit, "a client sent more behind its request than server.pipelined_max");
         metrics.cut(Cut::Pipelined);
     }
 }

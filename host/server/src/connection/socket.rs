@@ -100,11 +100,11 @@ pub(crate) struct WatchRules {
 /// How a client left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Departure {
-    /// It has closed, or shut down its sending side.
+    /// The client has closed, or shut down its sending side.
     Closed,
     /// The connection has failed.
     Reset,
-    /// It sends without end behind a request that it waits for.
+    /// The client sends without end behind a request that it waits for.
     Flooding,
 }
 

@@ -15,7 +15,7 @@ use interlock_policy_api::EventSet;
 use interlock_request::{CancelCause, DisconnectAction};
 use tokio::time::Instant;
 
-use super::deadlines::RequestTimers;
+use super::timers::RequestTimers;
 use crate::chunks::{ChunkSender, Done, TextChunk};
 use crate::failure::Failure;
 use crate::in_flight::Registration;

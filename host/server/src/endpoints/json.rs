@@ -32,35 +32,35 @@ pub(crate) struct JsonObject<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Numbers {
     /// The smallest number.
-    pub(crate) min_tokens: f64,
-    /// Is `min_tokens` itself refused?
+    pub(crate) min: f64,
+    /// Is `min` itself refused?
     pub(crate) above: bool,
     /// The largest number.
     pub(crate) most: f64,
 }
 
 impl Numbers {
-    pub(crate) const fn from(min_tokens: f64, most: f64) -> Self {
-        Self { min_tokens, above: false, most }
+    pub(crate) const fn from(min: f64, most: f64) -> Self {
+        Self { min, above: false, most }
     }
 
-    pub(crate) const fn above(min_tokens: f64, most: f64) -> Self {
-        Self { min_tokens, above: true, most }
+    pub(crate) const fn above(min: f64, most: f64) -> Self {
+        Self { min, above: true, most }
     }
 
     fn contains(self, number: f64) -> bool {
-        let enough = if self.above { number > self.min_tokens } else { number >= self.min_tokens };
+        let enough = if self.above { number > self.min } else { number >= self.min };
         enough && number <= self.most
     }
 }
 
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { min_tokens, above, most } = self;
+        let Self { min, above, most } = self;
         if *above {
-            write!(f, "above {min_tokens} and at most {most}")
+            write!(f, "above {min} and at most {most}")
         } else {
-            write!(f, "from {min_tokens} to {most}")
+            write!(f, "from {min} to {most}")
         }
     }
 }
@@ -289,8 +289,8 @@ fn unquoted(json: &str) -> Option<&str> {
 fn expected_integer(allowed: &RangeInclusive<i64>) -> String {
     match (*allowed.start(), *allowed.end()) {
         (i64::MIN, i64::MAX) => "an integer of at most 64 bits".to_owned(),
-        (min_tokens, i64::MAX) => format!("an integer of at least {min_tokens}"),
-        (min_tokens, most) => format!("an integer from {min_tokens} to {most}"),
+        (min, i64::MAX) => format!("an integer of at least {min}"),
+        (min, most) => format!("an integer from {min} to {most}"),
     }
 }
 

@@ -68,17 +68,17 @@ impl WorkConfig {
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let (min_tokens, most) = (Self::THREADS_MIN, Self::THREADS_MAX);
-        if let Some(threads) = self.threads.filter(|n| !(min_tokens..=most).contains(&n.get())) {
-            problems.push(format!("work.threads must be {min_tokens} to {most}, got {threads}"));
+        let (least, most) = (Self::THREADS_MIN, Self::THREADS_MAX);
+        if let Some(threads) = self.threads.filter(|n| !(least..=most).contains(&n.get())) {
+            problems.push(format!("work.threads must be {least} to {most}, got {threads}"));
         }
         let (most, requests) = (Self::REQUESTS_MAX_MAX, self.requests_max);
         if requests.get() > most {
             problems.push(format!("work.requests_max must be at most {most}, got {requests}"));
         }
-        let (min_tokens, memory) = (Self::MEMORY_MAX_MIN, self.memory_max);
-        if memory < min_tokens {
-            problems.push(format!("work.memory_max must be at least {min_tokens}, got {memory}"));
+        let (least, memory) = (Self::MEMORY_MAX_MIN, self.memory_max);
+        if memory < least {
+            problems.push(format!("work.memory_max must be at least {least}, got {memory}"));
         }
         if self.time_max.is_zero() {
             problems.push("work.time_max must exceed 0s, got 0s".into());

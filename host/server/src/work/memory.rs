@@ -264,12 +264,12 @@ impl BudgetState {
             } else if self.borrowed.is_none() {
                 let theirs =
                     |holder: &Holder| self.by_tenant.get(&holder.tenant).copied().unwrap_or(0);
-                let min_tokens =
+                let least =
                     self.waiting().min_by_key(|(number, holder)| (theirs(holder), **number));
-                let Some((&min_tokens, holder)) = min_tokens else { return };
+                let Some((&least, holder)) = least else { return };
                 let bytes = holder.waits.as_ref().map_or(0, |(bytes, _)| *bytes);
-                self.borrowed = Some((min_tokens, 0));
-                self.wake(min_tokens, bytes);
+                self.borrowed = Some((least, 0));
+                self.wake(least, bytes);
             } else {
                 return;
             }

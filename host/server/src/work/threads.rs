@@ -6,8 +6,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::line::{Enqueued, QueueTicket, WorkQueue};
 use super::metrics::How;
+use super::queue::{Enqueued, QueueTicket, WorkQueue};
 use super::{Class, STUCK_MAX, Task, WorkConfig, WorkError, WorkJob, WorkMetrics, WorkOwner, lock};
 
 /// Everything that the threads share.
@@ -277,7 +277,7 @@ impl WorkerThreads {
                 part,
                 ?took,
                 stuck = left,
-                "a stuck prompt came to its end after all"
+                "a stuck thread has finished its prompt"
             );
         }
         true
@@ -323,7 +323,7 @@ impl WorkerThreads {
             let (model, part) = (owner.0.as_str(), owner.1.as_str());
             tracing::error!(
                 model, part, limit = ?self.time_max, stuck = *count, stuck_max = STUCK_MAX,
-                "a prompt was not made in time (work.time_max); its thread is stuck and was replaced"
+                "making a prompt took longer than work.time_max; its thread is stuck and was replaced"
             );
             let limit = self.time_max;
             running.task.refuse(WorkError::Endless { owner: owner.clone(), limit });
@@ -332,7 +332,7 @@ impl WorkerThreads {
             /// Until there may be a thread to be had.
             const AGAIN: Duration = Duration::from_secs(1);
 
-            tracing::error!(%error, missing = self.size - state.threads, "no thread for the pool");
+            tracing::error!(%error, missing = self.size - state.threads, "the work pool cannot start a thread");
             next = [next, now.checked_add(AGAIN)].into_iter().flatten().min();
         }
         // What is heavy may go on, and a new thread may have found nothing before.

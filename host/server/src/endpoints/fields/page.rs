@@ -49,7 +49,7 @@ pub fn request_fields_md() -> String {
 
 fn write_sections(page: &mut String, table: &FieldTable) {
     let in_body = table.at.is_empty();
-    for (stored, columns, cells) in [
+    for (title, columns, cells) in [
         ("Honoured", "note", honoured as fn(FieldRule) -> Option<String>),
         ("Ignored", "why", ignored),
         ("Refused", "accepted | why", refused),
@@ -60,7 +60,7 @@ fn write_sections(page: &mut String, table: &FieldTable) {
         }
         let level = if in_body { "##" } else { "###" };
         let rules = " --- |".repeat(3 + columns.split('|').count());
-        writeln!(page, "\n{level} {stored}\n").expect("a string");
+        writeln!(page, "\n{level} {title}\n").expect("a string");
         writeln!(page, "| field | endpoints | clients of | {columns} |\n|{rules}")
             .expect("a string");
         for (row, cells) in rows {

@@ -1,4 +1,4 @@
-//! The line before the pool's threads: bounded, small work first, tenants in turn.
+//! The queue before the pool's threads: bounded, small work first, tenants in turn.
 //!
 //! # Invariants
 //!
