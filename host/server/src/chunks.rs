@@ -69,8 +69,9 @@ pub(crate) struct TextChunk {
     pub(crate) tokens: Vec<TokenLogprob>,
 }
 
-/// A token and how likely it was, for a client that asked for that. Ids are spelled only when they are written out: twenty
-/// spelled alternatives would take five times the room in which a slow reader's answer waits.
+/// A token and how likely it was, for a client that asked for that. Ids are spelled only when they are
+/// written out: twenty spelled alternatives would take five times the room in which a slow reader's
+/// answer waits.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TokenLogprob {
     pub(crate) token: TokenId,

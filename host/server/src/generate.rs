@@ -24,7 +24,7 @@ use crate::request_head::RequestHead;
 use crate::result_store::StoredRequest;
 use crate::stored_responses;
 use crate::work::{WorkPool, struck};
-use crate::write_out::written;
+use crate::write_out::write_out;
 
 /// With this header an answer names the fields that were ignored because nobody knows them.
 const IGNORED_FIELDS: &str = "x-ignored-fields";
@@ -218,7 +218,7 @@ async fn answer(
     } else {
         let (said, done) = receiver.whole().await?;
         let bytes = said.bytes();
-        let whole = written(work, &info.tenant, bytes, move || writer.whole(said, &done)).await?;
+        let whole = write_out(work, &info.tenant, bytes, move || writer.whole(said, &done)).await?;
         ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);

@@ -31,16 +31,16 @@
 //! # Noticing that a client left
 //!
 //! Each connection's socket is watched while a generation is under way, whatever lies in it (see
-//! `connection/socket.rs`). When its client has left, the connection is dropped, and with it the request's future
-//! or the body of its answer; the driver hears of that at once. A client that closes only its
+//! `connection/socket.rs`). When its client has left, the connection is dropped, and with it the
+//! request's future or the body of its answer; the driver hears of that at once. A client that closes only its
 //! sending half is taken to have left, as nearly all that do have, unless `server.half_close` says
 //! otherwise; it still gets what is answered at once (see `connection/client.rs`).
 //!
 //! # Errors have one shape
 //!
 //! Whatever is refused, and by whom, is told in OpenAI's shape and as JSON: what a framework's own
-//! extractors refuse (`error_response`), and what hyper alone answers because it never becomes a request:
-//! bytes that are not HTTP (400), heads that do not fit (431, 414) (`connection/refusal.rs`).
+//! extractors refuse (`error_response`), and what hyper alone answers because it never becomes a
+//! request: bytes that are not HTTP (400), heads that do not fit (431, 414) (`connection/refusal.rs`).
 //!
 //! # Not here
 //!

@@ -24,7 +24,7 @@ use crate::path_param::PathParam;
 use crate::request_head::RequestHead;
 use crate::result_store::StoredRequest;
 use crate::work::WorkPool;
-use crate::write_out::written;
+use crate::write_out::write_out;
 
 /// What stands before a request's id in a response's.
 const RESPONSE: &str = "resp_";
@@ -98,7 +98,7 @@ pub(crate) async fn request(
                 let tenant = stored.head.info.tenant.clone();
                 let write =
                     move || writer(stored.format.clone(), stored.head.clone()).whole(chunk, &done);
-                let whole = written(&host.work, &tenant, result.0.bytes(), write);
+                let whole = write_out(&host.work, &tenant, result.0.bytes(), write);
                 answer = Some(whole.await?);
             }
             (_, Err(failure)) => error = Some(ApiError::of(failure, &stored.head.info.id)),
@@ -168,7 +168,7 @@ pub(crate) async fn shown(
     let (bytes, tenant) = (stored.format.bytes() + kept.bytes(), stored.head.info.tenant.clone());
     let (stored, kept) = (Arc::clone(stored), kept.clone());
     let write = move || stored_response_json(&stored.format, &stored.head, &kept);
-    let mut response = Response::new(written(work, &tenant, bytes, write).await?.into());
+    let mut response = Response::new(write_out(work, &tenant, bytes, write).await?.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::work::{Class, WorkJob, WorkPool};
 
 /// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
-pub(crate) async fn written(
+pub(crate) async fn write_out(
     work: &WorkPool,
     tenant: &str,
     bytes: usize,

@@ -342,9 +342,7 @@ impl OpenConnection {
     fn reserved(&self) -> Option<(Arc<ReserveConnection>, ConnectionLimit)> {
         match &self.place {
             ConnectionSlot::Regular { .. } => None,
-            ConnectionSlot::Reserve { guest: reserved, over, .. } => {
-                Some((Arc::clone(reserved), *over))
-            }
+            ConnectionSlot::Reserve { reserved, over, .. } => Some((Arc::clone(reserved), *over)),
         }
     }
 }

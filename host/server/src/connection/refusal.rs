@@ -43,7 +43,11 @@ pub(crate) fn with_body(
 ) -> Vec<u8> {
     let status = failure.status();
     let code = failure.reason();
-    tracing::info!(request = %id, status = status.as_u16(), code, "a connection was answered with an error: what its client sent is not an HTTP request");
+    let status_code = status.as_u16();
+    tracing::info!(
+        request = %id, status = status_code, code,
+        "a connection was answered with an error: what its client sent is not an HTTP request"
+    );
     let head = match bare.and_then(|bare| std::str::from_utf8(bare).ok()) {
         Some(bare) => bare.trim_end().replace(EMPTY, ""),
         None => format!("HTTP/1.1 {status}\r\nconnection: close"),

@@ -1,5 +1,5 @@
-//! Who may hold a connection: so many in all and of one address, and a reserve beyond that in which
-//! whoever only waits makes way for whoever comes.
+//! How many connections there may be, in all and of one address, and a reserve beyond that in which a
+//! connection that only waits makes way for a new one.
 //!
 //! A connection costs its client nothing and may be idle for long, so any number of places can be
 //! filled with nothing. What must be answered all the same (who asks for our health; an operator)
@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! - At most `connections_max` and the reserve are open, and one that waits for a place there.
-//! - In the reserve nobody who waits keeps out who comes for longer than [`RESERVE_GRACE`]: of the address
-//!   that has most there, the one that has waited longest makes way.
+//! - In the reserve no connection that waits keeps out a new one for longer than [`RESERVE_GRACE`]: of
+//!   the address that has most there, the one that has waited longest makes way.
 //!
 //! # Not here
 //!
@@ -31,7 +31,7 @@ use crate::failure::ConnectionLimit;
 /// places of the reserve, for each who waits before it.
 const RESERVE_GRACE: Duration = Duration::from_millis(250);
 
-/// How many may come in.
+/// How many connections may be open.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlotLimits {
     /// Connections that stay for as long as they like.
@@ -42,22 +42,29 @@ pub(crate) struct SlotLimits {
     pub(crate) reserve: usize,
 }
 
-/// All places of a listener.
+/// All slots of a listener.
 #[derive(Debug)]
 pub(crate) struct ConnectionSlots {
-    places: SlotLimits,
+    limits: SlotLimits,
     regular: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     addresses: Arc<Addresses>,
     /// Connections in the reserve, the oldest first.
-    guests: Vec<Weak<ReserveConnection>>,
+    reserved_connections: Vec<Weak<ReserveConnection>>,
 }
 
-/// A connection's place, given back when it is dropped.
+/// A connection's slot, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) enum ConnectionSlot {
-    Regular { _permit: OwnedSemaphorePermit, _address: AddressSlot },
-    Reserve { _permit: OwnedSemaphorePermit, guest: Arc<ReserveConnection>, over: ConnectionLimit },
+    Regular {
+        _permit: OwnedSemaphorePermit,
+        _address: AddressSlot,
+    },
+    Reserve {
+        _permit: OwnedSemaphorePermit,
+        reserved: Arc<ReserveConnection>,
+        over: ConnectionLimit,
+    },
 }
 
 /// A connection in the reserve.
@@ -73,49 +80,49 @@ pub(crate) struct ReserveConnection {
 }
 
 impl ConnectionSlots {
-    pub(crate) fn new(places: SlotLimits) -> Self {
-        let regular = places.connections_max.min(Semaphore::MAX_PERMITS);
+    pub(crate) fn new(limits: SlotLimits) -> Self {
+        let regular = limits.connections_max.min(Semaphore::MAX_PERMITS);
         Self {
             regular: Arc::new(Semaphore::new(regular)),
-            reserve: Arc::new(Semaphore::new(places.reserve)),
-            places,
+            reserve: Arc::new(Semaphore::new(limits.reserve)),
+            limits,
             addresses: Arc::default(),
-            guests: Vec::new(),
+            reserved_connections: Vec::new(),
         }
     }
 
     /// A place for a connection from there; none while the reserve is full: see [`Self::room`].
     pub(crate) fn enter(&mut self, address: IpAddr) -> Option<ConnectionSlot> {
         let address = client(address);
-        let over = match AddressSlot::enter(&self.addresses, address, self.places.per_address_max) {
-            None => ConnectionLimit::Address(self.places.per_address_max),
+        let over = match AddressSlot::enter(&self.addresses, address, self.limits.per_address_max) {
+            None => ConnectionLimit::Address(self.limits.per_address_max),
             Some(of_address) => match Arc::clone(&self.regular).try_acquire_owned() {
                 Ok(permit) => {
                     return Some(ConnectionSlot::Regular { _permit: permit, _address: of_address });
                 }
-                Err(_) => ConnectionLimit::Connections(self.places.connections_max),
+                Err(_) => ConnectionLimit::Connections(self.limits.connections_max),
             },
         };
         let permit = Arc::clone(&self.reserve).try_acquire_owned().ok()?;
-        let guest = Arc::new(ReserveConnection {
+        let reserved = Arc::new(ReserveConnection {
             address,
             since: Instant::now(),
             busy: AtomicBool::new(false),
             displaced: AtomicBool::new(false),
             way: Notify::new(),
         });
-        self.guests.retain(|guest| guest.strong_count() > 0);
-        self.guests.push(Arc::downgrade(&guest));
-        Some(ConnectionSlot::Reserve { _permit: permit, guest, over })
+        self.reserved_connections.retain(|reserved| reserved.strong_count() > 0);
+        self.reserved_connections.push(Arc::downgrade(&reserved));
+        Some(ConnectionSlot::Reserve { _permit: permit, reserved, over })
     }
 
     /// Waits for room in the reserve, and makes some if nobody does it before. Nothing is lost when
     /// the wait is given up.
     pub(crate) async fn room(&self) {
         // While all are being answered there is nobody to displace, and soon there is room.
-        if let Some(guest) = self.next_out()
-            && timeout_at(guest.since + RESERVE_GRACE, self.reserve.acquire()).await.is_err()
-            && !guest.displace()
+        if let Some(reserved) = self.next_out()
+            && timeout_at(reserved.since + RESERVE_GRACE, self.reserve.acquire()).await.is_err()
+            && !reserved.displace()
         {
             // It is being answered by now.
             return;
@@ -126,19 +133,20 @@ impl ConnectionSlots {
 
     /// Tells somebody in the reserve to make way at once, if anybody is to.
     pub(crate) fn displace(&self) -> bool {
-        self.next_out().is_some_and(|guest| guest.displace())
+        self.next_out().is_some_and(|reserved| reserved.displace())
     }
 
     /// Which connection of the reserve makes way next.
     fn next_out(&self) -> Option<Arc<ReserveConnection>> {
-        let guests: Vec<_> = self.guests.iter().filter_map(Weak::upgrade).collect();
+        let reserved_connections: Vec<_> =
+            self.reserved_connections.iter().filter_map(Weak::upgrade).collect();
         let mut of = HashMap::new();
-        for guest in &guests {
-            *of.entry(guest.address).or_insert(0) += 1;
+        for reserved in &reserved_connections {
+            *of.entry(reserved.address).or_insert(0) += 1;
         }
         // The last of equals is the first of the list turned round: the oldest.
-        let waiting = guests.iter().rev().filter(|guest| guest.waits());
-        waiting.max_by_key(|guest| of[&guest.address]).cloned()
+        let waiting = reserved_connections.iter().rev().filter(|reserved| reserved.waits());
+        waiting.max_by_key(|reserved| of[&reserved.address]).cloned()
     }
 }
 
@@ -237,8 +245,8 @@ mod tests {
     }
 
     fn displaced(place: &Option<ConnectionSlot>) -> bool {
-        let Some(ConnectionSlot::Reserve { guest, .. }) = place else { return false };
-        guest.displaced.load(Ordering::Acquire)
+        let Some(ConnectionSlot::Reserve { reserved, .. }) = place else { return false };
+        reserved.displaced.load(Ordering::Acquire)
     }
 
     #[test]
@@ -270,7 +278,7 @@ mod tests {
         let mut slots = slots(0, 1, 4);
         let (many, few) = (address("10.0.0.1"), address("10.0.0.2"));
         let places = [few, many, many, many].map(|from| slots.enter(from));
-        let Some(ConnectionSlot::Reserve { guest: probe, .. }) = &places[1] else {
+        let Some(ConnectionSlot::Reserve { reserved: probe, .. }) = &places[1] else {
             panic!("no guest")
         };
         assert!(slots.enter(few).is_none(), "it is full");
@@ -293,10 +301,10 @@ mod tests {
         let mut slots = slots(0, 1, 1);
         let began = Instant::now();
         let place = slots.enter(address("10.0.0.1"));
-        let Some(ConnectionSlot::Reserve { guest, .. }) = &place else { panic!("no guest") };
-        let guest = Arc::clone(guest);
+        let Some(ConnectionSlot::Reserve { reserved, .. }) = &place else { panic!("no guest") };
+        let reserved = Arc::clone(reserved);
         let makes_way = async {
-            guest.makes_way().await;
+            reserved.makes_way().await;
             drop(place);
             began.elapsed()
         };

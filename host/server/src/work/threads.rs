@@ -1,4 +1,4 @@
-//! The pool's threads: they take from the line, and one more looks after those that do not come back.
+//! The pool's threads: they take from the queue, and one more looks after those that do not come back.
 
 use std::any::Any;
 use std::collections::BTreeMap;
