@@ -12,7 +12,7 @@ use interlock_policy_wasm::{
     Services, Unfit, default_cache,
 };
 use interlock_request::without_logins;
-use interlock_server::{SwapError, PolicyAdmin, Replacement, SwapFuture};
+use interlock_server::{PolicyAdmin, Replacement, SwapError, SwapFuture};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
 

@@ -216,7 +216,7 @@ impl ServerHost {
         values: usize,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, WorkError> {
-        /// It takes less time to read these than to have them read.
+        /// Reading fewer than these takes less time than handing them to the pool.
         const AT_ONCE_BYTES: usize = 4 << 10;
 
         if bytes <= AT_ONCE_BYTES {

@@ -12,7 +12,7 @@ pub(crate) enum AnswerState {
     Queued,
     /// Steps are computed for it.
     Running,
-    /// It has ended: its text so far, and how it ended.
+    /// The request has ended: its text so far, and how it ended.
     Ended(Arc<(TextChunk, Result<Done, Failure>)>),
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct ReceivedBody {
 }
 
 impl ReceivedBody {
-    /// The same without the byte order mark that some editors and Windows' own tools begin a text
+    /// The body without the byte order mark that some editors and Windows' own tools begin a text
     /// with: who reads JSON may pass over it (RFC 8259, 8.1).
     pub(crate) fn without_mark(self) -> Self {
         const MARK: &[u8] = "\u{feff}".as_bytes();
@@ -85,8 +85,8 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) -> bool {
     tokio::time::timeout(config.body_timeout, skip(body, budget)).await.unwrap_or(false)
 }
 
-/// The same behind an answer that does not wait for it. It ends with the connection, or when its time
-/// is up.
+/// As [`discard`], behind an answer that does not wait for it. Ends with the connection, or when the
+/// time is up.
 pub(crate) fn discard_behind(mut body: Body, config: ServerConfig) {
     tokio::spawn(async move { discard(&mut body, &config).await });
 }

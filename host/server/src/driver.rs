@@ -48,7 +48,7 @@ use crate::result_store::{PendingResult, ResultStore, StoredRequest};
 use crate::wall_clock::{WallClock, micros};
 use output::OutputPipeline;
 use policy_wait::PolicyWait;
-pub(crate) use text::TextAssembler;
+pub(crate) use text::AnswerDecoder;
 use timers::{RequestTimers, TimerEvent};
 
 /// One admitted request and all that its driver needs.
@@ -57,7 +57,7 @@ pub(crate) struct RequestDriver {
     control: Control,
     accounting: RequestAccounting,
     timers: RequestTimers,
-    text: TextAssembler,
+    text: AnswerDecoder,
     out: OutputPipeline,
     wall: WallClock,
     watched: EventSet,
@@ -116,7 +116,7 @@ impl RequestDriver {
         running: RequestHandle,
         registration: Registration,
         accounting: RequestAccounting,
-        text: TextAssembler,
+        text: AnswerDecoder,
         recipient: Recipient,
         (results, stored): (Arc<ResultStore>, Arc<StoredRequest>),
         wall: WallClock,

@@ -14,7 +14,7 @@ use crate::admit::AdmittedRequest;
 use crate::answer_state::AnswerState;
 use crate::body;
 use crate::chunks::{ChunkReceiver, EndKind, answer_channel};
-use crate::driver::{Recipient, RequestDriver, TextAssembler};
+use crate::driver::{AnswerDecoder, Recipient, RequestDriver};
 use crate::endpoints::{ApiRequest, ResponseFormat, UnknownFields};
 use crate::endpoints::{ResponseHead, SseStream, writer};
 use crate::failure::Failure;
@@ -189,7 +189,7 @@ impl Submission {
             && oversight.plan().on_disconnect == DisconnectAction::Cancel
             && !oversight.watch().events.disconnected;
         let accounting = RequestAccounting::open(info, stats, oversight, Arc::clone(&host.metrics));
-        let text = TextAssembler::new(detokenizer, stops, tokens_min);
+        let text = AnswerDecoder::new(detokenizer, stops, tokens_min);
         let later = (Arc::clone(&host.results), stored);
         let running = match given_up {
             true => permit.submit_cancelled(admitted, CancelCause::Disconnect),

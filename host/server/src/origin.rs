@@ -41,9 +41,9 @@ pub(crate) struct OriginRules {
 /// Why a request is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Foreign {
-    /// It comes from a page of this origin.
+    /// The request comes from a page of this origin.
     Origin(String),
-    /// It calls us by this name.
+    /// The request names this host.
     Host(String),
 }
 

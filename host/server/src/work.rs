@@ -46,7 +46,7 @@ use queue::QueueTicket;
 use threads::WorkerThreads;
 
 /// So many threads may be stuck in the same kind of work for the same model; then it is refused.
-/// Those that were under way then may still join them.
+/// Threads that were at that work by then may get stuck as well.
 pub const STUCK_MAX: usize = 4;
 
 /// How much a piece of work is, as far as that can be told before it is done.
@@ -149,7 +149,7 @@ pub enum WorkError {
         /// `work.requests_max`.
         limit: usize,
     },
-    /// It would take more memory than one request may.
+    /// The request would take more memory than one may.
     TooMuch {
         /// About what the request would take.
         bytes: usize,
@@ -209,7 +209,7 @@ impl WorkPool {
         Ok(Self { memory, threads: Some(Arc::new(PoolHandle(threads))) })
     }
 
-    /// The same without threads: whoever asks does the work. For simulations, which must come out
+    /// A pool without threads: whoever asks does the work. For simulations, which must come out
     /// the same each time.
     pub fn in_line(config: &WorkConfig, metrics: WorkMetrics) -> Self {
         Self { memory: Self::memory(config, &metrics), threads: None }

@@ -78,7 +78,7 @@ fn sent(headers: &HeaderMap, bytes: Bytes) -> Result<Replacement, AdminError> {
     }
 }
 
-/// The same with what the query says beside it.
+/// A swap with what its query adds to it.
 fn with_query(mut with: Replacement, query: &Query) -> Result<Replacement, AdminError> {
     let twice = |name: &str| query::bad(format!("{name} is in the query and in the body"));
     let mode = query.parsed("mode", "enforce, shadow or canary:PERCENT (1 to 99)")?;

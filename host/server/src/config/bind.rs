@@ -16,7 +16,7 @@ pub(crate) fn address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, 
     from.deserialize_str(AddressVisitor)
 }
 
-/// The same, where there may be none.
+/// As [`address`], where there may be none.
 pub(crate) fn optional_address<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<SocketAddr>, D::Error> {

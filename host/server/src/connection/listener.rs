@@ -167,7 +167,8 @@ impl Listener {
                 over = &mut until => break over,
                 (stream, from, place) = acceptor.next() => {
                     let open = OpenConnection::new(&context, place);
-                    connections.spawn(serve_connection(stream, from, router.clone(), open, shutdown.clone()));
+                    let (router, shutdown) = (router.clone(), shutdown.clone());
+                    connections.spawn(serve_connection(stream, from, router, open, shutdown));
                 }
                 Some(ended) = connections.join_next() => report(ended),
             }

@@ -34,7 +34,7 @@ pub(crate) fn failure(status: StatusCode, limits: HeadLimits) -> Failure {
     })
 }
 
-/// The same refusal with a body: the head is that of hyper's, if it wrote one.
+/// The refusal with a body; the head is hyper's, if it wrote one.
 pub(crate) fn with_body(
     failure: &Failure,
     id: &RequestId,

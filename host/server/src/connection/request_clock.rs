@@ -47,7 +47,7 @@ struct WaitState {
 /// What is to come from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Awaited {
-    /// Its first request.
+    /// The client's first request.
     First,
     /// Another request, of which nothing is here.
     Next,

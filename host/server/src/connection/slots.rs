@@ -209,7 +209,7 @@ impl Drop for AddressSlot {
     }
 }
 
-/// Who counts as one client: an address, or of IPv6 the network of 64 bits that everybody has.
+/// What counts as one client: an address, or of IPv6 the network of 64 bits that everybody has.
 pub(crate) fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

@@ -50,7 +50,7 @@ pub(crate) trait ReceiveHalf: Send + Sync + 'static {
     /// its sockets may not be there yet.
     fn try_read(&self, into: &mut [u8]) -> io::Result<usize>;
 
-    /// The same by asking the system, which has all that has come.
+    /// As [`Self::try_read`], by asking the system, which has all that has come.
     fn read_now(&self, into: &mut [u8]) -> io::Result<usize>;
 
     /// Returns when the connection has failed, in either direction, whatever is unread.

@@ -98,7 +98,7 @@ impl ClientLink {
         self.left_at.is_some()
     }
 
-    /// It has left: since when.
+    /// The client has left: the moment at which it did.
     pub(super) fn forget(&mut self) -> Instant {
         self.sender = None;
         self.left_at.take().unwrap_or_else(Instant::now)

@@ -27,7 +27,7 @@ use interlock_text::{Detokenizer, StopMatcher, Stopped};
 use crate::chunks::{TextChunk, TokenLogprob};
 
 /// One answer's text in the making.
-pub(crate) struct TextAssembler {
+pub(crate) struct AnswerDecoder {
     detokenizer: Detokenizer,
     stops: StopMatcher,
     tokens_min: u32,
@@ -35,15 +35,15 @@ pub(crate) struct TextAssembler {
     drawn: u32,
     /// Characters made of them.
     made: usize,
-    /// Those of the characters that were given out.
+    /// Characters that were given out.
     given: usize,
-    /// Tokens whose text was not.
+    /// Tokens whose text was not given out yet.
     held: VecDeque<TokenLogprob>,
     /// Tokens drawn when a stop string was complete.
     stopped_after: Option<u32>,
 }
 
-impl TextAssembler {
+impl AnswerDecoder {
     pub(crate) fn new(detokenizer: Detokenizer, stops: Vec<String>, tokens_min: u32) -> Self {
         Self {
             stops: detokenizer.model().stop_matcher(stops),
@@ -164,7 +164,7 @@ mod tests {
         expected: &Expect,
     ) {
         let stops = stops.iter().map(ToString::to_string).collect();
-        let mut text = TextAssembler::new(model.detokenizer(&[]), stops, tokens_min);
+        let mut text = AnswerDecoder::new(model.detokenizer(&[]), stops, tokens_min);
         let mut story = String::new();
         let mut tell = |what: &str, chunk: &TextChunk, stopped: Option<u32>| {
             let tokens: Vec<String> = chunk

@@ -60,11 +60,11 @@ enum FieldRule {
     Honoured(&'static str),
     /// Another name for this field.
     Alias(&'static str),
-    /// It changes nothing, for this reason.
+    /// The field changes nothing, for this reason.
     Ignored(&'static str),
-    /// It would change the answer, and nobody here does what it asks for.
+    /// The field would change the answer, and the host cannot do what it asks for.
     Refused {
-        /// Why, for the client.
+        /// The reason that the client is told.
         why: &'static str,
         /// JSON values that ask for nothing; null always does.
         harmless: &'static [&'static str],

@@ -28,7 +28,7 @@ pub(crate) struct JsonObject<'a> {
     fields: BTreeMap<String, &'a RawValue>,
 }
 
-/// Which numbers a field takes.
+/// The numbers that a field takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Numbers {
     /// The smallest number.
@@ -140,7 +140,7 @@ impl<'a> FieldValue<'a> {
         self.quoted_token_id()
     }
 
-    /// The same where no text can stand in its place, so that it may be in quotes as other numbers.
+    /// As [`Self::token_id`], where no text can stand in its place, so that it may be in quotes as other numbers.
     pub(crate) fn quoted_token_id(&self) -> Result<TokenId, InvalidRequest> {
         let id = self.integer(0..=i64::from(TokenId::MAX))?;
         Ok(TokenId::try_from(id).expect("the range was checked"))

@@ -53,7 +53,7 @@ impl LogprobEntry {
         logprob.iter().map(|logprob| Self::new(model, logprob)).collect()
     }
 
-    /// The same for an event about text, whose entries have no bytes in OpenAI's API.
+    /// As [`Self::each`], for an event about text, whose entries have no bytes in OpenAI's API.
     pub(super) fn each_without_bytes(model: &TextModel, logprob: &[TokenLogprob]) -> Vec<Self> {
         let mut each = Self::each(model, logprob);
         for one in &mut each {

@@ -49,7 +49,7 @@ pub(crate) enum Retry {
     Later,
     /// After a time that a policy chose.
     After(Duration),
-    /// It would end the same way, or was ended on purpose.
+    /// The request would end the same way, or was ended on purpose.
     Never,
 }
 

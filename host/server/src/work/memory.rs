@@ -30,7 +30,7 @@ pub(super) struct MemoryBudget {
 }
 
 struct BudgetState {
-    /// For all.
+    /// Bytes for all requests.
     general: usize,
     /// That part of it which is only for small requests.
     for_small: usize,
@@ -40,9 +40,9 @@ struct BudgetState {
     reserve: usize,
     waiting_max: usize,
     held: usize,
-    /// Who holds the reserve, and how much of it.
+    /// The holder of the reserve, and how much of it is held.
     borrowed: Option<(u64, usize)>,
-    /// Who holds or waits, oldest first.
+    /// Requests that hold memory or wait for it, oldest first.
     holders: BTreeMap<u64, Holder>,
     by_tenant: BTreeMap<String, usize>,
     numbers: u64,
@@ -148,7 +148,7 @@ impl MemoryLease {
         Ok(())
     }
 
-    /// The same for what is only known to be at most so much: never more than one request may hold.
+    /// As [`Self::grow`], for an upper bound: takes at most what one request may hold.
     ///
     /// # Errors
     ///

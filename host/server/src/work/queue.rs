@@ -59,9 +59,9 @@ impl QueueTicket {
 /// What became of one that wanted to wait.
 #[derive(Debug)]
 pub(super) enum Enqueued<T> {
-    /// It waits.
+    /// The work waits.
     Waits(QueueTicket),
-    /// It waits in the place of another tenant's work, which is refused.
+    /// The work waits in the place of another tenant's, which is refused.
     Displaced(QueueTicket, Class, T),
     /// There is no room.
     Full(T),

@@ -129,7 +129,7 @@ impl WorkerThreads {
         self.give_up(ticket, How::Abandoned);
     }
 
-    /// Its request's time is up. What has begun goes on.
+    /// A deadline of the request has passed. Work that has begun goes on.
     pub(super) fn was_late(&self, ticket: &QueueTicket) {
         self.give_up(ticket, How::TimedOut);
     }

@@ -29,14 +29,14 @@ struct ChatChunk<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: &'a [ChunkChoice<'a>],
+    choices: &'a [ChatDeltaChoice<'a>],
     /// Absent unless asked for; then null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<CompletionUsage>>,
 }
 
 #[derive(Serialize)]
-struct ChunkChoice<'a> {
+struct ChatDeltaChoice<'a> {
     index: u32,
     delta: ChatDelta<'a>,
     logprobs: Option<ChatLogprobs>,
@@ -90,7 +90,7 @@ impl ChatWriter {
 
     fn chunk<'a>(
         &'a self,
-        choices: &'a [ChunkChoice<'a>],
+        choices: &'a [ChatDeltaChoice<'a>],
         usage: Option<CompletionUsage>,
     ) -> ChatChunk<'a> {
         ChatChunk {
@@ -109,14 +109,14 @@ impl ChatWriter {
         finish_reason: Option<&'static str>,
         frames: &mut SseFrames,
     ) {
-        let choice = ChunkChoice { index: 0, delta, logprobs: None, finish_reason };
+        let choice = ChatDeltaChoice { index: 0, delta, logprobs: None, finish_reason };
         frames.data(&self.chunk(&[choice], None));
     }
 
     /// What a chunk with this text holds.
-    fn with_text(text: &str, logprobs: Option<ChatLogprobs>) -> ChunkChoice<'_> {
+    fn with_text(text: &str, logprobs: Option<ChatLogprobs>) -> ChatDeltaChoice<'_> {
         let delta = ChatDelta { role: None, content: Some(text) };
-        ChunkChoice { index: 0, delta, logprobs, finish_reason: None }
+        ChatDeltaChoice { index: 0, delta, logprobs, finish_reason: None }
     }
 
     fn plain(&mut self) -> &TextFrame {
