@@ -21,7 +21,7 @@ const MAY: [(&str, &str); 8] = [
     ("host/bench/src/machine.rs", "/proc"),
     ("host/models/src/lib.rs", "/proc/meminfo"),
     ("host/models/src/cpu/thread_pool.rs", "/sys"),
-    ("host/server/src/listener.rs", "/dev/null, to hold a descriptor"),
+    ("host/server/src/connection/listener.rs", "/dev/null, to hold a descriptor"),
     ("host/cli/build.rs", "a build"),
     ("host/text/src/chat/judged.rs", "a test, of what another program has written"),
 ];

@@ -12,7 +12,7 @@ use interlock_policy_wasm::{
     Services, Unfit, default_cache,
 };
 use interlock_request::without_logins;
-use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
+use interlock_server::{PolicyAdmin, Replacement, SwapError, SwapFuture};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
 
@@ -114,25 +114,25 @@ impl PolicyAdmin for Desk {
         self.0.list()
     }
 
-    fn replace(&self, name: String, with: Replacement) -> Swapping<'_> {
+    fn replace(&self, name: String, with: Replacement) -> SwapFuture<'_> {
         let keeper = Arc::clone(&self.0);
         Box::pin(async move {
-            let change = change(with).map_err(NotSwapped::Unfit)?;
+            let change = change(with).map_err(SwapError::Unfit)?;
             let replaced = aside(move || keeper.replace(&name, change)).await;
-            let replaced = replaced.map_err(NotSwapped::Unfit)?.map_err(|why| match why {
-                NotChanged::Unknown(name) => NotSwapped::Unknown(name),
-                NotChanged::Load(failed) => NotSwapped::Unfit(failed.to_string()),
+            let replaced = replaced.map_err(SwapError::Unfit)?.map_err(|why| match why {
+                NotChanged::Unknown(name) => SwapError::Unknown(name),
+                NotChanged::Load(failed) => SwapError::Unfit(failed.to_string()),
             });
             replaced.map(|changed| told(&changed))
         })
     }
 
-    fn rollback(&self, to: Earlier) -> Swapping<'_> {
+    fn rollback(&self, to: Earlier) -> SwapFuture<'_> {
         let keeper = Arc::clone(&self.0);
         Box::pin(async move {
             // Waits for a swap that is being tried out.
             let back = aside(move || keeper.rollback(to)).await;
-            Ok(told(&back.map_err(NotSwapped::Unfit)??))
+            Ok(told(&back.map_err(SwapError::Unfit)??))
         })
     }
 }

@@ -8,19 +8,19 @@ use tokio::time::Instant;
 
 /// Where a request is on its way through the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    /// Its body arrives, it is tokenized, policies are asked.
+pub(crate) enum ActivityState {
+    /// The body arrives, the prompt is tokenized, policies are asked.
     Admission,
-    /// It waits for a pass of the engine, for the first time or since it gave its pages to another.
+    /// The request waits for a step, for the first time or since it gave its pages to another.
     Queued,
-    /// Its prompt is computed.
+    /// The prompt is computed.
     Prefill,
-    /// It produces tokens.
+    /// Tokens are generated.
     Decode,
 }
 
-impl State {
-    /// Its name in answers.
+impl ActivityState {
+    /// The name in answers.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Admission => "admission",
@@ -33,12 +33,12 @@ impl State {
 
 /// A request as it was at one moment.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct ActivitySnapshot {
     pub(crate) arrived_at: Instant,
     pub(crate) endpoint: Endpoint,
     pub(crate) model: Option<ModelId>,
     pub(crate) priority: Option<Priority>,
-    pub(crate) state: State,
+    pub(crate) state: ActivityState,
     /// Does it go on without a client?
     pub(crate) detached: bool,
     /// Tokens that were generated.
@@ -47,7 +47,7 @@ pub(crate) struct Seen {
     started_at: Option<Instant>,
 }
 
-impl Seen {
+impl ActivitySnapshot {
     /// The model's name, once it is known.
     pub(crate) fn model(&self) -> Option<&str> {
         self.model.as_ref().map(ModelId::as_str)
@@ -64,17 +64,17 @@ impl Seen {
 /// Clones are the same. The lock is the request's own and held for a few stores, so that no request
 /// waits for another one's, nor for a long list.
 #[derive(Debug, Clone)]
-pub(crate) struct Activity(Arc<Mutex<Seen>>);
+pub(crate) struct Activity(Arc<Mutex<ActivitySnapshot>>);
 
 impl Activity {
     /// Of a request that comes now, there.
     pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self(Arc::new(Mutex::new(Seen {
+        Self(Arc::new(Mutex::new(ActivitySnapshot {
             arrived_at: Instant::now(),
             endpoint,
             model: None,
             priority: None,
-            state: State::Admission,
+            state: ActivityState::Admission,
             detached: false,
             tokens: 0,
             admitted_at: None,
@@ -83,40 +83,41 @@ impl Activity {
     }
 
     /// As it is now.
-    pub(crate) fn seen(&self) -> Seen {
+    pub(crate) fn snapshot(&self) -> ActivitySnapshot {
         self.lock().clone()
     }
 
-    /// It was admitted then, for this model.
+    /// The request was admitted at this moment, for this model.
     pub(crate) fn admitted(&self, at: Instant, model: &ModelId, priority: Priority) {
-        let mut seen = self.lock();
-        (seen.admitted_at, seen.state) = (Some(at), State::Queued);
-        (seen.model, seen.priority) = (Some(model.clone()), Some(priority));
+        let mut snapshot = self.lock();
+        (snapshot.admitted_at, snapshot.state) = (Some(at), ActivityState::Queued);
+        (snapshot.model, snapshot.priority) = (Some(model.clone()), Some(priority));
     }
 
-    /// Its first pass begins.
+    /// The first step begins.
     pub(crate) fn started(&self) {
-        let mut seen = self.lock();
-        (seen.started_at, seen.state) = (Some(Instant::now()), State::Prefill);
+        let mut snapshot = self.lock();
+        (snapshot.started_at, snapshot.state) = (Some(Instant::now()), ActivityState::Prefill);
     }
 
-    /// It has a token more.
+    /// A token came.
     pub(crate) fn token(&self) {
-        let mut seen = self.lock();
-        (seen.tokens, seen.state) = (seen.tokens.saturating_add(1), State::Decode);
+        let mut snapshot = self.lock();
+        (snapshot.tokens, snapshot.state) =
+            (snapshot.tokens.saturating_add(1), ActivityState::Decode);
     }
 
-    /// It gave its pages to another one.
+    /// The request gave its pages to another.
     pub(crate) fn preempted(&self) {
-        self.lock().state = State::Queued;
+        self.lock().state = ActivityState::Queued;
     }
 
-    /// It goes on without a client.
+    /// The request goes on without a client.
     pub(crate) fn detached(&self) {
         self.lock().detached = true;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, ActivitySnapshot> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -28,7 +28,7 @@
 //! # Not here
 //!
 //! How a policy is loaded: [`PolicyAdmin`] is implemented by who knows. How a request is cancelled:
-//! as its client cancels it, see `live`. Nothing of this is on the port of the clients.
+//! as its client cancels it, see `in_flight`. Nothing of this is on the port of the clients.
 
 mod policies;
 mod query;
@@ -53,11 +53,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use crate::failure::{BodyProblem, Failure};
-use crate::listener::{Listener, Rules};
-use crate::live::InFlight;
+use crate::connection::{Listener, ListenerRules};
+use crate::endpoints::error_json;
+use crate::error_response::json_errors;
+use crate::failure::{BodyProblem, Failure, encoded};
+use crate::in_flight::InFlight;
 use crate::origin::{Foreign, OriginRules};
-use crate::shape::json_errors;
 use crate::{AdminConfig, ServerConfig, ServerMetrics, body};
 
 /// Something that changes policies while they are in use.
@@ -66,14 +67,14 @@ pub trait PolicyAdmin: Send + Sync {
     fn list(&self) -> Value;
 
     /// Tries one out and swaps it in; what that changed, as JSON.
-    fn replace(&self, name: String, with: Replacement) -> Swapping<'_>;
+    fn replace(&self, name: String, with: Replacement) -> SwapFuture<'_>;
 
     /// Goes back to an earlier generation; what that changed, as JSON.
-    fn rollback(&self, to: Earlier) -> Swapping<'_>;
+    fn rollback(&self, to: Earlier) -> SwapFuture<'_>;
 }
 
 /// What [`PolicyAdmin::replace`] and [`PolicyAdmin::rollback`] return.
-pub type Swapping<'a> = Pin<Box<dyn Future<Output = Result<Value, NotSwapped>> + Send + 'a>>;
+pub type SwapFuture<'a> = Pin<Box<dyn Future<Output = Result<Value, SwapError>> + Send + 'a>>;
 
 /// What takes the place of a policy. What is not said stays as it is.
 #[derive(Clone, Default, PartialEq, Deserialize)]
@@ -106,13 +107,13 @@ impl fmt::Debug for Replacement {
     }
 }
 
-/// Why nothing was swapped.
+/// Why no policy was swapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotSwapped {
+pub enum SwapError {
     /// No policy is called so.
     #[error("no policy is called {0:?}")]
     Unknown(String),
-    /// It cannot be loaded.
+    /// The policy cannot be loaded.
     #[error("{0}")]
     Unfit(String),
     /// That generation cannot be gone back to.
@@ -128,7 +129,7 @@ pub struct AdminParts {
     pub server: ServerConfig,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
-    /// Who changes policies.
+    /// What changes policies.
     pub admin: Arc<dyn PolicyAdmin>,
     /// Where the requests in flight of the server are known.
     pub in_flight: InFlight,
@@ -141,10 +142,10 @@ pub async fn serve_admin(
     shutdown: impl Future<Output = ()>,
 ) {
     let AdminParts { config, server, metrics, admin, in_flight } = parts;
-    let rules = Rules::of_admin(&config, &server);
+    let rules = ListenerRules::of_admin(&config, &server);
     let without_body = middleware::from_fn_with_state(Arc::new(server.clone()), body::pass);
     let origins = OriginRules::of_operators(listener.local_addr().ok());
-    let desk = Arc::new(Desk { config, server, admin, in_flight, origins });
+    let state = Arc::new(AdminState { config, server, admin, in_flight, origins });
     let router = Router::new()
         .route("/admin/policies", get(policies::list))
         .route("/admin/requests", get(requests::list))
@@ -155,15 +156,15 @@ pub async fn serve_admin(
         .route("/admin/policies/{name}", post(policies::replace))
         .route("/admin/requests/{id}/cancel", post(requests::cancel))
         .method_not_allowed_fallback(method_not_allowed.layer(without_body))
-        .layer(middleware::from_fn_with_state(Arc::clone(&desk), authorized))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), authorized))
         .layer(middleware::from_fn(json_errors))
-        .with_state(desk);
+        .with_state(state);
     let open = metrics.admin_connections.clone();
     let metrics = Arc::new(metrics);
-    Listener { listener, rules, router, metrics, open }.serve(shutdown).await;
+    Listener { listener, rules, router, metrics, open, error_json }.serve(shutdown).await;
 }
 
-struct Desk {
+struct AdminState {
     config: AdminConfig,
     server: ServerConfig,
     admin: Arc<dyn PolicyAdmin>,
@@ -171,15 +172,19 @@ struct Desk {
     origins: OriginRules,
 }
 
-async fn authorized(State(desk): State<Arc<Desk>>, mut request: Request, next: Next) -> Response {
-    let refusal = desk.browsed(&request).or_else(|| desk.unauthorized(&request));
+async fn authorized(
+    State(state): State<Arc<AdminState>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let refusal = state.browsed(&request).or_else(|| state.unauthorized(&request));
     let Some(mut refusal) = refusal else { return next.run(request).await };
-    let passed = body::discard(request.body_mut(), &desk.server).await;
+    let passed = body::discard(request.body_mut(), &state.server).await;
     body::close_unless(passed, &mut refusal);
     refusal
 }
 
-impl Desk {
+impl AdminState {
     fn unauthorized(&self, request: &Request) -> Option<Response> {
         let wanted = format!("Bearer {}", self.config.token.as_ref()?.reveal());
         let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
@@ -202,7 +207,7 @@ impl Desk {
             let why = format!("the host header must be localhost or an IP address, got {host:?}");
             return Some(complain(StatusCode::MISDIRECTED_REQUEST, "wrong_host", &why));
         }
-        if headers.contains_key(header::CONTENT_TYPE) && Kind::of(headers).is_none() {
+        if headers.contains_key(header::CONTENT_TYPE) && BodyKind::of(headers).is_none() {
             return Some(unsupported(headers).into_response());
         }
         if let Err(encoded) = body::as_it_is(headers) {
@@ -220,12 +225,12 @@ impl Desk {
 
 /// What a body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum BodyKind {
     Component,
     Json,
 }
 
-impl Kind {
+impl BodyKind {
     fn of(headers: &HeaderMap) -> Option<Self> {
         let said = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
         let kind = said.split(';').next()?.trim();
@@ -271,7 +276,7 @@ fn unread(why: Failure) -> AdminError {
             (StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
         }
         Failure::Body(BodyProblem::Encoded(codings)) => {
-            let message = body::encoded(&codings);
+            let message = encoded(&codings);
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message)
         }
         why => (StatusCode::BAD_REQUEST, "bad_body", format!("the body broke off: {why:?}")),
@@ -295,13 +300,16 @@ async fn method_not_allowed(request: Request) -> AdminError {
     AdminError { status: StatusCode::METHOD_NOT_ALLOWED, code: "method_not_allowed", message }
 }
 
-/// Why an admin request came to nothing.
+/// Why an admin request was refused.
 #[derive(Debug)]
 struct AdminError {
     status: StatusCode,
     code: &'static str,
     message: String,
 }
+
+/// What an admin route's handler returns.
+type AdminResult = Result<Response, AdminError>;
 
 impl IntoResponse for AdminError {
     fn into_response(self) -> Response {
@@ -310,6 +318,6 @@ impl IntoResponse for AdminError {
 }
 
 fn complain(status: StatusCode, code: &str, message: &str) -> Response {
-    tracing::warn!(status = status.as_u16(), code, message, "an admin request came to nothing");
+    tracing::warn!(status = status.as_u16(), code, message, "an admin request was refused");
     (status, Json(json!({ "error": { "code": code, "message": message } }))).into_response()
 }

@@ -1,106 +1,103 @@
-//! From a request's head to its admission: who it is, what it asks, which model, tokens, checks, a
-//! seat, and at each step the policies.
+//! From a request's head to its admission: who sends it, what it asks, which model, tokens, checks,
+//! a queue permit, and at each step the policies.
+
+mod checks;
+mod headers;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::HeaderMap;
 use bytes::Bytes;
 use interlock_engine::{ModelShape, QueuePermit};
 use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
-use interlock_policy_chain::{Consent, Hearing, Oversight, PolicyChain, Said};
+use interlock_policy_chain::{Consent, Hearing, Oversight};
 use interlock_request::{
-    Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
+    Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, Sampling, TokenId,
 };
-use interlock_text::{Detokenizer, RenderError, TextModel};
-use sha2::{Digest, Sha256};
+use interlock_text::{Detokenizer, TextModel};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::ask::{Ask, Invalid, Least, Length, Words};
-use crate::body::Arrived;
-use crate::doors::client;
-use crate::failure::Failure;
-use crate::host::Host;
-use crate::models::Model;
-use crate::router::Meta;
-use crate::work::{Class, Job, Large, Lease, NotDone, Part};
+use crate::body::ReceivedBody;
+use crate::connection::client_address;
+use crate::endpoints::{ApiRequest, PromptInput};
+use crate::failure::{Failure, InvalidRequest};
+use crate::host::ServerHost;
+use crate::model_stats::ModelStats;
+use crate::models::HostedModel;
+use crate::request_head::RequestHead;
+use crate::request_info::RequestInfo;
+use crate::work::{Class, DroppedInPool, MemoryLease, ModelPart, WorkError, WorkJob};
+use checks::{
+    bias_in_vocabulary, fits, fits_at_least, known, room_for_prompt, stop_tokens, tokens,
+    tokens_max, tokens_min,
+};
+use headers::{TRACE, credential, seen_by_policies, trace};
 
-/// A request on its way in, and the policies that it keeps for its whole life: a swap meanwhile is
-/// not its business.
-pub(crate) struct Visit {
-    /// Taken by the consent.
+/// A request whose head was read and whose sender the policies have identified. It keeps the
+/// policies that it began with, whatever is swapped meanwhile.
+pub(crate) struct IdentifiedRequest {
     hearing: Hearing,
-    pub(crate) id: RequestId,
-    pub(crate) endpoint: Endpoint,
-    /// Microseconds since the Unix epoch.
-    pub(crate) at_micros: u64,
+    head: RequestHead,
+    endpoint: Endpoint,
     pub(crate) identity: Identity,
-    /// When its head had arrived: its deadlines count from here.
-    arrived_at: Instant,
-    /// When its time is up if it is not admitted before, and by which deadline.
+    /// When the time of a request that is not admitted before is up, and by which deadline.
     due: Option<(Instant, Deadline)>,
-    /// The other side's address or network, where nobody says whose it is.
+    /// The client's address or network, for taking turns where no policy names a tenant.
     client: String,
     serial: u64,
     headers: Headers,
-    /// Does its client want to know what was decided, and may it?
+    /// Whether the client wants to know what was decided, and may.
     traced: bool,
 }
 
-/// What was understood of a request before a model was chosen.
-pub(crate) struct Understood {
-    ask: Large<Ask>,
+/// A request whose body was parsed and perhaps changed by policies, before a model is chosen.
+pub(crate) struct ParsedRequest {
+    request: DroppedInPool<ApiRequest>,
     facts: Facts,
-    body: Large<Arc<Body>>,
+    body: DroppedInPool<Arc<Body>>,
 }
 
-/// A request that may begin: it has passed the policies and has a seat.
-pub(crate) struct Entry {
-    pub(crate) id: RequestId,
-    /// Microseconds since the Unix epoch.
-    pub(crate) at_micros: u64,
-    /// The same moment, for deadlines.
-    pub(crate) arrived_at: Instant,
-    /// Whom it counts for.
-    pub(crate) tenant: String,
-    pub(crate) seat: QueuePermit,
+/// A request that may begin: it has a queue permit and has passed the policies.
+pub(crate) struct AdmittedRequest {
+    pub(crate) info: Arc<RequestInfo>,
+    pub(crate) permit: QueuePermit,
     pub(crate) admitted: Admitted,
     pub(crate) oversight: Oversight,
-    /// The model that answers.
-    pub(crate) model: Arc<Model>,
+    /// What the model's latest requests were like.
+    pub(crate) stats: Arc<ModelStats>,
     pub(crate) text: Arc<TextModel>,
-    /// Goes on where the prompt's text ends.
+    /// Makes text of the answer's tokens, from where the prompt's text ends.
     pub(crate) detokenizer: Detokenizer,
-    pub(crate) prompt_tokens: u32,
     pub(crate) tokens_min: u32,
     /// Temperature and `top_p`, which some answers repeat.
     pub(crate) drawing: (f32, f32),
-    /// How many wait before it.
+    /// How many requests wait before this one.
     pub(crate) before: u32,
-    /// What policies say to its client in headers.
+    /// Headers that policies add to the answer.
     pub(crate) headers: Vec<(String, String)>,
-    /// A place among those that nobody waits for, if it is one.
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// For a request in the background, the permit of those without a client.
+    pub(crate) background: Option<OwnedSemaphorePermit>,
 }
 
-impl Host {
-    /// Asks who it is, before anything of the body is read.
+impl ServerHost {
+    /// Asks the policies who sends the request, before anything of the body is read.
     ///
     /// # Errors
     ///
     /// When a policy refuses.
     pub(crate) async fn identify(
         &self,
-        meta: &Meta,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
-    ) -> Result<Visit, Failure> {
-        self.identify_for(meta, endpoint, headers, false).await
+    ) -> Result<IdentifiedRequest, Failure> {
+        self.identify_for(head, endpoint, headers, false).await
     }
 
-    /// The same of someone who asks for an answer that is made, or cancels: for no new work. The
+    /// As [`Self::identify`], for a request that looks up or cancels another and is no new work. The
     /// endpoint is that of the request which it is about.
     ///
     /// # Errors
@@ -108,33 +105,31 @@ impl Host {
     /// When a policy refuses.
     pub(crate) async fn identify_to_look_up(
         &self,
-        meta: &Meta,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
-    ) -> Result<Visit, Failure> {
-        self.identify_for(meta, endpoint, headers, true).await
+    ) -> Result<IdentifiedRequest, Failure> {
+        self.identify_for(head, endpoint, headers, true).await
     }
 
     async fn identify_for(
         &self,
-        meta: &Meta,
+        head: &RequestHead,
         endpoint: Endpoint,
         headers: &HeaderMap,
         looks_up: bool,
-    ) -> Result<Visit, Failure> {
+    ) -> Result<IdentifiedRequest, Failure> {
         let chain = self.policies.current();
-        let Meta { id, at_micros, arrived_at, address, .. } = meta;
+        let RequestHead { id, at_micros, arrived_at, address, .. } = head;
         let serial = self.serial();
         let shown = |address: IpAddr| address.to_string();
-        let mut visit = Visit {
-            id: id.clone(),
+        let mut identified = IdentifiedRequest {
+            head: head.clone(),
             endpoint,
-            at_micros: *at_micros,
             identity: Identity::default(),
-            arrived_at: *arrived_at,
             due: self.due(*arrived_at),
             // As connections are counted: whoever has a network of addresses is one all the same.
-            client: address.map(client).map_or_else(String::new, shown),
+            client: address.map(client_address).map_or_else(String::new, shown),
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),
@@ -142,18 +137,18 @@ impl Host {
         };
         if chain.takes(Phase::Identify) {
             let caller = Caller {
-                serial: visit.serial,
+                serial: identified.serial,
                 request_id: id.clone(),
                 arrived_at_micros: *at_micros,
                 endpoint,
                 credential: credential(headers),
                 address: address.map_or_else(String::new, shown),
-                headers: visit.headers.clone(),
+                headers: identified.headers.clone(),
                 looks_up,
             };
-            visit.identity = visit.hearing.identify(&caller).await?;
+            identified.identity = identified.hearing.identify(&caller).await?;
         }
-        Ok(visit)
+        Ok(identified)
     }
 
     /// Reads a body, and lets the policies change it.
@@ -161,31 +156,31 @@ impl Host {
     /// # Errors
     ///
     /// When it is not what the endpoint takes, or a policy refuses.
-    pub(crate) async fn understand(
+    pub(crate) async fn parse(
         &self,
-        visit: &mut Visit,
-        arrived: Arrived,
-        lease: &mut Lease,
-    ) -> Result<Understood, Failure> {
-        let (chain, endpoint) = (Arc::clone(visit.hearing.chain()), visit.endpoint);
-        let Arrived { bytes, values } = arrived.without_mark();
+        identified: &mut IdentifiedRequest,
+        arrived: ReceivedBody,
+        lease: &mut MemoryLease,
+    ) -> Result<ParsedRequest, Failure> {
+        let (chain, endpoint) = (Arc::clone(identified.hearing.chain()), identified.endpoint);
+        let ReceivedBody { bytes, values } = arrived.without_mark();
         let size = bytes.len();
         // Kept for nobody, unless somebody may look at it.
         let seen = if chain.wants_content() { bytes.clone() } else { Bytes::new() };
         lease.grow(read_bytes(size, values, !seen.is_empty())).await?;
-        let parse = lease.held_by(move || Ask::parse(endpoint, &bytes));
-        let ask = self.read(visit, size, values, parse).await??;
-        let mut ask = Large::new(ask, self.work.clone());
-        let mut facts = self.facts(visit, &ask, size);
+        let parse = lease.held_by(move || ApiRequest::parse(endpoint, &bytes));
+        let request = self.read(identified, size, values, parse).await??;
+        let mut request = DroppedInPool::new(request, self.work.clone());
+        let mut facts = self.facts(identified, &request, size);
         let asked = facts.model.clone();
-        let body = Large::new(Arc::new(Body::new(seen)), self.work.clone());
+        let body = DroppedInPool::new(Arc::new(Body::new(seen)), self.work.clone());
         if chain.takes(Phase::Transform) {
             // Otherwise the first policy that looks would parse it, on the runtime's thread.
             // Whoever asks for something in a body that is none is told so.
             let parsed = Arc::clone(&body);
             let parse = lease.held_by(move || drop(parsed.parse()));
-            self.read(visit, size, values, parse).await?;
-            visit.hearing.transform(&mut facts, &body).await?;
+            self.read(identified, size, values, parse).await?;
+            identified.hearing.transform(&mut facts, &body).await?;
             if body.is_changed() {
                 // What policies may write is not known before it is written out.
                 let size_max = size.saturating_mul(2) + Body::WRITTEN_BYTES_MAX;
@@ -193,81 +188,81 @@ impl Host {
                 let changed = Arc::clone(&body);
                 let parse_again = lease.held_by(move || {
                     let changed = changed.changed().unwrap_or_default();
-                    Ask::parse(endpoint, &changed).map(|ask| (ask, changed.len()))
+                    ApiRequest::parse(endpoint, &changed).map(|request| (request, changed.len()))
                 });
-                let again = self.read(visit, size_max, values, parse_again).await?;
+                let again = self.read(identified, size_max, values, parse_again).await?;
                 let (again, size) = again.map_err(|invalid| {
                     Failure::Spoiled(format!("a policy changed the body: {}", invalid.message))
                 })?;
                 // A policy that names a model says so last.
                 let model = (facts.model != asked).then(|| facts.model.clone());
                 // A client hears of its own fields, not of those that a policy added.
-                let unknown = std::mem::take(&mut ask.unknown);
-                ask = Large::new(Ask { unknown, ..again }, self.work.clone());
+                let unknown = std::mem::take(&mut request.unknown);
+                request = DroppedInPool::new(ApiRequest { unknown, ..again }, self.work.clone());
                 let identity = std::mem::take(&mut facts.identity);
                 let seen = std::mem::take(&mut facts.headers);
-                facts = Facts { identity, headers: seen, ..self.facts(visit, &ask, size) };
+                facts = Facts { identity, headers: seen, ..self.facts(identified, &request, size) };
                 facts.model = model.unwrap_or(facts.model);
             }
         }
-        Ok(Understood { ask, facts, body })
+        Ok(ParsedRequest { request, facts, body })
     }
 
     /// Reads so many bytes with so many values in them: few of them here, more of them in the pool.
     async fn read<T: Send + 'static>(
         &self,
-        visit: &Visit,
+        identified: &IdentifiedRequest,
         bytes: usize,
         values: usize,
         read: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, NotDone> {
-        /// It takes less time to read these than to have them read.
+    ) -> Result<T, WorkError> {
+        /// Reading fewer than these takes less time than handing them to the pool.
         const AT_ONCE_BYTES: usize = 4 << 10;
 
         if bytes <= AT_ONCE_BYTES {
             return Ok(read());
         }
-        self.work.run(visit.job(Class::of(bytes, values)), read).await
+        self.work.run(identified.job(Class::of(bytes, values)), read).await
     }
 
-    /// Chooses a model, checks the request against it, seats it and asks the policies.
+    /// Chooses a model, checks the request against it, takes a queue permit and asks the policies.
     ///
     /// # Errors
     ///
     /// When the model cannot take it, is not there, is busy, or a policy refuses.
     pub(crate) async fn admit(
         &self,
-        visit: Visit,
-        understood: Understood,
-        lease: &mut Lease,
-    ) -> Result<(Ask, Entry), Failure> {
-        let Understood { ask, facts, body } = understood;
-        let mut visit = visit;
-        let model = Arc::clone(self.route(&mut visit.hearing, &facts, &body).await?);
+        identified: IdentifiedRequest,
+        parsed: ParsedRequest,
+        lease: &mut MemoryLease,
+    ) -> Result<(ApiRequest, AdmittedRequest), Failure> {
+        let ParsedRequest { request, facts, body } = parsed;
+        let mut identified = identified;
+        let model = Arc::clone(self.route(&mut identified.hearing, &facts, &body).await?);
         let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
-        let (param, mut ask) = (ask.words.param(), ask);
-        let words = Large::new(std::mem::take(&mut ask.words), self.work.clone());
-        let ask = ask.into_inner();
+        let (param, mut request) = (request.input.param(), request);
+        let input = DroppedInPool::new(std::mem::take(&mut request.input), self.work.clone());
+        let request = request.into_inner();
         let (tokens, detokenizer) =
-            self.tokenize(&visit, &model.id, &text, words, shape, lease).await?;
+            self.tokenize(&identified, &model.id, &text, input, shape, lease).await?;
         let prompt_tokens = fits(param, tokens.len(), shape)?;
-        let Visit { hearing, id, identity, at_micros, arrived_at, traced, .. } = visit;
-        let (tokens_max, tokens_max_asked) = tokens_max(&ask.length, prompt_tokens, shape)?;
-        let tokens_min = match &ask.ending.least {
-            Some(least) => tokens_min(least, &ask.length, tokens_max)?,
+        let IdentifiedRequest { hearing, head, endpoint, identity, traced, .. } = identified;
+        let (tokens_max, tokens_max_asked) = tokens_max(&request.max_tokens, prompt_tokens, shape)?;
+        let tokens_min = match &request.stop.min_tokens {
+            Some(min_tokens) => tokens_min(min_tokens, &request.max_tokens, tokens_max)?,
             None => 0,
         };
-        bias_in_vocabulary(&ask, shape)?;
-        known("stop_token_ids", &ask.ending.stop_tokens, shape)?;
+        bias_in_vocabulary(&request, shape)?;
+        known("stop_token_ids", &request.stop.stop_tokens, shape)?;
         let prompt = Prompt::new(tokens)
-            .ok_or_else(|| Invalid::wrong_value(param, "at least one token long", "none"))?;
+            .ok_or_else(|| InvalidRequest::wrong_value(param, "at least one token long", "none"))?;
         let generation = Generation {
-            sampling: ask.sampling.or(&model.sampling),
+            sampling: request.sampling.or(&model.sampling),
             tokens_max,
             tokens_min,
-            stop_tokens: stop_tokens(&ask, &text),
-            logprobs: ask.logprobs,
+            stop_tokens: stop_tokens(&request, &text),
+            logprobs: request.logprobs,
             // The policies decide; without them it is the chain's default.
             priority: Priority::Standard,
         };
@@ -275,36 +270,43 @@ impl Host {
         let model_id = model.id.clone();
         let facts = Facts { model: model_id, prompt_tokens, tokens_max, tokens_max_asked, ..facts };
         let prefix_key = facts.prefix_key;
-        // Read before the seat is taken: the load is that of the others.
+        // Read before the permit is taken: the load is that of the others.
         let load = model.load();
-        let seat = model.engine.queue_permit()?;
-        let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
+        let permit = model.engine.queue_permit()?;
+        let background =
+            request.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
         let Consent { admitted, oversight, mut headers, said } = consent;
-        tracing::debug!(request = %id, model = %model.id, ?said, "admitted");
+        tracing::debug!(request = %head.id, model = %model.id, ?said, "admitted");
         if traced {
             headers.push((TRACE.into(), trace(&said)));
         }
-        model.recent.prefix(prefix_key);
-        let entry = Entry {
-            id,
-            at_micros,
-            arrived_at,
+        model.stats.prefix(prefix_key);
+        let info = Arc::new(RequestInfo {
+            id: head.id,
+            endpoint,
             tenant: identity.tenant,
-            seat,
+            model: model.id.clone(),
+            arrived_at_micros: head.at_micros,
+            arrived_at: head.arrived_at,
+            streaming: request.stream,
+            prompt_tokens,
+        });
+        let admitted_request = AdmittedRequest {
+            info,
+            permit,
             admitted,
             oversight,
-            model,
+            stats: Arc::clone(&model.stats),
             text,
             detokenizer,
-            prompt_tokens,
             tokens_min,
             drawing: (temperature, top_p),
             before: load.waiting,
             headers,
-            place,
+            background,
         };
-        Ok((ask, entry))
+        Ok((request, admitted_request))
     }
 
     /// When the time of a request is up that was not admitted before, by the limits that hold for
@@ -325,23 +327,28 @@ impl Host {
     }
 
     /// What is known of a request before a model is chosen.
-    fn facts(&self, visit: &Visit, ask: &Ask, body_bytes: usize) -> Facts {
-        let tokens = ask.tokens_asked();
+    fn facts(
+        &self,
+        identified: &IdentifiedRequest,
+        request: &ApiRequest,
+        body_bytes: usize,
+    ) -> Facts {
+        let tokens = request.tokens_asked();
         Facts {
-            serial: visit.serial,
-            request_id: visit.id.clone(),
-            arrived_at_micros: visit.at_micros,
-            endpoint: visit.endpoint,
-            model: self.models.asked(ask.model.as_deref()),
-            streaming: ask.stream,
-            background: ask.background,
-            prompt_tokens: ask.words.tokens_about(),
+            serial: identified.serial,
+            request_id: identified.head.id.clone(),
+            arrived_at_micros: identified.head.at_micros,
+            endpoint: identified.endpoint,
+            model: self.models.asked(request.model.as_deref()),
+            streaming: request.stream,
+            background: request.background,
+            prompt_tokens: request.input.tokens_about(),
             tokens_max: tokens.unwrap_or(0),
             tokens_max_asked: tokens.is_some(),
             body_bytes: u64::try_from(body_bytes).unwrap_or(u64::MAX),
-            prefix_key: self.prefix_keys.key(&visit.identity.tenant, &ask.words),
-            identity: visit.identity.clone(),
-            headers: visit.headers.clone(),
+            prefix_key: self.prefix_keys.key(&identified.identity.tenant, &request.input),
+            identity: identified.identity.clone(),
+            headers: identified.headers.clone(),
         }
     }
 
@@ -351,7 +358,7 @@ impl Host {
         hearing: &mut Hearing,
         facts: &Facts,
         body: &Arc<Body>,
-    ) -> Result<&Arc<Model>, Failure> {
+    ) -> Result<&Arc<HostedModel>, Failure> {
         if !hearing.chain().takes(Phase::Route) {
             return self.models.called(facts.model.as_str());
         }
@@ -364,20 +371,20 @@ impl Host {
     /// The prompt's tokens, if they leave room for one of an answer, and what makes text of those.
     async fn tokenize(
         &self,
-        visit: &Visit,
+        identified: &IdentifiedRequest,
         model: &ModelId,
         text: &Arc<TextModel>,
-        words: Large<Words>,
+        input: DroppedInPool<PromptInput>,
         shape: ModelShape,
-        lease: &mut Lease,
+        lease: &mut MemoryLease,
     ) -> Result<(Vec<TokenId>, Detokenizer), Failure> {
         // Each part is a token at least, so this decides without looking at any of them.
-        fits_at_least(&words, shape)?;
-        let (bytes, parts) = (words.text_bytes(), words.parts());
-        let part = match *words {
-            Words::Chat { .. } => Some(Part::ChatTemplate),
-            Words::Text(_) => Some(Part::Tokenizer),
-            Words::Tokens { .. } => None,
+        fits_at_least(&input, shape)?;
+        let (bytes, parts) = (input.text_bytes(), input.parts());
+        let part = match *input {
+            PromptInput::Chat { .. } => Some(ModelPart::ChatTemplate),
+            PromptInput::Text(_) => Some(ModelPart::Tokenizer),
+            PromptInput::Tokens { .. } => None,
         };
         let class = Class::of(bytes, parts);
         // What a small one takes for a moment it takes on one of a few threads. And what a long one
@@ -387,12 +394,12 @@ impl Host {
             lease.grow_for_a_while(most).await?;
         }
         let owner = part.map(|part| (model.clone(), part));
-        let job = Job { owner, ..visit.job(class) };
+        let job = WorkJob { owner, ..identified.job(class) };
         let text = Arc::clone(text);
         let tokenize = lease.held_by(move || {
-            let tokens = tokens(&text, words.into_inner(), shape)?;
+            let tokens = tokens(&text, input.into_inner(), shape)?;
             let detokenizer = text.detokenizer(&tokens);
-            Ok::<_, Invalid>((tokens, detokenizer))
+            Ok::<_, InvalidRequest>((tokens, detokenizer))
         });
         Ok(self.work.run(job, tokenize).await??)
     }
@@ -410,218 +417,13 @@ fn read_bytes(bytes: usize, values: usize, parsed_for_policies: bool) -> usize {
     read.saturating_add(if parsed_for_policies { seen } else { 0 })
 }
 
-impl Visit {
-    /// With whose work this one's takes turns.
-    pub(crate) fn whose(&self) -> &str {
+impl IdentifiedRequest {
+    /// The name by which the host's own work is shared out: requests of different names take turns.
+    pub(crate) fn work_tenant(&self) -> &str {
         if self.identity.tenant.is_empty() { &self.client } else { &self.identity.tenant }
     }
 
-    fn job(&self, class: Class) -> Job<'_> {
-        Job { due: self.due, ..Job::new(class, self.whose()) }
-    }
-}
-
-/// Headers that some policy was granted, in the order in which they came. The map keeps it but for
-/// one thing: what repeats a name stands right behind its first. A value that is no text is not
-/// shown.
-fn seen_by_policies(chain: &PolicyChain, headers: &HeaderMap) -> Headers {
-    let granted = chain.headers_seen();
-    if granted.is_empty() {
-        return Headers::default();
-    }
-    let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
-    let seen = headers
-        .iter()
-        .filter(|(name, _)| granted.contains(name.as_str()))
-        .filter_map(|(name, value)| Some((name.to_string(), text(value)?)));
-    Headers(seen.collect())
-}
-
-/// SHA-256 of the key that a client shows, in hex: policies tell keys apart and cannot leak them.
-/// Empty when there is none.
-fn credential(headers: &HeaderMap) -> String {
-    let bearer = || {
-        let value = headers.get(header::AUTHORIZATION)?.as_bytes();
-        let (scheme, token) = value.split_at_checked("bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-    };
-    let key = bearer().or_else(|| Some(headers.get("x-api-key")?.as_bytes()));
-    match key {
-        None | Some([]) => String::new(),
-        Some(key) => Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect(),
-    }
-}
-
-/// With this header a client asks for the trace, and gets it.
-const TRACE: &str = "x-policy-trace";
-
-/// What the policies said, in the order in which they did.
-fn trace(said: &[Said]) -> String {
-    /// More is cut: proxies refuse long headers.
-    const BYTES_MAX: usize = 4096;
-
-    let mut trace = String::new();
-    for said in said {
-        let Said { policy, version, phase, elapsed, .. } = said;
-        let code = said.code().map_or(String::new(), |code| format!(" {}", code.0));
-        let shadow = if said.shadow { " shadow" } else { "" };
-        let (phase, decision, micros) = (phase.as_str(), said.label(), elapsed.as_micros());
-        let one = format!("{phase} {policy}/{version} {decision}{code}{shadow} {micros}us");
-        if trace.len() + one.len() > BYTES_MAX {
-            break;
-        }
-        trace.push_str(if trace.is_empty() { "" } else { "; " });
-        trace.push_str(&one);
-    }
-    trace
-}
-
-/// One token of the context is for the answer.
-fn room_for_prompt(shape: ModelShape) -> usize {
-    shape.context.saturating_sub(1) as usize
-}
-
-fn fits_at_least(words: &Words, shape: ModelShape) -> Result<(), Invalid> {
-    let parts = words.parts();
-    if parts <= room_for_prompt(shape) {
-        return Ok(());
-    }
-    let count = match words {
-        Words::Tokens { .. } => parts.to_string(),
-        Words::Chat { .. } | Words::Text(_) => format!("at least {parts}"),
-    };
-    Err(Invalid::context_length(words.param(), &count, shape.context))
-}
-
-fn tokens(text: &TextModel, words: Words, shape: ModelShape) -> Result<Vec<TokenId>, Invalid> {
-    let (param, room) = (words.param(), room_for_prompt(shape));
-    let tokens = match words {
-        Words::Chat { messages, options, .. } => text.render_chat(&messages, &options, room),
-        Words::Text(prompt) => text.encode(&prompt, room),
-        Words::Tokens { path, ids } => return known(&path, &ids, shape).map(|()| ids),
-    };
-    tokens.map_err(|why| {
-        tracing::debug!(%why, "a prompt was not rendered");
-        match why {
-            RenderError::TooLong { tokens_min, .. } => {
-                let tokens = format!("at least {tokens_min}");
-                Invalid::context_length(param, &tokens, shape.context)
-            }
-            why => Invalid::not_rendered(param, &why.to_string()),
-        }
-    })
-}
-
-/// Refuses tokens that the model does not have. They stand at `path`.
-fn known(path: &str, ids: &[TokenId], shape: ModelShape) -> Result<(), Invalid> {
-    match ids.iter().position(|&id| id >= shape.vocabulary) {
-        None => Ok(()),
-        Some(at) => {
-            let path = format!("{path}[{at}]");
-            Err(Invalid::wrong_value(&path, &token_id(shape), &ids[at].to_string()))
-        }
-    }
-}
-
-/// The prompt's length, if it leaves room for a token of answer.
-fn fits(param: &str, tokens: usize, shape: ModelShape) -> Result<u32, Invalid> {
-    let context = shape.context;
-    let prompt_tokens = u32::try_from(tokens).ok().filter(|&tokens| tokens < context);
-    prompt_tokens.ok_or_else(|| Invalid::context_length(param, &tokens.to_string(), context))
-}
-
-/// Most tokens to generate, and whether the client asked for a number itself. What does not fit
-/// behind the prompt ends there, with `length`; what cannot fit behind any prompt is an error.
-fn tokens_max(
-    length: &Length,
-    prompt_tokens: u32,
-    shape: ModelShape,
-) -> Result<(u32, bool), Invalid> {
-    let room = shape.context - prompt_tokens;
-    match length {
-        Length::Context => Ok((room, false)),
-        Length::Default(tokens) => Ok(((*tokens).min(room), false)),
-        Length::Asked { param, tokens, shown } => match u32::try_from(*tokens) {
-            Ok(tokens) if tokens <= shape.context => Ok((tokens.min(room), true)),
-            _ => {
-                let expected = format!("at most {}, this model's context", shape.context);
-                Err(Invalid::wrong_value(param, &expected, shown))
-            }
-        },
-    }
-}
-
-/// Fewest tokens to generate, if that many can be: `tokens_max` is what the client's limit and
-/// the context leave.
-fn tokens_min(least: &Least, length: &Length, tokens_max: u32) -> Result<u32, Invalid> {
-    let most = i64::from(tokens_max);
-    let (most, why) = match length {
-        Length::Asked { param, tokens, .. } if least.tokens > *tokens => {
-            (*tokens, format!("{param} of the same request"))
-        }
-        Length::Default(tokens) if *tokens == tokens_max => {
-            (most, "max_tokens where a request does not say it".to_owned())
-        }
-        _ => (most, "what this model's context leaves behind the prompt".to_owned()),
-    };
-    match u32::try_from(least.tokens) {
-        Ok(tokens) if least.tokens <= most => Ok(tokens),
-        _ => {
-            let expected = format!("at most {most}, {why}");
-            Err(Invalid::wrong_value("min_tokens", &expected, &least.shown))
-        }
-    }
-}
-
-fn bias_in_vocabulary(ask: &Ask, shape: ModelShape) -> Result<(), Invalid> {
-    match ask.sampling.biased().find(|&id| id >= shape.vocabulary) {
-        None => Ok(()),
-        Some(id) => {
-            let path = format!("logit_bias.{id}");
-            Err(Invalid::wrong_value(
-                &path,
-                &format!("named by {}", token_id(shape)),
-                &id.to_string(),
-            ))
-        }
-    }
-}
-
-/// The tokens that end this answer: the client's, and the model's unless they are to be ignored.
-fn stop_tokens(ask: &Ask, text: &TextModel) -> Vec<TokenId> {
-    let ours = if ask.ending.ignore_eos { &[] } else { text.eos() };
-    [ours, &ask.ending.stop_tokens].concat()
-}
-
-fn token_id(shape: ModelShape) -> String {
-    format!("a token id below {}, this model's vocabulary", shape.vocabulary)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn credential_of(name: &str, value: &str) -> String {
-        let mut headers = HeaderMap::new();
-        let name = header::HeaderName::from_bytes(name.as_bytes()).expect("a name");
-        headers.insert(name, HeaderValue::from_str(value).expect("a value"));
-        credential(&headers)
-    }
-
-    #[test]
-    fn a_key_is_known_by_its_hash_alone_however_it_is_shown() {
-        let hash = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
-        for (name, value) in [
-            ("authorization", "Bearer key"),
-            ("authorization", "bearer   key "),
-            ("x-api-key", "key"),
-        ] {
-            assert_eq!(credential_of(name, value), hash, "{name}: {value}");
-        }
-        for (name, value) in
-            [("authorization", "Basic key"), ("authorization", "Bearer "), ("x", "key")]
-        {
-            assert_eq!(credential_of(name, value), "", "{name}: {value}");
-        }
+    fn job(&self, class: Class) -> WorkJob<'_> {
+        WorkJob { due: self.due, ..WorkJob::new(class, self.work_tenant()) }
     }
 }

@@ -15,20 +15,19 @@ use tokio::time::Instant;
 
 use crate::ServerConfig;
 use crate::failure::{BodyProblem, Failure};
-use crate::router::cut;
-use crate::work::Lease;
+use crate::work::MemoryLease;
 
 /// A body that has arrived.
 #[derive(Debug, Default)]
-pub(crate) struct Arrived {
+pub(crate) struct ReceivedBody {
     pub(crate) bytes: Bytes,
     /// JSON values in it, or somewhat more: what follows a comma or an opening bracket is one. What
     /// reading it costs depends on them as well as on the bytes.
     pub(crate) values: usize,
 }
 
-impl Arrived {
-    /// The same without the byte order mark that some editors and Windows' own tools begin a text
+impl ReceivedBody {
+    /// The body without the byte order mark that some editors and Windows' own tools begin a text
     /// with: who reads JSON may pass over it (RFC 8259, 8.1).
     pub(crate) fn without_mark(self) -> Self {
         const MARK: &[u8] = "\u{feff}".as_bytes();
@@ -52,15 +51,6 @@ pub(crate) fn as_it_is(headers: &HeaderMap) -> Result<(), BodyProblem> {
     if named.split(',').all(is_none) { Ok(()) } else { Err(BodyProblem::Encoded(named)) }
 }
 
-/// What who sent a compressed body is told.
-pub(crate) fn encoded(codings: &str) -> String {
-    format!(
-        "a body with the content-encoding {:?} is not supported: send it as it is, without that \
-         header",
-        cut(codings)
-    )
-}
-
 /// Reads all of it, and takes its memory as it comes, if there is someone to take it from.
 ///
 /// # Errors
@@ -69,8 +59,8 @@ pub(crate) fn encoded(codings: &str) -> String {
 pub(crate) async fn read(
     body: &mut Body,
     config: &ServerConfig,
-    mut lease: Option<&mut Lease>,
-) -> Result<Arrived, Failure> {
+    mut lease: Option<&mut MemoryLease>,
+) -> Result<ReceivedBody, Failure> {
     let limit = config.body_max.in_memory();
     let whole = within(body, limit, config.body_timeout, lease.as_deref_mut()).await;
     if let Err(Failure::Body(BodyProblem::TooLarge { .. }) | Failure::Work(_)) = whole {
@@ -95,8 +85,8 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) -> bool {
     tokio::time::timeout(config.body_timeout, skip(body, budget)).await.unwrap_or(false)
 }
 
-/// The same behind an answer that does not wait for it. It ends with the connection, or when its time
-/// is up.
+/// As [`discard`], behind an answer that does not wait for it. Ends with the connection, or when the
+/// time is up.
 pub(crate) fn discard_behind(mut body: Body, config: ServerConfig) {
     tokio::spawn(async move { discard(&mut body, &config).await });
 }
@@ -125,8 +115,8 @@ async fn within(
     body: &mut Body,
     limit: usize,
     time_max: Duration,
-    mut lease: Option<&mut Lease>,
-) -> Result<Arrived, Failure> {
+    mut lease: Option<&mut MemoryLease>,
+) -> Result<ReceivedBody, Failure> {
     const AT_FIRST: usize = 64 << 10;
 
     let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
@@ -142,7 +132,7 @@ async fn within(
         let frame = tokio::time::timeout(time_left, body.frame()).await;
         let frame = frame.map_err(|_| BodyProblem::TooSlow { limit: time_max })?;
         time_left = time_left.saturating_sub(began.elapsed());
-        let Some(frame) = frame else { return Ok(Arrived { bytes: whole.into(), values }) };
+        let Some(frame) = frame else { return Ok(ReceivedBody { bytes: whole.into(), values }) };
         let frame = frame.map_err(|e| BodyProblem::Broken(e.to_string()))?;
         let Ok(chunk) = frame.into_data() else { continue };
         if whole.len() + chunk.len() > limit {

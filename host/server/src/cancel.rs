@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use interlock_request::{CancelCause, Endpoint, RequestId};
 
-use crate::host::Host;
-use crate::pieces::EndKind;
-use crate::results::{State, Title};
+use crate::answer_state::AnswerState;
+use crate::chunks::EndKind;
+use crate::host::ServerHost;
+use crate::result_store::StoredRequest;
 
-impl Host {
+impl ServerHost {
     /// Asks a tenant's requests of an id to stop. How they ended, which for one that is kept may be
     /// long ago: as cancelled, if any of several did. `None`: there is none.
     pub(crate) async fn cancel(
@@ -23,25 +24,25 @@ impl Host {
         cause: CancelCause,
     ) -> Option<EndKind> {
         let mut ends = vec![];
-        for asked in self.live.cancel(id, Some(tenant), cause) {
+        for asked in self.in_flight.cancel(id, Some(tenant), cause) {
             ends.push(asked.end().await);
         }
         let kept = || match self.results.get(id, tenant)?.1 {
-            State::Ended(result) => Some(EndKind::of(&result.1)),
-            State::Queued | State::Running => None,
+            AnswerState::Ended(result) => Some(EndKind::of(&result.1)),
+            AnswerState::Queued | AnswerState::Running => None,
         };
         ends.into_iter().max().or_else(kept)
     }
 
     /// Asks the request to stop whose result this is to be, and no other of its id. What is kept of
     /// it then; `None`: nothing is any more.
-    pub(crate) async fn cancel_kept(&self, title: &Arc<Title>) -> Option<State> {
-        let request = &title.head.request;
-        if let Some(asked) = title.canceller.cancel(CancelCause::Operator) {
+    pub(crate) async fn cancel_kept(&self, stored: &Arc<StoredRequest>) -> Option<AnswerState> {
+        let request = &stored.head.info.id;
+        if let Some(asked) = stored.canceller.cancel(CancelCause::Operator) {
             let end = asked.end().await.as_str();
-            tracing::info!(%request, end, "a kept request was asked to stop by its client");
+            tracing::info!(%request, end, "a client cancelled its stored request");
         }
-        self.results.state_of(title)
+        self.results.state_of(stored)
     }
 
     /// The endpoint that a request came through, for whoever has its id: of several the latest,
@@ -49,7 +50,8 @@ impl Host {
     /// have not yet, so where tenants share an id this may be another tenant's. The one of most
     /// requests, when nobody's is called so.
     pub(crate) fn endpoint_of(&self, id: Option<&RequestId>) -> Endpoint {
-        let known = id.and_then(|id| self.live.endpoint(id).or_else(|| self.results.endpoint(id)));
+        let known =
+            id.and_then(|id| self.in_flight.endpoint(id).or_else(|| self.results.endpoint(id)));
         known.unwrap_or(Endpoint::Chat)
     }
 }

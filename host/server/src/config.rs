@@ -1,5 +1,7 @@
 //! The settings that the server reads.
 
+mod bind;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -8,9 +10,7 @@ use interlock_request::{ByteSize, Secret};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::bind;
 use crate::origin::{host_problem, origin_problem};
-use crate::results::KEEP_MAX;
 
 /// `[server]`: the clients' listener, and the bounds of connections and requests.
 ///
@@ -357,12 +357,14 @@ impl Default for DetachedConfig {
 }
 
 impl DetachedConfig {
+    /// Longest time for which a result may be kept: results lie in memory.
+    const KEEP_MAX: Duration = Duration::from_secs(24 * 3600);
     /// More of them than this only fill memory with what nobody fetches.
     pub const REQUESTS_MAX_MAX: usize = 1_000_000;
 
     /// Every problem, as key, relation, value.
     pub fn problems(&self) -> Vec<String> {
-        let most = KEEP_MAX;
+        let most = Self::KEEP_MAX;
         let too_long = (self.keep > most)
             .then(|| format!("detached.keep must be at most {most:?}, got {:?}", self.keep));
         let most = Self::REQUESTS_MAX_MAX;

@@ -1,4 +1,4 @@
-//! The one path of every generating request: claim, read, parse, admit, submit, answer.
+//! The one path of every generating request: register, read, parse, admit, submit, answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,19 +9,22 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use interlock_request::{CancelCause, DisconnectAction, Endpoint, RequestId};
 
-use crate::admit::Entry;
-use crate::ask::{Ask, Shape, UnknownFields};
+use crate::accounting::RequestAccounting;
+use crate::admit::AdmittedRequest;
+use crate::answer_state::AnswerState;
 use crate::body;
+use crate::chunks::{ChunkReceiver, EndKind, answer_channel};
+use crate::driver::{AnswerDecoder, Recipient, RequestDriver};
+use crate::endpoints::{ApiRequest, ResponseFormat, UnknownFields};
+use crate::endpoints::{ResponseHead, SseStream, writer};
 use crate::failure::Failure;
-use crate::host::Host;
-use crate::ledger::{Ledger, Title};
-use crate::life::{Life, Reader, Text};
-use crate::live::{Claim, Owner};
-use crate::pieces::{EndKind, Inlet, pieces};
-use crate::router::Meta;
-use crate::voice::{Head, Stream, voice};
-use crate::work::{Class, Job, WorkPool, struck};
-use crate::{later, results};
+use crate::host::ServerHost;
+use crate::in_flight::{Registration, TenantSetter};
+use crate::request_head::RequestHead;
+use crate::result_store::StoredRequest;
+use crate::stored_responses;
+use crate::work::{WorkPool, struck};
+use crate::write_out::write_out;
 
 /// With this header an answer names the fields that were ignored because nobody knows them.
 const IGNORED_FIELDS: &str = "x-ignored-fields";
@@ -29,86 +32,81 @@ const IGNORED_FIELDS: &str = "x-ignored-fields";
 /// Answers one generating request.
 ///
 /// When its client leaves, its connection drops this future or the body it returned, and with them
-/// the inlet: that is how the driver learns of it, at once.
+/// the receiver of its chunks: that is how the driver learns of it, at once.
 ///
 /// # Errors
 ///
 /// When it was not admitted, or ended badly before anything was sent.
 pub(crate) async fn generate(
-    host: Arc<Host>,
+    host: Arc<ServerHost>,
     endpoint: Endpoint,
-    meta: Meta,
+    head: RequestHead,
     headers: HeaderMap,
     mut body: Body,
 ) -> Result<Response, Failure> {
     // From here on it can be asked to stop, wherever it is: by its client as soon as the policies
     // have said who that is.
-    let mut claim = host.live.claim(&meta.id, endpoint);
+    let mut registration = host.in_flight.register(&head.id, endpoint);
     if let Some(why) = host.closed() {
-        drop(claim);
+        drop(registration);
         body::discard(&mut body, &host.config).await;
         return Err(why);
     }
-    let owner = claim.owner();
-    let generation = meta.client.generation();
+    let tenant = registration.tenant_setter();
+    let generation = head.client.generation();
     let prepared = tokio::select! {
         biased;
-        cause = claim.asked() => Err(cause),
-        prepared = prepare(&host, endpoint, &meta, &headers, &mut body, &owner) => Ok(prepared?),
-        deadline = struck(host.due(meta.arrived_at)) => Err(CancelCause::Deadline(deadline)),
+        cause = registration.cancel_requested() => Err(cause),
+        prepared = prepare(&host, endpoint, &head, &headers, &mut body, &tenant) => Ok(prepared?),
+        deadline = struck(host.due(head.arrived_at)) => Err(CancelCause::Deadline(deadline)),
     };
-    let (ask, mut entry) = match prepared {
+    let (request, mut admitted) = match prepared {
         Ok(prepared) => prepared,
         Err(cause) => {
-            claim.ends(EndKind::Cancelled);
+            registration.ends(EndKind::Cancelled);
             // The answer does not wait for what is still to come.
             body::discard_behind(body, host.config.clone());
             return Err(Failure::Cancelled(cause));
         }
     };
-    let said = std::mem::take(&mut entry.headers);
-    let place = entry.place.take();
-    let Ask { stream, shape, ending, logprobs, unknown, .. } = ask;
-    let (temperature, top_p) = entry.drawing;
-    let head = Head {
-        request: entry.id.clone(),
-        model: entry.model.id.clone(),
-        created: entry.at_micros / 1_000_000,
+    let said = std::mem::take(&mut admitted.headers);
+    let background = admitted.background.take();
+    let ApiRequest { stream, format, stop, logprobs, unknown, .. } = request;
+    let (temperature, top_p) = admitted.drawing;
+    let response_head = ResponseHead {
+        info: Arc::clone(&admitted.info),
         temperature,
         top_p,
         logprobs: logprobs.is_some(),
-        text: Arc::clone(&entry.text),
+        text: Arc::clone(&admitted.text),
     };
-    let title = Arc::new(results::Title {
-        tenant: std::mem::take(&mut entry.tenant),
-        endpoint,
-        shape: shape.clone(),
-        head: head.clone(),
-        canceller: claim.canceller(),
+    let stored = Arc::new(StoredRequest {
+        format: format.clone(),
+        head: response_head.clone(),
+        canceller: registration.canceller(),
     });
-    let submission = Submission { title, streaming: stream, stops: ending.stops, claim, entry };
-    let mut response = match place {
-        Some(place) => {
-            let title = Arc::clone(&submission.title);
-            let keeping = host.results.keep(Arc::clone(&title), results::State::Queued);
-            submission.submit(&host, Reader::Nobody(keeping, place), false);
-            later::shown(&host.work, &title, &results::State::Queued).await?
+    let submission = Submission { stored, stops: stop.stops, registration, admitted };
+    let mut response = match background {
+        Some(background) => {
+            let stored = Arc::clone(&submission.stored);
+            let pending = host.results.keep(Arc::clone(&stored), AnswerState::Queued);
+            submission.submit(&host, Recipient::Background(pending, background), false);
+            stored_responses::shown(&host.work, &stored, &AnswerState::Queued).await?
         }
         None => {
             let has_left = generation.admitted();
-            let title = Arc::clone(&submission.title);
-            let (outlet, inlet) = pieces(Some(generation));
-            submission.submit(&host, Reader::Client(outlet), has_left);
+            let (sender, receiver) = answer_channel(Some(generation));
+            submission.submit(&host, Recipient::Client(sender), has_left);
             if has_left {
                 // The connection drops this next, and what would be answered is for nobody.
                 return std::future::pending().await;
             }
             let keepalive = host.config.stream_keepalive;
             let stream = stream.then_some(keepalive);
-            answer((&host.work, &title.tenant), shape, head, stream, inlet).await?
+            answer(&host.work, format, response_head, stream, receiver).await?
         }
     };
-    name_ignored(&unknown, &meta.id, response.headers_mut());
+    name_ignored(&unknown, &head.id, response.headers_mut());
     policies_say(&said, response.headers_mut());
     Ok(response)
 }
@@ -131,106 +129,96 @@ pub(crate) fn policies_say(said: &[(String, String)], headers: &mut HeaderMap) {
     }
 }
 
-/// Everything up to the policies' consent.
+/// Everything up to the admission.
 async fn prepare(
-    host: &Host,
+    host: &ServerHost,
     endpoint: Endpoint,
-    meta: &Meta,
+    head: &RequestHead,
     headers: &HeaderMap,
     body: &mut Body,
-    owner: &Owner,
-) -> Result<(Ask, Entry), Failure> {
-    let mut visit = match host.identify(meta, endpoint, headers).await {
-        Ok(visit) => visit,
+    tenant: &TenantSetter,
+) -> Result<(ApiRequest, AdmittedRequest), Failure> {
+    let mut identified = match host.identify(head, endpoint, headers).await {
+        Ok(identified) => identified,
         Err(refused) => {
             // Not looked at, but let pass, so that the client gets to read why.
             body::discard(body, &host.config).await;
             return Err(refused);
         }
     };
-    owner.is(&visit.identity.tenant);
+    tenant.set(&identified.identity.tenant);
     if let Err(encoded) = body::as_it_is(headers) {
         body::discard(body, &host.config).await;
         return Err(encoded.into());
     }
-    let mut lease = host.work.lease(visit.whose());
+    let mut lease = host.work.lease(identified.work_tenant());
     let arrived = body::read(body, &host.config, Some(&mut lease)).await?;
     // A body may take its time; what began to arrive before the shutdown is no exception.
     if let Some(why) = host.closed() {
         return Err(why);
     }
-    let understood = host.understand(&mut visit, arrived, &mut lease).await?;
-    host.admit(visit, understood, &mut lease).await
+    let parsed = host.parse(&mut identified, arrived, &mut lease).await?;
+    host.admit(identified, parsed, &mut lease).await
 }
 
 /// An admitted request, before the engine has it.
 struct Submission {
-    title: Arc<results::Title>,
-    streaming: bool,
+    stored: Arc<StoredRequest>,
     stops: Vec<String>,
-    claim: Claim,
-    entry: Entry,
+    registration: Registration,
+    admitted: AdmittedRequest,
 }
 
 impl Submission {
     /// Hands it to the engine and starts its driver. If its client has left already, the engine
     /// has it only where somebody may want it to go on.
-    fn submit(self, host: &Host, reader: Reader, has_left: bool) {
-        let Self { title, streaming, stops, claim, entry } = self;
-        let Entry {
-            seat,
-            arrived_at,
+    fn submit(self, host: &ServerHost, recipient: Recipient, has_left: bool) {
+        let Self { stored, stops, registration, admitted } = self;
+        let AdmittedRequest {
+            info,
+            permit,
             admitted,
             oversight,
-            model,
+            stats,
             detokenizer,
-            prompt_tokens,
             tokens_min,
             before,
             ..
-        } = entry;
-        let about = Title {
-            id: title.head.request.clone(),
-            arrived_at,
-            endpoint: title.endpoint,
-            model: model.id.clone(),
-            recent: Arc::clone(&model.recent),
-            streaming,
-            prompt_tokens,
-        };
+        } = admitted;
         let given_up = has_left
             && oversight.plan().on_disconnect == DisconnectAction::Cancel
             && !oversight.watch().events.disconnected;
-        let ledger = Ledger::open(about, oversight, Arc::clone(&host.metrics));
-        let text = Text::new(detokenizer, stops, tokens_min);
-        let later = (Arc::clone(&host.results), title);
+        let accounting = RequestAccounting::open(info, stats, oversight, Arc::clone(&host.metrics));
+        let text = AnswerDecoder::new(detokenizer, stops, tokens_min);
+        let later = (Arc::clone(&host.results), stored);
         let running = match given_up {
-            true => seat.submit_cancelled(admitted, CancelCause::Disconnect),
-            false => seat.submit(admitted),
+            true => permit.submit_cancelled(admitted, CancelCause::Disconnect),
+            false => permit.submit(admitted),
         };
         let wall = Arc::clone(&host.wall);
-        let life = Life::new(running, claim, ledger, text, reader, later, wall);
-        // Its owner is `live`: the driver holds a claim there, and the shutdown waits for all.
-        tokio::spawn(life.run(before));
+        let driver =
+            RequestDriver::new(running, registration, accounting, text, recipient, later, wall);
+        // The driver is registered in `in_flight`, and the shutdown waits for all that are.
+        tokio::spawn(driver.run(before));
     }
 }
 
 async fn answer(
-    (work, tenant): (&WorkPool, &str),
-    shape: Shape,
-    head: Head,
+    work: &WorkPool,
+    format: ResponseFormat,
+    head: ResponseHead,
     stream: Option<Duration>,
-    inlet: Inlet,
+    receiver: ChunkReceiver,
 ) -> Result<Response, Failure> {
-    let request = head.request.clone();
-    let mut voice = voice(shape, head);
+    let info = Arc::clone(&head.info);
+    let mut writer = writer(format, head);
     let (content_type, body) = if let Some(keepalive) = stream {
-        let stream = Stream::new(request, voice, inlet, keepalive);
+        let stream = SseStream::new(info, writer, receiver, keepalive);
         ("text/event-stream; charset=utf-8", Body::new(stream))
     } else {
-        let (said, done) = inlet.whole().await?;
+        let (said, done) = receiver.whole().await?;
         let bytes = said.bytes();
-        let whole = written(work, tenant, bytes, move || voice.whole(said, &done)).await?;
+        let whole = write_out(work, &info.tenant, bytes, move || writer.whole(said, &done)).await?;
         ("application/json", Body::from(whole))
     };
     let mut response = Response::new(body);
@@ -242,22 +230,4 @@ async fn answer(
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
     Ok(response)
-}
-
-/// Writes out an answer of so many bytes to this tenant: a long one where that holds up nobody.
-pub(crate) async fn written(
-    work: &WorkPool,
-    tenant: &str,
-    bytes: usize,
-    write: impl FnOnce() -> Vec<u8> + Send + 'static,
-) -> Result<Vec<u8>, Failure> {
-    /// Some tens of microseconds.
-    const AT_ONCE_BYTES: usize = 16 << 10;
-
-    if bytes <= AT_ONCE_BYTES {
-        return Ok(write());
-    }
-    // It has been generated, and is not refused now.
-    let job = Job { must: true, ..Job::new(Class::of(bytes, 0), tenant) };
-    Ok(work.run(job, write).await?)
 }

@@ -10,13 +10,11 @@ use interlock_policy_chain::Policies;
 use interlock_request::CancelCause;
 
 use crate::failure::Failure;
-use crate::live::{InFlight, Live};
-use crate::models::{ModelState, Models};
-use crate::results::Results;
+use crate::in_flight::InFlight;
+use crate::models::{HostedModels, ModelState};
+use crate::result_store::ResultStore;
+use crate::wall_clock::WallClock;
 use crate::{DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, WorkPool};
-
-/// The time since the Unix epoch, as somebody tells it: the system, or a simulation.
-pub type Wall = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What the server is made of.
 pub struct ServerParts {
@@ -35,7 +33,7 @@ pub struct ServerParts {
     /// Where the requests in flight are known, for whoever looks on.
     pub in_flight: InFlight,
     /// What time it is; [`system_time`] but in simulations.
-    pub wall: Wall,
+    pub wall: WallClock,
     /// The server's own metrics.
     pub metrics: ServerMetrics,
     /// Everyone's metrics, for `/metrics`; none where those are on a listener of their own.
@@ -67,24 +65,24 @@ impl Readiness {
 }
 
 /// Shared by all connections.
-pub(crate) struct Host {
+pub(crate) struct ServerHost {
     pub(crate) config: ServerConfig,
-    pub(crate) models: Models,
+    pub(crate) models: HostedModels,
     pub(crate) policies: Arc<Policies>,
-    pub(crate) results: Arc<Results>,
+    pub(crate) results: Arc<ResultStore>,
     pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) registry: Option<Arc<Registry>>,
-    pub(crate) live: Arc<Live>,
+    pub(crate) in_flight: InFlight,
     pub(crate) work: WorkPool,
     pub(crate) prefix_keys: PrefixKeys,
-    pub(crate) wall: Wall,
+    pub(crate) wall: WallClock,
     /// Seconds since the Unix epoch.
     pub(crate) started_at: u64,
     serials: AtomicU64,
     draining: AtomicBool,
 }
 
-impl Host {
+impl ServerHost {
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
         let ServerParts {
             config,
@@ -103,12 +101,12 @@ impl Host {
         }
         Arc::new(Self {
             config,
-            models: Models::new(models),
+            models: HostedModels::new(models),
             policies,
-            results: Results::new(detached),
+            results: ResultStore::new(detached),
             metrics: Arc::new(metrics),
             registry,
-            live: in_flight.0,
+            in_flight,
             work,
             prefix_keys,
             started_at: wall().as_secs(),
@@ -154,29 +152,26 @@ impl Host {
         /// How long cancelled requests may take to end: as long as a pass may last.
         const PASS_MAX: Duration = Duration::from_secs(60);
 
-        // A request claims its place first and looks at this flag afterwards, so it either sees the
+        // A request registers first and looks at this flag afterwards, so it either sees the
         // flag or is waited for.
         self.draining.store(true, Ordering::SeqCst);
         let drain_max = self.config.drain_max;
-        tracing::info!(in_flight = self.live.count(), ?drain_max, "shutting down");
-        if tokio::time::timeout(drain_max, self.live.empty()).await.is_ok() {
+        tracing::info!(in_flight = self.in_flight.count(), ?drain_max, "the host is shutting down");
+        if tokio::time::timeout(drain_max, self.in_flight.empty()).await.is_ok() {
             return 0;
         }
-        let cancelled = self.live.cancel_all(CancelCause::Shutdown);
-        tracing::warn!(cancelled, ?drain_max, "requests in flight were cancelled");
-        if tokio::time::timeout(PASS_MAX, self.live.empty()).await.is_err() {
-            tracing::error!(left = self.live.count(), "requests did not end after being cancelled");
+        let cancelled = self.in_flight.cancel_all(CancelCause::Shutdown);
+        tracing::warn!(
+            cancelled,
+            ?drain_max,
+            "requests that did not end within server.drain_max were cancelled"
+        );
+        if tokio::time::timeout(PASS_MAX, self.in_flight.empty()).await.is_err() {
+            tracing::error!(
+                left = self.in_flight.count(),
+                "requests did not end after being cancelled"
+            );
         }
         cancelled
     }
-}
-
-/// In microseconds.
-pub(crate) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The system's time since the Unix epoch; 0 for a clock that is set before it.
-pub fn system_time() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -19,10 +19,11 @@ use interlock_metrics::Registry;
 use tokio::net::TcpListener;
 
 use crate::body;
+use crate::connection::{Listener, ListenerRules};
+use crate::endpoints::error_json;
+use crate::error_response::json_errors;
 use crate::failure::Failure;
-use crate::listener::{Listener, Rules};
 use crate::origin::OriginRules;
-use crate::shape::json_errors;
 use crate::{MetricsConfig, ServerConfig, ServerMetrics};
 
 /// What the listener of metrics is made of.
@@ -51,9 +52,11 @@ pub async fn serve_metrics(
         .layer(middleware::from_fn_with_state(origins, of_no_page))
         .layer(middleware::from_fn(json_errors))
         .layer(middleware::from_fn_with_state(Arc::new(server.clone()), body::pass));
-    let rules = Rules::of_metrics(&config, &server);
+    let rules = ListenerRules::of_metrics(&config, &server);
     let open = metrics.metrics_connections.clone();
-    Listener { listener, rules, router, metrics: Arc::new(metrics), open }.serve(shutdown).await;
+    Listener { listener, rules, router, metrics: Arc::new(metrics), open, error_json }
+        .serve(shutdown)
+        .await;
 }
 
 async fn of_no_page(State(origins): State<OriginRules>, request: Request, next: Next) -> Response {

@@ -8,7 +8,7 @@ use interlock_request::{ModelId, SamplingDefaults};
 use interlock_text::TextModel;
 
 use crate::failure::Failure;
-use crate::recent::Recent;
+use crate::model_stats::ModelStats;
 
 /// A model that is served.
 pub struct ServedModel {
@@ -18,7 +18,7 @@ pub struct ServedModel {
     pub aliases: Vec<String>,
     /// How to sample where a request does not say.
     pub sampling: SamplingDefaults,
-    /// Its text side; set when it is loaded. The server listens before that.
+    /// The model's text side; set when it is loaded. The server listens before that.
     pub text: Arc<OnceLock<Arc<TextModel>>>,
     /// The way to its engine.
     pub engine: EngineHandle,
@@ -27,13 +27,13 @@ pub struct ServedModel {
 /// How a model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ModelState {
-    /// It loads, or one that shares the engine thread does.
+    /// The model loads, or one that shares its engine thread does.
     Starting,
-    /// It is served.
+    /// The model is served.
     Ready,
-    /// Its engine was told to stop.
+    /// The engine was told to stop.
     Stopped,
-    /// Its engine has stopped, and nobody told it to.
+    /// The engine has stopped by itself.
     Failed,
 }
 
@@ -49,13 +49,13 @@ impl ModelState {
 }
 
 /// A model in the host's table.
-pub(crate) struct Model {
+pub(crate) struct HostedModel {
     served: ServedModel,
     /// What it did lately.
-    pub(crate) recent: Arc<Recent>,
+    pub(crate) stats: Arc<ModelStats>,
 }
 
-impl std::ops::Deref for Model {
+impl std::ops::Deref for HostedModel {
     type Target = ServedModel;
 
     fn deref(&self) -> &ServedModel {
@@ -63,14 +63,14 @@ impl std::ops::Deref for Model {
     }
 }
 
-impl Model {
+impl HostedModel {
     /// As policies see it that choose among several, for this request.
     fn candidate(&self, id: u32, facts: &Facts) -> Candidate {
         let shape = match self.engine.state() {
             EngineState::Ready(shape) => Some(shape),
             EngineState::Starting | EngineState::Exited(_) => None,
         };
-        let (first_token, inter_token) = self.recent.medians();
+        let (first_token, inter_token) = self.stats.medians();
         Candidate {
             id,
             model: self.id.clone(),
@@ -78,7 +78,7 @@ impl Model {
             ready: self.state() == ModelState::Ready,
             context: shape.map_or(0, |shape| shape.context),
             load: self.load(),
-            prefix_seen: self.recent.has_prefix(facts.prefix_key),
+            prefix_seen: self.stats.has_prefix(facts.prefix_key),
             first_token,
             inter_token,
         }
@@ -92,7 +92,7 @@ impl ServedModel {
         Load { waiting, waiting_max, running, running_max }
     }
 
-    /// Its text side and its shape, when it is loaded.
+    /// The model's text side and its shape, when it is loaded.
     ///
     /// # Errors
     ///
@@ -122,15 +122,15 @@ impl ServedModel {
 }
 
 /// All that are served, the default one first.
-pub(crate) struct Models(Vec<Arc<Model>>);
+pub(crate) struct HostedModels(Vec<Arc<HostedModel>>);
 
-impl Models {
+impl HostedModels {
     pub(crate) fn new(models: Vec<ServedModel>) -> Self {
-        let model = |served| Arc::new(Model { served, recent: Arc::default() });
+        let model = |served| Arc::new(HostedModel { served, stats: Arc::default() });
         Self(models.into_iter().map(model).collect())
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Model>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<HostedModel>> {
         self.0.iter()
     }
 
@@ -151,7 +151,7 @@ impl Models {
     /// # Errors
     ///
     /// When none is called so.
-    pub(crate) fn called(&self, name: &str) -> Result<&Arc<Model>, Failure> {
+    pub(crate) fn called(&self, name: &str) -> Result<&Arc<HostedModel>, Failure> {
         self.iter().find(|model| model.is_called(name)).ok_or_else(|| self.unknown(name))
     }
 
@@ -167,7 +167,7 @@ impl Models {
     }
 
     /// The model of a candidate.
-    pub(crate) fn chosen(&self, id: u32) -> Option<&Arc<Model>> {
+    pub(crate) fn chosen(&self, id: u32) -> Option<&Arc<HostedModel>> {
         self.0.get(usize::try_from(id).ok()?)
     }
 }

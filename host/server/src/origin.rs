@@ -25,8 +25,6 @@ use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use interlock_request::without_login;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use crate::ServerConfig;
-
 /// What a listener takes from browsers.
 #[derive(Debug, Clone)]
 pub(crate) struct OriginRules {
@@ -43,9 +41,9 @@ pub(crate) struct OriginRules {
 /// Why a request is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Foreign {
-    /// It comes from a page of this origin.
+    /// The request comes from a page of this origin.
     Origin(String),
-    /// It calls us by this name.
+    /// The request names this host.
     Host(String),
 }
 
@@ -76,11 +74,15 @@ const ANY: &str = "*";
 
 impl OriginRules {
     /// Of the clients' listener.
-    pub(crate) fn of_clients(config: &ServerConfig, address: Option<SocketAddr>) -> Self {
+    pub(crate) fn of_clients(
+        allowed_origins: &[String],
+        allowed_hosts: &[String],
+        address: Option<SocketAddr>,
+    ) -> Self {
         Self {
             address,
-            origins: NameList::new(&config.allowed_origins, canonical_origin),
-            hosts: NameList::new(&config.allowed_hosts, canonical_host),
+            origins: NameList::new(allowed_origins, canonical_origin),
+            hosts: NameList::new(allowed_hosts, canonical_host),
             operators: false,
         }
     }
@@ -258,16 +260,11 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn config(origins: &[&str], hosts: &[&str]) -> ServerConfig {
-        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
-        ServerConfig {
-            allowed_origins: texts(origins),
-            allowed_hosts: texts(hosts),
-            ..ServerConfig::default()
-        }
+    fn of_clients(origins: &[&str], hosts: &[&str], address: Option<SocketAddr>) -> OriginRules {
+        let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        OriginRules::of_clients(&owned(origins), &owned(hosts), address)
     }
 
-    /// `host origin`, either of which may be `-` for none; what is wrong with it.
     fn checked(rules: &OriginRules, story: &str) -> Option<Foreign> {
         let (host, origin) = story.split_once(' ').expect("host origin");
         let mut headers = HeaderMap::new();
@@ -293,7 +290,7 @@ mod tests {
 
     #[test]
     fn on_loopback_only_its_own_names_and_no_pages_are_taken() {
-        let rules = OriginRules::of_clients(&config(&[], &[]), at("127.0.0.1:8080"));
+        let rules = of_clients(&[], &[], at("127.0.0.1:8080"));
         for story in [
             "localhost:8080 -",
             "LOCALHOST -",
@@ -327,8 +324,8 @@ mod tests {
     #[test]
     fn an_address_and_what_is_under_localhost_are_names_of_it_wherever_it_listens() {
         for rules in [
-            OriginRules::of_clients(&config(&[], &[]), at("127.0.0.1:8080")),
-            OriginRules::of_clients(&config(&[], &["llm.example"]), at("0.0.0.0:8080")),
+            of_clients(&[], &[], at("127.0.0.1:8080")),
+            of_clients(&[], &["llm.example"], at("0.0.0.0:8080")),
             OriginRules::of_operators(at("[::1]:8081")),
         ] {
             for name in [
@@ -348,14 +345,14 @@ mod tests {
 
     #[test]
     fn where_others_reach_it_names_are_checked_only_if_some_are_set() {
-        let open = OriginRules::of_clients(&config(&[], &[]), at("0.0.0.0:8080"));
+        let open = of_clients(&[], &[], at("0.0.0.0:8080"));
         assert_eq!(checked(&open, "llm.example -"), None);
         assert_eq!(checked(&open, "llm.example https://llm.example"), None);
         assert_eq!(
             checked(&open, "llm.example https://evil.example"),
             origin("https://evil.example")
         );
-        let named = OriginRules::of_clients(&config(&[], &["LLM.example"]), at("0.0.0.0:8080"));
+        let named = of_clients(&[], &["LLM.example"], at("0.0.0.0:8080"));
         assert_eq!(checked(&named, "llm.EXAMPLE:443 -"), None);
         assert_eq!(checked(&named, "localhost:8080 -"), None);
         assert_eq!(checked(&named, "evil.example -"), host("evil.example"));
@@ -363,15 +360,15 @@ mod tests {
 
     #[test]
     fn what_is_allowed_is_taken_and_nothing_like_it() {
-        let allowed = config(&["https://Chat.example:443"], &["llm.example"]);
-        let rules = OriginRules::of_clients(&allowed, at("127.0.0.1:8080"));
+        let rules =
+            of_clients(&["https://Chat.example:443"], &["llm.example"], at("127.0.0.1:8080"));
         assert_eq!(checked(&rules, "llm.example https://chat.example"), None);
         for name in
             ["http://chat.example", "https://chat.example:8443", "https://chat.example.evil"]
         {
             assert_eq!(checked(&rules, &format!("localhost {name}")), origin(name));
         }
-        let all = OriginRules::of_clients(&config(&["*"], &["*"]), at("127.0.0.1:8080"));
+        let all = of_clients(&["*"], &["*"], at("127.0.0.1:8080"));
         assert_eq!(checked(&all, "evil.example null"), None);
     }
 

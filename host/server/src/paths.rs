@@ -26,6 +26,12 @@ pub(crate) fn canonical(path: &str) -> Cow<'_, str> {
     }
 }
 
+/// Does it ask for health or metrics, under whatever name?
+pub(crate) fn watches(path: &str) -> bool {
+    let path = canonical(path);
+    path.starts_with("/health/") || path == "/metrics"
+}
+
 /// Routes a request by the path that its own stands for.
 pub(crate) async fn rewrite(mut request: Request) -> Request {
     let path = canonical(request.uri().path());
@@ -64,7 +70,6 @@ fn is_under(path: &str, known: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::router::watches;
 
     #[test]
     fn every_usual_spelling_stands_for_the_one_path() {

@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use interlock_engine::PrefixSharing;
 
-use crate::ask::Words;
+use crate::endpoints::PromptInput;
 
 /// Makes the keys of one process.
 #[derive(Debug)]
@@ -28,17 +28,17 @@ impl PrefixKeys {
         Self { sharing, secret: Some(RandomState::new()) }
     }
 
-    /// The same in every process, for simulations that must repeat. No client's prompt is in them.
+    /// Keys that are the same in every process, for simulations that must repeat. No client's prompt is in them.
     pub fn without_secret(sharing: PrefixSharing) -> Self {
         Self { sharing, secret: None }
     }
 
     /// Of a tenant's prompt; 0 when it is no text.
-    pub(crate) fn key(&self, tenant: &str, words: &Words) -> u64 {
+    pub(crate) fn key(&self, tenant: &str, input: &PromptInput) -> u64 {
         let mut hasher =
             self.secret.as_ref().map_or_else(DefaultHasher::new, RandomState::build_hasher);
         self.sharing.scope(tenant).hash(&mut hasher);
-        if !words.hash_beginning(&mut hasher) {
+        if !input.hash_beginning(&mut hasher) {
             return 0;
         }
         // 0 has a meaning of its own.
@@ -50,8 +50,8 @@ impl PrefixKeys {
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> Words {
-        Words::Text(text.to_owned())
+    fn text(text: &str) -> PromptInput {
+        PromptInput::Text(text.to_owned())
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn tokens_have_no_key() {
-        let tokens = Words::Tokens { path: "prompt".into(), ids: vec![1, 2, 3] };
+        let tokens = PromptInput::Tokens { path: "prompt".into(), ids: vec![1, 2, 3] };
         assert_eq!(PrefixKeys::new(PrefixSharing::Tenant).key("acme", &tokens), 0);
     }
 }

@@ -1,7 +1,7 @@
-//! Routes, and what all answers have in common: the request's id and the shape of errors.
+//! Routes, and what all answers have in common: the request's id and the form of errors.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,45 +20,22 @@ use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 
 use crate::body;
-use crate::client::Client;
-use crate::doors::Over;
-use crate::failure::{BodyProblem, Failure, Retry};
+use crate::chunks::EndKind;
+use crate::connection::{Client, OverLimit, PeerAddress};
+use crate::endpoints::error_response;
+use crate::error_response::{HandlerResult, unshaped};
+use crate::failure::{BodyProblem, ConnectionLimit, Failure, Retry, excerpt};
 use crate::generate::{generate, policies_say};
-use crate::host::{Host, Readiness, micros};
+use crate::host::{Readiness, ServerHost};
 use crate::metrics_listener::expose;
 use crate::origin::OriginRules;
-use crate::pieces::EndKind;
-use crate::shape::{PathPart, shaped, unshaped};
-use crate::{ServedModel, ServerConfig, later, paths};
+use crate::path_param::PathParam;
+use crate::paths::watches;
+use crate::request_head::RequestHead;
+use crate::wall_clock::micros;
+use crate::{ServedModel, ServerConfig, paths, stored_responses};
 
 const REQUEST_ID: &str = "x-request-id";
-
-/// What is known of a request once its head is read.
-#[derive(Debug, Clone)]
-pub(crate) struct Meta {
-    pub(crate) id: RequestId,
-    /// Microseconds since the Unix epoch.
-    pub(crate) at_micros: u64,
-    /// The same moment, for deadlines.
-    pub(crate) arrived_at: Instant,
-    /// The other side's address.
-    pub(crate) address: Option<IpAddr>,
-    pub(crate) client: Client,
-}
-
-/// Who is on the other side of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) IpAddr);
-
-/// This connection is one too many: only what watches the host is answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Crowded(pub(crate) Over);
-
-/// Does who asks for this only look at the host?
-pub(crate) fn watches(path: &str) -> bool {
-    let path = paths::canonical(path);
-    path.starts_with("/health/") || path == "/metrics"
-}
 
 /// Does it ask how we are? Whoever does is told, from wherever and under whatever name.
 fn is_health(path: &str) -> bool {
@@ -66,25 +43,29 @@ fn is_health(path: &str) -> bool {
 }
 
 /// All that a listener at this address serves.
-pub(crate) fn router(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
+pub(crate) fn router(host: Arc<ServerHost>, address: Option<SocketAddr>) -> Router {
     // A layer comes after the routing that it surrounds, so a path is rewritten around all of it.
     Router::new()
         .fallback_service(routes(host, address))
         .layer(middleware::map_request(paths::rewrite))
 }
 
-fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
-    let origins = OriginRules::of_clients(&host.config, address);
-    let front = Front { host: Arc::clone(&host), origins: origins.clone() };
+fn routes(host: Arc<ServerHost>, address: Option<SocketAddr>) -> Router {
+    let origins =
+        OriginRules::of_clients(&host.config.allowed_origins, &host.config.allowed_hosts, address);
+    let context = FrameContext { host: Arc::clone(&host), origins: origins.clone() };
     let config = Arc::new(host.config.clone());
     let without_body = middleware::from_fn_with_state(Arc::clone(&config), body::pass);
     let mut routes = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
         .route("/v1/requests/{id}/cancel", post(cancel))
-        .route("/v1/requests/{id}", get(later::request))
-        .route("/v1/responses/{id}", get(later::response).delete(later::delete_response))
-        .route("/v1/responses/{id}/cancel", post(later::cancel_response))
+        .route("/v1/requests/{id}", get(stored_responses::request))
+        .route(
+            "/v1/responses/{id}",
+            get(stored_responses::response).delete(stored_responses::delete_response),
+        )
+        .route("/v1/responses/{id}/cancel", post(stored_responses::cancel_response))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready));
     if host.registry.is_some() {
@@ -99,14 +80,14 @@ fn routes(host: Arc<Host>, address: Option<SocketAddr>) -> Router {
         .route("/v1/responses", post(responses))
         .method_not_allowed_fallback(method_not_allowed.layer(without_body))
         .with_state(host)
-        .layer(middleware::from_fn_with_state(front, frame));
+        .layer(middleware::from_fn_with_state(context, frame));
     match origins.cors() {
         None => routes,
         Some(cors) => for_pages(routes, cors, origins, config),
     }
 }
 
-/// The same for web pages: what is refused is refused in words, their preflights included, and all
+/// The routes for web pages: what is refused is refused in words, their preflights included, and all
 /// else says what browsers want to hear, errors included.
 fn for_pages(
     routes: Router,
@@ -134,8 +115,8 @@ fn for_pages(
 
 /// What `frame` knows.
 #[derive(Clone)]
-struct Front {
-    host: Arc<Host>,
+struct FrameContext {
+    host: Arc<ServerHost>,
     origins: OriginRules,
 }
 
@@ -143,10 +124,10 @@ struct Front {
 const CROWDED_BODY_MAX: Duration = Duration::from_secs(1);
 
 /// Around every request: names it, looks at its head, and gives errors their shape.
-async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> Response {
-    let Front { host, origins } = front;
+async fn frame(State(context): State<FrameContext>, mut request: Request, next: Next) -> Response {
+    let FrameContext { host, origins } = context;
     let (at_micros, arrived_at) = (micros((host.wall)()), Instant::now());
-    let line = Line { method: request.method().clone(), uri: request.uri().clone() };
+    let line = RequestLine { method: request.method().clone(), uri: request.uri().clone() };
     let (id, checked) = match own_id(request.headers()) {
         Ok(id) => (id, head_within(&request, &host)),
         // Who asks how we are is told, whatever it calls its question.
@@ -154,15 +135,15 @@ async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> 
         Err(failure) => (None, Err(failure)),
     };
     let id = id.unwrap_or_else(RequestId::generate);
-    let crowded = request.extensions().get::<Crowded>().map(|crowded| crowded.0);
+    let crowded = request.extensions().get::<OverLimit>().map(|crowded| crowded.0);
     let checked = checked.and_then(|()| room_for(&line, crowded)).and_then(|()| {
         let checked = origins.check(request.uri(), request.headers()).map_err(Failure::Foreign);
         if is_health(line.uri.path()) { Ok(()) } else { checked }
     });
-    let address = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let address = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
     let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
-    let meta = Meta { id: id.clone(), at_micros, arrived_at, address, client };
-    request.extensions_mut().insert(meta);
+    let head = RequestHead { id: id.clone(), at_micros, arrived_at, address, client };
+    request.extensions_mut().insert(head);
     let mut response = match checked {
         Ok(()) => unshaped(next.run(request).await).await,
         Err(failure) => {
@@ -185,12 +166,12 @@ async fn frame(State(front): State<Front>, mut request: Request, next: Next) -> 
 }
 
 /// A request's first line.
-struct Line {
+struct RequestLine {
     method: Method,
     uri: Uri,
 }
 
-impl Line {
+impl RequestLine {
     /// Does it only look at the host?
     fn watches(&self) -> bool {
         watches(self.uri.path())
@@ -205,52 +186,43 @@ fn own_id(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> {
 }
 
 /// hyper refuses heads beyond twice the limits with a bare 431; up to there we can say why.
-fn head_within(request: &Request, host: &Host) -> Result<(), Failure> {
+fn head_within(request: &Request, host: &ServerHost) -> Result<(), Failure> {
     let headers = request.headers();
     let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let over = |unit, got, limit| {
-        if got > limit { Err(Failure::Head { unit, got, limit }) } else { Ok(()) }
+        if got > limit { Err(Failure::HeadTooLarge { unit, got, limit }) } else { Ok(()) }
     };
     over("headers", headers.len(), host.config.headers_max)?;
     over("bytes", uri + bytes, host.config.header_max.in_memory())
 }
 
-fn room_for(line: &Line, crowded: Option<Over>) -> Result<(), Failure> {
+fn room_for(line: &RequestLine, crowded: Option<ConnectionLimit>) -> Result<(), Failure> {
     match crowded {
         Some(over) if !line.watches() => Err(Failure::Connections(over)),
         _ => Ok(()),
     }
 }
 
-impl IntoResponse for Failure {
-    /// Without id and shape: `frame` adds both, once, for all routes.
-    fn into_response(self) -> Response {
-        let mut response = self.status().into_response();
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
-impl Host {
+impl ServerHost {
     /// Counts a failure and tells it to the client.
-    fn refuse(&self, id: &RequestId, line: &Line, failure: &Failure) -> Response {
+    fn refuse(&self, id: &RequestId, line: &RequestLine, failure: &Failure) -> Response {
         /// Enough to know the route by; what follows is the client's.
         const PATH_CHARS: usize = 200;
 
         let status = failure.status();
-        let code = failure.complaint(id).code;
+        let code = failure.code();
         let path: String = without_logins(line.uri.path()).chars().take(PATH_CHARS).collect();
         let (policy, why) = failure.policy().unzip();
         tracing::info!(
             request = %id, method = %line.method, ?path, status = status.as_u16(),
             code, reason = failure.reason(), param = failure.field(), policy,
-            foreign = failure.foreign().map(cut), spoiled = failure.spoiled(),
+            foreign = failure.foreign().map(excerpt), spoiled = failure.spoiled(),
             failure = why.flatten().map(tracing::field::display),
             "request answered with an error"
         );
         self.metrics.answered_with(failure);
-        let mut response = shaped(failure, id);
+        let mut response = error_response(failure, id);
         let late = matches!(failure, Failure::Body(BodyProblem::TooSlow { .. }));
         body::close_unless(!late, &mut response);
         let headers = response.headers_mut();
@@ -285,37 +257,35 @@ impl Host {
     }
 }
 
-type Answer = Result<Response, Failure>;
-
 async fn chat(
-    State(host): State<Arc<Host>>,
-    Extension(meta): Extension<Meta>,
+    State(host): State<Arc<ServerHost>>,
+    Extension(head): Extension<RequestHead>,
     headers: HeaderMap,
     body: Body,
-) -> Answer {
-    generate(host, Endpoint::Chat, meta, headers, body).await
+) -> HandlerResult {
+    generate(host, Endpoint::Chat, head, headers, body).await
 }
 
 async fn completions(
-    State(host): State<Arc<Host>>,
-    Extension(meta): Extension<Meta>,
+    State(host): State<Arc<ServerHost>>,
+    Extension(head): Extension<RequestHead>,
     headers: HeaderMap,
     body: Body,
-) -> Answer {
-    generate(host, Endpoint::Completions, meta, headers, body).await
+) -> HandlerResult {
+    generate(host, Endpoint::Completions, head, headers, body).await
 }
 
 async fn responses(
-    State(host): State<Arc<Host>>,
-    Extension(meta): Extension<Meta>,
+    State(host): State<Arc<ServerHost>>,
+    Extension(head): Extension<RequestHead>,
     headers: HeaderMap,
     body: Body,
-) -> Answer {
-    generate(host, Endpoint::Responses, meta, headers, body).await
+) -> HandlerResult {
+    generate(host, Endpoint::Responses, head, headers, body).await
 }
 
 /// All names that a request may give: the models' own, the default one first, then the others.
-async fn models(State(host): State<Arc<Host>>) -> Response {
+async fn models(State(host): State<Arc<ServerHost>>) -> Response {
     let own = host.models.iter().map(|model| (model.id.as_str(), model));
     let aliases = host
         .models
@@ -326,7 +296,7 @@ async fn models(State(host): State<Arc<Host>>) -> Response {
     Json(json!({ "object": "list", "data": cards })).into_response()
 }
 
-async fn model(State(host): State<Arc<Host>>, PathPart(asked): PathPart) -> Answer {
+async fn model(State(host): State<Arc<ServerHost>>, PathParam(asked): PathParam) -> HandlerResult {
     let model = host.models.called(&asked)?;
     Ok(Json(host.model_card(&asked, model)).into_response())
 }
@@ -335,19 +305,19 @@ async fn model(State(host): State<Arc<Host>>, PathPart(asked): PathPart) -> Answ
 /// twice is harmless. Who asks must be who sent it, as far as the policies tell clients apart, and is
 /// told what became of it: it may have come to its own end before.
 async fn cancel(
-    State(host): State<Arc<Host>>,
-    Extension(meta): Extension<Meta>,
-    PathPart(id): PathPart,
+    State(host): State<Arc<ServerHost>>,
+    Extension(head): Extension<RequestHead>,
+    PathParam(id): PathParam,
     headers: HeaderMap,
-) -> Answer {
-    let unknown = || Failure::UnknownRequest(cut(&id));
+) -> HandlerResult {
+    let unknown = || Failure::UnknownRequest(excerpt(&id));
     let request = RequestId::parse(&id).ok();
     let endpoint = host.endpoint_of(request.as_ref());
-    let visit = host.identify_to_look_up(&meta, endpoint, &headers).await?;
+    let identified = host.identify_to_look_up(&head, endpoint, &headers).await?;
     let request = request.ok_or_else(unknown)?;
-    let end = host.cancel(&request, &visit.identity.tenant, CancelCause::Operator).await;
+    let end = host.cancel(&request, &identified.identity.tenant, CancelCause::Operator).await;
     let end = end.ok_or_else(unknown)?;
-    tracing::info!(%request, end = end.as_str(), "a request was asked to stop by its client");
+    tracing::info!(%request, end = end.as_str(), "a client cancelled its request");
     Ok(Json(json!({
         "id": request.as_str(),
         "object": "request",
@@ -361,7 +331,7 @@ async fn live() -> Response {
     Json(json!({ "status": "live" })).into_response()
 }
 
-async fn ready(State(host): State<Arc<Host>>) -> Response {
+async fn ready(State(host): State<Arc<ServerHost>>) -> Response {
     let readiness = host.readiness();
     let status = match readiness {
         Readiness::Ready => StatusCode::OK,
@@ -378,7 +348,7 @@ async fn ready(State(host): State<Arc<Host>>) -> Response {
     (status, Json(told)).into_response()
 }
 
-async fn metrics(State(host): State<Arc<Host>>) -> Answer {
+async fn metrics(State(host): State<Arc<ServerHost>>) -> HandlerResult {
     match &host.registry {
         Some(registry) => expose(registry),
         None => Err(Failure::UnknownUrl { path: "/metrics".into() }),
@@ -386,14 +356,9 @@ async fn metrics(State(host): State<Arc<Host>>) -> Answer {
 }
 
 async fn unknown_url(request: Request) -> Failure {
-    Failure::UnknownUrl { path: cut(request.uri().path()) }
+    Failure::UnknownUrl { path: excerpt(request.uri().path()) }
 }
 
 async fn method_not_allowed() -> Failure {
     Failure::Method
-}
-
-/// As much of a client's text as an error repeats.
-pub(crate) fn cut(text: &str) -> String {
-    text.chars().take(RequestId::BYTES_MAX).collect()
 }

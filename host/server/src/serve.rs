@@ -9,13 +9,14 @@ use axum::Router;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::ServerParts;
-use crate::host::Host;
-use crate::listener::{Listener, Rules};
+use crate::connection::{Listener, ListenerRules};
+use crate::endpoints::error_json;
+use crate::host::ServerHost;
 use crate::router::router;
 
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Served {
+pub struct ServeOutcome {
     /// Requests in flight that did not finish within `drain_max` and were cancelled.
     pub cancelled: usize,
 }
@@ -41,7 +42,7 @@ pub fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
 
 /// What [`serve`] serves, without sockets: for simulations. A dropped answer is a client that left.
 pub fn app(parts: ServerParts) -> Router {
-    router(Host::new(parts), None)
+    router(ServerHost::new(parts), None)
 }
 
 /// Serves until `shutdown` and then some: requests in flight finish or are cancelled, every
@@ -51,15 +52,16 @@ pub async fn serve(
     listener: TcpListener,
     parts: ServerParts,
     shutdown: impl Future<Output = ()>,
-) -> Served {
-    let host = Host::new(parts);
+) -> ServeOutcome {
+    let host = ServerHost::new(parts);
     let address = listener.local_addr().ok();
     let listener = Listener {
         listener,
-        rules: Rules::of_clients(&host.config),
+        rules: ListenerRules::of_clients(&host.config),
         router: router(Arc::clone(&host), address),
         metrics: Arc::clone(&host.metrics),
         open: host.metrics.connections.clone(),
+        error_json,
     };
     let cancelled = listener
         .serve(async {
@@ -67,5 +69,5 @@ pub async fn serve(
             host.drain().await
         })
         .await;
-    Served { cancelled }
+    ServeOutcome { cancelled }
 }

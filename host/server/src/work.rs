@@ -2,7 +2,7 @@
 //! long answers. It has threads of its own, so that the runtime's threads only ever wait.
 //!
 //! ```text
-//!   request ── memory ──► line ──► thread ──► result
+//!   request ── memory ──► queue ──► thread ──► result
 //!              (lease)    small first, tenants in turn
 //! ```
 //!
@@ -12,7 +12,7 @@
 //!   ([`WorkConfig::memory_max`]), how many threads there are. What finds no room is refused at
 //!   once, and counted.
 //! - One thread at least never takes heavy work: a small request waits for small ones at most.
-//! - What one tenant queues holds up no other: tenants take turns (see [`line`]).
+//! - What one tenant queues holds up no other: tenants take turns (see [`queue`]).
 //! - Whoever gives up waiting frees its place at once, and its work is not begun.
 //! - Work on behalf of a model that takes longer than [`WorkConfig::time_max`] has its request
 //!   answered. A thread cannot be stopped, so it is counted as stuck and replaced: the pool keeps
@@ -24,9 +24,9 @@
 //! What the work is. Nothing here waits for a client, a policy or the engine.
 
 mod config;
-mod line;
 mod memory;
 mod metrics;
+mod queue;
 mod threads;
 
 use std::io;
@@ -39,14 +39,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub use config::WorkConfig;
-use line::Place;
-pub(crate) use memory::Lease;
-use memory::Memory;
+use memory::MemoryBudget;
+pub(crate) use memory::MemoryLease;
 pub use metrics::WorkMetrics;
-use threads::Threads;
+use queue::QueueTicket;
+use threads::WorkerThreads;
 
 /// So many threads may be stuck in the same kind of work for the same model; then it is refused.
-/// Those that were under way then may still join them.
+/// Threads that were at that work by then may get stuck as well.
 pub const STUCK_MAX: usize = 4;
 
 /// How much a piece of work is, as far as that can be told before it is done.
@@ -57,19 +57,19 @@ pub enum Class {
     /// A long one.
     Medium,
     /// A very long one.
-    Large,
+    DroppedInPool,
 }
 
 impl Class {
     /// All of them, smallest first.
-    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::Large];
+    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::DroppedInPool];
 
-    /// Its label in metrics.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Medium => "medium",
-            Self::Large => "large",
+            Self::DroppedInPool => "large",
         }
     }
 
@@ -79,7 +79,7 @@ impl Class {
         match (bytes, parts) {
             (..=0x4000, ..=0x400) => Self::Small,
             (..=0x4_0000, ..=0x4000) => Self::Medium,
-            _ => Self::Large,
+            _ => Self::DroppedInPool,
         }
     }
 
@@ -89,17 +89,17 @@ impl Class {
     }
 }
 
-/// What of a model's is at work, for work that may never end by itself.
+/// The part of a model that work runs, where it may never end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// Its chat template, and then its tokenizer.
+pub enum ModelPart {
+    /// The chat template, and then the tokenizer.
     ChatTemplate,
-    /// Its tokenizer alone.
+    /// The tokenizer alone.
     Tokenizer,
 }
 
-impl Part {
-    /// Its name in metrics, logs and errors.
+impl ModelPart {
+    /// The name in metrics, logs and errors.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ChatTemplate => "chat_template",
@@ -107,7 +107,7 @@ impl Part {
         }
     }
 
-    /// Its name in a sentence.
+    /// The name in a sentence.
     pub(crate) const fn spoken(self) -> &'static str {
         match self {
             Self::ChatTemplate => "chat template",
@@ -117,75 +117,75 @@ impl Part {
 }
 
 /// A model, and the part of it that is at work.
-pub type Owner = (ModelId, Part);
+pub type WorkOwner = (ModelId, ModelPart);
 
 /// A piece of work and whose it is.
 #[derive(Debug, Clone)]
-pub struct Job<'a> {
+pub struct WorkJob<'a> {
     /// How much it is.
     pub class: Class,
-    /// With whose it takes turns.
+    /// Work of different tenants takes turns.
     pub tenant: &'a str,
-    /// Whose fault it is when it does not end; `None` for work that always does.
-    pub owner: Option<Owner>,
+    /// What is counted as stuck when the work does not end; `None` for work that always does.
+    pub owner: Option<WorkOwner>,
     /// When its request's time is up, and by which deadline.
     pub due: Option<(Instant, Deadline)>,
-    /// Is it the end of something that has been done already? Then it is never refused.
+    /// Work that is never refused, because what it finishes has been computed already.
     pub must: bool,
 }
 
-impl<'a> Job<'a> {
+impl<'a> WorkJob<'a> {
     /// Work that always ends, for a request without deadlines.
     pub fn new(class: Class, tenant: &'a str) -> Self {
         Self { class, tenant, owner: None, due: None, must: false }
     }
 }
 
-/// Why something was not done.
+/// Why the pool did not do a piece of work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NotDone {
-    /// So many wait already.
+pub enum WorkError {
+    /// As many requests wait as may.
     Full {
-        /// Which is the limit.
+        /// `work.requests_max`.
         limit: usize,
     },
-    /// It would take more memory than one request may.
+    /// The request would take more memory than one may.
     TooMuch {
-        /// About what it would take.
+        /// About what the request would take.
         bytes: usize,
-        /// What it may.
+        /// What one request may take.
         limit: usize,
     },
-    /// Its request's time was up before it was done.
+    /// A deadline of the request passed first.
     Late(Deadline),
-    /// It did not end in time.
+    /// The work did not end in time.
     Endless {
-        /// Whose work it was.
-        owner: Owner,
-        /// How long it had.
+        /// The model and its part.
+        owner: WorkOwner,
+        /// `work.time_max`.
         limit: Duration,
     },
-    /// Too much of the same has not ended already.
+    /// [`STUCK_MAX`] threads are stuck in the same work already.
     Stuck {
-        /// Whose work it is.
-        owner: Owner,
+        /// The model and its part.
+        owner: WorkOwner,
     },
-    /// It panicked, which is a bug.
+    /// The work panicked, which is a bug.
     Panicked,
 }
 
-/// The threads, the line before them and the memory. Cheap to clone.
+/// The threads, the queue before them and the memory. Cheap to clone.
 #[derive(Clone)]
 pub struct WorkPool {
-    memory: Arc<Memory>,
+    memory: Arc<MemoryBudget>,
     /// `None`: whoever asks does it.
-    threads: Option<Arc<Pool>>,
+    threads: Option<Arc<PoolHandle>>,
 }
 
 /// Ends the threads that are not at work when the last handle is dropped.
-struct Pool(Arc<Threads>);
+struct PoolHandle(Arc<WorkerThreads>);
 
-impl Drop for Pool {
+impl Drop for PoolHandle {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -205,54 +205,61 @@ impl WorkPool {
     /// When the operating system gives none.
     pub fn start(config: &WorkConfig, metrics: WorkMetrics) -> io::Result<Self> {
         let memory = Self::memory(config, &metrics);
-        let threads = Threads::start(config, metrics)?;
-        Ok(Self { memory, threads: Some(Arc::new(Pool(threads))) })
+        let threads = WorkerThreads::start(config, metrics)?;
+        Ok(Self { memory, threads: Some(Arc::new(PoolHandle(threads))) })
     }
 
-    /// The same without threads: whoever asks does the work. For simulations, which must come out
+    /// A pool without threads: whoever asks does the work. For simulations, which must come out
     /// the same each time.
     pub fn in_line(config: &WorkConfig, metrics: WorkMetrics) -> Self {
         Self { memory: Self::memory(config, &metrics), threads: None }
     }
 
-    fn memory(config: &WorkConfig, metrics: &WorkMetrics) -> Arc<Memory> {
+    fn memory(config: &WorkConfig, metrics: &WorkMetrics) -> Arc<MemoryBudget> {
         let (bytes, waiting_max) = (config.memory_max.in_memory(), config.requests_max.get());
-        Memory::new(bytes, waiting_max, metrics.memory.clone(), metrics.memory_waiting.clone())
+        MemoryBudget::new(
+            bytes,
+            waiting_max,
+            metrics.memory.clone(),
+            metrics.memory_waiting.clone(),
+        )
     }
 
     /// What a request of this tenant's will hold; nothing yet.
-    pub(crate) fn lease(&self, tenant: &str) -> Lease {
+    pub(crate) fn lease(&self, tenant: &str) -> MemoryLease {
         self.memory.lease(tenant)
     }
 
-    /// Does this on one of the threads, when it is its turn.
+    /// Does this work on one of the threads, when its turn comes.
     ///
     /// # Errors
     ///
     /// When there is no room to wait, its time is up, it does not end or it panics.
     pub async fn run<T: Send + 'static>(
         &self,
-        job: Job<'_>,
+        job: WorkJob<'_>,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, NotDone> {
+    ) -> Result<T, WorkError> {
         let Some(pool) = &self.threads else {
-            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
+            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| WorkError::Panicked);
         };
         let threads = &pool.0;
         let due = job.due;
         let (answer, told) = oneshot::channel();
-        let task =
-            Arc::new(Work { work: Mutex::new(Some(work)), answer: Mutex::new(Some(answer)) });
-        let place = threads.join(job, task)?;
+        let task = Arc::new(PendingWork {
+            work: Mutex::new(Some(work)),
+            answer: Mutex::new(Some(answer)),
+        });
+        let ticket = threads.join(job, task)?;
         // Whoever stops waiting here gives its place up.
-        let waiting = Waiting { threads, place };
+        let waiting = Waiting { threads, ticket };
         tokio::select! {
             biased;
             // A task that is let go of without a word has panicked while it was.
-            done = told => done.unwrap_or(Err(NotDone::Panicked)),
+            done = told => done.unwrap_or(Err(WorkError::Panicked)),
             deadline = struck(due) => {
-                threads.was_late(&waiting.place);
-                Err(NotDone::Late(deadline))
+                threads.was_late(&waiting.ticket);
+                Err(WorkError::Late(deadline))
             }
         }
     }
@@ -284,23 +291,23 @@ pub(crate) async fn struck(due: Option<(Instant, Deadline)>) -> Deadline {
 
 /// Someone who waits for work to be done.
 struct Waiting<'a> {
-    threads: &'a Threads,
-    place: Place,
+    threads: &'a WorkerThreads,
+    ticket: QueueTicket,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.threads.leave(&self.place);
+        self.threads.leave(&self.ticket);
     }
 }
 
 /// Something large that is let go of on a thread of the pool's, wherever its owner lets go of it.
-pub(crate) struct Large<T: Send + 'static> {
+pub(crate) struct DroppedInPool<T: Send + 'static> {
     value: Option<T>,
     pool: WorkPool,
 }
 
-impl<T: Send + 'static> Large<T> {
+impl<T: Send + 'static> DroppedInPool<T> {
     pub(crate) fn new(value: T, pool: WorkPool) -> Self {
         Self { value: Some(value), pool }
     }
@@ -311,7 +318,7 @@ impl<T: Send + 'static> Large<T> {
     }
 }
 
-impl<T: Send + 'static> std::ops::Deref for Large<T> {
+impl<T: Send + 'static> std::ops::Deref for DroppedInPool<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -319,13 +326,13 @@ impl<T: Send + 'static> std::ops::Deref for Large<T> {
     }
 }
 
-impl<T: Send + 'static> std::ops::DerefMut for Large<T> {
+impl<T: Send + 'static> std::ops::DerefMut for DroppedInPool<T> {
     fn deref_mut(&mut self) -> &mut T {
         self.value.as_mut().expect("it is taken by value")
     }
 }
 
-impl<T: Send + 'static> Drop for Large<T> {
+impl<T: Send + 'static> Drop for DroppedInPool<T> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take() {
             self.pool.discard(value);
@@ -339,16 +346,16 @@ trait Task: Send + Sync {
     fn run(&self) -> Box<dyn FnOnce() + '_>;
 
     /// Answers without having done it. Who has an answer gets no other.
-    fn refuse(&self, why: NotDone);
+    fn refuse(&self, why: WorkError);
 }
 
-struct Work<T, F> {
+struct PendingWork<T, F> {
     work: Mutex<Option<F>>,
-    answer: Mutex<Option<oneshot::Sender<Result<T, NotDone>>>>,
+    answer: Mutex<Option<oneshot::Sender<Result<T, WorkError>>>>,
 }
 
-impl<T, F> Work<T, F> {
-    fn answer(&self, answer: Result<T, NotDone>) {
+impl<T, F> PendingWork<T, F> {
+    fn answer(&self, answer: Result<T, WorkError>) {
         let sender = lock(&self.answer).take();
         if let Some(sender) = sender {
             // Who does not wait any more does not want it.
@@ -357,17 +364,17 @@ impl<T, F> Work<T, F> {
     }
 }
 
-impl<T: Send, F: FnOnce() -> T + Send> Task for Work<T, F> {
+impl<T: Send, F: FnOnce() -> T + Send> Task for PendingWork<T, F> {
     fn run(&self) -> Box<dyn FnOnce() + '_> {
         let Some(work) = lock(&self.work).take() else { return Box::new(|| {}) };
-        let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked);
+        let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| WorkError::Panicked);
         if done.is_err() {
             tracing::error!("work for a request panicked");
         }
         Box::new(|| self.answer(done))
     }
 
-    fn refuse(&self, why: NotDone) {
+    fn refuse(&self, why: WorkError) {
         self.answer(Err(why));
     }
 }

@@ -7,75 +7,78 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use interlock_policy_chain::{Earlier, NotKept};
 use serde_json::{Map, Value};
 
 use super::query::{self, Query};
 use super::{
-    AdminError, Desk, FORMS, Kind, NotSwapped, Replacement, bad_body, nothing_in, unsupported,
+    AdminError, AdminResult, AdminState, BodyKind, FORMS, Replacement, SwapError, bad_body,
+    nothing_in, unsupported,
 };
 
-type Answer = Result<Response, AdminError>;
-
 /// `GET /admin/policies`
-pub(super) async fn list(State(desk): State<Arc<Desk>>, uri: Uri) -> Answer {
+pub(super) async fn list(State(state): State<Arc<AdminState>>, uri: Uri) -> AdminResult {
     Query::read(&uri, &[])?;
-    Ok(Json(desk.admin.list()).into_response())
+    Ok(Json(state.admin.list()).into_response())
 }
 
 /// `POST /admin/policies/{name}`
 pub(super) async fn replace(
-    State(desk): State<Arc<Desk>>,
+    State(state): State<Arc<AdminState>>,
     name: Result<Path<String>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
     mut body: Body,
-) -> Answer {
-    let bytes = desk.read(&mut body).await?;
+) -> AdminResult {
+    let bytes = state.read(&mut body).await?;
     let query = Query::read(&uri, &["mode", "settings"])?;
-    let Path(name) = name.map_err(|_| NotSwapped::Unknown(uri.path().to_owned()))?;
+    let Path(name) = name.map_err(|_| SwapError::Unknown(uri.path().to_owned()))?;
     let with = sent(&headers, bytes)?;
     let with = with_query(with, &query)?;
     if with == Replacement::default() {
         return Err(bad_body(format!("nothing to change was sent; {FORMS}")));
     }
-    Ok(Json(desk.admin.replace(name, with).await?).into_response())
+    Ok(Json(state.admin.replace(name, with).await?).into_response())
 }
 
 /// `POST /admin/policies/rollback`
-pub(super) async fn rollback(State(desk): State<Arc<Desk>>, uri: Uri, mut body: Body) -> Answer {
-    let bytes = desk.read(&mut body).await?;
+pub(super) async fn rollback(
+    State(state): State<Arc<AdminState>>,
+    uri: Uri,
+    mut body: Body,
+) -> AdminResult {
+    let bytes = state.read(&mut body).await?;
     let query = Query::read(&uri, &["to"])?;
     nothing_in(&bytes, "a rollback has no body; ?to=start or ?to=GENERATION says where it goes")?;
     let expected = "previous, start or the number of a generation";
     let to = query.parsed("to", expected)?.unwrap_or(Earlier::Previous);
-    Ok(Json(desk.admin.rollback(to).await?).into_response())
+    Ok(Json(state.admin.rollback(to).await?).into_response())
 }
 
 /// What the body says.
 fn sent(headers: &HeaderMap, bytes: Bytes) -> Result<Replacement, AdminError> {
-    match Kind::of(headers) {
+    match BodyKind::of(headers) {
         None if bytes.is_empty() => Ok(Replacement::default()),
         None => Err(unsupported(headers)),
-        Some(Kind::Component) if bytes.is_empty() => {
+        Some(BodyKind::Component) if bytes.is_empty() => {
             Err(bad_body(format!("the body is empty, and no component; {FORMS}")))
         }
-        Some(Kind::Component) => {
+        Some(BodyKind::Component) => {
             Ok(Replacement { component: Some(bytes), ..Replacement::default() })
         }
         // serde would take a list for an object whose keys nobody wrote.
-        Some(Kind::Json) if !bytes.trim_ascii_start().starts_with(b"{") => {
+        Some(BodyKind::Json) if !bytes.trim_ascii_start().starts_with(b"{") => {
             Err(bad_body(format!("the body is no JSON object; {FORMS}")))
         }
-        Some(Kind::Json) => serde_json::from_slice(&bytes).map_err(|error| {
+        Some(BodyKind::Json) => serde_json::from_slice(&bytes).map_err(|error| {
             bad_body(format!("the body cannot be read: {}; {FORMS}", without_values(&error)))
         }),
     }
 }
 
-/// The same with what the query says beside it.
+/// A swap with what its query adds to it.
 fn with_query(mut with: Replacement, query: &Query) -> Result<Replacement, AdminError> {
     let twice = |name: &str| query::bad(format!("{name} is in the query and in the body"));
     let mode = query.parsed("mode", "enforce, shadow or canary:PERCENT (1 to 99)")?;
@@ -111,15 +114,15 @@ fn without_values(error: &serde_json::Error) -> String {
     }
 }
 
-impl From<NotSwapped> for AdminError {
-    fn from(why: NotSwapped) -> Self {
+impl From<SwapError> for AdminError {
+    fn from(why: SwapError) -> Self {
         let (status, code) = match &why {
-            NotSwapped::Unknown(_) => (StatusCode::NOT_FOUND, "policy_not_found"),
-            NotSwapped::Unfit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "policy_unfit"),
-            NotSwapped::NotKept(NotKept::NothingEarlier) => {
+            SwapError::Unknown(_) => (StatusCode::NOT_FOUND, "policy_not_found"),
+            SwapError::Unfit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "policy_unfit"),
+            SwapError::NotKept(NotKept::NothingEarlier) => {
                 (StatusCode::CONFLICT, "no_earlier_generation")
             }
-            NotSwapped::NotKept(NotKept::Number { .. }) => {
+            SwapError::NotKept(NotKept::Number { .. }) => {
                 (StatusCode::CONFLICT, "generation_not_kept")
             }
         };

@@ -5,12 +5,12 @@ use axum::http::{StatusCode, Uri};
 
 use super::AdminError;
 
-/// Its parameters, each of which is known and there once.
+/// The parameters of a query, each of them known and given once.
 #[derive(Debug)]
 pub(super) struct Query(Vec<(&'static str, String)>);
 
 impl Query {
-    /// Reads it.
+    /// Reads the query of a request.
     ///
     /// # Errors
     ///
@@ -34,7 +34,7 @@ impl Query {
         self.0.iter().find(|(found, _)| *found == name).map(|(_, value)| value.as_str())
     }
 
-    /// The same, read as what it is.
+    /// A parameter, parsed.
     ///
     /// # Errors
     ///

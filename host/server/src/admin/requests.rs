@@ -7,24 +7,22 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use interlock_request::{CancelCause, RequestId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::query::{self, Query};
-use super::{AdminError, Desk, nothing_in};
-use crate::live::Listed;
-use crate::pieces::EndKind;
-use crate::router::cut;
-
-type Answer = Result<Response, AdminError>;
+use super::{AdminError, AdminResult, AdminState, nothing_in};
+use crate::chunks::EndKind;
+use crate::failure::excerpt;
+use crate::in_flight::ListedRequest;
 
 /// Most requests of one answer. There is room for a few hundred in flight by default.
 const LISTED_MAX: usize = 1000;
 
 /// `GET /admin/requests`
-pub(super) async fn list(State(desk): State<Arc<Desk>>, uri: Uri) -> Answer {
+pub(super) async fn list(State(state): State<Arc<AdminState>>, uri: Uri) -> AdminResult {
     let query = Query::read(&uri, &["tenant", "model", "limit"])?;
     let limit = query.parsed("limit", &format!("a number from 1 to {LISTED_MAX}"))?;
     let limit = limit.unwrap_or(LISTED_MAX);
@@ -32,32 +30,32 @@ pub(super) async fn list(State(desk): State<Arc<Desk>>, uri: Uri) -> Answer {
         let why = format!("query parameter \"limit\" is from 1 to {LISTED_MAX}, got {limit}");
         return Err(query::bad(why));
     }
-    let wanted = |request: &Listed| {
+    let wanted = |request: &ListedRequest| {
         let tenant = query.get("tenant");
         let model = query.get("model");
         tenant.is_none_or(|tenant| request.tenant.as_deref() == Some(tenant))
-            && model.is_none_or(|model| request.seen.model() == Some(model))
+            && model.is_none_or(|model| request.snapshot.model() == Some(model))
     };
-    let (total, listed) = desk.in_flight.list(limit, wanted);
+    let (total, listed) = state.in_flight.list(limit, wanted);
     let now = Instant::now();
     let shown: Vec<_> = listed.iter().map(|request| shown(request, now)).collect();
     Ok(Json(json!({ "object": "list", "total": total, "requests": shown })).into_response())
 }
 
 /// Without anything of what was asked or answered: an operator need not read that.
-fn shown(request: &Listed, now: Instant) -> Value {
-    let Listed { id, tenant, seen } = request;
+fn shown(request: &ListedRequest, now: Instant) -> Value {
+    let ListedRequest { id, tenant, snapshot } = request;
     json!({
         "id": id.as_str(),
         "tenant": tenant,
-        "endpoint": seen.endpoint.as_str(),
-        "model": seen.model(),
-        "priority": seen.priority,
-        "state": seen.state.as_str(),
-        "detached": seen.detached,
-        "generated_tokens": seen.tokens,
-        "age_ms": millis(now - seen.arrived_at),
-        "queue_ms": seen.queue_time(now).map(millis),
+        "endpoint": snapshot.endpoint.as_str(),
+        "model": snapshot.model(),
+        "priority": snapshot.priority,
+        "state": snapshot.state.as_str(),
+        "detached": snapshot.detached,
+        "generated_tokens": snapshot.tokens,
+        "age_ms": millis(now - snapshot.arrived_at),
+        "queue_ms": snapshot.queue_time(now).map(millis),
     })
 }
 
@@ -68,23 +66,23 @@ fn millis(time: std::time::Duration) -> u64 {
 /// `POST /admin/requests/{id}/cancel`: ids are the clients' own, so several requests may go by one;
 /// all of them are cancelled, unless a tenant is named.
 pub(super) async fn cancel(
-    State(desk): State<Arc<Desk>>,
+    State(state): State<Arc<AdminState>>,
     id: Result<Path<String>, PathRejection>,
     uri: Uri,
     mut body: Body,
-) -> Answer {
-    let bytes = desk.read(&mut body).await?;
+) -> AdminResult {
+    let bytes = state.read(&mut body).await?;
     let query = Query::read(&uri, &["tenant"])?;
     nothing_in(&bytes, "a cancel has no body; ?tenant=NAME says whose request it is")?;
     let id = id.map_or_else(|_| uri.path().to_owned(), |Path(id)| id);
     let tenant = query.get("tenant");
     let known = RequestId::parse(&id).ok();
-    let asked = known.map(|id| desk.in_flight.cancel(&id, tenant, CancelCause::Operator));
+    let asked = known.map(|id| state.in_flight.cancel(&id, tenant, CancelCause::Operator));
     let asked = asked.unwrap_or_default();
     if asked.is_empty() {
         let of = tenant.map_or_else(String::new, |tenant| format!(" of tenant {tenant:?}"));
         let (status, code) = (StatusCode::NOT_FOUND, "request_not_found");
-        let message = format!("no request {:?}{of} is in flight", cut(&id));
+        let message = format!("no request {:?}{of} is in flight", excerpt(&id));
         return Err(AdminError { status, code, message });
     }
     let requests = asked.len();

@@ -20,17 +20,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use interlock_metrics::IntGauge;
 use tokio::sync::oneshot;
 
-use super::NotDone;
+use super::WorkError;
 
 /// The memory and who holds it.
-pub(super) struct Memory {
-    books: Mutex<Books>,
+pub(super) struct MemoryBudget {
+    books: Mutex<BudgetState>,
     held: IntGauge,
     waiting: IntGauge,
 }
 
-struct Books {
-    /// For all.
+struct BudgetState {
+    /// Bytes for all requests.
     general: usize,
     /// That part of it which is only for small requests.
     for_small: usize,
@@ -40,9 +40,9 @@ struct Books {
     reserve: usize,
     waiting_max: usize,
     held: usize,
-    /// Who holds the reserve, and how much of it.
+    /// The holder of the reserve, and how much of it is held.
     borrowed: Option<(u64, usize)>,
-    /// Who holds or waits, oldest first.
+    /// Requests that hold memory or wait for it, oldest first.
     holders: BTreeMap<u64, Holder>,
     by_tenant: BTreeMap<String, usize>,
     numbers: u64,
@@ -52,11 +52,11 @@ struct Holder {
     tenant: String,
     /// Of what is for all.
     held: usize,
-    waits: Option<(usize, oneshot::Sender<Result<(), NotDone>>)>,
+    waits: Option<(usize, oneshot::Sender<Result<(), WorkError>>)>,
 }
 
 /// What one request holds. Dropping it gives all back, unless work that it set going still holds it.
-pub(crate) struct Lease {
+pub(crate) struct MemoryLease {
     hold: Hold,
     total: usize,
 }
@@ -67,11 +67,11 @@ pub(crate) struct Lease {
 pub(crate) struct Hold(Arc<Holding>);
 
 struct Holding {
-    memory: Arc<Memory>,
+    memory: Arc<MemoryBudget>,
     number: u64,
 }
 
-impl Memory {
+impl MemoryBudget {
     /// `waiting_max` requests may wait for memory.
     pub(super) fn new(
         bytes: usize,
@@ -84,7 +84,7 @@ impl Memory {
 
         let general = bytes / 2;
         Arc::new(Self {
-            books: Mutex::new(Books {
+            books: Mutex::new(BudgetState {
                 general,
                 for_small: general / 8,
                 small_max: (general / 32).min(SMALL_MAX),
@@ -102,20 +102,20 @@ impl Memory {
     }
 
     /// A lease that holds nothing yet.
-    pub(super) fn lease(self: &Arc<Self>, tenant: &str) -> Lease {
+    pub(super) fn lease(self: &Arc<Self>, tenant: &str) -> MemoryLease {
         let mut books = self.books();
         books.numbers += 1;
         let number = books.numbers;
         let holder = Holder { tenant: tenant.to_owned(), held: 0, waits: None };
         books.holders.insert(number, holder);
-        Lease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
+        MemoryLease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, BudgetState> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, books: &Books) {
+    fn tell(&self, books: &BudgetState) {
         let all = books.held + books.borrowed.map_or(0, |(_, bytes)| bytes);
         self.held.set(i64::try_from(all).unwrap_or(i64::MAX));
         let waiting = books.waiting().count();
@@ -123,13 +123,13 @@ impl Memory {
     }
 }
 
-impl Lease {
+impl MemoryLease {
     /// Takes so much more, once there is room.
     ///
     /// # Errors
     ///
     /// When it is more than one request may hold, or too many wait for room.
-    pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), NotDone> {
+    pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), WorkError> {
         if bytes == 0 {
             return Ok(());
         }
@@ -142,18 +142,18 @@ impl Lease {
         };
         if let Some(told) = told {
             // The books outlive whoever waits, and let go of nobody without a word.
-            told.await.unwrap_or(Err(NotDone::Panicked))?;
+            told.await.unwrap_or(Err(WorkError::Panicked))?;
         }
         self.total += bytes;
         Ok(())
     }
 
-    /// The same for what is only known to be at most so much: never more than one request may hold.
+    /// As [`Self::grow`], for an upper bound: takes at most what one request may hold.
     ///
     /// # Errors
     ///
     /// When too many wait for room.
-    pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), NotDone> {
+    pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), WorkError> {
         let room = self.hold.0.memory.books().reserve - self.total;
         self.grow(bytes_max.min(room)).await
     }
@@ -193,7 +193,7 @@ impl Drop for Holding {
     }
 }
 
-impl Books {
+impl BudgetState {
     fn waiting(&self) -> impl Iterator<Item = (&u64, &Holder)> {
         self.holders.iter().filter(|(_, holder)| holder.waits.is_some())
     }
@@ -203,9 +203,9 @@ impl Books {
         number: u64,
         total: usize,
         bytes: usize,
-    ) -> Result<Option<oneshot::Receiver<Result<(), NotDone>>>, NotDone> {
+    ) -> Result<Option<oneshot::Receiver<Result<(), WorkError>>>, WorkError> {
         if total.saturating_add(bytes) > self.reserve {
-            return Err(NotDone::TooMuch {
+            return Err(WorkError::TooMuch {
                 bytes: total.saturating_add(bytes),
                 limit: self.reserve,
             });
@@ -218,7 +218,7 @@ impl Books {
             return Ok(None);
         }
         if self.waiting().count() >= self.waiting_max && !self.displace(number) {
-            return Err(NotDone::Full { limit: self.waiting_max });
+            return Err(WorkError::Full { limit: self.waiting_max });
         }
         let (tell, told) = oneshot::channel();
         self.holders.get_mut(&number).expect("a lease is in the books").waits = Some((bytes, tell));
@@ -303,7 +303,7 @@ impl Books {
         let limit = self.waiting_max;
         let refused = self.holders.get_mut(&last).and_then(|holder| holder.waits.take());
         if let Some((_, tell)) = refused {
-            let _ = tell.send(Err(NotDone::Full { limit }));
+            let _ = tell.send(Err(WorkError::Full { limit }));
         }
         true
     }
@@ -332,183 +332,4 @@ impl Books {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::Future;
-    use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
-
-    use super::*;
-
-    const MIB: usize = 1 << 20;
-
-    /// 16 MiB: 8 for all, one of which is for small requests, of up to 256 KiB each, and 8 for one
-    /// at a time.
-    fn memory() -> Arc<Memory> {
-        let gauge = || IntGauge::new("g", "a gauge").expect("a gauge");
-        Memory::new(16 * MIB, 3, gauge(), gauge())
-    }
-
-    /// Grows at once, or fails, or waits.
-    fn now(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
-        match pin!(lease.grow(bytes)).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(grown) => Some(grown),
-            Poll::Pending => None,
-        }
-    }
-
-    fn now_for_a_while(lease: &mut Lease, bytes: usize) -> Option<Result<(), NotDone>> {
-        poll(&mut Box::pin(lease.grow_for_a_while(bytes)))
-    }
-
-    fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
-        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(ready) => Some(ready),
-            Poll::Pending => None,
-        }
-    }
-
-    #[test]
-    fn what_is_under_way_holds_its_memory_when_its_request_has_gone() {
-        let memory = memory();
-        let mut lease = memory.lease("a");
-        assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
-        let under_way = lease.held_by(|| ());
-        drop(lease);
-        assert_eq!(memory.held.get(), 7 * MIB as i64);
-        drop(under_way);
-        assert_eq!(memory.held.get(), 0);
-    }
-
-    #[test]
-    fn a_request_that_is_refused_lets_go_at_once() {
-        let memory = memory();
-        let mut lease = memory.lease("a");
-        assert_eq!(now(&mut lease, 7 * MIB), Some(Ok(())));
-        lease.let_go();
-        assert_eq!((memory.held.get(), lease.bytes()), (0, 0));
-        assert_eq!(now(&mut lease, 8 * MIB), Some(Ok(())));
-        drop(lease);
-        assert_eq!(memory.held.get(), 0);
-    }
-
-    #[test]
-    fn who_holds_much_and_stalls_does_not_get_the_reserve_as_well() {
-        let memory = memory();
-        let mut stalled: Vec<Lease> = (0..8).map(|_| memory.lease("a")).collect();
-        for lease in &mut stalled[..7] {
-            assert_eq!(now(lease, MIB), Some(Ok(())));
-        }
-        let [.., more] = &mut stalled[..] else { unreachable!("eight") };
-        let mut holder = memory.lease("b");
-        let mut reserve = memory.lease("c");
-        assert_eq!(now(&mut reserve, 2 * MIB), Some(Ok(())), "the reserve is somebody's");
-        let mut first = Box::pin(more.grow(2 * MIB));
-        assert_eq!(poll(&mut first), None);
-        let mut second = Box::pin(holder.grow(2 * MIB));
-        assert_eq!(poll(&mut second), None);
-        drop(reserve);
-        assert_eq!(poll(&mut second), Some(Ok(())), "it came later, and holds nothing");
-        assert_eq!(poll(&mut first), None);
-    }
-
-    #[test]
-    fn never_more_is_held_than_the_limit_and_all_is_given_back() {
-        let memory = memory();
-        let mut leases: Vec<Lease> = (0..7).map(|_| memory.lease("a")).collect();
-        for lease in &mut leases {
-            assert_eq!(now(lease, MIB), Some(Ok(())));
-        }
-        // The reserve: the oldest that waits.
-        let mut borrower = memory.lease("a");
-        assert_eq!(now(&mut borrower, 7 * MIB), Some(Ok(())));
-        assert_eq!(now(&mut borrower, MIB), Some(Ok(())));
-        assert_eq!(memory.held.get(), 15 * MIB as i64);
-        let mut late = memory.lease("a");
-        {
-            let mut waits = Box::pin(late.grow(MIB));
-            assert_eq!((poll(&mut waits), memory.waiting.get()), (None, 1));
-            drop(borrower);
-            assert_eq!(poll(&mut waits), Some(Ok(())));
-        }
-        drop((leases, late));
-        assert_eq!((memory.held.get(), memory.waiting.get()), (0, 0));
-    }
-
-    #[test]
-    fn one_request_never_holds_more_than_half() {
-        let memory = memory();
-        let mut lease = memory.lease("a");
-        assert_eq!(now(&mut lease, 5 * MIB), Some(Ok(())));
-        let (bytes, limit) = (9 * MIB, 8 * MIB);
-        assert_eq!(now(&mut lease, 4 * MIB), Some(Err(NotDone::TooMuch { bytes, limit })));
-        assert_eq!(now_for_a_while(&mut lease, 99 * MIB), Some(Ok(())));
-        assert_eq!(lease.bytes(), 8 * MIB);
-    }
-
-    #[test]
-    fn requests_that_hold_a_part_and_wait_for_the_rest_all_come_to_their_end() {
-        let memory = memory();
-        let [mut a, mut b] = [memory.lease("a"), memory.lease("b")];
-        assert_eq!(now(&mut a, 3 * MIB), Some(Ok(())));
-        assert_eq!(now(&mut b, 4 * MIB), Some(Ok(())));
-        let mut second = Box::pin(b.grow(4 * MIB));
-        // The oldest that waits is the only one, so it takes the reserve.
-        assert_eq!(poll(&mut second), Some(Ok(())));
-        let mut first = Box::pin(a.grow(4 * MIB));
-        assert_eq!(poll(&mut first), None);
-        drop(second);
-        drop(b);
-        assert_eq!(poll(&mut first), Some(Ok(())));
-    }
-
-    #[test]
-    fn small_requests_go_in_while_large_ones_wait() {
-        let memory = memory();
-        let mut large: Vec<Lease> = (0..3).map(|_| memory.lease("a")).collect();
-        assert_eq!(now(&mut large[0], 7 * MIB), Some(Ok(())));
-        assert_eq!(now(&mut large[1], 7 * MIB), Some(Ok(())));
-        let mut waits = Box::pin(large[2].grow(MIB));
-        assert_eq!(poll(&mut waits), None);
-        let mut small = memory.lease("b");
-        assert_eq!(now(&mut small, MIB / 4), Some(Ok(())));
-        assert_eq!(poll(&mut waits), None);
-    }
-
-    #[test]
-    fn whose_tenant_holds_the_least_is_next() {
-        let memory = memory();
-        let [mut a, mut reserve] = [memory.lease("a"), memory.lease("a")];
-        assert_eq!(now(&mut a, 4 * MIB), Some(Ok(())));
-        let mut more = memory.lease("c");
-        assert_eq!(now(&mut more, 3 * MIB), Some(Ok(())));
-        assert_eq!(now(&mut reserve, MIB), Some(Ok(())));
-        let [mut a2, mut b] = [memory.lease("a"), memory.lease("b")];
-        let mut theirs = Box::pin(a2.grow(2 * MIB));
-        assert_eq!(poll(&mut theirs), None);
-        let mut ours = Box::pin(b.grow(2 * MIB));
-        assert_eq!(poll(&mut ours), None);
-        drop(more);
-        assert_eq!((poll(&mut ours), poll(&mut theirs)), (Some(Ok(())), None));
-    }
-
-    #[test]
-    fn so_many_wait_and_a_tenant_that_waits_often_makes_room_for_another() {
-        let memory = memory();
-        let mut holders = [memory.lease("z"), memory.lease("z")];
-        for holder in &mut holders {
-            assert_eq!(now(holder, 7 * MIB), Some(Ok(())));
-        }
-        let mut leases: Vec<Lease> = (0..4).map(|_| memory.lease("a")).collect();
-        let mut waits: Vec<_> = leases.iter_mut().map(|lease| Box::pin(lease.grow(MIB))).collect();
-        let told: Vec<_> = waits.iter_mut().map(poll).collect();
-        let full = Some(Err(NotDone::Full { limit: 3 }));
-        assert_eq!(told, [None, None, None, full.clone()]);
-        let mut other = memory.lease("b");
-        let mut ours = Box::pin(other.grow(MIB));
-        assert_eq!((poll(&mut ours), poll(&mut waits[2])), (None, full));
-        // Who goes away does not wait any more.
-        drop(waits);
-        drop(leases);
-        assert_eq!(memory.waiting.get(), 1);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use interlock_metrics::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use super::{Class, Owner};
+use super::{Class, WorkOwner};
 
 /// What waits, what is done, what was not, and what is held.
 #[derive(Debug, Clone)]
@@ -115,7 +115,7 @@ impl WorkMetrics {
         self.ended.with_label_values(&[class.as_str(), how.as_str()]).inc();
     }
 
-    pub(super) fn stuck(&self, (model, part): &Owner, threads: usize) {
+    pub(super) fn stuck(&self, (model, part): &WorkOwner, threads: usize) {
         let threads = i64::try_from(threads).unwrap_or(i64::MAX);
         self.stuck.with_label_values(&[model.as_str(), part.as_str()]).set(threads);
     }

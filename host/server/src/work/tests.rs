@@ -70,7 +70,7 @@ impl Rig {
     }
 
     /// Work of this class and tenant that is held at the gate; it has joined the line.
-    fn held<'a>(&'a self, gate: &Gate, job: Job<'a>) -> Running<'a> {
+    fn held<'a>(&'a self, gate: &Gate, job: WorkJob<'a>) -> Running<'a> {
         let gate = gate.clone();
         Running::begin(self.pool.run(job, move || gate.hold()))
     }
@@ -86,23 +86,23 @@ impl Rig {
 }
 
 /// Work that somebody waits for.
-struct Running<'a, T = ()>(Pin<Box<dyn Future<Output = Result<T, NotDone>> + 'a>>);
+struct Running<'a, T = ()>(Pin<Box<dyn Future<Output = Result<T, WorkError>> + 'a>>);
 
 impl<'a, T> Running<'a, T> {
-    fn begin(future: impl Future<Output = Result<T, NotDone>> + 'a) -> Self {
+    fn begin(future: impl Future<Output = Result<T, WorkError>> + 'a) -> Self {
         let mut running = Self(Box::pin(future));
         assert!(running.now().is_none(), "it cannot be done yet");
         running
     }
 
-    fn now(&mut self) -> Option<Result<T, NotDone>> {
+    fn now(&mut self) -> Option<Result<T, WorkError>> {
         match pin!(&mut self.0).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(done) => Some(done),
             Poll::Pending => None,
         }
     }
 
-    async fn done(self) -> Result<T, NotDone> {
+    async fn done(self) -> Result<T, WorkError> {
         within(self.0).await
     }
 }
@@ -111,16 +111,16 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it happens")
 }
 
-fn small(tenant: &str) -> Job<'_> {
-    Job::new(Class::Small, tenant)
+fn small(tenant: &str) -> WorkJob<'_> {
+    WorkJob::new(Class::Small, tenant)
 }
 
-fn large(tenant: &str) -> Job<'_> {
-    Job::new(Class::Large, tenant)
+fn large(tenant: &str) -> WorkJob<'_> {
+    WorkJob::new(Class::DroppedInPool, tenant)
 }
 
-fn owned(part: Part) -> Job<'static> {
-    Job { owner: Some((ModelId::new("m"), part)), ..small("a") }
+fn owned(part: ModelPart) -> WorkJob<'static> {
+    WorkJob { owner: Some((ModelId::new("m"), part)), ..small("a") }
 }
 
 #[tokio::test]
@@ -148,9 +148,9 @@ async fn a_full_line_refuses_and_says_its_limit_but_not_what_is_done_already() {
     let held = [rig.held(&gate, small("a")), rig.held(&gate, small("a"))];
     gate.holds(2);
     let waiting: Vec<_> = (0..3).map(|_| rig.held(&gate, small("a"))).collect();
-    let full = Err(NotDone::Full { limit: 3 });
+    let full = Err(WorkError::Full { limit: 3 });
     assert_eq!(within(rig.pool.run(small("a"), || ())).await, full);
-    let last = rig.held(&gate, Job { must: true, ..small("a") });
+    let last = rig.held(&gate, WorkJob { must: true, ..small("a") });
     // Another tenant takes the place of the one who fills the line.
     let other = rig.held(&gate, small("b"));
     assert_eq!(rig.metric("total{class=\"small\",outcome=\"refused\"}"), 2);
@@ -194,8 +194,8 @@ async fn a_deadline_strikes_in_the_line() {
     let _held = [rig.held(&gate, small("a")), rig.held(&gate, small("a"))];
     gate.holds(2);
     let due = Some((Instant::now() + Duration::from_millis(5), Deadline::Queue));
-    let job = Job { due, ..small("a") };
-    assert_eq!(within(rig.pool.run(job, || ())).await, Err(NotDone::Late(Deadline::Queue)));
+    let job = WorkJob { due, ..small("a") };
+    assert_eq!(within(rig.pool.run(job, || ())).await, Err(WorkError::Late(Deadline::Queue)));
     assert_eq!(rig.metric("queued{class=\"small\"}"), 0);
     assert_eq!(rig.metric("total{class=\"small\",outcome=\"timed_out\"}"), 1);
     gate.open();
@@ -206,7 +206,7 @@ async fn a_panic_ends_that_work_and_no_thread() {
     let rig = Rig::new();
     for _ in 0..5 {
         let panics = within(rig.pool.run(small("a"), || panic!("on purpose"))).await;
-        assert_eq!(panics, Err::<(), _>(NotDone::Panicked));
+        assert_eq!(panics, Err::<(), _>(WorkError::Panicked));
     }
     assert_eq!(within(rig.pool.run(small("a"), || 1)).await, Ok(1));
 }
@@ -216,15 +216,15 @@ async fn what_does_not_end_is_answered_counted_and_replaced_and_then_refused_by_
     const HOUR: Duration = Duration::from_secs(3600);
     let (rig, gate) = (Rig::new(), Gate::default());
     let stuck = "stuck{model=\"m\",part=\"chat_template\"}";
-    let owner = (ModelId::new("m"), Part::ChatTemplate);
+    let owner = (ModelId::new("m"), ModelPart::ChatTemplate);
     for n in 1..=STUCK_MAX {
-        let endless = rig.held(&gate, owned(Part::ChatTemplate));
+        let endless = rig.held(&gate, owned(ModelPart::ChatTemplate));
         gate.holds(n);
         rig.pool.look(Duration::ZERO);
         assert_eq!(rig.metric(stuck), n as u64 - 1, "it has time left");
         rig.pool.look(HOUR);
         let limit = HOUR;
-        assert_eq!(endless.done().await, Err(NotDone::Endless { owner: owner.clone(), limit }));
+        assert_eq!(endless.done().await, Err(WorkError::Endless { owner: owner.clone(), limit }));
         assert_eq!(rig.metric(stuck), n as u64);
         // The pool has its size: two at once.
         let other = Gate::default();
@@ -235,12 +235,12 @@ async fn what_does_not_end_is_answered_counted_and_replaced_and_then_refused_by_
             assert_eq!(one.done().await, Ok(()));
         }
     }
-    let refused = Err(NotDone::Stuck { owner });
-    assert_eq!(within(rig.pool.run(owned(Part::ChatTemplate), || ())).await, refused);
-    assert_eq!(within(rig.pool.run(owned(Part::Tokenizer), || ())).await, Ok(()));
+    let refused = Err(WorkError::Stuck { owner });
+    assert_eq!(within(rig.pool.run(owned(ModelPart::ChatTemplate), || ())).await, refused);
+    assert_eq!(within(rig.pool.run(owned(ModelPart::Tokenizer), || ())).await, Ok(()));
     gate.open();
     rig.metric_is(stuck, 0).await;
-    assert_eq!(within(rig.pool.run(owned(Part::ChatTemplate), || ())).await, Ok(()));
+    assert_eq!(within(rig.pool.run(owned(ModelPart::ChatTemplate), || ())).await, Ok(()));
     assert_eq!(rig.metric("total{class=\"small\",outcome=\"stuck\"}"), STUCK_MAX as u64);
     assert_eq!(rig.metric("running{class=\"small\"}"), 0);
 }
@@ -250,12 +250,12 @@ async fn what_waits_when_too_much_is_stuck_is_refused_as_well() {
     let (rig, gate) = (Rig::new(), Gate::default());
     let (mut under_way, mut waits) = (vec![], vec![]);
     for n in 1..=STUCK_MAX {
-        under_way.push(rig.held(&gate, owned(Part::ChatTemplate)));
+        under_way.push(rig.held(&gate, owned(ModelPart::ChatTemplate)));
         gate.holds(n);
         if n == STUCK_MAX {
             let other = rig.held(&gate, small("a"));
             gate.holds(n + 1);
-            waits.push(Running::begin(rig.pool.run(owned(Part::ChatTemplate), || ())));
+            waits.push(Running::begin(rig.pool.run(owned(ModelPart::ChatTemplate), || ())));
             rig.pool.look(Duration::from_secs(3600));
             under_way.push(other);
         } else {
@@ -263,8 +263,8 @@ async fn what_waits_when_too_much_is_stuck_is_refused_as_well() {
         }
     }
     for one in waits {
-        let owner = (ModelId::new("m"), Part::ChatTemplate);
-        assert_eq!(one.done().await, Err(NotDone::Stuck { owner }));
+        let owner = (ModelId::new("m"), ModelPart::ChatTemplate);
+        assert_eq!(one.done().await, Err(WorkError::Stuck { owner }));
     }
     gate.open();
 }
@@ -281,8 +281,8 @@ async fn the_watch_looks_by_itself() {
     let gate = Gate::default();
     for _ in 0..2 {
         let held = gate.clone();
-        let endless = within(pool.run(owned(Part::Tokenizer), move || held.hold())).await;
-        assert!(matches!(endless, Err(NotDone::Endless { .. })), "{endless:?}");
+        let endless = within(pool.run(owned(ModelPart::Tokenizer), move || held.hold())).await;
+        assert!(matches!(endless, Err(WorkError::Endless { .. })), "{endless:?}");
     }
     // Work that always ends has all the time it needs: it is never given up.
     gate.open();
@@ -293,7 +293,7 @@ async fn the_watch_looks_by_itself() {
 #[tokio::test]
 async fn letting_go_of_the_pool_waits_for_nothing_that_is_stuck() {
     let (rig, gate) = (Rig::new(), Gate::default());
-    let held = rig.held(&gate, owned(Part::ChatTemplate));
+    let held = rig.held(&gate, owned(ModelPart::ChatTemplate));
     gate.holds(1);
     drop(held);
     drop(rig);
@@ -326,7 +326,7 @@ async fn what_is_large_is_let_go_of_on_a_thread_of_the_pools() {
 
     let rig = Rig::new();
     let told = Arc::new(Mutex::new(None));
-    drop(Large::new(Telling(Arc::clone(&told)), rig.pool.clone()));
+    drop(DroppedInPool::new(Telling(Arc::clone(&told)), rig.pool.clone()));
     within(async {
         while lock(&told).is_none() {
             tokio::task::yield_now().await;
@@ -340,5 +340,5 @@ async fn what_is_large_is_let_go_of_on_a_thread_of_the_pools() {
 fn what_a_piece_of_work_costs_is_told_by_bytes_and_by_parts() {
     assert_eq!(Class::of(16 << 10, 1024), Class::Small);
     assert_eq!([Class::of((16 << 10) + 1, 1), Class::of(1, 1025)], [Class::Medium; 2]);
-    assert_eq!([Class::of((256 << 10) + 1, 1), Class::of(1, 16_385)], [Class::Large; 2]);
+    assert_eq!([Class::of((256 << 10) + 1, 1), Class::of(1, 16_385)], [Class::DroppedInPool; 2]);
 }

@@ -1,4 +1,4 @@
-//! The pool's threads: they take from the line, and one more looks after those that do not come back.
+//! The pool's threads: they take from the queue, and one more looks after those that do not come back.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -6,15 +6,15 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::line::{Joined, Line, Place};
 use super::metrics::How;
-use super::{Class, Job, NotDone, Owner, STUCK_MAX, Task, WorkConfig, WorkMetrics, lock};
+use super::queue::{Enqueued, QueueTicket, WorkQueue};
+use super::{Class, STUCK_MAX, Task, WorkConfig, WorkError, WorkJob, WorkMetrics, WorkOwner, lock};
 
 /// Everything that the threads share.
-pub(super) struct Threads {
+pub(super) struct WorkerThreads {
     // Every request joins here and every thread takes from here: there is no single owner. The lock
     // is held for operations on the line and never while something is done.
-    state: Mutex<State>,
+    state: Mutex<WorkerState>,
     /// There is work, or the end.
     work: Condvar,
     /// There is something to look after, or the end.
@@ -25,15 +25,15 @@ pub(super) struct Threads {
     metrics: WorkMetrics,
 }
 
-struct State {
-    line: Line<Queued>,
+struct WorkerState {
+    line: WorkQueue<QueuedTask>,
     /// What is only to be let go of.
     waste: Vec<Box<dyn Any + Send>>,
-    running: BTreeMap<u64, Running>,
+    running: BTreeMap<u64, RunningTask>,
     /// Threads that may take work; stuck ones are not among them.
     threads: usize,
     heavy: usize,
-    stuck: BTreeMap<Owner, usize>,
+    stuck: BTreeMap<WorkOwner, usize>,
     begun: u64,
     /// Will the watch look again by itself before anything that begins now is due?
     watched: bool,
@@ -42,25 +42,25 @@ struct State {
     closed: bool,
 }
 
-struct Queued {
+struct QueuedTask {
     task: Arc<dyn Task>,
-    owner: Option<Owner>,
+    owner: Option<WorkOwner>,
     since: Instant,
 }
 
-struct Running {
+struct RunningTask {
     task: Arc<dyn Task>,
     class: Class,
-    owner: Option<Owner>,
+    owner: Option<WorkOwner>,
     since: Instant,
     stuck: bool,
 }
 
-impl Threads {
+impl WorkerThreads {
     pub(super) fn start(config: &WorkConfig, metrics: WorkMetrics) -> io::Result<Arc<Self>> {
         let threads = Arc::new(Self {
-            state: Mutex::new(State {
-                line: Line::new(config.requests_max.get()),
+            state: Mutex::new(WorkerState {
+                line: WorkQueue::new(config.requests_max.get()),
                 waste: Vec::new(),
                 running: BTreeMap::new(),
                 threads: 0,
@@ -85,56 +85,60 @@ impl Threads {
     }
 
     /// Puts work into the line.
-    pub(super) fn join(&self, job: Job<'_>, task: Arc<dyn Task>) -> Result<Place, NotDone> {
-        let Job { class, tenant, owner, must, .. } = job;
+    pub(super) fn join(
+        &self,
+        job: WorkJob<'_>,
+        task: Arc<dyn Task>,
+    ) -> Result<QueueTicket, WorkError> {
+        let WorkJob { class, tenant, owner, must, .. } = job;
         let mut state = self.state();
         if let Some(owner) = state.refused(owner.as_ref()) {
             self.metrics.ended(class, How::Refused);
-            return Err(NotDone::Stuck { owner });
+            return Err(WorkError::Stuck { owner });
         }
-        let queued = Queued { task, owner, since: Instant::now() };
+        let queued = QueuedTask { task, owner, since: Instant::now() };
         let limit = self.waste_max;
         // What there is no room for is let go of here, but not under the lock.
         let mut kept = None;
-        let place = match state.line.join(class, tenant, must, queued) {
-            Joined::Waits(place) => place,
-            Joined::Displaced(place, theirs, other) => {
+        let ticket = match state.line.join(class, tenant, must, queued) {
+            Enqueued::Waits(ticket) => ticket,
+            Enqueued::Displaced(ticket, theirs, other) => {
                 self.metrics.ended(theirs, How::Refused);
                 self.metrics.queued(theirs, state.line.waiting(theirs));
-                other.task.refuse(NotDone::Full { limit });
+                other.task.refuse(WorkError::Full { limit });
                 kept = state.throw_away(Box::new(other.task), limit);
-                place
+                ticket
             }
-            Joined::Full(refused) => {
+            Enqueued::Full(refused) => {
                 self.metrics.ended(class, How::Refused);
                 kept = state.throw_away(Box::new(refused.task), limit);
                 drop(state);
                 drop(kept);
-                return Err(NotDone::Full { limit });
+                return Err(WorkError::Full { limit });
             }
         };
         self.metrics.queued(class, state.line.waiting(class));
         drop(state);
         drop(kept);
         self.work.notify_one();
-        Ok(place)
+        Ok(ticket)
     }
 
     /// Nobody waits for it any more. What has begun goes on.
-    pub(super) fn leave(&self, place: &Place) {
-        self.give_up(place, How::Abandoned);
+    pub(super) fn leave(&self, ticket: &QueueTicket) {
+        self.give_up(ticket, How::Abandoned);
     }
 
-    /// Its request's time is up. What has begun goes on.
-    pub(super) fn was_late(&self, place: &Place) {
-        self.give_up(place, How::TimedOut);
+    /// A deadline of the request has passed. Work that has begun goes on.
+    pub(super) fn was_late(&self, ticket: &QueueTicket) {
+        self.give_up(ticket, How::TimedOut);
     }
 
-    fn give_up(&self, place: &Place, how: How) {
+    fn give_up(&self, ticket: &QueueTicket, how: How) {
         let mut state = self.state();
-        let Some(left) = state.line.leave(place) else { return };
-        self.metrics.ended(place.class(), how);
-        self.metrics.queued(place.class(), state.line.waiting(place.class()));
+        let Some(left) = state.line.leave(ticket) else { return };
+        self.metrics.ended(ticket.class(), how);
+        self.metrics.queued(ticket.class(), state.line.waiting(ticket.class()));
         // What it would have worked on may be large.
         let kept = state.throw_away(Box::new(left.task), self.waste_max);
         drop(state);
@@ -163,12 +167,12 @@ impl Threads {
         self.look(&mut state, Instant::now() + later);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WorkerState> {
         lock(&self.state)
     }
 
     /// Starts as many threads as are missing.
-    fn fill_up(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+    fn fill_up(self: &Arc<Self>, state: &mut WorkerState) -> io::Result<()> {
         while state.threads < self.size {
             let this = Arc::clone(self);
             // Named, so that whoever looks at a busy process sees what it is busy with.
@@ -224,10 +228,10 @@ impl Threads {
                 continue;
             };
             self.metrics.queued(class, state.line.waiting(class));
-            let Queued { task, owner, since } = queued;
+            let QueuedTask { task, owner, since } = queued;
             if let Some(owner) = state.refused(owner.as_ref()) {
                 self.metrics.ended(class, How::Refused);
-                task.refuse(NotDone::Stuck { owner });
+                task.refuse(WorkError::Stuck { owner });
                 state.waste.push(Box::new(task));
                 continue;
             }
@@ -236,10 +240,10 @@ impl Threads {
             state.begun += 1;
             let number = state.begun;
             state.heavy += usize::from(class.is_heavy());
-            state.grown |= class == Class::Large;
+            state.grown |= class == Class::DroppedInPool;
             let watched = owner.is_none() || std::mem::replace(&mut state.watched, true);
             let running =
-                Running { task: Arc::clone(&task), class, owner, since: now, stuck: false };
+                RunningTask { task: Arc::clone(&task), class, owner, since: now, stuck: false };
             state.running.insert(number, running);
             if !watched {
                 self.watch.notify_one();
@@ -273,7 +277,7 @@ impl Threads {
                 part,
                 ?took,
                 stuck = left,
-                "a stuck prompt came to its end after all"
+                "a stuck thread has finished its prompt"
             );
         }
         true
@@ -297,8 +301,8 @@ impl Threads {
     }
 
     /// Gives up what should have ended by now. When to look again.
-    fn look(self: &Arc<Self>, state: &mut State, now: Instant) -> Option<Instant> {
-        let State { running, stuck, heavy, threads, .. } = state;
+    fn look(self: &Arc<Self>, state: &mut WorkerState, now: Instant) -> Option<Instant> {
+        let WorkerState { running, stuck, heavy, threads, .. } = state;
         let mut next = None;
         for running in running.values_mut().filter(|running| !running.stuck) {
             let Some(owner) = &running.owner else { continue };
@@ -319,16 +323,16 @@ impl Threads {
             let (model, part) = (owner.0.as_str(), owner.1.as_str());
             tracing::error!(
                 model, part, limit = ?self.time_max, stuck = *count, stuck_max = STUCK_MAX,
-                "a prompt was not made in time (work.time_max); its thread is stuck and was replaced"
+                "making a prompt took longer than work.time_max; its thread is stuck and was replaced"
             );
             let limit = self.time_max;
-            running.task.refuse(NotDone::Endless { owner: owner.clone(), limit });
+            running.task.refuse(WorkError::Endless { owner: owner.clone(), limit });
         }
         if let Err(error) = self.fill_up(state) {
             /// Until there may be a thread to be had.
             const AGAIN: Duration = Duration::from_secs(1);
 
-            tracing::error!(%error, missing = self.size - state.threads, "no thread for the pool");
+            tracing::error!(%error, missing = self.size - state.threads, "the work pool cannot start a thread");
             next = [next, now.checked_add(AGAIN)].into_iter().flatten().min();
         }
         // What is heavy may go on, and a new thread may have found nothing before.
@@ -337,9 +341,9 @@ impl Threads {
     }
 }
 
-impl State {
+impl WorkerState {
     /// Has too much of this owner's not ended already?
-    fn refused(&self, owner: Option<&Owner>) -> Option<Owner> {
+    fn refused(&self, owner: Option<&WorkOwner>) -> Option<WorkOwner> {
         let owner = owner?;
         (self.stuck.get(owner).is_some_and(|stuck| *stuck >= STUCK_MAX)).then(|| owner.clone())
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use interlock_metrics::Registry;
 use interlock_policy_chain::{Earlier, NotKept, PolicyMode};
 use interlock_server::{
-    AdminConfig, AdminParts, InFlight, NotSwapped, PolicyAdmin, Replacement, ServerConfig,
-    ServerMetrics, Swapping, listen, serve_admin,
+    AdminConfig, AdminParts, InFlight, PolicyAdmin, Replacement, ServerConfig, ServerMetrics,
+    SwapError, SwapFuture, listen, serve_admin,
 };
 use serde_json::{Value, json};
 
@@ -25,13 +25,13 @@ impl PolicyAdmin for Desk {
         json!({ "generation": 7, "policies": [{ "name": "guard" }] })
     }
 
-    fn replace(&self, name: String, with: Replacement) -> Swapping<'_> {
+    fn replace(&self, name: String, with: Replacement) -> SwapFuture<'_> {
         Box::pin(async move {
             if name != "guard" {
-                return Err(NotSwapped::Unknown(name));
+                return Err(SwapError::Unknown(name));
             }
             if with.source.as_deref() == Some("bad.wasm") {
-                return Err(NotSwapped::Unfit("it imports what it was not granted".into()));
+                return Err(SwapError::Unfit("it imports what it was not granted".into()));
             }
             let mut told = self.told.lock().expect("no panic");
             told.push(with);
@@ -39,7 +39,7 @@ impl PolicyAdmin for Desk {
         })
     }
 
-    fn rollback(&self, to: Earlier) -> Swapping<'_> {
+    fn rollback(&self, to: Earlier) -> SwapFuture<'_> {
         let back = match to {
             Earlier::Number(asked) if asked > 9 => {
                 Err(NotKept::Number { asked, kept: vec![1, 7] }.into())

@@ -18,7 +18,7 @@ use interlock_policy_api::{
 use interlock_policy_chain::{LimitsConfig, Link, OnFailure, Policies, PolicyChain, PolicyMetrics};
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
-    DetachedConfig, InFlight, PrefixKeys, Served, ServedModel, ServerConfig, ServerMetrics,
+    DetachedConfig, InFlight, PrefixKeys, ServeOutcome, ServedModel, ServerConfig, ServerMetrics,
     ServerParts, WorkConfig, WorkMetrics, WorkPool, listen, serve, system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
@@ -220,7 +220,7 @@ pub(crate) struct Rig {
     registry: Arc<Registry>,
     ended: mpsc::Receiver<(Facts, Summary)>,
     shutdown: Option<oneshot::Sender<()>>,
-    server: JoinHandle<Served>,
+    server: JoinHandle<ServeOutcome>,
     _engine: EngineThread,
 }
 
@@ -434,7 +434,7 @@ impl Rig {
     }
 
     /// Waits until serving has ended.
-    pub(crate) async fn gone(&mut self) -> Served {
+    pub(crate) async fn gone(&mut self) -> ServeOutcome {
         within(&mut self.server).await.expect("no panic")
     }
 }

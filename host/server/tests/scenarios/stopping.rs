@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use interlock_request::{CancelCause, FaultKind, Finish, Outcome};
-use interlock_server::{Served, ServerConfig};
+use interlock_server::{ServeOutcome, ServerConfig};
 use interlock_sim::SimSettings;
 
 use crate::rig::{Latch, Rig, Setup, within};
@@ -49,7 +49,7 @@ async fn shutting_down_lets_what_flows_finish_and_turns_the_new_away() {
     let rest = flowing.rest().await;
     assert!(rest.contains("data: [DONE]"), "{rest}");
     assert!(!rest.contains("error"), "{rest}");
-    assert_eq!(rig.gone().await, Served { cancelled: 0 });
+    assert_eq!(rig.gone().await, ServeOutcome { cancelled: 0 });
     assert_eq!(rig.ended().await.1.outcome, Outcome::Completed(Finish::Length));
 }
 
@@ -69,7 +69,7 @@ async fn a_drain_that_takes_too_long_cancels_and_tells_everyone() {
         assert!(rest.contains("shutting_down") && rest.contains("[DONE]"), "{rest}");
     }
     rig.gate.open();
-    assert_eq!(rig.gone().await, Served { cancelled: 2 });
+    assert_eq!(rig.gone().await, ServeOutcome { cancelled: 2 });
     for _ in 0..2 {
         let (_, summary) = rig.ended().await;
         assert_eq!(summary.outcome, Outcome::Cancelled(CancelCause::Shutdown));
@@ -83,7 +83,7 @@ async fn idle_connections_do_not_hold_the_shutdown_up() {
     let mut idle = rig.connect().await;
     rig.metric_is("http_connections", 1.0).await;
     rig.shut_down();
-    assert_eq!(rig.gone().await, Served { cancelled: 0 });
+    assert_eq!(rig.gone().await, ServeOutcome { cancelled: 0 });
     assert_eq!(idle.rest().await, "");
 }
 
@@ -133,7 +133,7 @@ async fn a_device_that_has_failed_is_told_to_everyone_by_its_name() {
     assert_eq!(rig.metric(r#"engine_failed_requests_total{code="device_failed"}"#), 2.0);
     // Told to stop, as it is by whoever looks after the engines, it says so still.
     rig.shut_down();
-    assert_eq!(rig.gone().await, Served { cancelled: 0 });
+    assert_eq!(rig.gone().await, ServeOutcome { cancelled: 0 });
 }
 
 /// The other model's device is another's to lose: its stream comes to its end.
@@ -185,7 +185,7 @@ async fn while_the_others_finish_new_requests_are_told_that_the_device_has_faile
     rig.gate.open();
     let rest = flowing.rest().await;
     assert!(rest.contains("[DONE]") && !rest.contains("error"), "{rest}");
-    assert_eq!(rig.gone().await, Served { cancelled: 0 });
+    assert_eq!(rig.gone().await, ServeOutcome { cancelled: 0 });
 }
 
 #[tokio::test(flavor = "multi_thread")]

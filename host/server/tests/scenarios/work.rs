@@ -24,8 +24,9 @@ use interlock_policy_api::{Identified, Identity, Reason, Rejection};
 use interlock_policy_chain::{LimitsConfig, Policies, PolicyMetrics};
 use interlock_request::{ByteSize, ModelId, SamplingDefaults};
 use interlock_server::{
-    Class, DetachedConfig, Job, NotDone, Part, PrefixKeys, STUCK_MAX, ServedModel, ServerConfig,
-    ServerMetrics, ServerParts, WorkConfig, WorkMetrics, WorkPool, app, system_time,
+    Class, DetachedConfig, ModelPart, PrefixKeys, STUCK_MAX, ServedModel, ServerConfig,
+    ServerMetrics, ServerParts, WorkConfig, WorkError, WorkJob, WorkMetrics, WorkPool, app,
+    system_time,
 };
 use interlock_sim::{Gate, SimModel, SimSettings};
 use tokio::task::JoinHandle;
@@ -51,7 +52,7 @@ fn setup() -> Setup {
 /// Both of the pool's threads, held until the latch is open.
 struct Full {
     latch: Latch,
-    held: Vec<JoinHandle<Result<(), NotDone>>>,
+    held: Vec<JoinHandle<Result<(), WorkError>>>,
 }
 
 impl Full {
@@ -64,7 +65,7 @@ impl Full {
                     inside.fetch_add(1, Ordering::SeqCst);
                     latch.wait();
                 };
-                work.run(Job::new(class, "holder"), held).await
+                work.run(WorkJob::new(class, "holder"), held).await
             })
         };
         let held = vec![hold(Class::Small), hold(Class::Small)];
@@ -298,13 +299,14 @@ async fn a_template_that_is_stuck_too_often_has_its_chats_refused_by_name_and_no
         assert_eq!(rig.post("/v1/chat/completions", chat).await.status, 200, "{n}");
         let (work, stuck) = (rig.work.clone(), latch.clone());
         let endless = tokio::spawn(async move {
-            let owner = Some((ModelId::new("sim"), Part::ChatTemplate));
-            work.run(Job { owner, ..Job::new(Class::Small, "") }, move || stuck.wait()).await
+            let owner = Some((ModelId::new("sim"), ModelPart::ChatTemplate));
+            work.run(WorkJob { owner, ..WorkJob::new(Class::Small, "") }, move || stuck.wait())
+                .await
         });
         rig.metric_is("work_items_running{class=\"small\"}", 1.0).await;
         rig.work.look(HOUR);
         let ended = within(endless).await.expect("no panic");
-        assert!(matches!(ended, Err(NotDone::Endless { .. })), "{ended:?}");
+        assert!(matches!(ended, Err(WorkError::Endless { .. })), "{ended:?}");
     }
     let stuck = "work_threads_stuck{model=\"sim\",part=\"chat_template\"}";
     assert_eq!(rig.metric(stuck), 4.0);
