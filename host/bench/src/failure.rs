@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a request got no whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum RequestFailure {
     /// No connection.
     #[error("cannot connect: {0}")]
     Connect(String),
@@ -34,7 +34,7 @@ pub enum Failure {
     Timeout(Duration),
 }
 
-impl Failure {
+impl RequestFailure {
     /// Of a kind that a report counts by: few, whatever servers say.
     fn kind(&self) -> String {
         match self {
@@ -69,7 +69,7 @@ pub struct Failed {
 }
 
 impl Failures {
-    pub(crate) fn add(&mut self, failure: &Failure) {
+    pub(crate) fn add(&mut self, failure: &RequestFailure) {
         let new = || Failed { count: 0, first: failure.to_string() };
         self.0.entry(failure.kind()).or_insert_with(new).count += 1;
     }

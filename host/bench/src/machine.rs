@@ -30,9 +30,9 @@ impl Machine {
 /// How many processes wanted to run, on average over 1, 5 and 15 minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Load(pub [f64; 3]);
+pub struct LoadAverage(pub [f64; 3]);
 
-impl Load {
+impl LoadAverage {
     /// None where the system does not say.
     #[must_use]
     pub fn now() -> Option<Self> {
@@ -97,6 +97,6 @@ mod tests {
             assert!(begun.elapsed().as_secs() < 60, "a busy process uses no CPU time");
         }
         assert_ne!(Machine::here().cpu, "unknown");
-        assert!(Load::now().is_some());
+        assert!(LoadAverage::now().is_some());
     }
 }

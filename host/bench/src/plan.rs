@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::workload::Workload;
+use crate::workload::WorkloadKind;
 
 /// Everything that decides what a target is asked. Two reports compare only as far as these agree.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct BenchPlan {
     /// Which kinds of prompts, in this order.
-    pub workloads: Vec<Workload>,
+    pub workloads: Vec<WorkloadKind>,
     /// How many requests are sent at once, in this order.
     pub concurrency: Vec<NonZeroU32>,
     /// How often each batch is measured.
@@ -104,15 +104,15 @@ impl fmt::Display for Api {
     }
 }
 
-impl Plan {
+impl BenchPlan {
     /// Requests that one target is sent in all: what a bar counts. A storm that goes by time sends
     /// more than its rounds; the bar then stays full.
     pub(crate) fn requests_per_target(&self) -> u64 {
         let rounds = u64::from(self.warmup) + u64::from(self.iterations.get());
         let at_once: u64 = self.concurrency.iter().map(|c| u64::from(c.get())).sum();
         let storm_rounds = u64::from(self.storm.rounds.get());
-        let of = |workload: &Workload| match workload {
-            Workload::Storm => at_once * storm_rounds,
+        let of = |workload: &WorkloadKind| match workload {
+            WorkloadKind::Storm => at_once * storm_rounds,
             _ => at_once * rounds,
         };
         self.workloads.iter().map(of).sum()
@@ -165,9 +165,9 @@ pub(crate) mod tests {
     }
 
     /// A plan whose numbers all differ.
-    pub(crate) fn plan() -> Plan {
-        Plan {
-            workloads: vec![Workload::Short],
+    pub(crate) fn plan() -> BenchPlan {
+        BenchPlan {
+            workloads: vec![WorkloadKind::Short],
             concurrency: vec![nonzero(1), nonzero(4)],
             iterations: nonzero(3),
             warmup: 1,
@@ -189,7 +189,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_bar_counts_warm_ups_and_storms() {
-        let both = Plan { workloads: vec![Workload::Short, Workload::Storm], ..plan() };
+        let both =
+            BenchPlan { workloads: vec![WorkloadKind::Short, WorkloadKind::Storm], ..plan() };
         assert_eq!(both.requests_per_target(), (1 + 4) * (1 + 3) + (1 + 4) * 10);
     }
 
@@ -197,12 +198,12 @@ pub(crate) mod tests {
     fn a_plan_survives_json() {
         let json = serde_json::to_string(&plan()).expect("a plan is JSON");
         assert!(json.contains(r#""timeout_s":1.5"#), "{json}");
-        assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), plan());
+        assert_eq!(serde_json::from_str::<BenchPlan>(&json).expect("our own"), plan());
         let storm = Storming { time: Some(Duration::from_secs(600)), ..plan().storm };
-        let timed = Plan { storm, ..plan() };
+        let timed = BenchPlan { storm, ..plan() };
         let json = serde_json::to_string(&timed).expect("a plan is JSON");
         assert!(json.contains(r#""time_s":600.0"#), "{json}");
-        assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), timed);
+        assert_eq!(serde_json::from_str::<BenchPlan>(&json).expect("our own"), timed);
     }
 
     #[test]
@@ -210,7 +211,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&plan()).expect("a plan is JSON");
         let older = json.replace(r#""time_s":null,"#, "");
         assert_ne!(older, json);
-        assert_eq!(serde_json::from_str::<Plan>(&older).expect("an older plan"), plan());
+        assert_eq!(serde_json::from_str::<BenchPlan>(&older).expect("an older plan"), plan());
     }
 
     #[test]

@@ -7,17 +7,17 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failures;
-use crate::machine::{Load, Machine};
-use crate::plan::Plan;
+use crate::machine::{LoadAverage, Machine};
+use crate::plan::BenchPlan;
 use crate::stats::Spread;
-use crate::workload::Workload;
+use crate::workload::WorkloadKind;
 
 /// What this version writes, and reads.
 const FORMAT: &str = "interlock-bench/1";
 
 /// What a run found out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct BenchReport {
     /// `interlock-bench/1`: changes when a reader of the old would be wrong about the new.
     pub format: String,
     /// When it began, in UTC.
@@ -27,11 +27,11 @@ pub struct Report {
     /// Where it ran; the servers may be elsewhere.
     pub machine: Machine,
     /// How busy that was before.
-    pub load_before: Option<Load>,
+    pub load_before: Option<LoadAverage>,
     /// And after.
-    pub load_after: Option<Load>,
+    pub load_after: Option<LoadAverage>,
     /// What was asked.
-    pub plan: Plan,
+    pub plan: BenchPlan,
     /// Who was asked.
     pub targets: Vec<TargetFacts>,
     /// What was measured: workload by workload, concurrency by concurrency, target by target.
@@ -59,13 +59,13 @@ pub struct TargetFacts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The kind of prompts.
-    pub workload: Workload,
+    pub workload: WorkloadKind,
     /// Requests at once.
     pub concurrency: NonZeroU32,
     /// The target's name.
     pub target: String,
     /// Each iteration.
-    pub batches: Vec<Batch>,
+    pub batches: Vec<Iteration>,
     /// Over the gaps of all iterations together: half are not longer.
     pub inter_token_ms_p50: Option<f64>,
     /// Over the gaps of all iterations together: 99 of 100 are not longer.
@@ -79,7 +79,7 @@ pub struct Cell {
 
 /// One iteration: requests sent at once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Batch {
+pub struct Iteration {
     /// Requests sent.
     pub requests: u64,
     /// Requests with a whole answer. The others are in `failures`.
@@ -174,16 +174,16 @@ pub enum NotAReport {
 }
 
 /// A figure of a batch, as tables and pictures pick it.
-pub(crate) type Figure = fn(&Batch) -> Option<f64>;
+pub(crate) type Figure = fn(&Iteration) -> Option<f64>;
 
-impl Report {
-    pub(crate) fn begin(plan: &Plan, targets: Vec<TargetFacts>) -> Self {
+impl BenchReport {
+    pub(crate) fn begin(plan: &BenchPlan, targets: Vec<TargetFacts>) -> Self {
         Self {
             format: FORMAT.to_owned(),
             at: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             machine: Machine::here(),
-            load_before: Load::now(),
+            load_before: LoadAverage::now(),
             load_after: None,
             plan: plan.clone(),
             targets,
@@ -192,7 +192,7 @@ impl Report {
         }
     }
 
-    /// Reads what [`Report::to_json`] wrote.
+    /// Reads what [`BenchReport::to_json`] wrote.
     ///
     /// # Errors
     ///
@@ -237,7 +237,7 @@ impl Report {
 
     pub(crate) fn cell(
         &self,
-        workload: Workload,
+        workload: WorkloadKind,
         at_once: NonZeroU32,
         target: &str,
     ) -> Option<&Cell> {
@@ -247,15 +247,15 @@ impl Report {
     }
 
     /// The workloads that have cells, in the plan's order.
-    pub(crate) fn measured_workloads(&self) -> impl Iterator<Item = Workload> {
-        self.plan.workloads.iter().copied().filter(|workload| *workload != Workload::Storm)
+    pub(crate) fn measured_workloads(&self) -> impl Iterator<Item = WorkloadKind> {
+        self.plan.workloads.iter().copied().filter(|workload| *workload != WorkloadKind::Storm)
     }
 }
 
 impl Cell {
     /// A figure over the iterations that have it.
     #[must_use]
-    pub fn spread(&self, figure: fn(&Batch) -> Option<f64>) -> Option<Spread> {
+    pub fn spread(&self, figure: fn(&Iteration) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.batches.iter().filter_map(figure))
     }
 
@@ -275,7 +275,7 @@ impl StormAfter {
     }
 }
 
-impl Batch {
+impl Iteration {
     /// CPU milliseconds of the server for each token.
     #[must_use]
     pub fn cpu_ms_per_token(&self) -> Option<f64> {
@@ -290,8 +290,8 @@ pub(crate) mod tests {
     use crate::plan::tests::{nonzero, plan};
 
     /// A batch whose figures all follow from one.
-    pub(crate) fn batch(tokens_per_s: f64) -> Batch {
-        Batch {
+    pub(crate) fn batch(tokens_per_s: f64) -> Iteration {
+        Iteration {
             requests: 4,
             answered: 4,
             short: 0,
@@ -314,7 +314,7 @@ pub(crate) mod tests {
 
     pub(crate) fn cell(target: &str, concurrency: u32, tokens_per_s: &[f64]) -> Cell {
         Cell {
-            workload: Workload::Short,
+            workload: WorkloadKind::Short,
             concurrency: nonzero(concurrency),
             target: target.to_owned(),
             batches: tokens_per_s.iter().copied().map(batch).collect(),
@@ -326,7 +326,7 @@ pub(crate) mod tests {
     }
 
     /// The figures of the project's origin, more or less.
-    pub(crate) fn report() -> Report {
+    pub(crate) fn report() -> BenchReport {
         let facts = |name: &str| TargetFacts {
             name: name.to_owned(),
             url: "http://127.0.0.1:1/v1".to_owned(),
@@ -334,11 +334,11 @@ pub(crate) mod tests {
             owned_by: Some("interlock".to_owned()),
             version: None,
         };
-        Report {
+        BenchReport {
             at: "2025-01-01T00:00:00Z".to_owned(),
             version: "0.1.0".to_owned(),
             machine: Machine { cpu: "a cpu".to_owned(), cores: 2, system: "linux x".to_owned() },
-            load_before: Some(Load([0.5, 1.0, 1.5])),
+            load_before: Some(LoadAverage([0.5, 1.0, 1.5])),
             load_after: None,
             cells: vec![
                 cell("simple", 1, &[119.0, 120.0, 121.0]),
@@ -346,19 +346,19 @@ pub(crate) mod tests {
                 cell("simple", 4, &[95.0, 95.0, 95.0]),
                 cell("batched", 4, &[170.0, 173.0, 176.0]),
             ],
-            ..Report::begin(&plan(), vec![facts("simple"), facts("batched")])
+            ..BenchReport::begin(&plan(), vec![facts("simple"), facts("batched")])
         }
     }
 
     #[test]
     fn a_report_survives_its_file() {
         let report = report();
-        assert_eq!(Report::parse(&report.to_json()).expect("our own"), report);
+        assert_eq!(BenchReport::parse(&report.to_json()).expect("our own"), report);
     }
 
     #[test]
     fn another_file_is_refused_with_the_reason() {
-        let refused = |json: &str| Report::parse(json).expect_err("not ours").to_string();
+        let refused = |json: &str| BenchReport::parse(json).expect_err("not ours").to_string();
         assert!(refused("{}").starts_with("not a report of `interlock bench`"));
         assert!(refused("hello").starts_with("not a report of `interlock bench`"));
         assert!(refused(r#"{"format":"interlock-bench/9"}"#).contains("interlock-bench/9"));
@@ -369,7 +369,7 @@ pub(crate) mod tests {
     fn whatever_went_wrong_is_counted() {
         let mut report = report();
         assert_eq!(report.failures(), 0);
-        let failure = crate::failure::Failure::Cut("x".to_owned());
+        let failure = crate::failure::RequestFailure::Cut("x".to_owned());
         report.cells[0].batches[1].failures.add(&failure);
         report.cells[1].warmup_failures.add(&failure);
         report.storms.push(storm());

@@ -10,8 +10,8 @@ use hyper::{Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use crate::ask::complaint;
-use crate::exchange::{Line, Reply};
-use crate::failure::Failure;
+use crate::exchange::{Reply, UnusedConnection};
+use crate::failure::RequestFailure;
 use crate::report::TargetFacts;
 
 /// Longest time for anything that needs no model: its list, metrics, health.
@@ -120,7 +120,7 @@ impl Target {
         address: Address,
         model: Option<String>,
         headers: &[Header],
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, RequestFailure> {
         let model = address.model.clone().or(model);
         let mut target = Self::unmet(address);
         target.headers =
@@ -130,10 +130,12 @@ impl Target {
             (Ok(first), Some(model)) => (first, model),
             (Ok(Some(first)), None) => (Some(first.clone()), first.id),
             // Not every server lists models; who names one needs no list.
-            (Err(Failure::Status { .. } | Failure::Nonsense(_)), Some(model)) => (None, model),
+            (Err(RequestFailure::Status { .. } | RequestFailure::Nonsense(_)), Some(model)) => {
+                (None, model)
+            }
             (Ok(None), None) => {
                 let why = "it lists no model: name one";
-                return Err(Failure::Nonsense(why.to_owned()));
+                return Err(RequestFailure::Nonsense(why.to_owned()));
             }
             (Err(failure), _) => return Err(failure),
         };
@@ -168,8 +170,8 @@ impl Target {
         self
     }
 
-    pub(crate) async fn line(&self) -> Result<Line, Failure> {
-        Line::open(&self.address.authority).await
+    pub(crate) async fn line(&self) -> Result<UnusedConnection, RequestFailure> {
+        UnusedConnection::open(&self.address.authority).await
     }
 
     pub(crate) fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
@@ -186,43 +188,45 @@ impl Target {
     }
 
     /// The body of a page.
-    pub(crate) async fn page(&self, path: &str) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn page(&self, path: &str) -> Result<Vec<u8>, RequestFailure> {
         let page = async {
             let request = self.request(Method::GET, path, Bytes::new());
             let mut reply = self.line().await?.send(request).await?;
             ok(&mut reply).await?;
             reply.whole().await
         };
-        tokio::time::timeout(ASIDE_MAX, page).await.map_err(|_| Failure::Timeout(ASIDE_MAX))?
+        tokio::time::timeout(ASIDE_MAX, page)
+            .await
+            .map_err(|_| RequestFailure::Timeout(ASIDE_MAX))?
     }
 
-    async fn models(&self) -> Result<Option<Model>, Failure> {
+    async fn models(&self) -> Result<Option<ListedModel>, RequestFailure> {
         let page = self.page(&format!("{}/models", self.address.base)).await?;
-        let models: Models = serde_json::from_slice(&page)
-            .map_err(|error| Failure::Nonsense(format!("its list of models: {error}")))?;
+        let models: ModelList = serde_json::from_slice(&page)
+            .map_err(|error| RequestFailure::Nonsense(format!("its list of models: {error}")))?;
         Ok(models.data.into_iter().next())
     }
 }
 
 /// Turns any other status into a failure, with what the body says.
-pub(crate) async fn ok(reply: &mut Reply) -> Result<(), Failure> {
+pub(crate) async fn ok(reply: &mut Reply) -> Result<(), RequestFailure> {
     match reply.status {
         StatusCode::OK => Ok(()),
         // The status is what matters, with its reason or without.
         status => {
             let body = reply.whole().await.unwrap_or_default();
-            Err(Failure::Status { status, message: complaint(&body) })
+            Err(RequestFailure::Status { status, message: complaint(&body) })
         }
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct Models {
-    data: Vec<Model>,
+struct ModelList {
+    data: Vec<ListedModel>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Model {
+struct ListedModel {
     id: String,
     #[serde(default)]
     owned_by: Option<String>,

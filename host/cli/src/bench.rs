@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use interlock_bench::{
-    Address, Api, Header, Host, Picture, Plan, Progress, Report, Storming, Target, Workload,
+    Address, Api, BenchPlan, BenchReport, Header, Picture, ProgressDisplay, StartedHost, Storming,
+    Target, WorkloadKind,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,13 +24,13 @@ use crate::{BadUsage, note, say};
 )]
 pub(crate) struct Bench {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<BenchCommand>,
     #[command(flatten)]
     run: Run,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum BenchCommand {
     /// Put two JSON reports side by side
     ///
     /// Lines up what both measured, storms too: the same workload, concurrency and target (or, where
@@ -76,7 +77,7 @@ struct Run {
 
     /// What to ask: short, long-prompt, shared-prefix, mixed or storm; several after commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "short")]
-    workload: Vec<Workload>,
+    workload: Vec<WorkloadKind>,
 
     /// How many requests to send at once
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8")]
@@ -181,7 +182,7 @@ the command line is wrong.";
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Some(Command::Compare { a, b }) => compare(&a, &b),
+            Some(BenchCommand::Compare { a, b }) => compare(&a, &b),
             None => self.run.run(),
         }
     }
@@ -194,7 +195,7 @@ fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
     let read = |path: &Path| {
         let json = interlock_files::read_text(path, REPORT_BYTES_MAX);
         let json = json.with_context(|| format!("cannot read {}", path.display()))?;
-        Report::parse(&json).with_context(|| path.display().to_string())
+        BenchReport::parse(&json).with_context(|| path.display().to_string())
     };
     say(&interlock_bench::compare(&read(a)?, &read(b)?)?.to_string())
 }
@@ -239,8 +240,8 @@ impl Run {
         Ok(picture)
     }
 
-    fn plan(&self) -> Plan {
-        Plan {
+    fn plan(&self) -> BenchPlan {
+        BenchPlan {
             workloads: self.workload.clone(),
             concurrency: self.concurrency.clone(),
             iterations: self.iterations,
@@ -262,7 +263,7 @@ impl Run {
     }
 
     /// Ends early, and stops the hosts, when told to.
-    async fn report(&self) -> anyhow::Result<Report> {
+    async fn report(&self) -> anyhow::Result<BenchReport> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hosts = Vec::new();
@@ -277,11 +278,11 @@ impl Run {
         report
     }
 
-    async fn measure(&self, hosts: &mut Vec<Host>) -> anyhow::Result<Report> {
+    async fn measure(&self, hosts: &mut Vec<StartedHost>) -> anyhow::Result<BenchReport> {
         let targets =
             if self.url.is_empty() { self.start(hosts).await? } else { self.meet().await? };
         let plan = self.plan();
-        interlock_bench::run(plan, targets, Progress::Shown).await.map_err(|unusable| {
+        interlock_bench::run(plan, targets, ProgressDisplay::Shown).await.map_err(|unusable| {
             let hint = unusable.may_be_for_extensions() && !self.no_ignore_eos;
             let error = anyhow::Error::new(unusable);
             if hint {
@@ -303,12 +304,12 @@ impl Run {
     }
 
     /// This very program, once for each mode. What is started is in `hosts`, whatever happens.
-    async fn start(&self, hosts: &mut Vec<Host>) -> anyhow::Result<Vec<Target>> {
+    async fn start(&self, hosts: &mut Vec<StartedHost>) -> anyhow::Result<Vec<Target>> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut targets = Vec::new();
         for mode in &self.modes {
             note(&format!("starting the host with engine.mode={mode}"));
-            hosts.push(Host::start(mode, &program, &self.serve(mode))?);
+            hosts.push(StartedHost::start(mode, &program, &self.serve(mode))?);
             let host = hosts.last_mut().expect("it was pushed a moment ago");
             targets.push(host.target(env!("CARGO_PKG_VERSION")).await?);
         }

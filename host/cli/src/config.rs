@@ -9,7 +9,7 @@ use crate::settings::Settings;
 use crate::{note, preflight, say};
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum ConfigCommand {
     /// Print what is in effect, and where each value came from
     ///
     /// The output is TOML. Secrets are masked, so that it can go into a bug report.
@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Default,
 }
 
-impl Command {
+impl ConfigCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Show(settings) => {

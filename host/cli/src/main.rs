@@ -49,19 +49,19 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Show, check and explain the configuration
     #[command(subcommand)]
-    Config(config::Command),
+    Config(config::ConfigCommand),
     /// Fetch, list and describe models
     #[command(subcommand)]
-    Models(models::Command),
+    Models(models::ModelsCommand),
     /// Make, check, test, simulate and measure policies
     #[command(subcommand, after_help = policy::EXAMPLES)]
-    Policy(policy::Command),
+    Policy(policy::PolicyCommand),
     /// List, swap and roll back the policies of a host that runs
     #[command(subcommand, after_help = admin::POLICIES_EXAMPLES)]
-    Policies(admin::Policies),
+    Policies(admin::PoliciesCommand),
     /// List and cancel the requests that a running host has in flight
     #[command(subcommand, after_help = admin::REQUESTS_EXAMPLES)]
-    Requests(admin::Requests),
+    Requests(admin::RequestsCommand),
 }
 
 const EXAMPLES: &str = "\

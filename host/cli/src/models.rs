@@ -7,7 +7,7 @@ use clap::Subcommand;
 use indicatif::BinaryBytes;
 use interlock_catalog::{Catalog, ModelRef, NotPulled, PullProgress};
 use interlock_config::Config;
-use interlock_models::{Description, LoadError, LoadOptions, Unknown};
+use interlock_models::{LoadError, LoadOptions, ModelDescription, OnUnknown};
 use interlock_sim::SimSettings;
 use interlock_text::TextModel;
 
@@ -25,7 +25,7 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE mean what they mean to Hugging F
 INTERLOCK_CACHE is where built-in models go, ~/.cache/interlock by default.";
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum ModelsCommand {
     /// Fetch a model, or what is missing of it, and print where it lies
     ///
     /// A pull that was cut goes on where it stopped. Of a folder, a file or a simulated model there
@@ -54,7 +54,7 @@ pub(crate) enum Command {
     },
 }
 
-impl Command {
+impl ModelsCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         log::start_quiet()?;
         let catalog = Catalog::from_env();
@@ -76,7 +76,7 @@ impl Command {
                 inspect_simulated(&settings, json)
             }
             Self::Inspect { reference, json, allow_unknown } => {
-                let unknown = if allow_unknown { Unknown::Warn } else { Unknown::Refuse };
+                let unknown = if allow_unknown { OnUnknown::Warn } else { OnUnknown::Refuse };
                 let path = catalog.locate(&reference)?.path;
                 let description = interlock_models::inspect(&path, unknown)?;
                 match json {
@@ -129,7 +129,7 @@ pub(crate) fn look(
     key: &str,
     path: &Path,
     options: &LoadOptions,
-) -> Result<(Description, TextModel), (String, String)> {
+) -> Result<(ModelDescription, TextModel), (String, String)> {
     let checked = interlock_models::check(path, options).map_err(|why| {
         let wrong = if matches!(why, LoadError::Cache { .. }) { "cache.memory_max" } else { key };
         (wrong.to_owned(), not_served(key, &why))
@@ -150,10 +150,10 @@ pub(crate) fn not_served(key: &str, why: &dyn std::fmt::Display) -> String {
 }
 
 /// The same setting in the words of those who read models.
-pub(crate) fn unknown(setting: interlock_catalog::Unknown) -> Unknown {
+pub(crate) fn unknown(setting: interlock_catalog::Unknown) -> OnUnknown {
     match setting {
-        interlock_catalog::Unknown::Refuse => Unknown::Refuse,
-        interlock_catalog::Unknown::Warn => Unknown::Warn,
+        interlock_catalog::Unknown::Refuse => OnUnknown::Refuse,
+        interlock_catalog::Unknown::Warn => OnUnknown::Warn,
     }
 }
 

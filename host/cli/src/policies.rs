@@ -1,6 +1,7 @@
 //! The policies of a running host: puts together what they work with, and takes an operator's wish
 //! to who keeps them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -16,10 +17,8 @@ use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
 
-use crate::preflight::record_problem;
-
 /// The policies of a host, and the file that they are recorded in.
-pub(crate) struct Loaded {
+pub(crate) struct LoadedPolicies {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) record: Option<Arc<RecordFile>>,
 }
@@ -38,13 +37,21 @@ pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String,
     )
 }
 
+/// Why records could not be written to `policies.record`.
+pub(crate) fn record_problem(path: &Path) -> Option<String> {
+    let why = RecordFile::check(path).err()?;
+    Some(format!(
+        "policies.record must be a file that can be written, renamed and made anew, got {path:?}: {why}"
+    ))
+}
+
 /// Loads every policy.
 ///
 /// # Errors
 ///
 /// Every policy that cannot be loaded; or the state that they were to share, or the file that was
 /// to record them.
-pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result<Loaded> {
+pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result<LoadedPolicies> {
     let config = &effective.config;
     let state = State::open(&config.state)?.with_metrics(StateMetrics::register(registry));
     let cache = config.policies.cache_or(default_cache());
@@ -57,7 +64,7 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
         None => Commons::new(metrics),
     };
     match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
-        Ok(keeper) => Ok(Loaded { keeper, record }),
+        Ok(keeper) => Ok(LoadedPolicies { keeper, record }),
         Err(failed) => {
             let problem = |failed: &LoadFailed| {
                 let named = |(_, policy): &(usize, &PolicyConfig)| policy.name == failed.policy;
@@ -107,9 +114,9 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 /// The operator's desk in front of the keeper.
-pub(crate) struct Desk(pub(crate) Arc<Keeper>);
+pub(crate) struct LocalPolicyAdmin(pub(crate) Arc<Keeper>);
 
-impl PolicyAdmin for Desk {
+impl PolicyAdmin for LocalPolicyAdmin {
     fn list(&self) -> Value {
         self.0.list()
     }

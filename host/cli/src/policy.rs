@@ -15,7 +15,7 @@ mod test;
 use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum PolicyCommand {
     /// Make a policy that builds, tests and documents itself
     New(new::New),
     /// Say what a policy imports, needs and takes part in, and whether it would load
@@ -29,7 +29,7 @@ pub(crate) enum Command {
     /// Put recorded traffic before another policy and show what it decides otherwise
     Replay(replay::Replay),
     /// Measure what a policy costs
-    Bench(bench::Bench),
+    Bench(bench::PolicyBench),
 }
 
 pub(crate) const EXAMPLES: &str = "\
@@ -42,7 +42,7 @@ Examples:
   interlock policy replay trace.jsonl --policy night-shift.wasm
   interlock policy bench night-shift.wasm            microseconds and bytes";
 
-impl Command {
+impl PolicyCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::New(new) => new.run(),

@@ -4,13 +4,11 @@
 //! What only may be wrong (a port that is taken now, a model that is still to be pulled) is a remark.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::Arc;
 
 use interlock_catalog::{Catalog, ModelRef};
-use interlock_config::{Config, Draft};
+use interlock_config::{Config, ConfigDraft};
 use interlock_models::LoadOptions;
-use interlock_policy_chain::RecordFile;
 use interlock_policy_wasm::{
     PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
 };
@@ -19,7 +17,7 @@ use crate::listeners::{may_pass, not_listening};
 use crate::{descriptors, models, policies};
 
 /// Looks at everything; adds what is wrong to the draft, and returns what may be.
-pub(crate) fn look(draft: &mut Draft) -> Vec<String> {
+pub(crate) fn look(draft: &mut ConfigDraft) -> Vec<String> {
     let mut found = Findings::default();
     found.models(draft);
     found.policies(draft);
@@ -34,14 +32,6 @@ pub(crate) fn look(draft: &mut Draft) -> Vec<String> {
     found.remarks
 }
 
-/// Why records could not be written to `policies.record`.
-pub(crate) fn record_problem(path: &Path) -> Option<String> {
-    let why = RecordFile::check(path).err()?;
-    Some(format!(
-        "policies.record must be a file that can be written, renamed and made anew, got {path:?}: {why}"
-    ))
-}
-
 #[derive(Default)]
 struct Findings {
     /// By key.
@@ -54,7 +44,7 @@ impl Findings {
         self.wrong.push((key.into(), text));
     }
 
-    fn models(&mut self, draft: &Draft) {
+    fn models(&mut self, draft: &ConfigDraft) {
         let mut config = draft.config.clone();
         if !config.cache.problems().is_empty() {
             // That is said already.
@@ -97,7 +87,7 @@ impl Findings {
         }
     }
 
-    fn policies(&mut self, draft: &Draft) {
+    fn policies(&mut self, draft: &ConfigDraft) {
         let host = match PolicyHost::new() {
             Ok(host) => host,
             Err(error) => {
@@ -129,7 +119,7 @@ impl Findings {
 
     fn files(&mut self, config: &Config) {
         let policies = &config.policies;
-        if let Some(problem) = policies.record.as_deref().and_then(record_problem) {
+        if let Some(problem) = policies.record.as_deref().and_then(policies::record_problem) {
             self.wrong("policies.record", problem);
         }
         // A host without one starts all the same, only slower.

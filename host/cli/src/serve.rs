@@ -28,7 +28,7 @@ use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::listeners::Listeners;
-use crate::policies::Desk;
+use crate::policies::LocalPolicyAdmin;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
 use crate::{descriptors, log, models, policies};
@@ -83,7 +83,7 @@ async fn serve(
     config: Config,
     listeners: Listeners,
     sources: Vec<Source>,
-    policies::Loaded { keeper, record }: policies::Loaded,
+    policies::LoadedPolicies { keeper, record }: policies::LoadedPolicies,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
@@ -133,7 +133,7 @@ async fn serve(
             config: config.admin,
             server: config.server.clone(),
             metrics: metrics.clone(),
-            admin: Arc::new(Desk(Arc::clone(&keeper))),
+            admin: Arc::new(LocalPolicyAdmin(Arc::clone(&keeper))),
             in_flight: in_flight.clone(),
         };
         tokio::spawn(interlock_server::serve_admin(listener, parts, over));

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use interlock_config::{Draft, Flag, LogConfig, Problems, Sources, draft};
+use interlock_config::{ConfigDraft, Flag, LogConfig, Problems, Sources, draft};
 
 /// Where settings come from. Later wins: default, file, environment, flag.
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ impl Settings {
     }
 
     /// What could be read; and how to log, also where the rest cannot be.
-    pub(crate) fn draft(&self) -> (LogConfig, Result<Draft, Problems>) {
+    pub(crate) fn draft(&self) -> (LogConfig, Result<ConfigDraft, Problems>) {
         let sources = self.sources();
         let read = draft(&sources);
         let log = match &read {

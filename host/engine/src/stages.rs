@@ -109,13 +109,13 @@ impl RequestState {
 #[derive(Debug)]
 pub(crate) struct WaitingRequest {
     request: RequestState,
-    origin: Origin,
+    origin: WaitReason,
     prefix: PrefixMatch,
 }
 
 /// Why a request waits, with what it holds meanwhile.
 #[derive(Debug)]
-enum Origin {
+enum WaitReason {
     /// It has arrived, and holds a place in the queue.
     Arrived(QueueSlot),
     /// It was preempted, and is still counted among those that have begun.
@@ -147,7 +147,7 @@ impl WaitingRequest {
             retries: Retries::new(),
         };
         let prefix = PrefixMatch::nothing(sharing.scope(&tenant));
-        Self { request, origin: Origin::Arrived(slot), prefix }
+        Self { request, origin: WaitReason::Arrived(slot), prefix }
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -192,8 +192,8 @@ impl WaitingRequest {
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let Self { request, origin, .. } = self;
         let stage = match origin {
-            Origin::Arrived(_) => Stage::Waiting,
-            Origin::Preempted(_) => request.stage(),
+            WaitReason::Arrived(_) => Stage::Waiting,
+            WaitReason::Preempted(_) => request.stage(),
         };
         drop(origin);
         request.end(outcome, stage, metrics);
@@ -230,13 +230,13 @@ impl WaitingRequest {
         let Self { mut request, origin, .. } = self;
         let computed = lease.cached_tokens();
         let running = match origin {
-            Origin::Arrived(slot) => {
+            WaitReason::Arrived(slot) => {
                 drop(slot);
                 request.cached_tokens = computed;
                 request.events.send(Event::Started);
                 metrics.begun()
             }
-            Origin::Preempted(running) => running,
+            WaitReason::Preempted(running) => running,
         };
         request.served = request.served.max(computed);
         RunningRequest { request, sequence, lease, computed, drew: false, running }
@@ -373,7 +373,7 @@ impl<S> RunningRequest<S> {
         let prefix = PrefixMatch::nothing(lease.scope().clone());
         drop((sequence, lease));
         request.events.send_preempted();
-        WaitingRequest { request, origin: Origin::Preempted(running), prefix }
+        WaitingRequest { request, origin: WaitReason::Preempted(running), prefix }
     }
 
     /// Accounts for a forward pass: its next `tokens` tokens are in the cache, and `drawn` came of

@@ -63,7 +63,7 @@ fn prepare() -> Result<()> {
     let root = here.join("../..").canonicalize()?;
     let manifest = workspace_manifest(&root)?;
 
-    let mlx_sys = source::find(&manifest)?;
+    let mlx_sys = source::find(&manifest, &answer::host_triple())?;
     let place = root.join("target/mlx");
     fs::create_dir_all(&place).with_context(|| format!("cannot create {}", place.display()))?;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// What to do with a model that has keys or tensors of which this version knows nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Unknown {
+pub enum OnUnknown {
     /// Refuse it, naming them.
     #[default]
     Refuse,

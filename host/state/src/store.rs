@@ -54,7 +54,7 @@ pub enum Taken {
 /// can fall within `per` around a border. Where that matters, a [`Bucket`] has no borders. A
 /// changed `limit` holds at once, a changed `per` from the next window on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Window {
+pub struct BudgetWindow {
     /// Most that is charged in one window, 1e-6 to 1e12.
     pub limit: f64,
     /// How long a window is, 1ms to [`LIFE_MAX`](crate::LIFE_MAX).
@@ -158,7 +158,12 @@ pub(crate) struct Quota {
 pub(crate) trait PolicyStore: Send + Sync {
     /// With `take` false the answer is the same, and the bucket stays as it is.
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault>;
-    fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault>;
+    fn reserve(
+        &self,
+        key: &str,
+        window: BudgetWindow,
+        estimate: f64,
+    ) -> Result<Reserved, StateFault>;
     fn extend(&self, reservation: u64, extra: f64) -> Result<Extended, StateFault>;
     fn enter(&self, key: &str, limit: u32, lease: Duration) -> Result<Entered, StateFault>;
     /// Whether there was such a reservation or slot. Where the store does not answer, it is ended

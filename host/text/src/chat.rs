@@ -40,7 +40,7 @@ use serde_json::Map;
 
 pub use self::options::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
 use crate::fuel::{DEPTH_MAX, TooDeep};
-use crate::jinja::{self, REFUSAL_LETTERS_MAX, Refusal, source};
+use crate::jinja::{self, REFUSAL_LETTERS_MAX, TemplateRefusal, source};
 use crate::metered;
 use crate::{RenderError, RenderLimit, TextError, python};
 
@@ -253,7 +253,7 @@ fn strftime_now(format: String) -> String {
 fn failure(error: Error) -> RenderError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(current) = cause {
-        if let Some(Refusal(message)) = current.downcast_ref() {
+        if let Some(TemplateRefusal(message)) = current.downcast_ref() {
             return RenderError::Refused(message.clone());
         }
         if current.downcast_ref().is_some_and(|e: &Error| e.kind() == ErrorKind::OutOfFuel) {

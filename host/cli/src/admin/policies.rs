@@ -9,12 +9,12 @@ use interlock_policy_tools::table::Table;
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
-use super::{Admin, Asked, cell, percent, short};
+use super::{Admin, AdminRequest, cell, percent, short};
 use crate::policy::subject;
 use crate::{BadUsage, say};
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum PoliciesCommand {
     /// List the policies that are in place, and the generations that can be gone back to
     List {
         #[command(flatten)]
@@ -71,12 +71,12 @@ Examples:
   interlock policies rollback                                 takes the last change back
   interlock policies rollback --to start                      what the configuration names";
 
-impl Command {
+impl PoliciesCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::List { admin, json } => {
                 let path = "/admin/policies".to_owned();
-                let told = admin.ask(Asked { path, ..Asked::default() })?;
+                let told = admin.ask(AdminRequest { path, ..AdminRequest::default() })?;
                 say(&if json { format!("{told:#}\n") } else { list(&told) })
             }
             Self::Swap { name, component, mode, settings, admin, json } => {
@@ -87,7 +87,8 @@ impl Command {
                 let path = "/admin/policies/rollback".to_owned();
                 let to = to.to_string();
                 let query = vec![("to", &*to)];
-                let asked = Asked { method: Method::POST, path, query, ..Asked::default() };
+                let asked =
+                    AdminRequest { method: Method::POST, path, query, ..AdminRequest::default() };
                 let told = admin.ask(asked)?;
                 say(&if json { format!("{told:#}\n") } else { changed(&told) })
             }
@@ -105,7 +106,7 @@ fn swap(
     let path = format!("/admin/policies/{}", percent(name));
     let mode = mode.map(|mode| mode.to_string());
     let settings = settings.map(Value::Object);
-    let post = Asked { method: Method::POST, path, ..Asked::default() };
+    let post = AdminRequest { method: Method::POST, path, ..AdminRequest::default() };
     match component {
         Some(file) => {
             let body =
@@ -114,13 +115,13 @@ fn swap(
             let settings = settings.map(|settings| settings.to_string());
             let said = [("mode", mode.as_deref()), ("settings", settings.as_deref())];
             let query = said.iter().filter_map(|(name, value)| Some((*name, (*value)?))).collect();
-            admin.ask(Asked { query, body, content_type: Some("application/wasm"), ..post })
+            admin.ask(AdminRequest { query, body, content_type: Some("application/wasm"), ..post })
         }
         None => {
             let said = [("mode", mode.map(Value::from)), ("settings", settings)];
             let said = said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
             let body = json!(said.collect::<Map<_, _>>()).to_string().into_bytes();
-            admin.ask(Asked { body, content_type: Some("application/json"), ..post })
+            admin.ask(AdminRequest { body, content_type: Some("application/json"), ..post })
         }
     }
 }

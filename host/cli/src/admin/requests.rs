@@ -5,11 +5,11 @@ use interlock_policy_tools::table::Table;
 use serde_json::Value;
 use ureq::http::Method;
 
-use super::{Admin, Asked, cell, percent};
+use super::{Admin, AdminRequest, cell, percent};
 use crate::say;
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum RequestsCommand {
     /// List the requests in flight, the oldest first
     List {
         /// Only those of this tenant
@@ -47,7 +47,7 @@ Examples:
   interlock requests list --tenant acme --url http://127.0.0.1:8081
   interlock requests cancel 6f1d2c3b";
 
-impl Command {
+impl RequestsCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::List { tenant, model, admin, json } => {
@@ -55,13 +55,14 @@ impl Command {
                 let query =
                     said.iter().filter_map(|(name, value)| Some((*name, (*value)?))).collect();
                 let path = "/admin/requests".to_owned();
-                let told = admin.ask(Asked { path, query, ..Asked::default() })?;
+                let told = admin.ask(AdminRequest { path, query, ..AdminRequest::default() })?;
                 say(&if json { format!("{told:#}\n") } else { list(&told) })
             }
             Self::Cancel { id, tenant, admin } => {
                 let path = format!("/admin/requests/{}/cancel", percent(&id));
                 let query = tenant.iter().map(|tenant| ("tenant", tenant.as_str())).collect();
-                let asked = Asked { method: Method::POST, path, query, ..Asked::default() };
+                let asked =
+                    AdminRequest { method: Method::POST, path, query, ..AdminRequest::default() };
                 let told = admin.ask(asked)?;
                 say(&format!("told to stop: {} of id {id}\n", cell(&told["requests"])))
             }
