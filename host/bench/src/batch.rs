@@ -23,13 +23,13 @@ const OPENING_MAX: usize = 64;
 /// A batch's figures, and what only figures over all batches need.
 pub(crate) struct Measured {
     pub(crate) batch: Iteration,
-    /// Milliseconds.
+    /// Times between two pieces of text of an answer, in milliseconds.
     pub(crate) gaps: Vec<f64>,
     /// Tokens per second of each answer.
     pub(crate) rates: Vec<f64>,
 }
 
-/// Where the clients of a batch wait for each other: the first request is sent when the last
+/// Makes the clients of a batch wait for each other: the first request is sent when the last
 /// connection is open.
 struct Start {
     opening: Semaphore,
@@ -56,7 +56,7 @@ struct TimedRequest {
     sent: Instant,
     ended: Instant,
     answered: Result<CompleteAnswer, RequestFailure>,
-    /// Tokens it asked for.
+    /// Tokens that the request asked for.
     wanted: u32,
 }
 

@@ -77,14 +77,14 @@ fn counted(failures: &Failures) -> Option<f64> {
     Some(failures.count() as f64)
 }
 
-/// What stands in a report at one place, and can be compared with what stands there in another.
+/// An entry of a report, which can be compared with the same entry of another report.
 trait Comparable {
     fn target(&self) -> &str;
-    /// Its place, without the target.
+    /// The entry's workload and concurrency, without the target.
     fn place(&self) -> String;
-    /// Whether its figures are of several iterations.
+    /// Whether the figures are of several iterations.
     fn iterated(&self) -> bool;
-    /// Its figures, as far as it has them.
+    /// The figures by name; `None` for those that were not measured.
     fn figures(&self) -> Vec<(&'static str, Option<Spread>)>;
 
     fn title(&self) -> String {

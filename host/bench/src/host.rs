@@ -27,7 +27,7 @@ const STOP_MAX: Duration = Duration::from_secs(75);
 /// How much of what it said last is worth repeating.
 const LAST_LINES: usize = 12;
 
-/// What stands before the address on the line that a host prints.
+/// The text before the address in the line that a host prints when it listens.
 const LISTENING: &str = "interlock listening on ";
 
 /// A host that was started, ready or not.
@@ -41,36 +41,36 @@ pub struct StartedHost {
 /// Why a host could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum HostStartError {
-    /// No process.
+    /// The process could not be started.
     #[error("cannot start {program}: {error}")]
     Spawn {
-        /// What was to be started.
+        /// The program that was to be started.
         program: String,
-        /// Why it was not.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// It ended by itself.
+    /// The host ended before it was ready.
     #[error("the host {name:?} ended before it was ready ({status}); it said:\n{said}")]
     Exited {
-        /// What reports would have called it.
+        /// The name that the host would have in a report.
         name: String,
-        /// How.
+        /// The exit status of the host.
         status: ExitStatus,
-        /// Its last lines.
+        /// The last lines that the host wrote to stderr.
         said: String,
     },
-    /// It did not end either.
+    /// The host neither became ready nor ended in time.
     #[error("the host {name:?} was not ready after {START_MAX:?}")]
     NotReady {
-        /// What reports would have called it.
+        /// The name that the host would have in a report.
         name: String,
     },
-    /// It is ready, and does not answer.
+    /// The host is ready, but does not list its model.
     #[error("the host {name:?} is ready, but does not list its model: {failure}")]
-    Mute {
-        /// What reports would have called it.
+    NoAnswer {
+        /// The name that the host would have in a report.
         name: String,
-        /// What came instead.
+        /// The failure of the request for the list.
         failure: RequestFailure,
     },
 }
@@ -119,7 +119,7 @@ impl StartedHost {
         let name = || self.name.clone();
         let address = address.ok_or_else(|| HostStartError::NotReady { name: name() })?;
         let met = Target::meet(Address { name: name(), ..address }, None, &[]).await;
-        let target = met.map_err(|failure| HostStartError::Mute { name: name(), failure })?;
+        let target = met.map_err(|failure| HostStartError::NoAnswer { name: name(), failure })?;
         Ok(target.of_process(self.child.id(), version))
     }
 
@@ -157,7 +157,7 @@ fn terminate(id: u32) {
     }
 }
 
-/// Where it listens, once it is ready there. One that will not say any more is about to end.
+/// The address of a host, once the host is ready. Waits for ever if the host ends before it prints one.
 async fn ready(hears_where: &mut oneshot::Receiver<Address>) -> Address {
     let Ok(address) = hears_where.await else { return std::future::pending().await };
     let host = Target::unmet(address.clone());

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 pub struct Machine {
     /// The processor's name for itself.
     pub cpu: String,
-    /// How many threads of it we may use.
+    /// How many threads of the processor this program may use.
     pub cores: usize,
     /// Operating system and architecture.
     pub system: String,
 }
 
 impl Machine {
-    /// This one.
+    /// The machine that this program runs on.
     #[must_use]
     pub fn here() -> Self {
         Self {

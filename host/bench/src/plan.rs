@@ -12,44 +12,44 @@ use crate::workload::WorkloadKind;
 /// Everything that decides what a target is asked. Two reports compare only as far as these agree.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchPlan {
-    /// Which kinds of prompts, in this order.
+    /// The workloads, in the order in which they run.
     pub workloads: Vec<WorkloadKind>,
-    /// How many requests are sent at once, in this order.
+    /// The numbers of requests sent at once, in the order in which they run.
     pub concurrency: Vec<NonZeroU32>,
     /// How often each batch is measured.
     pub iterations: NonZeroU32,
-    /// How often each batch is sent before that, unmeasured.
+    /// How often each batch is sent before it is measured.
     pub warmup: u32,
-    /// Most tokens of an answer, and where servers heed it the least as well.
+    /// Most tokens of an answer; also the fewest, for servers that heed `min_tokens`.
     pub max_tokens: NonZeroU32,
-    /// Length of a long prompt, about.
+    /// The approximate length of a long prompt.
     pub prompt_tokens: NonZeroU32,
-    /// Which endpoint.
+    /// The endpoint that is called.
     pub api: Api,
-    /// Whether answers come as they are made.
+    /// Whether answers are streamed.
     pub stream: bool,
     /// Whether requests carry `ignore_eos` and `min_tokens`, so that every answer is equally long.
     pub ignore_eos: bool,
     /// Longest time for one request, from the moment it is sent.
     #[serde(rename = "timeout_s", with = "seconds")]
     pub timeout: Duration,
-    /// What prompts and storms are drawn from.
+    /// The random seed for prompts and storms.
     pub seed: u64,
-    /// How a storm goes.
+    /// The parameters of a storm.
     pub storm: Storming,
 }
 
-/// How a disconnect storm goes.
+/// The parameters of a disconnect storm.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Storming {
-    /// Requests for each place at once: concurrency 8 and 10 of these are 80 requests.
+    /// Requests in all, as a multiple of the concurrency: 10 rounds at concurrency 8 are 80 requests.
     pub rounds: NonZeroU32,
-    /// How many in a hundred leave before they are answered.
+    /// The percentage of clients that disconnect before their answer is complete.
     pub leave_percent: u8,
-    /// Instead of rounds: new requests are sent for so long.
+    /// How long new requests are sent; replaces `rounds`.
     #[serde(rename = "time_s", default, with = "optional_seconds")]
     pub time: Option<Duration>,
-    /// How long a server may take to notice that everyone has left.
+    /// How long a server may take to notice that all clients have left.
     #[serde(rename = "settle_s", with = "seconds")]
     pub settle: Duration,
 }

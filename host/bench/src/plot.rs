@@ -97,15 +97,15 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawResult<'a> =
     Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// What a panel shows: one figure, or the two ends of one.
+/// One panel of a plot. It shows one figure, or the two ends of one.
 struct PlotPanel {
     title: &'static str,
     unit: &'static str,
-    /// Drawn as a whole line.
+    /// The figure that is drawn as a solid line.
     main: Figure,
-    /// Drawn dashed.
+    /// The figure that is drawn as a dashed line.
     other: Option<Figure>,
-    /// Milliseconds and minutes are to be told apart in one picture.
+    /// Whether the axis is logarithmic, so that milliseconds and minutes can both be read.
     logarithmic: bool,
 }
 
@@ -265,7 +265,7 @@ impl PlotPanel {
     }
 }
 
-/// The axis of numbers at once. They usually double: even steps show more than a true scale.
+/// The axis of concurrencies. Concurrencies usually double, so even steps show more than a true scale.
 struct ConcurrencyAxis(usize);
 
 impl Ranged for ConcurrencyAxis {
@@ -289,8 +289,8 @@ impl Ranged for ConcurrencyAxis {
     }
 }
 
-/// Where a logarithmic axis has labels. plotters' own begin at a power of ten, and an axis from 12
-/// to 80 has none.
+/// The labels of a logarithmic axis. plotters' own begin at a power of ten, so an axis from 12 to 80
+/// would have none.
 fn one_two_five(low: f64, high: f64) -> Vec<f64> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let steps: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -299,7 +299,7 @@ fn one_two_five(low: f64, high: f64) -> Vec<f64> {
     all.filter(|label| (low..=high).contains(label)).collect()
 }
 
-/// Where a bar begins. A logarithmic axis has no place for what is not above 0.
+/// The lower end of an error bar. A logarithmic axis cannot show a value that is not above 0.
 fn low(spread: &Spread) -> f64 {
     let low = spread.mean - spread.deviation;
     if low > 0.0 { low } else { spread.least }

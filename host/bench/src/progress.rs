@@ -1,4 +1,4 @@
-//! What a person sees meanwhile.
+//! The progress bar of a run.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Whether a run shows a bar. The bar goes to stderr, and only when that is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProgressDisplay {
-    /// One bar: what is being measured, how many requests of all, time left.
+    /// A bar with the current measurement, the number of requests done, and the time left.
     Shown,
-    /// Nothing.
+    /// No bar.
     Silent,
 }
 

@@ -13,7 +13,7 @@ use fastrand::Rng;
 use crate::plan::BenchPlan;
 use crate::workload::WorkloadKind;
 
-/// Where in a plan a request stands. No two requests to one target stand in the same place.
+/// The position of a request in a plan. Two requests to one target have different positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PlanPosition {
     pub(crate) workload: WorkloadKind,
@@ -23,7 +23,7 @@ pub(crate) struct PlanPosition {
     pub(crate) index: u32,
 }
 
-/// What a request asks for.
+/// The prompt of a request, and the most tokens of its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Question {
     pub(crate) system: Option<String>,

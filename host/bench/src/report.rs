@@ -15,43 +15,43 @@ use crate::workload::WorkloadKind;
 /// What this version writes, and reads.
 const FORMAT: &str = "interlock-bench/1";
 
-/// What a run found out.
+/// The results of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchReport {
     /// `interlock-bench/1`: changes when a reader of the old would be wrong about the new.
     pub format: String,
-    /// When it began, in UTC.
+    /// The time at which the run began, in UTC.
     pub at: String,
-    /// Of the program that measured.
+    /// The version of the program that measured.
     pub version: String,
-    /// Where it ran; the servers may be elsewhere.
+    /// The machine that measured; the servers may be on another.
     pub machine: Machine,
-    /// How busy that was before.
+    /// The machine's load average before the run.
     pub load_before: Option<LoadAverage>,
-    /// And after.
+    /// The machine's load average after the run.
     pub load_after: Option<LoadAverage>,
-    /// What was asked.
+    /// The plan of the run.
     pub plan: BenchPlan,
-    /// Who was asked.
+    /// The servers that were measured.
     pub targets: Vec<TargetFacts>,
     /// What was measured: workload by workload, concurrency by concurrency, target by target.
     pub cells: Vec<Cell>,
-    /// What storms did.
+    /// The results of storms.
     pub storms: Vec<Storm>,
 }
 
-/// A server, as far as it told.
+/// What is known of a measured server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetFacts {
-    /// What the report calls it.
+    /// The server's name in the report.
     pub name: String,
-    /// Where it is.
+    /// The server's URL.
     pub url: String,
     /// The model that requests named.
     pub model: String,
     /// The model's `owned_by`, which often names the server.
     pub owned_by: Option<String>,
-    /// Its version, where we started it.
+    /// The server's version, if this program started it.
     pub version: Option<String>,
 }
 
@@ -64,23 +64,23 @@ pub struct Cell {
     pub concurrency: NonZeroU32,
     /// The target's name.
     pub target: String,
-    /// Each iteration.
+    /// The results of each iteration.
     pub batches: Vec<Iteration>,
-    /// Over the gaps of all iterations together: half are not longer.
+    /// The median time between two pieces of text, over the answers of all iterations.
     pub inter_token_ms_p50: Option<f64>,
-    /// Over the gaps of all iterations together: 99 of 100 are not longer.
+    /// The 99th percentile of the time between two pieces of text, over the answers of all iterations.
     pub inter_token_ms_p99: Option<f64>,
-    /// An answer's tokens by its own time, over the answers of all iterations together.
+    /// Each answer's tokens divided by its time, over the answers of all iterations.
     #[serde(default)]
     pub request_tokens_per_s: Option<Spread>,
-    /// What failed before measuring.
+    /// The failed requests of the warm-up.
     pub warmup_failures: Failures,
 }
 
 /// One iteration: requests sent at once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Iteration {
-    /// Requests sent.
+    /// The number of requests sent.
     pub requests: u64,
     /// Requests with a whole answer. The others are in `failures`.
     pub answered: u64,
@@ -96,21 +96,21 @@ pub struct Iteration {
     pub prompt_tokens: u64,
     /// From the first request sent to the last answer's end.
     pub wall_s: f64,
-    /// `tokens` by `wall_s`.
+    /// `tokens` divided by `wall_s`.
     pub tokens_per_s: Option<f64>,
-    /// An answer's tokens by its own time, on average over answers.
+    /// Each answer's tokens divided by its time: the mean over answers.
     pub request_tokens_per_s: Option<f64>,
-    /// Sending to first text: of the luckiest request.
+    /// From sending a request to its first text: the shortest time.
     pub first_token_ms_least: Option<f64>,
-    /// Sending to first text: on average.
+    /// From sending a request to its first text: the mean.
     pub first_token_ms_mean: Option<f64>,
-    /// Sending to first text: of the unluckiest.
+    /// From sending a request to its first text: the longest time.
     pub first_token_ms_most: Option<f64>,
-    /// Between two pieces of text of an answer: half of all gaps are not longer.
+    /// The median time between two pieces of text of an answer.
     pub inter_token_ms_p50: Option<f64>,
-    /// Between two pieces of text of an answer: 99 of 100 gaps are not longer.
+    /// The 99th percentile of the time between two pieces of text of an answer.
     pub inter_token_ms_p99: Option<f64>,
-    /// CPU time of the server, where we started it and the system tells.
+    /// The server's CPU time, if this program started the server and the system tells.
     pub cpu_s: Option<f64>,
     /// Requests without a whole answer.
     pub failures: Failures,
@@ -125,31 +125,31 @@ pub struct Storm {
     pub target: String,
     /// Requests sent in all.
     pub requests: u64,
-    /// Whole answers.
+    /// Requests with a whole answer.
     pub served: u64,
-    /// Left on purpose before the first text.
+    /// Requests that the client left on purpose before the first text.
     pub left_before_text: u64,
-    /// Left on purpose in the middle of the answer.
+    /// Requests that the client left on purpose in the middle of the answer.
     pub left_midway: u64,
-    /// Turned away with 429 or 503, by status.
+    /// Requests refused with 429 or 503, by status.
     pub refused: Failures,
-    /// Anything else.
+    /// Requests that failed in any other way.
     pub failures: Failures,
     /// From the first request to the last end.
     pub wall_s: f64,
-    /// What became of the server.
+    /// The state of the server after the storm.
     pub after: StormAfter,
 }
 
 /// A server after a storm.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StormAfter {
-    /// How it answered one more plain request; None when it did.
+    /// The failure of one more plain request; None when it was answered.
     pub failure: Option<String>,
-    /// Seconds until its metrics showed no request, running or waiting; None when it has no such
-    /// metrics, or that did not happen.
+    /// Seconds until the server's metrics showed no request, running or waiting; None when the server
+    /// has no such metrics, or that did not happen.
     pub idle_after_s: Option<f64>,
-    /// What its metrics showed to the last, if that was not 0.
+    /// The requests that the server's metrics showed at the end, if there were any.
     pub still: Option<String>,
     /// The most passes that an Interlock has had in its device at once, since it started.
     #[serde(default)]
@@ -159,21 +159,21 @@ pub struct StormAfter {
     pub failed_passes: Option<f64>,
 }
 
-/// Not a report of ours.
+/// Why a file is not a report that can be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAReport {
-    /// Some other file.
+    /// The file is not a report.
     #[error("not a report of `interlock bench`: {0}")]
     Other(serde_json::Error),
-    /// Written by a version with another format.
+    /// The report was written by a version with another format.
     #[error("its format is {found:?}; this version reads {FORMAT:?}")]
     Format {
-        /// What it says.
+        /// The format that the report names.
         found: String,
     },
 }
 
-/// A figure of a batch, as tables and pictures pick it.
+/// Reads one figure of an iteration, for tables and plots.
 pub(crate) type Figure = fn(&Iteration) -> Option<f64>;
 
 impl BenchReport {

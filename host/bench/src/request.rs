@@ -22,10 +22,10 @@ pub(crate) struct Ready {
     timeout: Duration,
 }
 
-/// When the client goes.
+/// The point at which a client leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LeavePoint {
-    /// With the whole answer.
+    /// The client waits for the whole answer.
     Never,
     /// At the first token, or after this time if none has come.
     BeforeText(Duration),
@@ -40,7 +40,7 @@ pub(crate) enum RequestEnd {
     Left,
 }
 
-/// A whole answer.
+/// The times and tokens of a whole answer.
 #[derive(Debug, Default)]
 pub(crate) struct CompleteAnswer {
     /// From sending to the first text. None without a stream, or without text.
@@ -51,13 +51,13 @@ pub(crate) struct CompleteAnswer {
     pub(crate) gaps: Vec<Duration>,
     /// Pieces of text.
     pub(crate) chunks: u32,
-    /// As the server counted.
+    /// The answer's tokens, if the server counted them.
     pub(crate) tokens: Option<u32>,
     pub(crate) prompt_tokens: Option<u32>,
 }
 
 impl CompleteAnswer {
-    /// As the server counted, or else as text came.
+    /// The tokens that the server counted, or else the pieces of text.
     pub(crate) fn tokens_or_chunks(&self) -> u32 {
         self.tokens.unwrap_or(self.chunks)
     }
@@ -76,7 +76,7 @@ impl Ready {
         Ok(Self { line: target.line().await?, request, stream: plan.stream, timeout: plan.timeout })
     }
 
-    /// Sends it and reads the answer, or leaves.
+    /// Sends the request and reads the answer, or leaves.
     pub(crate) async fn ask(self, leave: LeavePoint) -> Result<RequestEnd, RequestFailure> {
         let timeout = self.timeout;
         let asked = tokio::time::timeout(timeout, async {
@@ -159,14 +159,14 @@ async fn streamed(
     stream.end()
 }
 
-/// What has come of a stream.
+/// The part of a streamed answer that has come so far.
 struct AnswerStream {
     sent: Instant,
     last: Instant,
     answered: CompleteAnswer,
-    /// It said why it ended.
+    /// The stream gave a finish reason.
     finished: bool,
-    /// It said `[DONE]`, or that the response is complete.
+    /// The stream sent `[DONE]`, or that the response is complete.
     done: bool,
 }
 

@@ -11,7 +11,7 @@ use crate::question::{PlanPosition, Question};
 use crate::report::{BenchReport, Cell};
 use crate::request::{LeavePoint, Ready};
 use crate::stats::{Spread, percentile};
-use crate::storm::rage;
+use crate::storm::run;
 use crate::target::Target;
 use crate::workload::WorkloadKind;
 
@@ -21,18 +21,18 @@ pub enum Unusable {
     /// A target does not answer the simplest request of the plan.
     #[error("{target} does not answer a first request: {failure}")]
     Target {
-        /// Its name.
+        /// The target's name.
         target: String,
-        /// What came instead.
+        /// The failure of the request.
         failure: RequestFailure,
     },
-    /// Figures of two targets would fall into the same place.
+    /// Two targets have the same name, so their figures could not be told apart.
     #[error("two targets are called {0:?}: name them with NAME=URL")]
     SameName(String),
 }
 
 impl Unusable {
-    /// May it be that the server knows OpenAI's fields only?
+    /// Whether the server may have refused fields that OpenAI does not have.
     #[must_use]
     pub fn may_be_for_extensions(&self) -> bool {
         matches!(

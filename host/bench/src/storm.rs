@@ -17,12 +17,12 @@ use crate::target::Target;
 
 /// How often a server is asked whether it has noticed that everyone left.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
-/// Who leaves before any text does so within this time.
+/// A client that leaves before any text leaves within this time.
 const PATIENCE_MAX: Duration = Duration::from_millis(200);
 
-/// Keeps as many requests in flight as the place says, until all rounds are asked or the time is
-/// over.
-pub(crate) async fn rage(
+/// Keeps as many requests in flight as the position's concurrency, until all rounds are sent or the
+/// time is over.
+pub(crate) async fn run(
     plan: &Arc<BenchPlan>,
     target: &Arc<Target>,
     place: PlanPosition,

@@ -14,31 +14,31 @@ use crate::exchange::{Reply, UnusedConnection};
 use crate::failure::RequestFailure;
 use crate::report::TargetFacts;
 
-/// Longest time for anything that needs no model: its list, metrics, health.
+/// Longest time for a request that needs no model: the list of models, metrics, health.
 const ASIDE_MAX: Duration = Duration::from_secs(30);
 
-/// Where a server is and what reports call it: `NAME=URL` or `URL`, and after a `#` what it calls
-/// its model, where that differs from what the others call theirs.
+/// A server's address and its name in reports: `NAME=URL` or `URL`. A model can follow after a `#`, for
+/// a server that has another name for the model than the other servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// What reports call it.
+    /// The server's name in reports.
     pub name: String,
     /// `host:port`
     pub(crate) authority: String,
-    /// What stands before `/chat/completions`: `/v1` unless the URL has a path of its own.
+    /// The path before `/chat/completions`: `/v1` unless the URL has a path of its own.
     pub(crate) base: String,
     pub(crate) model: Option<String>,
 }
 
-/// Not an address.
+/// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
-    /// Not a URL.
+    /// The text is not an http URL.
     #[error("a target is [NAME=]http://HOST:PORT[/PATH][#MODEL], got {0:?}")]
     Form(String),
-    /// TLS.
+    /// The URL begins with https.
     #[error(
-        "{0:?}: only http:// is asked here; measure past whatever ends TLS, it takes time of its own"
+        "{0:?}: only http:// can be measured; give the address behind the TLS proxy, which takes time of its own"
     )]
     Tls(String),
 }
@@ -100,13 +100,13 @@ impl FromStr for Header {
     }
 }
 
-/// A server that has told which model it serves.
+/// A server whose model is known.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub(crate) address: Address,
     pub(crate) facts: TargetFacts,
     headers: HeaderMap,
-    /// Whose CPU seconds count as its.
+    /// The process whose CPU time is the server's; only if this program started it.
     pub(crate) process: Option<u32>,
 }
 
@@ -156,7 +156,7 @@ impl Target {
         Self { address, facts, headers: HeaderMap::new(), process: None }
     }
 
-    /// What reports call it.
+    /// The server's name in reports.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.address.name

@@ -20,17 +20,17 @@ use crate::BadUsage;
 pub(crate) use policies::{EXAMPLES as POLICIES_EXAMPLES, PoliciesCommand};
 pub(crate) use requests::{EXAMPLES as REQUESTS_EXAMPLES, RequestsCommand};
 
-/// Where the host listens for its operator, and what it wants to be shown.
+/// The address of a host's admin listener, and the token that the listener asks for.
 #[derive(Debug, Args)]
 pub(crate) struct Admin {
-    /// Where the admin listener is; unset, admin.bind of the configuration
+    /// The admin listener's URL; by default, admin.bind of the configuration
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
     /// The host's configuration: admin.bind and admin.token are read from it
     ///
-    /// Unset, it is found as `interlock serve` finds it. The token can also be in the environment:
-    /// INTERLOCK__ADMIN__TOKEN.
+    /// By default, the file that `interlock serve` would read. The token can also come from the
+    /// environment: INTERLOCK__ADMIN__TOKEN.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -89,7 +89,7 @@ struct AdminRequest<'a> {
     body: Vec<u8>,
 }
 
-/// It is asked on this machine, or where the operator says; a proxy is for neither.
+/// An HTTP client that uses no proxy: the listener is on this machine, or where the operator says.
 fn agent() -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)

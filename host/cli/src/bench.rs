@@ -33,13 +33,14 @@ pub(crate) struct Bench {
 enum BenchCommand {
     /// Put two JSON reports side by side
     ///
-    /// Lines up what both measured, storms too: the same workload, concurrency and target (or, where
-    /// each has a single target, that one whatever its name). `~` marks figures whose iterations overlap.
+    /// The comparison has what both reports measured, storms included: the same workload, concurrency
+    /// and target. If each report has a single target, their names may differ. `~` marks figures whose
+    /// iterations overlap.
     Compare {
-        /// The report to compare with
+        /// The earlier report
         #[arg(value_name = "A.json")]
         a: PathBuf,
-        /// The report to compare
+        /// The report that is compared with it
         #[arg(value_name = "B.json")]
         b: PathBuf,
     },
@@ -47,19 +48,19 @@ enum BenchCommand {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// A server with OpenAI's API to ask; may be repeated. Without any, hosts are started
+    /// Measure this server with an OpenAI-compatible API; can be repeated
     ///
-    /// Any that speaks it: vllm-mlx, mlx_lm.server, llama.cpp's server, vLLM, this one. NAME= is
-    /// what the report calls it; /v1 is added where the URL has no path. #MODEL is what to put in
-    /// its requests, where that differs from --model.
+    /// For example vllm-mlx, mlx_lm.server, llama.cpp's server, vLLM or Interlock. NAME= is the
+    /// server's name in the report; /v1 is added if the URL has no path. #MODEL is the model that this
+    /// server's requests name, if it differs from --model. Without --url, this host is started.
     #[arg(long, value_name = "[NAME=]URL[#MODEL]")]
     url: Vec<Address>,
 
     /// Without --url: start this host once for each of these values of engine.mode
     ///
-    /// All of them run at the same time, so that they can be asked in turn: each holds its own copy
-    /// of the model in memory. Where that is too much, run them one after the other with --json and
-    /// use `interlock bench compare`.
+    /// The hosts run at the same time, so that requests can go to each in turn: each host holds its own
+    /// copy of the model in memory. If that is too much, measure one mode after the other with --json
+    /// and use `interlock bench compare`.
     #[arg(long, value_name = "MODE,...", value_delimiter = ',', default_value = "simple,batched")]
     #[arg(conflicts_with = "url")]
     modes: Vec<String>,
@@ -71,15 +72,15 @@ struct Run {
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 
-    /// A setting for the hosts that are started, as in `interlock serve`; may be repeated
+    /// A setting for the hosts that are started, as in `interlock serve`; can be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", conflicts_with = "url")]
     set: Vec<String>,
 
-    /// What to ask: short, long-prompt, shared-prefix, mixed or storm; several after commas
+    /// Workloads to run, separated by commas: short, long-prompt, shared-prefix, mixed, storm
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "short")]
     workload: Vec<WorkloadKind>,
 
-    /// How many requests to send at once
+    /// Batch sizes to measure: how many requests to send at once
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8")]
     concurrency: Vec<NonZeroU32>,
 
@@ -87,42 +88,42 @@ struct Run {
     #[arg(long, value_name = "N", default_value = "5")]
     iterations: NonZeroU32,
 
-    /// How often to send each batch before that, unmeasured
+    /// How often to send each batch before it is measured
     #[arg(long, value_name = "N", default_value = "1")]
     warmup: u32,
 
-    /// Tokens of an answer
+    /// Tokens in an answer
     #[arg(long, value_name = "N", default_value = "128")]
     max_tokens: NonZeroU32,
 
-    /// Tokens of a long prompt, or of a shared prefix, about
+    /// Approximate number of tokens in a long prompt or a shared prefix
     #[arg(long, value_name = "N", default_value = "1024")]
     prompt_tokens: NonZeroU32,
 
-    /// Longest time for one request
+    /// Longest time that one request may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
 
-    /// Which endpoint: chat, completions or responses
+    /// The endpoint to call: chat, completions or responses
     #[arg(long, default_value = "chat")]
     api: Api,
 
-    /// Ask for answers in one piece: no time to first token then
+    /// Do not stream answers; the time to the first token is then not measured
     #[arg(long)]
     no_stream: bool,
 
     /// Leave out ignore_eos and min_tokens, which make all answers equally long
     ///
-    /// For servers that refuse fields which OpenAI does not have. Answers may then be shorter; the
-    /// report says how many were.
+    /// This is for servers that refuse fields which OpenAI does not have. Answers may then be shorter;
+    /// the report says how many were.
     #[arg(long)]
     no_ignore_eos: bool,
 
-    /// A header for every request to --url, such as "authorization: Bearer ..."; may be repeated
+    /// A header for every request to --url, such as "authorization: Bearer ..."; can be repeated
     #[arg(long, value_name = "NAME: VALUE", requires = "url")]
     header: Vec<Header>,
 
-    /// Storm: requests in all, as a multiple of those at once
+    /// Storm: number of requests, as a multiple of --concurrency
     #[arg(long, value_name = "N", default_value = "10")]
     storm_rounds: NonZeroU32,
 
@@ -131,20 +132,20 @@ struct Run {
     #[arg(conflicts_with = "storm_rounds")]
     storm_for: Option<Duration>,
 
-    /// Storm: how many in a hundred leave, before the first token or in the middle
+    /// Storm: percentage of clients that disconnect, before the first token or during the answer
     #[arg(long, value_name = "PERCENT", default_value = "50")]
     #[arg(value_parser = clap::value_parser!(u8).range(..=100))]
     storm_leave: u8,
 
-    /// What prompts and storms are drawn from; the same seed asks the same
+    /// Random seed for prompts and storms; the same seed sends the same requests
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
 
-    /// Write all figures, for `interlock bench compare`
+    /// Write the report as JSON, for `interlock bench compare`
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
 
-    /// Draw the targets side by side, to FILE.svg or FILE.html
+    /// Plot all targets, to FILE.svg or FILE.html
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }
@@ -160,21 +161,21 @@ Examples:
   interlock bench --api responses --no-stream --workload storm --concurrency 8 --storm-for 10m
   interlock bench compare a.json b.json";
 
-/// What `--help` says first.
+/// The beginning of `interlock bench --help`.
 pub(crate) const ABOUT: &str = "\
 Measure servers side by side, and compare measurements.
 
-Without --url, this host is started once in each mode, and stopped afterwards. The targets are asked
-in turn, batch by batch, so that whatever else the machine does falls on all alike. A batch is as
+Without --url, this host is started once in each mode, and stopped afterwards. The targets take
+turns, batch by batch, so that other load on the machine affects all of them alike. A batch is as
 many requests as --concurrency says, sent at once, each over a connection of its own that was opened
-before the clock started. Prompts are made from --seed, and the same for all targets.
+before the clock started. Prompts are made from --seed, and are the same for all targets.
 
 Workloads:
   short          a few dozen tokens of prompt: nearly all time is decoding
   long-prompt    --prompt-tokens each, all different: nearly all time is prefill
   shared-prefix  the same --prompt-tokens first, then a short question
   mixed          prompts up to --prompt-tokens, answers up to --max-tokens, of all lengths
-  storm          clients that leave; then: does the server still answer, and is it idle?
+  storm          clients disconnect; does the server still answer afterwards, and is it idle?
 
 Exit status: 0 when every request was answered, 1 when any failed (the report says which), 2 when
 the command line is wrong.";

@@ -26,29 +26,29 @@ INTERLOCK_CACHE is where built-in models go, ~/.cache/interlock by default.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
-    /// Fetch a model, or what is missing of it, and print where it lies
+    /// Download a model, or what is missing of it, and print its path
     ///
-    /// A pull that was cut goes on where it stopped. Of a folder, a file or a simulated model there
-    /// is nothing to fetch. `interlock serve` pulls by itself.
+    /// A download that was interrupted continues where it stopped. A folder, a file and a simulated
+    /// model need no download. `interlock serve` downloads a missing model by itself.
     #[command(after_help = REFERENCES)]
     Pull {
-        /// The model
+        /// The model's reference
         #[arg(value_name = "REF")]
         reference: ModelRef,
     },
     /// List the models on this machine: built-in ones, and the hub's cache
     List,
-    /// Describe a model without loading it: family, size, quantization, context
+    /// Describe a model without loading it: architecture, size, quantization, context
     #[command(after_help = REFERENCES)]
     Inspect {
-        /// The model
+        /// The model's reference
         #[arg(value_name = "REF")]
         reference: ModelRef,
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Describe a model with keys or tensors of which nothing is known, instead of refusing it;
-        /// as model.unknown = "warn"
+        /// Describe a model that has unknown keys or tensors, instead of refusing it; the same as
+        /// model.unknown = "warn"
         #[arg(long)]
         allow_unknown: bool,
     },
@@ -88,7 +88,7 @@ impl ModelsCommand {
     }
 }
 
-/// Where the model's files lie, after pulling them if they are not here.
+/// The path of the model's files, after a download if they are missing.
 pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
     let catalog = Catalog::from_env();
     match catalog.locate(reference) {
@@ -140,7 +140,7 @@ pub(crate) fn look(
     Ok((checked.description, text))
 }
 
-/// Why a model cannot be served, by the setting that names it.
+/// The message that a model cannot be served, with the setting that names it.
 pub(crate) fn not_served(key: &str, why: &dyn std::fmt::Display) -> String {
     let key = match key.split('.').collect::<Vec<_>>()[..] {
         [section, at, name] => format!("{section}[{at}].{name}"),

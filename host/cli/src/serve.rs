@@ -45,14 +45,14 @@ Examples:
   interlock serve
   interlock serve --model ./qwen3.gguf --bind 0.0.0.0:8080
   interlock serve --config interlock.toml --set waiting.requests_max=64
-  interlock serve --model sim:decode=20ms            a model that only takes its time
+  interlock serve --model sim:decode=20ms            a simulated model
 
-SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
+On SIGTERM or Ctrl-C, requests in flight may finish (server.drain_max); a second signal cancels them.
 
-It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
-configuration is wrong or names what cannot be used (a policy, a model, a path, an address), and 3
-when the device that computes has failed: start it again. `interlock config check` finds what 2 is
-about.";
+Exit status: 0 when the host was told to stop, 1 when something failed, 2 when the command line or
+the configuration is wrong or names something that cannot be used (a policy, a model, a path, an
+address), 3 when the computing device has failed: start the host again. `interlock config check`
+finds the causes of 2.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use interlock_bench::{
-    Api, BenchPlan, BenchReport, Progress, Storming, Target, Unusable, WorkloadKind,
+    Api, BenchPlan, BenchReport, ProgressDisplay, Storming, Target, Unusable, WorkloadKind,
     room_for_connections, run,
 };
 
@@ -45,7 +45,7 @@ async fn target(url: &str) -> Target {
 }
 
 async fn measured(plan: BenchPlan, url: &str) -> BenchReport {
-    run(plan, vec![target(url).await], Progress::Silent).await.expect("it can be measured")
+    run(plan, vec![target(url).await], ProgressDisplay::Silent).await.expect("it can be measured")
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn every_target_is_asked_the_same_in_turn() {
     let targets = vec![target(&one_url.replace("it=", "one=")).await, target(&two_url).await];
     // With an odd number of rounds, a wrong order would have come right again.
     let plan = BenchPlan { iterations: nonzero(3), warmup: 1, ..plan() };
-    let report = run(plan, targets, Progress::Silent).await.expect("both answer");
+    let report = run(plan, targets, ProgressDisplay::Silent).await.expect("both answer");
     let names: Vec<&str> = report.cells.iter().map(|cell| cell.target.as_str()).collect();
     assert_eq!(names, ["one", "it"]);
     assert!(report.cells.iter().all(|cell| cell.batches.len() == 3), "the warm-up is no figure");
@@ -106,7 +106,7 @@ async fn every_target_is_asked_the_same_in_turn() {
 async fn two_targets_of_one_name_are_refused() {
     let (_fake, url) = Fake::start(Manner::Prompt).await;
     let targets = vec![target(&url).await, target(&url).await];
-    let refused = run(plan(), targets, Progress::Silent).await.expect_err("both are `it`");
+    let refused = run(plan(), targets, ProgressDisplay::Silent).await.expect_err("both are `it`");
     assert!(matches!(refused, Unusable::SameName(name) if name == "it"));
 }
 
@@ -141,7 +141,7 @@ async fn a_server_that_says_nothing_times_out_and_sees_us_leave() {
 #[tokio::test]
 async fn who_refuses_the_first_request_is_not_measured() {
     let (fake, url) = Fake::start(Manner::Strict).await;
-    let refused = run(plan(), vec![target(&url).await], Progress::Silent).await;
+    let refused = run(plan(), vec![target(&url).await], ProgressDisplay::Silent).await;
     let refused = refused.expect_err("it answers 400");
     assert!(refused.to_string().ends_with("status 400: I would not"), "{refused}");
     assert!(refused.may_be_for_extensions());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::RequestBody;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -146,7 +146,7 @@ async fn generate(fake: State<Arc<Fake>>, Json(asked): Json<Value>, api: Api) ->
             fake.left.send_modify(|left| *left += 1);
         }
     });
-    Response::new(RequestBody::new(Chunks(chunks)))
+    Response::new(Body::new(Chunks(chunks)))
 }
 
 /// Counts a client as gone when it is dropped.
@@ -267,7 +267,7 @@ async fn answer(
 
 struct Chunks(mpsc::Receiver<Bytes>);
 
-impl hyper::body::RequestBody for Chunks {
+impl hyper::body::Body for Chunks {
     type Data = Bytes;
     type Error = Infallible;
 

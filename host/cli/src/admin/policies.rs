@@ -15,49 +15,49 @@ use crate::{BadUsage, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoliciesCommand {
-    /// List the policies that are in place, and the generations that can be gone back to
+    /// List the policies in use, and the generations that a rollback can go back to
     List {
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Replace a policy's component, settings or mode; requests in flight keep the old one
+    /// Replace a policy's component, settings or mode; requests in flight keep the old policy
     Swap {
-        /// Its name in the configuration
+        /// The policy's name in the configuration
         name: String,
 
-        /// The new component; left out, the one that is there stays
+        /// The new component; by default, the policy keeps its component
         #[arg(value_name = "FILE")]
         component: Option<PathBuf>,
 
-        /// Whether it decides: enforce, shadow or canary:PERCENT; left out, as it was
+        /// The policy's mode: enforce, shadow or canary:PERCENT; by default, it keeps its mode
         #[arg(long)]
         mode: Option<PolicyMode>,
 
-        /// Its settings: JSON, or a file of JSON or TOML; left out, those that it has
+        /// The policy's settings: JSON, or a JSON or TOML file; by default, it keeps its settings
         #[arg(long, value_name = "JSON|FILE", value_parser = subject::settings)]
         settings: Option<Map<String, Value>>,
 
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Go back to an earlier generation of all policies; those after it are gone
+    /// Go back to an earlier generation of all policies; later generations are dropped
     Rollback {
-        /// Where to: previous, start (what the configuration names), or a generation's number
+        /// The generation: previous, start (the configured policies), or a generation's number
         #[arg(long, value_name = "GENERATION", default_value = "previous")]
         to: Earlier,
 
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -66,10 +66,10 @@ pub(crate) enum PoliciesCommand {
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   interlock policies list --config interlock.toml
-  interlock policies swap guard new.wasm --mode canary:20     for 20 of 100 requests
-  interlock policies swap guard --mode enforce                and now for all
-  interlock policies rollback                                 takes the last change back
-  interlock policies rollback --to start                      what the configuration names";
+  interlock policies swap guard new.wasm --mode canary:20     for 20 % of the requests
+  interlock policies swap guard --mode enforce                for all requests
+  interlock policies rollback                                 undoes the last change
+  interlock policies rollback --to start                      the configured policies again";
 
 impl PoliciesCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {

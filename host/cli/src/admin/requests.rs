@@ -12,27 +12,27 @@ use crate::say;
 pub(crate) enum RequestsCommand {
     /// List the requests in flight, the oldest first
     List {
-        /// Only those of this tenant
+        /// List only requests of this tenant
         #[arg(long)]
         tenant: Option<String>,
 
-        /// Only those of this model
+        /// List only requests of this model
         #[arg(long)]
         model: Option<String>,
 
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Cancel the requests of an id, whoever sent them; their clients are told
+    /// Cancel the requests that have an id, of all tenants; their clients get an error
     Cancel {
-        /// The request's id, as the list and the log have it
+        /// The request's id, as `interlock requests list` and the log show it
         id: String,
 
-        /// Only those of this tenant: ids are the clients' own, and two may use one
+        /// Cancel only this tenant's request: clients choose ids, so two tenants may use the same one
         #[arg(long)]
         tenant: Option<String>,
 

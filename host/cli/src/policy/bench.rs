@@ -19,11 +19,11 @@ pub(crate) struct PolicyBench {
     #[command(flatten)]
     subject: Subject,
 
-    /// Calls of each phase
+    /// How many calls of each phase to measure
     #[arg(long, value_name = "N", default_value = "10000")]
     calls: NonZeroU32,
 
-    /// As JSON; times in seconds
+    /// Print JSON, with times in seconds
     #[arg(long)]
     json: bool,
 }
@@ -33,8 +33,9 @@ Examples:
   interlock policy bench night-shift.wasm
   interlock policy bench builtin:guard --calls 100000 --json
 
-About 1 KB of facts, 16 candidates, windows of 60 bytes; one thread, warm instances, the host's own
-way into the policy. Without --grant and --config it is granted what it needs.";
+Each call has about 1 KB of facts, 16 candidates and windows of 60 bytes. The calls are made as the
+host makes them, on one thread, with warm instances. Without --grant and --config, the policy is
+granted all that it asks for.";
 
 impl PolicyBench {
     pub(crate) fn run(self) -> anyhow::Result<()> {
@@ -78,7 +79,9 @@ impl PolicyBench {
         }
         text += &format!("\n\n{}", table(&figures));
         let shown = |load: Option<LoadAverage>| {
-            load.map_or("unknown".to_owned(), |LoadAverage([one, five, _])| format!("{one:.1}, {five:.1}"))
+            load.map_or("unknown".to_owned(), |LoadAverage([one, five, _])| {
+                format!("{one:.1}, {five:.1}")
+            })
         };
         text += &format!(
             "\n{}, {} cores, {}; load average before {}, after {} (1 and 5 minutes)\n",

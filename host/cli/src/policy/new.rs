@@ -12,17 +12,17 @@ use crate::{BadUsage, say};
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct New {
-    /// What to call it: lower-case letters, digits and '-'
+    /// The policy's name: lower-case letters, digits and '-'
     #[arg(value_name = "NAME")]
     name: String,
 
-    /// Where to put it; by default a folder of its name, here
+    /// The folder to create; by default NAME in the working directory
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 
-    /// The clone of Interlock whose SDK it is written with
+    /// The clone of Interlock whose SDK the policy uses
     ///
-    /// By default the one that this program or the working directory lies in.
+    /// By default, the clone that contains this program or the working directory.
     #[arg(long, value_name = "FOLDER")]
     clone: Option<PathBuf>,
 }
