@@ -15,6 +15,7 @@ pub enum RequestFailure {
     /// The server answered with a status other than 200.
     #[error("status {}: {message}", status.as_u16())]
     Status {
+        /// The HTTP status of the answer.
         status: StatusCode,
         /// The error message in the body, shortened.
         message: String,

@@ -11,7 +11,7 @@ use crate::question::{PlanPosition, Question};
 use crate::report::{BenchReport, Cell};
 use crate::request::{LeavePoint, Ready};
 use crate::stats::{Spread, percentile};
-use crate::storm::run;
+use crate::storm;
 use crate::target::Target;
 use crate::workload::WorkloadKind;
 
@@ -96,7 +96,7 @@ pub async fn run(
     for place in places(&plan).filter(|place| place.workload == WorkloadKind::Storm) {
         for target in &targets {
             bar.measures(format!("storm, {} at once, {}", place.concurrency, target.name()));
-            report.storms.push(rage(&plan, target, place, &bar).await);
+            report.storms.push(storm::run(&plan, target, place, &bar).await);
         }
     }
     report.load_after = crate::machine::LoadAverage::now();

@@ -60,7 +60,7 @@ pub enum PackageFailure {
         /// The Python that was asked for pip.
         python: String,
     },
-    /// The installer ran and failed. Its own words are on stderr, above ours.
+    /// The installer ran and failed. Its output is on stderr, above the message.
     #[error("`{command}` failed ({status}); what it said stands above")]
     Installer {
         /// The command line that was run.

@@ -1,4 +1,4 @@
-//! What a person sees while bytes arrive.
+//! The progress bar of a pull.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub enum PullProgress {
     /// A bar per file.
     Shown,
-    /// Show nothing.
+    /// No bar.
     Silent,
 }
 

@@ -308,10 +308,9 @@ fn sources(effective: &Effective) -> anyhow::Result<Vec<Source>> {
 
 /// Why a model is not served.
 enum NotFound {
-    /// It cannot be: as the configuration is, it will not be next time either. The setting that is
-    /// wrong, and why.
+    /// The configuration is wrong, so another attempt would fail as well. The setting and the reason.
     Refused(String, String),
-    /// It could not be fetched.
+    /// The model could not be downloaded.
     Failed(anyhow::Error),
 }
 

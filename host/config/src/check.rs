@@ -18,7 +18,7 @@ use crate::{Config, Problem, Problems, Sources};
 
 /// A configuration without problems, and where each of its values came from.
 pub struct Effective {
-    /// The configuration.
+    /// The values in effect.
     pub config: Config,
     pub(crate) merged: Merged,
 }
@@ -35,25 +35,26 @@ impl Effective {
         Problem::new(text, self.merged.place(&split(key)).1)
     }
 
-    /// Where a value came from: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
+    /// The source of a value: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
     /// `--bind`.
     pub fn origin(&self, key: &str) -> String {
         self.merged.origin(&split(key))
     }
 }
 
-/// Which table of its list each of those that could be read was.
+/// The positions, in the configuration's lists, of the tables that could be read.
 #[derive(Debug, Default)]
 struct TablePositions {
     policy: Vec<usize>,
     extra_model: Vec<usize>,
 }
 
-/// A configuration and its problems, to which those who know more than we do can add.
+/// A configuration and its problems. Whoever knows more than this crate can add problems.
 pub struct ConfigDraft {
-    /// What could be read; the rest is at its default, and a bad policy is not there.
+    /// The values that could be read. Other values are at their defaults; a policy that could not be
+    /// read is left out.
     pub config: Config,
-    /// Which `[[policy]]` each of `config.policy` was, and so on.
+    /// The positions of `config.policy` and `config.extra_model` in the configuration.
     places: TablePositions,
     merged: Merged,
     problems: Vec<(ProblemPlace, Problem)>,

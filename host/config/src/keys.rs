@@ -7,9 +7,9 @@ use serde_json::Value;
 /// A key: a setting, or a table of them.
 #[derive(Debug, Clone)]
 pub(crate) struct ConfigKey {
-    /// The last part of its name; empty for the root.
+    /// The last part of the key's name; empty for the root.
     pub(crate) name: String,
-    /// Its doc comment.
+    /// The doc comment of the key's field.
     pub(crate) doc: String,
     pub(crate) kind: KeyKind,
     /// What it is in a list of tables where it is not set; the sections' own defaults are in
@@ -17,9 +17,9 @@ pub(crate) struct ConfigKey {
     pub(crate) default: Option<Value>,
     /// What to show for it where nothing is set.
     pub(crate) example: Option<Value>,
-    /// It may be left out, and then has no value: its default, null, may not be in the schema.
+    /// Whether the key may be left out, and then has no value: its default, null, may not be in the schema.
     pub(crate) optional: bool,
-    /// Its type is one that nobody shows, readable or not.
+    /// Whether the key's value is never shown, even where it could not be read.
     pub(crate) secret: bool,
 }
 
@@ -63,7 +63,7 @@ impl ConfigKey {
         Self { name, doc, kind, default, example, optional, secret }
     }
 
-    /// Whether it is a time: a text to the schema, its default or example tells.
+    /// Whether the value is a time. The schema says that it is a text; its default or example tells.
     pub(crate) fn is_time(&self, default: Option<&toml::Value>) -> bool {
         let is_time = |text: &str| humantime::parse_duration(text).is_ok();
         let shown = [self.default.as_ref(), self.example.as_ref()];
@@ -201,12 +201,12 @@ impl KeyKind {
         }
     }
 
-    /// Whether it is one value, and not a table or a list.
+    /// Whether the key has a single value, and not a table or a list.
     pub(crate) fn is_value(&self) -> bool {
         !matches!(self, Self::Table(_) | Self::Tables(_) | Self::Open | Self::List(_))
     }
 
-    /// What a value of it must be, for a message that says so. `None`: serde knows better.
+    /// What the value must be, for a message. `None`: serde knows better.
     pub(crate) fn expected(&self) -> Option<String> {
         Some(match self {
             Self::Table(_) | Self::Open => "a table".into(),

@@ -34,11 +34,11 @@ pub struct Sources {
 /// One setting from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// How it was written, for messages: `--bind`.
+    /// The flag as the user wrote it, for messages: `--bind`.
     pub flag: String,
-    /// Which key it sets.
+    /// The key that the flag sets.
     pub key: String,
-    /// To what, as text.
+    /// The value, as text.
     pub value: String,
 }
 
@@ -58,11 +58,11 @@ impl Flag {
 }
 
 impl Sources {
-    /// Begins every variable of ours that is a setting; two underscores stand for a dot.
+    /// The prefix of every environment variable that is a setting; two underscores stand for a dot.
     pub const ENV_PREFIX: &str = "INTERLOCK__";
-    /// Names the file when no flag does.
+    /// The environment variable that names the file when no flag does.
     pub const ENV_FILE: &str = "INTERLOCK_CONFIG";
-    /// Where a file is looked for when nothing names one; the first that exists is read, alone.
+    /// The paths at which a file is looked for when nothing names one; only the first that exists is read.
     pub const PLACES: [&str; 2] = ["interlock.toml", "/etc/interlock/interlock.toml"];
 
     /// What a command of this process reads: the file that `config` names, else
@@ -137,9 +137,9 @@ pub(crate) struct Merged {
     pub(crate) wrong: Vec<InvalidValue>,
 }
 
-/// A value that is none, whatever its key wants.
+/// A value that no key could have.
 pub(crate) struct InvalidValue {
-    /// Whose it was; empty if that is not known.
+    /// The key of the value; empty if that is not known.
     pub(crate) key: Vec<String>,
     pub(crate) text: String,
     pub(crate) place: ProblemPlace,
@@ -147,15 +147,15 @@ pub(crate) struct InvalidValue {
 }
 
 impl Merged {
-    /// Where the value at a path came from.
+    /// The source of the value at a path.
     pub(crate) fn origin(&self, path: &[String]) -> String {
         let (depth, value) = self.deepest(path);
         let found = if depth == path.len() { self.describe(path, value).1 } else { None };
         found.unwrap_or_else(|| DEFAULT.to_owned())
     }
 
-    /// Where a reader should look for what is wrong at a path: at its value, or, where it has
-    /// none, at the table that lacks it. Places sort as they are met.
+    /// The place of a problem at a path: that of the value, or, if there is none, that of the table that
+    /// lacks it. Places sort in the order in which problems are reported.
     pub(crate) fn place(&self, path: &[String]) -> (ProblemPlace, Option<String>) {
         let (_, value) = self.deepest(path);
         self.describe(path, value)
@@ -194,7 +194,7 @@ impl Merged {
     }
 }
 
-/// Where something is wrong, in the order in which it is reported.
+/// The place of a problem. Problems are reported in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ProblemPlace {
     File {
@@ -202,11 +202,11 @@ pub(crate) enum ProblemPlace {
     },
     Environment,
     Flags,
-    /// Between settings of several places, or in a default.
+    /// No single place: the problem is between several settings, or in a default.
     Nowhere,
 }
 
-/// One provider. Its origin is the name that messages give it.
+/// One source of values. Messages call it by its origin.
 struct Layer {
     origin: String,
     is_file: bool,

@@ -100,7 +100,7 @@ impl LineWriter {
         Ok(Self { shared })
     }
 
-    /// Counts there what is lost, and what was lost already.
+    /// Counts lost lines in this counter, those that were lost already included.
     pub fn count_in(&self, dropped: IntCounter) {
         let mut queue = self.shared.queue();
         if let Ok(()) = self.shared.dropped.set(dropped) {
@@ -109,7 +109,7 @@ impl LineWriter {
         }
     }
 
-    /// Another bound.
+    /// Changes the bound of the queue.
     pub fn set_bytes_max(&self, bytes_max: usize) {
         self.shared.queue().bytes_max = bytes_max;
     }

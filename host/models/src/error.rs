@@ -93,7 +93,7 @@ pub enum LoadError {
     Device {
         /// The name of the tensor.
         tensor: String,
-        /// MLX's message.
+        /// The message of MLX.
         what: String,
     },
 

@@ -166,9 +166,9 @@ impl Listing {
 pub(crate) enum SupportedValue {
     /// One of these texts.
     Text(&'static [&'static str]),
-    /// This number alone.
+    /// Only this number.
     Number(f64),
-    /// This truth value alone.
+    /// Only this truth value.
     Bool(bool),
     /// Nothing: `null`, `false`, 0, or empty.
     Nothing,

@@ -41,11 +41,11 @@ pub(crate) enum StateFailureKind {
     Replication,
     /// Somebody's script runs for too long.
     Busy,
-    /// Something else that it said.
+    /// The server refused for another reason.
     Refused,
 }
 
-/// Something that a policy, or the host on its behalf, asks.
+/// An operation that a policy, or the host on its behalf, asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
     Take,

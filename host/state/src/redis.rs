@@ -106,7 +106,7 @@ impl Redis {
         Ok(Self { server, leases })
     }
 
-    /// Why it cannot be used now, if it cannot.
+    /// The reason that Redis cannot be used now; `None` if it can.
     pub(crate) fn probe(
         url: &RedisUrl,
         config: &StateConfig,

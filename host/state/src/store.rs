@@ -66,7 +66,7 @@ pub struct BudgetWindow {
 pub enum Reserved {
     /// The estimate is charged.
     Ok(Reservation),
-    /// The window has no room for it, and nothing was charged.
+    /// The window has no room for the estimate, and nothing was charged.
     Denied {
         /// When the window ends, at the latest: what others give back may make room before.
         /// [`NEVER`] if the estimate is above the limit.
@@ -77,9 +77,9 @@ pub enum Reserved {
 /// A charge that waits to be settled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reservation {
-    /// Names it, in this policy's space alone. Not used again.
+    /// The number of the reservation, in this policy's space. No number is used twice.
     pub id: u64,
-    /// What is left in the window, in the window's own units.
+    /// How much of the window's limit is left.
     pub remaining: f64,
     /// When the window ends.
     pub resets_in: Duration,
@@ -126,7 +126,7 @@ pub(crate) enum LeaseEnd {
     Settle {
         /// The number of the reservation.
         reservation: u64,
-        /// What was used of it; none charges all that it holds.
+        /// How much of the reservation was used; `None` charges all that it holds.
         actual: Option<f64>,
     },
     /// Give a slot back.

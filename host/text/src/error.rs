@@ -41,7 +41,7 @@ pub enum RenderError {
     /// as soon as that was certain.
     #[error("the prompt has at least {tokens_min} tokens, more than {tokens_max}")]
     TooLong {
-        /// It has at least so many, and may have many more.
+        /// The prompt has at least so many tokens, and may have many more.
         tokens_min: usize,
         /// The limit that the caller set.
         tokens_max: usize,
@@ -66,10 +66,10 @@ pub enum RenderError {
 /// A limit of rendering that a template met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RenderLimit {
-    /// Of instructions, items looked at, and bytes moved.
+    /// The limit of steps: instructions, items looked at, and bytes moved.
     #[error("{0} steps")]
     Steps(u64),
-    /// Of lists in lists, or calls in calls.
+    /// The limit of nesting: lists in lists, or calls in calls.
     #[error("{0} levels of nesting")]
     Depth(usize),
 }

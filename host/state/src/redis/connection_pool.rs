@@ -67,7 +67,7 @@ struct Connections {
     missing: usize,
     /// Times in a row that nothing was answered. See [`SILENCES_MAX`].
     silences: u32,
-    /// Why there are no connections; none while there are.
+    /// The failure because of which there are no connections; `None` while there are.
     down: Option<CallFailure>,
     /// The background thread has tried to connect at least once.
     tried: bool,
@@ -168,7 +168,7 @@ impl ConnectionPool {
         Ok(Self { shared })
     }
 
-    /// Why no call can succeed now.
+    /// The failure because of which no call can succeed now.
     pub(super) fn down(&self) -> Option<CallFailure> {
         self.shared.connections().down.clone()
     }

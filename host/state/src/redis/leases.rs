@@ -61,8 +61,8 @@ struct PendingEnd {
     ending: LeaseEnd,
     /// The time from which ending it is of no use.
     until: Instant,
-    /// It had begun. Where nobody knows that, since the call that began it may still lie in the
-    /// server's queue, it is ended again and again until it was there.
+    /// Whether the lease had begun. Where that is not known, because the call that began the lease may
+    /// still be in the server's queue, the lease is ended again and again until the server had it.
     begun: bool,
     /// The earliest time of the next attempt.
     again_at: Instant,
