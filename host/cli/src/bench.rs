@@ -222,7 +222,7 @@ impl Run {
         }
         match report.failures() {
             0 => Ok(()),
-            failures => bail!("{failures} failures; the report above says which"),
+            failures => bail!("{failures} requests failed; the report above says which"),
         }
     }
 
@@ -270,8 +270,8 @@ impl Run {
         let mut hosts = Vec::new();
         let report = tokio::select! {
             report = self.measure(&mut hosts) => report,
-            _ = terminate.recv() => Err(anyhow::anyhow!("told to stop; nothing is reported")),
-            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; nothing is reported")),
+            _ = terminate.recv() => Err(anyhow::anyhow!("stopped by a signal, without a report")),
+            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted, without a report")),
         };
         for host in hosts {
             host.stop().await;

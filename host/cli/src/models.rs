@@ -94,7 +94,7 @@ pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
     match catalog.locate(reference) {
         Ok(located) => Ok(located.path),
         Err(missing) if missing.can_be_pulled() => {
-            tracing::info!(%reference, "the model is not here yet; pulling it");
+            tracing::info!(%reference, "the model is not on this machine yet; downloading it");
             Ok(catalog.pull(reference, PullProgress::Shown)?.path)
         }
         Err(missing) => Err(missing.into()),

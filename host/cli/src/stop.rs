@@ -63,9 +63,9 @@ impl Signals {
         self.next().await;
         tell.send_replace(true);
         tokio::select! {
-            () = self.next() => tracing::warn!("told twice; stopping at once"),
+            () = self.next() => tracing::warn!("a second signal came; stopping at once"),
             () = tokio::time::sleep(time_max) => {
-                tracing::error!(waited = ?time_max, "something did not end; leaving without it");
+                tracing::error!(waited = ?time_max, "the host did not stop in time; ending the process");
             }
         }
         leave(1)

@@ -85,7 +85,10 @@ impl Sim {
         let violations = |report: &Report| report.violations().len();
         let all = violations(&report) + baseline.as_ref().map_or(0, violations);
         if all > 0 {
-            bail!("{all} violations of what must hold; --seed {} repeats them", self.seed);
+            bail!(
+                "the simulation violated {all} invariants of the host; --seed {} repeats that",
+                self.seed
+            );
         }
         Ok(())
     }

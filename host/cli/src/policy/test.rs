@@ -102,7 +102,7 @@ impl Test {
         }
         match played.passed() {
             true => Ok(()),
-            false => bail!("{} does not decide as {file} says", self.subject.source),
+            false => bail!("{} does not decide as {file} expects", self.subject.source),
         }
     }
 }

@@ -152,7 +152,7 @@ impl OutageLog {
             kind = kind.as_str(),
             words = failure.why,
             times,
-            "redis answers and refuses; policies decide as without their state"
+            "redis refuses calls; policies decide as if their state were unavailable"
         );
     }
 
@@ -172,7 +172,7 @@ impl OutageLog {
     /// Says what is over. Called now and then.
     pub(super) fn look(&self) {
         for kind in self.over(Instant::now()) {
-            tracing::info!(kind = kind.as_str(), "redis refuses no more");
+            tracing::info!(kind = kind.as_str(), "redis accepts calls again");
         }
     }
 

@@ -243,7 +243,9 @@ impl<'a> LeaseRenewer<'a> {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return,
                 Err(_) => {
-                    tracing::error!("renewing what requests hold in redis panicked; it goes on");
+                    tracing::error!(
+                        "renewing the slots and reservations in redis panicked; it is tried again"
+                    );
                     self.rest();
                 }
             }

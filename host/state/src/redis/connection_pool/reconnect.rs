@@ -40,7 +40,7 @@ pub(super) fn survived(
     round: impl FnOnce() -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
-        tracing::error!("the thread that keeps the connections to redis panicked; it goes on");
+        tracing::error!("the thread that connects to redis panicked; it is run again");
         let closing = |connections: &mut Connections| !connections.closing;
         let waited = shared.wanted.wait_timeout_while(shared.connections(), PAUSE_MAX, closing);
         match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
