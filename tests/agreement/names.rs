@@ -7,7 +7,12 @@ mod sources;
 use std::collections::BTreeMap;
 
 /// Names that several modules define, each with the reason.
-const TWICE: &[(&str, &str)] = &[];
+const TWICE: &[(&str, &str)] = &[
+    ("Attention", "each architecture spells its own, as its checkpoints name the parts"),
+    ("Block", "each architecture spells its own, as its checkpoints name the parts"),
+    ("Event", "what the engine tells of a request, and what of it a policy is told"),
+    ("Mlp", "each architecture spells its own, as its checkpoints name the parts"),
+];
 
 #[test]
 #[ignore = "not all is in order yet"]

@@ -8,14 +8,14 @@ use hyper::body::Bytes;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Api, Plan};
-use crate::workload::Question;
+use crate::plan::{Api, BenchPlan};
+use crate::question::Question;
 
 #[derive(Default, Serialize)]
-struct Body<'a> {
+struct RequestBody<'a> {
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<Vec<Message<'a>>>,
+    messages: Option<Vec<ChatMessage<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ struct Body<'a> {
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct ChatMessage<'a> {
     role: &'static str,
     content: &'a str,
 }
@@ -53,21 +53,21 @@ struct FullLength {
 }
 
 /// The body of a request.
-pub(crate) fn body(plan: &Plan, model: &str, question: &Question) -> Bytes {
+pub(crate) fn body(plan: &BenchPlan, model: &str, question: &Question) -> Bytes {
     let system = question.system.as_deref();
     let max_tokens = question.max_tokens.get();
     let full_length = FullLength { ignore_eos: true, min_tokens: max_tokens };
-    let mut body = Body {
+    let mut body = RequestBody {
         model,
         temperature: 0.0,
         stream: plan.stream,
         full_length: plan.ignore_eos.then_some(full_length),
-        ..Body::default()
+        ..RequestBody::default()
     };
     match plan.api {
         Api::Chat => {
-            let system = system.map(|content| Message { role: "system", content });
-            let user = Message { role: "user", content: &question.user };
+            let system = system.map(|content| ChatMessage { role: "system", content });
+            let user = ChatMessage { role: "user", content: &question.user };
             body.messages = Some(system.into_iter().chain([user]).collect());
         }
         Api::Completions => {
@@ -92,22 +92,22 @@ pub(crate) fn body(plan: &Plan, model: &str, question: &Question) -> Bytes {
 /// A piece of a stream, or a whole answer, of any endpoint: each has these fields, where it has
 /// them.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Answer {
+pub(crate) struct AnswerPayload {
     #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Vec<AnswerChoice>,
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Option<ReportedUsage>,
     #[serde(default)]
     error: Option<serde_json::Value>,
     /// What an event of `/v1/responses` is.
     #[serde(default, rename = "type")]
-    event: Option<Event>,
+    event: Option<ResponsesEvent>,
     /// The text of such an event.
     #[serde(default)]
     delta: Filled,
     /// The whole answer, in the first and the last event of such a stream.
     #[serde(default)]
-    response: Option<Box<Answer>>,
+    response: Option<Box<AnswerPayload>>,
     /// What a whole answer of `/v1/responses` says.
     #[serde(default)]
     output: Vec<OutputItem>,
@@ -115,7 +115,7 @@ pub(crate) struct Answer {
 
 /// The events of `/v1/responses` that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-enum Event {
+enum ResponsesEvent {
     #[serde(
         rename = "response.output_text.delta",
         alias = "response.reasoning_text.delta",
@@ -139,11 +139,11 @@ struct OutputItem {
 }
 
 #[derive(Debug, Deserialize)]
-struct Choice {
+struct AnswerChoice {
     #[serde(default)]
-    delta: Option<Said>,
+    delta: Option<AnswerText>,
     #[serde(default)]
-    message: Option<Said>,
+    message: Option<AnswerText>,
     #[serde(default)]
     text: Filled,
     #[serde(default)]
@@ -152,7 +152,7 @@ struct Choice {
 
 /// What a model said, thought included: both are tokens.
 #[derive(Debug, Deserialize)]
-struct Said {
+struct AnswerText {
     #[serde(default)]
     content: Filled,
     #[serde(default)]
@@ -163,7 +163,7 @@ struct Said {
 
 /// What the server counted.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct Usage {
+pub(crate) struct ReportedUsage {
     #[serde(default)]
     prompt_tokens: Option<u32>,
     #[serde(default)]
@@ -176,7 +176,7 @@ pub(crate) struct Usage {
     output_tokens: Option<u32>,
 }
 
-impl Usage {
+impl ReportedUsage {
     /// Tokens of the prompt.
     pub(crate) fn prompt(self) -> Option<u32> {
         self.prompt_tokens.or(self.input_tokens)
@@ -188,31 +188,31 @@ impl Usage {
     }
 }
 
-impl Answer {
+impl AnswerPayload {
     /// Is there text in it?
     pub(crate) fn says_something(&self) -> bool {
-        let filled = |said: &Option<Said>| {
+        let filled = |said: &Option<AnswerText>| {
             said.as_ref().is_some_and(|s| s.content.0 || s.reasoning_content.0 || s.reasoning.0)
         };
         self.choices.iter().any(|c| c.text.0 || filled(&c.delta) || filled(&c.message))
-            || (self.event == Some(Event::Text) && self.delta.0)
+            || (self.event == Some(ResponsesEvent::Text) && self.delta.0)
             || self.output.iter().any(|item| item.content.0 || item.summary.0)
     }
 
     /// What the server counted, where it says so.
-    pub(crate) fn usage(&self) -> Option<Usage> {
+    pub(crate) fn usage(&self) -> Option<ReportedUsage> {
         self.usage.or_else(|| self.response.as_ref()?.usage)
     }
 
     /// Is it word of a failure instead?
     pub(crate) fn failed(&self) -> bool {
         let within = self.response.as_ref().is_some_and(|response| response.error.is_some());
-        self.error.is_some() || within || self.event == Some(Event::Failed)
+        self.error.is_some() || within || self.event == Some(ResponsesEvent::Failed)
     }
 
     /// Is it the last event of a stream of `/v1/responses`?
     pub(crate) fn is_last(&self) -> bool {
-        self.event == Some(Event::End)
+        self.event == Some(ResponsesEvent::End)
     }
 
     /// Does it say why the answer ended?
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::plan::tests::{nonzero, plan};
 
-    fn check_body(plan: &Plan, expected: &Expect) {
+    fn check_body(plan: &BenchPlan, expected: &Expect) {
         let question =
             Question { system: Some("be".into()), user: "hi".into(), max_tokens: nonzero(5) };
         let body = body(plan, "m", &question);
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_completion_for_a_strict_server_has_only_what_openai_knows() {
         check_body(
-            &Plan { api: Api::Completions, stream: false, ignore_eos: false, ..plan() },
+            &BenchPlan { api: Api::Completions, stream: false, ignore_eos: false, ..plan() },
             &expect![[
                 r#"{"model":"m","prompt":"be\n\nhi","max_tokens":5,"temperature":0.0,"stream":false}"#
             ]],
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_response_asks_in_its_own_words() {
-        let responses = Plan { api: Api::Responses, ..plan() };
+        let responses = BenchPlan { api: Api::Responses, ..plan() };
         check_body(
             &responses,
             &expect![[
@@ -322,7 +322,7 @@ mod tests {
             ]],
         );
         check_body(
-            &Plan { stream: false, ignore_eos: false, ..responses },
+            &BenchPlan { stream: false, ignore_eos: false, ..responses },
             &expect![[
                 r#"{"model":"m","instructions":"be","input":"hi","max_output_tokens":5,"temperature":0.0,"stream":false}"#
             ]],
@@ -330,7 +330,7 @@ mod tests {
     }
 
     fn says(json: &str) -> bool {
-        serde_json::from_str::<Answer>(json).expect("is an answer").says_something()
+        serde_json::from_str::<AnswerPayload>(json).expect("is an answer").says_something()
     }
 
     #[test]
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_response_counts_in_its_own_words_and_says_when_it_failed() {
-        let read = |json: &str| serde_json::from_str::<Answer>(json).expect("is an answer");
+        let read = |json: &str| serde_json::from_str::<AnswerPayload>(json).expect("is an answer");
         let counted = |json: &str| {
             let usage = read(json).usage().expect("it counts");
             (usage.prompt(), usage.answer())

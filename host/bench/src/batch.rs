@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Barrier, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::failure::{Failure, Failures};
+use crate::failure::{Failures, RequestFailure};
 use crate::machine;
-use crate::plan::Plan;
-use crate::progress::Bar;
-use crate::report::Batch;
-use crate::request::{Answered, Ended, Leave, Ready};
+use crate::plan::BenchPlan;
+use crate::progress::RunBar;
+use crate::question::{PlanPosition, Question};
+use crate::report::Iteration;
+use crate::request::{CompleteAnswer, LeavePoint, Ready, RequestEnd};
 use crate::stats::{mean, percentile};
 use crate::target::Target;
-use crate::workload::{Place, Question};
 
 /// Connections that open at the same time. A server's backlog holds some hundreds; what does not fit
 /// the kernel asks again after seconds, and some of it only after the clock has started.
@@ -22,14 +22,14 @@ const OPENING_MAX: usize = 64;
 
 /// A batch's figures, and what only figures over all batches need.
 pub(crate) struct Measured {
-    pub(crate) batch: Batch,
-    /// Milliseconds.
+    pub(crate) batch: Iteration,
+    /// Times between two pieces of text of an answer, in milliseconds.
     pub(crate) gaps: Vec<f64>,
     /// Tokens per second of each answer.
     pub(crate) rates: Vec<f64>,
 }
 
-/// Where the clients of a batch wait for each other: the first request is sent when the last
+/// Makes the clients of a batch wait for each other: the first request is sent when the last
 /// connection is open.
 struct Start {
     opening: Semaphore,
@@ -52,20 +52,20 @@ impl Start {
 }
 
 /// One request of a batch, answered or not.
-struct Asked {
+struct TimedRequest {
     sent: Instant,
     ended: Instant,
-    answered: Result<Answered, Failure>,
-    /// Tokens it asked for.
+    answered: Result<CompleteAnswer, RequestFailure>,
+    /// Tokens that the request asked for.
     wanted: u32,
 }
 
 /// Sends the batch of this place and waits for all of it.
 pub(crate) async fn measure(
-    plan: &Arc<Plan>,
+    plan: &Arc<BenchPlan>,
     target: &Arc<Target>,
-    place: Place,
-    bar: &Bar,
+    place: PlanPosition,
+    bar: &RunBar,
 ) -> Measured {
     let size = place.concurrency.get();
     let start = Arc::new(Start::of(size));
@@ -73,20 +73,20 @@ pub(crate) async fn measure(
     let mut tasks = JoinSet::new();
     for index in 0..size {
         let (plan, target, start) = (Arc::clone(plan), Arc::clone(target), Arc::clone(&start));
-        let question = Question::new(&plan, Place { index, ..place });
+        let question = Question::new(&plan, PlanPosition { index, ..place });
         tasks.spawn(async move {
             let wanted = question.max_tokens.get();
             let ready = start.after(Ready::open(&target, &plan, &question)).await;
             let sent = Instant::now();
             let answered = match ready {
-                Ok(ready) => match ready.ask(Leave::Never).await {
-                    Ok(Ended::Whole(answered)) => Ok(answered),
-                    Ok(Ended::Left) => unreachable!("nobody leaves a measured batch"),
+                Ok(ready) => match ready.ask(LeavePoint::Never).await {
+                    Ok(RequestEnd::Whole(answered)) => Ok(answered),
+                    Ok(RequestEnd::Left) => unreachable!("nobody leaves a measured batch"),
                     Err(failure) => Err(failure),
                 },
                 Err(failure) => Err(failure),
             };
-            Asked { sent, ended: Instant::now(), answered, wanted }
+            TimedRequest { sent, ended: Instant::now(), answered, wanted }
         });
     }
     let mut asked = Vec::with_capacity(size as usize);
@@ -102,7 +102,7 @@ fn cpu(target: &Target) -> Option<f64> {
     target.process.and_then(machine::cpu_seconds)
 }
 
-fn sum_up(asked: Vec<Asked>, cpu_seconds: Option<f64>) -> Measured {
+fn sum_up(asked: Vec<TimedRequest>, cpu_seconds: Option<f64>) -> Measured {
     let first_sent = asked.iter().map(|one| one.sent).min();
     let last_ended = asked.iter().map(|one| one.ended).max();
     let wall = first_sent.zip(last_ended).map_or(Duration::ZERO, |(from, to)| to - from);
@@ -112,7 +112,7 @@ fn sum_up(asked: Vec<Asked>, cpu_seconds: Option<f64>) -> Measured {
     let mut failures = Failures::default();
     let mut whole = Vec::new();
     let (mut short, mut counted) = (0, 0);
-    for Asked { answered, wanted, .. } in asked {
+    for TimedRequest { answered, wanted, .. } in asked {
         match answered {
             Ok(answered) => {
                 short += u64::from(answered.tokens_or_chunks() < wanted);
@@ -132,7 +132,7 @@ fn sum_up(asked: Vec<Asked>, cpu_seconds: Option<f64>) -> Measured {
     let firsts = sorted_ms(whole.iter().filter_map(|one| one.first));
     let gaps = sorted_ms(whole.iter().flat_map(|one| one.gaps.iter().copied()));
     let tokens_per_s = (wall_s > 0.0 && !whole.is_empty()).then(|| tokens as f64 / wall_s);
-    let batch = Batch {
+    let batch = Iteration {
         requests,
         answered: whole.len() as u64,
         short,
@@ -166,8 +166,8 @@ mod tests {
 
     use super::*;
 
-    fn answered(first_ms: u64, took_ms: u64, tokens: u32) -> Answered {
-        Answered {
+    fn answered(first_ms: u64, took_ms: u64, tokens: u32) -> CompleteAnswer {
+        CompleteAnswer {
             first: Some(Duration::from_millis(first_ms)),
             took: Duration::from_millis(took_ms),
             gaps: vec![Duration::from_millis(took_ms - first_ms)],
@@ -181,7 +181,7 @@ mod tests {
     fn a_batch_lasts_from_the_first_request_to_the_last_answer() {
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
-        let one = |sent, ended, answered| Asked {
+        let one = |sent, ended, answered| TimedRequest {
             sent: at(sent),
             ended: at(ended),
             answered,
@@ -190,7 +190,7 @@ mod tests {
         let asked = vec![
             one(10, 1010, Ok(answered(100, 1000, 10))),
             one(0, 500, Ok(answered(50, 500, 10))),
-            one(5, 2000, Err(Failure::Timeout(Duration::from_secs(2)))),
+            one(5, 2000, Err(RequestFailure::Timeout(Duration::from_secs(2)))),
             one(0, 500, Ok(answered(70, 250, 5))),
         ];
         let Measured { batch, gaps, rates } = sum_up(asked, Some(0.5));
@@ -237,10 +237,10 @@ mod tests {
     #[test]
     fn a_batch_without_an_answer_has_no_rates() {
         let now = Instant::now();
-        let failed = Asked {
+        let failed = TimedRequest {
             sent: now,
             ended: now + Duration::from_secs(1),
-            answered: Err(Failure::Connect("refused".to_owned())),
+            answered: Err(RequestFailure::Connect("refused".to_owned())),
             wanted: 1,
         };
         let Measured { batch, .. } = sum_up(vec![failed], None);

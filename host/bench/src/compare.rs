@@ -10,9 +10,9 @@
 use std::fmt;
 
 use crate::failure::Failures;
-use crate::report::{Batch, Cell, Figure, Report, Storm};
+use crate::report::{BenchReport, Cell, Figure, Iteration, Storm};
 use crate::stats::Spread;
-use crate::table::{Column, Table, shown};
+use crate::table::{Column, TextTable, shown};
 
 /// Two reports side by side.
 #[derive(Debug)]
@@ -25,11 +25,11 @@ pub struct Comparison {
 #[derive(Debug)]
 struct Pair {
     title: String,
-    rows: Vec<Row>,
+    rows: Vec<ComparisonRow>,
 }
 
 #[derive(Debug)]
-struct Row {
+struct ComparisonRow {
     measure: &'static str,
     a: Spread,
     b: Spread,
@@ -59,7 +59,7 @@ const MEASURES: [(&str, Figure); 9] = [
     ("first token largest, ms", |batch| batch.first_token_ms_most),
     ("between tokens p50, ms", |batch| batch.inter_token_ms_p50),
     ("between tokens p99, ms", |batch| batch.inter_token_ms_p99),
-    ("CPU ms/token", Batch::cpu_ms_per_token),
+    ("CPU ms/token", Iteration::cpu_ms_per_token),
 ];
 
 const STORM_MEASURES: [(&str, StormFigure); 8] = [
@@ -77,14 +77,14 @@ fn counted(failures: &Failures) -> Option<f64> {
     Some(failures.count() as f64)
 }
 
-/// What stands in a report at one place, and can be compared with what stands there in another.
+/// An entry of a report, which can be compared with the same entry of another report.
 trait Comparable {
     fn target(&self) -> &str;
-    /// Its place, without the target.
+    /// The entry's workload and concurrency, without the target.
     fn place(&self) -> String;
-    /// Whether its figures are of several iterations.
+    /// Whether the figures are of several iterations.
     fn iterated(&self) -> bool;
-    /// Its figures, as far as it has them.
+    /// The figures by name; `None` for those that were not measured.
     fn figures(&self) -> Vec<(&'static str, Option<Spread>)>;
 
     fn title(&self) -> String {
@@ -130,7 +130,7 @@ impl Comparable for Storm {
 }
 
 /// All that a report has: cells, then storms.
-fn contents(report: &Report) -> Vec<&dyn Comparable> {
+fn contents(report: &BenchReport) -> Vec<&dyn Comparable> {
     let cells = report.cells.iter().map(|cell| cell as &dyn Comparable);
     cells.chain(report.storms.iter().map(|storm| storm as &dyn Comparable)).collect()
 }
@@ -140,7 +140,7 @@ fn contents(report: &Report) -> Vec<&dyn Comparable> {
 /// # Errors
 ///
 /// When they have none in common.
-pub fn compare(a: &Report, b: &Report) -> Result<Comparison, CannotCompare> {
+pub fn compare(a: &BenchReport, b: &BenchReport) -> Result<Comparison, CannotCompare> {
     let renamed = a.targets.len() == 1 && b.targets.len() == 1;
     let same = |one: &dyn Comparable, other: &dyn Comparable| {
         one.place() == other.place() && (renamed || one.target() == other.target())
@@ -175,32 +175,33 @@ impl Pair {
         };
         let both = a.figures().into_iter().zip(b.figures());
         let iterated = a.iterated();
-        let rows =
-            both.filter_map(|((measure, a), (_, b))| Some(Row { measure, a: a?, b: b?, iterated }));
+        let rows = both.filter_map(|((measure, a), (_, b))| {
+            Some(ComparisonRow { measure, a: a?, b: b?, iterated })
+        });
         Self { title, rows: rows.collect() }
     }
 }
 
 /// What makes figures differ that is not the server.
-fn differences(a: &Report, b: &Report) -> Vec<String> {
+fn differences(a: &BenchReport, b: &BenchReport) -> Vec<String> {
     let mut found = Vec::new();
     let mut differ = |what: &str, in_a: String, in_b: String| {
         if in_a != in_b {
             found.push(format!("{what} differs: {in_a} in A, {in_b} in B"));
         }
     };
-    let machine = |report: &Report| {
+    let machine = |report: &BenchReport| {
         let machine = &report.machine;
         format!("{}, {} cores, {}", machine.cpu, machine.cores, machine.system)
     };
     differ("the machine", machine(a), machine(b));
-    let models = |report: &Report| {
+    let models = |report: &BenchReport| {
         let mut models: Vec<&str> = report.targets.iter().map(|t| t.model.as_str()).collect();
         models.dedup();
         models.join(", ")
     };
     differ("the model", models(a), models(b));
-    let plan = |report: &Report| serde_json::to_value(&report.plan).expect("a plan is JSON");
+    let plan = |report: &BenchReport| serde_json::to_value(&report.plan).expect("a plan is JSON");
     let (plan_a, plan_b) = (plan(a), plan(b));
     let keys = plan_a.as_object().into_iter().flat_map(|plan| plan.keys());
     // Which cells there are is seen from the cells.
@@ -224,9 +225,10 @@ impl fmt::Display for Comparison {
             if !self.warnings.is_empty() || title != &self.pairs[0].title {
                 writeln!(f)?;
             }
-            let column =
-                |name, cell: &dyn Fn(&Row) -> String| Column::new(name, rows.iter().map(cell));
-            let table = Table::default()
+            let column = |name, cell: &dyn Fn(&ComparisonRow) -> String| {
+                Column::new(name, rows.iter().map(cell))
+            };
+            let table = TextTable::default()
                 .with(column("", &|row| row.measure.to_owned()))
                 .with(column("A", &|row| row.shown(&row.a)))
                 .with(column("B", &|row| row.shown(&row.b)))
@@ -238,7 +240,7 @@ impl fmt::Display for Comparison {
     }
 }
 
-impl Row {
+impl ComparisonRow {
     fn ratio(&self) -> String {
         if self.a.mean == 0.0 {
             "-".to_owned()
@@ -268,8 +270,8 @@ mod tests {
     use crate::plan::tests::nonzero;
     use crate::report::tests::{cell, report, storm};
 
-    fn with(cells: Vec<Cell>) -> Report {
-        Report { cells, ..report() }
+    fn with(cells: Vec<Cell>) -> BenchReport {
+        BenchReport { cells, ..report() }
     }
 
     #[test]
@@ -319,7 +321,7 @@ mod tests {
             let mut storm = storm();
             storm.served = served;
             storm.after.idle_after_s = idle_after_s;
-            Report { cells: vec![], storms: vec![storm], ..report() }
+            BenchReport { cells: vec![], storms: vec![storm], ..report() }
         };
         let comparison = compare(&storms(18, Some(0.05)), &storms(36, Some(0.1)));
         expect![[r#"

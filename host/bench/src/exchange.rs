@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - Whoever holds the [`Line`] or the [`Reply`] holds the socket, and drives it: there is no task
+//! - Whoever holds the [`UnusedConnection`] or the [`Reply`] holds the socket, and drives it: there is no task
 //!   beside them. Dropping either closes the connection at once.
 //!
 //! # Not here
@@ -21,7 +21,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::failure::Failure;
+use crate::failure::RequestFailure;
 
 /// Longest time for a connection to open: a full backlog makes the kernel ask again after 1, 3
 /// and 7 seconds.
@@ -30,12 +30,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(15);
 /// More than any answer that is read whole: a model list, metrics, an error.
 const BODY_MAX: usize = 8 << 20;
 
-type Driver = Pin<Box<Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
+type ConnectionDriver = Pin<Box<Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
 
 /// An open connection that has not been used.
-pub(crate) struct Line {
+pub(crate) struct UnusedConnection {
     sender: SendRequest<Full<Bytes>>,
-    driver: Driver,
+    driver: ConnectionDriver,
 }
 
 /// An answer whose head is here.
@@ -45,13 +45,13 @@ pub(crate) struct Reply {
     // The connection ends with the last of its senders.
     _sender: SendRequest<Full<Bytes>>,
     /// Gone when the server has closed its side; what it sent before is still in `body`.
-    driver: Option<Driver>,
+    driver: Option<ConnectionDriver>,
 }
 
-impl Line {
+impl UnusedConnection {
     /// Opens a connection to `host:port`.
-    pub(crate) async fn open(authority: &str) -> Result<Self, Failure> {
-        let connect = |error: &dyn std::fmt::Display| Failure::Connect(error.to_string());
+    pub(crate) async fn open(authority: &str) -> Result<Self, RequestFailure> {
+        let connect = |error: &dyn std::fmt::Display| RequestFailure::Connect(error.to_string());
         let opened = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(authority)).await;
         let stream = opened
             .map_err(|_| connect(&format!("no answer in {CONNECT_MAX:?}")))?
@@ -64,14 +64,17 @@ impl Line {
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(mut self, request: Request<Full<Bytes>>) -> Result<Reply, Failure> {
+    pub(crate) async fn send(
+        mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Reply, RequestFailure> {
         let mut answer = Box::pin(self.sender.send_request(request));
         let mut driver = Some(self.driver);
         let answer = poll_fn(|cx| {
             drive(&mut driver, cx);
             answer.as_mut().poll(cx)
         });
-        let answer = answer.await.map_err(|error| Failure::Cut(reason(&error)))?;
+        let answer = answer.await.map_err(|error| RequestFailure::Cut(reason(&error)))?;
         let (head, body) = answer.into_parts();
         Ok(Reply { status: head.status, body, _sender: self.sender, driver })
     }
@@ -79,7 +82,7 @@ impl Line {
 
 impl Reply {
     /// The next bytes; none after the last.
-    pub(crate) async fn bytes(&mut self) -> Result<Option<Bytes>, Failure> {
+    pub(crate) async fn bytes(&mut self) -> Result<Option<Bytes>, RequestFailure> {
         loop {
             let frame = poll_fn(|cx| {
                 drive(&mut self.driver, cx);
@@ -87,7 +90,7 @@ impl Reply {
             });
             match frame.await {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(Failure::Cut(reason(&error))),
+                Some(Err(error)) => return Err(RequestFailure::Cut(reason(&error))),
                 // Trailers say nothing to us.
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data() {
@@ -99,12 +102,14 @@ impl Reply {
     }
 
     /// All that is left of it.
-    pub(crate) async fn whole(&mut self) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn whole(&mut self) -> Result<Vec<u8>, RequestFailure> {
         let mut whole = Vec::new();
         while let Some(bytes) = self.bytes().await? {
             whole.extend_from_slice(&bytes);
             if whole.len() > BODY_MAX {
-                return Err(Failure::Nonsense(format!("an answer of more than {BODY_MAX} bytes")));
+                return Err(RequestFailure::Nonsense(format!(
+                    "an answer of more than {BODY_MAX} bytes"
+                )));
             }
         }
         Ok(whole)
@@ -112,7 +117,7 @@ impl Reply {
 }
 
 /// Moves bytes between the socket and whoever waits for them. What fails here fails there too.
-fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
+fn drive(driver: &mut Option<ConnectionDriver>, cx: &mut Context<'_>) {
     if let Some(at_work) = driver
         && let Poll::Ready(_) = at_work.as_mut().poll(cx)
     {

@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 
 /// Why a request got no whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// No connection.
+pub enum RequestFailure {
+    /// The connection could not be opened.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// An answer other than 200.
+    /// The server answered with a status other than 200.
     #[error("status {}: {message}", status.as_u16())]
     Status {
-        /// The status.
+        /// The HTTP status of the answer.
         status: StatusCode,
-        /// What the body says, shortened.
+        /// The error message in the body, shortened.
         message: String,
     },
     /// The stream carried an error.
@@ -29,13 +29,13 @@ pub enum Failure {
     /// The answer is not what the API promises.
     #[error("not understood: {0}")]
     Nonsense(String),
-    /// Nothing complete in the time a request may take.
+    /// The answer was not complete within the plan's timeout.
     #[error("timed out after {0:?}")]
     Timeout(Duration),
 }
 
-impl Failure {
-    /// Of a kind that a report counts by: few, whatever servers say.
+impl RequestFailure {
+    /// The kind that a report counts the failure under. There are few kinds, whatever servers say.
     fn kind(&self) -> String {
         match self {
             Self::Connect(_) => "cannot connect".to_owned(),
@@ -47,7 +47,7 @@ impl Failure {
         }
     }
 
-    /// A server's own word that it will not now: what a storm expects and a measurement does not.
+    /// Whether the server refused the request for now, which a storm expects and a measurement does not.
     pub(crate) fn is_refusal(&self) -> bool {
         let refusals = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         matches!(self, Self::Status { status, .. } if refusals.contains(status))
@@ -62,14 +62,14 @@ pub struct Failures(BTreeMap<String, Failed>);
 /// Failures of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// How many.
+    /// The number of failures.
     pub count: u64,
-    /// What the first of them was.
+    /// The first failure, as text.
     pub first: String,
 }
 
 impl Failures {
-    pub(crate) fn add(&mut self, failure: &Failure) {
+    pub(crate) fn add(&mut self, failure: &RequestFailure) {
         let new = || Failed { count: 0, first: failure.to_string() };
         self.0.entry(failure.kind()).or_insert_with(new).count += 1;
     }
@@ -81,13 +81,13 @@ impl Failures {
         }
     }
 
-    /// All of them.
+    /// The number of failures of all kinds.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.values().map(|failed| failed.count).sum()
     }
 
-    /// Each kind, by name.
+    /// The failures of each kind, by the kind's name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Failed)> {
         self.0.iter().map(|(kind, failed)| (kind.as_str(), failed))
     }

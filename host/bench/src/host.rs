@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - A host does not outlive its [`Host`]: [`Host::stop`] ends it in order, dropping kills it.
+//! - A host does not outlive its [`StartedHost`]: [`StartedHost::stop`] ends it in order, dropping kills it.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::failure::Failure;
+use crate::failure::RequestFailure;
 use crate::target::{Address, Target};
 
 /// Longest time to start: a model of tens of gigabytes is pulled and loaded, kernels compiled.
@@ -27,11 +27,11 @@ const STOP_MAX: Duration = Duration::from_secs(75);
 /// How much of what it said last is worth repeating.
 const LAST_LINES: usize = 12;
 
-/// What stands before the address on the line that a host prints.
+/// The text before the address in the line that a host prints when it listens.
 const LISTENING: &str = "interlock listening on ";
 
 /// A host that was started, ready or not.
-pub struct Host {
+pub struct StartedHost {
     name: String,
     child: Child,
     hears_where: oneshot::Receiver<Address>,
@@ -40,48 +40,52 @@ pub struct Host {
 
 /// Why a host could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum HostFailed {
-    /// No process.
+pub enum HostStartError {
+    /// The process could not be started.
     #[error("cannot start {program}: {error}")]
     Spawn {
-        /// What was to be started.
+        /// The program that was to be started.
         program: String,
-        /// Why it was not.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// It ended by itself.
+    /// The host ended before it was ready.
     #[error("the host {name:?} ended before it was ready ({status}); it said:\n{said}")]
     Exited {
-        /// What reports would have called it.
+        /// The name that the host would have in a report.
         name: String,
-        /// How.
+        /// The exit status of the host.
         status: ExitStatus,
-        /// Its last lines.
+        /// The last lines that the host wrote to stderr.
         said: String,
     },
-    /// It did not end either.
+    /// The host neither became ready nor ended in time.
     #[error("the host {name:?} was not ready after {START_MAX:?}")]
     NotReady {
-        /// What reports would have called it.
+        /// The name that the host would have in a report.
         name: String,
     },
-    /// It is ready, and does not answer.
+    /// The host is ready, but does not list its model.
     #[error("the host {name:?} is ready, but does not list its model: {failure}")]
-    Mute {
-        /// What reports would have called it.
+    NoAnswer {
+        /// The name that the host would have in a report.
         name: String,
-        /// What came instead.
-        failure: Failure,
+        /// The failure of the request for the list.
+        failure: RequestFailure,
     },
 }
 
-impl Host {
+impl StartedHost {
     /// Starts `program` with these arguments, which bind it to any free port.
     ///
     /// # Errors
     ///
     /// When there is no such program, or no room for it.
-    pub fn start(name: &str, program: &Path, arguments: &[OsString]) -> Result<Self, HostFailed> {
+    pub fn start(
+        name: &str,
+        program: &Path,
+        arguments: &[OsString],
+    ) -> Result<Self, HostStartError> {
         let spawned = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -89,8 +93,10 @@ impl Host {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn();
-        let mut child = spawned
-            .map_err(|error| HostFailed::Spawn { program: program.display().to_string(), error })?;
+        let mut child = spawned.map_err(|error| HostStartError::Spawn {
+            program: program.display().to_string(),
+            error,
+        })?;
         let stdout = child.stdout.take().expect("it was piped a moment ago");
         let stderr = child.stderr.take().expect("it was piped a moment ago");
         let (said_where, hears_where) = oneshot::channel();
@@ -105,27 +111,27 @@ impl Host {
     /// # Errors
     ///
     /// When it ends instead, takes for ever, or does not list its model.
-    pub async fn target(&mut self, version: &str) -> Result<Target, HostFailed> {
+    pub async fn target(&mut self, version: &str) -> Result<Target, HostStartError> {
         let address = tokio::select! {
             ready = tokio::time::timeout(START_MAX, ready(&mut self.hears_where)) => ready.ok(),
             status = self.child.wait() => return Err(self.exited(status).await),
         };
         let name = || self.name.clone();
-        let address = address.ok_or_else(|| HostFailed::NotReady { name: name() })?;
+        let address = address.ok_or_else(|| HostStartError::NotReady { name: name() })?;
         let met = Target::meet(Address { name: name(), ..address }, None, &[]).await;
-        let target = met.map_err(|failure| HostFailed::Mute { name: name(), failure })?;
+        let target = met.map_err(|failure| HostStartError::NoAnswer { name: name(), failure })?;
         Ok(target.of_process(self.child.id(), version))
     }
 
-    async fn exited(&mut self, status: std::io::Result<ExitStatus>) -> HostFailed {
+    async fn exited(&mut self, status: std::io::Result<ExitStatus>) -> HostStartError {
         let name = self.name.clone();
         match status {
             Ok(status) => {
                 let said = (&mut self.last_words).await.unwrap_or_default();
                 let said: Vec<String> = said.iter().map(|line| format!("  {line}")).collect();
-                HostFailed::Exited { name, status, said: said.join("\n") }
+                HostStartError::Exited { name, status, said: said.join("\n") }
             }
-            Err(error) => HostFailed::Spawn { program: name, error },
+            Err(error) => HostStartError::Spawn { program: name, error },
         }
     }
 
@@ -151,7 +157,7 @@ fn terminate(id: u32) {
     }
 }
 
-/// Where it listens, once it is ready there. One that will not say any more is about to end.
+/// The address of a host, once the host is ready. Waits for ever if the host ends before it prints one.
 async fn ready(hears_where: &mut oneshot::Receiver<Address>) -> Address {
     let Ok(address) = hears_where.await else { return std::future::pending().await };
     let host = Target::unmet(address.clone());
@@ -196,9 +202,9 @@ async fn last_lines(stderr: impl AsyncRead + Unpin) -> VecDeque<String> {
 mod tests {
     use super::*;
 
-    async fn start(script: &str) -> Result<Target, HostFailed> {
+    async fn start(script: &str) -> Result<Target, HostStartError> {
         let arguments = ["-c".into(), script.into()];
-        Host::start("it", Path::new("sh"), &arguments)?.target("0").await
+        StartedHost::start("it", Path::new("sh"), &arguments)?.target("0").await
     }
 
     #[test]
@@ -220,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let failed = Host::start("it", Path::new("/no/such/program"), &[]);
+        let failed = StartedHost::start("it", Path::new("/no/such/program"), &[]);
         let failed = failed.err().expect("it is not there").to_string();
         assert!(failed.contains("/no/such/program"), "{failed}");
     }

@@ -1,8 +1,8 @@
 //! Asks servers as their clients do, and reports how fast they answered.
 //!
-//! [`run`] takes a [`Plan`] and [`Target`]s, any server with OpenAI's API, and returns a
-//! [`Report`]: what the tables ([`Report`]'s `Display`), the [`plot`] and [`compare`] show. A
-//! [`Host`] is a target that we start ourselves.
+//! [`run`] takes a [`BenchPlan`] and [`Target`]s, any server with OpenAI's API, and returns a
+//! [`BenchReport`]: what the tables ([`BenchReport`]'s `Display`), the [`plot`] and [`compare`] show. A
+//! [`StartedHost`] is a target that we start ourselves.
 //!
 //! # Invariants
 //!
@@ -18,7 +18,7 @@
 //!
 //! Judgement: what is fast enough is not known here, and no figure is asserted. Quality of the
 //! answers. TLS: whatever speaks it costs time that is not the server's. The terminal, except the
-//! bar that [`Progress`] draws.
+//! bar that [`ProgressDisplay`] draws.
 
 mod ask;
 mod batch;
@@ -30,6 +30,7 @@ mod machine;
 mod plan;
 mod plot;
 mod progress;
+mod question;
 mod report;
 mod request;
 mod run;
@@ -42,14 +43,14 @@ mod text;
 mod workload;
 
 pub use compare::{CannotCompare, Comparison, compare};
-pub use failure::{Failed, Failure, Failures};
-pub use host::{Host, HostFailed};
-pub use machine::{Load, Machine};
-pub use plan::{Api, Plan, Storming};
+pub use failure::{Failed, Failures, RequestFailure};
+pub use host::{HostStartError, StartedHost};
+pub use machine::{LoadAverage, Machine};
+pub use plan::{Api, BenchPlan, Storming};
 pub use plot::{Picture, UnknownPicture, plot};
-pub use progress::Progress;
-pub use report::{Batch, Cell, NotAReport, Report, Storm, StormAfter, TargetFacts};
+pub use progress::ProgressDisplay;
+pub use report::{BenchReport, Cell, Iteration, NotAReport, Storm, StormAfter, TargetFacts};
 pub use run::{TooManyConnections, Unusable, room_for_connections, run};
 pub use stats::Spread;
 pub use target::{Address, BadAddress, BadHeader, Header, Target};
-pub use workload::Workload;
+pub use workload::WorkloadKind;

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 pub struct Machine {
     /// The processor's name for itself.
     pub cpu: String,
-    /// How many threads of it we may use.
+    /// How many threads of the processor this program may use.
     pub cores: usize,
     /// Operating system and architecture.
     pub system: String,
 }
 
 impl Machine {
-    /// This one.
+    /// The machine that this program runs on.
     #[must_use]
     pub fn here() -> Self {
         Self {
@@ -30,9 +30,9 @@ impl Machine {
 /// How many processes wanted to run, on average over 1, 5 and 15 minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Load(pub [f64; 3]);
+pub struct LoadAverage(pub [f64; 3]);
 
-impl Load {
+impl LoadAverage {
     /// None where the system does not say.
     #[must_use]
     pub fn now() -> Option<Self> {
@@ -97,6 +97,6 @@ mod tests {
             assert!(begun.elapsed().as_secs() < 60, "a busy process uses no CPU time");
         }
         assert_ne!(Machine::here().cpu, "unknown");
-        assert!(Load::now().is_some());
+        assert!(LoadAverage::now().is_some());
     }
 }

@@ -7,49 +7,49 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::workload::Workload;
+use crate::workload::WorkloadKind;
 
 /// Everything that decides what a target is asked. Two reports compare only as far as these agree.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
-    /// Which kinds of prompts, in this order.
-    pub workloads: Vec<Workload>,
-    /// How many requests are sent at once, in this order.
+pub struct BenchPlan {
+    /// The workloads, in the order in which they run.
+    pub workloads: Vec<WorkloadKind>,
+    /// The numbers of requests sent at once, in the order in which they run.
     pub concurrency: Vec<NonZeroU32>,
     /// How often each batch is measured.
     pub iterations: NonZeroU32,
-    /// How often each batch is sent before that, unmeasured.
+    /// How often each batch is sent before it is measured.
     pub warmup: u32,
-    /// Most tokens of an answer, and where servers heed it the least as well.
+    /// Most tokens of an answer; also the fewest, for servers that heed `min_tokens`.
     pub max_tokens: NonZeroU32,
-    /// Length of a long prompt, about.
+    /// The approximate length of a long prompt.
     pub prompt_tokens: NonZeroU32,
-    /// Which endpoint.
+    /// The endpoint that is called.
     pub api: Api,
-    /// Whether answers come as they are made.
+    /// Whether answers are streamed.
     pub stream: bool,
     /// Whether requests carry `ignore_eos` and `min_tokens`, so that every answer is equally long.
     pub ignore_eos: bool,
     /// Longest time for one request, from the moment it is sent.
     #[serde(rename = "timeout_s", with = "seconds")]
     pub timeout: Duration,
-    /// What prompts and storms are drawn from.
+    /// The random seed for prompts and storms.
     pub seed: u64,
-    /// How a storm goes.
+    /// The parameters of a storm.
     pub storm: Storming,
 }
 
-/// How a disconnect storm goes.
+/// The parameters of a disconnect storm.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Storming {
-    /// Requests for each place at once: concurrency 8 and 10 of these are 80 requests.
+    /// Requests in all, as a multiple of the concurrency: 10 rounds at concurrency 8 are 80 requests.
     pub rounds: NonZeroU32,
-    /// How many in a hundred leave before they are answered.
+    /// The percentage of clients that disconnect before their answer is complete.
     pub leave_percent: u8,
-    /// Instead of rounds: new requests are sent for so long.
+    /// How long new requests are sent; replaces `rounds`.
     #[serde(rename = "time_s", default, with = "optional_seconds")]
     pub time: Option<Duration>,
-    /// How long a server may take to notice that everyone has left.
+    /// How long a server may take to notice that all clients have left.
     #[serde(rename = "settle_s", with = "seconds")]
     pub settle: Duration,
 }
@@ -104,15 +104,15 @@ impl fmt::Display for Api {
     }
 }
 
-impl Plan {
+impl BenchPlan {
     /// Requests that one target is sent in all: what a bar counts. A storm that goes by time sends
     /// more than its rounds; the bar then stays full.
     pub(crate) fn requests_per_target(&self) -> u64 {
         let rounds = u64::from(self.warmup) + u64::from(self.iterations.get());
         let at_once: u64 = self.concurrency.iter().map(|c| u64::from(c.get())).sum();
         let storm_rounds = u64::from(self.storm.rounds.get());
-        let of = |workload: &Workload| match workload {
-            Workload::Storm => at_once * storm_rounds,
+        let of = |workload: &WorkloadKind| match workload {
+            WorkloadKind::Storm => at_once * storm_rounds,
             _ => at_once * rounds,
         };
         self.workloads.iter().map(of).sum()
@@ -165,9 +165,9 @@ pub(crate) mod tests {
     }
 
     /// A plan whose numbers all differ.
-    pub(crate) fn plan() -> Plan {
-        Plan {
-            workloads: vec![Workload::Short],
+    pub(crate) fn plan() -> BenchPlan {
+        BenchPlan {
+            workloads: vec![WorkloadKind::Short],
             concurrency: vec![nonzero(1), nonzero(4)],
             iterations: nonzero(3),
             warmup: 1,
@@ -189,7 +189,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_bar_counts_warm_ups_and_storms() {
-        let both = Plan { workloads: vec![Workload::Short, Workload::Storm], ..plan() };
+        let both =
+            BenchPlan { workloads: vec![WorkloadKind::Short, WorkloadKind::Storm], ..plan() };
         assert_eq!(both.requests_per_target(), (1 + 4) * (1 + 3) + (1 + 4) * 10);
     }
 
@@ -197,12 +198,12 @@ pub(crate) mod tests {
     fn a_plan_survives_json() {
         let json = serde_json::to_string(&plan()).expect("a plan is JSON");
         assert!(json.contains(r#""timeout_s":1.5"#), "{json}");
-        assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), plan());
+        assert_eq!(serde_json::from_str::<BenchPlan>(&json).expect("our own"), plan());
         let storm = Storming { time: Some(Duration::from_secs(600)), ..plan().storm };
-        let timed = Plan { storm, ..plan() };
+        let timed = BenchPlan { storm, ..plan() };
         let json = serde_json::to_string(&timed).expect("a plan is JSON");
         assert!(json.contains(r#""time_s":600.0"#), "{json}");
-        assert_eq!(serde_json::from_str::<Plan>(&json).expect("our own"), timed);
+        assert_eq!(serde_json::from_str::<BenchPlan>(&json).expect("our own"), timed);
     }
 
     #[test]
@@ -210,7 +211,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&plan()).expect("a plan is JSON");
         let older = json.replace(r#""time_s":null,"#, "");
         assert_ne!(older, json);
-        assert_eq!(serde_json::from_str::<Plan>(&older).expect("an older plan"), plan());
+        assert_eq!(serde_json::from_str::<BenchPlan>(&older).expect("an older plan"), plan());
     }
 
     #[test]

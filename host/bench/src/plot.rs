@@ -10,9 +10,9 @@ use plotters::coord::ranged1d::{
 };
 use plotters::prelude::*;
 
-use crate::report::{Batch, Figure, Report};
+use crate::report::{BenchReport, Figure, Iteration};
 use crate::stats::Spread;
-use crate::workload::Workload;
+use crate::workload::WorkloadKind;
 
 /// The kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +45,8 @@ impl Picture {
 
 /// Draws a report. Without anything measured (storms alone) there is nothing to draw.
 #[must_use]
-pub fn plot(report: &Report, picture: Picture) -> Option<String> {
-    let workloads: Vec<Workload> = report.measured_workloads().collect();
+pub fn plot(report: &BenchReport, picture: Picture) -> Option<String> {
+    let workloads: Vec<WorkloadKind> = report.measured_workloads().collect();
     if workloads.is_empty() {
         return None;
     }
@@ -64,7 +64,7 @@ pub fn plot(report: &Report, picture: Picture) -> Option<String> {
     })
 }
 
-fn page(svg: &str, report: &Report) -> String {
+fn page(svg: &str, report: &BenchReport) -> String {
     let text = report.to_string().replace('&', "&amp;").replace('<', "&lt;");
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -94,52 +94,53 @@ const COLORS: [RGBColor; 7] = [
 ];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+type DrawResult<'a> =
+    Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// What a panel shows: one figure, or the two ends of one.
-struct Panel {
+/// One panel of a plot. It shows one figure, or the two ends of one.
+struct PlotPanel {
     title: &'static str,
     unit: &'static str,
-    /// Drawn as a whole line.
+    /// The figure that is drawn as a solid line.
     main: Figure,
-    /// Drawn dashed.
+    /// The figure that is drawn as a dashed line.
     other: Option<Figure>,
-    /// Milliseconds and minutes are to be told apart in one picture.
+    /// Whether the axis is logarithmic, so that milliseconds and minutes can both be read.
     logarithmic: bool,
 }
 
-const PANELS: [Panel; 4] = [
-    Panel {
+const PANELS: [PlotPanel; 4] = [
+    PlotPanel {
         title: "All tokens per second",
         unit: "tokens/s",
         main: |batch| batch.tokens_per_s,
         other: None,
         logarithmic: false,
     },
-    Panel {
+    PlotPanel {
         title: "Wall clock of a batch",
         unit: "s",
         main: |batch| Some(batch.wall_s),
         other: None,
         logarithmic: false,
     },
-    Panel {
+    PlotPanel {
         title: "Time to first token: largest (line), smallest (dashed)",
         unit: "ms, logarithmic",
         main: |batch| batch.first_token_ms_most,
-        other: Some(|batch: &Batch| batch.first_token_ms_least),
+        other: Some(|batch: &Iteration| batch.first_token_ms_least),
         logarithmic: true,
     },
-    Panel {
+    PlotPanel {
         title: "Between two tokens: p99 (line), p50 (dashed)",
         unit: "ms, logarithmic",
         main: |batch| batch.inter_token_ms_p99,
-        other: Some(|batch: &Batch| batch.inter_token_ms_p50),
+        other: Some(|batch: &Iteration| batch.inter_token_ms_p50),
         logarithmic: true,
     },
 ];
 
-fn draw<'a>(root: &Area<'a>, report: &Report, workloads: &[Workload]) -> Drawn<'a> {
+fn draw<'a>(root: &Area<'a>, report: &BenchReport, workloads: &[WorkloadKind]) -> DrawResult<'a> {
     root.fill(&WHITE)?;
     let (head, rows) = root.split_vertically(HEAD);
     legend(&head, report)?;
@@ -158,7 +159,7 @@ fn text(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_text_style(&(WIDTH, HEAD))
 }
 
-fn legend<'a>(head: &Area<'a>, report: &Report) -> Drawn<'a> {
+fn legend<'a>(head: &Area<'a>, report: &BenchReport) -> DrawResult<'a> {
     let mut models: Vec<&str> = report.targets.iter().map(|target| target.model.as_str()).collect();
     models.dedup();
     let title = format!("interlock bench: {}", models.join(", "));
@@ -179,8 +180,13 @@ fn legend<'a>(head: &Area<'a>, report: &Report) -> Drawn<'a> {
     Ok(())
 }
 
-impl Panel {
-    fn draw<'a>(&self, area: &Area<'a>, report: &Report, workload: Workload) -> Drawn<'a> {
+impl PlotPanel {
+    fn draw<'a>(
+        &self,
+        area: &Area<'a>,
+        report: &BenchReport,
+        workload: WorkloadKind,
+    ) -> DrawResult<'a> {
         let figures = || [Some(self.main), self.other].into_iter().flatten();
         let spreads: Vec<Spread> = figures()
             .flat_map(|figure| points(report, workload, figure))
@@ -202,7 +208,13 @@ impl Panel {
         }
     }
 
-    fn lines<'a, Y>(&self, area: &Area<'a>, report: &Report, workload: Workload, y: Y) -> Drawn<'a>
+    fn lines<'a, Y>(
+        &self,
+        area: &Area<'a>,
+        report: &BenchReport,
+        workload: WorkloadKind,
+        y: Y,
+    ) -> DrawResult<'a>
     where
         Y: AsRangedCoord<Value = f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -214,7 +226,7 @@ impl Panel {
             .margin_left(20)
             .x_label_area_size(42)
             .y_label_area_size(64)
-            .build_cartesian_2d(Places(at_once.len()), y)?;
+            .build_cartesian_2d(ConcurrencyAxis(at_once.len()), y)?;
         let concurrency = |x: &f64| at_once[x.round() as usize].to_string();
         chart
             .configure_mesh()
@@ -253,10 +265,10 @@ impl Panel {
     }
 }
 
-/// The axis of numbers at once. They usually double: even steps show more than a true scale.
-struct Places(usize);
+/// The axis of concurrencies. Concurrencies usually double, so even steps show more than a true scale.
+struct ConcurrencyAxis(usize);
 
-impl Ranged for Places {
+impl Ranged for ConcurrencyAxis {
     type FormatOption = DefaultFormatting;
     type ValueType = f64;
 
@@ -277,8 +289,8 @@ impl Ranged for Places {
     }
 }
 
-/// Where a logarithmic axis has labels. plotters' own begin at a power of ten, and an axis from 12
-/// to 80 has none.
+/// The labels of a logarithmic axis. plotters' own begin at a power of ten, so an axis from 12 to 80
+/// would have none.
 fn one_two_five(low: f64, high: f64) -> Vec<f64> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let steps: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -287,14 +299,14 @@ fn one_two_five(low: f64, high: f64) -> Vec<f64> {
     all.filter(|label| (low..=high).contains(label)).collect()
 }
 
-/// Where a bar begins. A logarithmic axis has no place for what is not above 0.
+/// The lower end of an error bar. A logarithmic axis cannot show a value that is not above 0.
 fn low(spread: &Spread) -> f64 {
     let low = spread.mean - spread.deviation;
     if low > 0.0 { low } else { spread.least }
 }
 
 /// For each target, its place on the axis and figure, where it has one.
-fn points(report: &Report, workload: Workload, figure: Figure) -> Vec<Vec<(f64, Spread)>> {
+fn points(report: &BenchReport, workload: WorkloadKind, figure: Figure) -> Vec<Vec<(f64, Spread)>> {
     let of = |target| {
         let at = |(index, at_once): (u32, &NonZeroU32)| {
             let spread = report.cell(workload, *at_once, target)?.spread(figure)?;
@@ -318,7 +330,7 @@ fn number(y: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Plan;
+    use crate::plan::BenchPlan;
     use crate::report::tests::{report, storm};
 
     #[test]
@@ -358,7 +370,7 @@ mod tests {
     #[test]
     fn storms_alone_have_no_picture() {
         let mut report = report();
-        report.plan = Plan { workloads: vec![Workload::Storm], ..report.plan };
+        report.plan = BenchPlan { workloads: vec![WorkloadKind::Storm], ..report.plan };
         report.storms = vec![storm()];
         assert_eq!(plot(&report, Picture::Html), None);
     }

@@ -1,4 +1,4 @@
-//! What a person sees meanwhile.
+//! The progress bar of a run.
 
 use std::time::Duration;
 
@@ -6,23 +6,23 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Whether a run shows a bar. The bar goes to stderr, and only when that is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// One bar: what is being measured, how many requests of all, time left.
+pub enum ProgressDisplay {
+    /// A bar with the current measurement, the number of requests done, and the time left.
     Shown,
-    /// Nothing.
+    /// No bar.
     Silent,
 }
 
 /// The bar of a run. It counts requests: batches are of very different sizes.
-pub(crate) struct Bar(ProgressBar);
+pub(crate) struct RunBar(ProgressBar);
 
-impl Bar {
+impl RunBar {
     const STYLE: &str = "{msg:44!} {wide_bar:.dim} {pos}/{len} requests, {eta} left";
 
-    pub(crate) fn start(progress: Progress, requests: u64) -> Self {
+    pub(crate) fn start(progress: ProgressDisplay, requests: u64) -> Self {
         let target = match progress {
-            Progress::Shown => ProgressDrawTarget::stderr(),
-            Progress::Silent => ProgressDrawTarget::hidden(),
+            ProgressDisplay::Shown => ProgressDrawTarget::stderr(),
+            ProgressDisplay::Silent => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(Some(requests), target);
         bar.set_style(
@@ -31,7 +31,7 @@ impl Bar {
                 .progress_chars("━╸ "),
         );
         // A long answer ends nothing for a while; the time left should go on.
-        if progress == Progress::Shown && !bar.is_hidden() {
+        if progress == ProgressDisplay::Shown && !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         Self(bar)
@@ -46,7 +46,7 @@ impl Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for RunBar {
     /// The report takes its place.
     fn drop(&mut self) {
         self.0.finish_and_clear();

@@ -7,51 +7,51 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failures;
-use crate::machine::{Load, Machine};
-use crate::plan::Plan;
+use crate::machine::{LoadAverage, Machine};
+use crate::plan::BenchPlan;
 use crate::stats::Spread;
-use crate::workload::Workload;
+use crate::workload::WorkloadKind;
 
 /// What this version writes, and reads.
 const FORMAT: &str = "interlock-bench/1";
 
-/// What a run found out.
+/// The results of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct BenchReport {
     /// `interlock-bench/1`: changes when a reader of the old would be wrong about the new.
     pub format: String,
-    /// When it began, in UTC.
+    /// The time at which the run began, in UTC.
     pub at: String,
-    /// Of the program that measured.
+    /// The version of the program that measured.
     pub version: String,
-    /// Where it ran; the servers may be elsewhere.
+    /// The machine that measured; the servers may be on another.
     pub machine: Machine,
-    /// How busy that was before.
-    pub load_before: Option<Load>,
-    /// And after.
-    pub load_after: Option<Load>,
-    /// What was asked.
-    pub plan: Plan,
-    /// Who was asked.
+    /// The machine's load average before the run.
+    pub load_before: Option<LoadAverage>,
+    /// The machine's load average after the run.
+    pub load_after: Option<LoadAverage>,
+    /// The plan of the run.
+    pub plan: BenchPlan,
+    /// The servers that were measured.
     pub targets: Vec<TargetFacts>,
     /// What was measured: workload by workload, concurrency by concurrency, target by target.
     pub cells: Vec<Cell>,
-    /// What storms did.
+    /// The results of storms.
     pub storms: Vec<Storm>,
 }
 
-/// A server, as far as it told.
+/// What is known of a measured server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetFacts {
-    /// What the report calls it.
+    /// The server's name in the report.
     pub name: String,
-    /// Where it is.
+    /// The server's URL.
     pub url: String,
     /// The model that requests named.
     pub model: String,
     /// The model's `owned_by`, which often names the server.
     pub owned_by: Option<String>,
-    /// Its version, where we started it.
+    /// The server's version, if this program started it.
     pub version: Option<String>,
 }
 
@@ -59,28 +59,28 @@ pub struct TargetFacts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The kind of prompts.
-    pub workload: Workload,
+    pub workload: WorkloadKind,
     /// Requests at once.
     pub concurrency: NonZeroU32,
     /// The target's name.
     pub target: String,
-    /// Each iteration.
-    pub batches: Vec<Batch>,
-    /// Over the gaps of all iterations together: half are not longer.
+    /// The results of each iteration.
+    pub batches: Vec<Iteration>,
+    /// The median time between two pieces of text, over the answers of all iterations.
     pub inter_token_ms_p50: Option<f64>,
-    /// Over the gaps of all iterations together: 99 of 100 are not longer.
+    /// The 99th percentile of the time between two pieces of text, over the answers of all iterations.
     pub inter_token_ms_p99: Option<f64>,
-    /// An answer's tokens by its own time, over the answers of all iterations together.
+    /// Each answer's tokens divided by its time, over the answers of all iterations.
     #[serde(default)]
     pub request_tokens_per_s: Option<Spread>,
-    /// What failed before measuring.
+    /// The failed requests of the warm-up.
     pub warmup_failures: Failures,
 }
 
 /// One iteration: requests sent at once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Batch {
-    /// Requests sent.
+pub struct Iteration {
+    /// The number of requests sent.
     pub requests: u64,
     /// Requests with a whole answer. The others are in `failures`.
     pub answered: u64,
@@ -96,21 +96,21 @@ pub struct Batch {
     pub prompt_tokens: u64,
     /// From the first request sent to the last answer's end.
     pub wall_s: f64,
-    /// `tokens` by `wall_s`.
+    /// `tokens` divided by `wall_s`.
     pub tokens_per_s: Option<f64>,
-    /// An answer's tokens by its own time, on average over answers.
+    /// Each answer's tokens divided by its time: the mean over answers.
     pub request_tokens_per_s: Option<f64>,
-    /// Sending to first text: of the luckiest request.
+    /// From sending a request to its first text: the shortest time.
     pub first_token_ms_least: Option<f64>,
-    /// Sending to first text: on average.
+    /// From sending a request to its first text: the mean.
     pub first_token_ms_mean: Option<f64>,
-    /// Sending to first text: of the unluckiest.
+    /// From sending a request to its first text: the longest time.
     pub first_token_ms_most: Option<f64>,
-    /// Between two pieces of text of an answer: half of all gaps are not longer.
+    /// The median time between two pieces of text of an answer.
     pub inter_token_ms_p50: Option<f64>,
-    /// Between two pieces of text of an answer: 99 of 100 gaps are not longer.
+    /// The 99th percentile of the time between two pieces of text of an answer.
     pub inter_token_ms_p99: Option<f64>,
-    /// CPU time of the server, where we started it and the system tells.
+    /// The server's CPU time, if this program started the server and the system tells.
     pub cpu_s: Option<f64>,
     /// Requests without a whole answer.
     pub failures: Failures,
@@ -125,31 +125,31 @@ pub struct Storm {
     pub target: String,
     /// Requests sent in all.
     pub requests: u64,
-    /// Whole answers.
+    /// Requests with a whole answer.
     pub served: u64,
-    /// Left on purpose before the first text.
+    /// Requests that the client left on purpose before the first text.
     pub left_before_text: u64,
-    /// Left on purpose in the middle of the answer.
+    /// Requests that the client left on purpose in the middle of the answer.
     pub left_midway: u64,
-    /// Turned away with 429 or 503, by status.
+    /// Requests refused with 429 or 503, by status.
     pub refused: Failures,
-    /// Anything else.
+    /// Requests that failed in any other way.
     pub failures: Failures,
     /// From the first request to the last end.
     pub wall_s: f64,
-    /// What became of the server.
+    /// The state of the server after the storm.
     pub after: StormAfter,
 }
 
 /// A server after a storm.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StormAfter {
-    /// How it answered one more plain request; None when it did.
+    /// The failure of one more plain request; None when it was answered.
     pub failure: Option<String>,
-    /// Seconds until its metrics showed no request, running or waiting; None when it has no such
-    /// metrics, or that did not happen.
+    /// Seconds until the server's metrics showed no request, running or waiting; None when the server
+    /// has no such metrics, or that did not happen.
     pub idle_after_s: Option<f64>,
-    /// What its metrics showed to the last, if that was not 0.
+    /// The requests that the server's metrics showed at the end, if there were any.
     pub still: Option<String>,
     /// The most passes that an Interlock has had in its device at once, since it started.
     #[serde(default)]
@@ -159,31 +159,31 @@ pub struct StormAfter {
     pub failed_passes: Option<f64>,
 }
 
-/// Not a report of ours.
+/// Why a file is not a report that can be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAReport {
-    /// Some other file.
+    /// The file is not a report.
     #[error("not a report of `interlock bench`: {0}")]
     Other(serde_json::Error),
-    /// Written by a version with another format.
+    /// The report was written by a version with another format.
     #[error("its format is {found:?}; this version reads {FORMAT:?}")]
     Format {
-        /// What it says.
+        /// The format that the report names.
         found: String,
     },
 }
 
-/// A figure of a batch, as tables and pictures pick it.
-pub(crate) type Figure = fn(&Batch) -> Option<f64>;
+/// Reads one figure of an iteration, for tables and plots.
+pub(crate) type Figure = fn(&Iteration) -> Option<f64>;
 
-impl Report {
-    pub(crate) fn begin(plan: &Plan, targets: Vec<TargetFacts>) -> Self {
+impl BenchReport {
+    pub(crate) fn begin(plan: &BenchPlan, targets: Vec<TargetFacts>) -> Self {
         Self {
             format: FORMAT.to_owned(),
             at: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             machine: Machine::here(),
-            load_before: Load::now(),
+            load_before: LoadAverage::now(),
             load_after: None,
             plan: plan.clone(),
             targets,
@@ -192,7 +192,7 @@ impl Report {
         }
     }
 
-    /// Reads what [`Report::to_json`] wrote.
+    /// Reads what [`BenchReport::to_json`] wrote.
     ///
     /// # Errors
     ///
@@ -237,7 +237,7 @@ impl Report {
 
     pub(crate) fn cell(
         &self,
-        workload: Workload,
+        workload: WorkloadKind,
         at_once: NonZeroU32,
         target: &str,
     ) -> Option<&Cell> {
@@ -247,15 +247,15 @@ impl Report {
     }
 
     /// The workloads that have cells, in the plan's order.
-    pub(crate) fn measured_workloads(&self) -> impl Iterator<Item = Workload> {
-        self.plan.workloads.iter().copied().filter(|workload| *workload != Workload::Storm)
+    pub(crate) fn measured_workloads(&self) -> impl Iterator<Item = WorkloadKind> {
+        self.plan.workloads.iter().copied().filter(|workload| *workload != WorkloadKind::Storm)
     }
 }
 
 impl Cell {
     /// A figure over the iterations that have it.
     #[must_use]
-    pub fn spread(&self, figure: fn(&Batch) -> Option<f64>) -> Option<Spread> {
+    pub fn spread(&self, figure: fn(&Iteration) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.batches.iter().filter_map(figure))
     }
 
@@ -275,7 +275,7 @@ impl StormAfter {
     }
 }
 
-impl Batch {
+impl Iteration {
     /// CPU milliseconds of the server for each token.
     #[must_use]
     pub fn cpu_ms_per_token(&self) -> Option<f64> {
@@ -290,8 +290,8 @@ pub(crate) mod tests {
     use crate::plan::tests::{nonzero, plan};
 
     /// A batch whose figures all follow from one.
-    pub(crate) fn batch(tokens_per_s: f64) -> Batch {
-        Batch {
+    pub(crate) fn batch(tokens_per_s: f64) -> Iteration {
+        Iteration {
             requests: 4,
             answered: 4,
             short: 0,
@@ -314,7 +314,7 @@ pub(crate) mod tests {
 
     pub(crate) fn cell(target: &str, concurrency: u32, tokens_per_s: &[f64]) -> Cell {
         Cell {
-            workload: Workload::Short,
+            workload: WorkloadKind::Short,
             concurrency: nonzero(concurrency),
             target: target.to_owned(),
             batches: tokens_per_s.iter().copied().map(batch).collect(),
@@ -326,7 +326,7 @@ pub(crate) mod tests {
     }
 
     /// The figures of the project's origin, more or less.
-    pub(crate) fn report() -> Report {
+    pub(crate) fn report() -> BenchReport {
         let facts = |name: &str| TargetFacts {
             name: name.to_owned(),
             url: "http://127.0.0.1:1/v1".to_owned(),
@@ -334,11 +334,11 @@ pub(crate) mod tests {
             owned_by: Some("interlock".to_owned()),
             version: None,
         };
-        Report {
+        BenchReport {
             at: "2025-01-01T00:00:00Z".to_owned(),
             version: "0.1.0".to_owned(),
             machine: Machine { cpu: "a cpu".to_owned(), cores: 2, system: "linux x".to_owned() },
-            load_before: Some(Load([0.5, 1.0, 1.5])),
+            load_before: Some(LoadAverage([0.5, 1.0, 1.5])),
             load_after: None,
             cells: vec![
                 cell("simple", 1, &[119.0, 120.0, 121.0]),
@@ -346,19 +346,19 @@ pub(crate) mod tests {
                 cell("simple", 4, &[95.0, 95.0, 95.0]),
                 cell("batched", 4, &[170.0, 173.0, 176.0]),
             ],
-            ..Report::begin(&plan(), vec![facts("simple"), facts("batched")])
+            ..BenchReport::begin(&plan(), vec![facts("simple"), facts("batched")])
         }
     }
 
     #[test]
     fn a_report_survives_its_file() {
         let report = report();
-        assert_eq!(Report::parse(&report.to_json()).expect("our own"), report);
+        assert_eq!(BenchReport::parse(&report.to_json()).expect("our own"), report);
     }
 
     #[test]
     fn another_file_is_refused_with_the_reason() {
-        let refused = |json: &str| Report::parse(json).expect_err("not ours").to_string();
+        let refused = |json: &str| BenchReport::parse(json).expect_err("not ours").to_string();
         assert!(refused("{}").starts_with("not a report of `interlock bench`"));
         assert!(refused("hello").starts_with("not a report of `interlock bench`"));
         assert!(refused(r#"{"format":"interlock-bench/9"}"#).contains("interlock-bench/9"));
@@ -369,7 +369,7 @@ pub(crate) mod tests {
     fn whatever_went_wrong_is_counted() {
         let mut report = report();
         assert_eq!(report.failures(), 0);
-        let failure = crate::failure::Failure::Cut("x".to_owned());
+        let failure = crate::failure::RequestFailure::Cut("x".to_owned());
         report.cells[0].batches[1].failures.add(&failure);
         report.cells[1].warmup_failures.add(&failure);
         report.storms.push(storm());

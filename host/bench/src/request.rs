@@ -6,26 +6,26 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 
-use crate::ask::{self, Answer, Usage};
-use crate::exchange::{Line, Reply};
-use crate::failure::Failure;
-use crate::plan::Plan;
-use crate::sse::Events;
+use crate::ask::{self, AnswerPayload, ReportedUsage};
+use crate::exchange::{Reply, UnusedConnection};
+use crate::failure::RequestFailure;
+use crate::plan::BenchPlan;
+use crate::question::Question;
+use crate::sse::SseParser;
 use crate::target::{Target, ok};
-use crate::workload::Question;
 
 /// A request with an open connection, ready to be sent.
 pub(crate) struct Ready {
-    line: Line,
+    line: UnusedConnection,
     request: Request<Full<Bytes>>,
     stream: bool,
     timeout: Duration,
 }
 
-/// When the client goes.
+/// The point at which a client leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// With the whole answer.
+pub(crate) enum LeavePoint {
+    /// The client waits for the whole answer.
     Never,
     /// At the first token, or after this time if none has come.
     BeforeText(Duration),
@@ -35,14 +35,14 @@ pub(crate) enum Leave {
 
 /// How a request ended that did not fail.
 #[derive(Debug)]
-pub(crate) enum Ended {
-    Whole(Answered),
+pub(crate) enum RequestEnd {
+    Whole(CompleteAnswer),
     Left,
 }
 
-/// A whole answer.
+/// The times and tokens of a whole answer.
 #[derive(Debug, Default)]
-pub(crate) struct Answered {
+pub(crate) struct CompleteAnswer {
     /// From sending to the first text. None without a stream, or without text.
     pub(crate) first: Option<Duration>,
     /// From sending to the end.
@@ -51,13 +51,13 @@ pub(crate) struct Answered {
     pub(crate) gaps: Vec<Duration>,
     /// Pieces of text.
     pub(crate) chunks: u32,
-    /// As the server counted.
+    /// The answer's tokens, if the server counted them.
     pub(crate) tokens: Option<u32>,
     pub(crate) prompt_tokens: Option<u32>,
 }
 
-impl Answered {
-    /// As the server counted, or else as text came.
+impl CompleteAnswer {
+    /// The tokens that the server counted, or else the pieces of text.
     pub(crate) fn tokens_or_chunks(&self) -> u32 {
         self.tokens.unwrap_or(self.chunks)
     }
@@ -67,33 +67,33 @@ impl Ready {
     /// Writes the request and opens its connection.
     pub(crate) async fn open(
         target: &Target,
-        plan: &Plan,
+        plan: &BenchPlan,
         question: &Question,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, RequestFailure> {
         let body = ask::body(plan, &target.facts.model, question);
         let path = format!("{}{}", target.address.base, plan.api.path());
         let request = target.request(Method::POST, &path, body);
         Ok(Self { line: target.line().await?, request, stream: plan.stream, timeout: plan.timeout })
     }
 
-    /// Sends it and reads the answer, or leaves.
-    pub(crate) async fn ask(self, leave: Leave) -> Result<Ended, Failure> {
+    /// Sends the request and reads the answer, or leaves.
+    pub(crate) async fn ask(self, leave: LeavePoint) -> Result<RequestEnd, RequestFailure> {
         let timeout = self.timeout;
         let asked = tokio::time::timeout(timeout, async {
             match leave {
-                Leave::BeforeText(patience) => {
+                LeavePoint::BeforeText(patience) => {
                     tokio::time::timeout(patience, self.ask_in_time(leave))
                         .await
                         // The time is over and the connection dropped, before any text.
-                        .unwrap_or(Ok(Ended::Left))
+                        .unwrap_or(Ok(RequestEnd::Left))
                 }
-                Leave::Never | Leave::AfterText(_) => self.ask_in_time(leave).await,
+                LeavePoint::Never | LeavePoint::AfterText(_) => self.ask_in_time(leave).await,
             }
         });
-        asked.await.unwrap_or(Err(Failure::Timeout(timeout)))
+        asked.await.unwrap_or(Err(RequestFailure::Timeout(timeout)))
     }
 
-    async fn ask_in_time(self, leave: Leave) -> Result<Ended, Failure> {
+    async fn ask_in_time(self, leave: LeavePoint) -> Result<RequestEnd, RequestFailure> {
         let sent = Instant::now();
         let mut reply = self.line.send(self.request).await?;
         ok(&mut reply).await?;
@@ -101,29 +101,39 @@ impl Ready {
     }
 }
 
-async fn whole(mut reply: Reply, sent: Instant) -> Result<Ended, Failure> {
+async fn whole(mut reply: Reply, sent: Instant) -> Result<RequestEnd, RequestFailure> {
     let body = reply.whole().await?;
     let took = sent.elapsed();
-    let answer: Answer = serde_json::from_slice(&body)
-        .map_err(|error| Failure::Nonsense(format!("an answer: {error}")))?;
+    let answer: AnswerPayload = serde_json::from_slice(&body)
+        .map_err(|error| RequestFailure::Nonsense(format!("an answer: {error}")))?;
     if answer.failed() {
-        return Err(Failure::InStream(ask::complaint(&body)));
+        return Err(RequestFailure::InStream(ask::complaint(&body)));
     }
     let usage = answer.usage();
-    let tokens = usage.and_then(Usage::answer);
+    let tokens = usage.and_then(ReportedUsage::answer);
     if tokens.is_none() {
         let why = "an answer whose usage has no completion_tokens or output_tokens: its length \
                    is not known";
-        return Err(Failure::Nonsense(why.to_owned()));
+        return Err(RequestFailure::Nonsense(why.to_owned()));
     }
-    let prompt_tokens = usage.and_then(Usage::prompt);
+    let prompt_tokens = usage.and_then(ReportedUsage::prompt);
     let chunks = u32::from(answer.says_something());
-    Ok(Ended::Whole(Answered { took, chunks, tokens, prompt_tokens, ..Answered::default() }))
+    Ok(RequestEnd::Whole(CompleteAnswer {
+        took,
+        chunks,
+        tokens,
+        prompt_tokens,
+        ..CompleteAnswer::default()
+    }))
 }
 
-async fn streamed(mut reply: Reply, sent: Instant, leave: Leave) -> Result<Ended, Failure> {
-    let mut stream = Stream::new(sent);
-    let mut events = Events::default();
+async fn streamed(
+    mut reply: Reply,
+    sent: Instant,
+    leave: LeavePoint,
+) -> Result<RequestEnd, RequestFailure> {
+    let mut stream = AnswerStream::new(sent);
+    let mut events = SseParser::default();
     while let Some(piece) = reply.bytes().await? {
         let now = Instant::now();
         let mut taken = Ok(());
@@ -133,49 +143,49 @@ async fn streamed(mut reply: Reply, sent: Instant, leave: Leave) -> Result<Ended
             }
         });
         taken?;
-        fed.map_err(|_| Failure::Nonsense("an event that does not end".to_owned()))?;
+        fed.map_err(|_| RequestFailure::Nonsense("an event that does not end".to_owned()))?;
         if stream.done {
             break;
         }
         let enough = match leave {
-            Leave::Never => false,
-            Leave::BeforeText(_) => stream.answered.chunks > 0,
-            Leave::AfterText(chunks) => stream.answered.chunks >= chunks,
+            LeavePoint::Never => false,
+            LeavePoint::BeforeText(_) => stream.answered.chunks > 0,
+            LeavePoint::AfterText(chunks) => stream.answered.chunks >= chunks,
         };
         if enough {
-            return Ok(Ended::Left);
+            return Ok(RequestEnd::Left);
         }
     }
     stream.end()
 }
 
-/// What has come of a stream.
-struct Stream {
+/// The part of a streamed answer that has come so far.
+struct AnswerStream {
     sent: Instant,
     last: Instant,
-    answered: Answered,
-    /// It said why it ended.
+    answered: CompleteAnswer,
+    /// The stream gave a finish reason.
     finished: bool,
-    /// It said `[DONE]`, or that the response is complete.
+    /// The stream sent `[DONE]`, or that the response is complete.
     done: bool,
 }
 
-impl Stream {
+impl AnswerStream {
     fn new(sent: Instant) -> Self {
-        Self { sent, last: sent, answered: Answered::default(), finished: false, done: false }
+        Self { sent, last: sent, answered: CompleteAnswer::default(), finished: false, done: false }
     }
 
-    fn take(&mut self, data: &[u8], now: Instant) -> Result<(), Failure> {
+    fn take(&mut self, data: &[u8], now: Instant) -> Result<(), RequestFailure> {
         if data == b"[DONE]" {
             self.done = true;
             self.answered.took = now - self.sent;
             return Ok(());
         }
-        let chunk: Answer = serde_json::from_slice(data).map_err(|error| {
-            Failure::Nonsense(format!("{error} in {:?}", String::from_utf8_lossy(data)))
+        let chunk: AnswerPayload = serde_json::from_slice(data).map_err(|error| {
+            RequestFailure::Nonsense(format!("{error} in {:?}", String::from_utf8_lossy(data)))
         })?;
         if chunk.failed() {
-            return Err(Failure::InStream(ask::complaint(data)));
+            return Err(RequestFailure::InStream(ask::complaint(data)));
         }
         if chunk.says_something() {
             match self.answered.first {
@@ -195,12 +205,14 @@ impl Stream {
         Ok(())
     }
 
-    fn end(self) -> Result<Ended, Failure> {
+    fn end(self) -> Result<RequestEnd, RequestFailure> {
         if self.done || self.finished {
-            return Ok(Ended::Whole(self.answered));
+            return Ok(RequestEnd::Whole(self.answered));
         }
         let chunks = self.answered.chunks;
-        Err(Failure::Cut(format!("the stream ended after {chunks} pieces of text, unfinished")))
+        Err(RequestFailure::Cut(format!(
+            "the stream ended after {chunks} pieces of text, unfinished"
+        )))
     }
 }
 
@@ -209,15 +221,15 @@ mod tests {
     use super::*;
 
     /// A stream whose events come a millisecond apart.
-    fn take(events: &[&str]) -> Result<Answered, Failure> {
+    fn take(events: &[&str]) -> Result<CompleteAnswer, RequestFailure> {
         let sent = Instant::now();
-        let mut stream = Stream::new(sent);
+        let mut stream = AnswerStream::new(sent);
         for (at, event) in (1..).zip(events) {
             stream.take(event.as_bytes(), sent + Duration::from_millis(at))?;
         }
         match stream.end()? {
-            Ended::Whole(answered) => Ok(answered),
-            Ended::Left => unreachable!("a stream does not leave by itself"),
+            RequestEnd::Whole(answered) => Ok(answered),
+            RequestEnd::Left => unreachable!("a stream does not leave by itself"),
         }
     }
 
@@ -246,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_does_not_finish_is_cut_off() {
-        assert!(matches!(take(&[TEXT, TEXT]), Err(Failure::Cut(_))));
+        assert!(matches!(take(&[TEXT, TEXT]), Err(RequestFailure::Cut(_))));
         assert!(take(&[TEXT, FINISH]).is_ok());
     }
 
@@ -261,16 +273,16 @@ mod tests {
         assert_eq!((answered.first, answered.took), (Some(ms(2)), ms(4)));
         assert_eq!((answered.chunks, answered.tokens), (2, Some(9)));
         assert_eq!(answered.prompt_tokens, Some(7));
-        assert!(matches!(take(&[CREATED, DELTA, DELTA]), Err(Failure::Cut(_))));
+        assert!(matches!(take(&[CREATED, DELTA, DELTA]), Err(RequestFailure::Cut(_))));
         let failed = r#"{"type":"response.failed","response":{"error":{"message":"it broke"}}}"#;
         let failed = take(&[CREATED, DELTA, failed]).expect_err("it failed");
-        assert_eq!(failed, Failure::InStream("it broke".to_owned()));
+        assert_eq!(failed, RequestFailure::InStream("it broke".to_owned()));
     }
 
     #[test]
     fn an_error_in_the_stream_is_a_failure_with_its_message() {
         let failed = take(&[TEXT, r#"{"error":{"message":"deadline","code":"x"}}"#, "[DONE]"]);
-        assert_eq!(failed.expect_err("it failed"), Failure::InStream("deadline".to_owned()));
-        assert!(matches!(take(&["nonsense"]), Err(Failure::Nonsense(_))));
+        assert_eq!(failed.expect_err("it failed"), RequestFailure::InStream("deadline".to_owned()));
+        assert!(matches!(take(&["nonsense"]), Err(RequestFailure::Nonsense(_))));
     }
 }

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::batch::{Measured, measure};
-use crate::failure::{Failure, Failures};
-use crate::plan::Plan;
-use crate::progress::{Bar, Progress};
-use crate::report::{Cell, Report};
-use crate::request::{Leave, Ready};
+use crate::failure::{Failures, RequestFailure};
+use crate::plan::BenchPlan;
+use crate::progress::{ProgressDisplay, RunBar};
+use crate::question::{PlanPosition, Question};
+use crate::report::{BenchReport, Cell};
+use crate::request::{LeavePoint, Ready};
 use crate::stats::{Spread, percentile};
-use crate::storm::rage;
+use crate::storm;
 use crate::target::Target;
-use crate::workload::{Place, Question, Workload};
+use crate::workload::WorkloadKind;
 
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
@@ -20,23 +21,23 @@ pub enum Unusable {
     /// A target does not answer the simplest request of the plan.
     #[error("{target} does not answer a first request: {failure}")]
     Target {
-        /// Its name.
+        /// The target's name.
         target: String,
-        /// What came instead.
-        failure: Failure,
+        /// The failure of the request.
+        failure: RequestFailure,
     },
-    /// Figures of two targets would fall into the same place.
+    /// Two targets have the same name, so their figures could not be told apart.
     #[error("two targets are called {0:?}: name them with NAME=URL")]
     SameName(String),
 }
 
 impl Unusable {
-    /// May it be that the server knows OpenAI's fields only?
+    /// Whether the server may have refused fields that OpenAI does not have.
     #[must_use]
     pub fn may_be_for_extensions(&self) -> bool {
         matches!(
             self,
-            Self::Target { failure: Failure::Status { status, .. }, .. }
+            Self::Target { failure: RequestFailure::Status { status, .. }, .. }
                 if [400, 422].contains(&status.as_u16())
         )
     }
@@ -51,7 +52,11 @@ impl Unusable {
 /// # Errors
 ///
 /// When a target cannot be measured at all. What fails later is in the report.
-pub async fn run(plan: Plan, targets: Vec<Target>, progress: Progress) -> Result<Report, Unusable> {
+pub async fn run(
+    plan: BenchPlan,
+    targets: Vec<Target>,
+    progress: ProgressDisplay,
+) -> Result<BenchReport, Unusable> {
     let mut names = BTreeSet::new();
     if let Some(twice) = targets.iter().find(|target| !names.insert(target.name())) {
         return Err(Unusable::SameName(twice.name().to_owned()));
@@ -60,13 +65,13 @@ pub async fn run(plan: Plan, targets: Vec<Target>, progress: Progress) -> Result
         first_request(&plan, target).await?;
     }
     let mut report =
-        Report::begin(&plan, targets.iter().map(|target| target.facts.clone()).collect());
+        BenchReport::begin(&plan, targets.iter().map(|target| target.facts.clone()).collect());
     let plan = Arc::new(plan);
     let targets: Vec<Arc<Target>> = targets.into_iter().map(Arc::new).collect();
-    let bar = Bar::start(progress, plan.requests_per_target() * targets.len() as u64);
+    let bar = RunBar::start(progress, plan.requests_per_target() * targets.len() as u64);
 
     let mut growing: Vec<Growing> = places(&plan)
-        .filter(|place| place.workload != Workload::Storm)
+        .filter(|place| place.workload != WorkloadKind::Storm)
         .flat_map(|place| targets.iter().map(move |target| Growing::new(target, place)))
         .collect();
     let rounds = plan.warmup + plan.iterations.get();
@@ -76,7 +81,7 @@ pub async fn run(plan: Plan, targets: Vec<Target>, progress: Progress) -> Result
             in_turn.rotate_left(usize::from(round > 0 && in_turn.len() > 1));
             for cell in in_turn {
                 bar.measures(cell.describe(&plan, round));
-                let place = Place { round, ..cell.place };
+                let place = PlanPosition { round, ..cell.place };
                 let measured = measure(&plan, &cell.target, place, &bar).await;
                 cell.take(measured, round < plan.warmup);
             }
@@ -88,19 +93,19 @@ pub async fn run(plan: Plan, targets: Vec<Target>, progress: Progress) -> Result
     }
     report.cells = growing.into_iter().map(Growing::done).collect();
 
-    for place in places(&plan).filter(|place| place.workload == Workload::Storm) {
+    for place in places(&plan).filter(|place| place.workload == WorkloadKind::Storm) {
         for target in &targets {
             bar.measures(format!("storm, {} at once, {}", place.concurrency, target.name()));
-            report.storms.push(rage(&plan, target, place, &bar).await);
+            report.storms.push(storm::run(&plan, target, place, &bar).await);
         }
     }
-    report.load_after = crate::machine::Load::now();
+    report.load_after = crate::machine::LoadAverage::now();
     Ok(report)
 }
 
-fn places(plan: &Plan) -> impl Iterator<Item = Place> {
+fn places(plan: &BenchPlan) -> impl Iterator<Item = PlanPosition> {
     plan.workloads.iter().flat_map(|&workload| {
-        plan.concurrency.iter().map(move |&concurrency| Place {
+        plan.concurrency.iter().map(move |&concurrency| PlanPosition {
             workload,
             concurrency,
             round: 0,
@@ -110,10 +115,10 @@ fn places(plan: &Plan) -> impl Iterator<Item = Place> {
 }
 
 /// Finds out in a second what would otherwise fail for an hour.
-async fn first_request(plan: &Plan, target: &Target) -> Result<(), Unusable> {
+async fn first_request(plan: &BenchPlan, target: &Target) -> Result<(), Unusable> {
     let unusable = |failure| Unusable::Target { target: target.name().to_owned(), failure };
-    let place = Place {
-        workload: Workload::Short,
+    let place = PlanPosition {
+        workload: WorkloadKind::Short,
         concurrency: std::num::NonZeroU32::MAX,
         round: 0,
         index: 0,
@@ -121,7 +126,7 @@ async fn first_request(plan: &Plan, target: &Target) -> Result<(), Unusable> {
     let question =
         Question { max_tokens: plan.max_tokens.min(FIRST_TOKENS), ..Question::new(plan, place) };
     let ready = Ready::open(target, plan, &question).await.map_err(unusable)?;
-    ready.ask(Leave::Never).await.map_err(unusable)?;
+    ready.ask(LeavePoint::Never).await.map_err(unusable)?;
     Ok(())
 }
 
@@ -130,7 +135,7 @@ const FIRST_TOKENS: std::num::NonZeroU32 = std::num::NonZeroU32::new(8).expect("
 
 /// A cell while its iterations come in.
 struct Growing {
-    place: Place,
+    place: PlanPosition,
     target: Arc<Target>,
     cell: Cell,
     gaps: Vec<f64>,
@@ -138,7 +143,7 @@ struct Growing {
 }
 
 impl Growing {
-    fn new(target: &Arc<Target>, place: Place) -> Self {
+    fn new(target: &Arc<Target>, place: PlanPosition) -> Self {
         let cell = Cell {
             workload: place.workload,
             concurrency: place.concurrency,
@@ -152,8 +157,8 @@ impl Growing {
         Self { place, target: Arc::clone(target), cell, gaps: Vec::new(), rates: Vec::new() }
     }
 
-    fn describe(&self, plan: &Plan, round: u32) -> String {
-        let Place { workload, concurrency, .. } = self.place;
+    fn describe(&self, plan: &BenchPlan, round: u32) -> String {
+        let PlanPosition { workload, concurrency, .. } = self.place;
         let target = self.target.name();
         match round.checked_sub(plan.warmup) {
             None => format!("{workload}, {concurrency} at once, {target}, warm-up"),

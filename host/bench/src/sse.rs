@@ -8,24 +8,24 @@ const EVENT_MAX: usize = 1 << 20;
 
 /// An event, or a line, of more than [`EVENT_MAX`] bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TooLong;
+pub(crate) struct EventTooLong;
 
 /// What of a stream has come and not been handed out.
 #[derive(Debug, Default)]
-pub(crate) struct Events {
+pub(crate) struct SseParser {
     line: Vec<u8>,
     data: Vec<u8>,
     /// An event may have data that is empty; one without a `data` line is none.
     has_data: bool,
 }
 
-impl Events {
+impl SseParser {
     /// Takes in a piece, and calls `event` with the data of each event that it completes.
     pub(crate) fn feed(
         &mut self,
         piece: &[u8],
         mut event: impl FnMut(&[u8]),
-    ) -> Result<(), TooLong> {
+    ) -> Result<(), EventTooLong> {
         let mut rest = piece;
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
             self.line.extend_from_slice(&rest[..end]);
@@ -33,7 +33,7 @@ impl Events {
             self.end_line(&mut event);
         }
         self.line.extend_from_slice(rest);
-        if self.line.len() + self.data.len() > EVENT_MAX { Err(TooLong) } else { Ok(()) }
+        if self.line.len() + self.data.len() > EVENT_MAX { Err(EventTooLong) } else { Ok(()) }
     }
 
     fn end_line(&mut self, event: &mut impl FnMut(&[u8])) {
@@ -61,7 +61,7 @@ mod tests {
 
     fn events(pieces: &[&str]) -> Vec<String> {
         let mut got = Vec::new();
-        let mut events = Events::default();
+        let mut events = SseParser::default();
         for piece in pieces {
             let take = |data: &[u8]| got.push(String::from_utf8(data.to_vec()).expect("is text"));
             events.feed(piece.as_bytes(), take).expect("is short");
@@ -91,9 +91,9 @@ mod tests {
 
     #[test]
     fn a_line_that_never_ends_is_refused() {
-        let mut events = Events::default();
+        let mut events = SseParser::default();
         let half = vec![b'x'; EVENT_MAX];
         assert_eq!(events.feed(&half, |_| {}), Ok(()));
-        assert_eq!(events.feed(b"x", |_| {}), Err(TooLong));
+        assert_eq!(events.feed(b"x", |_| {}), Err(EventTooLong));
     }
 }

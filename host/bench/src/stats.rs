@@ -1,17 +1,17 @@
-//! Figures of many figures.
+//! Mean, deviation and range of a figure.
 
 use serde::{Deserialize, Serialize};
 
 /// Mean and spread of the same figure over iterations.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// The mean.
+    /// The mean of the values.
     pub mean: f64,
     /// The standard deviation of a sample; 0 of a single value.
     pub deviation: f64,
-    /// The smallest.
+    /// The smallest value.
     pub least: f64,
-    /// The largest.
+    /// The largest value.
     pub most: f64,
 }
 

@@ -7,22 +7,27 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::failure::{Failure, Failures};
-use crate::plan::Plan;
-use crate::progress::Bar;
+use crate::failure::{Failures, RequestFailure};
+use crate::plan::BenchPlan;
+use crate::progress::RunBar;
+use crate::question::{PlanPosition, Question};
 use crate::report::{Storm, StormAfter};
-use crate::request::{Ended, Leave, Ready};
+use crate::request::{LeavePoint, Ready, RequestEnd};
 use crate::target::Target;
-use crate::workload::{Place, Question};
 
 /// How often a server is asked whether it has noticed that everyone left.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
-/// Who leaves before any text does so within this time.
+/// A client that leaves before any text leaves within this time.
 const PATIENCE_MAX: Duration = Duration::from_millis(200);
 
-/// Keeps as many requests in flight as the place says, until all rounds are asked or the time is
-/// over.
-pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, bar: &Bar) -> Storm {
+/// Keeps as many requests in flight as the position's concurrency, until all rounds are sent or the
+/// time is over.
+pub(crate) async fn run(
+    plan: &Arc<BenchPlan>,
+    target: &Arc<Target>,
+    place: PlanPosition,
+    bar: &RunBar,
+) -> Storm {
     let at_once = place.concurrency.get();
     let mut storm = Storm {
         concurrency: place.concurrency,
@@ -36,7 +41,7 @@ pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, b
         wall_s: 0.0,
         after: StormAfter::default(),
     };
-    let failed_before = Live::of(target).await.and_then(|live| live.failed_passes);
+    let failed_before = LiveCounts::of(target).await.and_then(|live| live.failed_passes);
     let mut flying = JoinSet::new();
     let begun = Instant::now();
     // As many as fly at once are sent whatever the time says: none would be no storm.
@@ -45,7 +50,7 @@ pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, b
         Some(time) => round == 0 || begun.elapsed() < time,
     };
     let mut places = (0..u32::MAX)
-        .flat_map(|round| (0..at_once).map(move |index| Place { round, index, ..place }))
+        .flat_map(|round| (0..at_once).map(move |index| PlanPosition { round, index, ..place }))
         .take_while(|place| goes_on(place.round));
     loop {
         while flying.len() < at_once as usize
@@ -58,9 +63,9 @@ pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, b
         let (leave, ended) = ended.expect("a request's task does not panic, and nobody aborts it");
         bar.advance();
         match (ended, leave) {
-            (Ok(Ended::Whole(_)), _) => storm.served += 1,
-            (Ok(Ended::Left), Leave::AfterText(_)) => storm.left_midway += 1,
-            (Ok(Ended::Left), _) => storm.left_before_text += 1,
+            (Ok(RequestEnd::Whole(_)), _) => storm.served += 1,
+            (Ok(RequestEnd::Left), LeavePoint::AfterText(_)) => storm.left_midway += 1,
+            (Ok(RequestEnd::Left), _) => storm.left_before_text += 1,
             (Err(failure), _) if failure.is_refusal() => storm.refused.add(&failure),
             (Err(failure), _) => storm.failures.add(&failure),
         }
@@ -75,10 +80,10 @@ pub(crate) async fn rage(plan: &Arc<Plan>, target: &Arc<Target>, place: Place, b
 }
 
 async fn one(
-    plan: Arc<Plan>,
+    plan: Arc<BenchPlan>,
     target: Arc<Target>,
-    place: Place,
-) -> (Leave, Result<Ended, Failure>) {
+    place: PlanPosition,
+) -> (LeavePoint, Result<RequestEnd, RequestFailure>) {
     let question = Question::new(&plan, place);
     let leave = leaves(&plan, place, question.max_tokens.get());
     let ended = match Ready::open(&target, &plan, &question).await {
@@ -89,25 +94,25 @@ async fn one(
 }
 
 /// When this request leaves; the seed decides.
-fn leaves(plan: &Plan, place: Place, tokens: u32) -> Leave {
+fn leaves(plan: &BenchPlan, place: PlanPosition, tokens: u32) -> LeavePoint {
     let mut rng = place.rng(plan.seed.wrapping_add(1));
     if rng.u8(..100) >= plan.storm.leave_percent {
-        return Leave::Never;
+        return LeavePoint::Never;
     }
     // Without a stream there is no middle of an answer to leave in.
     if rng.bool() || !plan.stream {
-        Leave::BeforeText(PATIENCE_MAX.mul_f64(rng.f64()))
+        LeavePoint::BeforeText(PATIENCE_MAX.mul_f64(rng.f64()))
     } else {
-        Leave::AfterText(rng.u32(1..=(tokens / 2).max(1)))
+        LeavePoint::AfterText(rng.u32(1..=(tokens / 2).max(1)))
     }
 }
 
-async fn afterwards(plan: &Plan, target: &Target, place: Place) -> StormAfter {
+async fn afterwards(plan: &BenchPlan, target: &Target, place: PlanPosition) -> StormAfter {
     let settled = settled(target, plan.storm.settle).await;
     // A place that no round had.
-    let question = Question::new(plan, Place { round: u32::MAX, ..place });
+    let question = Question::new(plan, PlanPosition { round: u32::MAX, ..place });
     let plain = match Ready::open(target, plan, &question).await {
-        Ok(ready) => ready.ask(Leave::Never).await,
+        Ok(ready) => ready.ask(LeavePoint::Never).await,
         Err(failure) => Err(failure),
     };
     let failure = plain.err().map(|failure| failure.to_string());
@@ -118,12 +123,12 @@ async fn afterwards(plan: &Plan, target: &Target, place: Place) -> StormAfter {
 async fn settled(target: &Target, most: Duration) -> StormAfter {
     let begun = Instant::now();
     loop {
-        let Some(live) = Live::of(target).await else {
+        let Some(live) = LiveCounts::of(target).await else {
             // Another server's metrics, or none: it is judged by the plain request alone.
             return StormAfter::default();
         };
         let elapsed = begun.elapsed();
-        let Live { running, waiting, passes_in_flight_max, failed_passes } = live;
+        let LiveCounts { running, waiting, passes_in_flight_max, failed_passes } = live;
         let idle = running + waiting == 0.0;
         if idle || elapsed > most {
             return StormAfter {
@@ -140,14 +145,14 @@ async fn settled(target: &Target, most: Duration) -> StormAfter {
 
 /// Requests that an Interlock still has, and what its device has been through.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Live {
+struct LiveCounts {
     running: f64,
     waiting: f64,
     passes_in_flight_max: Option<f64>,
     failed_passes: Option<f64>,
 }
 
-impl Live {
+impl LiveCounts {
     async fn of(target: &Target) -> Option<Self> {
         let page = target.page("/metrics").await.ok()?;
         Self::read(&String::from_utf8_lossy(&page))
@@ -178,25 +183,30 @@ mod tests {
     use super::*;
     use crate::plan::Storming;
     use crate::plan::tests::{nonzero, plan};
-    use crate::workload::Workload;
+    use crate::workload::WorkloadKind;
 
-    fn all(leave_percent: u8) -> Vec<Leave> {
+    fn all(leave_percent: u8) -> Vec<LeavePoint> {
         let storm = Storming { leave_percent, ..plan().storm };
-        let plan = Plan { storm, ..plan() };
-        let place =
-            |index| Place { workload: Workload::Storm, concurrency: nonzero(200), round: 0, index };
+        let plan = BenchPlan { storm, ..plan() };
+        let place = |index| PlanPosition {
+            workload: WorkloadKind::Storm,
+            concurrency: nonzero(200),
+            round: 0,
+            index,
+        };
         (0..200).map(|index| leaves(&plan, place(index), 64)).collect()
     }
 
     #[test]
     fn the_stated_share_leaves_and_at_all_times() {
-        assert!(all(0).iter().all(|leave| *leave == Leave::Never));
-        assert!(all(100).iter().all(|leave| *leave != Leave::Never));
+        assert!(all(0).iter().all(|leave| *leave == LeavePoint::Never));
+        assert!(all(100).iter().all(|leave| *leave != LeavePoint::Never));
         let half = all(50);
-        let count = |which: fn(&Leave) -> bool| half.iter().filter(|leave| which(leave)).count();
-        assert!((70..=130).contains(&count(|leave| *leave == Leave::Never)));
-        assert!(count(|leave| matches!(leave, Leave::BeforeText(_))) > 25);
-        assert!(count(|leave| matches!(leave, Leave::AfterText(1..=32))) > 25);
+        let count =
+            |which: fn(&LeavePoint) -> bool| half.iter().filter(|leave| which(leave)).count();
+        assert!((70..=130).contains(&count(|leave| *leave == LeavePoint::Never)));
+        assert!(count(|leave| matches!(leave, LeavePoint::BeforeText(_))) > 25);
+        assert!(count(|leave| matches!(leave, LeavePoint::AfterText(1..=32))) > 25);
         assert_eq!(half, all(50), "the seed decides");
     }
 
@@ -206,13 +216,13 @@ mod tests {
                     interlock_requests_waiting 0\ninterlock_requests_waiting_x 9\n\
                     interlock_engine_pass_failures_total{kind=\"row\"} 2\n\
                     interlock_engine_pass_failures_total{kind=\"broken\"} 1\n";
-        let live = Live {
+        let live = LiveCounts {
             running: 2.0,
             waiting: 0.0,
             passes_in_flight_max: None,
             failed_passes: Some(3.0),
         };
-        assert_eq!(Live::read(page), Some(live));
-        assert_eq!(Live::read("vllm:num_requests_running 0\n"), None);
+        assert_eq!(LiveCounts::read(page), Some(live));
+        assert_eq!(LiveCounts::read("vllm:num_requests_running 0\n"), None);
     }
 }

@@ -6,7 +6,7 @@ use crate::stats::Spread;
 
 /// Columns, from left to right.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
+pub(crate) struct TextTable {
     columns: Vec<Column>,
 }
 
@@ -19,7 +19,7 @@ pub(crate) struct Column {
     cells: Vec<String>,
 }
 
-impl Table {
+impl TextTable {
     pub(crate) fn with(mut self, column: Column) -> Self {
         self.columns.push(column);
         self
@@ -94,7 +94,7 @@ fn chars(text: &str) -> usize {
 
 const GAP: &str = "   ";
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut widths: Vec<usize> = self.columns.iter().map(Column::width).collect();
         // Neighbours of one group, by position of the first and number.
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn means_and_deviations_stand_under_each_other() {
         let spread = |a, b| Spread::of([a, b]);
-        let table = Table::default()
+        let table = TextTable::default()
             .with(Column::new("at once", [1, 16]))
             .with(
                 Column::of_spreads("smallest", &[spread(1.0, 1.5), spread(10.0, 30.0)]).under("a"),

@@ -10,35 +10,35 @@ use hyper::{Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use crate::ask::complaint;
-use crate::exchange::{Line, Reply};
-use crate::failure::Failure;
+use crate::exchange::{Reply, UnusedConnection};
+use crate::failure::RequestFailure;
 use crate::report::TargetFacts;
 
-/// Longest time for anything that needs no model: its list, metrics, health.
+/// Longest time for a request that needs no model: the list of models, metrics, health.
 const ASIDE_MAX: Duration = Duration::from_secs(30);
 
-/// Where a server is and what reports call it: `NAME=URL` or `URL`, and after a `#` what it calls
-/// its model, where that differs from what the others call theirs.
+/// A server's address and its name in reports: `NAME=URL` or `URL`. A model can follow after a `#`, for
+/// a server that has another name for the model than the other servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// What reports call it.
+    /// The server's name in reports.
     pub name: String,
     /// `host:port`
     pub(crate) authority: String,
-    /// What stands before `/chat/completions`: `/v1` unless the URL has a path of its own.
+    /// The path before `/chat/completions`: `/v1` unless the URL has a path of its own.
     pub(crate) base: String,
     pub(crate) model: Option<String>,
 }
 
-/// Not an address.
+/// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
-    /// Not a URL.
+    /// The text is not an http URL.
     #[error("a target is [NAME=]http://HOST:PORT[/PATH][#MODEL], got {0:?}")]
     Form(String),
-    /// TLS.
+    /// The URL begins with https.
     #[error(
-        "{0:?}: only http:// is asked here; measure past whatever ends TLS, it takes time of its own"
+        "{0:?}: only http:// can be measured; give the address behind the TLS proxy, which takes time of its own"
     )]
     Tls(String),
 }
@@ -100,13 +100,13 @@ impl FromStr for Header {
     }
 }
 
-/// A server that has told which model it serves.
+/// A server whose model is known.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub(crate) address: Address,
     pub(crate) facts: TargetFacts,
     headers: HeaderMap,
-    /// Whose CPU seconds count as its.
+    /// The process whose CPU time is the server's; only if this program started it.
     pub(crate) process: Option<u32>,
 }
 
@@ -120,7 +120,7 @@ impl Target {
         address: Address,
         model: Option<String>,
         headers: &[Header],
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, RequestFailure> {
         let model = address.model.clone().or(model);
         let mut target = Self::unmet(address);
         target.headers =
@@ -130,10 +130,12 @@ impl Target {
             (Ok(first), Some(model)) => (first, model),
             (Ok(Some(first)), None) => (Some(first.clone()), first.id),
             // Not every server lists models; who names one needs no list.
-            (Err(Failure::Status { .. } | Failure::Nonsense(_)), Some(model)) => (None, model),
+            (Err(RequestFailure::Status { .. } | RequestFailure::Nonsense(_)), Some(model)) => {
+                (None, model)
+            }
             (Ok(None), None) => {
                 let why = "it lists no model: name one";
-                return Err(Failure::Nonsense(why.to_owned()));
+                return Err(RequestFailure::Nonsense(why.to_owned()));
             }
             (Err(failure), _) => return Err(failure),
         };
@@ -154,7 +156,7 @@ impl Target {
         Self { address, facts, headers: HeaderMap::new(), process: None }
     }
 
-    /// What reports call it.
+    /// The server's name in reports.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.address.name
@@ -168,8 +170,8 @@ impl Target {
         self
     }
 
-    pub(crate) async fn line(&self) -> Result<Line, Failure> {
-        Line::open(&self.address.authority).await
+    pub(crate) async fn line(&self) -> Result<UnusedConnection, RequestFailure> {
+        UnusedConnection::open(&self.address.authority).await
     }
 
     pub(crate) fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
@@ -186,43 +188,45 @@ impl Target {
     }
 
     /// The body of a page.
-    pub(crate) async fn page(&self, path: &str) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn page(&self, path: &str) -> Result<Vec<u8>, RequestFailure> {
         let page = async {
             let request = self.request(Method::GET, path, Bytes::new());
             let mut reply = self.line().await?.send(request).await?;
             ok(&mut reply).await?;
             reply.whole().await
         };
-        tokio::time::timeout(ASIDE_MAX, page).await.map_err(|_| Failure::Timeout(ASIDE_MAX))?
+        tokio::time::timeout(ASIDE_MAX, page)
+            .await
+            .map_err(|_| RequestFailure::Timeout(ASIDE_MAX))?
     }
 
-    async fn models(&self) -> Result<Option<Model>, Failure> {
+    async fn models(&self) -> Result<Option<ListedModel>, RequestFailure> {
         let page = self.page(&format!("{}/models", self.address.base)).await?;
-        let models: Models = serde_json::from_slice(&page)
-            .map_err(|error| Failure::Nonsense(format!("its list of models: {error}")))?;
+        let models: ModelList = serde_json::from_slice(&page)
+            .map_err(|error| RequestFailure::Nonsense(format!("its list of models: {error}")))?;
         Ok(models.data.into_iter().next())
     }
 }
 
 /// Turns any other status into a failure, with what the body says.
-pub(crate) async fn ok(reply: &mut Reply) -> Result<(), Failure> {
+pub(crate) async fn ok(reply: &mut Reply) -> Result<(), RequestFailure> {
     match reply.status {
         StatusCode::OK => Ok(()),
         // The status is what matters, with its reason or without.
         status => {
             let body = reply.whole().await.unwrap_or_default();
-            Err(Failure::Status { status, message: complaint(&body) })
+            Err(RequestFailure::Status { status, message: complaint(&body) })
         }
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct Models {
-    data: Vec<Model>,
+struct ModelList {
+    data: Vec<ListedModel>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Model {
+struct ListedModel {
     id: String,
     #[serde(default)]
     owned_by: Option<String>,

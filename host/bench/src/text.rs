@@ -5,12 +5,12 @@ use std::num::NonZeroU32;
 
 use crate::failure::Failures;
 use crate::plan::Storming;
-use crate::report::{Batch, Cell, Figure, Report, Storm, TargetFacts};
+use crate::report::{BenchReport, Cell, Figure, Iteration, Storm, TargetFacts};
 use crate::stats::Spread;
-use crate::table::{Column, Table};
-use crate::workload::Workload;
+use crate::table::{Column, TextTable};
+use crate::workload::WorkloadKind;
 
-impl fmt::Display for Report {
+impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         head(f, self)?;
         for workload in self.measured_workloads() {
@@ -27,8 +27,8 @@ impl fmt::Display for Report {
     }
 }
 
-fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
-    let Report { at, version, machine, plan, .. } = report;
+fn head(f: &mut fmt::Formatter<'_>, report: &BenchReport) -> fmt::Result {
+    let BenchReport { at, version, machine, plan, .. } = report;
     writeln!(f, "interlock bench {version}, {at}")?;
     write!(f, "machine    {}, {} cores, {}", machine.cpu, machine.cores, machine.system)?;
     if let Some(load) = report.load_before {
@@ -54,7 +54,7 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 /// A table of a workload: what it is called, and its columns for each target.
-struct Shown {
+struct TableLayout {
     title: &'static str,
     columns: &'static [(&'static str, Shows)],
 }
@@ -72,16 +72,16 @@ enum Shows {
     Fastest,
 }
 
-const SHOWN: [Shown; 6] = [
-    Shown {
+const SHOWN: [TableLayout; 6] = [
+    TableLayout {
         title: "All tokens per second",
         columns: &[("", Shows::Iterations(|batch| batch.tokens_per_s))],
     },
-    Shown {
+    TableLayout {
         title: "Wall clock, s",
         columns: &[("", Shows::Iterations(|batch| Some(batch.wall_s)))],
     },
-    Shown {
+    TableLayout {
         title: "Tokens per second of one request",
         columns: &[
             ("mean", Shows::Requests),
@@ -89,23 +89,23 @@ const SHOWN: [Shown; 6] = [
             ("fastest", Shows::Fastest),
         ],
     },
-    Shown {
+    TableLayout {
         title: "Time to first token, ms",
         columns: &[
             ("smallest", Shows::Iterations(|batch| batch.first_token_ms_least)),
             ("largest", Shows::Iterations(|batch| batch.first_token_ms_most)),
         ],
     },
-    Shown {
+    TableLayout {
         title: "Between two tokens, ms",
         columns: &[
             ("p50", Shows::Iterations(|batch| batch.inter_token_ms_p50)),
             ("p99", Shows::Iterations(|batch| batch.inter_token_ms_p99)),
         ],
     },
-    Shown {
+    TableLayout {
         title: "CPU of the server, ms per token",
-        columns: &[("", Shows::Iterations(Batch::cpu_ms_per_token))],
+        columns: &[("", Shows::Iterations(Iteration::cpu_ms_per_token))],
     },
 ];
 
@@ -120,7 +120,7 @@ impl Shows {
     }
 
     /// A deviation of one value would be a 0 that looks like certainty.
-    fn deviates(self, report: &Report) -> bool {
+    fn deviates(self, report: &BenchReport) -> bool {
         match self {
             Self::Iterations(_) => report.plan.iterations > NonZeroU32::MIN,
             Self::Requests => true,
@@ -129,10 +129,10 @@ impl Shows {
     }
 }
 
-fn tables(f: &mut fmt::Formatter<'_>, report: &Report, workload: Workload) -> fmt::Result {
+fn tables(f: &mut fmt::Formatter<'_>, report: &BenchReport, workload: WorkloadKind) -> fmt::Result {
     let at_once = &report.plan.concurrency;
-    for Shown { title, columns } in &SHOWN {
-        let mut table = Table::default().with(Column::new("at once", at_once));
+    for TableLayout { title, columns } in &SHOWN {
+        let mut table = TextTable::default().with(Column::new("at once", at_once));
         let mut any = false;
         for target in report.target_names() {
             for (name, shows) in *columns {
@@ -163,7 +163,7 @@ fn column(name: &str, target: &str, spreads: &[Option<Spread>], deviates: bool) 
     if name.is_empty() { column } else { column.under(target) }
 }
 
-fn meaning(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+fn meaning(f: &mut fmt::Formatter<'_>, report: &BenchReport) -> fmt::Result {
     let spread = match report.plan.iterations.get() {
         1 => "There was one iteration: nothing is known of the deviation between iterations.",
         _ => "A figure with ± is the mean and the standard deviation over iterations.",
@@ -201,10 +201,10 @@ fn meaning(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     Ok(())
 }
 
-fn storms(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+fn storms(f: &mut fmt::Formatter<'_>, report: &BenchReport) -> fmt::Result {
     let storms = &report.storms;
     let column = |name, figure: fn(&Storm) -> String| Column::new(name, storms.iter().map(figure));
-    let table = Table::default()
+    let table = TextTable::default()
         .with(column("at once", |storm| storm.concurrency.to_string()))
         .with(column("target", |storm| storm.target.clone()))
         .with(column("requests", |storm| storm.requests.to_string()))
@@ -255,11 +255,11 @@ fn told(number: Option<f64>) -> String {
 }
 
 /// What a reader should know before believing the figures.
-fn remarks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+fn remarks(f: &mut fmt::Formatter<'_>, report: &BenchReport) -> fmt::Result {
     for target in report.target_names() {
         let cells = || report.cells.iter().filter(|cell| cell.target == target);
         let batches = || cells().flat_map(|cell| &cell.batches);
-        let sum = |figure: fn(&Batch) -> u64| batches().map(figure).sum::<u64>();
+        let sum = |figure: fn(&Iteration) -> u64| batches().map(figure).sum::<u64>();
         let (answered, counted) =
             (sum(|batch| batch.answered), sum(|batch| batch.counted_by_server));
         if counted < answered {
@@ -290,7 +290,7 @@ fn remarks(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     Ok(())
 }
 
-fn failures(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+fn failures(f: &mut fmt::Formatter<'_>, report: &BenchReport) -> fmt::Result {
     if report.failures() == 0 {
         return Ok(());
     }
@@ -337,8 +337,8 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::failure::Failure;
-    use crate::plan::Plan;
+    use crate::failure::RequestFailure;
+    use crate::plan::BenchPlan;
     use crate::report::tests::{cell, report, storm};
 
     #[test]
@@ -402,10 +402,10 @@ mod tests {
         broken.after.passes_in_flight_max = Some(2.0);
         broken.after.failed_passes = None;
         let mut report = report();
-        report.plan = Plan { workloads: vec![Workload::Storm], ..report.plan };
+        report.plan = BenchPlan { workloads: vec![WorkloadKind::Storm], ..report.plan };
         report.cells = vec![cell("simple", 1, &[1.0])];
         report.storms = vec![storm(), broken];
-        report.cells[0].batches[0].failures.add(&Failure::Cut("x".to_owned()));
+        report.cells[0].batches[0].failures.add(&RequestFailure::Cut("x".to_owned()));
         report.cells[0].batches[0].short = 3;
         let text = report.to_string();
         let storms = text.find("\nDisconnect").expect("there is a table of storms");

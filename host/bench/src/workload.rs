@@ -1,24 +1,14 @@
-//! The kinds of prompts, and the prompts.
-//!
-//! # Invariants
-//!
-//! - Same seed, same place in the plan, same prompt: every target is asked the same.
-//! - No two prompts of a run begin alike, since servers keep what they computed of a beginning;
-//!   except in [`Workload::SharedPrefix`], where all do, on purpose.
+//! The kinds of prompts.
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::str::FromStr;
 
-use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-
-use crate::plan::Plan;
 
 /// A kind of prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Workload {
+pub enum WorkloadKind {
     /// A few dozen tokens: nearly all time is decoding.
     Short,
     /// `prompt_tokens` each, all different: nearly all time is prefill.
@@ -31,7 +21,7 @@ pub enum Workload {
     Storm,
 }
 
-impl Workload {
+impl WorkloadKind {
     /// All of them, in the order in which they are explained.
     pub const ALL: [Self; 5] =
         [Self::Short, Self::LongPrompt, Self::SharedPrefix, Self::Mixed, Self::Storm];
@@ -49,13 +39,13 @@ impl Workload {
     }
 }
 
-impl fmt::Display for Workload {
+impl fmt::Display for WorkloadKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
 }
 
-impl FromStr for Workload {
+impl FromStr for WorkloadKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -66,239 +56,15 @@ impl FromStr for Workload {
     }
 }
 
-/// Where in a plan a request stands. No two requests to one target stand in the same place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) workload: Workload,
-    pub(crate) concurrency: NonZeroU32,
-    /// Warm-up rounds count too.
-    pub(crate) round: u32,
-    pub(crate) index: u32,
-}
-
-/// What a request asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Question {
-    pub(crate) system: Option<String>,
-    pub(crate) user: String,
-    pub(crate) max_tokens: NonZeroU32,
-}
-
-/// Tokens of a short prompt, about.
-const SHORT: u32 = 32;
-/// The shortest answer of the mixed workload.
-const ANSWER_MIN: u32 = 8;
-
-/// Common enough to be one token each in most vocabularies.
-const WORDS: [&str; 64] = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-    "hand",
-    "part",
-    "place",
-    "case",
-    "week",
-    "company",
-    "system",
-    "program",
-    "question",
-    "work",
-    "government",
-    "number",
-    "night",
-    "point",
-    "home",
-    "water",
-    "room",
-    "mother",
-    "area",
-    "money",
-    "story",
-    "fact",
-    "month",
-    "lot",
-    "right",
-    "study",
-    "book",
-    "eye",
-    "job",
-    "word",
-    "business",
-    "issue",
-    "side",
-    "kind",
-    "head",
-    "house",
-    "service",
-    "friend",
-    "father",
-    "power",
-    "hour",
-    "game",
-    "line",
-    "end",
-    "member",
-    "law",
-];
-
-impl Question {
-    pub(crate) fn new(plan: &Plan, place: Place) -> Self {
-        let rng = &mut place.rng(plan.seed);
-        let long = plan.prompt_tokens.get();
-        let most = plan.max_tokens;
-        let (system, user, max_tokens) = match place.workload {
-            Workload::Short | Workload::Storm => (None, question(rng, SHORT), most),
-            Workload::LongPrompt => (None, question(rng, long), most),
-            Workload::SharedPrefix => {
-                let shared = &mut Rng::with_seed(plan.seed);
-                (Some(words(shared, long)), question(rng, SHORT), most)
-            }
-            Workload::Mixed => {
-                let prompt = log_uniform(rng, SHORT.min(long), long);
-                let answer = log_uniform(rng, ANSWER_MIN.min(most.get()), most.get());
-                let answer = NonZeroU32::new(answer).unwrap_or(NonZeroU32::MIN);
-                (None, question(rng, prompt), answer)
-            }
-        };
-        Self { system, user, max_tokens }
-    }
-}
-
-impl Place {
-    pub(crate) fn rng(self, seed: u64) -> Rng {
-        let parts = [
-            self.workload as u64,
-            self.concurrency.get().into(),
-            self.round.into(),
-            self.index.into(),
-        ];
-        // Each step mixes what came before, so that neighbouring places have unrelated prompts.
-        let mixed = parts.into_iter().fold(seed, |seed, part| Rng::with_seed(seed ^ part).u64(..));
-        Rng::with_seed(mixed)
-    }
-}
-
-/// About `tokens` long; its number comes first, so that no two begin alike.
-fn question(rng: &mut Rng, tokens: u32) -> String {
-    let number = rng.u32(100_000_000..1_000_000_000);
-    if tokens < SHORT {
-        // No room for a sentence: nine digits, which many vocabularies take one by one, and words.
-        return format!("{number}: {}", words(rng, tokens.saturating_sub(10).max(1)));
-    }
-    // A number of nine digits, and the words around the list, are some twelve tokens.
-    let list = words(rng, tokens.saturating_sub(12).max(4));
-    format!("{number}: write a long story with these words: {list}")
-}
-
-fn words(rng: &mut Rng, count: u32) -> String {
-    let words: Vec<&str> = (0..count).map(|_| WORDS[rng.usize(..WORDS.len())]).collect();
-    words.join(" ")
-}
-
-/// As many between 16 and 32 as between 512 and 1024: lengths in the wild spread like that.
-fn log_uniform(rng: &mut Rng, least: u32, most: u32) -> u32 {
-    let (low, high) = (f64::from(least).ln(), f64::from(most).ln());
-    let drawn = (low + rng.f64() * (high - low)).exp().round() as u32;
-    drawn.clamp(least, most)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-    use crate::plan::tests::plan;
-
-    fn questions(workload: Workload, seed: u64) -> Vec<Question> {
-        let plan = Plan { seed, ..plan() };
-        let place = |concurrency, round, index| Place {
-            workload,
-            concurrency: NonZeroU32::new(concurrency).expect("not zero"),
-            round,
-            index,
-        };
-        let places = [1, 2, 8].into_iter().flat_map(|concurrency| {
-            (0..3)
-                .flat_map(move |round| (0..concurrency).map(move |i| place(concurrency, round, i)))
-        });
-        places.map(|place| Question::new(&plan, place)).collect()
-    }
-
-    fn beginnings(questions: &[Question]) -> BTreeSet<String> {
-        let all = |question: &Question| {
-            question.system.iter().chain([&question.user]).cloned().collect::<String>()
-        };
-        questions.iter().map(|question| all(question).chars().take(9).collect()).collect()
-    }
-
-    #[test]
-    fn a_seed_decides_every_prompt() {
-        for workload in Workload::ALL {
-            assert_eq!(questions(workload, 7), questions(workload, 7));
-            assert_ne!(questions(workload, 7), questions(workload, 8));
-        }
-    }
-
-    #[test]
-    fn prompts_begin_differently_unless_they_share_a_prefix_on_purpose() {
-        for workload in Workload::ALL {
-            let asked = questions(workload, 1);
-            let expected = if workload == Workload::SharedPrefix { 1 } else { asked.len() };
-            assert_eq!(beginnings(&asked).len(), expected, "{workload}");
-        }
-    }
-
-    #[test]
-    fn a_long_prompt_has_about_the_tokens_asked_for() {
-        for question in questions(Workload::LongPrompt, 1) {
-            let words = question.user.split_whitespace().count();
-            assert!((250..=270).contains(&words), "{words} words");
-        }
-    }
-
-    #[test]
-    fn a_prompt_can_be_as_short_as_a_number_and_a_few_words() {
-        let plan = Plan { prompt_tokens: NonZeroU32::new(16).expect("not zero"), ..plan() };
-        let place = Place {
-            workload: Workload::LongPrompt,
-            concurrency: NonZeroU32::MIN,
-            round: 0,
-            index: 0,
-        };
-        let asked = Question::new(&plan, place).user;
-        let (number, list) = asked.split_once(": ").expect("a number, then words");
-        assert_eq!((number.len(), list.split(' ').count()), (9, 6), "{asked}");
-    }
-
-    #[test]
-    fn mixed_lengths_differ_and_keep_within_the_plan() {
-        let asked = questions(Workload::Mixed, 1);
-        let answers: BTreeSet<u32> = asked.iter().map(|q| q.max_tokens.get()).collect();
-        assert!(answers.len() > asked.len() / 2, "{answers:?}");
-        assert!(answers.iter().all(|tokens| (8..=64).contains(tokens)), "{answers:?}");
-    }
 
     #[test]
     fn a_workload_is_written_as_it_is_read() {
-        for workload in Workload::ALL {
+        for workload in WorkloadKind::ALL {
             assert_eq!(workload.to_string().parse(), Ok(workload));
         }
-        assert!("fast".parse::<Workload>().expect_err("no workload").contains("shared-prefix"));
+        assert!("fast".parse::<WorkloadKind>().expect_err("no workload").contains("shared-prefix"));
     }
 }

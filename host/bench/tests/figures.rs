@@ -6,7 +6,7 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use interlock_bench::{Batch, Cell, Report, Spread, Workload};
+use interlock_bench::{BenchReport, Cell, Iteration, Spread, WorkloadKind};
 
 /// A run of the protocol: its file's name, and what README calls what it ran on.
 const RUNS: [(&str, &str); 2] = [
@@ -25,8 +25,8 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
 }
 
-fn run(kind: &str) -> Report {
-    let report = Report::parse(&read(&format!("tests/benches/results/modes-{kind}.json")));
+fn run(kind: &str) -> BenchReport {
+    let report = BenchReport::parse(&read(&format!("tests/benches/results/modes-{kind}.json")));
     let report = report.unwrap_or_else(|why| panic!("modes-{kind}.json: {why}"));
     let plan = &report.plan;
     let at_once: Vec<u32> = plan.concurrency.iter().map(|at_once| at_once.get()).collect();
@@ -36,7 +36,12 @@ fn run(kind: &str) -> Report {
     report
 }
 
-fn cell<'a>(report: &'a Report, workload: Workload, at_once: NonZeroU32, mode: &str) -> &'a Cell {
+fn cell<'a>(
+    report: &'a BenchReport,
+    workload: WorkloadKind,
+    at_once: NonZeroU32,
+    mode: &str,
+) -> &'a Cell {
     let here = |cell: &&Cell| {
         (cell.workload, cell.concurrency, cell.target.as_str()) == (workload, at_once, mode)
     };
@@ -67,7 +72,7 @@ fn spread(spread: Spread) -> String {
     )
 }
 
-fn over_iterations(cell: &Cell, figure: fn(&Batch) -> Option<f64>) -> Spread {
+fn over_iterations(cell: &Cell, figure: fn(&Iteration) -> Option<f64>) -> Spread {
     cell.spread(figure).expect("every iteration has it")
 }
 
@@ -93,8 +98,8 @@ fn first_token(cell: &Cell) -> String {
 /// A table with a row for each number at once and a column for each mode, and the ratio of a figure
 /// where there is one.
 fn table(
-    report: &Report,
-    workload: Workload,
+    report: &BenchReport,
+    workload: WorkloadKind,
     title: &str,
     shown: impl Fn(&Cell) -> String,
     ratio: Option<fn(&Cell) -> Spread>,
@@ -115,14 +120,14 @@ fn table(
 }
 
 /// Both figures of a workload at 8 at once, batched against simple.
-fn gain(report: &Report, workload: Workload) -> (f64, f64) {
+fn gain(report: &BenchReport, workload: WorkloadKind) -> (f64, f64) {
     let eight = NonZeroU32::new(8).expect("8 is not 0");
     let [simple, batched] = MODES.map(|mode| cell(report, workload, eight, mode));
     (tokens(batched).mean / tokens(simple).mean, wall(batched).mean / wall(simple).mean)
 }
 
-fn verdict(report: &Report) -> String {
-    let (times, share) = gain(report, Workload::Short);
+fn verdict(report: &BenchReport) -> String {
+    let (times, share) = gain(report, WorkloadKind::Short);
     let reached = |yes: bool| if yes { "reached" } else { "missed" };
     format!(
         "At 8 at once batched makes **{times:.2}** times the tokens (asked for: {}; {}) in **{share:.2}** \
@@ -133,8 +138,8 @@ fn verdict(report: &Report) -> String {
     )
 }
 
-fn section(kind: &str, report: &Report) -> String {
-    let load = |load: Option<interlock_bench::Load>| {
+fn section(kind: &str, report: &BenchReport) -> String {
+    let load = |load: Option<interlock_bench::LoadAverage>| {
         load.map_or_else(|| "unknown".to_owned(), |load| format!("{:.2}", load.0[0]))
     };
     let (machine, day) = (&report.machine, report.at.split('T').next().unwrap_or_default());
@@ -148,7 +153,7 @@ fn section(kind: &str, report: &Report) -> String {
         load(report.load_after),
         report.targets[0].model,
     );
-    let (short, mixed) = (Workload::Short, Workload::Mixed);
+    let (short, mixed) = (WorkloadKind::Short, WorkloadKind::Mixed);
     let tokens_shown = |cell: &Cell| spread(tokens(cell));
     let wall_shown = |cell: &Cell| spread(wall(cell));
     let both = |cell: &Cell| format!("{}; {}", spread(tokens(cell)), spread(wall(cell)));
@@ -185,14 +190,14 @@ fn summary() -> String {
     for (kind, name) in RUNS {
         let report = run(kind);
         let row = report.plan.concurrency.iter().map(|&at_once| {
-            let modes = MODES.map(|mode| cell(&report, Workload::Short, at_once, mode));
+            let modes = MODES.map(|mode| cell(&report, WorkloadKind::Short, at_once, mode));
             let [simple, batched] = modes.map(|cell| tokens(cell).mean);
             format!("{simple:.0} / {batched:.0}")
         });
         let row: Vec<String> = row.collect();
         let eight = *report.plan.concurrency.last().expect("the protocol has four");
         let [simple, batched] =
-            MODES.map(|mode| number(wall(cell(&report, Workload::Short, eight, mode)).mean));
+            MODES.map(|mode| number(wall(cell(&report, WorkloadKind::Short, eight, mode)).mean));
         writeln!(text, "| {name} | {} | {simple} / {batched} |", row.join(" | "))
             .expect("a string");
     }

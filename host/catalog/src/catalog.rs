@@ -1,4 +1,4 @@
-//! Where models lie on this machine.
+//! The places on this machine where models are stored.
 
 use std::path::{Path, PathBuf};
 
@@ -8,17 +8,17 @@ use crate::built_in::{Installers, PackageFailure};
 use crate::hub::{self, Hub, HubFailure};
 use crate::{BUILT_IN, HubRepo, ModelRef, PullProgress};
 
-/// The places where models are kept.
+/// The places on this machine where models are stored.
 #[derive(Debug, Clone)]
 pub struct Catalog {
-    /// Ours: built-in models lie in `models/` of it.
+    /// Interlock's own cache; built-in models are in its folder `models/`.
     pub cache: PathBuf,
     /// The Hugging Face hub and its cache, shared with every other tool.
     pub hub: Hub,
     installers: Installers,
 }
 
-/// A model that is here.
+/// The path of a model on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
     /// A GGUF file, or a folder with `config.json` and `.safetensors` files.
@@ -47,7 +47,7 @@ pub enum NotHere {
         /// The path at which the model would lie.
         place: PathBuf,
     },
-    /// A pull was cut.
+    /// A pull was interrupted.
     #[error(
         "{reference} lacks {missing} in {}; run `interlock models pull {reference}` to go on",
         place.display()

@@ -274,7 +274,7 @@ impl Hub {
         for left in (0..=Self::RETRIES).rev() {
             match attempt().map_err(|error| self.failure(repo, what, error)) {
                 Err(HubFailure::Unreachable { why, .. }) if left > 0 => {
-                    tracing::warn!(%repo, what, why, left, "the connection broke; going on");
+                    tracing::warn!(%repo, what, why, left, "the connection broke; the download continues");
                     std::thread::sleep(pause);
                     pause *= 2;
                 }

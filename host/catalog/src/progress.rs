@@ -1,4 +1,4 @@
-//! What a person sees while bytes arrive.
+//! The progress bar of a pull.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,24 +8,24 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub enum PullProgress {
     /// A bar per file.
     Shown,
-    /// Show nothing.
+    /// No bar.
     Silent,
 }
 
 impl PullProgress {
-    pub(crate) fn bar(self) -> Bar {
+    pub(crate) fn bar(self) -> DownloadBar {
         let target = match self {
             Self::Shown => ProgressDrawTarget::stderr(),
             Self::Silent => ProgressDrawTarget::hidden(),
         };
-        Bar(ProgressBar::with_draw_target(None, target))
+        DownloadBar(ProgressBar::with_draw_target(None, target))
     }
 }
 
 /// The bar of one file.
-pub(crate) struct Bar(ProgressBar);
+pub(crate) struct DownloadBar(ProgressBar);
 
-impl Bar {
+impl DownloadBar {
     const STYLE: &str =
         "{msg:30!} {wide_bar:.dim} {bytes:>11}/{total_bytes:11} {bytes_per_sec:>12} {eta:>4}";
 
@@ -50,7 +50,7 @@ impl Bar {
     }
 }
 
-impl hf_hub::api::Progress for Bar {
+impl hf_hub::api::Progress for DownloadBar {
     fn init(&mut self, size: usize, filename: &str) {
         self.start(filename, size as u64);
     }

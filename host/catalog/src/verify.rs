@@ -5,10 +5,10 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::progress::Bar;
+use crate::progress::DownloadBar;
 
 /// The SHA-256 of a file, in lower-case hexadecimal.
-pub(crate) fn sha256(path: &Path, bar: &Bar) -> io::Result<String> {
+pub(crate) fn sha256(path: &Path, bar: &DownloadBar) -> io::Result<String> {
     let mut file = interlock_files::open(path)?;
     bar.start("checking", file.metadata()?.len());
     let mut hash = Sha256::new();

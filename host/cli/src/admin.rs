@@ -17,20 +17,20 @@ use ureq::http::{Method, Request};
 
 use crate::BadUsage;
 
-pub(crate) use policies::{Command as Policies, EXAMPLES as POLICIES_EXAMPLES};
-pub(crate) use requests::{Command as Requests, EXAMPLES as REQUESTS_EXAMPLES};
+pub(crate) use policies::{EXAMPLES as POLICIES_EXAMPLES, PoliciesCommand};
+pub(crate) use requests::{EXAMPLES as REQUESTS_EXAMPLES, RequestsCommand};
 
-/// Where the host listens for its operator, and what it wants to be shown.
+/// The address of a host's admin listener, and the token that the listener asks for.
 #[derive(Debug, Args)]
 pub(crate) struct Admin {
-    /// Where the admin listener is; unset, admin.bind of the configuration
+    /// The admin listener's URL; by default, admin.bind of the configuration
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
     /// The host's configuration: admin.bind and admin.token are read from it
     ///
-    /// Unset, it is found as `interlock serve` finds it. The token can also be in the environment:
-    /// INTERLOCK__ADMIN__TOKEN.
+    /// By default, the file that `interlock serve` would read. The token can also come from the
+    /// environment: INTERLOCK__ADMIN__TOKEN.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -43,7 +43,7 @@ const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 impl Admin {
     /// Sends a request and returns what was answered, if that is no error.
-    fn ask(&self, asked: Asked<'_>) -> anyhow::Result<Value> {
+    fn ask(&self, asked: AdminRequest<'_>) -> anyhow::Result<Value> {
         let admin = interlock_config::load(&Sources::of_process(self.config.clone(), vec![]))?;
         let admin = admin.config.admin;
         let url = UrlWithLogin::from(match (&self.url, admin.bind) {
@@ -55,7 +55,7 @@ impl Admin {
                     .to_owned()
             )),
         });
-        let Asked { method, path, query, content_type, body } = asked;
+        let AdminRequest { method, path, query, content_type, body } = asked;
         let target = format!("{}{path}{}", url.reveal(), written(&query));
         let mut request = Request::builder().method(method).uri(&target);
         if let Some(token) = &admin.token {
@@ -81,7 +81,7 @@ impl Admin {
 
 /// What is asked of the listener.
 #[derive(Default)]
-struct Asked<'a> {
+struct AdminRequest<'a> {
     method: Method,
     path: String,
     query: Vec<(&'static str, &'a str)>,
@@ -89,7 +89,7 @@ struct Asked<'a> {
     body: Vec<u8>,
 }
 
-/// It is asked on this machine, or where the operator says; a proxy is for neither.
+/// An HTTP client that uses no proxy: the listener is on this machine, or where the operator says.
 fn agent() -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use interlock_bench::{
-    Address, Api, Header, Host, Picture, Plan, Progress, Report, Storming, Target, Workload,
+    Address, Api, BenchPlan, BenchReport, Header, Picture, ProgressDisplay, StartedHost, Storming,
+    Target, WorkloadKind,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,22 +24,23 @@ use crate::{BadUsage, note, say};
 )]
 pub(crate) struct Bench {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<BenchCommand>,
     #[command(flatten)]
     run: Run,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum BenchCommand {
     /// Put two JSON reports side by side
     ///
-    /// Lines up what both measured, storms too: the same workload, concurrency and target (or, where
-    /// each has a single target, that one whatever its name). `~` marks figures whose iterations overlap.
+    /// The comparison has what both reports measured, storms included: the same workload, concurrency
+    /// and target. If each report has a single target, their names may differ. `~` marks figures whose
+    /// iterations overlap.
     Compare {
-        /// The report to compare with
+        /// The earlier report
         #[arg(value_name = "A.json")]
         a: PathBuf,
-        /// The report to compare
+        /// The report that is compared with it
         #[arg(value_name = "B.json")]
         b: PathBuf,
     },
@@ -46,19 +48,19 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// A server with OpenAI's API to ask; may be repeated. Without any, hosts are started
+    /// Measure this server with an OpenAI-compatible API; can be repeated
     ///
-    /// Any that speaks it: vllm-mlx, mlx_lm.server, llama.cpp's server, vLLM, this one. NAME= is
-    /// what the report calls it; /v1 is added where the URL has no path. #MODEL is what to put in
-    /// its requests, where that differs from --model.
+    /// For example vllm-mlx, mlx_lm.server, llama.cpp's server, vLLM or Interlock. NAME= is the
+    /// server's name in the report; /v1 is added if the URL has no path. #MODEL is the model that this
+    /// server's requests name, if it differs from --model. Without --url, this host is started.
     #[arg(long, value_name = "[NAME=]URL[#MODEL]")]
     url: Vec<Address>,
 
     /// Without --url: start this host once for each of these values of engine.mode
     ///
-    /// All of them run at the same time, so that they can be asked in turn: each holds its own copy
-    /// of the model in memory. Where that is too much, run them one after the other with --json and
-    /// use `interlock bench compare`.
+    /// The hosts run at the same time, so that requests can go to each in turn: each host holds its own
+    /// copy of the model in memory. If that is too much, measure one mode after the other with --json
+    /// and use `interlock bench compare`.
     #[arg(long, value_name = "MODE,...", value_delimiter = ',', default_value = "simple,batched")]
     #[arg(conflicts_with = "url")]
     modes: Vec<String>,
@@ -70,15 +72,15 @@ struct Run {
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 
-    /// A setting for the hosts that are started, as in `interlock serve`; may be repeated
+    /// A setting for the hosts that are started, as in `interlock serve`; can be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", conflicts_with = "url")]
     set: Vec<String>,
 
-    /// What to ask: short, long-prompt, shared-prefix, mixed or storm; several after commas
+    /// Workloads to run, separated by commas: short, long-prompt, shared-prefix, mixed, storm
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "short")]
-    workload: Vec<Workload>,
+    workload: Vec<WorkloadKind>,
 
-    /// How many requests to send at once
+    /// Batch sizes to measure: how many requests to send at once
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8")]
     concurrency: Vec<NonZeroU32>,
 
@@ -86,42 +88,42 @@ struct Run {
     #[arg(long, value_name = "N", default_value = "5")]
     iterations: NonZeroU32,
 
-    /// How often to send each batch before that, unmeasured
+    /// How often to send each batch before it is measured
     #[arg(long, value_name = "N", default_value = "1")]
     warmup: u32,
 
-    /// Tokens of an answer
+    /// Tokens in an answer
     #[arg(long, value_name = "N", default_value = "128")]
     max_tokens: NonZeroU32,
 
-    /// Tokens of a long prompt, or of a shared prefix, about
+    /// Approximate number of tokens in a long prompt or a shared prefix
     #[arg(long, value_name = "N", default_value = "1024")]
     prompt_tokens: NonZeroU32,
 
-    /// Longest time for one request
+    /// Longest time that one request may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
 
-    /// Which endpoint: chat, completions or responses
+    /// The endpoint to call: chat, completions or responses
     #[arg(long, default_value = "chat")]
     api: Api,
 
-    /// Ask for answers in one piece: no time to first token then
+    /// Do not stream answers; the time to the first token is then not measured
     #[arg(long)]
     no_stream: bool,
 
     /// Leave out ignore_eos and min_tokens, which make all answers equally long
     ///
-    /// For servers that refuse fields which OpenAI does not have. Answers may then be shorter; the
-    /// report says how many were.
+    /// This is for servers that refuse fields which OpenAI does not have. Answers may then be shorter;
+    /// the report says how many were.
     #[arg(long)]
     no_ignore_eos: bool,
 
-    /// A header for every request to --url, such as "authorization: Bearer ..."; may be repeated
+    /// A header for every request to --url, such as "authorization: Bearer ..."; can be repeated
     #[arg(long, value_name = "NAME: VALUE", requires = "url")]
     header: Vec<Header>,
 
-    /// Storm: requests in all, as a multiple of those at once
+    /// Storm: number of requests, as a multiple of --concurrency
     #[arg(long, value_name = "N", default_value = "10")]
     storm_rounds: NonZeroU32,
 
@@ -130,20 +132,20 @@ struct Run {
     #[arg(conflicts_with = "storm_rounds")]
     storm_for: Option<Duration>,
 
-    /// Storm: how many in a hundred leave, before the first token or in the middle
+    /// Storm: percentage of clients that disconnect, before the first token or during the answer
     #[arg(long, value_name = "PERCENT", default_value = "50")]
     #[arg(value_parser = clap::value_parser!(u8).range(..=100))]
     storm_leave: u8,
 
-    /// What prompts and storms are drawn from; the same seed asks the same
+    /// Random seed for prompts and storms; the same seed sends the same requests
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
 
-    /// Write all figures, for `interlock bench compare`
+    /// Write the report as JSON, for `interlock bench compare`
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
 
-    /// Draw the targets side by side, to FILE.svg or FILE.html
+    /// Plot all targets, to FILE.svg or FILE.html
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }
@@ -159,21 +161,21 @@ Examples:
   interlock bench --api responses --no-stream --workload storm --concurrency 8 --storm-for 10m
   interlock bench compare a.json b.json";
 
-/// What `--help` says first.
+/// The beginning of `interlock bench --help`.
 pub(crate) const ABOUT: &str = "\
 Measure servers side by side, and compare measurements.
 
-Without --url, this host is started once in each mode, and stopped afterwards. The targets are asked
-in turn, batch by batch, so that whatever else the machine does falls on all alike. A batch is as
+Without --url, this host is started once in each mode, and stopped afterwards. The targets take
+turns, batch by batch, so that other load on the machine affects all of them alike. A batch is as
 many requests as --concurrency says, sent at once, each over a connection of its own that was opened
-before the clock started. Prompts are made from --seed, and the same for all targets.
+before the clock started. Prompts are made from --seed, and are the same for all targets.
 
 Workloads:
   short          a few dozen tokens of prompt: nearly all time is decoding
   long-prompt    --prompt-tokens each, all different: nearly all time is prefill
   shared-prefix  the same --prompt-tokens first, then a short question
   mixed          prompts up to --prompt-tokens, answers up to --max-tokens, of all lengths
-  storm          clients that leave; then: does the server still answer, and is it idle?
+  storm          clients disconnect; does the server still answer afterwards, and is it idle?
 
 Exit status: 0 when every request was answered, 1 when any failed (the report says which), 2 when
 the command line is wrong.";
@@ -181,7 +183,7 @@ the command line is wrong.";
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Some(Command::Compare { a, b }) => compare(&a, &b),
+            Some(BenchCommand::Compare { a, b }) => compare(&a, &b),
             None => self.run.run(),
         }
     }
@@ -194,7 +196,7 @@ fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
     let read = |path: &Path| {
         let json = interlock_files::read_text(path, REPORT_BYTES_MAX);
         let json = json.with_context(|| format!("cannot read {}", path.display()))?;
-        Report::parse(&json).with_context(|| path.display().to_string())
+        BenchReport::parse(&json).with_context(|| path.display().to_string())
     };
     say(&interlock_bench::compare(&read(a)?, &read(b)?)?.to_string())
 }
@@ -220,7 +222,7 @@ impl Run {
         }
         match report.failures() {
             0 => Ok(()),
-            failures => bail!("{failures} failures; the report above says which"),
+            failures => bail!("{failures} requests failed; the report above says which"),
         }
     }
 
@@ -239,8 +241,8 @@ impl Run {
         Ok(picture)
     }
 
-    fn plan(&self) -> Plan {
-        Plan {
+    fn plan(&self) -> BenchPlan {
+        BenchPlan {
             workloads: self.workload.clone(),
             concurrency: self.concurrency.clone(),
             iterations: self.iterations,
@@ -262,14 +264,14 @@ impl Run {
     }
 
     /// Ends early, and stops the hosts, when told to.
-    async fn report(&self) -> anyhow::Result<Report> {
+    async fn report(&self) -> anyhow::Result<BenchReport> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hosts = Vec::new();
         let report = tokio::select! {
             report = self.measure(&mut hosts) => report,
-            _ = terminate.recv() => Err(anyhow::anyhow!("told to stop; nothing is reported")),
-            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; nothing is reported")),
+            _ = terminate.recv() => Err(anyhow::anyhow!("stopped by a signal, without a report")),
+            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted, without a report")),
         };
         for host in hosts {
             host.stop().await;
@@ -277,11 +279,11 @@ impl Run {
         report
     }
 
-    async fn measure(&self, hosts: &mut Vec<Host>) -> anyhow::Result<Report> {
+    async fn measure(&self, hosts: &mut Vec<StartedHost>) -> anyhow::Result<BenchReport> {
         let targets =
             if self.url.is_empty() { self.start(hosts).await? } else { self.meet().await? };
         let plan = self.plan();
-        interlock_bench::run(plan, targets, Progress::Shown).await.map_err(|unusable| {
+        interlock_bench::run(plan, targets, ProgressDisplay::Shown).await.map_err(|unusable| {
             let hint = unusable.may_be_for_extensions() && !self.no_ignore_eos;
             let error = anyhow::Error::new(unusable);
             if hint {
@@ -303,12 +305,12 @@ impl Run {
     }
 
     /// This very program, once for each mode. What is started is in `hosts`, whatever happens.
-    async fn start(&self, hosts: &mut Vec<Host>) -> anyhow::Result<Vec<Target>> {
+    async fn start(&self, hosts: &mut Vec<StartedHost>) -> anyhow::Result<Vec<Target>> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut targets = Vec::new();
         for mode in &self.modes {
             note(&format!("starting the host with engine.mode={mode}"));
-            hosts.push(Host::start(mode, &program, &self.serve(mode))?);
+            hosts.push(StartedHost::start(mode, &program, &self.serve(mode))?);
             let host = hosts.last_mut().expect("it was pushed a moment ago");
             targets.push(host.target(env!("CARGO_PKG_VERSION")).await?);
         }

@@ -9,29 +9,29 @@ use crate::settings::Settings;
 use crate::{note, preflight, say};
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Print what is in effect, and where each value came from
+pub(crate) enum ConfigCommand {
+    /// Print the settings in effect, and where each value comes from
     ///
-    /// The output is TOML. Secrets are masked, so that it can go into a bug report.
+    /// The output is TOML. Secrets are masked, so the output can go into a bug report.
     Show(Settings),
-    /// Report every problem in a file, each as key, relation, value and line
+    /// Check a configuration file and report every problem, with its key, value and line
     ///
-    /// Checks keys, types and ranges, and what `interlock serve` will need on this machine: that a
-    /// model's files are understood, its tokenizer and chat template among them, and that the memory
-    /// for its cache suffices (one that is to be pulled is only remarked on), that every
-    /// policy's component is there (a relative path counts from the working directory), fits this
-    /// host, accepts its settings and gets along with the others, that records can be written and
-    /// the addresses are this machine's. Changes nothing, does not connect to Redis, and does not
-    /// look at INTERLOCK__ variables. Exits with 2 when there is a problem.
+    /// The check covers keys, types and ranges, and what `interlock serve` will need on this machine:
+    /// each model's files, tokenizer and chat template can be read, and the memory for its cache
+    /// suffices (a model that is still to be pulled is only mentioned); each policy's component exists
+    /// (a relative path counts from the working directory), fits this host, accepts its settings and
+    /// does not conflict with the other policies; records can be written; and the addresses are this
+    /// machine's. The check changes nothing, does not connect to Redis, and ignores INTERLOCK__
+    /// variables. Exit status: 0 without a problem, 2 with one.
     Check {
-        /// The file
+        /// The configuration file
         file: PathBuf,
     },
-    /// Print every setting at its default, with the reason for it: a file to start from
+    /// Print a configuration file with every setting at its default, and what each is for
     Default,
 }
 
-impl Command {
+impl ConfigCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Show(settings) => {

@@ -46,12 +46,12 @@ fn open(bind: SocketAddr) -> io::Result<TcpListener> {
     interlock_server::listen(bind)
 }
 
-/// Is it about this moment, and not about what the configuration says?
+/// Whether the error may be gone at the next attempt, with the same configuration.
 pub(crate) fn may_pass(error: &io::Error) -> bool {
     error.kind() == ErrorKind::AddrInUse
 }
 
-/// Why an address cannot be listened on: key, value, cause and cure.
+/// The message that an address cannot be listened on: key, value, cause and remedy.
 pub(crate) fn not_listening(key: &str, bind: SocketAddr, error: &io::Error) -> String {
     let (ip, port) = (bind.ip(), bind.port());
     let (why, cure) = match error.kind() {

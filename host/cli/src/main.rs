@@ -49,31 +49,31 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Show, check and explain the configuration
     #[command(subcommand)]
-    Config(config::Command),
+    Config(config::ConfigCommand),
     /// Fetch, list and describe models
     #[command(subcommand)]
-    Models(models::Command),
-    /// Make, check, test, simulate and measure policies
+    Models(models::ModelsCommand),
+    /// Create, check, test, simulate and measure policies
     #[command(subcommand, after_help = policy::EXAMPLES)]
-    Policy(policy::Command),
-    /// List, swap and roll back the policies of a host that runs
+    Policy(policy::PolicyCommand),
+    /// List, swap and roll back the policies of a running host
     #[command(subcommand, after_help = admin::POLICIES_EXAMPLES)]
-    Policies(admin::Policies),
+    Policies(admin::PoliciesCommand),
     /// List and cancel the requests that a running host has in flight
     #[command(subcommand, after_help = admin::REQUESTS_EXAMPLES)]
-    Requests(admin::Requests),
+    Requests(admin::RequestsCommand),
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  interlock serve                                   a small model on 127.0.0.1:8080
-  interlock serve --model hf:Qwen/Qwen3-0.6B        one from the Hugging Face hub
-  interlock bench --url http://127.0.0.1:8080       how fast a server answers
-  interlock config check interlock.toml             every problem at once
-  interlock models list                             what is on this machine
-  interlock policy new night-shift                  a policy of your own
-  interlock policies swap guard new.wasm            another one in a host that runs
-  interlock requests list                           what it is doing for whom";
+  interlock serve                                   serve a small model on 127.0.0.1:8080
+  interlock serve --model hf:Qwen/Qwen3-0.6B        a model from the Hugging Face hub
+  interlock bench --url http://127.0.0.1:8080       measure how fast a server answers
+  interlock config check interlock.toml             report every problem at once
+  interlock models list                             list the models on this machine
+  interlock policy new night-shift                  create a policy of your own
+  interlock policies swap guard new.wasm            replace a policy of a running host
+  interlock requests list                           list what a running host is doing";
 
 fn main() -> ExitCode {
     for (key, value) in interlock_models::ENVIRONMENT {

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use indicatif::BinaryBytes;
 use interlock_catalog::{Catalog, ModelRef, NotPulled, PullProgress};
 use interlock_config::Config;
-use interlock_models::{Description, LoadError, LoadOptions, Unknown};
+use interlock_models::{LoadError, LoadOptions, ModelDescription, OnUnknown};
 use interlock_sim::SimSettings;
 use interlock_text::TextModel;
 
@@ -25,36 +25,36 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE mean what they mean to Hugging F
 INTERLOCK_CACHE is where built-in models go, ~/.cache/interlock by default.";
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Fetch a model, or what is missing of it, and print where it lies
+pub(crate) enum ModelsCommand {
+    /// Download a model, or what is missing of it, and print its path
     ///
-    /// A pull that was cut goes on where it stopped. Of a folder, a file or a simulated model there
-    /// is nothing to fetch. `interlock serve` pulls by itself.
+    /// A download that was interrupted continues where it stopped. A folder, a file and a simulated
+    /// model need no download. `interlock serve` downloads a missing model by itself.
     #[command(after_help = REFERENCES)]
     Pull {
-        /// The model
+        /// The model's reference
         #[arg(value_name = "REF")]
         reference: ModelRef,
     },
     /// List the models on this machine: built-in ones, and the hub's cache
     List,
-    /// Describe a model without loading it: family, size, quantization, context
+    /// Describe a model without loading it: architecture, size, quantization, context
     #[command(after_help = REFERENCES)]
     Inspect {
-        /// The model
+        /// The model's reference
         #[arg(value_name = "REF")]
         reference: ModelRef,
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Describe a model with keys or tensors of which nothing is known, instead of refusing it;
-        /// as model.unknown = "warn"
+        /// Describe a model that has unknown keys or tensors, instead of refusing it; the same as
+        /// model.unknown = "warn"
         #[arg(long)]
         allow_unknown: bool,
     },
 }
 
-impl Command {
+impl ModelsCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         log::start_quiet()?;
         let catalog = Catalog::from_env();
@@ -76,7 +76,7 @@ impl Command {
                 inspect_simulated(&settings, json)
             }
             Self::Inspect { reference, json, allow_unknown } => {
-                let unknown = if allow_unknown { Unknown::Warn } else { Unknown::Refuse };
+                let unknown = if allow_unknown { OnUnknown::Warn } else { OnUnknown::Refuse };
                 let path = catalog.locate(&reference)?.path;
                 let description = interlock_models::inspect(&path, unknown)?;
                 match json {
@@ -88,13 +88,13 @@ impl Command {
     }
 }
 
-/// Where the model's files lie, after pulling them if they are not here.
+/// The path of the model's files, after a download if they are missing.
 pub(crate) fn at_hand(reference: &ModelRef) -> Result<PathBuf, NotPulled> {
     let catalog = Catalog::from_env();
     match catalog.locate(reference) {
         Ok(located) => Ok(located.path),
         Err(missing) if missing.can_be_pulled() => {
-            tracing::info!(%reference, "the model is not here yet; pulling it");
+            tracing::info!(%reference, "the model is not on this machine yet; downloading it");
             Ok(catalog.pull(reference, PullProgress::Shown)?.path)
         }
         Err(missing) => Err(missing.into()),
@@ -129,7 +129,7 @@ pub(crate) fn look(
     key: &str,
     path: &Path,
     options: &LoadOptions,
-) -> Result<(Description, TextModel), (String, String)> {
+) -> Result<(ModelDescription, TextModel), (String, String)> {
     let checked = interlock_models::check(path, options).map_err(|why| {
         let wrong = if matches!(why, LoadError::Cache { .. }) { "cache.memory_max" } else { key };
         (wrong.to_owned(), not_served(key, &why))
@@ -140,7 +140,7 @@ pub(crate) fn look(
     Ok((checked.description, text))
 }
 
-/// Why a model cannot be served, by the setting that names it.
+/// The message that a model cannot be served, with the setting that names it.
 pub(crate) fn not_served(key: &str, why: &dyn std::fmt::Display) -> String {
     let key = match key.split('.').collect::<Vec<_>>()[..] {
         [section, at, name] => format!("{section}[{at}].{name}"),
@@ -150,10 +150,10 @@ pub(crate) fn not_served(key: &str, why: &dyn std::fmt::Display) -> String {
 }
 
 /// The same setting in the words of those who read models.
-pub(crate) fn unknown(setting: interlock_catalog::Unknown) -> Unknown {
+pub(crate) fn unknown(setting: interlock_catalog::Unknown) -> OnUnknown {
     match setting {
-        interlock_catalog::Unknown::Refuse => Unknown::Refuse,
-        interlock_catalog::Unknown::Warn => Unknown::Warn,
+        interlock_catalog::Unknown::Refuse => OnUnknown::Refuse,
+        interlock_catalog::Unknown::Warn => OnUnknown::Warn,
     }
 }
 

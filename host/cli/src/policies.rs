@@ -1,6 +1,7 @@
-//! The policies of a running host: puts together what they work with, and takes an operator's wish
-//! to who keeps them.
+//! The policies of a running host: loads them with the state, cache and records that they use, and
+//! carries out an operator's changes.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -16,15 +17,13 @@ use interlock_server::{PolicyAdmin, Replacement, SwapError, SwapFuture};
 use interlock_state::{State, StateMetrics};
 use serde_json::Value;
 
-use crate::preflight::record_problem;
-
 /// The policies of a host, and the file that they are recorded in.
-pub(crate) struct Loaded {
+pub(crate) struct LoadedPolicies {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) record: Option<Arc<RecordFile>>,
 }
 
-/// What is wrong with a policy: the key to blame, and the words.
+/// The problem with a policy: the key that is at fault, and the message.
 pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String, String) {
     let PolicyConfig { name, source, .. } = policy;
     let key = match why {
@@ -38,18 +37,26 @@ pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String,
     )
 }
 
+/// The problem with `policies.record`, if records could not be written there.
+pub(crate) fn record_problem(path: &Path) -> Option<String> {
+    let why = RecordFile::check(path).err()?;
+    Some(format!(
+        "policies.record must be a file that can be written, renamed and made anew, got {path:?}: {why}"
+    ))
+}
+
 /// Loads every policy.
 ///
 /// # Errors
 ///
-/// Every policy that cannot be loaded; or the state that they were to share, or the file that was
-/// to record them.
-pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result<Loaded> {
+/// When a policy cannot be loaded (the error names all such policies), the state cannot be opened, or
+/// the record file cannot be written.
+pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result<LoadedPolicies> {
     let config = &effective.config;
     let state = State::open(&config.state)?.with_metrics(StateMetrics::register(registry));
     let cache = config.policies.cache_or(default_cache());
     let host = PolicyHost::with(Services { state, registry, cache })
-        .context("WebAssembly cannot be run here, so no policy can")?;
+        .context("WebAssembly cannot be run on this machine, so no policy can be")?;
     let metrics = PolicyMetrics::register(registry);
     let record = record(effective, &metrics)?;
     let commons = match &record {
@@ -57,7 +64,7 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
         None => Commons::new(metrics),
     };
     match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
-        Ok(keeper) => Ok(Loaded { keeper, record }),
+        Ok(keeper) => Ok(LoadedPolicies { keeper, record }),
         Err(failed) => {
             let problem = |failed: &LoadFailed| {
                 let named = |(_, policy): &(usize, &PolicyConfig)| policy.name == failed.policy;
@@ -85,7 +92,7 @@ fn record(
 }
 
 /// Reads the files of all policies again, and begins the file of records anew where it was moved.
-/// The keeper logs what comes of it.
+/// The keeper logs the result.
 pub(crate) async fn reload(keeper: &Arc<Keeper>, record: Option<&Arc<RecordFile>>) {
     let (keeper, record) = (Arc::clone(keeper), record.cloned());
     let reload = move || {
@@ -99,17 +106,17 @@ pub(crate) async fn reload(keeper: &Arc<Keeper>, record: Option<&Arc<RecordFile>
     }
 }
 
-/// Compiling takes long; it is done off the threads that serve.
+/// Runs work that takes long, such as compiling, off the threads that serve.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     #[expect(clippy::disallowed_methods, reason = "compiles WebAssembly, touches no MLX")]
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|panic| panic.to_string())
 }
 
-/// The operator's desk in front of the keeper.
-pub(crate) struct Desk(pub(crate) Arc<Keeper>);
+/// Carries out an operator's requests on the policies of this process.
+pub(crate) struct LocalPolicyAdmin(pub(crate) Arc<Keeper>);
 
-impl PolicyAdmin for Desk {
+impl PolicyAdmin for LocalPolicyAdmin {
     fn list(&self) -> Value {
         self.0.list()
     }
@@ -130,19 +137,19 @@ impl PolicyAdmin for Desk {
     fn rollback(&self, to: Earlier) -> SwapFuture<'_> {
         let keeper = Arc::clone(&self.0);
         Box::pin(async move {
-            // Waits for a swap that is being tried out.
+            // A rollback waits for a swap that is being tried out.
             let back = aside(move || keeper.rollback(to)).await;
             Ok(told(&back.map_err(SwapError::Unfit)??))
         })
     }
 }
 
-/// What a change came to, as the admin listener answers it.
+/// The result of a change, as the admin listener answers it.
 fn told(changed: &Changed) -> Value {
     serde_json::to_value(changed).expect("texts and numbers are JSON")
 }
 
-/// The same in the keeper's words.
+/// Translates an operator's replacement into a change.
 fn change(with: Replacement) -> Result<Change, String> {
     let Replacement { component, source, settings, mode } = with;
     let source = source.map(PolicySource::try_from).transpose().map_err(|bad| bad.to_string())?;

@@ -1,7 +1,7 @@
-//! `interlock policy`: for those who write policies.
+//! `interlock policy`: commands for authors of policies.
 //!
-//! What each command does is in `interlock-policy-tools` and `interlock-policy-wasm`; here are flags, files
-//! and words.
+//! `interlock-policy-tools` and `interlock-policy-wasm` do the work; this module has the flags, the
+//! files and the texts.
 
 mod bench;
 mod check;
@@ -15,34 +15,34 @@ mod test;
 use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Make a policy that builds, tests and documents itself
+pub(crate) enum PolicyCommand {
+    /// Create a policy project, with its tests, cases and documentation
     New(new::New),
-    /// Say what a policy imports, needs and takes part in, and whether it would load
+    /// Check whether a policy would load; show its imports, grants and phases
     Check(check::Check),
-    /// Say everything that can be known of a policy
+    /// Describe a policy in full: phases, reasons, metrics, settings, size
     Inspect(inspect::Inspect),
-    /// Put facts before a policy and compare its decisions with what is expected
+    /// Run test cases: give a policy facts, and compare its decisions with the expected ones
     Test(test::Test),
     /// Run a workload through the host with a simulated model and clock
     Sim(sim::Sim),
-    /// Put recorded traffic before another policy and show what it decides otherwise
+    /// Replay recorded requests with another policy, and show which decisions differ
     Replay(replay::Replay),
-    /// Measure what a policy costs
-    Bench(bench::Bench),
+    /// Measure the time and memory that a policy's calls take
+    Bench(bench::PolicyBench),
 }
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   interlock policy new night-shift                   then: cd night-shift && make
-  interlock policy check night-shift.wasm            would it load, and with which grants
-  interlock policy inspect builtin:guard             its reasons, metrics, settings, size
-  interlock policy test night-shift.wasm cases.toml  facts in, decisions out
+  interlock policy check night-shift.wasm            whether it loads, and with which grants
+  interlock policy inspect builtin:guard             phases, reasons, metrics, settings, size
+  interlock policy test night-shift.wasm cases.toml  test cases: facts in, decisions out
   interlock policy sim --config interlock.toml workload.toml
   interlock policy replay trace.jsonl --policy night-shift.wasm
-  interlock policy bench night-shift.wasm            microseconds and bytes";
+  interlock policy bench night-shift.wasm            time and memory of its calls";
 
-impl Command {
+impl PolicyCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::New(new) => new.run(),

@@ -1,16 +1,15 @@
-//! What the start of a host will need, looked at without changing anything: `interlock config check`.
+//! `interlock config check`: checks what the start of a host will need, without changing anything.
 //!
-//! What is wrong here ends `interlock serve` in the same words, from the functions that both use.
-//! What only may be wrong (a port that is taken now, a model that is still to be pulled) is a remark.
+//! A problem that is found here would end `interlock serve` with the same message, from the functions
+//! that both use. What may change by then (a port that is taken now, a model that is still to be
+//! pulled) is a remark.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::Arc;
 
 use interlock_catalog::{Catalog, ModelRef};
-use interlock_config::{Config, Draft};
+use interlock_config::{Config, ConfigDraft};
 use interlock_models::LoadOptions;
-use interlock_policy_chain::RecordFile;
 use interlock_policy_wasm::{
     PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
 };
@@ -18,8 +17,8 @@ use interlock_policy_wasm::{
 use crate::listeners::{may_pass, not_listening};
 use crate::{descriptors, models, policies};
 
-/// Looks at everything; adds what is wrong to the draft, and returns what may be.
-pub(crate) fn look(draft: &mut Draft) -> Vec<String> {
+/// Checks everything. Problems are added to the draft; remarks are returned.
+pub(crate) fn look(draft: &mut ConfigDraft) -> Vec<String> {
     let mut found = Findings::default();
     found.models(draft);
     found.policies(draft);
@@ -34,17 +33,9 @@ pub(crate) fn look(draft: &mut Draft) -> Vec<String> {
     found.remarks
 }
 
-/// Why records could not be written to `policies.record`.
-pub(crate) fn record_problem(path: &Path) -> Option<String> {
-    let why = RecordFile::check(path).err()?;
-    Some(format!(
-        "policies.record must be a file that can be written, renamed and made anew, got {path:?}: {why}"
-    ))
-}
-
 #[derive(Default)]
 struct Findings {
-    /// By key.
+    /// Problems: the key of each, and the message.
     wrong: Vec<(String, String)>,
     remarks: Vec<String>,
 }
@@ -54,10 +45,10 @@ impl Findings {
         self.wrong.push((key.into(), text));
     }
 
-    fn models(&mut self, draft: &Draft) {
+    fn models(&mut self, draft: &ConfigDraft) {
         let mut config = draft.config.clone();
         if !config.cache.problems().is_empty() {
-            // That is said already.
+            // The configuration has reported that already.
             config.cache.memory_max = None;
         }
         let options = |context_max, unknown| models::load_options(&config, context_max, unknown);
@@ -97,7 +88,7 @@ impl Findings {
         }
     }
 
-    fn policies(&mut self, draft: &Draft) {
+    fn policies(&mut self, draft: &ConfigDraft) {
         let host = match PolicyHost::new() {
             Ok(host) => host,
             Err(error) => {
@@ -106,7 +97,7 @@ impl Findings {
         };
         let mut loaded: Vec<Arc<WasmPolicy>> = Vec::new();
         for (at, policy) in draft.policies() {
-            // What the configuration finds wrong it reports; a better one is asked for the rest.
+            // The configuration reports its own problems; the rest is checked with those put right.
             let mended = (!policy.problems().is_empty()).then(|| PolicyConfig {
                 settings: policy.settings.clone(),
                 grants: policy.grants.clone(),
@@ -129,10 +120,10 @@ impl Findings {
 
     fn files(&mut self, config: &Config) {
         let policies = &config.policies;
-        if let Some(problem) = policies.record.as_deref().and_then(record_problem) {
+        if let Some(problem) = policies.record.as_deref().and_then(policies::record_problem) {
             self.wrong("policies.record", problem);
         }
-        // A host without one starts all the same, only slower.
+        // A host without a cache starts all the same, only slower.
         let cache = policies.cache_or(default_cache());
         let unusable = cache.and_then(|folder| Some((unusable_cache(&folder)?, folder)));
         if let Some((why, folder)) = unusable {
@@ -150,7 +141,7 @@ impl Findings {
             ("admin.bind", config.admin.bind),
             ("metrics.bind", config.metrics.bind),
         ];
-        // One at a time: that two of ours want one port is said by the configuration itself.
+        // One at a time: the configuration itself reports two listeners on one port.
         for (key, bind) in binds {
             let Some(bind) = bind else { continue };
             match TcpListener::bind(bind).map(drop) {
@@ -158,9 +149,9 @@ impl Findings {
                 Err(error) => {
                     let text = not_listening(key, bind, &error);
                     match may_pass(&error) {
-                        true => self
-                            .remarks
-                            .push(format!("{text} (now; perhaps by the host that runs)")),
+                        true => self.remarks.push(format!(
+                            "{text} (at the moment; perhaps by a host that is running)"
+                        )),
                         false => self.wrong(key, text),
                     }
                 }

@@ -28,7 +28,7 @@ use interlock_text::{TextModel, TextParts, TokenizerSource};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::listeners::Listeners;
-use crate::policies::Desk;
+use crate::policies::LocalPolicyAdmin;
 use crate::settings::Settings;
 use crate::stop::{Stop, leave};
 use crate::{descriptors, log, models, policies};
@@ -45,14 +45,14 @@ Examples:
   interlock serve
   interlock serve --model ./qwen3.gguf --bind 0.0.0.0:8080
   interlock serve --config interlock.toml --set waiting.requests_max=64
-  interlock serve --model sim:decode=20ms            a model that only takes its time
+  interlock serve --model sim:decode=20ms            a simulated model
 
-SIGTERM and Ctrl-C let requests in flight finish (server.drain_max); a second one does not.
+On SIGTERM or Ctrl-C, requests in flight may finish (server.drain_max); a second signal cancels them.
 
-It exits with 0 when it was told to stop, 1 when something failed, 2 when the command line or the
-configuration is wrong or names what cannot be used (a policy, a model, a path, an address), and 3
-when the device that computes has failed: start it again. `interlock config check` finds what 2 is
-about.";
+Exit status: 0 when the host was told to stop, 1 when something failed, 2 when the command line or
+the configuration is wrong or names something that cannot be used (a policy, a model, a path, an
+address), 3 when the computing device has failed: start the host again. `interlock config check`
+finds the causes of 2.";
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
@@ -83,11 +83,11 @@ async fn serve(
     config: Config,
     listeners: Listeners,
     sources: Vec<Source>,
-    policies::Loaded { keeper, record }: policies::Loaded,
+    policies::LoadedPolicies { keeper, record }: policies::LoadedPolicies,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
-        .context("cannot hear signals")?;
+        .context("cannot receive signals")?;
     let address = listeners.clients.local_addr()?;
 
     let (models, thread) = start(sources, &config, &EngineMetrics::register(&registry))?;
@@ -133,20 +133,21 @@ async fn serve(
             config: config.admin,
             server: config.server.clone(),
             metrics: metrics.clone(),
-            admin: Arc::new(Desk(Arc::clone(&keeper))),
+            admin: Arc::new(LocalPolicyAdmin(Arc::clone(&keeper))),
             in_flight: in_flight.clone(),
         };
         tokio::spawn(interlock_server::serve_admin(listener, parts, over));
     }
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
-    let _looking_after = keeper.look_after(every).context("cannot look after the policies")?;
-    let mut hangup = signal(SignalKind::hangup()).context("cannot hear SIGHUP")?;
+    let _looking_after =
+        keeper.look_after(every).context("cannot start the thread that reloads policies")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot receive SIGHUP")?;
     let reloader = tokio::spawn({
         let keeper = Arc::clone(&keeper);
         async move {
             while hangup.recv().await.is_some() {
-                tracing::info!("SIGHUP: the files of all policies are read again");
+                tracing::info!("SIGHUP came; the files of all policies are read again");
                 policies::reload(&keeper, record.as_ref()).await;
             }
         }
@@ -173,7 +174,7 @@ async fn serve(
     // Blocks this thread, on which nothing else runs any more.
     let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
     if unheard > 0 {
-        tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
+        tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "some policies were not told how requests ended");
     }
     drop(serving);
     reloader.abort();
@@ -182,14 +183,14 @@ async fn serve(
     let stopped = engines.iter().find_map(|(model, engine)| {
         Some(EngineStopped { model: model.clone(), exit: engine.state().failure()? })
     });
-    // Loading cannot be interrupted, and what it has read so far nobody will miss.
+    // Loading cannot be interrupted, and what was read so far is of no use to anybody.
     let starting = |(_, engine): &(ModelId, EngineHandle)| engine.state() == EngineState::Starting;
     if stopped.is_none() && engines.iter().any(starting) {
-        tracing::info!("a model is still loading; leaving without it");
+        tracing::info!("a model is still loading; the process ends without waiting for it");
         leave(0)
     }
     if !ended(thread, PASS_USUAL, PASS_MAX).await {
-        tracing::error!(waited = ?PASS_MAX, "a pass did not end; leaving without it");
+        tracing::error!(waited = ?PASS_MAX, "a forward pass did not end; the process ends without waiting for it");
         // The other models' passes are in the device that has failed: they need not end.
         leave(stopped.map_or(1, |stopped| {
             log::last(&stopped.to_string(), &[], stopped.status());
@@ -235,12 +236,12 @@ struct NotAnnounced;
 
 impl Losses for NotAnnounced {
     fn began(&self, why: &str) {
-        tracing::warn!(why, "stdout does not say that this host listens: it takes nothing");
+        tracing::warn!(why, "the line that this host listens could not be written to stdout");
     }
 }
 
-/// Longest wait for policies that account elsewhere. Their service answers in milliseconds or is
-/// gone; whoever stops the host waits as well.
+/// Longest wait for policies that account in another service. The service answers in milliseconds or is
+/// gone, and whoever stops the host waits as well.
 const ACCOUNTS_MAX: Duration = Duration::from_secs(5);
 /// A pass that takes longer is worth a line in the log, for whoever waits for the process.
 const PASS_USUAL: Duration = Duration::from_secs(1);
@@ -248,18 +249,19 @@ const PASS_USUAL: Duration = Duration::from_secs(1);
 /// device, or its driver, is stuck.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
-/// Longest time that the end takes beside `server.drain_max`: cancelled requests, farewells, accounts
-/// and a pass, each with a bound of its own, and as much again. Who is told to stop does so.
+/// Longest time that stopping takes beside `server.drain_max`: the time of cancelled requests, last
+/// answers, accounts and a pass, each of which has a bound of its own, and as much again.
 const END_MAX: Duration = Duration::from_secs(300);
 
-/// Stops the engine; whether its thread ended in time. It waits for the pass in flight.
+/// Stops the engine, and returns whether its thread ended in time. The thread waits for the pass in
+/// flight.
 async fn ended(thread: EngineThread, usual: Duration, most: Duration) -> bool {
     #[expect(clippy::disallowed_methods, reason = "waits for another thread, touches no MLX")]
     let mut stopped = tokio::task::spawn_blocking(|| thread.stop());
     if tokio::time::timeout(usual, &mut stopped).await.is_ok() {
         return true;
     }
-    tracing::info!(?most, "waiting for the pass in the device");
+    tracing::info!(?most, "waiting for the forward pass in the device");
     tokio::time::timeout(most.saturating_sub(usual), stopped).await.is_ok()
 }
 
@@ -308,10 +310,9 @@ fn sources(effective: &Effective) -> anyhow::Result<Vec<Source>> {
 
 /// Why a model is not served.
 enum NotFound {
-    /// It cannot be: as the configuration is, it will not be next time either. The setting that is
-    /// wrong, and why.
+    /// The configuration is wrong, so another attempt would fail as well. The setting and the reason.
     Refused(String, String),
-    /// It could not be fetched.
+    /// The model could not be downloaded.
     Failed(anyhow::Error),
 }
 
@@ -357,7 +358,7 @@ impl SourceKind {
             tracing::warn!(
                 model = %reference,
                 ignored,
-                "computed without what is not known of the model's files; model.unknown says so"
+                "the model is computed without the unknown keys and tensors of its files, as model.unknown allows"
             );
         }
         Ok(Self::Files { path, options, text: Box::new(text) })
@@ -449,7 +450,7 @@ impl Stop {
         };
         tokio::select! {
             () = self.told() => {
-                tracing::info!("told to stop; a second signal stops at once");
+                tracing::info!("stopping; a second signal stops at once");
             }
             () = failed => {}
         }

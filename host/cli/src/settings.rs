@@ -4,21 +4,21 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use interlock_config::{Draft, Flag, LogConfig, Problems, Sources, draft};
+use interlock_config::{ConfigDraft, Flag, LogConfig, Problems, Sources, draft};
 
-/// Where settings come from. Later wins: default, file, environment, flag.
+/// The sources of the settings. Later ones win: default, file, environment, flag.
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
     /// Read this file instead of $INTERLOCK_CONFIG, ./interlock.toml or /etc/interlock/interlock.toml
     ///
-    /// The first of these that is there is read, and no other.
+    /// Without --config, the first of these files that exists is read, and no other.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
     /// The model: a built-in name, a folder, a .gguf file, hf:org/name, or sim:...
     ///
-    /// Short for --set model.reference=REF. `sim:decode=20ms,prefill=1ms` is a simulated model: it
-    /// computes nothing in the time it is told to take, for trying policies and clients.
+    /// Short for --set model.reference=REF. `sim:decode=20ms,prefill=1ms` is a simulated model for
+    /// trying out policies and clients: it computes nothing, and takes the time that it is told to.
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 
@@ -28,9 +28,9 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "ADDR:PORT")]
     bind: Option<String>,
 
-    /// Any setting; may be repeated. `interlock config default` lists them all
+    /// Set any setting; can be repeated. `interlock config default` lists all settings
     ///
-    /// A text needs no quotes, a list may be written a,b. The same from the environment:
+    /// A text needs no quotes, and a list can be written a,b. An environment variable sets the same:
     /// INTERLOCK__SECTION__KEY=value.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = set)]
     set: Vec<Flag>,
@@ -71,7 +71,7 @@ impl Settings {
     }
 
     /// What could be read; and how to log, also where the rest cannot be.
-    pub(crate) fn draft(&self) -> (LogConfig, Result<Draft, Problems>) {
+    pub(crate) fn draft(&self) -> (LogConfig, Result<ConfigDraft, Problems>) {
         let sources = self.sources();
         let read = draft(&sources);
         let log = match &read {

@@ -1,10 +1,10 @@
-//! The ways in which the process is told to stop, and that it does.
+//! Stops the process on SIGTERM and SIGINT.
 //!
 //! # Invariants
 //!
-//! - Signals are heard on a thread of their own: whatever the others are stuck in, the process ends
-//!   at the second signal, and after a bounded time at the first.
-//! - From [`Stop::listen`] on, no signal of these ends the process without a word.
+//! - Signals are received on a thread of their own: whatever other threads are stuck in, the process
+//!   ends at the second signal, and a bounded time after the first.
+//! - From [`Stop::listen`] on, neither signal ends the process without a line in the log.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use tokio::sync::watch;
 
 use crate::log;
 
-/// Hears SIGTERM and SIGINT.
+/// Tells when SIGTERM or SIGINT has come.
 pub(crate) struct Stop(watch::Receiver<bool>);
 
 impl Stop {
-    /// Begins to listen. When the process has not ended so long after the first signal, it is ended.
+    /// Begins to receive signals. A process that has not ended `time_max` after the first is ended.
     pub(crate) fn listen(time_max: Duration) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (tell, told) = watch::channel(false);
@@ -33,14 +33,14 @@ impl Stop {
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || runtime.block_on(signals.obey(tell, time_max)))
-            .context("cannot start the thread that hears signals")?;
+            .context("cannot start the thread that receives signals")?;
         Ok(Self(told))
     }
 
-    /// Returns once the process was told to stop.
+    /// Returns when the process is told to stop.
     pub(crate) async fn told(&mut self) {
         if self.0.wait_for(|told| *told).await.is_err() {
-            // Its thread is gone, which only ends with the process.
+            // The thread that receives signals ends only with the process.
             std::future::pending::<()>().await;
         }
     }
@@ -63,9 +63,9 @@ impl Signals {
         self.next().await;
         tell.send_replace(true);
         tokio::select! {
-            () = self.next() => tracing::warn!("told twice; stopping at once"),
+            () = self.next() => tracing::warn!("a second signal came; stopping at once"),
             () = tokio::time::sleep(time_max) => {
-                tracing::error!(waited = ?time_max, "something did not end; leaving without it");
+                tracing::error!(waited = ?time_max, "the host did not stop in time; ending the process");
             }
         }
         leave(1)
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
     }
 
-    /// Its exit status, once it has ended.
+    /// Waits until the child has ended, and returns its exit status.
     fn ended(mut child: Child) -> Option<i32> {
         let until = std::time::Instant::now() + Duration::from_secs(60);
         while std::time::Instant::now() < until {

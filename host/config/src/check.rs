@@ -10,15 +10,15 @@ use interlock_policy_wasm::PolicyConfig;
 use interlock_request::{Secret, is_secret, without_logins};
 use serde::Deserialize;
 
-use crate::keys::{Key, Kind, NOT_SHOWN, dotted, spoken, spoken_part};
-use crate::layers::{Merged, Place, Wrong};
+use crate::keys::{ConfigKey, KeyKind, NOT_SHOWN, dotted, spoken, spoken_part};
+use crate::layers::{InvalidValue, Merged, ProblemPlace};
 use crate::reference::default_values;
 use crate::values::shortened;
 use crate::{Config, Problem, Problems, Sources};
 
 /// A configuration without problems, and where each of its values came from.
 pub struct Effective {
-    /// The configuration.
+    /// The values in effect.
     pub config: Config,
     pub(crate) merged: Merged,
 }
@@ -35,41 +35,42 @@ impl Effective {
         Problem::new(text, self.merged.place(&split(key)).1)
     }
 
-    /// Where a value came from: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
+    /// The source of a value: `default`, `interlock.toml:3`, `env INTERLOCK__SERVER__BIND`,
     /// `--bind`.
     pub fn origin(&self, key: &str) -> String {
         self.merged.origin(&split(key))
     }
 }
 
-/// Which table of its list each of those that could be read was.
+/// The positions, in the configuration's lists, of the tables that could be read.
 #[derive(Debug, Default)]
-struct Places {
+struct TablePositions {
     policy: Vec<usize>,
     extra_model: Vec<usize>,
 }
 
-/// A configuration and its problems, to which those who know more than we do can add.
-pub struct Draft {
-    /// What could be read; the rest is at its default, and a bad policy is not there.
+/// A configuration and its problems. Whoever knows more than this crate can add problems.
+pub struct ConfigDraft {
+    /// The values that could be read. Other values are at their defaults; a policy that could not be
+    /// read is left out.
     pub config: Config,
-    /// Which `[[policy]]` each of `config.policy` was, and so on.
-    places: Places,
+    /// The positions of `config.policy` and `config.extra_model` in the configuration.
+    places: TablePositions,
     merged: Merged,
-    problems: Vec<(Place, Problem)>,
+    problems: Vec<(ProblemPlace, Problem)>,
 }
 
-impl std::fmt::Debug for Draft {
+impl std::fmt::Debug for ConfigDraft {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { config, problems, .. } = self;
-        f.debug_struct("Draft")
+        f.debug_struct("ConfigDraft")
             .field("config", config)
             .field("problems", problems)
             .finish_non_exhaustive()
     }
 }
 
-impl Draft {
+impl ConfigDraft {
     /// The policies that could be read, each with its number in the list.
     pub fn policies(&self) -> impl Iterator<Item = (usize, &PolicyConfig)> {
         self.places.policy.iter().copied().zip(&self.config.policy)
@@ -117,13 +118,15 @@ pub fn load(sources: &Sources) -> Result<Effective, Problems> {
 /// # Errors
 ///
 /// Where there is nothing to read values from: a file that cannot be read or is not TOML.
-pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
-    let root = Key::root::<Config>();
+pub fn draft(sources: &Sources) -> Result<ConfigDraft, Problems> {
+    let root = ConfigKey::root::<Config>();
     let merged = sources.merge(&root).map_err(Problems)?;
-    let mut reader = Reader { root: &root, merged: &merged, problems: Vec::new() };
-    reader.problems.extend(merged.wrong.iter().map(|Wrong { text, place, origin, .. }| {
-        (*place, Problem::new(text.clone(), Some(origin.clone())))
-    }));
+    let mut reader = ValueReader { root: &root, merged: &merged, problems: Vec::new() };
+    reader.problems.extend(merged.wrong.iter().map(
+        |InvalidValue { text, place, origin, .. }| {
+            (*place, Problem::new(text.clone(), Some(origin.clone())))
+        },
+    ));
     let (config, places) = reader.config();
     reader.times(&root, Some(&default_values().into()), &merged.value, &mut Vec::new());
     for text in config.problems() {
@@ -132,7 +135,7 @@ pub fn draft(sources: &Sources) -> Result<Draft, Problems> {
         reader.note(&path, text);
     }
     let problems = reader.problems;
-    Ok(Draft { config, places, merged, problems })
+    Ok(ConfigDraft { config, places, merged, problems })
 }
 
 fn split(key: &str) -> Vec<String> {
@@ -149,22 +152,22 @@ const RETIRED: [(&str, &str); 1] = [(
 )];
 
 /// Reads values, and goes on where one cannot be read: what is wrong is noted and taken out.
-struct Reader<'a> {
-    root: &'a Key,
+struct ValueReader<'a> {
+    root: &'a ConfigKey,
     merged: &'a Merged,
-    problems: Vec<(Place, Problem)>,
+    problems: Vec<(ProblemPlace, Problem)>,
 }
 
-impl Reader<'_> {
+impl ValueReader<'_> {
     /// What can be read, and where each policy and model stood; the rest is at its default, and a
     /// problem.
-    fn config(&mut self) -> (Config, Places) {
+    fn config(&mut self) -> (Config, TablePositions) {
         let mut value = self.merged.value.clone();
         self.drop_unknown(&mut value, &mut Vec::new(), self.root);
         let policies = take_tables(&mut value, "policy");
         let extra_models = take_tables(&mut value, "extra_model");
         let mut config: Config = self.read(value, &[]).unwrap_or_default();
-        let mut places = Places::default();
+        let mut places = TablePositions::default();
         match policies {
             Some(items) => {
                 (places.policy, config.policy) = self.each::<PolicyConfig>("policy", items);
@@ -228,9 +231,9 @@ impl Reader<'_> {
         (1..path.len()).find(is_value).unwrap_or(path.len())
     }
 
-    fn drop_unknown(&mut self, value: &mut Value, path: &mut Vec<String>, key: &Key) {
+    fn drop_unknown(&mut self, value: &mut Value, path: &mut Vec<String>, key: &ConfigKey) {
         match (value, &key.kind) {
-            (Value::Dict(_, dict), Kind::Table(_)) => {
+            (Value::Dict(_, dict), KeyKind::Table(_)) => {
                 let names: Vec<String> = dict.keys().cloned().collect();
                 for name in names {
                     path.push(name.clone());
@@ -245,8 +248,8 @@ impl Reader<'_> {
                     path.pop();
                 }
             }
-            (Value::Array(_, items), Kind::Tables(keys)) => {
-                let item_key = Key { kind: Kind::Table(keys.clone()), ..key.clone() };
+            (Value::Array(_, items), KeyKind::Tables(keys)) => {
+                let item_key = ConfigKey { kind: KeyKind::Table(keys.clone()), ..key.clone() };
                 for (at, item) in items.iter_mut().enumerate() {
                     path.push(at.to_string());
                     self.drop_unknown(item, path, &item_key);
@@ -273,7 +276,7 @@ impl Reader<'_> {
     /// No time is longer than a clock can count to: whoever adds it to now would panic.
     fn times(
         &mut self,
-        key: &Key,
+        key: &ConfigKey,
         default: Option<&toml::Value>,
         value: &Value,
         path: &mut Vec<String>,
@@ -318,7 +321,7 @@ impl Reader<'_> {
         let known = self.root.find(path);
         let found = value_at(&self.merged.value, path);
         // What stands in place of a table of secrets may be one.
-        let is_hidden = |key: &Key| key.secret || key.inside().iter().any(|key| key.secret);
+        let is_hidden = |key: &ConfigKey| key.secret || key.inside().iter().any(|key| key.secret);
         let secret = known.is_some_and(is_hidden) || path.iter().any(|name| is_secret(name));
         if let Some(inside) = found.and_then(Value::as_dict).and_then(|dict| dict.keys().next())
             && known.is_some_and(|key| key.kind.is_value())
@@ -331,7 +334,7 @@ impl Reader<'_> {
             found => found.map_or_else(|| "nothing".into(), literal),
         };
         let expected = match known.map(|key| &key.kind) {
-            Some(Kind::List(item))
+            Some(KeyKind::List(item))
                 if path.last().is_some_and(|part| part.parse::<usize>().is_ok()) =>
             {
                 item.expected()

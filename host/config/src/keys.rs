@@ -6,30 +6,30 @@ use serde_json::Value;
 
 /// A key: a setting, or a table of them.
 #[derive(Debug, Clone)]
-pub(crate) struct Key {
-    /// The last part of its name; empty for the root.
+pub(crate) struct ConfigKey {
+    /// The last part of the key's name; empty for the root.
     pub(crate) name: String,
-    /// Its doc comment.
+    /// The doc comment of the key's field.
     pub(crate) doc: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: KeyKind,
     /// What it is in a list of tables where it is not set; the sections' own defaults are in
     /// `Config::default()`.
     pub(crate) default: Option<Value>,
     /// What to show for it where nothing is set.
     pub(crate) example: Option<Value>,
-    /// It may be left out, and then has no value: its default, null, may not be in the schema.
+    /// Whether the key may be left out, and then has no value: its default, null, may not be in the schema.
     pub(crate) optional: bool,
-    /// Its type is one that nobody shows, readable or not.
+    /// Whether the key's value is never shown, even where it could not be read.
     pub(crate) secret: bool,
 }
 
 /// What a key holds.
 #[derive(Debug, Clone)]
-pub(crate) enum Kind {
+pub(crate) enum KeyKind {
     /// `[name]`
-    Table(Vec<Key>),
+    Table(Vec<ConfigKey>),
     /// `[[name]]`
-    Tables(Vec<Key>),
+    Tables(Vec<ConfigKey>),
     /// A table whose keys are somebody else's.
     Open,
     Text,
@@ -40,10 +40,10 @@ pub(crate) enum Kind {
     },
     Number,
     Choice(Vec<String>),
-    List(Box<Kind>),
+    List(Box<KeyKind>),
 }
 
-impl Key {
+impl ConfigKey {
     /// The root of a configuration.
     pub(crate) fn root<C: JsonSchema>() -> Self {
         let settings = SchemaSettings::draft2020_12().with(|with| with.inline_subschemas = true);
@@ -59,23 +59,23 @@ impl Key {
         let default = schema.get("default").cloned();
         let value = without_null(schema);
         let secret = [schema, &value].iter().any(|it| it.get("writeOnly") == Some(&true.into()));
-        let (name, kind, optional) = (name.to_owned(), Kind::of(&value), value != *schema);
+        let (name, kind, optional) = (name.to_owned(), KeyKind::of(&value), value != *schema);
         Self { name, doc, kind, default, example, optional, secret }
     }
 
-    /// Whether it is a time: a text to the schema, its default or example tells.
+    /// Whether the value is a time. The schema says that it is a text; its default or example tells.
     pub(crate) fn is_time(&self, default: Option<&toml::Value>) -> bool {
         let is_time = |text: &str| humantime::parse_duration(text).is_ok();
         let shown = [self.default.as_ref(), self.example.as_ref()];
         let shown = shown.into_iter().flatten().filter_map(Value::as_str);
         let default = default.and_then(toml::Value::as_str);
-        matches!(self.kind, Kind::Text) && default.into_iter().chain(shown).any(is_time)
+        matches!(self.kind, KeyKind::Text) && default.into_iter().chain(shown).any(is_time)
     }
 
     /// The keys inside, if it is a table or a list of tables.
     pub(crate) fn inside(&self) -> &[Self] {
         match &self.kind {
-            Kind::Table(keys) | Kind::Tables(keys) => keys,
+            KeyKind::Table(keys) | KeyKind::Tables(keys) => keys,
             _ => &[],
         }
     }
@@ -169,14 +169,14 @@ fn without_null(schema: &Value) -> Value {
     schema
 }
 
-impl Kind {
+impl KeyKind {
     fn of(schema: &Value) -> Self {
         if let Some(choices) = choices(schema) {
             return Self::Choice(choices);
         }
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
             return Self::Table(
-                properties.iter().map(|(name, schema)| Key::of(name, schema)).collect(),
+                properties.iter().map(|(name, schema)| ConfigKey::of(name, schema)).collect(),
             );
         }
         match schema.get("type").and_then(Value::as_str) {
@@ -201,12 +201,12 @@ impl Kind {
         }
     }
 
-    /// Whether it is one value, and not a table or a list.
+    /// Whether the key has a single value, and not a table or a list.
     pub(crate) fn is_value(&self) -> bool {
         !matches!(self, Self::Table(_) | Self::Tables(_) | Self::Open | Self::List(_))
     }
 
-    /// What a value of it must be, for a message that says so. `None`: serde knows better.
+    /// What the value must be, for a message. `None`: serde knows better.
     pub(crate) fn expected(&self) -> Option<String> {
         Some(match self {
             Self::Table(_) | Self::Open => "a table".into(),

@@ -9,7 +9,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use toml::de::{DeTable, DeValue};
 
-use crate::keys::{Key, Kind, dotted, is_name};
+use crate::keys::{ConfigKey, KeyKind, dotted, is_name};
 use crate::values::{Unreadable, shortened, value, values};
 use crate::{Config, Problem};
 
@@ -34,11 +34,11 @@ pub struct Sources {
 /// One setting from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// How it was written, for messages: `--bind`.
+    /// The flag as the user wrote it, for messages: `--bind`.
     pub flag: String,
-    /// Which key it sets.
+    /// The key that the flag sets.
     pub key: String,
-    /// To what, as text.
+    /// The value, as text.
     pub value: String,
 }
 
@@ -58,11 +58,11 @@ impl Flag {
 }
 
 impl Sources {
-    /// Begins every variable of ours that is a setting; two underscores stand for a dot.
+    /// The prefix of every environment variable that is a setting; two underscores stand for a dot.
     pub const ENV_PREFIX: &str = "INTERLOCK__";
-    /// Names the file when no flag does.
+    /// The environment variable that names the file when no flag does.
     pub const ENV_FILE: &str = "INTERLOCK_CONFIG";
-    /// Where a file is looked for when nothing names one; the first that exists is read, alone.
+    /// The paths at which a file is looked for when nothing names one; only the first that exists is read.
     pub const PLACES: [&str; 2] = ["interlock.toml", "/etc/interlock/interlock.toml"];
 
     /// What a command of this process reads: the file that `config` names, else
@@ -86,7 +86,7 @@ impl Sources {
     }
 
     /// Everything merged, each value tagged with the layer it came from.
-    pub(crate) fn merge(&self, root: &Key) -> Result<Merged, Vec<Problem>> {
+    pub(crate) fn merge(&self, root: &ConfigKey) -> Result<Merged, Vec<Problem>> {
         let (mut lines, mut wrong) = (BTreeMap::new(), Vec::new());
         let defaults =
             Value::serialize(Config::default()).expect("a configuration can be serialized");
@@ -102,18 +102,18 @@ impl Sources {
         env.sort();
         for (name, value) in env {
             let origin = format!("{ENV}{}", name.to_string_lossy());
-            let place = Place::Environment;
+            let place = ProblemPlace::Environment;
             // The value is not shown: it may be a secret.
             let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
                 let text = "a variable must be UTF-8, name and value, got bytes that are not";
-                wrong.push(Wrong { key: vec![], text: text.to_owned(), place, origin });
+                wrong.push(InvalidValue { key: vec![], text: text.to_owned(), place, origin });
                 continue;
             };
             let key = name[Self::ENV_PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
             layers.extend(Layer::single(origin, place, &key, value, root, &mut wrong));
         }
         for Flag { flag, key, value } in &self.flags {
-            let (origin, place) = (flag.clone(), Place::Flags);
+            let (origin, place) = (flag.clone(), ProblemPlace::Flags);
             layers.extend(Layer::single(origin, place, key, value, root, &mut wrong));
         }
         let figment = layers.into_iter().fold(Figment::new(), Figment::merge);
@@ -134,29 +134,29 @@ pub(crate) struct Merged {
     /// Lines of the file's keys, by dotted name.
     lines: BTreeMap<String, usize>,
     /// Values that are no values, which are in no layer.
-    pub(crate) wrong: Vec<Wrong>,
+    pub(crate) wrong: Vec<InvalidValue>,
 }
 
-/// A value that is none, whatever its key wants.
-pub(crate) struct Wrong {
-    /// Whose it was; empty if that is not known.
+/// A value that no key could have.
+pub(crate) struct InvalidValue {
+    /// The key of the value; empty if that is not known.
     pub(crate) key: Vec<String>,
     pub(crate) text: String,
-    pub(crate) place: Place,
+    pub(crate) place: ProblemPlace,
     pub(crate) origin: String,
 }
 
 impl Merged {
-    /// Where the value at a path came from.
+    /// The source of the value at a path.
     pub(crate) fn origin(&self, path: &[String]) -> String {
         let (depth, value) = self.deepest(path);
         let found = if depth == path.len() { self.describe(path, value).1 } else { None };
         found.unwrap_or_else(|| DEFAULT.to_owned())
     }
 
-    /// Where a reader should look for what is wrong at a path: at its value, or, where it has
-    /// none, at the table that lacks it. Places sort as they are met.
-    pub(crate) fn place(&self, path: &[String]) -> (Place, Option<String>) {
+    /// The place of a problem at a path: that of the value, or, if there is none, that of the table that
+    /// lacks it. Places sort in the order in which problems are reported.
+    pub(crate) fn place(&self, path: &[String]) -> (ProblemPlace, Option<String>) {
         let (_, value) = self.deepest(path);
         self.describe(path, value)
     }
@@ -176,37 +176,37 @@ impl Merged {
         (path.len(), value)
     }
 
-    fn describe(&self, path: &[String], value: &Value) -> (Place, Option<String>) {
+    fn describe(&self, path: &[String], value: &Value) -> (ProblemPlace, Option<String>) {
         let Some(from) = self.figment.get_metadata(value.tag()) else {
-            return (Place::Nowhere, None);
+            return (ProblemPlace::Nowhere, None);
         };
         let name = from.name.to_string();
         if from.source.is_some() {
             let line = (0..=path.len()).rev().find_map(|end| self.lines.get(&dotted(&path[..end])));
             let line = line.copied().unwrap_or(0);
-            return (Place::File { line }, Some(format!("{name}:{line}")));
+            return (ProblemPlace::File { line }, Some(format!("{name}:{line}")));
         }
         match name.as_str() {
-            DEFAULT => (Place::Nowhere, None),
-            name if name.starts_with(ENV) => (Place::Environment, Some(name.to_owned())),
-            name => (Place::Flags, Some(name.to_owned())),
+            DEFAULT => (ProblemPlace::Nowhere, None),
+            name if name.starts_with(ENV) => (ProblemPlace::Environment, Some(name.to_owned())),
+            name => (ProblemPlace::Flags, Some(name.to_owned())),
         }
     }
 }
 
-/// Where something is wrong, in the order in which it is reported.
+/// The place of a problem. Problems are reported in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum ProblemPlace {
     File {
         line: usize,
     },
     Environment,
     Flags,
-    /// Between settings of several places, or in a default.
+    /// No single place: the problem is between several settings, or in a default.
     Nowhere,
 }
 
-/// One provider. Its origin is the name that messages give it.
+/// One source of values. Messages call it by its origin.
 struct Layer {
     origin: String,
     is_file: bool,
@@ -217,7 +217,7 @@ impl Layer {
     fn file(
         path: &Path,
         lines: &mut BTreeMap<String, usize>,
-        wrong: &mut Vec<Wrong>,
+        wrong: &mut Vec<InvalidValue>,
     ) -> Result<Self, Vec<Problem>> {
         let origin = path.display().to_string();
         let text = interlock_files::read_text(path, FILE_BYTES_MAX).map_err(|error| {
@@ -251,7 +251,7 @@ impl Layer {
         wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, at }| {
             let line = line_at(at);
             let origin = format!("{origin}:{line}");
-            Wrong { key, text, place: Place::File { line }, origin }
+            InvalidValue { key, text, place: ProblemPlace::File { line }, origin }
         }));
         Ok(Self { origin, is_file: true, values })
     }
@@ -259,11 +259,11 @@ impl Layer {
     /// A layer of one key, whose value is text that the key's type says how to read.
     fn single(
         origin: String,
-        place: Place,
+        place: ProblemPlace,
         key: &str,
         text: &str,
-        root: &Key,
-        wrong: &mut Vec<Wrong>,
+        root: &ConfigKey,
+        wrong: &mut Vec<InvalidValue>,
     ) -> Option<Self> {
         let mut path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let parts = path.len();
@@ -272,13 +272,13 @@ impl Layer {
             let text = format!(
                 "{key} is not a known key: a key has at most {PARTS_MAX} parts, got {parts}"
             );
-            wrong.push(Wrong { key: vec![], text, place, origin });
+            wrong.push(InvalidValue { key: vec![], text, place, origin });
             return None;
         }
         let mut unreadable = Vec::new();
         let kind = root.find(&path).map(|key| &key.kind);
         let value = read(text, kind, &mut path, &mut unreadable);
-        wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, .. }| Wrong {
+        wrong.extend(unreadable.into_iter().map(|Unreadable { key, text, .. }| InvalidValue {
             key,
             text,
             place,
@@ -313,17 +313,19 @@ fn dict(value: Value) -> Dict {
 /// is reported with the other wrong types.
 fn read(
     text: &str,
-    kind: Option<&Kind>,
+    kind: Option<&KeyKind>,
     path: &mut Vec<String>,
     unreadable: &mut Vec<Unreadable>,
 ) -> Option<Value> {
     let as_toml = DeValue::parse(text.trim()).ok();
     match (kind, as_toml) {
-        (None | Some(Kind::Text | Kind::Choice(_)), Some(parsed)) => match parsed.into_inner() {
-            DeValue::String(quoted) => Some(quoted.into_owned().into()),
-            _ => Some(text.into()),
-        },
-        (Some(Kind::List(_)), _) if !text.starts_with('[') => {
+        (None | Some(KeyKind::Text | KeyKind::Choice(_)), Some(parsed)) => {
+            match parsed.into_inner() {
+                DeValue::String(quoted) => Some(quoted.into_owned().into()),
+                _ => Some(text.into()),
+            }
+        }
+        (Some(KeyKind::List(_)), _) if !text.starts_with('[') => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Some(items.map(Value::from).collect::<Vec<_>>().into())
         }

@@ -31,7 +31,7 @@ mod reference;
 mod show;
 mod values;
 
-pub use check::{Draft, Effective, draft, load};
+pub use check::{ConfigDraft, Effective, draft, load};
 pub use config::Config;
 pub use layers::{Flag, Sources};
 pub use log::{LogConfig, LogFormat};

@@ -25,9 +25,9 @@ pub struct LogConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Lines of text, for people.
     Text,
-    /// For a log collector.
+    /// One JSON object a line, for a log collector.
     Json,
 }
 

@@ -1,7 +1,7 @@
 //! What `config/default.toml` and `config/REFERENCE.md` say, from the doc comments and defaults.
 
 use crate::Config;
-use crate::keys::{Key, Kind, dotted};
+use crate::keys::{ConfigKey, KeyKind, dotted};
 
 const WIDTH: usize = 96;
 
@@ -17,7 +17,7 @@ pub fn default_toml() -> String {
          # (INTERLOCK__SERVER__BIND=0.0.0.0:80), the environment over a file, a file over this.\n",
     );
     let values = default_values();
-    for section in Key::root::<Config>().inside() {
+    for section in ConfigKey::root::<Config>().inside() {
         text.push('\n');
         let doc = section_doc(section);
         match values.get(&section.name) {
@@ -51,11 +51,11 @@ pub fn default_toml() -> String {
 const REPLACES: &str =
     "Naming any replaces the default ones: these are the policies, not additions to them.";
 
-fn table_toml(key: &Key, value: &toml::Value, header: &str, docs: bool, text: &mut String) {
+fn table_toml(key: &ConfigKey, value: &toml::Value, header: &str, docs: bool, text: &mut String) {
     let mut tables = Vec::new();
     let mut first = true;
     for inside in key.inside() {
-        if matches!(inside.kind, Kind::Table(_) | Kind::Open) {
+        if matches!(inside.kind, KeyKind::Table(_) | KeyKind::Open) {
             tables.push(inside);
             continue;
         }
@@ -103,8 +103,8 @@ pub fn reference_md() -> String {
          `30s`, `5m`. A key that does not exist is an error, wherever it stands.\n",
     );
     let values = default_values();
-    for section in Key::root::<Config>().inside() {
-        let many = matches!(section.kind, Kind::Tables(_));
+    for section in ConfigKey::root::<Config>().inside() {
+        let many = matches!(section.kind, KeyKind::Tables(_));
         let title =
             if many { format!("[[{}]]", section.name) } else { format!("[{}]", section.name) };
         text.push_str(&format!("\n## `{title}`\n\n{}\n", unwrapped(&section_doc(section))));
@@ -124,18 +124,24 @@ pub fn reference_md() -> String {
     text
 }
 
-fn defaults_of(item: &Key) -> Option<toml::Value> {
+fn defaults_of(item: &ConfigKey) -> Option<toml::Value> {
     let set = item.inside().iter().filter_map(|key| {
         Some((key.name.clone(), toml::Value::try_from(key.default.as_ref()?).ok()?))
     });
     Some(toml::Value::Table(set.collect()))
 }
 
-fn rows(key: &Key, value: Option<&toml::Value>, unset: &str, before: &str, text: &mut String) {
+fn rows(
+    key: &ConfigKey,
+    value: Option<&toml::Value>,
+    unset: &str,
+    before: &str,
+    text: &mut String,
+) {
     for inside in key.inside() {
         let name = dotted([before, &inside.name]);
         let value = value.and_then(|value| value.get(&inside.name));
-        if let Kind::Table(_) = inside.kind {
+        if let KeyKind::Table(_) = inside.kind {
             rows(inside, value, unset, &name, text);
             continue;
         }
@@ -147,19 +153,19 @@ fn rows(key: &Key, value: Option<&toml::Value>, unset: &str, before: &str, text:
     }
 }
 
-fn type_name(kind: &Kind) -> String {
+fn type_name(kind: &KeyKind) -> String {
     match kind {
-        Kind::Table(_) | Kind::Open => "table".into(),
-        Kind::Tables(_) => "tables".into(),
-        Kind::Text => "text".into(),
-        Kind::Flag => "true or false".into(),
-        Kind::Whole { least: least @ 1.., .. } => format!("whole number, at least {least}"),
-        Kind::Whole { .. } => "whole number".into(),
-        Kind::Number => "number".into(),
-        Kind::Choice(choices) => {
+        KeyKind::Table(_) | KeyKind::Open => "table".into(),
+        KeyKind::Tables(_) => "tables".into(),
+        KeyKind::Text => "text".into(),
+        KeyKind::Flag => "true or false".into(),
+        KeyKind::Whole { least: least @ 1.., .. } => format!("whole number, at least {least}"),
+        KeyKind::Whole { .. } => "whole number".into(),
+        KeyKind::Number => "number".into(),
+        KeyKind::Choice(choices) => {
             choices.iter().map(|choice| format!("`\"{choice}\"`")).collect::<Vec<_>>().join(", ")
         }
-        Kind::List(item) => format!("list of {}", type_name(item)),
+        KeyKind::List(item) => format!("list of {}", type_name(item)),
     }
 }
 
@@ -169,7 +175,7 @@ pub(crate) fn default_values() -> toml::Table {
 
 /// A struct's doc comment begins with the name of its section, for whoever reads the code; under
 /// the section's header that would be said twice.
-fn section_doc(section: &Key) -> String {
+fn section_doc(section: &ConfigKey) -> String {
     let doc = plain(&section.doc);
     let rest = doc.split_once("`: ").filter(|(name, _)| name.starts_with("`["));
     let mut rest = rest.map_or(doc.as_str(), |(_, rest)| rest).chars();

@@ -2,7 +2,7 @@
 
 use interlock_request::{Secret, is_secret, without_logins};
 
-use crate::keys::{Key, Kind, dotted};
+use crate::keys::{ConfigKey, KeyKind, dotted};
 use crate::{Config, Effective};
 
 /// Comments further right than this are worse than crooked ones.
@@ -15,22 +15,22 @@ impl Effective {
     pub fn show(&self) -> String {
         let mut lines = Vec::new();
         let values = toml::Table::try_from(&self.config).expect("a configuration is a table");
-        for section in Key::root::<Config>().inside() {
+        for section in ConfigKey::root::<Config>().inside() {
             match (values.get(&section.name), &section.kind) {
-                (Some(toml::Value::Array(items)), Kind::Tables(_)) => {
+                (Some(toml::Value::Array(items)), KeyKind::Tables(_)) => {
                     for (at, item) in items.iter().enumerate() {
-                        lines.push(Line::header(format!("[[{}]]", section.name)));
+                        lines.push(TomlLine::header(format!("[[{}]]", section.name)));
                         let path = vec![section.name.clone(), at.to_string()];
                         self.table(section, item, &section.name, &path, &mut lines);
                     }
                     // In front of every header, behind which it would belong to that.
                     if items.is_empty() {
                         let origin = self.merged.origin(std::slice::from_ref(&section.name));
-                        lines.insert(0, Line::value(format!("{} = []", section.name), origin));
+                        lines.insert(0, TomlLine::value(format!("{} = []", section.name), origin));
                     }
                 }
                 (Some(item), _) => {
-                    lines.push(Line::header(format!("[{}]", section.name)));
+                    lines.push(TomlLine::header(format!("[{}]", section.name)));
                     let path = vec![section.name.clone()];
                     self.table(section, item, &section.name, &path, &mut lines);
                 }
@@ -42,11 +42,11 @@ impl Effective {
 
     fn table(
         &self,
-        key: &Key,
+        key: &ConfigKey,
         value: &toml::Value,
         header: &str,
         path: &[String],
-        lines: &mut Vec<Line>,
+        lines: &mut Vec<TomlLine>,
     ) {
         let mut tables = Vec::new();
         for inside in key.inside() {
@@ -55,31 +55,33 @@ impl Effective {
                 Some(table @ toml::Value::Table(_)) => tables.push((inside, table, path)),
                 Some(value) => {
                     let shown = masked(value, is_secret(&inside.name));
-                    lines.push(Line::value(
+                    lines.push(TomlLine::value(
                         format!("{} = {shown}", inside.name),
                         self.merged.origin(&path),
                     ));
                 }
-                None => lines.push(Line::value(format!("# {} =", inside.name), "not set".into())),
+                None => {
+                    lines.push(TomlLine::value(format!("# {} =", inside.name), "not set".into()))
+                }
             }
         }
         // After the plain values: in TOML everything behind a header belongs to it.
         for (inside, table, path) in tables {
             let header = dotted([header, &inside.name]);
             match &inside.kind {
-                Kind::Open => {
+                KeyKind::Open => {
                     let shown = masked(table, is_secret(&inside.name));
                     let origin = self.merged.origin(&path);
                     if shown.as_table().is_some_and(|table| !table.is_empty()) {
-                        let open = Key { kind: open_keys(&shown), ..inside.clone() };
-                        lines.push(Line::header(format!("[{header}]")));
+                        let open = ConfigKey { kind: open_keys(&shown), ..inside.clone() };
+                        lines.push(TomlLine::header(format!("[{header}]")));
                         self.table(&open, &shown, &header, &path, lines);
                     } else {
-                        lines.push(Line::value(format!("[{header}]"), origin));
+                        lines.push(TomlLine::value(format!("[{header}]"), origin));
                     }
                 }
                 _ => {
-                    lines.push(Line::header(format!("[{header}]")));
+                    lines.push(TomlLine::header(format!("[{header}]")));
                     self.table(inside, table, &header, &path, lines);
                 }
             }
@@ -88,14 +90,14 @@ impl Effective {
 }
 
 /// Somebody else's keys, as if they were ours.
-fn open_keys(table: &toml::Value) -> Kind {
+fn open_keys(table: &toml::Value) -> KeyKind {
     let names = table.as_table().into_iter().flat_map(|table| table.keys());
-    Kind::Table(
+    KeyKind::Table(
         names
-            .map(|name| Key {
+            .map(|name| ConfigKey {
                 name: name.clone(),
                 doc: String::new(),
-                kind: Kind::Open,
+                kind: KeyKind::Open,
                 default: None,
                 example: None,
                 optional: false,
@@ -124,12 +126,12 @@ fn masked(value: &toml::Value, secret: bool) -> toml::Value {
     }
 }
 
-struct Line {
+struct TomlLine {
     text: String,
     comment: Option<String>,
 }
 
-impl Line {
+impl TomlLine {
     fn header(text: String) -> Self {
         Self { text, comment: None }
     }
@@ -139,7 +141,7 @@ impl Line {
     }
 }
 
-fn render(lines: &[Line]) -> String {
+fn render(lines: &[TomlLine]) -> String {
     let commented = lines.iter().filter(|line| line.comment.is_some());
     let widths = commented.map(|line| line.text.chars().count());
     let column = widths.filter(|width| *width <= COMMENT_COLUMN_MAX).max().unwrap_or(0);

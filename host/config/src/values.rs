@@ -19,7 +19,7 @@ pub(crate) struct Unreadable {
     pub(crate) key: Vec<String>,
     /// What is wrong with it, as key, relation, value.
     pub(crate) text: String,
-    /// Where it stands in the text.
+    /// The offset of the value in the text.
     pub(crate) at: usize,
 }
 

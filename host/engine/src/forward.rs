@@ -95,16 +95,16 @@ pub struct ModelShape {
 pub struct PassFailed {
     /// The message for our log.
     pub why: String,
-    /// Whose fault it was, as far as is known.
+    /// The cause of the failure, as far as is known.
     pub kind: PassFault,
     /// What the pages hold afterwards.
     pub caches: Caches,
 }
 
-/// Which rows a failed pass is blamed on. It decides what the engine tries next.
+/// The cause of a failed pass. The cause decides what the engine tries next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassFault {
-    /// This row of the table, and no other. Its request ends, the others go on.
+    /// This row of the table alone. The row's request ends, the others go on.
     Row(usize),
     /// No row: the device had not enough memory, or time, for so many rows or tokens at once. The engine
     /// computes fewer at a time.

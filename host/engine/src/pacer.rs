@@ -44,11 +44,11 @@ use crate::EngineConfig;
 /// passes. A pass that took far longer than expected counts as one that took [`OUTLIER`] times as long.
 #[derive(Debug)]
 pub(crate) struct PrefillPacer {
-    /// Tokens.
+    /// Most tokens of prompts in one pass.
     chunk_max: NonZeroU32,
     /// Seconds that streams may be held up for each second of their own passes.
     share: f64,
-    /// Seconds.
+    /// Seconds that saved time may hold streams up at once.
     pause_max: f64,
     /// Seconds of a pass that only decodes.
     decode: Option<f64>,

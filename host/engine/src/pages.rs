@@ -118,7 +118,7 @@ pub struct PageAudit {
     pub leased: u32,
     /// Pages that no request holds, and that keep a prefix.
     pub idle: u32,
-    /// Empty pages.
+    /// Pages that hold nothing.
     pub free: u32,
 }
 

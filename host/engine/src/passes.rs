@@ -9,11 +9,11 @@ use crate::Clock;
 /// What a forward pass computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PassKind {
-    /// Prompts alone.
+    /// Only tokens of prompts.
     Prefill,
     /// The next token of each row.
     Decode,
-    /// Both.
+    /// Tokens of prompts, and next tokens of rows.
     Mixed,
 }
 

@@ -38,7 +38,7 @@ struct RequestState {
     served: usize,
     generation: Generation,
     fresh_seed: u64,
-    /// Its place in the order of arrival.
+    /// The request's place in the order of arrival.
     arrival: u64,
     /// How many later requests have started while this one had no row, or had drawn nothing with it.
     overtaken: u32,
@@ -51,9 +51,9 @@ struct RequestState {
 enum Isolation {
     /// No such pass has failed.
     None,
-    /// Its last pass failed: its next pass has no other row, so that a failure is its own.
+    /// The request's last pass failed: the next one has no other row, to show whether the request is at fault.
     Isolated,
-    /// Its last pass was well and had no other row.
+    /// The request's last pass had no other row, and succeeded.
     Cleared,
 }
 
@@ -109,16 +109,16 @@ impl RequestState {
 #[derive(Debug)]
 pub(crate) struct WaitingRequest {
     request: RequestState,
-    origin: Origin,
+    origin: WaitReason,
     prefix: PrefixMatch,
 }
 
 /// Why a request waits, with what it holds meanwhile.
 #[derive(Debug)]
-enum Origin {
-    /// It has arrived, and holds a place in the queue.
+enum WaitReason {
+    /// The request has arrived, and holds a place in the queue.
     Arrived(QueueSlot),
-    /// It was preempted, and is still counted among those that have begun.
+    /// The request was preempted, and is still counted as running.
     Preempted(RunningGuard),
 }
 
@@ -147,7 +147,7 @@ impl WaitingRequest {
             retries: Retries::new(),
         };
         let prefix = PrefixMatch::nothing(sharing.scope(&tenant));
-        Self { request, origin: Origin::Arrived(slot), prefix }
+        Self { request, origin: WaitReason::Arrived(slot), prefix }
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -192,8 +192,8 @@ impl WaitingRequest {
     pub(crate) fn end(self, outcome: Outcome, metrics: &EngineMetrics) {
         let Self { request, origin, .. } = self;
         let stage = match origin {
-            Origin::Arrived(_) => Stage::Waiting,
-            Origin::Preempted(_) => request.stage(),
+            WaitReason::Arrived(_) => Stage::Waiting,
+            WaitReason::Preempted(_) => request.stage(),
         };
         drop(origin);
         request.end(outcome, stage, metrics);
@@ -230,13 +230,13 @@ impl WaitingRequest {
         let Self { mut request, origin, .. } = self;
         let computed = lease.cached_tokens();
         let running = match origin {
-            Origin::Arrived(slot) => {
+            WaitReason::Arrived(slot) => {
                 drop(slot);
                 request.cached_tokens = computed;
                 request.events.send(Event::Started);
                 metrics.begun()
             }
-            Origin::Preempted(running) => running,
+            WaitReason::Preempted(running) => running,
         };
         request.served = request.served.max(computed);
         RunningRequest { request, sequence, lease, computed, drew: false, running }
@@ -249,15 +249,15 @@ pub(crate) struct RunningRequest<S> {
     request: RequestState,
     sequence: S,
     lease: Lease,
-    /// How many of its tokens are in the cache; at least one is not.
+    /// How many of the request's tokens are in the cache; at least one is not.
     computed: usize,
-    /// Whether it has drawn a token since it got its row.
+    /// Whether the request has drawn a token since it got its row.
     drew: bool,
     running: RunningGuard,
 }
 
 impl<S> RunningRequest<S> {
-    /// Tokens to compute before its next one can be drawn.
+    /// Tokens to compute before the request's next token can be drawn.
     fn left(&self) -> NonZeroU32 {
         NonZeroU32::new(count(self.request.tokens.len() - self.computed))
             .expect("a token that was drawn is not in the cache before it is computed")
@@ -298,7 +298,7 @@ impl<S> RunningRequest<S> {
         self.lease.extend(self.computed + tokens.get() as usize)
     }
 
-    /// Its row of a forward pass over its next `tokens` tokens.
+    /// The request's row of a forward pass over its next `tokens` tokens.
     pub(crate) fn row(&mut self, tokens: NonZeroU32) -> Row<'_, S> {
         let until = self.computed + tokens.get() as usize;
         Row {
@@ -373,7 +373,7 @@ impl<S> RunningRequest<S> {
         let prefix = PrefixMatch::nothing(lease.scope().clone());
         drop((sequence, lease));
         request.events.send_preempted();
-        WaitingRequest { request, origin: Origin::Preempted(running), prefix }
+        WaitingRequest { request, origin: WaitReason::Preempted(running), prefix }
     }
 
     /// Accounts for a forward pass: its next `tokens` tokens are in the cache, and `drawn` came of

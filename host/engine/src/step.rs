@@ -321,7 +321,7 @@ impl<F: Forward> Engine<F> {
             None => {
                 self.limits.cap_rows(beside);
                 self.bounds_gauges.set(self.limits.bounds());
-                tracing::warn!(error = %failed, running = beside, "no memory for one request more");
+                tracing::warn!(error = %failed, running = beside, "there is no memory for another request");
                 self.waiting.push(waiting);
             }
         }

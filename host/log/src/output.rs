@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 pub struct Output(File);
 
 impl Output {
-    /// Writes there.
+    /// An output that writes to this descriptor.
     pub fn new(to: OwnedFd) -> Self {
         Self(File::from(to))
     }
@@ -28,7 +28,7 @@ impl Output {
         Ok(Self::new(other.as_fd().try_clone_to_owned()?))
     }
 
-    /// What it is and how long.
+    /// The metadata of the file: its type and length.
     ///
     /// # Errors
     ///

@@ -27,11 +27,11 @@ pub trait Losses: Send + Sync + 'static {
 /// [`LineWriter::flush`].
 #[derive(Debug)]
 pub struct LineWriter {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
 }
 
-struct Shared {
-    queue: Mutex<Queue>,
+struct WriterShared {
+    queue: Mutex<LineQueue>,
     /// There is something to write, or no more will come.
     filled: Condvar,
     /// Something was written, or given up.
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct Queue {
+struct LineQueue {
     bytes: Vec<u8>,
     bytes_max: usize,
     /// Bytes that the thread has taken and not yet written.
@@ -77,7 +77,7 @@ impl LineWriter {
         bytes_max: usize,
         losses: impl Losses,
     ) -> io::Result<Self> {
-        let queue = Queue {
+        let queue = LineQueue {
             bytes: Vec::new(),
             bytes_max,
             writing: 0,
@@ -86,7 +86,7 @@ impl LineWriter {
             losing: false,
             closing: false,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WriterShared {
             queue: Mutex::new(queue),
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -100,7 +100,7 @@ impl LineWriter {
         Ok(Self { shared })
     }
 
-    /// Counts there what is lost, and what was lost already.
+    /// Counts lost lines in this counter, those that were lost already included.
     pub fn count_in(&self, dropped: IntCounter) {
         let mut queue = self.shared.queue();
         if let Ok(()) = self.shared.dropped.set(dropped) {
@@ -109,7 +109,7 @@ impl LineWriter {
         }
     }
 
-    /// Another bound.
+    /// Changes the bound of the queue.
     pub fn set_bytes_max(&self, bytes_max: usize) {
         self.shared.queue().bytes_max = bytes_max;
     }
@@ -142,7 +142,7 @@ impl LineWriter {
         self.drop_lines(self.shared.queue(), 1);
     }
 
-    fn drop_lines(&self, mut queue: MutexGuard<'_, Queue>, lines: u64) {
+    fn drop_lines(&self, mut queue: MutexGuard<'_, LineQueue>, lines: u64) {
         let wake = queue.dropped == 0;
         queue.dropped += lines;
         let first = self.shared.lose(&mut queue, lines);
@@ -179,24 +179,24 @@ impl Drop for LineWriter {
     }
 }
 
-impl Queue {
+impl LineQueue {
     fn is_idle(&self) -> bool {
         self.bytes.is_empty() && self.writing == 0 && self.dropped == 0
     }
 }
 
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+impl WriterShared {
+    fn queue(&self) -> MutexGuard<'_, LineQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts lost lines; whether they are the first since all went well.
-    fn lose(&self, queue: &mut Queue, lines: u64) -> bool {
+    fn lose(&self, queue: &mut LineQueue, lines: u64) -> bool {
         self.count(queue, lines);
         !std::mem::replace(&mut queue.losing, true)
     }
 
-    fn count(&self, queue: &mut Queue, lines: u64) {
+    fn count(&self, queue: &mut LineQueue, lines: u64) {
         match self.dropped.get() {
             Some(dropped) => dropped.inc_by(lines),
             None => queue.uncounted += lines,
@@ -204,7 +204,7 @@ impl Shared {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for WriterShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("queue", &self.queue).finish_non_exhaustive()
     }
@@ -212,7 +212,7 @@ impl std::fmt::Debug for Shared {
 
 /// The thread's side.
 struct Writer<W> {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     out: W,
     /// Lines that were lost and are not marked yet, and why.
     unsaid: u64,

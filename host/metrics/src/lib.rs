@@ -20,7 +20,7 @@ pub use prometheus::{
 
 const PREFIX: &str = "interlock";
 
-/// What a family is, for the inventory.
+/// The description of a metric family, for the inventory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Family {
     /// Full name, `interlock_` included.
@@ -29,7 +29,7 @@ pub struct Family {
     pub kind: &'static str,
     /// Label names, in order.
     pub labels: Vec<String>,
-    /// What it means.
+    /// The help text.
     pub help: String,
 }
 

@@ -63,7 +63,7 @@ fn prepare() -> Result<()> {
     let root = here.join("../..").canonicalize()?;
     let manifest = workspace_manifest(&root)?;
 
-    let mlx_sys = source::find(&manifest)?;
+    let mlx_sys = source::find(&manifest, &answer::host_triple())?;
     let place = root.join("target/mlx");
     fs::create_dir_all(&place).with_context(|| format!("cannot create {}", place.display()))?;
 
@@ -92,7 +92,7 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Where this crate's sources are: asked at run time, so that a moved checkout works.
+/// The folder of this crate's sources, looked up at run time so that a moved checkout works.
 fn crate_dir() -> PathBuf {
     env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), Into::into)
 }

@@ -15,7 +15,7 @@ use crate::step;
 /// The C++ compiler: `CXX` if set, else `c++`.
 pub(crate) struct Compiler {
     program: OsString,
-    /// What it says it is; another compiler is another library.
+    /// The compiler's version text; another compiler makes another library.
     pub(crate) version: String,
 }
 

@@ -28,14 +28,14 @@ pub(crate) struct MlxSys {
 }
 
 /// Asks cargo where the mlx-sys of this workspace's lock file is unpacked.
-pub(crate) fn find(manifest: &Path) -> Result<MlxSys> {
+pub(crate) fn find(manifest: &Path, platform: &str) -> Result<MlxSys> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Only this platform's packages: cargo fetches all that it lists, and the others'
     // would be fetched for nothing.
     let mut metadata = Command::new(cargo);
     metadata
         .args(["metadata", "--locked", "--format-version", "1"])
-        .args(["--filter-platform", &crate::answer::host_triple()])
+        .args(["--filter-platform", platform])
         .arg("--manifest-path")
         .arg(manifest);
     let metadata = step::output(&mut metadata).context(

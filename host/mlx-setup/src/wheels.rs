@@ -53,7 +53,7 @@ fn fetch(wanted: &str, folder: &Path) -> Result<()> {
     );
 }
 
-/// Where bindgen finds libclang, and whether that one has its own built-in headers.
+/// The libclang that bindgen uses.
 pub(crate) struct Libclang {
     pub(crate) folder: PathBuf,
     /// The wheel is the bare library: `stddef.h` and its like must come from elsewhere.

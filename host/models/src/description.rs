@@ -12,7 +12,7 @@ use crate::source::{Encoding, Format, ModelSource};
 
 /// A model, described without its weights being read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Description {
+pub struct ModelDescription {
     /// The model's own name, or its folder's.
     pub name: Option<String>,
     /// `llama`, `qwen2`, `qwen3` or `qwen3_moe`.
@@ -56,7 +56,7 @@ pub struct Description {
     pub ignored: Option<String>,
 }
 
-impl Description {
+impl ModelDescription {
     pub(crate) fn new(
         source: &ModelSource,
         architecture: &'static str,
@@ -112,7 +112,7 @@ impl Description {
     }
 }
 
-impl fmt::Display for Description {
+impl fmt::Display for ModelDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |label: &str, value: String| writeln!(f, "{label:<16}{value}");
         row("name", self.name.clone().unwrap_or_else(|| "-".to_owned()))?;

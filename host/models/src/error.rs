@@ -85,7 +85,7 @@ pub enum LoadError {
         /// The file or folder.
         path: PathBuf,
         /// Each tensor that is wrong, and how.
-        problems: Problems,
+        problems: TensorProblems,
     },
 
     /// MLX failed while the weights were moved to the device: usually out of memory.
@@ -93,7 +93,7 @@ pub enum LoadError {
     Device {
         /// The name of the tensor.
         tensor: String,
-        /// MLX's message.
+        /// The message of MLX.
         what: String,
     },
 
@@ -141,7 +141,7 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// Why one tensor cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Problem {
+pub enum TensorProblem {
     /// The model needs the tensor and the files do not have it.
     Missing {
         /// The tensor's name in the files.
@@ -165,7 +165,7 @@ pub enum Problem {
     },
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for TensorProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing { tensor } => write!(f, "{tensor} is missing"),
@@ -183,13 +183,13 @@ impl fmt::Display for Problem {
 
 /// All that is wrong with a model's weights; shown are the first few and how many more there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct TensorProblems(pub Vec<TensorProblem>);
 
-impl Problems {
+impl TensorProblems {
     const SHOWN: usize = 6;
 }
 
-impl fmt::Display for Problems {
+impl fmt::Display for TensorProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.0.iter().take(Self::SHOWN).enumerate() {
             if i > 0 {

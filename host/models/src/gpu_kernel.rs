@@ -158,7 +158,7 @@ mod platform {
 
     struct Names(mlx_sys::mlx_vector_string);
     struct Arrays(mlx_sys::mlx_vector_array);
-    struct Config(mlx_sys::mlx_fast_cuda_kernel_config);
+    struct KernelConfig(mlx_sys::mlx_fast_cuda_kernel_config);
 
     impl Names {
         fn new(names: &[&str]) -> Result<Self, Exception> {
@@ -187,7 +187,7 @@ mod platform {
         }
     }
 
-    impl Drop for Config {
+    impl Drop for KernelConfig {
         fn drop(&mut self) {
             // SAFETY: made by us, and not used after this.
             unsafe { mlx_sys::mlx_fast_cuda_kernel_config_free(self.0) };
@@ -233,7 +233,7 @@ mod platform {
         /// As for [`super::GpuKernel::call`].
         pub(super) unsafe fn call(&self, call: &KernelCall<'_>) -> Result<Vec<Array>, Exception> {
             // SAFETY: makes a value, which this one frees.
-            let config = Config(unsafe { mlx_sys::mlx_fast_cuda_kernel_config_new() });
+            let config = KernelConfig(unsafe { mlx_sys::mlx_fast_cuda_kernel_config_new() });
             for output in call.outputs {
                 let (shape, dtype) = (&output.shape, output.dtype.into());
                 // SAFETY: the shape lives, and is copied.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// What to do with a model that has keys or tensors of which this version knows nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Unknown {
+pub enum OnUnknown {
     /// Refuse it, naming them.
     #[default]
     Refuse,
@@ -166,9 +166,9 @@ impl Listing {
 pub(crate) enum SupportedValue {
     /// One of these texts.
     Text(&'static [&'static str]),
-    /// This number alone.
+    /// Only this number.
     Number(f64),
-    /// This truth value alone.
+    /// Only this truth value.
     Bool(bool),
     /// Nothing: `null`, `false`, 0, or empty.
     Nothing,

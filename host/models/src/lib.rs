@@ -55,9 +55,9 @@ mod weights;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-pub use description::Description;
-pub use error::{LoadError, Problem, Problems};
-pub use leftover::{Leftover, Leftovers, Unknown};
+pub use description::ModelDescription;
+pub use error::{LoadError, TensorProblem, TensorProblems};
+pub use leftover::{Leftover, Leftovers, OnUnknown};
 pub use model::{Model, Sequence};
 pub use source::Format;
 
@@ -65,8 +65,8 @@ use interlock_engine::{Forward, Opening, PageId, PassFailed, Row};
 use interlock_model_files::TextParts;
 use interlock_request::{Generation, Priority, Sampling, SamplingDefaults, TokenId};
 
-use architectures::{Config, NotOurs};
-use cache::{CacheBudget, CacheSize, Pages};
+use architectures::{ArchitectureConfig, NotOurs};
+use cache::{CacheBudget, CacheSize, KvPages};
 use mlx_rs::{Device, DeviceType, Dtype, memory};
 use source::ModelSource;
 use weights::{Precision, Survey};
@@ -83,7 +83,7 @@ pub struct LoadOptions {
     /// 4096 tokens takes (or of the whole context, if that is shorter) the model does not load. None:
     /// a quarter of the memory that is free when the weights are loaded, or what such a sequence
     /// takes. Either way no more than 256 full contexts, and what does not fit in it all alone is cut
-    /// off the context, which [`Loaded::context_cut`] says.
+    /// off the context, which [`LoadedModel::context_cut`] says.
     pub cache_max: Option<u64>,
     /// Other models of this process, with which that quarter is shared, each its equal part.
     pub neighbours: u32,
@@ -91,7 +91,7 @@ pub struct LoadOptions {
     /// decides for the process. On a GPU it changes nothing.
     pub threads: Option<NonZeroUsize>,
     /// What to do where the files have keys or tensors of which nothing is known.
-    pub unknown: Unknown,
+    pub unknown: OnUnknown,
 }
 
 /// What MLX must find in the environment, unless it was put there: for `main` to set, before there
@@ -113,13 +113,13 @@ pub struct LoadProgress {
 }
 
 /// A model, ready to compute, and what else its files hold.
-pub struct Loaded {
+pub struct LoadedModel {
     /// The weights, on the device.
     pub model: Model,
     /// The tokenizer and the chat template, for `interlock-text`.
     pub text: TextParts,
     /// The model's sizes and formats, as its files have them.
-    pub description: Description,
+    pub description: ModelDescription,
     /// If the memory for keys and values holds less than the context: both numbers, in words.
     pub context_cut: Option<String>,
 }
@@ -131,7 +131,7 @@ pub struct Loaded {
 ///
 /// When the files cannot be read, are damaged, are not of a supported architecture, or have what the architecture does
 /// not use; and when weights are missing or misshapen.
-pub fn inspect(path: &Path, unknown: Unknown) -> Result<Description, LoadError> {
+pub fn inspect(path: &Path, unknown: OnUnknown) -> Result<ModelDescription, LoadError> {
     let source = ModelSource::open(path)?;
     CheckedSource::new(&source, unknown).map(|checked| checked.description(&source))
 }
@@ -140,8 +140,8 @@ pub fn inspect(path: &Path, unknown: Unknown) -> Result<Description, LoadError> 
 #[derive(Debug)]
 pub struct Checked {
     /// As [`inspect`] has it.
-    pub description: Description,
-    /// Plain data, as [`Loaded::text`].
+    pub description: ModelDescription,
+    /// Plain data, as [`LoadedModel::text`].
     pub text: TextParts,
 }
 
@@ -179,7 +179,7 @@ pub fn load(
     path: &Path,
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
-) -> Result<Loaded, LoadError> {
+) -> Result<LoadedModel, LoadError> {
     load_with(path, options, progress, precision())
 }
 
@@ -266,7 +266,7 @@ fn memory_available() -> Option<u64> {
 ///
 /// As for [`load`].
 #[doc(hidden)]
-pub fn load_as_stored(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+pub fn load_as_stored(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     precision();
     load_with(path, options, &mut |_| {}, Precision::AsStored)
 }
@@ -276,7 +276,7 @@ fn load_with(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
     precision: Precision,
-) -> Result<Loaded, LoadError> {
+) -> Result<LoadedModel, LoadError> {
     progress(LoadProgress { fraction: 0.0, doing: "reading headers" });
     let source = ModelSource::open(path)?;
     let checked = CheckedSource::new(&source, options.unknown)?;
@@ -303,8 +303,8 @@ fn load_with(
     );
     let cache_size = CacheSize::new(budget, kv_bytes, context)?;
     let pages = match precision {
-        Precision::F32 => Ok(Pages::on_cpu(&dimensions, cache_size.pages)),
-        _ => Pages::in_mlx(&dimensions, cache_size.pages, dtype),
+        Precision::F32 => Ok(KvPages::on_cpu(&dimensions, cache_size.pages)),
+        _ => KvPages::in_mlx(&dimensions, cache_size.pages, dtype),
     };
     let pages = pages.map_err(|error| LoadError::Device {
         tensor: "the cache of keys and values".to_owned(),
@@ -318,12 +318,12 @@ fn load_with(
     }
     progress(LoadProgress { fraction: 1.0, doing: "ready" });
     let context_cut = cache_size.cut(budget, kv_bytes, context);
-    Ok(Loaded { model, text: source.text, description, context_cut })
+    Ok(LoadedModel { model, text: source.text, description, context_cut })
 }
 
 /// A model whose files hold what its architecture uses, and nothing else that matters.
 struct CheckedSource {
-    config: Config,
+    config: ArchitectureConfig,
     survey: Survey,
     /// Unknown keys and tensors that the setting lets pass.
     ignored: Leftovers,
@@ -358,9 +358,9 @@ impl CheckedSource {
         Ok(Bounds { dtype, kv_bytes, context })
     }
 
-    fn new(source: &ModelSource, unknown: Unknown) -> Result<Self, LoadError> {
+    fn new(source: &ModelSource, unknown: OnUnknown) -> Result<Self, LoadError> {
         let path = || source.path.clone();
-        let read = Config::read(&source.config).map_err(|not_ours| match not_ours {
+        let read = ArchitectureConfig::read(&source.config).map_err(|not_ours| match not_ours {
             NotOurs::Unsupported(what) => {
                 LoadError::Unsupported { path: path(), what, supported: architectures::SUPPORTED }
             }
@@ -375,16 +375,16 @@ impl CheckedSource {
         }
         let survey = weights::survey(source, |weights| config.load(weights))?;
         leftovers.extend(survey.leftovers.iter().cloned());
-        let through = |leftover: &Leftover| unknown == Unknown::Warn && leftover.is_unknown();
+        let through = |leftover: &Leftover| unknown == OnUnknown::Warn && leftover.is_unknown();
         match leftovers.iter().all(through) {
             true => Ok(Self { config, survey, ignored: Leftovers(leftovers) }),
             false => Err(LoadError::Leftovers { path: path(), leftovers: Leftovers(leftovers) }),
         }
     }
 
-    fn description(&self, source: &ModelSource) -> Description {
+    fn description(&self, source: &ModelSource) -> ModelDescription {
         let Self { config, ignored, .. } = self;
-        Description::new(source, config.name(), &config.dimensions(), ignored)
+        ModelDescription::new(source, config.name(), &config.dimensions(), ignored)
     }
 }
 

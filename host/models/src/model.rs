@@ -7,7 +7,7 @@ use interlock_request::{Drawn, TokenId};
 use mlx_rs::{Array, Dtype, transforms};
 
 use crate::architectures::Architecture;
-use crate::cache::{Batch, CacheSize, Pages};
+use crate::cache::{Batch, CacheSize, KvPages};
 use crate::compute_error::ComputeError;
 use crate::cpu;
 use crate::pass_failed::pass_failed;
@@ -20,7 +20,7 @@ use crate::tensor::Tensor;
 pub struct Model {
     architecture: Box<dyn Architecture>,
     shape: ModelShape,
-    pages: Pages,
+    pages: KvPages,
     kv_bytes_per_token: u64,
     stay_here: PhantomData<*mut ()>,
 }
@@ -35,7 +35,7 @@ impl Model {
         architecture: Box<dyn Architecture>,
         vocabulary: u32,
         cache_size: &CacheSize,
-        pages: Pages,
+        pages: KvPages,
         kv_bytes_per_token: u64,
     ) -> Self {
         Self {
@@ -60,22 +60,22 @@ impl Model {
     /// What multiplies matrices, for the log.
     pub fn arithmetic(&self) -> String {
         match &self.pages {
-            Pages::Cpu(_) => {
+            KvPages::Cpu(_) => {
                 let (instructions, threads) = (cpu::instructions(), cpu::threads());
                 let plural = if threads == 1 { "" } else { "s" };
                 format!(
                     "our CPU kernels: {instructions}, {threads} thread{plural}, weights as stored"
                 )
             }
-            Pages::Mlx(_) => "MLX's".to_owned(),
+            KvPages::Mlx(_) => "MLX's".to_owned(),
         }
     }
 
     /// What computes attention, for the log.
     pub fn attention(&self) -> String {
         match &self.pages {
-            Pages::Cpu(_) => "our CPU kernel, over pages".to_owned(),
-            Pages::Mlx(pages) => pages.attention(),
+            KvPages::Cpu(_) => "our CPU kernel, over pages".to_owned(),
+            KvPages::Mlx(pages) => pages.attention(),
         }
     }
 
@@ -165,8 +165,8 @@ impl Model {
     /// Evaluates what a pass leaves in MLX's pages, and `result`.
     fn settle(&self, result: Option<&Array>) -> Result<(), ComputeError> {
         match &self.pages {
-            Pages::Cpu(_) => Ok(()),
-            Pages::Mlx(pages) => Ok(transforms::eval(pages.arrays().chain(result))?),
+            KvPages::Cpu(_) => Ok(()),
+            KvPages::Mlx(pages) => Ok(transforms::eval(pages.arrays().chain(result))?),
         }
     }
 
@@ -193,8 +193,8 @@ impl Model {
             Tensor::Mlx(logits) => {
                 let logits = logits.as_dtype(Dtype::Float32)?.reshape(&[ends.len() as i32, -1])?;
                 match &self.pages {
-                    Pages::Cpu(_) => Ok(draw_on_device(&samplers, &logits, [])?),
-                    Pages::Mlx(pages) => Ok(draw_on_device(&samplers, &logits, pages.arrays())?),
+                    KvPages::Cpu(_) => Ok(draw_on_device(&samplers, &logits, [])?),
+                    KvPages::Mlx(pages) => Ok(draw_on_device(&samplers, &logits, pages.arrays())?),
                 }
             }
         }

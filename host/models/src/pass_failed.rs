@@ -14,7 +14,7 @@ use interlock_engine::PassFailed;
 use mlx_rs::error::Exception;
 use mlx_rs::memory;
 
-use crate::cache::Pages;
+use crate::cache::KvPages;
 use crate::compute_error::ComputeError;
 
 /// Parts of texts that say that a pass was too large, in small letters.
@@ -53,14 +53,14 @@ fn is_too_large(what: &str) -> bool {
 /// A pass over these pages has failed with this error. If it failed half-way through MLX's graph,
 /// arrays that hold the pages may be gone with it, so they are made anew; the CPU's pages are as
 /// they were.
-pub(crate) fn pass_failed(error: &ComputeError, pages: &mut Pages) -> PassFailed {
+pub(crate) fn pass_failed(error: &ComputeError, pages: &mut KvPages) -> PassFailed {
     let failed = match error {
         ComputeError::Mlx(what) => kind(what),
         ComputeError::Mixed(what) => PassFailed::new(*what),
     };
     match pages {
-        Pages::Cpu(_) => failed,
-        Pages::Mlx(pages) => {
+        KvPages::Cpu(_) => failed,
+        KvPages::Mlx(pages) => {
             let made = pages.clear().or_else(|error| {
                 // What MLX keeps of buffers that nobody uses may be all the memory there is.
                 tracing::warn!(

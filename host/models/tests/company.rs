@@ -16,7 +16,7 @@ use interlock_engine::{
     RequestHandle, StepOutcome, SystemClock, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
-use interlock_models::{LoadOptions, Model, Unknown, inspect, load};
+use interlock_models::{LoadOptions, Model, OnUnknown, inspect, load};
 use interlock_policy_api::{Body, Facts, Headers, Identity, Load, Prompt};
 use interlock_policy_chain::{LimitsConfig, PolicyChain, PolicyMetrics, at_once};
 use interlock_request::{
@@ -52,7 +52,7 @@ struct Scene {
 impl Scene {
     /// What the keys and values of one sequence take in f32.
     fn one_sequence(&self) -> u64 {
-        let described = inspect(&self.path, Unknown::Refuse);
+        let described = inspect(&self.path, OnUnknown::Refuse);
         let described = described.unwrap_or_else(|error| panic!("{error}"));
         2 * described.kv_bytes_per_token * u64::from(self.context.next_multiple_of(32))
     }

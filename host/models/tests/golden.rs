@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use interlock_engine::{Caches, Forward, Opening, PageId, PassFault, Row};
 use interlock_models::{
-    LoadError, LoadOptions, Loaded, Model, Problem, Sequence, load, load_as_stored,
+    LoadError, LoadOptions, LoadedModel, Model, Sequence, TensorProblem, load, load_as_stored,
 };
 use interlock_request::{Generation, Priority, Sampling, TokenId};
 use serde::Deserialize;
@@ -58,7 +58,7 @@ fn expected(case: &str) -> Expected {
     serde_json::from_str(&text).unwrap()
 }
 
-fn loaded(path: &Path) -> Loaded {
+fn loaded(path: &Path) -> LoadedModel {
     load(path, &LoadOptions::default(), &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -548,7 +548,8 @@ fn all_that_is_wrong_with_the_weights_is_said_at_once() {
         replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
     );
     let LoadError::Weights { problems, .. } = refused(&model.0) else { panic!("another error") };
-    let missing = |part: &str| Problem::Missing { tensor: format!("model.layers.2.{part}.weight") };
+    let missing =
+        |part: &str| TensorProblem::Missing { tensor: format!("model.layers.2.{part}.weight") };
     assert_eq!(problems.0.len(), 9);
     assert!(problems.0.contains(&missing("self_attn.q_proj")));
     assert!(problems.0.contains(&missing("post_attention_layernorm")));

@@ -6,12 +6,12 @@ use std::fs;
 
 use files::{Copy, Gguf, cases, data, number, root, whole, wholes, word, yes};
 use interlock_engine::{Forward, Opening, PageId, Row};
-use interlock_models::{LoadError, LoadOptions, Unknown, inspect, load};
+use interlock_models::{LoadError, LoadOptions, OnUnknown, inspect, load};
 use interlock_request::{Generation, Priority, Sampling};
 use serde_json::{Map, Value, json};
 
 fn said(copy: &Copy) -> Option<String> {
-    inspect(&copy.model(), Unknown::Refuse).err().map(|error| error.to_string())
+    inspect(&copy.model(), OnUnknown::Refuse).err().map(|error| error.to_string())
 }
 
 /// `inspect` and `load` refuse alike, with these words.
@@ -39,7 +39,7 @@ fn of_all_kept_models_and_the_default_one_nothing_is_left_over() {
     let copies: Vec<Copy> = kept.collect();
     assert!(copies.len() > 15);
     for path in copies.iter().map(Copy::model).chain([default]) {
-        match inspect(&path, Unknown::Warn) {
+        match inspect(&path, OnUnknown::Warn) {
             Ok(description) => assert_eq!(description.ignored, None, "{}", path.display()),
             Err(error) => panic!("{error}"),
         }
@@ -215,7 +215,7 @@ fn keys_that_change_what_is_computed_are_refused_by_name_with_both_values() {
         assert!(
             says.starts_with("unknown")
                 || says.contains("desc_act")
-                || inspect(&copy.model(), Unknown::Warn).is_err(),
+                || inspect(&copy.model(), OnUnknown::Warn).is_err(),
             "{keys} was let through"
         );
     }
@@ -243,9 +243,9 @@ fn an_unknown_key_is_refused_by_name_and_a_setting_lets_it_through_with_a_word()
         "unknown keys: novelty = {\"depth\":3}; if you know that the model means the same without, \
          set model.unknown = \"warn\"",
     );
-    let described = inspect(&copy.model(), Unknown::Warn).unwrap();
+    let described = inspect(&copy.model(), OnUnknown::Warn).unwrap();
     assert_eq!(described.ignored.as_deref(), Some("unknown keys: novelty = {\"depth\":3}"));
-    let options = LoadOptions { unknown: Unknown::Warn, ..LoadOptions::default() };
+    let options = LoadOptions { unknown: OnUnknown::Warn, ..LoadOptions::default() };
     assert!(load(&copy.model(), &options, &mut |_| {}).is_ok());
     // Beside one that is known to differ, it is named too.
     let both = copy.with_keys(&json!({"hidden_act": "relu"}));
@@ -266,12 +266,12 @@ fn tensors_that_nothing_uses_are_refused_by_name() {
     for name in inside {
         let copy = Copy::of("llama-f32").with_tensor(name, &[8], &ones);
         refused(&copy, &format!("this model is computed without {name}; another model, or"));
-        assert!(inspect(&copy.model(), Unknown::Warn).is_err(), "{name} was let through");
+        assert!(inspect(&copy.model(), OnUnknown::Warn).is_err(), "{name} was let through");
     }
     for name in ["vision_tower.patch.weight", "base_model.model.x.lora_A.weight", "score.weight"] {
         let copy = Copy::of("llama-f32").with_tensor(name, &[8], &ones);
         refused(&copy, &format!("unknown tensors: {name}; if you know"));
-        assert!(inspect(&copy.model(), Unknown::Warn).is_ok());
+        assert!(inspect(&copy.model(), OnUnknown::Warn).is_ok());
     }
     let mut many = Copy::of("llama-f32");
     for number in 0..9 {
@@ -551,13 +551,13 @@ fn odd_values() -> Vec<Value> {
 
 /// Loads what `inspect` takes, computes with it, and never panics; how many were taken.
 fn survives(copy: &Copy) -> u32 {
-    if inspect(&copy.model(), Unknown::Warn).is_err() {
+    if inspect(&copy.model(), OnUnknown::Warn).is_err() {
         return 0;
     }
     let options = LoadOptions {
         cache_max: Some(8 << 20),
         context_max: Some(64),
-        unknown: Unknown::Warn,
+        unknown: OnUnknown::Warn,
         ..LoadOptions::default()
     };
     if let Ok(mut loaded) = load(&copy.model(), &options, &mut |_| {}) {

@@ -11,9 +11,9 @@ pub struct Runnable {
     pub rank: Rank,
     /// Tokens to compute before it can draw its next one; 1 once it decodes.
     pub left: NonZeroU32,
-    /// Whether it decodes: its next token is one step away, and its client has had a token before.
+    /// Whether the request decodes: its next token is one step away, and its client has had a token before.
     pub streaming: bool,
-    /// Whether it must run alone, after a pass that failed, so that the next failure is its own.
+    /// Whether the request must run alone, after a pass that failed, so that a second failure shows its cause.
     pub isolated: bool,
 }
 
@@ -34,9 +34,9 @@ pub struct PrefillBudget {
 /// The largest pass that the device has memory for, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassBounds {
-    /// Most rows.
+    /// Most rows of a pass.
     pub rows: NonZeroU32,
-    /// Most tokens, those of streams included.
+    /// Most tokens of a pass, those of streams included.
     pub tokens: NonZeroU32,
 }
 

@@ -107,9 +107,9 @@ pub enum BadSettings {
     /// A value that the key does not take.
     #[error("{key} of the simulated model must be {wanted}, got {value:?}")]
     Value {
-        /// The key.
+        /// The name of the setting.
         key: String,
-        /// The values that the key takes.
+        /// The values that the setting takes.
         wanted: &'static str,
         /// The value that was given.
         value: String,

@@ -49,9 +49,9 @@ pub struct StateConfig {
     pub value_bytes_max: ByteSize,
 }
 
-/// Where the state is. Written `memory`, or as a Redis URL.
+/// The store of the state, written `memory` or as a Redis URL.
 ///
-/// Wherever it is shown or written, the login is not.
+/// The login is never shown or written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "Secret")]

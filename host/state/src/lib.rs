@@ -50,7 +50,7 @@ pub use config::{BadStoreUrl, StateConfig, StoreUrl};
 pub use metrics::StateMetrics;
 pub use redis_url::{BadRedisUrl, RedisUrl};
 pub use space::Space;
-pub use store::{Bucket, Entered, NEVER, Reservation, Reserved, StateFault, Taken, Window};
+pub use store::{Bucket, BudgetWindow, Entered, NEVER, Reservation, Reserved, StateFault, Taken};
 
 use clock::Monotonic;
 use store::Quota;
@@ -131,7 +131,7 @@ impl State {
     ) -> Result<Self, StateFailed> {
         let quota = config.quota();
         let store: Arc<dyn Store> = match &config.store {
-            StoreUrl::Memory => Arc::new(memory::Memory::new(clock, quota)),
+            StoreUrl::Memory => Arc::new(memory::MemoryStore::new(clock, quota)),
             StoreUrl::Redis(url) => {
                 Arc::new(redis::Redis::open(url, config, quota).map_err(|why| {
                     StateFailed::NoThread { store: config.store.to_string(), why }
@@ -165,7 +165,7 @@ impl State {
     /// The same on another clock: the simulator's runs as fast as it likes.
     pub fn memory_with(clock: Arc<dyn StateClock>) -> Self {
         let quota = StateConfig::default().quota();
-        Self { store: Arc::new(memory::Memory::new(clock, quota)), quota, metrics: None }
+        Self { store: Arc::new(memory::MemoryStore::new(clock, quota)), quota, metrics: None }
     }
 
     /// May a call wait for another process, up to `state.timeout`? Then none is made on a thread

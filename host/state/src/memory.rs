@@ -25,17 +25,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use self::table::{QuotaUse, Table};
+use self::table::{ExpiringMap, QuotaUse};
 use crate::clock::StateClock;
 use crate::metrics::StateMetrics;
 use crate::store::{
-    Bucket, Entered, Extended, LeaseEnd, PolicyStore, Quota, Reservation, Reserved, SLOT_BYTES,
-    StateFault, Taken, Window, entry_bytes,
+    Bucket, BudgetWindow, Entered, Extended, LeaseEnd, PolicyStore, Quota, Reservation, Reserved,
+    SLOT_BYTES, StateFault, Taken, entry_bytes,
 };
 use crate::{RESERVATION_LIFE, Store};
 
 /// The store in this process, for all policies.
-pub(crate) struct Memory {
+pub(crate) struct MemoryStore {
     clock: Arc<dyn StateClock>,
     quota: Quota,
     // As many entries as the configuration has policies.
@@ -56,11 +56,11 @@ const SHARDS: usize = 16;
 
 #[derive(Default)]
 struct Shard {
-    buckets: Table<String, BucketLevel>,
-    windows: Table<String, WindowUse>,
-    reservations: Table<u64, HeldReservation>,
-    slots: Table<String, Vec<Slot>>,
-    values: Table<String, Vec<u8>>,
+    buckets: ExpiringMap<String, BucketLevel>,
+    windows: ExpiringMap<String, WindowUse>,
+    reservations: ExpiringMap<u64, HeldReservation>,
+    slots: ExpiringMap<String, Vec<Slot>>,
+    values: ExpiringMap<String, Vec<u8>>,
 }
 
 /// A bucket: what it held when it was last taken from. Ends when it is full, which is what a bucket
@@ -84,7 +84,7 @@ struct WindowUse {
 #[derive(Clone)]
 struct HeldReservation {
     key: String,
-    window: Window,
+    window: BudgetWindow,
     /// All that it was charged.
     total: f64,
     /// The part of it that was charged to the window that began then; the rest fell into windows
@@ -99,13 +99,13 @@ struct Slot {
     ends: Duration,
 }
 
-impl Memory {
+impl MemoryStore {
     pub(crate) fn new(clock: Arc<dyn StateClock>, quota: Quota) -> Self {
         Self { clock, quota, policy_stores: Mutex::default() }
     }
 }
 
-impl Store for Memory {
+impl Store for MemoryStore {
     fn waits(&self) -> bool {
         false
     }
@@ -266,7 +266,12 @@ impl PolicyStore for MemoryPolicyStore {
         })
     }
 
-    fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault> {
+    fn reserve(
+        &self,
+        key: &str,
+        window: BudgetWindow,
+        estimate: f64,
+    ) -> Result<Reserved, StateFault> {
         let place = Self::shard_of(key);
         self.on(place, |shard, now| {
             let mut spent = shard.window(key, window.per, now);

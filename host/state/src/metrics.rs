@@ -18,7 +18,7 @@ pub struct StateMetrics {
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FailureKind {
+pub(crate) enum StateFailureKind {
     /// There is no connection.
     Unreachable,
     /// The server did not answer within `state.timeout`.
@@ -41,11 +41,11 @@ pub(crate) enum FailureKind {
     Replication,
     /// Somebody's script runs for too long.
     Busy,
-    /// Something else that it said.
+    /// The server refused for another reason.
     Refused,
 }
 
-/// Something that a policy, or the host on its behalf, asks.
+/// An operation that a policy, or the host on its behalf, asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
     Take,
@@ -112,8 +112,8 @@ impl StateMetrics {
     }
 
     /// One for each kind of failure, in its order.
-    pub(crate) fn failures(&self) -> [IntCounter; FailureKind::ALL.len()] {
-        FailureKind::ALL.map(|kind| self.failures.with_label_values(&[kind.as_str()]))
+    pub(crate) fn failures(&self) -> [IntCounter; StateFailureKind::ALL.len()] {
+        StateFailureKind::ALL.map(|kind| self.failures.with_label_values(&[kind.as_str()]))
     }
 
     /// All of a policy's counters: they are there before the first call, or a rate would miss it.
@@ -131,7 +131,7 @@ impl Counts {
     }
 }
 
-impl FailureKind {
+impl StateFailureKind {
     /// In the order of the declaration.
     pub(crate) const ALL: [Self; 12] = [
         Self::Unreachable,
@@ -251,7 +251,7 @@ mod tests {
         for (at, said) in OpResult::ALL.into_iter().enumerate() {
             assert_eq!(said as usize, at, "{said:?}");
         }
-        for (at, kind) in FailureKind::ALL.into_iter().enumerate() {
+        for (at, kind) in StateFailureKind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, at, "{kind:?}");
         }
     }

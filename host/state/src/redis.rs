@@ -55,8 +55,8 @@ use self::server::{LeaseKey, RedisServer, ScriptReply, Scripts, micros, reservat
 use crate::metrics::StateMetrics;
 use crate::redis_url::RedisUrl;
 use crate::store::{
-    Bucket, ENTRY_BYTES, Entered, Extended, LeaseEnd, PolicyStore, Quota, Reservation, Reserved,
-    SLOT_BYTES, StateFault, Taken, Window, entry_bytes,
+    Bucket, BudgetWindow, ENTRY_BYTES, Entered, Extended, LeaseEnd, PolicyStore, Quota,
+    Reservation, Reserved, SLOT_BYTES, StateFault, Taken, entry_bytes,
 };
 use crate::{RESERVATION_LIFE, StateConfig, Store};
 
@@ -106,7 +106,7 @@ impl Redis {
         Ok(Self { server, leases })
     }
 
-    /// Why it cannot be used now, if it cannot.
+    /// The reason that Redis cannot be used now; `None` if it can.
     pub(crate) fn probe(
         url: &RedisUrl,
         config: &StateConfig,
@@ -202,7 +202,12 @@ impl PolicyStore for RedisPolicyStore {
         }
     }
 
-    fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault> {
+    fn reserve(
+        &self,
+        key: &str,
+        window: BudgetWindow,
+        estimate: f64,
+    ) -> Result<Reserved, StateFault> {
         let id = draw();
         let mut call = self.call(&self.server.scripts.reserve);
         call.arg(key).arg(entry_bytes(key)).arg(window.limit).arg(micros(window.per)).arg(estimate);

@@ -18,7 +18,7 @@ pub struct RedisUrl {
     shown: String,
 }
 
-/// Why a text is no such URL.
+/// Why a text is not the URL of a Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRedisUrl {
     /// The URL has another scheme.
@@ -27,7 +27,7 @@ pub enum BadRedisUrl {
     /// The URL asks for TLS.
     #[error("rediss:// is encrypted, which is not supported; it must begin with redis://")]
     Encrypted,
-    /// Nothing stands where the host belongs.
+    /// The URL names no host.
     #[error(
         "it names no host: redis://[user:password@]host[:port][/database]; in a user or password, \
          write %2F for /, %3F for ?, %23 for # and %40 for @"

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::metrics::{Counts, Op, OpResult};
 use crate::store::{
-    Bucket, Entered, Extended, LeaseEnd, NEVER, PolicyStore, Quota, Reserved, StateFault, Taken,
-    Window,
+    Bucket, BudgetWindow, Entered, Extended, LeaseEnd, NEVER, PolicyStore, Quota, Reserved,
+    StateFault, Taken,
 };
 use crate::{LIFE_MAX, State};
 
@@ -98,7 +98,7 @@ impl Space {
     pub fn reserve(
         &self,
         key: &str,
-        window: Window,
+        window: BudgetWindow,
         estimate: f64,
     ) -> Result<Reserved, StateFault> {
         let checked = Self::key(key)

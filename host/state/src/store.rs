@@ -54,7 +54,7 @@ pub enum Taken {
 /// can fall within `per` around a border. Where that matters, a [`Bucket`] has no borders. A
 /// changed `limit` holds at once, a changed `per` from the next window on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Window {
+pub struct BudgetWindow {
     /// Most that is charged in one window, 1e-6 to 1e12.
     pub limit: f64,
     /// How long a window is, 1ms to [`LIFE_MAX`](crate::LIFE_MAX).
@@ -66,7 +66,7 @@ pub struct Window {
 pub enum Reserved {
     /// The estimate is charged.
     Ok(Reservation),
-    /// The window has no room for it, and nothing was charged.
+    /// The window has no room for the estimate, and nothing was charged.
     Denied {
         /// When the window ends, at the latest: what others give back may make room before.
         /// [`NEVER`] if the estimate is above the limit.
@@ -77,9 +77,9 @@ pub enum Reserved {
 /// A charge that waits to be settled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reservation {
-    /// Names it, in this policy's space alone. Not used again.
+    /// The number of the reservation, in this policy's space. No number is used twice.
     pub id: u64,
-    /// What is left in the window, in the window's own units.
+    /// How much of the window's limit is left.
     pub remaining: f64,
     /// When the window ends.
     pub resets_in: Duration,
@@ -126,7 +126,7 @@ pub(crate) enum LeaseEnd {
     Settle {
         /// The number of the reservation.
         reservation: u64,
-        /// What was used of it; none charges all that it holds.
+        /// How much of the reservation was used; `None` charges all that it holds.
         actual: Option<f64>,
     },
     /// Give a slot back.
@@ -158,7 +158,12 @@ pub(crate) struct Quota {
 pub(crate) trait PolicyStore: Send + Sync {
     /// With `take` false the answer is the same, and the bucket stays as it is.
     fn take(&self, key: &str, bucket: Bucket, cost: f64, take: bool) -> Result<Taken, StateFault>;
-    fn reserve(&self, key: &str, window: Window, estimate: f64) -> Result<Reserved, StateFault>;
+    fn reserve(
+        &self,
+        key: &str,
+        window: BudgetWindow,
+        estimate: f64,
+    ) -> Result<Reserved, StateFault>;
     fn extend(&self, reservation: u64, extra: f64) -> Result<Extended, StateFault>;
     fn enter(&self, key: &str, limit: u32, lease: Duration) -> Result<Entered, StateFault>;
     /// Whether there was such a reservation or slot. Where the store does not answer, it is ended

@@ -10,7 +10,8 @@ use std::time::Duration;
 use interlock_metrics::Registry;
 use interlock_request::ByteSize;
 use interlock_state::{
-    Bucket, Entered, NEVER, Reservation, Reserved, Space, StateFault, StateMetrics, Taken, Window,
+    Bucket, BudgetWindow, Entered, NEVER, Reservation, Reserved, Space, StateFault, StateMetrics,
+    Taken,
 };
 use proptest::prelude::*;
 use rig::{Version, World};
@@ -84,8 +85,8 @@ fn still(capacity: f64) -> Bucket {
     Bucket { capacity, refill_per_second: capacity / (30.0 * 86_400.0) }
 }
 
-fn hour(limit: f64) -> Window {
-    Window { limit, per: Duration::from_secs(3600) }
+fn hour(limit: f64) -> BudgetWindow {
+    BudgetWindow { limit, per: Duration::from_secs(3600) }
 }
 
 #[track_caller]
@@ -106,7 +107,7 @@ fn reserved(answer: Result<Reserved, StateFault>) -> Reservation {
 
 /// What is left of a window: the most that it would still let reserve.
 #[track_caller]
-fn left(space: &Space, key: &str, window: Window) -> f64 {
+fn left(space: &Space, key: &str, window: BudgetWindow) -> f64 {
     match space.reserve(key, window, 1e-6).expect("the store answers") {
         Reserved::Ok(probe) => {
             assert!(space.settle(probe.id, 0.0).expect("the store answers"));
@@ -243,14 +244,14 @@ fn a_reservation_extends_while_there_is_room(world: World) {
 
 fn a_window_ends_and_what_was_reserved_in_it_is_over(world: World) {
     let space = world.state().space("p");
-    let window = Window { limit: 100.0, per: s(300) };
+    let window = BudgetWindow { limit: 100.0, per: s(300) };
     let (refund, beyond) =
         (reserved(space.reserve("k", window, 50.0)), reserved(space.reserve("k", window, 50.0)));
     let denied = space.reserve("k", window, 1.0).unwrap();
     let Reserved::Denied { available_in } = denied else { panic!("full, but {denied:?}") };
     assert!(available_in <= s(300));
     world.wait(available_in + ms(1));
-    let long = Window { per: s(600), ..window };
+    let long = BudgetWindow { per: s(600), ..window };
     let next = reserved(space.reserve("k", long, 10.0));
     assert_eq!(next.remaining, 90.0);
     // Given back to a window that is gone; used beyond what that window was charged.
@@ -262,7 +263,7 @@ fn a_window_ends_and_what_was_reserved_in_it_is_over(world: World) {
 
 fn what_is_extended_in_the_next_window_goes_back_there(world: World) {
     let space = world.state().space("p");
-    let window = Window { limit: 100.0, per: s(400) };
+    let window = BudgetWindow { limit: 100.0, per: s(400) };
     let early = reserved(space.reserve("k", window, 60.0));
     world.wait(early.resets_in + ms(1));
     let late = reserved(space.reserve("k", window, 10.0));
@@ -492,7 +493,7 @@ fn bytes_are_bounded_as_keys_are(mut world: World) {
 fn settling_works_in_a_full_space(mut world: World) {
     world.config.keys_max = 2;
     let space = world.state().space("p");
-    let window = Window { limit: 10.0, per: s(100) };
+    let window = BudgetWindow { limit: 10.0, per: s(100) };
     let reservation = reserved(space.reserve("w", window, 1.0));
     world.wait(s(101));
     space.set("fills", b"", None).unwrap(); // The window has ended and made room for it.
@@ -542,7 +543,7 @@ fn numbers_without_meaning_are_named(world: World) {
     invalid(space.reserve("k", hour(10.0), 0.0).err(), "estimate");
     invalid(space.take("k", Bucket { refill_per_second: 0.0, ..good }, 1.0).err(), "refill");
     for per in [Duration::ZERO, Duration::from_micros(999), Duration::MAX] {
-        invalid(space.reserve("k", Window { limit: 1.0, per }, 1.0).err(), "per");
+        invalid(space.reserve("k", BudgetWindow { limit: 1.0, per }, 1.0).err(), "per");
         invalid(space.enter("k", 1, per).err(), "lease");
         invalid(space.set("k", b"", Some(per)).err(), "ttl");
         invalid(space.increment("k", 1, Some(per)).err(), "ttl");

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use interlock_metrics::Registry;
 use interlock_request::ByteSize;
 use interlock_state::{
-    Bucket, Entered, Reserved, Space, State, StateConfig, StateFault, StateMetrics, Taken, Window,
+    Bucket, BudgetWindow, Entered, Reserved, Space, State, StateConfig, StateFault, StateMetrics,
+    Taken,
 };
 use rig::{RedisServer, Version};
 
@@ -61,7 +62,7 @@ stories![
 ];
 
 const STILL: Bucket = Bucket { capacity: 400.0, refill_per_second: 0.001 };
-const HOUR: Window = Window { limit: 400.0, per: Duration::from_secs(3600) };
+const HOUR: BudgetWindow = BudgetWindow { limit: 400.0, per: Duration::from_secs(3600) };
 
 /// What a loaded machine may add to a time that is promised: less than many calls that wait in turn.
 const SLACK: Duration = Duration::from_millis(2500);
@@ -332,7 +333,7 @@ fn everything_has_an_expiry_and_is_written_under_the_policys_prefix(server: Redi
 fn the_account_is_empty_when_all_has_ended(server: RedisServer) {
     let space = server.open().space("p");
     let short = Duration::from_secs(50);
-    let window = Window { limit: 10.0, per: short };
+    let window = BudgetWindow { limit: 10.0, per: short };
     for key in ["a", "b", "c"] {
         let bucket = Bucket { capacity: 1.0, refill_per_second: 0.02 };
         space.take(key, bucket, 1.0).unwrap();

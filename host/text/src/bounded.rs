@@ -48,20 +48,20 @@ pub(crate) struct Bounded {
 
 /// How a text is split into tokens.
 enum EncodeMode {
-    /// Along the text, as far as needed.
+    /// Piece by piece, as far as needed.
     Streaming(Box<StreamingEncoder>),
     /// By the tokenizers crate, up to the last step: its memory is hundreds of times the text's.
     Whole,
 }
 
 struct StreamingEncoder {
-    /// Looked for in the text as it is.
+    /// The tokens that are looked for in the text as it is.
     added: AddedTokens,
     normalizing: TextNormalizer,
-    /// Looked for in the normalized text.
+    /// The tokens that are looked for in the normalized text.
     added_normalized: AddedTokens,
     words: WordSplitter,
-    /// Missing where a token may stand for any number of bytes.
+    /// `None` if a token may stand for any number of bytes.
     pairs: Option<Pairs>,
 }
 
@@ -75,7 +75,7 @@ enum Section<'t> {
     },
 }
 
-/// Why the walk ended before the text did.
+/// Why encoding stopped before the end of the text.
 #[derive(Debug)]
 enum EncodeStop {
     TooLong { tokens_min: usize },

@@ -40,14 +40,14 @@ use serde_json::Map;
 
 pub use self::options::{ChatOptions, PromptEnd, TemplateVariables, VariablesError};
 use crate::fuel::{DEPTH_MAX, TooDeep};
-use crate::jinja::{self, REFUSAL_LETTERS_MAX, Refusal, source};
+use crate::jinja::{self, REFUSAL_LETTERS_MAX, TemplateRefusal, source};
 use crate::metered;
 use crate::{RenderError, RenderLimit, TextError, python};
 
 /// Steps that one render may take: thousands of messages, or some 100 MB of text moved.
 pub(crate) const FUEL: u64 = 2_000_000;
 
-/// Nesting of macros, loops and calls. minijinja's most, made for small stacks as well.
+/// Most nesting of macros, loops and calls: minijinja's own limit, which small stacks hold as well.
 const NESTING: usize = 500;
 
 /// One message of a chat, as templates see it.
@@ -57,30 +57,30 @@ pub struct Message {
     pub role: String,
     /// The text of the message.
     pub content: String,
-    /// Who said it, where the client tells several apart; a template sees it only if set.
+    /// The name of the author, for clients that tell several apart; a template sees it only if it is set.
     pub name: Option<String>,
 }
 
-/// Length of a template's text. Those of the hub have up to 30 KB.
+/// Most bytes of a template's text. The hub's templates have up to 30 KB.
 const BYTES_MAX: usize = 128 * 1024;
-/// Words and signs in one `{{ .. }}` or `{% .. %}`: an operator may nest as deep as it is long.
+/// Most words and signs in one `{{ .. }}` or `{% .. %}`: operators may nest as deep as it is long.
 const TAG_MAX: usize = 4000;
-/// `elif`s in a template: each is nested in the one before.
+/// Most `elif`s in a template: each is nested in the one before.
 const BRANCHES_MAX: usize = 1000;
-/// Enough to read and drop a template of that size: measured, four times over.
+/// The stack for compiling and dropping a template of that size: four times what was measured.
 const COMPILING_STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// A compiled template with everything it may call.
 pub(crate) struct ChatTemplate {
     /// The compiled template.
     compiled: Environment<'static>,
-    /// Runs it. There is no template in it to include, import or extend.
+    /// The environment that runs the template. It has no other template to include, import or extend.
     environment: Environment<'static>,
-    /// By the names that it knows them by.
+    /// The special tokens, by the names that the template uses.
     special_tokens: Vec<(String, Value)>,
 }
 
-/// Its name in the environment. Without an extension, so nothing is escaped for HTML.
+/// The template's name in its environment. It has no extension, so nothing is escaped for HTML.
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
@@ -117,7 +117,7 @@ impl ChatTemplate {
         Ok(Self { compiled, environment, special_tokens })
     }
 
-    /// `bytes_max`: of what goes in.
+    /// `bytes_max` bounds the messages.
     pub(crate) fn render(
         &self,
         messages: &[Message],
@@ -253,7 +253,7 @@ fn strftime_now(format: String) -> String {
 fn failure(error: Error) -> RenderError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(current) = cause {
-        if let Some(Refusal(message)) = current.downcast_ref() {
+        if let Some(TemplateRefusal(message)) = current.downcast_ref() {
             return RenderError::Refused(message.clone());
         }
         if current.downcast_ref().is_some_and(|e: &Error| e.kind() == ErrorKind::OutOfFuel) {

@@ -26,7 +26,7 @@ use crate::python::{self, args::Arguments};
 /// The message with which a template called `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Refusal(pub(crate) String);
+pub(crate) struct TemplateRefusal(pub(crate) String);
 
 /// Letters of a message of the template's; it may put what it likes into one.
 pub(crate) const REFUSAL_LETTERS_MAX: usize = 1000;
@@ -46,7 +46,7 @@ fn raise_exception(state: &State, args: Arguments) -> Result<String, Error> {
     let message = python::args::required(message, "raise_exception", "message")?;
     let message = python::display::text(state, &message)?;
     let error = Error::new(ErrorKind::InvalidOperation, "the template refused the messages");
-    Err(error.with_source(Refusal(message.chars().take(REFUSAL_LETTERS_MAX).collect())))
+    Err(error.with_source(TemplateRefusal(message.chars().take(REFUSAL_LETTERS_MAX).collect())))
 }
 
 /// Arguments by name, for a filter of minijinja's.

@@ -31,9 +31,11 @@
 //! and written as text by whoever knows the client's protocol. No limit on the clock: whoever calls
 //! has one. One clock, and it only tells templates the date.
 
+mod assembler;
 mod bounded;
 mod chat;
 mod detokenizer;
+mod error;
 mod fuel;
 mod gguf;
 mod jinja;
@@ -49,8 +51,9 @@ mod tiny;
 
 pub use chat::{ChatOptions, Message, PromptEnd, TemplateVariables, VariablesError};
 pub use detokenizer::Detokenizer;
+pub use error::{RenderError, RenderLimit, TextError};
 pub use gguf::GgufError;
 pub use interlock_model_files::{GgufTokenizer, TextParts, TokenizerSource};
-pub use model::{RENDER_BYTES_MAX, RenderError, RenderLimit, STACK_BYTES, TextError, TextModel};
+pub use model::{RENDER_BYTES_MAX, STACK_BYTES, TextModel};
 pub use pieces::DecoderError;
 pub use stop::{StopMatcher, Stopped};

@@ -137,10 +137,10 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
         | I::CompareAndPreserve(_)
         | I::Mul => {
             let check = match comparison(&step) {
-                Comparison::Equality => WEIGHED,
-                Comparison::Order => operators::ORDERED,
-                Comparison::Containment => operators::CONTAINED,
-                Comparison::None => operators::MULTIPLIED,
+                ComparisonKind::Equality => WEIGHED,
+                ComparisonKind::Order => operators::ORDERED,
+                ComparisonKind::Containment => operators::CONTAINED,
+                ComparisonKind::None => operators::MULTIPLIED,
             };
             let [list, check, back] = operands(Some(2), check);
             let made = matches!(step, I::Mul).then(|| checked(MADE));
@@ -219,27 +219,27 @@ fn expanded<'s>(step: &Instruction<'s>, before: Option<&Instruction<'s>>) -> Vec
 }
 
 /// What an operator has to compare in its operands, on which its cost depends.
-enum Comparison {
+enum ComparisonKind {
     None,
     Equality,
     Order,
     Containment,
 }
 
-fn comparison(step: &Instruction<'_>) -> Comparison {
+fn comparison(step: &Instruction<'_>) -> ComparisonKind {
     use Instruction as I;
 
     match step {
-        I::Eq | I::Ne => Comparison::Equality,
-        I::Lt | I::Lte | I::Gt | I::Gte => Comparison::Order,
-        I::In => Comparison::Containment,
+        I::Eq | I::Ne => ComparisonKind::Equality,
+        I::Lt | I::Lte | I::Gt | I::Gte => ComparisonKind::Order,
+        I::In => ComparisonKind::Containment,
         // The type of the operator cannot be named: ==, !=, four of order, `in` and `not in`.
         I::CompareAndPreserve(operator) => match *operator as u8 {
-            0 | 1 => Comparison::Equality,
-            2..=5 => Comparison::Order,
-            _ => Comparison::Containment,
+            0 | 1 => ComparisonKind::Equality,
+            2..=5 => ComparisonKind::Order,
+            _ => ComparisonKind::Containment,
         },
-        _ => Comparison::None,
+        _ => ComparisonKind::None,
     }
 }
 

@@ -30,7 +30,7 @@ pub enum DecoderError {
 #[derive(Debug)]
 pub(crate) struct Pieces {
     bytes: Vec<u8>,
-    /// Where each token's bytes end.
+    /// The end of each token's bytes.
     ends: Vec<usize>,
     lead: usize,
     between: &'static [u8],

@@ -84,7 +84,7 @@ pub(crate) fn name(id: TokenId) -> &'static str {
     }
 }
 
-/// Who is neither the model nor its operator speaks as the user: tools do.
+/// The token of a role. Every role other than the model and its operator counts as the user, tools too.
 fn role(name: &str) -> TokenId {
     match name {
         "assistant" => ASSISTANT,

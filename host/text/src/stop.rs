@@ -48,7 +48,7 @@ pub struct StopMatcher {
 /// A special token in the text.
 #[derive(Debug, Clone)]
 struct HeldSpecial {
-    /// Its place: so many bytes of `held` come before it.
+    /// The position: so many bytes of `held` come before.
     at: usize,
     /// The length of the special token's spelling, in bytes.
     bytes: usize,

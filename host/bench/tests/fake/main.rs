@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use interlock_bench::{
-    Api, Plan, Progress, Report, Storming, Target, Unusable, Workload, room_for_connections, run,
+    Api, BenchPlan, BenchReport, ProgressDisplay, Storming, Target, Unusable, WorkloadKind,
+    room_for_connections, run,
 };
 
 use crate::server::{FIRST, Fake, Manner, NEXT};
@@ -16,9 +17,9 @@ fn nonzero(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).expect("not zero")
 }
 
-fn plan() -> Plan {
-    Plan {
-        workloads: vec![Workload::Short],
+fn plan() -> BenchPlan {
+    BenchPlan {
+        workloads: vec![WorkloadKind::Short],
         concurrency: vec![nonzero(2)],
         iterations: nonzero(1),
         warmup: 0,
@@ -43,8 +44,8 @@ async fn target(url: &str) -> Target {
     Target::meet(address, None, &[]).await.expect("it lists its model")
 }
 
-async fn measured(plan: Plan, url: &str) -> Report {
-    run(plan, vec![target(url).await], Progress::Silent).await.expect("it can be measured")
+async fn measured(plan: BenchPlan, url: &str) -> BenchReport {
+    run(plan, vec![target(url).await], ProgressDisplay::Silent).await.expect("it can be measured")
 }
 
 #[tokio::test]
@@ -74,7 +75,7 @@ async fn hundreds_of_streams_flow_at_the_same_time() {
     // Both ends are in this process.
     room_for_connections(2 * u64::from(MANY)).expect("the system allows a few hundred files");
     let (_fake, url) = Fake::start(Manner::Together(MANY as usize)).await;
-    let report = measured(Plan { concurrency: vec![nonzero(MANY)], ..plan() }, &url).await;
+    let report = measured(BenchPlan { concurrency: vec![nonzero(MANY)], ..plan() }, &url).await;
     assert_eq!(report.failures(), 0, "{report}");
     assert_eq!(report.cells[0].batches[0].chunks, 8 * u64::from(MANY));
 }
@@ -85,8 +86,8 @@ async fn every_target_is_asked_the_same_in_turn() {
     let (two, two_url) = Fake::start(Manner::Prompt).await;
     let targets = vec![target(&one_url.replace("it=", "one=")).await, target(&two_url).await];
     // With an odd number of rounds, a wrong order would have come right again.
-    let plan = Plan { iterations: nonzero(3), warmup: 1, ..plan() };
-    let report = run(plan, targets, Progress::Silent).await.expect("both answer");
+    let plan = BenchPlan { iterations: nonzero(3), warmup: 1, ..plan() };
+    let report = run(plan, targets, ProgressDisplay::Silent).await.expect("both answer");
     let names: Vec<&str> = report.cells.iter().map(|cell| cell.target.as_str()).collect();
     assert_eq!(names, ["one", "it"]);
     assert!(report.cells.iter().all(|cell| cell.batches.len() == 3), "the warm-up is no figure");
@@ -105,7 +106,7 @@ async fn every_target_is_asked_the_same_in_turn() {
 async fn two_targets_of_one_name_are_refused() {
     let (_fake, url) = Fake::start(Manner::Prompt).await;
     let targets = vec![target(&url).await, target(&url).await];
-    let refused = run(plan(), targets, Progress::Silent).await.expect_err("both are `it`");
+    let refused = run(plan(), targets, ProgressDisplay::Silent).await.expect_err("both are `it`");
     assert!(matches!(refused, Unusable::SameName(name) if name == "it"));
 }
 
@@ -131,7 +132,7 @@ async fn an_answer_that_is_cut_off_is_no_answer() {
 async fn a_server_that_says_nothing_times_out_and_sees_us_leave() {
     let (fake, url) = Fake::start(Manner::Silent).await;
     // The first request is answered in this time, or this test fails at it.
-    let plan = Plan { timeout: Duration::from_secs(2), ..plan() };
+    let plan = BenchPlan { timeout: Duration::from_secs(2), ..plan() };
     let text = measured(plan, &url).await.to_string();
     assert!(text.contains("2 × timed out"), "{text}");
     everyone_is_seen_to_leave(&fake, 2).await;
@@ -140,7 +141,7 @@ async fn a_server_that_says_nothing_times_out_and_sees_us_leave() {
 #[tokio::test]
 async fn who_refuses_the_first_request_is_not_measured() {
     let (fake, url) = Fake::start(Manner::Strict).await;
-    let refused = run(plan(), vec![target(&url).await], Progress::Silent).await;
+    let refused = run(plan(), vec![target(&url).await], ProgressDisplay::Silent).await;
     let refused = refused.expect_err("it answers 400");
     assert!(refused.to_string().ends_with("status 400: I would not"), "{refused}");
     assert!(refused.may_be_for_extensions());
@@ -151,7 +152,7 @@ async fn who_refuses_the_first_request_is_not_measured() {
 async fn answers_in_one_piece_have_no_first_token() {
     for api in Api::ALL {
         let (_fake, url) = Fake::start(Manner::Prompt).await;
-        let report = measured(Plan { api, stream: false, ..plan() }, &url).await;
+        let report = measured(BenchPlan { api, stream: false, ..plan() }, &url).await;
         assert_eq!(report.failures(), 0, "{report}");
         let batch = &report.cells[0].batches[0];
         assert_eq!((batch.answered, batch.tokens, batch.prompt_tokens), (2, 16, 6), "{api}");
@@ -165,7 +166,7 @@ async fn answers_in_one_piece_have_no_first_token() {
 async fn every_endpoint_streams_and_counts() {
     for api in Api::ALL {
         let (fake, url) = Fake::start(Manner::Prompt).await;
-        let report = measured(Plan { api, ..plan() }, &url).await;
+        let report = measured(BenchPlan { api, ..plan() }, &url).await;
         assert_eq!(report.failures(), 0, "{report}");
         let batch = &report.cells[0].batches[0];
         assert_eq!((batch.answered, batch.chunks, batch.tokens), (2, 16, 32), "{api}");
@@ -180,7 +181,7 @@ async fn every_endpoint_streams_and_counts() {
 #[tokio::test]
 async fn a_response_that_is_cut_off_is_no_answer() {
     let (_fake, url) = Fake::start(Manner::Cutting).await;
-    let text = measured(Plan { api: Api::Responses, ..plan() }, &url).await.to_string();
+    let text = measured(BenchPlan { api: Api::Responses, ..plan() }, &url).await.to_string();
     assert!(text.contains("2 × cut off"), "{text}");
 }
 
@@ -192,9 +193,9 @@ async fn everyone_is_seen_to_leave(fake: &Fake, many: u64) {
 }
 
 /// Long answers, which this server ends only when the client does.
-fn storm() -> Plan {
-    Plan {
-        workloads: vec![Workload::Storm],
+fn storm() -> BenchPlan {
+    BenchPlan {
+        workloads: vec![WorkloadKind::Storm],
         concurrency: vec![nonzero(8)],
         max_tokens: nonzero(16),
         ..plan()
@@ -205,7 +206,7 @@ fn storm() -> Plan {
 async fn a_server_sees_every_client_of_a_storm_leave() {
     let (fake, url) = Fake::start(Manner::Endless(u64::MAX)).await;
     // What comes after the storm wants a whole answer, which this one never gives.
-    let plan = Plan { timeout: Duration::from_secs(5), ..storm() };
+    let plan = BenchPlan { timeout: Duration::from_secs(5), ..storm() };
     let report = measured(plan, &url).await;
     let storm = &report.storms[0];
     assert_eq!((storm.requests, storm.served, storm.failures.count()), (40, 0, 0), "{report}");
@@ -222,7 +223,7 @@ async fn a_server_sees_every_client_of_a_storm_leave() {
 async fn clients_leave_every_endpoint_whole_and_streamed() {
     for (api, stream) in Api::ALL.into_iter().flat_map(|api| [(api, false), (api, true)]) {
         let (fake, url) = Fake::start(Manner::Endless(40)).await;
-        let report = measured(Plan { api, stream, ..storm() }, &url).await;
+        let report = measured(BenchPlan { api, stream, ..storm() }, &url).await;
         let storm = &report.storms[0];
         assert_eq!((storm.requests, storm.failures.count()), (40, 0), "{api}: {report}");
         assert_eq!(storm.left_before_text + storm.left_midway, 40, "{api}: {report}");
@@ -236,7 +237,7 @@ async fn clients_leave_every_endpoint_whole_and_streamed() {
 async fn a_storm_whose_time_is_over_has_sent_one_round() {
     let (fake, url) = Fake::start(Manner::Prompt).await;
     let storming = Storming { time: Some(Duration::ZERO), ..plan().storm };
-    let report = measured(Plan { storm: storming, ..storm() }, &url).await;
+    let report = measured(BenchPlan { storm: storming, ..storm() }, &url).await;
     assert_eq!(report.storms[0].requests, 8, "{report}");
     // With the one that finds out whether it answers at all, and the one afterwards.
     assert!(fake.asked.load(Ordering::Relaxed) <= 10);
@@ -246,7 +247,7 @@ async fn a_storm_whose_time_is_over_has_sent_one_round() {
 async fn a_storm_by_time_goes_on_beyond_its_rounds() {
     let (fake, url) = Fake::start(Manner::Prompt).await;
     let storming = Storming { time: Some(Duration::from_secs(3600)), ..plan().storm };
-    let storm = measured(Plan { storm: storming, ..storm() }, &url);
+    let storm = measured(BenchPlan { storm: storming, ..storm() }, &url);
     let mut running = fake.running.subscribe();
     // Five rounds of eight would be 40, and two beside them.
     let beyond = running.wait_for(|_| fake.asked.load(Ordering::Relaxed) > 60);
@@ -281,7 +282,7 @@ async fn passes_that_overlap_or_fail_are_found_out() {
 async fn who_stays_in_a_storm_is_served() {
     let (fake, url) = Fake::start(Manner::Prompt).await;
     let storming = Storming { leave_percent: 50, ..plan().storm };
-    let report = measured(Plan { storm: storming, ..storm() }, &url).await;
+    let report = measured(BenchPlan { storm: storming, ..storm() }, &url).await;
     let storm = &report.storms[0];
     assert!(storm.served > 0 && storm.left_before_text + storm.left_midway > 0, "{report}");
     assert_eq!(storm.served + storm.left_before_text + storm.left_midway, 40, "{report}");
@@ -294,7 +295,7 @@ async fn a_server_that_keeps_requests_after_a_storm_is_found_out() {
     let (fake, url) = Fake::start(Manner::Prompt).await;
     fake.running.send_modify(|running| *running += 1);
     let storming = Storming { settle: Duration::from_millis(100), ..plan().storm };
-    let report = measured(Plan { storm: storming, ..storm() }, &url).await;
+    let report = measured(BenchPlan { storm: storming, ..storm() }, &url).await;
     assert_eq!(report.storms[0].after.still.as_deref(), Some("1 running, 0 waiting"));
     assert!(report.to_string().contains("its metrics still show 1 running"), "{report}");
     assert_eq!(report.failures(), 1);

@@ -9,55 +9,55 @@ use interlock_policy_tools::table::Table;
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
-use super::{Admin, Asked, cell, percent, short};
+use super::{Admin, AdminRequest, cell, percent, short};
 use crate::policy::subject;
 use crate::{BadUsage, say};
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// List the policies that are in place, and the generations that can be gone back to
+pub(crate) enum PoliciesCommand {
+    /// List the policies in use, and the generations that a rollback can go back to
     List {
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Replace a policy's component, settings or mode; requests in flight keep the old one
+    /// Replace a policy's component, settings or mode; requests in flight keep the old policy
     Swap {
-        /// Its name in the configuration
+        /// The policy's name in the configuration
         name: String,
 
-        /// The new component; left out, the one that is there stays
+        /// The new component; by default, the policy keeps its component
         #[arg(value_name = "FILE")]
         component: Option<PathBuf>,
 
-        /// Whether it decides: enforce, shadow or canary:PERCENT; left out, as it was
+        /// The policy's mode: enforce, shadow or canary:PERCENT; by default, it keeps its mode
         #[arg(long)]
         mode: Option<PolicyMode>,
 
-        /// Its settings: JSON, or a file of JSON or TOML; left out, those that it has
+        /// The policy's settings: JSON, or a JSON or TOML file; by default, it keeps its settings
         #[arg(long, value_name = "JSON|FILE", value_parser = subject::settings)]
         settings: Option<Map<String, Value>>,
 
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Go back to an earlier generation of all policies; those after it are gone
+    /// Go back to an earlier generation of all policies; later generations are dropped
     Rollback {
-        /// Where to: previous, start (what the configuration names), or a generation's number
+        /// The generation: previous, start (the configured policies), or a generation's number
         #[arg(long, value_name = "GENERATION", default_value = "previous")]
         to: Earlier,
 
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -66,17 +66,17 @@ pub(crate) enum Command {
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   interlock policies list --config interlock.toml
-  interlock policies swap guard new.wasm --mode canary:20     for 20 of 100 requests
-  interlock policies swap guard --mode enforce                and now for all
-  interlock policies rollback                                 takes the last change back
-  interlock policies rollback --to start                      what the configuration names";
+  interlock policies swap guard new.wasm --mode canary:20     for 20 % of the requests
+  interlock policies swap guard --mode enforce                for all requests
+  interlock policies rollback                                 undoes the last change
+  interlock policies rollback --to start                      the configured policies again";
 
-impl Command {
+impl PoliciesCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::List { admin, json } => {
                 let path = "/admin/policies".to_owned();
-                let told = admin.ask(Asked { path, ..Asked::default() })?;
+                let told = admin.ask(AdminRequest { path, ..AdminRequest::default() })?;
                 say(&if json { format!("{told:#}\n") } else { list(&told) })
             }
             Self::Swap { name, component, mode, settings, admin, json } => {
@@ -87,7 +87,8 @@ impl Command {
                 let path = "/admin/policies/rollback".to_owned();
                 let to = to.to_string();
                 let query = vec![("to", &*to)];
-                let asked = Asked { method: Method::POST, path, query, ..Asked::default() };
+                let asked =
+                    AdminRequest { method: Method::POST, path, query, ..AdminRequest::default() };
                 let told = admin.ask(asked)?;
                 say(&if json { format!("{told:#}\n") } else { changed(&told) })
             }
@@ -105,7 +106,7 @@ fn swap(
     let path = format!("/admin/policies/{}", percent(name));
     let mode = mode.map(|mode| mode.to_string());
     let settings = settings.map(Value::Object);
-    let post = Asked { method: Method::POST, path, ..Asked::default() };
+    let post = AdminRequest { method: Method::POST, path, ..AdminRequest::default() };
     match component {
         Some(file) => {
             let body =
@@ -114,13 +115,13 @@ fn swap(
             let settings = settings.map(|settings| settings.to_string());
             let said = [("mode", mode.as_deref()), ("settings", settings.as_deref())];
             let query = said.iter().filter_map(|(name, value)| Some((*name, (*value)?))).collect();
-            admin.ask(Asked { query, body, content_type: Some("application/wasm"), ..post })
+            admin.ask(AdminRequest { query, body, content_type: Some("application/wasm"), ..post })
         }
         None => {
             let said = [("mode", mode.map(Value::from)), ("settings", settings)];
             let said = said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
             let body = json!(said.collect::<Map<_, _>>()).to_string().into_bytes();
-            admin.ask(Asked { body, content_type: Some("application/json"), ..post })
+            admin.ask(AdminRequest { body, content_type: Some("application/json"), ..post })
         }
     }
 }

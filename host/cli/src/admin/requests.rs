@@ -5,34 +5,34 @@ use interlock_policy_tools::table::Table;
 use serde_json::Value;
 use ureq::http::Method;
 
-use super::{Admin, Asked, cell, percent};
+use super::{Admin, AdminRequest, cell, percent};
 use crate::say;
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum RequestsCommand {
     /// List the requests in flight, the oldest first
     List {
-        /// Only those of this tenant
+        /// List only requests of this tenant
         #[arg(long)]
         tenant: Option<String>,
 
-        /// Only those of this model
+        /// List only requests of this model
         #[arg(long)]
         model: Option<String>,
 
         #[command(flatten)]
         admin: Admin,
 
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Cancel the requests of an id, whoever sent them; their clients are told
+    /// Cancel the requests that have an id, of all tenants; their clients get an error
     Cancel {
-        /// The request's id, as the list and the log have it
+        /// The request's id, as `interlock requests list` and the log show it
         id: String,
 
-        /// Only those of this tenant: ids are the clients' own, and two may use one
+        /// Cancel only this tenant's request: clients choose ids, so two tenants may use the same one
         #[arg(long)]
         tenant: Option<String>,
 
@@ -47,7 +47,7 @@ Examples:
   interlock requests list --tenant acme --url http://127.0.0.1:8081
   interlock requests cancel 6f1d2c3b";
 
-impl Command {
+impl RequestsCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::List { tenant, model, admin, json } => {
@@ -55,13 +55,14 @@ impl Command {
                 let query =
                     said.iter().filter_map(|(name, value)| Some((*name, (*value)?))).collect();
                 let path = "/admin/requests".to_owned();
-                let told = admin.ask(Asked { path, query, ..Asked::default() })?;
+                let told = admin.ask(AdminRequest { path, query, ..AdminRequest::default() })?;
                 say(&if json { format!("{told:#}\n") } else { list(&told) })
             }
             Self::Cancel { id, tenant, admin } => {
                 let path = format!("/admin/requests/{}/cancel", percent(&id));
                 let query = tenant.iter().map(|tenant| ("tenant", tenant.as_str())).collect();
-                let asked = Asked { method: Method::POST, path, query, ..Asked::default() };
+                let asked =
+                    AdminRequest { method: Method::POST, path, query, ..AdminRequest::default() };
                 let told = admin.ask(asked)?;
                 say(&format!("told to stop: {} of id {id}\n", cell(&told["requests"])))
             }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use interlock_bench::{Load, Machine};
+use interlock_bench::{LoadAverage, Machine};
 use interlock_policy_tools::bench::{Figures, measure};
 use interlock_policy_tools::table::Table;
 use interlock_policy_wasm::PolicyHost;
@@ -15,15 +15,15 @@ use crate::{note, say};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(crate) struct Bench {
+pub(crate) struct PolicyBench {
     #[command(flatten)]
     subject: Subject,
 
-    /// Calls of each phase
+    /// How many calls of each phase to measure
     #[arg(long, value_name = "N", default_value = "10000")]
     calls: NonZeroU32,
 
-    /// As JSON; times in seconds
+    /// Print JSON, with times in seconds
     #[arg(long)]
     json: bool,
 }
@@ -33,10 +33,11 @@ Examples:
   interlock policy bench night-shift.wasm
   interlock policy bench builtin:guard --calls 100000 --json
 
-About 1 KB of facts, 16 candidates, windows of 60 bytes; one thread, warm instances, the host's own
-way into the policy. Without --grant and --config it is granted what it needs.";
+Each call has about 1 KB of facts, 16 candidates and windows of 60 bytes. The calls are made as the
+host makes them, on one thread, with warm instances. Without --grant and --config, the policy is
+granted all that it asks for.";
 
-impl Bench {
+impl PolicyBench {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         if cfg!(debug_assertions) {
             note("this is a debug build; figures of a release build are several times better");
@@ -50,7 +51,7 @@ impl Bench {
         if !self.subject.circumstances.grants_said() {
             policy.grants.extend(description.missing.clone());
         }
-        let before = Load::now();
+        let before = LoadAverage::now();
         let began = Instant::now();
         let loaded = host.load(&policy)?;
         let load_time = began.elapsed();
@@ -63,7 +64,7 @@ impl Bench {
                 "policy": policy.source.to_string(), "sha256": description.digest.as_str(),
                 "bytes": description.bytes, "load_seconds": load_time.as_secs_f64(),
                 "instance_bytes": memory, "phases": phases, "machine": machine,
-                "load_before": before, "load_after": Load::now(),
+                "load_before": before, "load_after": LoadAverage::now(),
             });
             return say(&format!("{report:#}\n"));
         }
@@ -77,8 +78,10 @@ impl Bench {
             text += &format!(", {:.0} KiB of memory an instance", memory as f64 / 1024.0);
         }
         text += &format!("\n\n{}", table(&figures));
-        let shown = |load: Option<Load>| {
-            load.map_or("unknown".to_owned(), |Load([one, five, _])| format!("{one:.1}, {five:.1}"))
+        let shown = |load: Option<LoadAverage>| {
+            load.map_or("unknown".to_owned(), |LoadAverage([one, five, _])| {
+                format!("{one:.1}, {five:.1}")
+            })
         };
         text += &format!(
             "\n{}, {} cores, {}; load average before {}, after {} (1 and 5 minutes)\n",
@@ -86,7 +89,7 @@ impl Bench {
             machine.cores,
             machine.system,
             shown(before),
-            shown(Load::now())
+            shown(LoadAverage::now())
         );
         for Figures { phase, failures, first_failure, .. } in &figures {
             if let Some(why) = first_failure {

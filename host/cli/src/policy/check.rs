@@ -21,7 +21,8 @@ Examples:
   interlock policy check night-shift.wasm --config interlock.toml
   interlock policy check quota.wasm --grant state --grant headers:x-team
 
-Status 1 when it would not load. Settings are tried as well: --settings or those of --config.";
+The settings are checked too: those of --settings or of --config. Exit status: 1 when the policy
+would not load.";
 
 impl Check {
     pub(crate) fn run(self) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ pub(crate) struct Inspect {
     #[command(flatten)]
     subject: Subject,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

@@ -12,17 +12,17 @@ use crate::{BadUsage, say};
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct New {
-    /// What to call it: lower-case letters, digits and '-'
+    /// The policy's name: lower-case letters, digits and '-'
     #[arg(value_name = "NAME")]
     name: String,
 
-    /// Where to put it; by default a folder of its name, here
+    /// The folder to create; by default NAME in the working directory
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 
-    /// The clone of Interlock whose SDK it is written with
+    /// The clone of Interlock whose SDK the policy uses
     ///
-    /// By default the one that this program or the working directory lies in.
+    /// By default, the clone that contains this program or the working directory.
     #[arg(long, value_name = "FOLDER")]
     clone: Option<PathBuf>,
 }
@@ -65,7 +65,7 @@ impl New {
             Some(clone) => fs::canonicalize(&clone)
                 .ok()
                 .filter(|clone| is_clone(clone))
-                .with_context(|| format!("{} is no clone of Interlock", clone.display()))?,
+                .with_context(|| format!("{} is not a clone of Interlock", clone.display()))?,
             None => nearest_clone().ok_or_else(|| {
                 BadUsage(
                     "neither this program nor the working directory lies in a clone of Interlock; \
@@ -89,7 +89,7 @@ impl New {
 fn make(name: &str, folder: &Path, clone: &Path) -> anyhow::Result<()> {
     let at = folder.display();
     if fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()) {
-        bail!(BadUsage(format!("{at} is there already, and not empty")));
+        bail!(BadUsage(format!("{at} already exists, and is not empty")));
     }
     let clone_text = clone.to_str().context("the clone's path is not UTF-8")?;
     let sdk = clone.join("plugins/sdk");

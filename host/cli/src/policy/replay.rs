@@ -17,27 +17,26 @@ use crate::say;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Replay {
-    /// What the host recorded: `[policies] record = "trace.jsonl"`
+    /// The host's record of requests: `[policies] record = "trace.jsonl"`
     #[arg(value_name = "TRACE.jsonl")]
     trace: PathBuf,
 
-    /// Who is asked now: a component's file, or builtin:NAME
+    /// The policy to ask: a policy component's file, or builtin:NAME
     #[arg(long, value_name = "FILE|builtin:NAME", value_parser = source)]
     policy: PolicySource,
 
-    /// Compare with what this policy said then; without it, with whoever answered first
+    /// The recorded policy to compare with; by default, the one that answered first
     #[arg(long, value_name = "NAME")]
     instead_of: Option<String>,
 
-    /// Put it behind the policies that were there, instead of in the place of one: what becomes of
-    /// each request with one more policy
+    /// Add the policy after the recorded ones, instead of replacing one of them
     #[arg(long, conflicts_with = "instead_of")]
     beside: bool,
 
     #[command(flatten)]
     circumstances: Circumstances,
 
-    /// As JSON, every request that changes
+    /// Print JSON, with every request whose decision changes
     #[arg(long)]
     json: bool,
 }
@@ -48,11 +47,11 @@ Examples:
   interlock policy replay trace.jsonl --policy new.wasm --beside
   interlock policy replay trace.jsonl --policy new.wasm --config interlock.toml --json
 
-It is asked at the times of the trace, so limits fill and empty as they did. Bodies are not recorded:
-a policy that reads them finds null. Without --grant and --config it is granted what it needs.
-With --beside the others say what they said, and their plans are merged with its own under the
-`[limits]` of --config, or the default ones.
-Status 0 whether or not something changes.";
+The policy is asked at the times of the trace, so rate limits fill and empty as they did. Bodies are
+not recorded: a policy that reads a body gets null. Without --grant and --config, the policy is
+granted all that it asks for. With --beside, the recorded policies answer as recorded, and their
+plans are merged with the new policy's under the `[limits]` of --config, or the default ones.
+Exit status: 0 whether or not a decision changes.";
 
 impl Replay {
     pub(crate) fn run(self) -> anyhow::Result<()> {

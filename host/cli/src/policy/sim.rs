@@ -22,19 +22,19 @@ pub(crate) struct Sim {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// What comes: tenants, models, faults
+    /// The workload: tenants, models, faults
     #[arg(value_name = "WORKLOAD.toml")]
     workload: PathBuf,
 
-    /// Chance begins here: the same seed is the same day
+    /// Random seed; the same seed gives the same simulation
     #[arg(long, value_name = "N", default_value = "1")]
     seed: u64,
 
-    /// Another configuration to put beside it, on the same day
+    /// Simulate this configuration as well, with the same requests, and compare the two
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -59,8 +59,8 @@ A workload:
   leave = { chance = 0.1, after = { min = 0, max = 100 } }
   headers = { authorization = "Bearer acme-key" }
 
-The models are the workload's; the configuration's are not looked at. Status 1 when something that
-must hold of every host did not; the seed repeats it."#;
+The models are the workload's; the configuration's models are ignored. Exit status: 1 when an
+invariant of the host was violated; the same seed repeats the violation."#;
 
 impl Sim {
     pub(crate) fn run(self) -> anyhow::Result<()> {
@@ -85,7 +85,10 @@ impl Sim {
         let violations = |report: &Report| report.violations().len();
         let all = violations(&report) + baseline.as_ref().map_or(0, violations);
         if all > 0 {
-            bail!("{all} violations of what must hold; --seed {} repeats them", self.seed);
+            bail!(
+                "the simulation violated {all} invariants of the host; --seed {} repeats that",
+                self.seed
+            );
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ pub(crate) const FILE_BYTES_MAX: u64 = interlock_policy_chain::RECORD_BYTES_MAX;
 
 #[derive(Debug, Args)]
 pub(crate) struct Subject {
-    /// A component's file, or builtin:NAME
+    /// A policy component's file, or builtin:NAME
     #[arg(value_name = "FILE|builtin:NAME", value_parser = source)]
     pub(crate) source: PolicySource,
 
@@ -30,19 +30,19 @@ pub(crate) struct Subject {
 
 #[derive(Debug, Args)]
 pub(crate) struct Circumstances {
-    /// Take grants, settings and limits from this configuration's `[[policy]]` of that source
+    /// Take grants, settings and limits from the `[[policy]]` of this configuration that has the same source
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The `[[policy]]` of --config by its name, where its source is another
+    /// Take the `[[policy]]` of --config that has this name, whatever its source
     #[arg(long, value_name = "NAME", requires = "config")]
     name: Option<String>,
 
-    /// Something that it may reach: state, metrics, headers:NAME, ...; may be repeated
+    /// Grant the policy access: state, metrics, headers:NAME, ...; can be repeated
     #[arg(long = "grant", value_name = "GRANT", conflicts_with = "config")]
     grants: Vec<Grant>,
 
-    /// Its settings: JSON, or a file of JSON or TOML
+    /// The policy's settings: JSON, or a JSON or TOML file
     #[arg(long, value_name = "JSON|FILE", value_parser = settings)]
     settings: Option<Map<String, Value>>,
 }

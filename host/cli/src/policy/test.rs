@@ -20,15 +20,15 @@ pub(crate) struct Test {
     #[command(flatten)]
     subject: Subject,
 
-    /// The cases: see `interlock policy new`, which writes some, and wit/README.md
+    /// The cases; `interlock policy new` writes examples, and wit/README.md describes them
     #[arg(value_name = "CASES.toml")]
     cases: PathBuf,
 
-    /// Only the cases whose name contains this
+    /// Run only the cases whose name contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -44,7 +44,7 @@ A case:
   request = { prompt_tokens = 101, tenant = "acme" }
   expect = { decision = "reject", status = 413, detail = { contains = "100" } }
 
-One of several steps, with a state and a clock in common:
+A case of several steps, which share a state and a clock:
   [[case]]
   name = "one a minute"
   settings = { requests_per_minute = 1 }
@@ -52,7 +52,7 @@ One of several steps, with a state and a clock in common:
           { expect = { decision = "reject", retry_after = { max = "1m" } } },
           { at = "61s", expect = { decision = "admit" } }]
 
-One at a time of day; cases begin on 2026-01-01T00:00:00Z, a Thursday, unless they say when:
+A case at a time of day; cases begin on 2026-01-01T00:00:00Z, a Thursday, unless they say when:
   [[case]]
   name = "nobody is let in at night"
   at = "2026-03-07T22:30:00Z"
@@ -60,7 +60,7 @@ One at a time of day; cases begin on 2026-01-01T00:00:00Z, a Thursday, unless th
           { at = "2026-03-08T06:00:00Z", expect = { decision = "admit" } }]
 
 Settings are those of --config, then what a case says, then --settings, key by key: the last wins.
-Without --grant and --config it is granted what it needs.
+Without --grant and --config, the policy is granted all that it asks for.
 
 It exits with 0 when every decision is as expected, 1 when one is not, and 2 when there was nothing to
 ask: no such component, one that this host cannot load, or cases that make no sense."#;
@@ -102,7 +102,7 @@ impl Test {
         }
         match played.passed() {
             true => Ok(()),
-            false => bail!("{} does not decide as {file} says", self.subject.source),
+            false => bail!("{} does not decide as {file} expects", self.subject.source),
         }
     }
 }

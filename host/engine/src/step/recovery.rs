@@ -55,12 +55,12 @@ impl<F: Forward> Engine<F> {
             let failures = self.failures.count();
             let kind = failed.kind.as_str();
             tracing::error!(error = %failed, kind, requests = retried, failures,
-                "pass failed; trying again without whom it failed for");
+                "pass failed; its other requests are tried again");
         }
         if failed.caches == Caches::Emptied {
             if log {
                 let requests = self.running.len();
-                tracing::warn!(requests, "the cache is lost; computing it again");
+                tracing::warn!(requests, "the cache is lost; its contents are computed again");
             }
             self.lose_caches();
         }
@@ -76,11 +76,11 @@ impl<F: Forward> Engine<F> {
         match reduction {
             Reduction::Halved => {
                 tracing::warn!(error = %failed, had_rows, had_tokens, rows, tokens,
-                "a pass was too large for the device; the next may have so many rows and tokens");
+                "a pass was too large for the device; the next passes have at most `rows` and `tokens`");
             }
             Reduction::TrialUndone => {
                 tracing::info!(error = %failed, had_rows, had_tokens, rows, tokens,
-                "more rows or tokens than were known to fit were tried, and do not fit");
+                "a larger pass was tried, and is too large for the device");
             }
             Reduction::AtMinimum => {}
         }

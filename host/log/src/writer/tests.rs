@@ -123,7 +123,7 @@ fn memory_has_the_bound_that_was_set_and_is_given_back() {
     let (mut reader, out, _) = full_pipe();
     let writer = LineWriter::start("lines", out, 1 << 20, Marks).expect("a thread");
     (0..50_000).for_each(|at| writer.push(&number(at)));
-    let held = |queue: &Queue| queue.bytes.len() + queue.writing;
+    let held = |queue: &LineQueue| queue.bytes.len() + queue.writing;
     assert_eq!(held(&writer.shared.queue()), (1 << 20) / 100 * 100);
     let reading = thread::spawn(move || reader.read_to_end(&mut Vec::new()));
     assert!(writer.flush(LONG), "somebody reads");

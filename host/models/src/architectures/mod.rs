@@ -30,11 +30,11 @@ pub(crate) trait Architecture {
 }
 
 /// An architecture's configuration, read from `config.json`'s keys.
-pub(crate) enum Config {
-    Llama(llama::Config),
-    Qwen2(qwen2::Config),
-    Qwen3(qwen3::Config),
-    Qwen3Moe(qwen3_moe::Config),
+pub(crate) enum ArchitectureConfig {
+    Llama(llama::LlamaConfig),
+    Qwen2(qwen2::Qwen2Config),
+    Qwen3(qwen3::Qwen3Config),
+    Qwen3Moe(qwen3_moe::Qwen3MoeConfig),
 }
 
 pub(crate) const SUPPORTED: &str = "model types llama, qwen2, qwen3 and qwen3_moe";
@@ -48,16 +48,16 @@ pub(crate) enum NotOurs {
     Wrong(String),
 }
 
-impl Config {
+impl ArchitectureConfig {
     /// Reads the keys that `model_type` calls for, and returns the keys that were left over.
     pub(crate) fn read(config: &Map<String, Value>) -> Result<(Self, Vec<Leftover>), NotOurs> {
         let keys = Keys::new(config);
         let model_type: Option<String> = keys.get("model_type").map_err(NotOurs::Wrong)?;
         let read = match model_type.as_deref().unwrap_or("(none)") {
-            "llama" => llama::Config::read(&keys).map(Self::Llama),
-            "qwen2" => qwen2::Config::read(&keys).map(Self::Qwen2),
-            "qwen3" => qwen3::Config::read(&keys).map(Self::Qwen3),
-            "qwen3_moe" => qwen3_moe::Config::read(&keys).map(Self::Qwen3Moe),
+            "llama" => llama::LlamaConfig::read(&keys).map(Self::Llama),
+            "qwen2" => qwen2::Qwen2Config::read(&keys).map(Self::Qwen2),
+            "qwen3" => qwen3::Qwen3Config::read(&keys).map(Self::Qwen3),
+            "qwen3_moe" => qwen3_moe::Qwen3MoeConfig::read(&keys).map(Self::Qwen3Moe),
             other => return Err(NotOurs::Unsupported(format!("model type {other:?}"))),
         };
         let config = read.map_err(NotOurs::Wrong)?;

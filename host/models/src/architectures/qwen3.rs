@@ -18,7 +18,7 @@ use crate::weights::WeightLoader;
 
 /// The keys of `config.json` that say what is computed.
 #[derive(Debug, Clone)]
-pub(crate) struct Config {
+pub(crate) struct Qwen3Config {
     hidden_size: i32,
     num_hidden_layers: i32,
     intermediate_size: i32,
@@ -123,7 +123,7 @@ impl Mlp {
     }
 }
 
-impl Config {
+impl Qwen3Config {
     pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
         let (hidden_size, num_attention_heads) =
             (keys.need("hidden_size")?, keys.need("num_attention_heads")?);
@@ -178,7 +178,10 @@ impl Config {
 }
 
 impl Qwen3 {
-    pub(crate) fn load(config: &Config, weights: &mut WeightLoader<'_>) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        config: &Qwen3Config,
+        weights: &mut WeightLoader<'_>,
+    ) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
         Ok(Self {
@@ -193,7 +196,11 @@ impl Qwen3 {
 }
 
 impl Block {
-    fn load(config: &Config, weights: &mut WeightLoader<'_>, at: &str) -> Result<Self, LoadError> {
+    fn load(
+        config: &Qwen3Config,
+        weights: &mut WeightLoader<'_>,
+        at: &str,
+    ) -> Result<Self, LoadError> {
         let Dimensions { hidden, intermediate, heads, kv_heads, head_dim, .. } =
             config.dimensions();
         let eps = config.rms_norm_eps;

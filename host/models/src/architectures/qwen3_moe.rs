@@ -18,7 +18,7 @@ use crate::weights::WeightLoader;
 
 /// The keys of `config.json` that say what is computed.
 #[derive(Debug, Clone)]
-pub(crate) struct Config {
+pub(crate) struct Qwen3MoeConfig {
     hidden_size: i32,
     num_hidden_layers: i32,
     intermediate_size: i32,
@@ -139,7 +139,7 @@ impl Mlp {
     }
 }
 
-impl Config {
+impl Qwen3MoeConfig {
     pub(crate) fn read(keys: &Keys<'_>) -> Result<Self, String> {
         let (hidden_size, num_attention_heads) =
             (keys.need("hidden_size")?, keys.need("num_attention_heads")?);
@@ -222,7 +222,10 @@ impl Config {
 }
 
 impl Qwen3Moe {
-    pub(crate) fn load(config: &Config, weights: &mut WeightLoader<'_>) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        config: &Qwen3MoeConfig,
+        weights: &mut WeightLoader<'_>,
+    ) -> Result<Self, LoadError> {
         let Dimensions { layers, hidden, vocabulary, .. } = config.dimensions();
         let eps = config.rms_norm_eps;
         Ok(Self {
@@ -238,7 +241,7 @@ impl Qwen3Moe {
 
 impl Block {
     fn load(
-        config: &Config,
+        config: &Qwen3MoeConfig,
         weights: &mut WeightLoader<'_>,
         layer: i32,
     ) -> Result<Self, LoadError> {

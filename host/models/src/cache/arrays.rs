@@ -34,14 +34,15 @@ use mlx_rs::ops::indexing::{TryIndexOp, scatter_single};
 use mlx_rs::{Array, Dtype, ops, random, transforms};
 
 use super::kernel::PagedAttention;
-use super::plan::{AttentionCall, PAGE, PAGED_PIECES_MAX, PassPlan, PoolShape};
+use super::plan::{AttentionCall, PAGED_PIECES_MAX, PassPlan};
+use super::pool_shape::{PAGE, PoolShape};
 use crate::dimensions::Dimensions;
 use crate::rope::Rope;
 use crate::span::Span;
 
 /// Pages in MLX's arrays, and attention over them by MLX or by a kernel of our own.
 pub(crate) struct MlxPages {
-    layers: Vec<Option<Pool>>,
+    layers: Vec<Option<KvArrays>>,
     heads: PoolShape,
     dtype: Dtype,
     plan: Option<PassPlan>,
@@ -49,7 +50,7 @@ pub(crate) struct MlxPages {
     kernel: Result<PagedAttention, String>,
 }
 
-struct Pool {
+struct KvArrays {
     keys: Array,
     values: Array,
 }
@@ -85,7 +86,7 @@ impl MlxPages {
         let PoolShape { kv_heads, head_dim, pages } = self.heads;
         for pool in &mut self.layers {
             let empty = || ops::zeros_dtype(&[kv_heads * pages * PAGE, head_dim], self.dtype);
-            let made = Pool { keys: empty()?, values: empty()? };
+            let made = KvArrays { keys: empty()?, values: empty()? };
             transforms::eval([&made.keys, &made.values])?;
             *pool = Some(made);
         }
@@ -97,7 +98,7 @@ impl MlxPages {
     pub(super) fn fill(&mut self, value: f32) {
         for pool in self.layers.iter_mut().flatten() {
             let full = |like: &Array| ops::full_like(like, Array::from_f32(value), None).unwrap();
-            *pool = Pool { keys: full(&pool.keys), values: full(&pool.values) };
+            *pool = KvArrays { keys: full(&pool.keys), values: full(&pool.values) };
         }
     }
 
@@ -128,7 +129,7 @@ impl MlxPages {
         let by_token = |x: &Array, heads: i32| x.reshape(&[total, heads, 1, head_dim]);
         let queries = rope.forward(&by_token(queries, heads)?, &plan.positions)?;
         let keys = rope.forward(&by_token(keys, kv_heads)?, &plan.positions)?;
-        let pool = Pool {
+        let pool = KvArrays {
             keys: plan.write(pool.keys, &keys, head_dim)?,
             values: plan.write(pool.values, values, head_dim)?,
         };
@@ -178,7 +179,7 @@ impl AttentionCall {
     fn attend(
         &self,
         queries: &Array,
-        pool: &Pool,
+        pool: &KvArrays,
         heads: PoolShape,
         kernel: Option<&PagedAttention>,
         scale: f32,
@@ -263,7 +264,7 @@ impl PoolShape {
             random::normal::<f32>(shape, None, None, &key)?.as_dtype(dtype)
         };
         let size = [heads.kv_heads * heads.pages * PAGE, heads.head_dim];
-        let pool = Pool { keys: noise(&size, 1)?, values: noise(&size, 2)? };
+        let pool = KvArrays { keys: noise(&size, 1)?, values: noise(&size, 2)? };
         let mut pages = (0..heads.pages as u32).rev().map(PageId);
         let pages: Vec<Vec<_>> = ROWS
             .iter()

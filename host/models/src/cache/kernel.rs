@@ -13,7 +13,7 @@
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
-use super::plan::{PAGE, PoolShape, numbers};
+use super::pool_shape::{PAGE, PoolShape, numbers};
 use crate::gpu_kernel::{GpuKernel, KernelCall, KernelOutput, TemplateArgument};
 
 /// Positions that one group of threads looks at.

@@ -28,6 +28,7 @@
 mod arrays;
 mod kernel;
 mod plan;
+mod pool_shape;
 
 use mlx_rs::Dtype;
 use mlx_rs::error::Exception;
@@ -54,21 +55,21 @@ pub(crate) struct Qkv<'a> {
 /// The rows of one pass, and the pages that hold their keys and values.
 pub(crate) struct Batch<'a> {
     spans: Vec<Span<'a>>,
-    pages: &'a mut Pages,
+    pages: &'a mut KvPages,
 }
 
 /// All pages of a model.
-pub(crate) enum Pages {
+pub(crate) enum KvPages {
     Cpu(CpuPages),
     Mlx(MlxPages),
 }
 
 impl<'a> Batch<'a> {
     /// The rows' tokens lie one after another in the order of `spans`.
-    pub(crate) fn new(spans: Vec<Span<'a>>, pages: &'a mut Pages) -> Self {
+    pub(crate) fn new(spans: Vec<Span<'a>>, pages: &'a mut KvPages) -> Self {
         match pages {
-            Pages::Cpu(pages) => pages.begin(),
-            Pages::Mlx(pages) => pages.begin(&spans),
+            KvPages::Cpu(pages) => pages.begin(),
+            KvPages::Mlx(pages) => pages.begin(&spans),
         }
         Self { spans, pages }
     }
@@ -85,11 +86,11 @@ impl<'a> Batch<'a> {
     ) -> Result<Tensor, ComputeError> {
         let Qkv { queries, keys, values } = qkv;
         match self.pages {
-            Pages::Cpu(pages) => {
+            KvPages::Cpu(pages) => {
                 let qkv = [queries.cpu()?, keys.cpu()?, values.cpu()?];
                 Ok(Tensor::Cpu(pages.attend(layer, &self.spans, qkv, rope, scale)))
             }
-            Pages::Mlx(pages) => {
+            KvPages::Mlx(pages) => {
                 let qkv = [queries.mlx()?, keys.mlx()?, values.mlx()?];
                 Ok(Tensor::Mlx(pages.attend(layer, qkv, rope, scale)?))
             }
@@ -186,7 +187,7 @@ impl CacheSize {
     }
 }
 
-impl Pages {
+impl KvPages {
     /// Pages in our own memory, for f32 on the CPU.
     pub(crate) fn on_cpu(dimensions: &Dimensions, pages: u32) -> Self {
         let size = |value: i32| value.unsigned_abs() as usize;
@@ -286,7 +287,7 @@ mod tests {
 
     /// What `attend` makes of rows `(from, count, pages)`, whose numbers depend on the row and the
     /// position alone.
-    fn attend(pages: &mut Pages, table: &[(usize, usize, &[PageId])], heads: i32) -> Vec<f32> {
+    fn attend(pages: &mut KvPages, table: &[(usize, usize, &[PageId])], heads: i32) -> Vec<f32> {
         let mut spans = Vec::new();
         let mut start = 0;
         let [mut queries, mut keys, mut values] = [const { Vec::new() }; 3];
@@ -300,7 +301,7 @@ mod tests {
                 values.extend(noise(seed + 900, 2 * 16));
             }
         }
-        let on_cpu = matches!(pages, Pages::Cpu(_));
+        let on_cpu = matches!(pages, KvPages::Cpu(_));
         let tensor = |numbers: Vec<f32>| {
             let width = numbers.len() / start;
             if on_cpu {
@@ -324,9 +325,9 @@ mod tests {
     #[test]
     fn both_stores_answer_alike_whatever_the_pages_held() {
         let count = 40;
-        let mut cpu = Pages::on_cpu(&SIZES, count);
-        let mut mlx = Pages::in_mlx(&SIZES, count, Dtype::Float32).unwrap();
-        if let Pages::Mlx(pages) = &mut mlx {
+        let mut cpu = KvPages::on_cpu(&SIZES, count);
+        let mut mlx = KvPages::in_mlx(&SIZES, count, Dtype::Float32).unwrap();
+        if let KvPages::Mlx(pages) = &mut mlx {
             pages.fill(f32::NAN);
         }
         let pages: [Vec<PageId>; 4] = [
@@ -355,14 +356,14 @@ mod tests {
 
     #[test]
     fn arrays_lost_in_a_pass_that_failed_are_made_anew() {
-        let mut pages = Pages::in_mlx(&SIZES, 2, Dtype::Float32).unwrap();
+        let mut pages = KvPages::in_mlx(&SIZES, 2, Dtype::Float32).unwrap();
         let table: [(usize, usize, &[PageId]); 1] = [(0, 3, &[PageId(1)])];
         let right = attend(&mut pages, &table, 2);
         assert_eq!(right.len(), 3 * 4 * 16);
         // One key head where there are two: MLX refuses, and the pool is gone with the graph.
         assert!(attend(&mut pages, &table, 1).is_empty());
         assert!(attend(&mut pages, &table, 2).is_empty());
-        let Pages::Mlx(arrays) = &mut pages else { unreachable!("as made above") };
+        let KvPages::Mlx(arrays) = &mut pages else { unreachable!("as made above") };
         arrays.clear().unwrap();
         assert_eq!(attend(&mut pages, &table, 2), right);
     }

@@ -6,9 +6,8 @@ use std::ops::Range;
 use mlx_rs::Array;
 
 use super::kernel::{self, QueryRow};
-use crate::span::{PAGE_TOKENS, Span};
-
-pub(super) const PAGE: i32 = PAGE_TOKENS.cast_signed();
+use super::pool_shape::{PAGE, PoolShape, numbers};
+use crate::span::Span;
 
 /// The kernel computes a piece of a prompt that makes it at most so much work, in groups of threads
 /// for each key head. It reads keys anew for each query, which MLX's attention does not, so beyond
@@ -18,13 +17,6 @@ pub(super) const PAGED_PIECES_MAX: usize = 1024;
 
 /// A piece of a prompt under MLX's attention is padded to begin and end at multiples of this.
 const WINDOW: usize = 256;
-
-#[derive(Clone, Copy)]
-pub(super) struct PoolShape {
-    pub(super) kv_heads: i32,
-    pub(super) head_dim: i32,
-    pub(super) pages: i32,
-}
 
 /// Where a pass reads and writes, the same in all layers.
 pub(super) struct PassPlan {
@@ -201,10 +193,6 @@ fn paged_pieces(span: &Span<'_>) -> usize {
     // The first and the last say enough, and a span may have a hundred thousand tokens.
     let (first, last) = (span.from + 1, span.from + span.count);
     span.count * (kernel::pieces(first) + kernel::pieces(last)) / 2
-}
-
-pub(super) fn numbers(numbers: &[i32]) -> Array {
-    Array::from_slice(numbers, &[numbers.len() as i32])
 }
 
 #[cfg(test)]

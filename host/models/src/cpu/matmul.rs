@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::dense::{self, Dense};
 use super::output::OutputPointer;
-use super::packed::activations::{Activations, Panel};
+use super::packed::activations::{Activations, RowPanel};
 use super::packed::{InstructionSet, Packed, TILE};
 use super::swiglu::swiglu;
 use super::tensor::CpuTensor;
@@ -141,7 +141,7 @@ fn multiply_by<const N: usize>(
         encode(pool, activations, x);
         (activations.panels(), activations.row_bytes())
     } else {
-        plain = Panel::of(rows, ROWS_LEAST);
+        plain = RowPanel::of(rows, ROWS_LEAST);
         (&plain[..], size_of::<f32>() * x.width)
     };
     let blocks = blocks(panels, (ROWS_BYTES / row_bytes.max(1)).max(ROWS_LEAST));
@@ -184,7 +184,7 @@ fn multiply_by<const N: usize>(
 
 fn encode(pool: &ThreadPool, activations: &Activations, x: &CpuTensor) {
     let panels = activations.panels();
-    let fill = |panel: &Panel| {
+    let fill = |panel: &RowPanel| {
         // SAFETY: `x` has as many rows, of as many numbers; each panel is filled once.
         unsafe { activations.fill(*panel, &|row| x.numbers[row * x.width..].as_ptr()) }
     };
@@ -200,14 +200,14 @@ fn encode(pool: &ThreadPool, activations: &Activations, x: &CpuTensor) {
 
 /// Rows that stay near while the weights pass.
 struct RowBlock<'a> {
-    panels: &'a [Panel],
+    panels: &'a [RowPanel],
     rows: Range<usize>,
 }
 
-fn blocks(panels: &[Panel], most: usize) -> Vec<RowBlock<'_>> {
+fn blocks(panels: &[RowPanel], most: usize) -> Vec<RowBlock<'_>> {
     let rows = panels.first().map_or(1, |panel| panel.rows);
     let at_a_time = (most / rows).max(1);
-    let block = |panels: &'_ [Panel]| {
+    let block = |panels: &'_ [RowPanel]| {
         let last = panels[panels.len() - 1];
         panels[0].first..last.first + last.rows
     };

@@ -68,7 +68,7 @@ struct JobSlot {
 }
 
 /// One piece of work, on its caller's stack.
-struct Job<'a> {
+struct ChunkedTask<'a> {
     chunks: usize,
     next: AtomicUsize,
     running: AtomicUsize,
@@ -76,9 +76,9 @@ struct Job<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct JobPointer(*const Job<'static>);
+struct JobPointer(*const ChunkedTask<'static>);
 
-// SAFETY: `Job` is Sync (atomics and a Sync closure), and `ThreadPool::run` keeps it alive for as long
+// SAFETY: `ChunkedTask` is Sync (atomics and a Sync closure), and `ThreadPool::run` keeps it alive for as long
 // as any worker may follow the pointer; see there.
 unsafe impl Send for JobPointer {}
 
@@ -108,7 +108,8 @@ impl ThreadPool {
 
     /// Calls `task` once with each number below `chunks`, on as many threads as come in time.
     pub(super) fn run(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let work = Job { chunks, next: AtomicUsize::new(0), running: AtomicUsize::new(0), task };
+        let work =
+            ChunkedTask { chunks, next: AtomicUsize::new(0), running: AtomicUsize::new(0), task };
         if chunks <= 1 || self.workers == 0 || !self.shared.post(&work) {
             return work.take_part();
         }
@@ -121,7 +122,7 @@ impl ThreadPool {
 
 struct WithdrawOnDrop<'a, 'b> {
     shared: &'a PoolState,
-    work: &'a Job<'b>,
+    work: &'a ChunkedTask<'b>,
 }
 
 impl Drop for WithdrawOnDrop<'_, '_> {
@@ -136,7 +137,7 @@ impl Drop for WithdrawOnDrop<'_, '_> {
     }
 }
 
-impl Job<'_> {
+impl ChunkedTask<'_> {
     fn take_part(&self) {
         loop {
             let chunk = self.next.fetch_add(1, Ordering::Relaxed);
@@ -155,7 +156,7 @@ impl PoolState {
     }
 
     /// Offers `work` to the workers; false if there is other work already.
-    fn post(&self, work: &Job<'_>) -> bool {
+    fn post(&self, work: &ChunkedTask<'_>) -> bool {
         let mut posted = self.lock();
         if posted.work.is_some() {
             return false;

@@ -6,14 +6,14 @@ use super::blocks::BLOCK;
 
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate {
+pub(super) struct TokenCandidate {
     /// Larger is likelier: the logit, as an integer of the same order, above the token's id,
     /// whose bits are turned over so that of equal logits the lower id is the likelier.
     pub(super) place: u64,
     pub(super) weight: f32,
 }
 
-impl Candidate {
+impl TokenCandidate {
     pub(super) fn new(token: TokenId, logit: f32, weight: f32) -> Self {
         // Adding zero makes -0 into 0, which is equal and must be equally likely.
         let bits = (clean(logit) + 0.0).to_bits();
@@ -46,7 +46,7 @@ pub(super) fn clean(logit: f32) -> f32 {
 pub(super) fn collect(
     logits: &[f32],
     peaks: &[f32],
-    candidates: &mut Vec<Candidate>,
+    candidates: &mut Vec<TokenCandidate>,
     unlikely: impl Fn(f32) -> bool,
     weight: impl Fn(f32) -> f32,
 ) {
@@ -56,18 +56,19 @@ pub(super) fn collect(
         }
         for (token, &logit) in (at * BLOCK..).zip(block) {
             if !unlikely(logit) {
-                candidates.push(Candidate::new(token as TokenId, logit, weight(logit)));
+                candidates.push(TokenCandidate::new(token as TokenId, logit, weight(logit)));
             }
         }
     }
 }
 
 /// Keeps the `count` likeliest, in any order, and returns the place of the last of them.
-pub(super) fn keep_first(ranked: &mut Vec<Candidate>, count: usize) -> u64 {
+pub(super) fn keep_first(ranked: &mut Vec<TokenCandidate>, count: usize) -> u64 {
     if ranked.len() <= count {
         return 0;
     }
-    let (_, last, _) = ranked.select_nth_unstable_by_key(count - 1, Candidate::likeliest_first);
+    let (_, last, _) =
+        ranked.select_nth_unstable_by_key(count - 1, TokenCandidate::likeliest_first);
     let border = last.place;
     ranked.truncate(count);
     border
@@ -77,12 +78,12 @@ pub(super) fn keep_first(ranked: &mut Vec<Candidate>, count: usize) -> u64 {
 ///
 /// Halves until few are left: all tokens are looked at twice on average, none is put in order but
 /// the last few.
-pub(super) fn nucleus(ranked: &mut [Candidate], mass: f64) -> u64 {
+pub(super) fn nucleus(ranked: &mut [TokenCandidate], mass: f64) -> u64 {
     const FEW: usize = 64;
     let (mut rest, mut before) = (ranked, 0.0);
     while rest.len() > FEW {
         let middle = rest.len() / 2;
-        rest.select_nth_unstable_by_key(middle, Candidate::likeliest_first);
+        rest.select_nth_unstable_by_key(middle, TokenCandidate::likeliest_first);
         let (likelier, others) = rest.split_at_mut(middle);
         let through = before + likelier.iter().map(|c| f64::from(c.weight)).sum::<f64>();
         rest = if through < mass {
@@ -92,7 +93,7 @@ pub(super) fn nucleus(ranked: &mut [Candidate], mass: f64) -> u64 {
             likelier
         };
     }
-    rest.sort_unstable_by_key(Candidate::likeliest_first);
+    rest.sort_unstable_by_key(TokenCandidate::likeliest_first);
     let mut border = rest.first().map_or(0, |likeliest| likeliest.place);
     for candidate in rest {
         if before >= mass {

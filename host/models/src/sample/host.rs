@@ -24,7 +24,7 @@ use interlock_request::{Drawn, Logprobs, TokenId};
 use super::blocks::{
     BLOCK, Tempering, find_peaks, first_of, largest, least_likely, nth_largest, sum,
 };
-use super::candidates::{Candidate, clean, collect, find, keep_first, nucleus};
+use super::candidates::{TokenCandidate, clean, collect, find, keep_first, nucleus};
 use super::{Filter, Sampler, Strategy, printable};
 
 /// The next token of each sampler. `logits` is `[rows, vocabulary]`, row after row.
@@ -62,8 +62,8 @@ struct Buffers {
     ranking: Vec<f32>,
     masses: Vec<f64>,
     weights: Vec<f32>,
-    candidates: Vec<Candidate>,
-    ranked: Vec<Candidate>,
+    candidates: Vec<TokenCandidate>,
+    ranked: Vec<TokenCandidate>,
 }
 
 impl RowScratch {
@@ -97,7 +97,7 @@ impl RowScratch {
             let least = nth_largest(peaks, count, ranking);
             collect(logits, peaks, candidates, |logit| logit < least, |_| 0.0);
             keep_first(candidates, count);
-            candidates.sort_unstable_by_key(Candidate::likeliest_first);
+            candidates.sort_unstable_by_key(TokenCandidate::likeliest_first);
         }
         Logprobs {
             drawn: logprob(logits[token as usize]),

@@ -14,6 +14,7 @@
 pub(crate) mod blocks;
 mod eos;
 pub(crate) mod gguf;
+mod json;
 pub(crate) mod safetensors;
 mod special_tokens;
 pub(crate) mod text;

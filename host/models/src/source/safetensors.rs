@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use interlock_model_files::{JSON_BYTES_MAX, open as open_file, read};
+use interlock_model_files::open as open_file;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::json::read_object;
 use super::{Checkpoint, Encoding, Format, ModelSource, StoredTensor, shape, text};
 use crate::error::LoadError;
 use crate::leftover::Leftover;
@@ -24,7 +25,7 @@ const ADAPTERS: [&str; 3] =
 
 pub(super) fn open(folder: &Path, weights: Vec<PathBuf>) -> Result<ModelSource, LoadError> {
     let config_path = folder.join("config.json");
-    let config = object(&config_path)?;
+    let config = read_object(&config_path)?;
     let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
     for path in weights {
         add_file(&mut checkpoint, path)?;
@@ -38,14 +39,6 @@ pub(super) fn open(folder: &Path, weights: Vec<PathBuf>) -> Result<ModelSource, 
     let adapters = ADAPTERS.iter().filter(|name| folder.join(name).exists());
     let leftovers = adapters.map(|name| Leftover::File { name: (*name).to_owned() }).collect();
     Ok(ModelSource { path: folder.into(), format, config, checkpoint, text, name, leftovers })
-}
-
-/// Reads a JSON object.
-pub(super) fn object(path: &Path) -> Result<Map<String, Value>, LoadError> {
-    let bytes =
-        read(path, JSON_BYTES_MAX).map_err(|cause| LoadError::Read { path: path.into(), cause })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|bad| LoadError::Damaged { path: path.into(), what: bad.to_string() })
 }
 
 fn add_file(checkpoint: &mut Checkpoint, path: PathBuf) -> Result<(), LoadError> {

@@ -7,7 +7,7 @@ use interlock_request::{SamplingDefaults, TokenId};
 use serde_json::{Map, Value};
 
 use super::eos::{self, NamedToken};
-use super::safetensors::object;
+use super::json::read_object;
 use super::special_tokens;
 use crate::error::LoadError;
 
@@ -23,7 +23,7 @@ pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<TextPar
 
     let optional = |name: &str| {
         let path = folder.join(name);
-        if path.exists() { object(&path) } else { Ok(Map::new()) }
+        if path.exists() { read_object(&path) } else { Ok(Map::new()) }
     };
     let tokenizer_config = optional("tokenizer_config.json")?;
     let special_tokens_map = optional("special_tokens_map.json")?;

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
 
-use crate::error::{LoadError, Problem, Problems};
+use crate::error::{LoadError, TensorProblem, TensorProblems};
 use crate::leftover::{self, Leftover};
 use crate::linear::{Embedding, Linear, Matrix};
 use crate::mixture::{Expert, ExpertMlps};
@@ -56,7 +56,7 @@ enum LoadStage<'a> {
 /// What a survey found: the tensors that an architecture asks for, and what is wrong with them.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    problems: Vec<Problem>,
+    problems: Vec<TensorProblem>,
     taken: BTreeSet<String>,
     /// What the files have and the architecture does not ask for.
     pub(crate) leftovers: Vec<Leftover>,
@@ -83,7 +83,7 @@ pub(crate) fn survey<M>(
         unreachable!("a survey stays one");
     };
     if !survey.problems.is_empty() {
-        let problems = Problems(survey.problems);
+        let problems = TensorProblems(survey.problems);
         return Err(LoadError::Weights { path: source.path.clone(), problems });
     }
     let left = source.checkpoint.tensors.keys().filter(|name| !survey.taken.contains(*name));
@@ -195,10 +195,10 @@ impl<'a> WeightLoader<'a> {
         let tensor_name = name.to_owned();
         if tensor.encoding != Encoding::F32 {
             let found = tensor.encoding.name().to_owned();
-            self.note(Problem::Encoding { tensor: tensor_name, found });
+            self.note(TensorProblem::Encoding { tensor: tensor_name, found });
         } else if tensor.shape != [length] {
             let (expected, found) = (vec![length], tensor.shape.clone());
-            self.note(Problem::Shape { tensor: tensor_name, expected, found });
+            self.note(TensorProblem::Shape { tensor: tensor_name, expected, found });
         } else {
             let bytes = source.checkpoint.read(tensor)?;
             let numbers = bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four));
@@ -329,7 +329,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::architectures::Config;
+    use crate::architectures::ArchitectureConfig;
 
     #[test]
     fn an_error_while_the_divisors_are_read_is_an_error_and_no_model_without_them() {
@@ -338,7 +338,9 @@ mod tests {
         let path = std::env::temp_dir().join(format!("interlock-cut-{}.gguf", std::process::id()));
         fs::copy(kept, &path).unwrap();
         let source = ModelSource::open(&path).unwrap();
-        let Ok((config, _)) = Config::read(&source.config) else { panic!("it is ours") };
+        let Ok((config, _)) = ArchitectureConfig::read(&source.config) else {
+            panic!("it is ours")
+        };
         let surveyed = || survey(&source, |weights| config.load(weights));
         assert!(surveyed().is_ok());
         // What a disk does that fails after the header was read.

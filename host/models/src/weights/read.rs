@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype};
 
 use super::{LoadStage, WeightLoader, on_device, settled};
-use crate::error::{LoadError, Problem};
+use crate::error::{LoadError, TensorProblem};
 use crate::source::{Encoding, Format, StoredTensor, gguf};
 
 impl<'a> WeightLoader<'a> {
@@ -32,7 +32,7 @@ impl<'a> WeightLoader<'a> {
     pub(super) fn fitting(&mut self, name: &str, words: bool) -> Option<(Dtype, Encoding)> {
         let (shown, tensor) = self.find(name);
         let Some(tensor) = tensor else {
-            self.note(Problem::Missing { tensor: shown });
+            self.note(TensorProblem::Missing { tensor: shown });
             return None;
         };
         let stored = tensor.encoding.dtype();
@@ -41,7 +41,7 @@ impl<'a> WeightLoader<'a> {
             Some(dtype) => Some((dtype, tensor.encoding.clone())),
             None => {
                 let found = tensor.encoding.name().to_owned();
-                self.note(Problem::Encoding { tensor: shown, found });
+                self.note(TensorProblem::Encoding { tensor: shown, found });
                 None
             }
         }
@@ -81,7 +81,7 @@ impl<'a> WeightLoader<'a> {
     ) -> Result<Option<Vec<u8>>, LoadError> {
         let (shown, Some(tensor)) = self.find(name) else {
             let (tensor, _) = self.find(name);
-            self.note(Problem::Missing { tensor });
+            self.note(TensorProblem::Missing { tensor });
             return Ok(None);
         };
         match &mut self.stage {
@@ -89,7 +89,7 @@ impl<'a> WeightLoader<'a> {
                 survey.bytes += tensor.bytes;
                 survey.taken.insert(shown.clone());
                 if tensor.shape != shape {
-                    self.note(Problem::Shape {
+                    self.note(TensorProblem::Shape {
                         tensor: shown,
                         expected: shape.to_vec(),
                         found: tensor.shape.clone(),
@@ -117,7 +117,7 @@ impl<'a> WeightLoader<'a> {
         (shown, tensor)
     }
 
-    pub(super) fn note(&mut self, problem: Problem) {
+    pub(super) fn note(&mut self, problem: TensorProblem) {
         if let LoadStage::Survey(survey) = &mut self.stage {
             survey.problems.push(problem);
         }

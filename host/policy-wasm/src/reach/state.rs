@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use interlock_state::{Bucket, Entered, NEVER, Reserved, StateFault, Taken, Window};
+use interlock_state::{Bucket, BudgetWindow, Entered, NEVER, Reserved, StateFault, Taken};
 
 use super::{GuestState, Held};
 use crate::lend::micros;
@@ -59,7 +59,7 @@ impl wit::Host for GuestState {
                     "window must be at least 1s, got {per:?}"
                 )));
             }
-            let window = Window { limit: budget.limit, per };
+            let window = BudgetWindow { limit: budget.limit, per };
             Ok(match state.reach.space.reserve(&key, window, estimate).map_err(fault)? {
                 Reserved::Ok(reservation) => {
                     state.reach.hold(state.call.serial, Held::Reservation(reservation.id));

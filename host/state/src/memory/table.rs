@@ -13,7 +13,7 @@ use crate::store::{Quota, StateFault};
 /// That order is kept lazily: an entry that is put again with a later end stays listed under the
 /// earlier one until a sweep comes by there. So what is written all the time, a busy bucket, costs
 /// a map's write and no more.
-pub(super) struct Table<K, V> {
+pub(super) struct ExpiringMap<K, V> {
     entries: HashMap<K, TableEntry<V>>,
     ends: BTreeSet<(Duration, K)>,
 }
@@ -33,13 +33,13 @@ pub(super) struct QuotaUse {
     bytes: AtomicU64,
 }
 
-impl<K, V> Default for Table<K, V> {
+impl<K, V> Default for ExpiringMap<K, V> {
     fn default() -> Self {
         Self { entries: HashMap::new(), ends: BTreeSet::new() }
     }
 }
 
-impl<K: Hash + Ord + Clone, V> Table<K, V> {
+impl<K: Hash + Ord + Clone, V> ExpiringMap<K, V> {
     /// Entries that have ended and are dropped whenever a new one comes: more than come, so that
     /// what is over does not pile up behind what is refused to nobody.
     const SWEPT_PER_ENTRY: usize = 2;

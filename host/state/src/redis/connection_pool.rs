@@ -38,8 +38,8 @@ use ::redis::{Connection, RedisResult, Script};
 
 use self::reconnect::keep_connected;
 use super::address::Connector;
-use super::failure::{Failure, FailureLog};
-use crate::metrics::{FailureKind, StateMetrics};
+use super::failure::{CallFailure, OutageLog};
+use crate::metrics::{StateFailureKind, StateMetrics};
 
 /// The host's connections to one server, and the thread that keeps them.
 pub(super) struct ConnectionPool {
@@ -49,7 +49,7 @@ pub(super) struct ConnectionPool {
 struct PoolShared {
     scripts: Vec<Script>,
     timeout: Duration,
-    reports: FailureLog,
+    reports: OutageLog,
     metrics: OnceLock<StateMetrics>,
     connections: Mutex<Connections>,
     /// Somebody gave a connection back, or there are none to wait for.
@@ -67,8 +67,8 @@ struct Connections {
     missing: usize,
     /// Times in a row that nothing was answered. See [`SILENCES_MAX`].
     silences: u32,
-    /// Why there are no connections; none while there are.
-    down: Option<Failure>,
+    /// The failure because of which there are no connections; `None` while there are.
+    down: Option<CallFailure>,
     /// The background thread has tried to connect at least once.
     tried: bool,
     closing: bool,
@@ -147,11 +147,14 @@ impl ConnectionPool {
         timeout: Duration,
         scripts: Vec<Script>,
     ) -> std::io::Result<Self> {
-        let none = Failure::unsent(FailureKind::Unreachable, format!("no answer within {START:?}"));
+        let none = CallFailure::unsent(
+            StateFailureKind::Unreachable,
+            format!("no answer within {START:?}"),
+        );
         let shared = Arc::new(PoolShared {
             scripts,
             timeout,
-            reports: FailureLog::default(),
+            reports: OutageLog::default(),
             metrics: OnceLock::new(),
             connections: Mutex::new(Connections { down: Some(none), ..Connections::default() }),
             returned: Condvar::new(),
@@ -165,8 +168,8 @@ impl ConnectionPool {
         Ok(Self { shared })
     }
 
-    /// Why no call can succeed now.
-    pub(super) fn down(&self) -> Option<Failure> {
+    /// The failure because of which no call can succeed now.
+    pub(super) fn down(&self) -> Option<CallFailure> {
         self.shared.connections().down.clone()
     }
 
@@ -181,7 +184,7 @@ impl ConnectionPool {
     pub(super) fn with<T>(
         &self,
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, CallFailure> {
         self.with_timeout(self.shared.timeout, call)
     }
 
@@ -190,7 +193,7 @@ impl ConnectionPool {
         &self,
         wait_max: Duration,
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, CallFailure> {
         let answer = self.shared.call(wait_max, call);
         answer.inspect_err(|failure| self.shared.reports.failed(failure))
     }
@@ -213,7 +216,7 @@ impl PoolShared {
         &self,
         wait_max: Duration,
         call: impl FnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, CallFailure> {
         let until = Instant::now() + wait_max;
         let (connection, lent) = self.lend(until, wait_max)?;
         let mut borrowed = self.borrowed(connection, lent.epoch);
@@ -225,17 +228,17 @@ impl PoolShared {
                 self.take_back(connection, lent.epoch);
                 return Ok(value);
             }
-            Err(error) => Failure::of(&error),
+            Err(error) => CallFailure::of(&error),
         };
         match failure.kind {
             // No answer yet; it may come when nobody waits for it.
-            FailureKind::Late => {
+            StateFailureKind::Late => {
                 drop(connection);
                 failure.why = format!("redis did not answer within {wait_max:?}");
                 self.late(lent, &failure);
             }
             // The line is broken.
-            FailureKind::Unreachable => {
+            StateFailureKind::Unreachable => {
                 drop(connection);
                 self.lost(lent.epoch, &failure);
             }
@@ -252,12 +255,16 @@ impl PoolShared {
         }
     }
 
-    fn lend(&self, until: Instant, wait_max: Duration) -> Result<(Connection, LentState), Failure> {
+    fn lend(
+        &self,
+        until: Instant,
+        wait_max: Duration,
+    ) -> Result<(Connection, LentState), CallFailure> {
         let mut connections = self.connections();
         let came = LentState { epoch: connections.epoch, silences: connections.silences };
         loop {
             if let Some(down) = &connections.down {
-                return Err(Failure { sent: false, ..down.clone() });
+                return Err(CallFailure { sent: false, ..down.clone() });
             }
             if let Some(idle) = connections.idle.pop() {
                 let lent = LentState { epoch: connections.epoch, silences: connections.silences };
@@ -268,12 +275,12 @@ impl PoolShared {
                 // Nobody has one, and none was made meanwhile: that is silence too.
                 if connections.missing == connections_max() {
                     let why = format!("there was no connection to redis for {wait_max:?}");
-                    let failure = Failure::unsent(FailureKind::Late, why);
+                    let failure = CallFailure::unsent(StateFailureKind::Late, why);
                     self.silent(connections, came, &failure);
                     return Err(failure);
                 }
                 let why = format!("every connection to redis was in use for {wait_max:?}");
-                return Err(Failure::unsent(FailureKind::Crowded, why));
+                return Err(CallFailure::unsent(StateFailureKind::Crowded, why));
             }
             connections = self
                 .returned
@@ -298,7 +305,7 @@ impl PoolShared {
     }
 
     /// A call got no answer in time, and its connection is closed.
-    fn late(&self, lent: LentState, failure: &Failure) {
+    fn late(&self, lent: LentState, failure: &CallFailure) {
         self.replace(lent.epoch);
         self.silent(self.connections(), lent, failure);
     }
@@ -317,7 +324,7 @@ impl PoolShared {
         &self,
         mut connections: MutexGuard<'_, Connections>,
         since: LentState,
-        failure: &Failure,
+        failure: &CallFailure,
     ) {
         if (connections.epoch, connections.silences) != (since.epoch, since.silences) {
             return;
@@ -330,12 +337,12 @@ impl PoolShared {
     }
 
     /// The server of this epoch is gone. The first to say so closes the rest and wakes the background thread.
-    fn lost(&self, epoch: u64, failure: &Failure) {
+    fn lost(&self, epoch: u64, failure: &CallFailure) {
         let mut connections = self.connections();
         if connections.epoch != epoch {
             return;
         }
-        let Failure { kind, why, .. } = failure;
+        let CallFailure { kind, why, .. } = failure;
         tracing::warn!(
             kind = kind.as_str(),
             why,

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use interlock_metrics::IntCounter;
 
-use super::failure::Failure;
+use super::failure::CallFailure;
 use super::server::{LeaseKey, RedisServer};
 use crate::store::LeaseEnd;
 
@@ -61,8 +61,8 @@ struct PendingEnd {
     ending: LeaseEnd,
     /// The time from which ending it is of no use.
     until: Instant,
-    /// It had begun. Where nobody knows that, since the call that began it may still lie in the
-    /// server's queue, it is ended again and again until it was there.
+    /// Whether the lease had begun. Where that is not known, because the call that began the lease may
+    /// still be in the server's queue, the lease is ended again and again until the server had it.
     begun: bool,
     /// The earliest time of the next attempt.
     again_at: Instant,
@@ -243,7 +243,9 @@ impl<'a> LeaseRenewer<'a> {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return,
                 Err(_) => {
-                    tracing::error!("renewing what requests hold in redis panicked; it goes on");
+                    tracing::error!(
+                        "renewing the slots and reservations in redis panicked; it is tried again"
+                    );
                     self.rest();
                 }
             }
@@ -296,7 +298,7 @@ impl<'a> LeaseRenewer<'a> {
     }
 
     /// Ends what it can, until it is time to renew; fails when the server is silent.
-    fn end(&self, endings: Vec<(LeaseKey, PendingEnd)>) -> Result<(), Failure> {
+    fn end(&self, endings: Vec<(LeaseKey, PendingEnd)>) -> Result<(), CallFailure> {
         for (hold, due) in endings {
             if self.renew_at <= Instant::now() && !self.last {
                 break;
@@ -311,7 +313,7 @@ impl<'a> LeaseRenewer<'a> {
     }
 
     /// Tries to end a lease, and returns whether it is over, as far as that can be known.
-    fn try_to_end(&self, hold: &LeaseKey, due: &PendingEnd) -> Result<bool, Failure> {
+    fn try_to_end(&self, hold: &LeaseKey, due: &PendingEnd) -> Result<bool, CallFailure> {
         match self.shared.server.end_without_request(&hold.prefix, &due.ending) {
             Ok(answer) => Ok(due.begun || answer.known().unwrap_or(true)),
             // Silent is the server, to all; refused is this one.
@@ -334,7 +336,7 @@ impl<'a> LeaseRenewer<'a> {
     }
 
     /// Renews all that is held. What one policy is refused, the others are not.
-    fn renew(&mut self) -> Result<(), Failure> {
+    fn renew(&mut self) -> Result<(), CallFailure> {
         let now = Instant::now();
         let mut refused = false;
         for (prefix, held) in &self.held(now) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ::redis::{FromRedisValue, Script, ScriptInvocation};
 
 use super::connection_pool::{CONNECT, ConnectionPool};
-use super::failure::Failure;
+use super::failure::CallFailure;
 use crate::store::{ENTRY_BYTES, LeaseEnd, Quota, SLOT_BYTES, StateFault, entry_bytes};
 use crate::{LIFE_MAX, RESERVATION_LIFE};
 
@@ -53,7 +53,7 @@ impl RedisServer {
         call
     }
 
-    pub(super) fn run(&self, call: &ScriptInvocation<'_>) -> Result<ScriptReply, Failure> {
+    pub(super) fn run(&self, call: &ScriptInvocation<'_>) -> Result<ScriptReply, CallFailure> {
         self.pool.with(|connection| call.invoke(connection)).map(ScriptReply)
     }
 
@@ -61,12 +61,12 @@ impl RedisServer {
     fn run_without_request<T: FromRedisValue>(
         &self,
         call: &ScriptInvocation<'_>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, CallFailure> {
         self.pool.with_timeout(CONNECT, |connection| call.invoke(connection))
     }
 
     /// Ends a lease, and returns whether it was there.
-    pub(super) fn end(&self, prefix: &str, ending: &LeaseEnd) -> Result<ScriptReply, Failure> {
+    pub(super) fn end(&self, prefix: &str, ending: &LeaseEnd) -> Result<ScriptReply, CallFailure> {
         self.run(&self.ending(prefix, ending))
     }
 
@@ -75,7 +75,7 @@ impl RedisServer {
         &self,
         prefix: &str,
         ending: &LeaseEnd,
-    ) -> Result<ScriptReply, Failure> {
+    ) -> Result<ScriptReply, CallFailure> {
         self.run_without_request(&self.ending(prefix, ending)).map(ScriptReply)
     }
 
@@ -101,7 +101,7 @@ impl RedisServer {
         &self,
         prefix: &str,
         held: &[(LeaseKey, Duration)],
-    ) -> Result<Vec<LeaseKey>, Failure> {
+    ) -> Result<Vec<LeaseKey>, CallFailure> {
         let mut call = self.call(&self.scripts.renew, prefix);
         call.arg(micros(self.lease));
         for (hold, most) in held {

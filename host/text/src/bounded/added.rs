@@ -1,4 +1,4 @@
-//! Added tokens: what is cut out of a text before anything else sees it.
+//! Added tokens, which are cut out of a text before everything else.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::{EncodeStop, normalize};
 
-/// Those that are looked for in one form of the text.
+/// The added tokens that are looked for in one form of the text: as it is, or normalized.
 pub(super) struct AddedTokens {
     search: AhoCorasick,
     tokens: Vec<(TokenId, AddedToken)>,

@@ -1,7 +1,7 @@
 use expect_test::expect;
 
 use super::*;
-use crate::tiny;
+use crate::{Detokenizer, tiny};
 
 fn parts(tokenizer: TokenizerSource, template: Option<&str>) -> TextParts {
     let chat_template = template.map(str::to_owned);

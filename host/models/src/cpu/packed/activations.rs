@@ -39,7 +39,7 @@ pub(crate) struct Activations {
     lines: AlignedBytes,
     /// The lines' first byte: threads fill panels side by side.
     at: *mut u8,
-    panels: Vec<Panel>,
+    panels: Vec<RowPanel>,
     blocks: usize,
 }
 
@@ -48,12 +48,12 @@ unsafe impl Sync for Activations {}
 
 /// Rows that are computed together.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Panel {
+pub(crate) struct RowPanel {
     pub(crate) first: usize,
     pub(crate) rows: usize,
 }
 
-impl Panel {
+impl RowPanel {
     /// Cuts rows into panels of about the same size: a last one of one row would wait for its sums.
     pub(crate) fn of(rows: usize, most: usize) -> Vec<Self> {
         let mut left = rows.div_ceil(most);
@@ -86,10 +86,10 @@ impl Activations {
             self.lines = AlignedBytes::new(rows * self.row_bytes());
         }
         self.at = self.lines.bytes().as_mut_ptr();
-        self.panels = Panel::of(rows, self.path.rows_max());
+        self.panels = RowPanel::of(rows, self.path.rows_max());
     }
 
-    pub(crate) fn panels(&self) -> &[Panel] {
+    pub(crate) fn panels(&self) -> &[RowPanel] {
         &self.panels
     }
 
@@ -98,7 +98,7 @@ impl Activations {
         self.blocks * ACTIVATION_BYTES
     }
 
-    pub(super) fn at(&self, panel: Panel) -> *mut u8 {
+    pub(super) fn at(&self, panel: RowPanel) -> *mut u8 {
         self.at.wrapping_add(panel.first * self.row_bytes())
     }
 
@@ -108,7 +108,7 @@ impl Activations {
     ///
     /// `row(r)` must be the address of as many numbers as `clear` was told, for each row of the
     /// panel, and nobody else be filling or reading it.
-    pub(crate) unsafe fn fill(&self, panel: Panel, row: &dyn Fn(usize) -> *const f32) {
+    pub(crate) unsafe fn fill(&self, panel: RowPanel, row: &dyn Fn(usize) -> *const f32) {
         let into = self.at(panel);
         for r in 0..panel.rows {
             let from = row(panel.first + r);

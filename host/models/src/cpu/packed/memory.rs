@@ -23,22 +23,22 @@ const PIECE: usize = 32 << 20;
 static LATEST: Mutex<Option<FreeSpace>> = Mutex::new(None);
 
 struct FreeSpace {
-    piece: Arc<Chunk>,
+    piece: Arc<Allocation>,
     used: usize,
 }
 
 /// Memory from the system, given back when nobody has a part of it.
-struct Chunk {
+struct Allocation {
     at: *mut u8,
     layout: Layout,
 }
 
 // SAFETY: an address and its size; parts are handed out once each.
-unsafe impl Send for Chunk {}
+unsafe impl Send for Allocation {}
 // SAFETY: as above.
-unsafe impl Sync for Chunk {}
+unsafe impl Sync for Allocation {}
 
-impl Chunk {
+impl Allocation {
     fn new(bytes: usize) -> Self {
         let layout = Layout::from_size_align(bytes.next_multiple_of(LARGE), LARGE)
             .expect("no larger than a file");
@@ -56,7 +56,7 @@ impl Chunk {
     }
 }
 
-impl Drop for Chunk {
+impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: as it was allocated.
         unsafe { dealloc(self.at, self.layout) }
@@ -68,7 +68,7 @@ pub(super) struct AlignedBytes {
     at: *mut u8,
     bytes: usize,
     /// The memory that the bytes are in; none if there are no bytes.
-    _piece: Option<Arc<Chunk>>,
+    _piece: Option<Arc<Allocation>>,
 }
 
 // SAFETY: these bytes are this one's alone; reading needs `&`, writing `&mut`.
@@ -91,7 +91,8 @@ impl AlignedBytes {
         let whole = bytes.next_multiple_of(LINE);
         let mut latest = LATEST.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.as_ref().is_none_or(|room| room.piece.layout.size() - room.used < whole) {
-            *latest = Some(FreeSpace { piece: Arc::new(Chunk::new(whole.max(PIECE))), used: 0 });
+            *latest =
+                Some(FreeSpace { piece: Arc::new(Allocation::new(whole.max(PIECE))), used: 0 });
         }
         let room = latest.as_mut().expect("made just now, unless it was there");
         let at = room.piece.at.wrapping_add(room.used);

@@ -41,7 +41,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-use self::activations::{Activations, Panel};
+use self::activations::{Activations, RowPanel};
 use self::lanes::{ScalarLanes, TileArgs, tile_products};
 use self::memory::AlignedBytes;
 use super::thread_pool;
@@ -342,7 +342,7 @@ impl Packed {
     pub(crate) unsafe fn multiply(
         &self,
         activations: &Activations,
-        panels: &[Panel],
+        panels: &[RowPanel],
         outputs: Range<usize>,
         out: *mut f32,
         stride: usize,

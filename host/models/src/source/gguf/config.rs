@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::metadata::{MetaValue, Metadata};
+use super::metadata::{GgufMetadata, MetaValue};
 use crate::leftover::Leftover;
 
 /// The metadata in `config.json`'s terms, so that an architecture reads one kind of configuration; and what
 /// there is no such term for, because it is not computed.
-pub(super) fn read(metadata: &Metadata) -> Result<(Map<String, Value>, Vec<Leftover>), String> {
-    let told = metadata.told("general.architecture", Metadata::text, "a text")?;
+pub(super) fn read(metadata: &GgufMetadata) -> Result<(Map<String, Value>, Vec<Leftover>), String> {
+    let told = metadata.told("general.architecture", GgufMetadata::text, "a text")?;
     let architecture = told.ok_or("metadata general.architecture is missing")?;
     let key = |name: &str| format!("{architecture}.{name}");
     let missing = |name: &str| format!("metadata {} is missing, must be a number", key(name));
@@ -72,10 +72,10 @@ pub(super) fn read(metadata: &Metadata) -> Result<(Map<String, Value>, Vec<Lefto
 
 /// The scaling of the rotary embedding, in the terms of `rope_scaling`; none if there is none.
 fn scaling(
-    metadata: &Metadata,
+    metadata: &GgufMetadata,
     key: &dyn Fn(&str) -> String,
 ) -> Result<Option<Map<String, Value>>, String> {
-    let kind = metadata.told(&key("rope.scaling.type"), Metadata::text, "a text")?;
+    let kind = metadata.told(&key("rope.scaling.type"), GgufMetadata::text, "a text")?;
     let factor = metadata.number(&key("rope.scaling.factor"))?;
     // Nothing is stretched by 0 or 1, and a factor alone is that of the linear kind, as in llama.cpp.
     let stretched = factor.is_some_and(|factor| factor != 0.0 && factor != 1.0);

@@ -6,7 +6,7 @@ use std::io::{BufReader, Read};
 
 use super::super::blocks::{BLOCK, BlockType};
 use super::super::{Encoding, StoredTensor, shape};
-use super::metadata::{MetaValue, Metadata};
+use super::metadata::{GgufMetadata, MetaValue};
 
 const SUPPORTED_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 /// Longer text than any tokenizer or template needs.
@@ -30,19 +30,19 @@ impl From<String> for HeaderError {
 pub(super) fn read(
     file: &File,
     length: u64,
-) -> Result<(Metadata, BTreeMap<String, StoredTensor>), HeaderError> {
-    Reader { from: BufReader::new(file), at: 0, length }.header()
+) -> Result<(GgufMetadata, BTreeMap<String, StoredTensor>), HeaderError> {
+    HeaderReader { from: BufReader::new(file), at: 0, length }.header()
 }
 
 /// Reads forward and knows how much is left, so that no claimed length is believed.
-struct Reader<'a> {
+struct HeaderReader<'a> {
     from: BufReader<&'a File>,
     at: u64,
     length: u64,
 }
 
-impl Reader<'_> {
-    fn header(&mut self) -> Result<(Metadata, BTreeMap<String, StoredTensor>), HeaderError> {
+impl HeaderReader<'_> {
+    fn header(&mut self) -> Result<(GgufMetadata, BTreeMap<String, StoredTensor>), HeaderError> {
         if self.take::<4>()? != *b"GGUF" {
             return Err(HeaderError::Damaged("it does not begin with GGUF".to_owned()));
         }
@@ -53,7 +53,7 @@ impl Reader<'_> {
         let tensor_count = self.u64()?;
         let entry_count = self.u64()?;
 
-        let mut metadata = Metadata::default();
+        let mut metadata = GgufMetadata::default();
         for _ in 0..entry_count {
             let key = self.text()?;
             let kind = self.u32()?;
@@ -82,7 +82,7 @@ impl Reader<'_> {
     /// Turns offsets within the data into offsets within the file, and checks them.
     fn place(
         &self,
-        metadata: &Metadata,
+        metadata: &GgufMetadata,
         tensors: &mut BTreeMap<String, StoredTensor>,
     ) -> Result<(), String> {
         let alignment = match metadata.whole("general.alignment")? {

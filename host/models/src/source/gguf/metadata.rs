@@ -22,7 +22,7 @@ pub(super) enum MetaValue {
 
 /// Metadata by key, and which keys were asked for.
 #[derive(Default)]
-pub(super) struct Metadata {
+pub(super) struct GgufMetadata {
     pub(super) entries: HashMap<String, MetaValue>,
     asked: RefCell<HashSet<String>>,
 }
@@ -88,13 +88,13 @@ impl MetaValue {
         }
     }
 
-    /// Whether this is a token's number; see [`Metadata::token`] for the bounds.
+    /// Whether this is a token's number; see [`GgufMetadata::token`] for the bounds.
     pub(super) fn is_token(&self) -> bool {
         matches!(self, Self::Integer(value) if (-1..=i64::from(u32::MAX)).contains(value))
     }
 }
 
-impl Metadata {
+impl GgufMetadata {
     pub(super) fn get(&self, key: &str) -> Option<&MetaValue> {
         self.asked.borrow_mut().insert(key.to_owned());
         self.entries.get(key)

@@ -28,7 +28,7 @@ use serde_json::json;
 use super::{Checkpoint, Format, ModelSource};
 use crate::error::LoadError;
 use header::HeaderError;
-use metadata::Metadata;
+use metadata::GgufMetadata;
 
 pub(super) fn open(path: &Path) -> Result<ModelSource, LoadError> {
     let read = |cause| LoadError::Read { path: path.into(), cause };
@@ -47,7 +47,7 @@ pub(super) fn open(path: &Path) -> Result<ModelSource, LoadError> {
     })?;
 
     let wrong = |what| LoadError::Config { path: path.into(), what };
-    let kind = metadata.told("general.type", Metadata::text, "a text").map_err(wrong)?;
+    let kind = metadata.told("general.type", GgufMetadata::text, "a text").map_err(wrong)?;
     if let Some(other) = kind.filter(|kind| *kind != "model") {
         return Err(LoadError::Unsupported {
             path: path.into(),

@@ -6,7 +6,7 @@ use interlock_model_files::{GgufTokenizer, TextParts, TokenizerSource};
 use serde_json::{Map, Value};
 
 use super::super::eos::{self, NamedToken};
-use super::metadata::{MetaValue, Metadata};
+use super::metadata::{GgufMetadata, MetaValue};
 use crate::error::LoadError;
 
 type HasType = fn(&MetaValue) -> bool;
@@ -53,7 +53,7 @@ const SPECIAL_TOKENS: [(&str, &str); 8] = [
 ];
 
 /// Whether each of the text side's keys holds what it must; the error names one that does not.
-pub(super) fn check(metadata: &Metadata) -> Result<(), String> {
+pub(super) fn check(metadata: &GgufMetadata) -> Result<(), String> {
     let wrong = TOKENIZER
         .iter()
         .find(|(key, fits, _)| metadata.entries.get(*key).is_some_and(|meta| !fits(meta)));
@@ -61,7 +61,7 @@ pub(super) fn check(metadata: &Metadata) -> Result<(), String> {
 }
 
 /// The tokenizer, the chat template and the special tokens that the metadata hold.
-pub(super) fn read(path: &Path, metadata: &mut Metadata) -> Result<TextParts, LoadError> {
+pub(super) fn read(path: &Path, metadata: &mut GgufMetadata) -> Result<TextParts, LoadError> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let tokens = metadata.texts(&key("tokens"));
     if tokens.is_empty() {
@@ -113,7 +113,7 @@ const CONTROL: i32 = 3;
 /// The special tokens that the file names by id, as templates call them.
 fn special_tokens(
     path: &Path,
-    metadata: &Metadata,
+    metadata: &GgufMetadata,
     tokens: &[String],
 ) -> Result<Map<String, Value>, LoadError> {
     let mut named = Map::new();

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use ::redis::RedisResult;
 
 use super::{CONNECT, Connections, IdleConnection, PoolShared, connections_max};
-use crate::metrics::FailureKind;
+use crate::metrics::StateFailureKind;
 use crate::redis::address::Connector;
-use crate::redis::failure::Failure;
+use crate::redis::failure::CallFailure;
 
 /// After this much rest a connection is tried before somebody needs it: servers and firewalls drop
 /// what is quiet.
@@ -40,7 +40,7 @@ pub(super) fn survived(
     round: impl FnOnce() -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     catch_unwind(AssertUnwindSafe(round)).unwrap_or_else(|_| {
-        tracing::error!("the thread that keeps the connections to redis panicked; it goes on");
+        tracing::error!("the thread that connects to redis panicked; it is run again");
         let closing = |connections: &mut Connections| !connections.closing;
         let waited = shared.wanted.wait_timeout_while(shared.connections(), PAUSE_MAX, closing);
         match waited.unwrap_or_else(PoisonError::into_inner).0.closing {
@@ -124,7 +124,7 @@ impl PoolShared {
                     self.returned.notify_one();
                 }
             }
-            Err(error) => self.lost(epoch, &Failure::of(&error)),
+            Err(error) => self.lost(epoch, &CallFailure::of(&error)),
         }
     }
 
@@ -141,7 +141,7 @@ impl PoolShared {
         let connection = borrowed.take();
         match answer {
             Ok(()) => self.take_back(connection, epoch),
-            Err(error) => self.lost(epoch, &Failure::of(&error)),
+            Err(error) => self.lost(epoch, &CallFailure::of(&error)),
         }
     }
 
@@ -161,14 +161,14 @@ impl PoolShared {
                 true
             }
             Err(error) => {
-                let mut failure = Failure::of(&error);
+                let mut failure = CallFailure::of(&error);
                 // Whoever does not even answer the connect is not there.
                 if failure.is_silence() {
-                    failure.kind = FailureKind::Unreachable;
+                    failure.kind = StateFailureKind::Unreachable;
                 }
                 let news = connections.down.as_ref().is_none_or(|down| down.kind != failure.kind);
                 if news && !first {
-                    let Failure { kind, why, .. } = &failure;
+                    let CallFailure { kind, why, .. } = &failure;
                     let kind = kind.as_str();
                     tracing::warn!(kind, why, "policies' state is still unavailable");
                 }

@@ -49,7 +49,7 @@ fn agreeable() -> String {
     format!("redis://{address}")
 }
 
-fn ping(pool: &ConnectionPool) -> Result<String, Failure> {
+fn ping(pool: &ConnectionPool) -> Result<String, CallFailure> {
     pool.with(|connection| ::redis::cmd("PING").query(connection))
 }
 
