@@ -16,13 +16,15 @@
 //!   is never another scope's page.
 //! - Every page is free, idle or leased, and the three add up to all pages ([`Pages::audit`]).
 
+mod index;
+
 use std::cell::RefCell;
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use interlock_request::TokenId;
 
+use self::index::{Added, IndexEntry, PageIndex};
 use crate::{PageId, PrefixScope};
 
 /// All pages of a model's cache.
@@ -41,9 +43,6 @@ pub(crate) struct Lease {
 
 /// Names what a page holds, together with all pages before it. A name is never used for anything else.
 type ContentId = u64;
-
-/// The key of a page in the index: what the page follows, and its own tokens.
-type PageKey = (Parent, Rc<[TokenId]>);
 
 /// What a page follows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -88,13 +87,9 @@ struct PagePool {
     free: Vec<PageId>,
     /// Idle pages in the order of their release. The first is evicted next.
     idle: BTreeMap<u64, PageId>,
-    index: HashMap<PageKey, PageId>,
+    index: PageIndex,
     prefix_cache: bool,
     releases: u64,
-    contents_named: ContentId,
-    /// Look-ups in the index, for a test.
-    #[cfg(test)]
-    looked_up: std::cell::Cell<usize>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -103,12 +98,6 @@ struct PageState {
     entry: Option<IndexEntry>,
     /// The release since which the page is idle, if it is.
     idle_since: Option<u64>,
-}
-
-#[derive(Debug, Clone)]
-struct IndexEntry {
-    content: ContentId,
-    key: PageKey,
 }
 
 /// Counts of pages by state.
@@ -139,12 +128,9 @@ impl Pages {
             // Taken from the end: the first pages first.
             free: (0..pages).rev().map(PageId).collect(),
             idle: BTreeMap::new(),
-            index: HashMap::new(),
+            index: PageIndex::default(),
             prefix_cache,
             releases: 0,
-            contents_named: 0,
-            #[cfg(test)]
-            looked_up: std::cell::Cell::new(0),
         })))
     }
 
@@ -310,13 +296,10 @@ impl PagePool {
         let end = history.len().saturating_sub(1);
         let mut last = found.last().map(|(_, content)| *content);
         for tokens in history[..end].chunks_exact(self.page_tokens).skip(still) {
-            #[cfg(test)]
-            self.looked_up.set(self.looked_up.get() + 1);
-            let key = (parent(scope, last.as_ref()), tokens.into());
-            let Some(&page) = self.index.get(&key) else { return };
-            let known = self.page(page).entry.as_ref().expect("what the index has is known");
-            last = Some(known.content);
-            found.push((page, known.content));
+            let parent = parent(scope, last.as_ref());
+            let Some((page, content)) = self.index.find(&parent, tokens) else { return };
+            last = Some(content);
+            found.push((page, content));
         }
     }
 
@@ -335,7 +318,7 @@ impl PagePool {
             let (_, page) = self.idle.pop_first().expect("the caller counted them");
             let gone = std::mem::take(self.page_mut(page));
             if let Some(known) = gone.entry {
-                self.index.remove(&known.key);
+                self.index.remove(known);
             }
             page
         });
@@ -364,22 +347,16 @@ impl PagePool {
     /// If the index has a page of the same content, because two requests computed it at the same time,
     /// that page stays in the index, and the new one belongs to its lease alone. Both have the same name.
     fn add_to_index(&mut self, parent: Parent, tokens: &[TokenId], page: PageId) -> ContentId {
-        let vacant = match self.index.entry((parent, tokens.into())) {
-            Entry::Occupied(known) => {
-                let PageId(at) = *known.get();
-                let known = self.pages[at as usize].entry.as_ref();
-                return known.expect("what the index has is known").content;
-            }
-            Entry::Vacant(vacant) => vacant,
-        };
-        self.contents_named += 1;
-        let content = self.contents_named;
-        if self.prefix_cache {
-            let entry = IndexEntry { content, key: vacant.key().clone() };
-            vacant.insert(page);
-            self.page_mut(page).entry = Some(entry);
+        if !self.prefix_cache {
+            return self.index.name_only();
         }
-        content
+        match self.index.add(parent, tokens, page) {
+            Added::Known(content) => content,
+            Added::Entry(entry) => {
+                self.page_mut(page).entry = Some(entry);
+                entry.content
+            }
+        }
     }
 }
 

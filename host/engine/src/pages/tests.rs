@@ -197,7 +197,7 @@ fn looking_again_costs_one_look_into_the_index() {
     drop(computed(&pages, &prompt(1001, 1)));
     let mine = prompt(1100, 2);
     let mut found = nothing();
-    let looked_up = || pages.0.borrow().looked_up.get();
+    let looked_up = || pages.0.borrow().index.looked_up.get();
     let begun = looked_up();
     pages.demand(&mine, &mut found);
     assert_eq!(looked_up() - begun, 251, "each page, and the first that is unknown");
