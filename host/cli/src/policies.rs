@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use interlock_config::{Effective, Problems};
 use interlock_metrics::Registry;
-use interlock_policy_chain::{Commons, Earlier, PolicyMetrics, RecordFile};
+use interlock_policy_chain::{ChainShared, PolicyMetrics, RecordFile, RollbackTarget};
 use interlock_policy_wasm::{
     Change, Changed, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource,
     Services, Unfit, default_cache,
@@ -53,8 +53,8 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
     let metrics = PolicyMetrics::register(registry);
     let record = record(effective, &metrics)?;
     let commons = match &record {
-        Some(file) => Commons::new(metrics).recording(Arc::clone(file) as _),
-        None => Commons::new(metrics),
+        Some(file) => ChainShared::new(metrics).recording(Arc::clone(file) as _),
+        None => ChainShared::new(metrics),
     };
     match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
         Ok(keeper) => Ok(Loaded { keeper, record }),
@@ -127,7 +127,7 @@ impl PolicyAdmin for Desk {
         })
     }
 
-    fn rollback(&self, to: Earlier) -> Swapping<'_> {
+    fn rollback(&self, to: RollbackTarget) -> Swapping<'_> {
         let keeper = Arc::clone(&self.0);
         Box::pin(async move {
             // Waits for a swap that is being tried out.

@@ -171,7 +171,7 @@ async fn serve(
         interlock_server::serve(listeners.clients, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
     // Blocks this thread, on which nothing else runs any more.
-    let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
+    let unheard = keeper.policies().shared().drain(ACCOUNTS_MAX);
     if unheard > 0 {
         tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
     }

@@ -1,9 +1,6 @@
 //! What a policy can answer, and how it can fail to.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use crate::{Identity, PlanProposal, Reaction, Verdict, Watch};
+use crate::{Code, Identity, PlanProposal, Reaction, Rejection, Verdict, Watch};
 
 /// An answer to `identify`.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -106,6 +103,11 @@ impl Transformed {
 }
 
 impl Choice {
+    /// The part of a score that counts: 0 to 1, and NaN is 0.
+    pub fn clamped(score: f32) -> f32 {
+        if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
+    }
+
     /// Its label.
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -221,47 +223,6 @@ impl PolicyAnswer for () {
     fn code(&self) -> Option<&Code> {
         None
     }
-}
-
-/// One of a policy's reasons, by name: short, stable, `snake_case`, of a closed set. Shared with
-/// the policy that gives it, so that handing it on copies nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
-#[serde(transparent)]
-pub struct Code(pub Arc<str>);
-
-impl Default for Code {
-    /// What a policy gives that has no reasons to tell apart.
-    fn default() -> Self {
-        Self(Arc::from("unspecified"))
-    }
-}
-
-impl From<&str> for Code {
-    fn from(code: &str) -> Self {
-        Self(code.into())
-    }
-}
-
-/// Why a request was turned away, for the client and for us.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
-pub struct Rejection {
-    /// HTTP status, 400 to 599; the chain clamps what a policy says.
-    pub status: u16,
-    /// Machine-readable cause, and a sentence for the client.
-    pub reason: Reason,
-    /// When it makes sense to try again.
-    pub retry_after: Option<Duration>,
-    /// Headers of the answer.
-    pub headers: Vec<(String, String)>,
-}
-
-/// A machine-readable cause with an optional sentence.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-pub struct Reason {
-    /// Which.
-    pub code: Code,
-    /// For people.
-    pub detail: Option<String>,
 }
 
 /// A moment in a request's life at which policies are asked.

@@ -10,7 +10,7 @@ pub type Answer<T> = Result<T, PolicyFailure>;
 
 /// A request that a policy admitted, as it is brought before it again.
 #[derive(Debug, Clone, Copy)]
-pub struct Told<'a> {
+pub struct RequestContext<'a> {
     /// The facts of its admission.
     pub facts: &'a Facts,
     /// What the policy noted then.
@@ -108,20 +108,25 @@ pub trait Policy: Send + Sync {
     }
 
     /// Is this what the model should say?
-    fn window(&self, told: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
-        let _ = (told, window);
+    fn window(&self, request: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
+        let _ = (request, window);
         Err(PolicyFailure::absent(Phase::StreamGuard))
     }
 
     /// What now?
-    fn event(&self, told: Told<'_>, event: &Event, progress: &Progress) -> Answer<Reaction> {
-        let _ = (told, event, progress);
+    fn event(
+        &self,
+        request: RequestContext<'_>,
+        event: &Event,
+        progress: &Progress,
+    ) -> Answer<Reaction> {
+        let _ = (request, event, progress);
         Err(PolicyFailure::absent(Phase::Events))
     }
 
     /// The request has ended like this. Called once.
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
-        let _ = (told, summary);
+    fn account(&self, request: RequestContext<'_>, summary: &Summary) -> Answer<()> {
+        let _ = (request, summary);
         Err(PolicyFailure::absent(Phase::Account))
     }
 

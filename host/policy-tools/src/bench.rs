@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use interlock_policy_api::{
     Body, Caller, Candidate, Closing, Event, Facts, Headers, Identity, Load, Phase, Policy,
-    Progress, Summary, Told, Window,
+    Progress, RequestContext, Summary, Window,
 };
 use interlock_request::{Endpoint, Finish, ModelId, Outcome, Priority, RequestId, Usage};
 use serde_json::{Value, json};
@@ -162,7 +162,7 @@ impl Asked {
     fn ask(&self, policy: &dyn Policy, phase: Phase) -> Result<(), String> {
         let usage = Usage { prompt_tokens: 800, cached_tokens: 0, generated_tokens: 64 };
         let facts = &self.facts;
-        let told = Told { facts, note: "" };
+        let told = RequestContext { facts, note: "" };
         let body = Body::new(b"{}".to_vec());
         let load = Load { waiting: 2, waiting_max: 256, running: 8, running_max: 16 };
         let answer = match phase {

@@ -22,8 +22,8 @@ use interlock_policy_api::{
     Phase, Policy, PolicyFailure, Prompt, Transformed,
 };
 use interlock_policy_chain::{
-    Answered, Asked, Commons, Link, OnFailure, PolicyChain, PolicyMetrics, Record, RecordSink,
-    Ruled, Said,
+    AnyAnswer, ChainEntry, ChainShared, DecisionRecord, OnFailure, PhaseQuestion, PolicyChain,
+    PolicyMetrics, Record, RecordSink, Ruling,
 };
 use interlock_request::{Generation, Priority, RequestId, Sampling};
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ struct ChangedRequest {
 /// What the chain decided about one request.
 #[derive(Debug, PartialEq)]
 struct Outcome {
-    ruled: Ruled,
+    ruled: Ruling,
     /// The model that `route` chose.
     model: Option<String>,
 }
@@ -67,13 +67,14 @@ struct Outcome {
 /// When a line is no record.
 pub fn beside(
     trace: &str,
-    link: &Link,
+    link: &ChainEntry,
     ceilings: Ceilings,
     clock: &HandClock,
 ) -> Result<Beside, BadTrace> {
     let verdicts = Arc::new(Verdicts::default());
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let commons = Commons::in_line(metrics).recording(Arc::clone(&verdicts) as Arc<dyn RecordSink>);
+    let commons =
+        ChainShared::in_line(metrics).recording(Arc::clone(&verdicts) as Arc<dyn RecordSink>);
     let new = Arc::new(NewPolicy::of(link));
     let runtime = in_line();
     let mut found = Beside::default();
@@ -84,7 +85,7 @@ pub fn beside(
         let (id, serial, at) = about(&first.asked);
         let began = *began.get_or_insert(at);
         let recorded = recorded(&record);
-        let replay = |links: Vec<Link>| {
+        let replay = |links: Vec<ChainEntry>| {
             let chain = Arc::new(PolicyChain::new(links, ceilings, commons.clone()));
             let ask = Questions { record: &record, clock, began, new: &new };
             let model = runtime.block_on(ask.all(&chain, serial, &id));
@@ -92,7 +93,7 @@ pub fn beside(
         };
         let was = replay(recorded.clone());
         let asked_before = new.questions.load(Ordering::Relaxed);
-        let with = Link { policy: Arc::clone(&new) as Arc<dyn Policy>, ..link.clone() };
+        let with = ChainEntry { policy: Arc::clone(&new) as Arc<dyn Policy>, ..link.clone() };
         let is = replay(recorded.into_iter().chain([with]).collect());
         found.requests += 1;
         found.questions += u64::from(new.questions.load(Ordering::Relaxed) - asked_before);
@@ -107,14 +108,14 @@ pub fn beside(
 
 /// A link for each answer of a record, which gives that answer and no other. In each phase they are
 /// in the order in which they answered.
-fn recorded(record: &Record) -> Vec<Link> {
-    let said = record.steps.iter().flat_map(|step| &step.said);
+fn recorded(record: &Record) -> Vec<ChainEntry> {
+    let said = record.steps.iter().flat_map(|step| &step.decisions);
     said.filter(|said| !said.shadow).map(RecordedAnswer::link).collect()
 }
 
 /// The policies' verdict on the request that was asked about last.
 #[derive(Default)]
-struct Verdicts(Mutex<Option<Ruled>>);
+struct Verdicts(Mutex<Option<Ruling>>);
 
 impl RecordSink for Verdicts {
     fn take(&self, record: Record) {
@@ -124,8 +125,8 @@ impl RecordSink for Verdicts {
 
 impl Verdicts {
     /// Of a request that nobody was asked about there is none: it goes on.
-    fn take(&self) -> Ruled {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Ruled::Open)
+    fn take(&self) -> Ruling {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Ruling::Open)
     }
 }
 
@@ -146,7 +147,7 @@ struct Questions<'a> {
 impl Questions<'_> {
     /// Asks until someone refuses. The model that was chosen, if one was.
     async fn all(&self, chain: &Arc<PolicyChain>, serial: u64, id: &RequestId) -> Option<String> {
-        let mut hearing = chain.hear(serial, id.clone());
+        let mut hearing = chain.review(serial, id.clone());
         let body = Arc::new(Body::new(b"null".to_vec()));
         let (mut known, mut model) = (None, None);
         for step in &self.record.steps {
@@ -157,17 +158,19 @@ impl Questions<'_> {
                 None => facts.clone(),
             };
             match &step.asked {
-                Asked::Identify(caller) => known = Some(hearing.identify(caller).await.ok()?),
-                Asked::Transform(facts) => {
+                PhaseQuestion::Identify(caller) => {
+                    known = Some(hearing.identify(caller).await.ok()?)
+                }
+                PhaseQuestion::Transform(facts) => {
                     let mut facts = with_known(facts);
                     hearing.transform(&mut facts, &body).await.ok()?;
                 }
-                Asked::Route { facts, candidates } => {
+                PhaseQuestion::Route { facts, candidates } => {
                     let place = hearing.route(&with_known(facts), candidates, &body).await.ok()?;
                     let chosen = |candidate: &&Candidate| Some(candidate.id) == place;
                     model = candidates.iter().find(chosen).map(|c| c.model.to_string());
                 }
-                Asked::Admit { facts, load, tenant_in_flight } => {
+                PhaseQuestion::Admit { facts, load, tenant_in_flight } => {
                     self.new.tenant_in_flight.store(*tenant_in_flight, Ordering::Relaxed);
                     let facts = with_known(facts);
                     let prompt = Prompt::new(vec![0]).expect("there is a token");
@@ -194,10 +197,10 @@ fn generation(tokens_max: u32) -> Generation {
 }
 
 /// Says once what a policy said.
-struct RecordedAnswer(Said);
+struct RecordedAnswer(DecisionRecord);
 
 impl RecordedAnswer {
-    fn link(said: &Said) -> Link {
+    fn link(said: &DecisionRecord) -> ChainEntry {
         let mut on_failure = OnFailure::default();
         if let Some(action) = said.fallback {
             match said.phase {
@@ -207,10 +210,10 @@ impl RecordedAnswer {
                 _ => on_failure.admit = action,
             }
         }
-        Link::new(Arc::new(Self(said.clone())), on_failure)
+        ChainEntry::new(Arc::new(Self(said.clone())), on_failure)
     }
 
-    fn answer<T>(&self, of: impl FnOnce(Answered) -> Option<T>) -> Answer<T> {
+    fn answer<T>(&self, of: impl FnOnce(AnyAnswer) -> Option<T>) -> Answer<T> {
         // A record says of each answer which phase it is of; one that lies is a policy that failed.
         let other = || PolicyFailure::bad_output("the record has another phase's answer here");
         self.0.decision.clone().and_then(|answered| of(answered).ok_or_else(other))
@@ -232,28 +235,28 @@ impl Policy for RecordedAnswer {
 
     fn identify(&self, _: &Caller) -> Answer<Identified> {
         self.answer(|answered| match answered {
-            Answered::Identify(answer) => Some(answer),
+            AnyAnswer::Identify(answer) => Some(answer),
             _ => None,
         })
     }
 
     fn transform(&self, _: &Facts, _: &Body) -> Answer<Transformed> {
         self.answer(|answered| match answered {
-            Answered::Transform(answer) => Some(answer),
+            AnyAnswer::Transform(answer) => Some(answer),
             _ => None,
         })
     }
 
     fn route(&self, _: &Facts, _: &[Candidate], _: &Body) -> Answer<Choice> {
         self.answer(|answered| match answered {
-            Answered::Route(answer) => Some(answer),
+            AnyAnswer::Route(answer) => Some(answer),
             _ => None,
         })
     }
 
     fn admit(&self, _: &Facts, _: &Load, _: u32, _: &Body) -> Answer<Decision> {
         self.answer(|answered| match answered {
-            Answered::Admit(answer) => Some(answer),
+            AnyAnswer::Admit(answer) => Some(answer),
             _ => None,
         })
     }
@@ -268,7 +271,7 @@ struct NewPolicy {
 }
 
 impl NewPolicy {
-    fn of(link: &Link) -> Self {
+    fn of(link: &ChainEntry) -> Self {
         let (tenant_in_flight, questions) = Default::default();
         Self { policy: Arc::clone(&link.policy), tenant_in_flight, questions }
     }
@@ -336,20 +339,20 @@ impl Policy for NewPolicy {
 impl Outcome {
     fn short(&self) -> String {
         match &self.ruled {
-            Ruled::Admitted { .. } => "admitted".to_owned(),
-            Ruled::Refused { policy, phase, code, status } => {
+            Ruling::Admitted { .. } => "admitted".to_owned(),
+            Ruling::Refused { policy, phase, code, status } => {
                 format!("refused {status} ({code}) by {policy} in {}", phase.as_str())
             }
-            Ruled::Open => "open".to_owned(),
+            Ruling::Open => "open".to_owned(),
         }
     }
 
     fn short_beside(&self, was: &Self) -> String {
         match (&was.ruled, &self.ruled) {
-            (Ruled::Admitted { .. }, Ruled::Admitted { .. }) if self.model == was.model => {
+            (Ruling::Admitted { .. }, Ruling::Admitted { .. }) if self.model == was.model => {
                 "admitted, under another plan".to_owned()
             }
-            (Ruled::Admitted { .. }, Ruled::Admitted { .. }) => {
+            (Ruling::Admitted { .. }, Ruling::Admitted { .. }) => {
                 format!("admitted to {}", self.model.as_deref().unwrap_or("no model in particular"))
             }
             _ => self.short(),

@@ -43,7 +43,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use interlock_policy_api::{Answer, Choice, Phase, Policy, Told, Verdict, Window};
+use interlock_policy_api::{Answer, Choice, Phase, Policy, RequestContext, Verdict, Window};
 use interlock_state::Space;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -438,7 +438,7 @@ impl Stage {
         }
         let body = given::body(step.body.as_ref().or(case.body.as_ref()));
         let facts = request.facts(known.serial, now, phase)?;
-        let told = Told { facts: &facts, note: &known.note };
+        let told = RequestContext { facts: &facts, note: &known.note };
         let load = step.load.or(case.load).unwrap_or_default();
         let mut answer = match phase {
             Phase::Identify => {
@@ -574,7 +574,7 @@ fn named(choice: &Answer<Choice>, given: &[CandidateGiven]) -> Value {
 /// Feeds the text piece by piece, as the host does with a gate, and says what the client gets.
 fn guarded(
     policy: &dyn Policy,
-    told: Told<'_>,
+    told: RequestContext<'_>,
     pieces: &[String],
     progress: Option<&ProgressGiven>,
 ) -> Value {

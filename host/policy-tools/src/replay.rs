@@ -14,8 +14,8 @@ use std::fmt;
 use std::time::Duration;
 
 use interlock_policy_api::{Facts, Identified, Identity, Phase, Policy, PolicyFailure};
-use interlock_policy_chain::Answered;
-use interlock_policy_chain::{Asked, Record};
+use interlock_policy_chain::AnyAnswer;
+use interlock_policy_chain::{PhaseQuestion, Record};
 use interlock_request::RequestId;
 use serde_json::{Value, json};
 
@@ -84,17 +84,18 @@ pub fn replay(
         replayed.requests += 1;
         let (mut serial, mut known) = (None, None);
         for step in &record.steps {
-            for said in &step.said {
+            for said in &step.decisions {
                 *names.entry(said.policy.to_string()).or_default() += 1;
             }
-            let said = step.said.iter().find(|said| name.is_none_or(|name| &*said.policy == name));
+            let said =
+                step.decisions.iter().find(|said| name.is_none_or(|name| &*said.policy == name));
             let (id, its_serial, at) = about(&step.asked);
             serial = Some(its_serial);
             let began = *began.get_or_insert(at);
             clock.set(Duration::from_micros(at.saturating_sub(began)));
             let was = said.map(|said| spell(&said.decision));
             let is = as_known(&step.asked, known.as_ref()).ask(policy);
-            if let Some(Ok(Answered::Identify(Identified::Known(identity, _)))) = &is {
+            if let Some(Ok(AnyAnswer::Identify(Identified::Known(identity, _)))) = &is {
                 known = Some(identity.clone());
             }
             let is = is.as_ref().map(spell);
@@ -143,12 +144,14 @@ pub(crate) fn records(trace: &str) -> impl Iterator<Item = Result<Record, BadTra
 
 /// The request that a question is about: its id, its serial, and when it came, in microseconds since
 /// the Unix epoch.
-pub(crate) fn about(asked: &Asked) -> (RequestId, u64, u64) {
+pub(crate) fn about(asked: &PhaseQuestion) -> (RequestId, u64, u64) {
     match asked {
-        Asked::Identify(caller) => {
+        PhaseQuestion::Identify(caller) => {
             (caller.request_id.clone(), caller.serial, caller.arrived_at_micros)
         }
-        Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
+        PhaseQuestion::Transform(facts)
+        | PhaseQuestion::Route { facts, .. }
+        | PhaseQuestion::Admit { facts, .. } => {
             (facts.request_id.clone(), facts.serial, facts.arrived_at_micros)
         }
     }
@@ -156,13 +159,13 @@ pub(crate) fn about(asked: &Asked) -> (RequestId, u64, u64) {
 
 /// The question with what the policy itself said of the caller, if that is who asks: it may tell
 /// itself something there for later.
-fn as_known(asked: &Asked, known: Option<&Identity>) -> Asked {
+fn as_known(asked: &PhaseQuestion, known: Option<&Identity>) -> PhaseQuestion {
     let mut asked = asked.clone();
     let facts: Option<&mut Facts> = match &mut asked {
-        Asked::Identify(_) => None,
-        Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
-            Some(facts)
-        }
+        PhaseQuestion::Identify(_) => None,
+        PhaseQuestion::Transform(facts)
+        | PhaseQuestion::Route { facts, .. }
+        | PhaseQuestion::Admit { facts, .. } => Some(facts),
     };
     if let (Some(facts), Some(known)) = (facts, known)
         && facts.identity.tenant == known.tenant
@@ -176,14 +179,14 @@ fn silent() -> Value {
     json!({"decision": "not asked"})
 }
 
-fn spell(answer: &Result<Answered, PolicyFailure>) -> Value {
+fn spell(answer: &Result<AnyAnswer, PolicyFailure>) -> Value {
     match answer {
-        Ok(Answered::Identify(answer)) => answer.spelled(),
-        Ok(Answered::Transform(answer)) => answer.spelled(),
-        Ok(Answered::Route(answer)) => answer.spelled(),
-        Ok(Answered::Admit(answer)) => answer.spelled(),
-        Ok(Answered::Event(answer)) => answer.spelled(),
-        Ok(Answered::Window(answer)) => answer.spelled(),
+        Ok(AnyAnswer::Identify(answer)) => answer.spelled(),
+        Ok(AnyAnswer::Transform(answer)) => answer.spelled(),
+        Ok(AnyAnswer::Route(answer)) => answer.spelled(),
+        Ok(AnyAnswer::Admit(answer)) => answer.spelled(),
+        Ok(AnyAnswer::Event(answer)) => answer.spelled(),
+        Ok(AnyAnswer::Window(answer)) => answer.spelled(),
         Err(failure) => failure.spelled(),
     }
 }

@@ -39,7 +39,7 @@ use std::time::Duration;
 use interlock_engine::{CacheConfig, EngineConfig, EngineHandle, EngineMetrics, WaitingConfig};
 use interlock_metrics::Registry;
 use interlock_policy_api::Ceilings;
-use interlock_policy_chain::{Commons, Link, Policies, PolicyChain, PolicyMetrics};
+use interlock_policy_chain::{ChainEntry, ChainShared, Policies, PolicyChain, PolicyMetrics};
 use interlock_request::{ModelId, SamplingDefaults};
 use interlock_server::{
     DetachedConfig, PrefixKeys, ServedModel, ServerConfig, ServerMetrics, ServerParts, WorkConfig,
@@ -73,7 +73,7 @@ pub struct Setup {
     /// What `[limits]` comes to.
     pub ceilings: Ceilings,
     /// The policies in their places, with a state on `clock`.
-    pub links: Vec<Link>,
+    pub links: Vec<ChainEntry>,
     /// The clock of that state.
     pub clock: SimClock,
 }
@@ -172,7 +172,7 @@ async fn live(
     let chain = PolicyChain::new(
         book.witnessed(links),
         ceilings,
-        Commons::in_line(PolicyMetrics::register(&registry)),
+        ChainShared::in_line(PolicyMetrics::register(&registry)),
     );
     let parts = ServerParts {
         config: server,

@@ -7,7 +7,8 @@ use interlock_policy_api::{
     Identity, Load, Phase, PlanProposal, Policy, PolicyFailure, Reason, Rejection,
 };
 use interlock_policy_chain::{
-    Asked, FailureAction, LimitsConfig, Link, OnFailure, Record, Ruled, Said, Step,
+    ChainEntry, DecisionRecord, FailureAction, LimitsConfig, OnFailure, PhaseQuestion, Record,
+    RecordedPhase, Ruling,
 };
 use interlock_policy_tools::beside::{Beside, beside};
 use interlock_policy_tools::clock::HandClock;
@@ -62,8 +63,8 @@ fn trace(policy: &AtMost) -> String {
             identity: Identity::default(),
             headers: Headers::default(),
         };
-        let asked = Asked::Admit { facts, load: Load::default(), tenant_in_flight: 0 };
-        let said = Said {
+        let asked = PhaseQuestion::Admit { facts, load: Load::default(), tenant_in_flight: 0 };
+        let said = DecisionRecord {
             policy: "at-most".into(),
             version: "1".into(),
             decision: asked.ask(policy).expect("it takes part"),
@@ -75,8 +76,8 @@ fn trace(policy: &AtMost) -> String {
         let record = Record {
             version: Record::VERSION,
             generation: 1,
-            steps: vec![Step { asked, said: vec![said] }],
-            verdict: Ruled::Open,
+            steps: vec![RecordedPhase { asked, decisions: vec![said] }],
+            verdict: Ruling::Open,
         };
         serde_json::to_string(&record).expect("a record is JSON")
     };
@@ -175,9 +176,12 @@ fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
             headers: Headers::default(),
         };
         let load = Load::default();
-        let asked = [Asked::Identify(caller), Asked::Admit { facts, load, tenant_in_flight: 0 }];
-        let step = |asked: Asked| {
-            let said = Said {
+        let asked = [
+            PhaseQuestion::Identify(caller),
+            PhaseQuestion::Admit { facts, load, tenant_in_flight: 0 },
+        ];
+        let step = |asked: PhaseQuestion| {
+            let said = DecisionRecord {
                 policy: "charges".into(),
                 version: "1".into(),
                 phase: asked.phase(),
@@ -186,11 +190,11 @@ fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
                 shadow: false,
                 elapsed: std::time::Duration::ZERO,
             };
-            Step { asked, said: vec![said] }
+            RecordedPhase { asked, decisions: vec![said] }
         };
         let steps = asked.into_iter().map(step).collect();
         let record =
-            Record { version: Record::VERSION, generation: 1, steps, verdict: Ruled::Open };
+            Record { version: Record::VERSION, generation: 1, steps, verdict: Ruling::Open };
         serde_json::to_string(&record).expect("a record is JSON")
     };
     let ask = |tenant| {
@@ -236,7 +240,7 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
     let line = |line: &str| {
         let mut record: Record = serde_json::from_str(line).expect("a record");
         for step in &mut record.steps {
-            if let Asked::Admit { tenant_in_flight: inside, .. } = &mut step.asked {
+            if let PhaseQuestion::Admit { tenant_in_flight: inside, .. } = &mut step.asked {
                 *inside = tenant_in_flight;
             }
         }
@@ -246,7 +250,7 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
 }
 
 fn put_beside(trace: &str, policy: impl Policy + 'static) -> Beside {
-    let link = Link::new(Arc::new(policy), OnFailure::default());
+    let link = ChainEntry::new(Arc::new(policy), OnFailure::default());
     let ceilings = LimitsConfig::default().ceilings();
     beside(trace, &link, ceilings, &HandClock::default()).expect("a trace")
 }
@@ -277,7 +281,7 @@ fn what_failed_then_has_the_consequence_that_it_had() {
     let mut record: Record =
         serde_json::from_str(trace(&AtMost(250)).lines().next().expect("a line"))
             .expect("a record");
-    let said = &mut record.steps[0].said[0];
+    let said = &mut record.steps[0].decisions[0];
     said.decision = Err(PolicyFailure { kind: FailureKind::Trap, message: "unreachable".into() });
     // Not the default, which would have turned the request away.
     said.fallback = Some(FailureAction::Open);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use interlock_engine::{CacheConfig, EngineConfig, WaitingConfig};
 use interlock_policy_api::{
     Admission, Answer, Body, Code, Decision, Facts, Load, Phase, PlanProposal, Policy, Reason,
-    Rejection, Summary, Told,
+    Rejection, RequestContext, Summary,
 };
-use interlock_policy_chain::{LimitsConfig, Link, OnFailure};
+use interlock_policy_chain::{ChainEntry, LimitsConfig, OnFailure};
 use interlock_policy_tools::sim::{Report, Setup, SimClock, run};
 use interlock_policy_tools::workload::Workload;
 use interlock_request::Deadlines;
@@ -61,7 +61,7 @@ impl Policy for PerMinute {
         })
     }
 
-    fn account(&self, _: Told<'_>, _: &Summary) -> Answer<()> {
+    fn account(&self, _: RequestContext<'_>, _: &Summary) -> Answer<()> {
         Ok(())
     }
 }
@@ -94,7 +94,7 @@ impl Policy for Deaf {
         Ok(Decision::Admit(Admission::default()))
     }
 
-    fn account(&self, _: Told<'_>, _: &Summary) -> Answer<()> {
+    fn account(&self, _: RequestContext<'_>, _: &Summary) -> Answer<()> {
         Ok(())
     }
 }
@@ -102,7 +102,7 @@ impl Policy for Deaf {
 fn setup(policy: impl FnOnce(&State) -> Arc<dyn Policy>) -> Setup {
     let clock = SimClock::default();
     let state = State::memory_with(Arc::new(clock.clone()));
-    let link = Link::new(policy(&state), OnFailure::default());
+    let link = ChainEntry::new(policy(&state), OnFailure::default());
     Setup {
         server: ServerConfig::default(),
         detached: DetachedConfig::default(),

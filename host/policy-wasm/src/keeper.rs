@@ -30,7 +30,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use interlock_policy_api::{Ceilings, Policy as _};
-use interlock_policy_chain::{Commons, Earlier, Link, NotKept, Policies, PolicyMode};
+use interlock_policy_chain::{
+    ChainEntry, ChainShared, GenerationNotKept, Policies, PolicyMode, RollbackTarget,
+};
 use interlock_request::without_logins;
 
 pub use change::{Changed, Origin, PolicyChange, PolicyVersion};
@@ -165,7 +167,7 @@ impl Keeper {
         host: PolicyHost,
         configs: &[PolicyConfig],
         ceilings: Ceilings,
-        commons: impl Into<Commons>,
+        commons: impl Into<ChainShared>,
     ) -> Result<Arc<Self>, Vec<LoadFailed>> {
         let entries = load_all(&host, configs, &[])?;
         let policies = Arc::new(Policies::new(links(&entries), ceilings, commons));
@@ -267,7 +269,7 @@ impl Keeper {
     /// # Errors
     ///
     /// When that generation is not kept.
-    pub fn rollback(&self, to: Earlier) -> Result<Changed, NotKept> {
+    pub fn rollback(&self, to: RollbackTarget) -> Result<Changed, GenerationNotKept> {
         let _changing = self.changing();
         let from = self.policies.current().generation();
         let number = self.policies.rollback(to)?;
@@ -704,13 +706,15 @@ fn reads_the_same(before: &PolicyConfig, now: &PolicyConfig) -> bool {
     known == *now
 }
 
-fn links(entries: &[Entry]) -> Vec<Link> {
-    let link = |entry: &Entry| Link {
+fn links(entries: &[Entry]) -> Vec<ChainEntry> {
+    let link = |entry: &Entry| ChainEntry {
         previous: entry
             .previous
             .clone()
             .map(|policy| policy as Arc<dyn interlock_policy_api::Policy>),
-        ..entry.config.link(Arc::clone(&entry.policy) as Arc<dyn interlock_policy_api::Policy>)
+        ..entry
+            .config
+            .chain_entry(Arc::clone(&entry.policy) as Arc<dyn interlock_policy_api::Policy>)
     };
     entries.iter().map(link).collect()
 }

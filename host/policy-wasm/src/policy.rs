@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use interlock_policy_api::{
     Answer, Body, CallTime, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind,
-    Identified, Load, Phase, Policy, PolicyFailure, Progress, Reaction, Summary, Told, Transformed,
-    Verdict, Watch, Window,
+    Identified, Load, Phase, Policy, PolicyFailure, Progress, Reaction, RequestContext, Summary,
+    Transformed, Verdict, Watch, Window,
 };
 use interlock_policy_chain::PolicyMode;
 use wasmtime::Store;
@@ -548,9 +548,9 @@ impl Policy for WasmPolicy {
         })
     }
 
-    fn window(&self, told: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
-        let lent = LentFacts::new(told.facts, &self.headers, told.note);
-        let call = self.call(told.facts, None, false);
+    fn window(&self, request: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
+        let lent = LentFacts::new(request.facts, &self.headers, request.note);
+        let call = self.call(request.facts, None, false);
         let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).stream_guard.as_ref().expect(NOT_ASKED);
             guest.call_on_window(store, lent.as_wit(), lend::window(window))
@@ -558,9 +558,14 @@ impl Policy for WasmPolicy {
         self.ask(call, ask, |answer| self.codes.verdict(answer))
     }
 
-    fn event(&self, told: Told<'_>, event: &Event, progress: &Progress) -> Answer<Reaction> {
-        let lent = LentFacts::new(told.facts, &self.headers, told.note);
-        let call = self.call(told.facts, None, false);
+    fn event(
+        &self,
+        request: RequestContext<'_>,
+        event: &Event,
+        progress: &Progress,
+    ) -> Answer<Reaction> {
+        let lent = LentFacts::new(request.facts, &self.headers, request.note);
+        let call = self.call(request.facts, None, false);
         let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).events.as_ref().expect(NOT_ASKED);
             guest.call_on_event(store, lent.as_wit(), lend::event(event), lend::progress(progress))
@@ -568,18 +573,18 @@ impl Policy for WasmPolicy {
         self.ask(call, ask, |answer| self.codes.reaction(answer))
     }
 
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
-        let call = self.call(told.facts, None, false);
+    fn account(&self, request: RequestContext<'_>, summary: &Summary) -> Answer<()> {
+        let call = self.call(request.facts, None, false);
         if self.recipe.version == Version::V0_1 {
             let Some(summary) = old::summary(summary) else { return Ok(()) };
-            let lent = old::LentFacts::new(told.facts, &self.headers);
+            let lent = old::LentFacts::new(request.facts, &self.headers);
             let ask = |guests: &Guests, store: &mut Store<GuestState>| {
                 let guest = old_phases(guests).account.as_ref().expect(NOT_ASKED);
                 guest.call_account(store, lent.as_wit(), summary)
             };
             return self.ask(call, ask, Ok);
         }
-        let lent = LentFacts::new(told.facts, &self.headers, told.note);
+        let lent = LentFacts::new(request.facts, &self.headers, request.note);
         let ask = |guests: &Guests, store: &mut Store<GuestState>| {
             let guest = phases(guests).account.as_ref().expect(NOT_ASKED);
             guest.call_account(store, lent.as_wit(), lend::summary(summary, now_micros()))

@@ -8,7 +8,7 @@ use expect_test::expect;
 use interlock_metrics::Registry;
 use interlock_policy_api::{Body, Event, Facts, Load, Plan, Progress, Prompt};
 use interlock_policy_chain::{
-    Consent, LimitsConfig, OnFailure, PolicyChain, PolicyMetrics, Refused, at_once,
+    AdmissionOutcome, LimitsConfig, OnFailure, PolicyChain, PolicyMetrics, PolicyRefusal, at_once,
 };
 use interlock_policy_wasm::{PolicyConfig, PolicySource, default_policies};
 use interlock_request::{
@@ -21,14 +21,15 @@ use common::{facts, host, metrics, misbehaves, settings, summary};
 
 fn chain(configs: &[PolicyConfig]) -> (Arc<PolicyChain>, Registry) {
     let (host, registry) = host();
-    let load = |config: &PolicyConfig| config.link(host.load(config).expect("it is fine so far"));
+    let load =
+        |config: &PolicyConfig| config.chain_entry(host.load(config).expect("it is fine so far"));
     let links = configs.iter().map(load).collect();
     let metrics = PolicyMetrics::register(&registry);
     let chain = PolicyChain::new(links, LimitsConfig::default().ceilings(), metrics);
     (Arc::new(chain), registry)
 }
 
-fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
+fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<AdmissionOutcome, PolicyRefusal> {
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
@@ -38,7 +39,7 @@ fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
         priority: Priority::Standard,
     };
     let prompt = Prompt::new(vec![1]).expect("a token");
-    let hearing = chain.hear(facts.serial, facts.request_id.clone());
+    let hearing = chain.review(facts.serial, facts.request_id.clone());
     let body = Arc::new(Body::new(b"{}".to_vec()));
     at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))
 }

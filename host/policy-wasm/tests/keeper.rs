@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use interlock_metrics::Registry;
 use interlock_policy_api::{Body, Load, Prompt};
-use interlock_policy_chain::{Earlier, LimitsConfig, NotKept, PolicyMetrics, PolicyMode, at_once};
+use interlock_policy_chain::{
+    GenerationNotKept, LimitsConfig, PolicyMetrics, PolicyMode, RollbackTarget, at_once,
+};
 use interlock_policy_wasm::{
     Change, Keeper, LookingAfter, NotChanged, PolicyConfig, PolicyHost, PolicySource, Services,
 };
@@ -69,7 +71,7 @@ fn serve(keeper: &Keeper, serial: u64, model: &str) -> Result<(), String> {
         priority: Priority::Standard,
     };
     let facts = interlock_policy_api::Facts { serial, ..facts(model) };
-    let hearing = chain.hear(serial, facts.request_id.clone());
+    let hearing = chain.review(serial, facts.request_id.clone());
     let prompt = Prompt::new(vec![1]).expect("a token");
     let body = Arc::new(Body::new(b"{}".to_vec()));
     let answer = at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body));
@@ -103,11 +105,11 @@ fn a_policy_is_replaced_and_taken_back() {
         ("1.0.0".into(), generation)
     );
     // Whoever began with the other one stays with it.
-    assert_eq!(before.links()[0].policy.version(), "9.9.9");
-    let back = keeper.rollback(Earlier::Previous).expect("there was another");
+    assert_eq!(before.entries()[0].policy.version(), "9.9.9");
+    let back = keeper.rollback(RollbackTarget::Previous).expect("there was another");
     assert_eq!(back.generation, before.generation());
     assert_eq!(version(&keeper), "9.9.9");
-    assert_eq!(keeper.rollback(Earlier::Previous), Err(NotKept::NothingEarlier));
+    assert_eq!(keeper.rollback(RollbackTarget::Previous), Err(GenerationNotKept::NothingEarlier));
     let swaps = metrics(&registry, "interlock_policy_swaps_total");
     assert!(
         swaps.contains(r#"result="swapped"} 1"#) && swaps.contains(r#"result="rolled_back"} 1"#)
@@ -136,7 +138,7 @@ fn what_changes_nothing_is_no_step_back() {
     assert_eq!(keeper.policies().kept(), [1, 2]);
     let swaps = metrics(&registry, "interlock_policy_swaps_total");
     assert!(swaps.contains(r#"result="swapped"} 1"#), "{swaps}");
-    keeper.rollback(Earlier::Previous).expect("there was another");
+    keeper.rollback(RollbackTarget::Previous).expect("there was another");
     assert_eq!(version(&keeper), "9.9.9");
 }
 
@@ -150,7 +152,7 @@ fn the_start_is_back_after_any_number_of_swaps() {
     }
     let mute = || Change { settings: Some(settings("{}")), ..upload("guest-mute") };
     keeper.replace("p", mute()).expect("it is fine");
-    let back = keeper.rollback(Earlier::Start).expect("it is kept");
+    let back = keeper.rollback(RollbackTarget::Start).expect("it is kept");
     assert_eq!((back.generation, back.from, version(&keeper)), (1, 11, "9.9.9".into()));
     assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
     // What was swapped after it is gone, and the next one is a new one.
@@ -235,7 +237,7 @@ fn what_did_not_change_is_shared() {
     let before = keeper.policies().current();
     keeper.replace("p", upload("guest-mute")).expect("it is fine");
     let after = keeper.policies().current();
-    let same = |at: usize| Arc::ptr_eq(&before.links()[at].policy, &after.links()[at].policy);
+    let same = |at: usize| Arc::ptr_eq(&before.entries()[at].policy, &after.entries()[at].policy);
     assert!(!same(0) && same(1));
     let reloaded = || keeper.reload().expect("all are fine");
     assert_eq!(reloaded().generation, 3, "the file is still the other one");
@@ -248,7 +250,7 @@ fn the_one_that_decided_goes_on_for_those_who_do_not_try_the_new_one() {
     let (keeper, _) = keeper(&[admits()], None);
     let canary = Change { mode: Some(PolicyMode::Canary(10)), ..upload("guest-mute") };
     keeper.replace("p", canary).expect("it is fine");
-    let link = |at: usize| keeper.policies().current().links()[at].clone();
+    let link = |at: usize| keeper.policies().current().entries()[at].clone();
     let version = |policy: Option<Arc<dyn interlock_policy_api::Policy>>| {
         policy.map(|policy| policy.version().to_owned())
     };
@@ -332,7 +334,7 @@ fn another_configuration_shares_what_it_can() {
     let after = keeper.policies().current();
     let names: Vec<_> = after.names().collect();
     assert_eq!(names, ["added", "p"]);
-    assert!(Arc::ptr_eq(&before.links()[0].policy, &after.links()[1].policy));
+    assert!(Arc::ptr_eq(&before.entries()[0].policy, &after.entries()[1].policy));
     let bad = config("bad", "nowhere.wasm".into());
     let failed = keeper.reconfigure(&[admits(), bad]).expect_err("one is not there");
     assert_eq!(failed.len(), 1);
@@ -418,7 +420,7 @@ fn a_failed_change_leaves_what_is_counted_as_it_was() {
     let (keeper, registry) = keeper(std::slice::from_ref(&first), None);
     let counted = || metrics(&registry, "interlock_plugin_deeds_total");
     let quarantined = || metrics(&registry, "interlock_policy_quarantined{");
-    let policy = Arc::clone(&keeper.policies().current().links()[0].policy);
+    let policy = Arc::clone(&keeper.policies().current().entries()[0].policy);
     admit(&*policy, "count long").expect("it may");
     admit(&*policy, "panic").expect_err("it panics");
     let (deeds, gauge) = (counted(), quarantined());
@@ -430,7 +432,7 @@ fn a_failed_change_leaves_what_is_counted_as_it_was() {
     assert_eq!((counted(), quarantined()), (deeds.clone(), gauge.clone()));
     keeper.reconfigure(&[silent]).expect("it is fine");
     assert_eq!((counted(), quarantined()), (String::new(), String::new()));
-    keeper.rollback(Earlier::Previous).expect("there was another");
+    keeper.rollback(RollbackTarget::Previous).expect("there was another");
     assert_eq!((counted(), quarantined()), (deeds, gauge));
 }
 
@@ -447,7 +449,7 @@ fn what_is_replaced_keeps_no_room_that_others_need() {
         assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
         assert_eq!(live(), "1", "those that were replaced kept theirs");
     }
-    keeper.rollback(Earlier::Previous).expect("there was another");
+    keeper.rollback(RollbackTarget::Previous).expect("there was another");
     assert_eq!(serve(&keeper, 1, "fine"), Ok(()));
     assert_eq!(live(), "1");
 }
@@ -509,10 +511,10 @@ fn swapped_to(keeper: &Keeper, generation: u64) {
 fn a_policy_stays_on_probation_when_another_one_is_replaced() {
     let (_scratch, keeper, _registry, _looking) = on_trial("carried");
     keeper.replace("other", upload("guest-mute")).expect("it is fine");
-    let panicked = admit(&*keeper.policies().current().links()[0].policy, "panic");
+    let panicked = admit(&*keeper.policies().current().entries()[0].policy, "panic");
     panicked.expect_err("it panics");
     swapped_to(&keeper, 4);
     let links = keeper.policies().current();
-    let versions: Vec<_> = links.links().iter().map(|link| link.policy.version()).collect();
+    let versions: Vec<_> = links.entries().iter().map(|link| link.policy.version()).collect();
     assert_eq!(versions, ["1.0.0", "1.0.0"], "the one before is back, the other change stays");
 }

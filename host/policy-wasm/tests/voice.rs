@@ -86,7 +86,7 @@ fn lines_without_end_are_dropped_and_do_no_harm() {
 /// Asks a chain of this policy to admit a request called that.
 fn ask(policies: &Policies, model: &str) {
     let facts = facts(model);
-    let hearing = policies.current().hear(facts.serial, facts.request_id.clone());
+    let hearing = policies.current().review(facts.serial, facts.request_id.clone());
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
@@ -136,8 +136,11 @@ fn each_crime_is_counted_by_its_kind_and_stands_in_the_log() {
     let config = hostile();
     let policy = host.load(&config).expect("it is fine so far");
     let ceilings = LimitsConfig::default().ceilings();
-    let policies =
-        Policies::new(vec![config.link(policy)], ceilings, PolicyMetrics::register(&registry));
+    let policies = Policies::new(
+        vec![config.chain_entry(policy)],
+        ceilings,
+        PolicyMetrics::register(&registry),
+    );
     let counted = |kind: &str| {
         let series = r#"interlock_policy_failures_total{kind="KIND",phase="admit",policy="p"} "#;
         let series = series.replace("KIND", kind);

@@ -48,7 +48,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use interlock_policy_chain::{Earlier, NotKept, PolicyMode};
+use interlock_policy_chain::{GenerationNotKept, PolicyMode, RollbackTarget};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -69,7 +69,7 @@ pub trait PolicyAdmin: Send + Sync {
     fn replace(&self, name: String, with: Replacement) -> Swapping<'_>;
 
     /// Goes back to an earlier generation; what that changed, as JSON.
-    fn rollback(&self, to: Earlier) -> Swapping<'_>;
+    fn rollback(&self, to: RollbackTarget) -> Swapping<'_>;
 }
 
 /// What [`PolicyAdmin::replace`] and [`PolicyAdmin::rollback`] return.
@@ -117,7 +117,7 @@ pub enum NotSwapped {
     Unfit(String),
     /// That generation cannot be gone back to.
     #[error(transparent)]
-    NotKept(#[from] NotKept),
+    NotKept(#[from] GenerationNotKept),
 }
 
 /// What the operator's listener is made of.

@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 use interlock_engine::{ModelShape, QueuePermit};
 use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
-use interlock_policy_chain::{Consent, Hearing, Oversight, PolicyChain, Said};
+use interlock_policy_chain::{
+    AdmissionOutcome, AdmissionReview, DecisionRecord, PolicyChain, PolicySession,
+};
 use interlock_request::{
     Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, RequestId, Sampling, TokenId,
 };
@@ -31,7 +33,7 @@ use crate::work::{Class, Job, Large, Lease, NotDone, Part};
 /// not its business.
 pub(crate) struct Visit {
     /// Taken by the consent.
-    hearing: Hearing,
+    hearing: AdmissionReview,
     pub(crate) id: RequestId,
     pub(crate) endpoint: Endpoint,
     /// Microseconds since the Unix epoch.
@@ -67,7 +69,7 @@ pub(crate) struct Entry {
     pub(crate) tenant: String,
     pub(crate) seat: QueuePermit,
     pub(crate) admitted: Admitted,
-    pub(crate) oversight: Oversight,
+    pub(crate) oversight: PolicySession,
     /// The model that answers.
     pub(crate) model: Arc<Model>,
     pub(crate) text: Arc<TextModel>,
@@ -138,7 +140,7 @@ impl Host {
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),
-            hearing: chain.hear(serial, id.clone()),
+            hearing: chain.review(serial, id.clone()),
         };
         if chain.takes(Phase::Identify) {
             let caller = Caller {
@@ -280,7 +282,8 @@ impl Host {
         let seat = model.engine.queue_permit()?;
         let place = ask.background.then(|| self.results.place_in_background()).transpose()?;
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
-        let Consent { admitted, oversight, mut headers, said } = consent;
+        let AdmissionOutcome { admitted, session: oversight, mut headers, decisions: said } =
+            consent;
         tracing::debug!(request = %id, model = %model.id, ?said, "admitted");
         if traced {
             headers.push((TRACE.into(), trace(&said)));
@@ -348,7 +351,7 @@ impl Host {
     /// The model that the request runs on: the one it asks for, unless policies choose.
     async fn route(
         &self,
-        hearing: &mut Hearing,
+        hearing: &mut AdmissionReview,
         facts: &Facts,
         body: &Arc<Body>,
     ) -> Result<&Arc<Model>, Failure> {
@@ -456,13 +459,13 @@ fn credential(headers: &HeaderMap) -> String {
 const TRACE: &str = "x-policy-trace";
 
 /// What the policies said, in the order in which they did.
-fn trace(said: &[Said]) -> String {
+fn trace(said: &[DecisionRecord]) -> String {
     /// More is cut: proxies refuse long headers.
     const BYTES_MAX: usize = 4096;
 
     let mut trace = String::new();
     for said in said {
-        let Said { policy, version, phase, elapsed, .. } = said;
+        let DecisionRecord { policy, version, phase, elapsed, .. } = said;
         let code = said.code().map_or(String::new(), |code| format!(" {}", code.0));
         let shadow = if said.shadow { " shadow" } else { "" };
         let (phase, decision, micros) = (phase.as_str(), said.label(), elapsed.as_micros());

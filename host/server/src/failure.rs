@@ -39,7 +39,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use interlock_engine::{EngineExit, NotStarted};
 use interlock_policy_api::{PolicyFailure, Reason};
-use interlock_policy_chain::Refused;
+use interlock_policy_chain::PolicyRefusal;
 use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 use serde::Serialize;
 
@@ -100,7 +100,7 @@ pub(crate) enum Failure {
     /// The engine would not take it.
     NotStarted(NotStarted),
     /// A policy turned it away.
-    Refused(Box<Refused>),
+    Refused(Box<PolicyRefusal>),
     /// A policy changed it into something that cannot be; the text is for our log.
     Spoiled(String),
     /// A policy ended it after its admission.
@@ -618,8 +618,8 @@ impl From<NotStarted> for Failure {
     }
 }
 
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
+impl From<PolicyRefusal> for Failure {
+    fn from(refused: PolicyRefusal) -> Self {
         Self::Refused(Box::new(refused))
     }
 }
@@ -652,7 +652,7 @@ mod tests {
 
     #[test]
     fn the_reasons_are_those_that_failures_give() {
-        let refused = Refused {
+        let refused = PolicyRefusal {
             policy: "p".into(),
             phase: Phase::Admit,
             rejection: Rejection {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interlock_policy_api::Summary;
-use interlock_policy_chain::Oversight;
+use interlock_policy_chain::PolicySession;
 use interlock_request::{CancelCause, Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ pub(crate) struct Ledger {
     metrics: Arc<ServerMetrics>,
     recent: Arc<Recent>,
     // Taken by the end: an empty place means that all is written.
-    oversight: Option<Oversight>,
+    oversight: Option<PolicySession>,
     arrived_at: Instant,
     admitted_at: Instant,
     queue_time: Option<Duration>,
@@ -47,7 +47,11 @@ pub(crate) struct Title {
 }
 
 impl Ledger {
-    pub(crate) fn open(title: Title, oversight: Oversight, metrics: Arc<ServerMetrics>) -> Self {
+    pub(crate) fn open(
+        title: Title,
+        oversight: PolicySession,
+        metrics: Arc<ServerMetrics>,
+    ) -> Self {
         let Title { id, arrived_at, endpoint, model, recent, streaming, prompt_tokens } = title;
         let admitted_at = Instant::from_std(oversight.admitted_at());
         Self {
@@ -79,12 +83,12 @@ impl Ledger {
     }
 
     /// Who watches over it.
-    pub(crate) fn oversight(&self) -> &Oversight {
+    pub(crate) fn oversight(&self) -> &PolicySession {
         self.oversight.as_ref().expect("it is taken by the end, and nothing comes after that")
     }
 
     /// Who watches over it.
-    pub(crate) fn oversight_mut(&mut self) -> &mut Oversight {
+    pub(crate) fn oversight_mut(&mut self) -> &mut PolicySession {
         self.oversight.as_mut().expect("it is taken by the end, and nothing comes after that")
     }
 
@@ -250,7 +254,7 @@ mod tests {
         let chain = PolicyChain::new(vec![], ceilings, PolicyMetrics::register(registry));
         let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
         let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
-        let hearing = chain.hear(1, facts.request_id.clone());
+        let hearing = chain.review(1, facts.request_id.clone());
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
         let oversight = consent.expect("no policy refuses").oversight;
         Ledger::open(title, oversight, Arc::new(ServerMetrics::register(registry)))

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use interlock_engine::{Control, Ended, Event, Events, RequestHandle};
 use interlock_policy_api::{Event as Happened, EventSet, Progress, Reason};
-use interlock_policy_chain::{Cancelled, GuardEnd, Reacted};
+use interlock_policy_chain::{CancelledByPolicy, EventOutcome, GuardEnd};
 use interlock_request::{
     CancelCause, Deadline, DisconnectAction, DrainLimits, Drawn, Finish, Outcome, Usage,
 };
@@ -139,7 +139,7 @@ impl Life {
             events,
             control,
             clock: Clock::new(plan.deadlines, ledger.arrived_at()),
-            out: Outflow::new(oversight.guards(), client, keeping, keeps),
+            out: Outflow::new(oversight.stream_filters(), client, keeping, keeps),
             ledger,
             text,
             wall,
@@ -249,11 +249,12 @@ impl Life {
         let progress = self.progress();
         let (mut asking, out, ledger) = self.ask();
         let asked = ledger.oversight_mut().event(event, progress);
-        let Reacted { plan_changed, cancel, .. } = match asking.wait(&mut out.client, asked).await {
-            Ok(reacted) => reacted,
-            Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
-        };
-        if let Some(Cancelled { policy, reason, failed }) = cancel {
+        let EventOutcome { plan_changed, cancel, .. } =
+            match asking.wait(&mut out.client, asked).await {
+                Ok(reacted) => reacted,
+                Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
+            };
+        if let Some(CancelledByPolicy { policy, reason, failed }) = cancel {
             return self.intervene(Intervention { policy, reason, failed });
         }
         if plan_changed {

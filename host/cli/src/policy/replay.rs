@@ -70,7 +70,7 @@ impl Replay {
         let loaded = host.load(&policy)?;
         if self.beside {
             let limits = self.circumstances.limits()?;
-            let link = policy.link(loaded);
+            let link = policy.chain_entry(loaded);
             let found = beside(&trace, &link, limits.ceilings(), &clock)
                 .map_err(|why| anyhow::anyhow!("{}: {why}", self.trace.display()))?;
             return show(self.json, &found.to_json(), &found);

@@ -107,7 +107,7 @@ fn simulate(config: &Path, workload: &Workload, seed: u64) -> anyhow::Result<Rep
         // Quarantine goes by the wall's clock, which has no place in a simulated day.
         let policy =
             PolicyConfig { deadline: Duration::from_secs(1), crash_budget: 0, ..policy.clone() };
-        links.push(policy.link(host.load(&policy)?));
+        links.push(policy.chain_entry(host.load(&policy)?));
     }
     if links.is_empty() {
         note("no policies are configured: this is the host alone");

@@ -80,7 +80,7 @@ impl Policy for Parrot {
         })
     }
 
-    fn window(&self, _: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
+    fn window(&self, _: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
         let text = window.text;
         if let Some(at) = text.find("secret") {
             let text = format!("{}[gone]{}", &text[..at], &text[at + 6..]);
@@ -89,12 +89,12 @@ impl Policy for Parrot {
         Ok(Verdict::Hold(if window.finished { 0 } else { 5 }))
     }
 
-    fn event(&self, told: Told<'_>, _: &Event, progress: &Progress) -> Answer<Reaction> {
+    fn event(&self, told: RequestContext<'_>, _: &Event, progress: &Progress) -> Answer<Reaction> {
         let code = format!("{} after {:?}", told.note, progress.elapsed);
         Ok(Reaction::Cancel(Reason { code: Code::from(code.as_str()), detail: None }))
     }
 
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
+    fn account(&self, told: RequestContext<'_>, summary: &Summary) -> Answer<()> {
         let said = format!("{} used {}", told.note, summary.usage.generated_tokens);
         self.state.set("last", said.as_bytes(), None).expect("memory takes it");
         Ok(())

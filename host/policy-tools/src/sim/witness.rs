@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use interlock_policy_api::{
     Answer, Body, CallTime, Caller, Candidate, Choice, Code, Decision, Event, Facts, Identified,
-    Load, Phase, Policy, Progress, Reaction, Summary, Told, Transformed, Verdict, Watch, Window,
+    Load, Phase, Policy, Progress, Reaction, RequestContext, Summary, Transformed, Verdict, Watch,
+    Window,
 };
-use interlock_policy_chain::{Link, OnFailure};
+use interlock_policy_chain::{ChainEntry, OnFailure};
 
 /// What was said, by policy, phase, decision and reason.
 pub(super) type Saying = (String, &'static str, String, String);
@@ -48,7 +49,7 @@ pub(super) struct Ended {
 
 impl Book {
     /// These links with a witness beside each policy, and one more at the end.
-    pub(super) fn witnessed(&self, links: Vec<Link>) -> Vec<Link> {
+    pub(super) fn witnessed(&self, links: Vec<ChainEntry>) -> Vec<ChainEntry> {
         self.pages().policies = !links.is_empty();
         let beside = |policy: Arc<dyn Policy>| -> Arc<dyn Policy> {
             if policy.takes(Phase::Account) {
@@ -56,16 +57,16 @@ impl Book {
             }
             Arc::new(Witness { policy, book: self.clone() })
         };
-        let mut all: Vec<Link> = links
+        let mut all: Vec<ChainEntry> = links
             .into_iter()
-            .map(|link| Link {
+            .map(|link| ChainEntry {
                 policy: beside(link.policy),
                 previous: link.previous.map(beside),
                 ..link
             })
             .collect();
         let last = Arc::new(Registrar { book: self.clone() });
-        all.push(Link::new(last, OnFailure::default()));
+        all.push(ChainEntry::new(last, OnFailure::default()));
         all
     }
 
@@ -182,7 +183,7 @@ impl Policy for Witness {
         answer
     }
 
-    fn window(&self, told: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
+    fn window(&self, told: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
         let answer = self.policy.window(told, window);
         self.note(Phase::StreamGuard, &answer, |said| match said {
             Verdict::Pass | Verdict::Hold(_) => only(said.as_str()),
@@ -194,7 +195,12 @@ impl Policy for Witness {
         answer
     }
 
-    fn event(&self, told: Told<'_>, event: &Event, progress: &Progress) -> Answer<Reaction> {
+    fn event(
+        &self,
+        told: RequestContext<'_>,
+        event: &Event,
+        progress: &Progress,
+    ) -> Answer<Reaction> {
         let answer = self.policy.event(told, event, progress);
         let what = match event {
             Event::Queued(_) => "queued",
@@ -215,7 +221,7 @@ impl Policy for Witness {
         answer
     }
 
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
+    fn account(&self, told: RequestContext<'_>, summary: &Summary) -> Answer<()> {
         let answer = self.policy.account(told, summary);
         self.note(Phase::Account, &answer, |()| only(summary.closing.as_str()));
         let mut pages = self.book.pages();
@@ -248,7 +254,7 @@ impl Policy for Registrar {
         phase == Phase::Account
     }
 
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
+    fn account(&self, told: RequestContext<'_>, summary: &Summary) -> Answer<()> {
         let ended = Ended {
             id: told.facts.request_id.to_string(),
             tokens_max: told.facts.tokens_max,

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use interlock_policy_chain::{Earlier, NotKept};
+use interlock_policy_chain::{GenerationNotKept, RollbackTarget};
 use serde_json::{Map, Value};
 
 use super::query::{self, Query};
@@ -50,7 +50,7 @@ pub(super) async fn rollback(State(desk): State<Arc<Desk>>, uri: Uri, mut body: 
     let query = Query::read(&uri, &["to"])?;
     nothing_in(&bytes, "a rollback has no body; ?to=start or ?to=GENERATION says where it goes")?;
     let expected = "previous, start or the number of a generation";
-    let to = query.parsed("to", expected)?.unwrap_or(Earlier::Previous);
+    let to = query.parsed("to", expected)?.unwrap_or(RollbackTarget::Previous);
     Ok(Json(desk.admin.rollback(to).await?).into_response())
 }
 
@@ -116,10 +116,10 @@ impl From<NotSwapped> for AdminError {
         let (status, code) = match &why {
             NotSwapped::Unknown(_) => (StatusCode::NOT_FOUND, "policy_not_found"),
             NotSwapped::Unfit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "policy_unfit"),
-            NotSwapped::NotKept(NotKept::NothingEarlier) => {
+            NotSwapped::NotKept(GenerationNotKept::NothingEarlier) => {
                 (StatusCode::CONFLICT, "no_earlier_generation")
             }
-            NotSwapped::NotKept(NotKept::Number { .. }) => {
+            NotSwapped::NotKept(GenerationNotKept::Number { .. }) => {
                 (StatusCode::CONFLICT, "generation_not_kept")
             }
         };

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use interlock_policy_chain::{GuardEnd, Guards, Passed};
+use interlock_policy_chain::{FilteredText, GuardEnd, StreamFilters};
 use interlock_request::{CancelCause, Usage};
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::results::Keeping;
 
 /// Where one request's text goes.
 pub(super) struct Outflow {
-    guards: Option<Guards>,
+    guards: Option<StreamFilters>,
     gate: Gate,
     pub(super) client: Client,
     /// All that was given out, if anybody may ask for it later.
@@ -69,7 +69,7 @@ impl Gate {
 impl Outflow {
     /// `keeps`: may anybody ask for the answer later?
     pub(super) fn new(
-        guards: Option<Guards>,
+        guards: Option<StreamFilters>,
         client: Option<Outlet>,
         keeping: Option<Keeping>,
         keeps: bool,
@@ -159,8 +159,8 @@ impl Outflow {
         Ok(end)
     }
 
-    fn pass(&mut self, passed: Passed) -> Option<GuardEnd> {
-        let Passed { text, end } = passed;
+    fn pass(&mut self, passed: FilteredText) -> Option<GuardEnd> {
+        let FilteredText { text, end } = passed;
         let tokens = self.gate.tokens_of(&text);
         self.give(Said { text, tokens });
         if end.is_some() {
