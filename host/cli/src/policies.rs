@@ -8,8 +8,8 @@ use interlock_config::{Effective, Problems};
 use interlock_metrics::Registry;
 use interlock_policy_chain::{ChainShared, PolicyMetrics, RecordFile, RollbackTarget};
 use interlock_policy_wasm::{
-    Change, Changed, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource,
-    Services, Unfit, default_cache,
+    ChangeReport, LoadFailed, LoadProblem, NotChanged, PolicyConfig, PolicyHost, PolicyManager,
+    PolicySource, PolicyUpdate, Services, default_cache,
 };
 use interlock_request::without_logins;
 use interlock_server::{NotSwapped, PolicyAdmin, Replacement, Swapping};
@@ -20,16 +20,16 @@ use crate::preflight::record_problem;
 
 /// The policies of a host, and the file that they are recorded in.
 pub(crate) struct Loaded {
-    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) manager: Arc<PolicyManager>,
     pub(crate) record: Option<Arc<RecordFile>>,
 }
 
 /// What is wrong with a policy: the key to blame, and the words.
-pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String, String) {
+pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &LoadProblem) -> (String, String) {
     let PolicyConfig { name, source, .. } = policy;
     let key = match why {
-        Unfit::Settings(_) => "settings",
-        Unfit::Grants { .. } => "grants",
+        LoadProblem::Settings(_) => "settings",
+        LoadProblem::Grants { .. } => "grants",
         _ => "source",
     };
     (
@@ -56,8 +56,8 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
         Some(file) => ChainShared::new(metrics).recording(Arc::clone(file) as _),
         None => ChainShared::new(metrics),
     };
-    match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
-        Ok(keeper) => Ok(Loaded { keeper, record }),
+    match PolicyManager::new(host, &config.policy, config.limits.ceilings(), commons) {
+        Ok(manager) => Ok(Loaded { manager, record }),
         Err(failed) => {
             let problem = |failed: &LoadFailed| {
                 let named = |(_, policy): &(usize, &PolicyConfig)| policy.name == failed.policy;
@@ -86,13 +86,13 @@ fn record(
 
 /// Reads the files of all policies again, and begins the file of records anew where it was moved.
 /// The keeper logs what comes of it.
-pub(crate) async fn reload(keeper: &Arc<Keeper>, record: Option<&Arc<RecordFile>>) {
-    let (keeper, record) = (Arc::clone(keeper), record.cloned());
+pub(crate) async fn reload(manager: &Arc<PolicyManager>, record: Option<&Arc<RecordFile>>) {
+    let (manager, record) = (Arc::clone(manager), record.cloned());
     let reload = move || {
         if let Some(record) = record {
             record.reopen();
         }
-        let _logged = keeper.reload();
+        let _logged = manager.reload();
     };
     if let Err(error) = aside(reload).await {
         tracing::error!(error, "reloading policies failed");
@@ -107,7 +107,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 /// The operator's desk in front of the keeper.
-pub(crate) struct Desk(pub(crate) Arc<Keeper>);
+pub(crate) struct Desk(pub(crate) Arc<PolicyManager>);
 
 impl PolicyAdmin for Desk {
     fn list(&self) -> Value {
@@ -115,10 +115,10 @@ impl PolicyAdmin for Desk {
     }
 
     fn replace(&self, name: String, with: Replacement) -> Swapping<'_> {
-        let keeper = Arc::clone(&self.0);
+        let manager = Arc::clone(&self.0);
         Box::pin(async move {
             let change = change(with).map_err(NotSwapped::Unfit)?;
-            let replaced = aside(move || keeper.replace(&name, change)).await;
+            let replaced = aside(move || manager.replace(&name, change)).await;
             let replaced = replaced.map_err(NotSwapped::Unfit)?.map_err(|why| match why {
                 NotChanged::Unknown(name) => NotSwapped::Unknown(name),
                 NotChanged::Load(failed) => NotSwapped::Unfit(failed.to_string()),
@@ -128,23 +128,23 @@ impl PolicyAdmin for Desk {
     }
 
     fn rollback(&self, to: RollbackTarget) -> Swapping<'_> {
-        let keeper = Arc::clone(&self.0);
+        let manager = Arc::clone(&self.0);
         Box::pin(async move {
             // Waits for a swap that is being tried out.
-            let back = aside(move || keeper.rollback(to)).await;
+            let back = aside(move || manager.rollback(to)).await;
             Ok(told(&back.map_err(NotSwapped::Unfit)??))
         })
     }
 }
 
 /// What a change came to, as the admin listener answers it.
-fn told(changed: &Changed) -> Value {
+fn told(changed: &ChangeReport) -> Value {
     serde_json::to_value(changed).expect("texts and numbers are JSON")
 }
 
 /// The same in the keeper's words.
-fn change(with: Replacement) -> Result<Change, String> {
+fn change(with: Replacement) -> Result<PolicyUpdate, String> {
     let Replacement { component, source, settings, mode } = with;
     let source = source.map(PolicySource::try_from).transpose().map_err(|bad| bad.to_string())?;
-    Ok(Change { component: component.map(|bytes| bytes.to_vec()), source, settings, mode })
+    Ok(PolicyUpdate { component: component.map(|bytes| bytes.to_vec()), source, settings, mode })
 }

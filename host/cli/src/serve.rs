@@ -83,7 +83,7 @@ async fn serve(
     config: Config,
     listeners: Listeners,
     sources: Vec<Source>,
-    policies::Loaded { keeper, record }: policies::Loaded,
+    policies::Loaded { manager, record }: policies::Loaded,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
@@ -99,7 +99,7 @@ async fn serve(
     };
     let served = listed(models.iter().map(|model| model.id.as_str()).collect());
     let what = if models.len() == 1 { "model" } else { "models" };
-    let chain = keeper.policies().current();
+    let chain = manager.policies().current();
     let policies = listed(chain.names().collect());
     tracing::info!(%address, "listening");
     let _stdout = announce(&format!(
@@ -133,21 +133,21 @@ async fn serve(
             config: config.admin,
             server: config.server.clone(),
             metrics: metrics.clone(),
-            admin: Arc::new(Desk(Arc::clone(&keeper))),
+            admin: Arc::new(Desk(Arc::clone(&manager))),
             in_flight: in_flight.clone(),
         };
         tokio::spawn(interlock_server::serve_admin(listener, parts, over));
     }
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
-    let _looking_after = keeper.look_after(every).context("cannot look after the policies")?;
+    let _looking_after = manager.start_thread(every).context("cannot look after the policies")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot hear SIGHUP")?;
     let reloader = tokio::spawn({
-        let keeper = Arc::clone(&keeper);
+        let manager = Arc::clone(&manager);
         async move {
             while hangup.recv().await.is_some() {
                 tracing::info!("SIGHUP: the files of all policies are read again");
-                policies::reload(&keeper, record.as_ref()).await;
+                policies::reload(&manager, record.as_ref()).await;
             }
         }
     });
@@ -159,7 +159,7 @@ async fn serve(
         config: config.server,
         models,
         detached: config.detached,
-        policies: Arc::clone(keeper.policies()),
+        policies: Arc::clone(manager.policies()),
         work,
         prefix_keys,
         in_flight,
@@ -171,7 +171,7 @@ async fn serve(
         interlock_server::serve(listeners.clients, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
     // Blocks this thread, on which nothing else runs any more.
-    let unheard = keeper.policies().shared().drain(ACCOUNTS_MAX);
+    let unheard = manager.policies().shared().drain(ACCOUNTS_MAX);
     if unheard > 0 {
         tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "policies did not hear of every end");
     }

@@ -38,8 +38,8 @@ pub struct Rejection {
 /// A machine-readable cause with an optional sentence.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Reason {
-    /// Which.
+    /// The cause, of a closed set.
     pub code: Code,
-    /// For people.
+    /// A sentence for the client.
     pub detail: Option<String>,
 }

@@ -22,13 +22,13 @@ use crate::serial_queue::{NotAnswered, SerialQueue};
 use crate::{DecisionRecord, FailureAction};
 use interlock_policy_api::{Answer, FailureKind, Phase, Policy, PolicyFailure};
 
-/// About what a policy is asked.
+/// The circumstances of one call.
 #[derive(Clone, Copy)]
 pub(crate) struct CallContext<'a> {
     pub(crate) shared: &'a ChainShared,
-    /// Where it is asked, when that may take long.
+    /// The queue of the policy's own threads, when the call may take long.
     pub(crate) calls: Option<&'a Arc<SerialQueue>>,
-    /// What it may read is large.
+    /// The body that the policy may read is large.
     pub(crate) large: bool,
     pub(crate) id: &'a RequestId,
     pub(crate) phase: Phase,
@@ -38,16 +38,16 @@ pub(crate) struct CallContext<'a> {
     pub(crate) about: Option<(&'a str, &'a str)>,
 }
 
-/// What is to be done.
+/// What follows of one call.
 #[derive(Debug)]
 pub(crate) enum CallOutcome<T> {
-    /// What the policy says, now or last time.
+    /// The answer of the policy, now or last time.
     Answered(T),
-    /// What the host does by itself.
+    /// The host does what it does without policies.
     Builtin,
-    /// Nothing: as if it were not there.
+    /// The host goes on as if the policy were not there.
     NoAnswer,
-    /// Turn the request away.
+    /// The request is turned away with this status.
     Closed(u16, PolicyFailure),
 }
 
@@ -74,8 +74,8 @@ impl CallContext<'_> {
         self.conclude(member, checked(answer, check), elapsed)
     }
 
-    /// Asks one that only looks on, beside the request: nothing waits for it. `then` gets what it
-    /// says, in its lane.
+    /// Asks a policy in the background: nothing waits for its answer. `then` gets the answer, in the
+    /// queue of the policy's calls.
     pub(crate) fn ask_in_background<T: PhaseAnswer>(
         self,
         member: &PolicyMember,
@@ -111,7 +111,7 @@ impl CallContext<'_> {
         }
     }
 
-    /// Counts an answer, and finds what stands in for it when there is none.
+    /// Counts and logs an answer, and applies `on_failure` when there is none.
     pub(crate) fn conclude<T: PhaseAnswer>(
         self,
         member: &PolicyMember,

@@ -9,7 +9,7 @@ use interlock_policy_api::{CallTime, Ceilings, Phase, Policy};
 use crate::policy_set::{PolicyMember, PolicySet};
 use crate::{ChainEntry, ChainShared, PolicyMode};
 
-/// A link whose members are made.
+/// The members that one entry of the chain gives to requests.
 struct EntryMembers {
     mode: PolicyMode,
     now: PolicyMember,
@@ -36,7 +36,7 @@ impl fmt::Debug for PolicyChain {
 }
 
 impl PolicyChain {
-    /// A chain of these links. An empty one admits everything under the ceilings.
+    /// A chain of these entries. An empty chain admits everything under the ceilings.
     pub fn new(
         entries: Vec<ChainEntry>,
         ceilings: Ceilings,
@@ -125,7 +125,7 @@ impl PolicyChain {
         &self.headers_seen
     }
 
-    /// Who decides about the request of this serial, and who only looks on.
+    /// The policies that are asked about the request of this serial.
     pub(crate) fn policy_set(&self, serial: u64) -> PolicySet {
         if let Some(policy_set) = &self.policy_set {
             return Arc::clone(policy_set);
@@ -133,7 +133,7 @@ impl PolicyChain {
         let asked = |place: &EntryMembers| -> [Option<PolicyMember>; 2] {
             match place.mode {
                 PolicyMode::Enforce => [Some(place.now.clone()), None],
-                // It looks on behind the one that decides: what that made of the request is there.
+                // The policy in shadow mode comes second, so that it sees what the other made of the request.
                 PolicyMode::Shadow => [place.previous.clone(), Some(place.now.clone())],
                 PolicyMode::Canary(percent) if chosen(serial, percent) => {
                     [Some(place.now.clone()), None]

@@ -1,13 +1,14 @@
-//! The duty to tell the policies how a request ended, and to let them forget it.
+//! Tells the policies how a request ended, and lets them forget it.
 //!
 //! # Invariants
 //!
-//! - It is fulfilled exactly once: by hand, or when it is dropped, whatever dropped it: a panic, a
+//! - A guard completes exactly once: by a call, or when it is dropped, whatever dropped it: a panic, a
 //!   future that nobody polls any more, a client that left while a policy was being asked.
-//! - Who was asked to admit the request, or failed to answer, hears how it ended, but for the one
-//!   that turned it away itself. Who is not asked hears only of what was admitted.
-//! - Every policy of the panel forgets the request, after everything that it was asked of it, also
-//!   what nobody waits for any more, and nothing is asked after that.
+//! - A policy that was asked to admit the request is told how it ended, also when the policy failed to
+//!   answer; the policy that turned it away itself is not. One that was not asked is told only of
+//!   admitted requests.
+//! - Every policy of the set forgets the request, after all calls about it, also those that nobody
+//!   waits for any more, and is not called about it after that.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,16 +25,16 @@ use interlock_policy_api::{
     Closing, Facts, FailureKind, Phase, PlanProposal, PolicyFailure, RequestContext, Summary, Watch,
 };
 
-/// A member of the panel and what it said of the request.
+/// What one policy has said of the request, and where it is called.
 #[derive(Debug, Clone)]
 pub(crate) struct MemberState {
     pub(crate) proposal: PlanProposal,
     pub(crate) note: Arc<str>,
     pub(crate) watch: Watch,
     pub(crate) admit_state: AdmitState,
-    /// Where it is asked what the request waits for, when that may take long.
+    /// The queue of calls that the request waits for, when they may take long.
     pub(crate) calls: Option<Arc<SerialQueue>>,
-    /// Where it hears what nobody waits for. See [`PolicyMember::looks_on`].
+    /// The queue of calls that nobody waits for. See [`PolicyMember::runs_in_background`].
     pub(crate) background: Option<Arc<SerialQueue>>,
 }
 
@@ -57,7 +58,7 @@ impl MemberState {
     }
 }
 
-/// What a party has to do with the admission.
+/// What a policy has to do with the admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdmitState {
     NotAsked,
@@ -65,10 +66,10 @@ pub(crate) enum AdmitState {
     Refused,
 }
 
-/// The duty of one request, from its head to its end.
+/// Sees to it that the policies of one request are told its end.
 pub(crate) struct CompletionGuard {
     pub(crate) policy_set: PolicySet,
-    /// One for each member of the panel.
+    /// One for each member of the set, in its order.
     pub(crate) member_states: Vec<MemberState>,
     pub(crate) serial: u64,
     pub(crate) id: RequestId,
@@ -102,7 +103,8 @@ impl CompletionGuard {
         }
     }
 
-    /// Tells everyone whom it concerns, in the order of the chain: those that may be told at once.
+    /// Tells the policies that it concerns how the request ended, in the order of the chain; those whose
+    /// calls may take long are told on their own threads.
     pub(crate) fn complete(&mut self, summary: &Summary) {
         self.end(summary, summary.ran());
     }
@@ -135,7 +137,7 @@ impl CompletionGuard {
     }
 }
 
-/// The last that one policy hears of a request.
+/// The last calls of one policy about a request: `account`, then `forget`.
 #[derive(Clone)]
 struct Settlement {
     member: PolicyMember,
@@ -148,7 +150,7 @@ struct Settlement {
 }
 
 impl Settlement {
-    /// Bids it behind everything else that the policy is asked of the request.
+    /// Settles behind all other calls about the request.
     fn settle_last(self, summary: &Summary) {
         let queues = [self.calls.clone(), self.background.clone()];
         if queues.iter().all(Option::is_none) {
@@ -163,7 +165,7 @@ impl Settlement {
         rest.into_iter().for_each(|rest| rest());
     }
 
-    /// Nothing is before it. Where it may take long, nobody waits for it.
+    /// Settles now, on the threads for accounts where the call may take long.
     fn settle_apart(self, summary: Summary) {
         let threads = self.member.threads.clone().filter(|_| self.member.slow());
         let Some(threads) = threads else { return self.settle(&summary) };

@@ -12,19 +12,19 @@ use interlock_policy_api::{
 /// One policy's answer in one phase.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct DecisionRecord {
-    /// Who answered.
+    /// The name of the policy.
     pub policy: Arc<str>,
-    /// Which version of it.
+    /// The version of the policy.
     pub version: Arc<str>,
-    /// What it answered, or how it failed.
+    /// The answer of the policy, or how the policy failed.
     pub decision: Result<AnyAnswer, PolicyFailure>,
     /// When it failed: when asked.
     pub phase: Phase,
-    /// What was done in place of an answer.
+    /// What the host did in place of an answer.
     pub fallback: Option<FailureAction>,
-    /// It is in shadow mode: nothing followed of it.
+    /// The policy is in shadow mode: nothing followed of its answer.
     pub shadow: bool,
-    /// How long it took.
+    /// How long the call took.
     pub elapsed: Duration,
 }
 
@@ -32,17 +32,17 @@ pub struct DecisionRecord {
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnyAnswer {
-    /// To `identify`.
+    /// An answer to `identify`.
     Identify(Identified),
-    /// To `transform`.
+    /// An answer to `transform`.
     Transform(Transformed),
-    /// To `route`.
+    /// An answer to `route`.
     Route(Choice),
-    /// To `admit`.
+    /// An answer to `admit`.
     Admit(Decision),
-    /// To an event.
+    /// An answer to an event.
     Event(Reaction),
-    /// To a window.
+    /// A verdict on a window of text.
     Window(Verdict),
 }
 
@@ -52,7 +52,7 @@ impl DecisionRecord {
         self.decision.as_ref().map_or("failed", AnyAnswer::label)
     }
 
-    /// Why, as the policy said.
+    /// The reason that the policy gave.
     pub fn code(&self) -> Option<&Code> {
         self.decision.as_ref().ok().and_then(AnyAnswer::code)
     }
@@ -70,12 +70,12 @@ impl AnyAnswer {
         }
     }
 
-    /// Its label.
+    /// The label of the answer in metrics and logs.
     pub fn label(&self) -> &'static str {
         self.ruling().label()
     }
 
-    /// Why, if it says.
+    /// The reason, where the answer has one.
     pub fn code(&self) -> Option<&Code> {
         self.ruling().code()
     }

@@ -11,15 +11,15 @@ use crate::{OnFailure, PolicyMode};
 /// A policy in its place in the chain.
 #[derive(Clone)]
 pub struct ChainEntry {
-    /// Who decides.
+    /// The policy that is asked.
     pub policy: Arc<dyn Policy>,
-    /// What its silence means.
+    /// What the host does when the policy gives no answer.
     pub on_failure: OnFailure,
-    /// Whether it decides.
+    /// Whether the policy decides.
     pub mode: PolicyMode,
     /// While it is in shadow, or in canary for others: who decides in its place.
     pub previous: Option<Arc<dyn Policy>>,
-    /// What its scores count for.
+    /// The weight of its scores in `route`.
     pub weight: f32,
     /// A call that takes longer is counted; nothing else happens.
     pub soft_deadline: Option<Duration>,

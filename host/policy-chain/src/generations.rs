@@ -127,7 +127,7 @@ impl From<PolicyChain> for Policies {
 }
 
 impl Policies {
-    /// Begins with these links.
+    /// Begins with a chain of these entries.
     pub fn new(
         entries: Vec<ChainEntry>,
         ceilings: Ceilings,
@@ -141,7 +141,7 @@ impl Policies {
         self.current.load_full()
     }
 
-    /// New requests get these links; the number of their generation. What they had is kept.
+    /// New requests get a chain of these entries; returns the number of its generation. What they had is kept.
     pub fn swap(&self, entries: Vec<ChainEntry>) -> u64 {
         let mut past = self.past();
         past.last_number += 1;

@@ -50,7 +50,7 @@ impl LastGood {
         format!("{} {:x}", caller.address, self.hashes.hash_one((endpoint, seen)))
     }
 
-    /// Remembers.
+    /// Keeps the answer for [`LastGood::recall`].
     pub(crate) fn keep(&self, key: LastGoodKey, answer: AnyAnswer) {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         if rows.len() >= ROWS_MAX && !rows.contains_key(&key) {
@@ -63,7 +63,7 @@ impl LastGood {
         rows.insert(key, (clock::now(), answer));
     }
 
-    /// What it decided, if that is not older than this.
+    /// The last answer, unless it is older than this.
     pub(crate) fn recall<T: PhaseAnswer>(&self, key: &LastGoodKey, age_max: Duration) -> Option<T> {
         let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, answer) = rows.get(key)?;

@@ -1,25 +1,27 @@
-//! Policies decide, the chain merges, and only an [`Admitted`](interlock_policy_api::Admitted) gets to the engine.
+//! Asks the policies in their order and merges what they decide.
 //!
-//! [`Policies`] holds the [`PolicyChain`] that new requests get. A request's head begins a
-//! [`AdmissionReview`], in which its policies identify, transform, route and admit; with their consent comes
-//! an [`PolicySession`], by which they hear of events, read the text ([`StreamFilters`]) and learn how it
-//! ended.
-//! What each said is [`DecisionRecord`]; a [`Record`] holds it all to be asked again.
+//! [`Policies`] holds the [`PolicyChain`] that new requests get. A request begins an
+//! [`AdmissionReview`], in which the policies identify, transform, route and admit. When all of them
+//! admit it, its [`AdmissionOutcome`] holds a [`PolicySession`]: with that, the policies are told of
+//! events, read the text ([`StreamFilters`]) and learn how the request ended.
+//! Each answer is a [`DecisionRecord`]; a [`Record`] holds all questions and answers of one review, so
+//! that another policy can be asked the same.
 //!
 //! # Invariants
 //!
-//! - The one way to an [`Admitted`](interlock_policy_api::Admitted) is [`AdmissionReview::admit`], and the one thing the engine
-//!   accepts is one of these: a route that forgets the policies does not compile.
-//! - Every [`Admitted`](interlock_policy_api::Admitted) comes with one [`PolicySession`], which is settled exactly once: by hand, or
-//!   when it is dropped.
-//! - A request stays with the generation of policies that it began with, and each of them
-//!   forgets it, exactly once.
-//! - A policy that fails has no decision. What then happens stands in the operator's [`OnFailure`].
+//! - Only [`AdmissionReview::admit`] makes an [`Admitted`](interlock_policy_api::Admitted), and the
+//!   engine takes nothing else: a route that forgets the policies does not compile.
+//! - Every [`Admitted`](interlock_policy_api::Admitted) comes with one [`PolicySession`], which is
+//!   settled exactly once: by a call, or when it is dropped.
+//! - A request stays with the generation of policies that it began with, and each policy forgets the
+//!   request exactly once.
+//! - A policy that fails has no decision. The operator's [`OnFailure`] says what happens then.
 //!
 //! # Not here
 //!
-//! No WebAssembly (`interlock-policy-wasm` implements [`Policy`](interlock_policy_api::Policy)), no engine, no MLX, no HTTP: a
-//! policy gets facts and returns a plan, and the types leave it nothing else to reach.
+//! No WebAssembly (`interlock-policy-wasm` implements [`Policy`](interlock_policy_api::Policy)), no
+//! engine, no MLX, no HTTP: a policy gets facts and returns a plan, and the types leave it nothing
+//! else to reach.
 
 mod answer_headers;
 mod at_once;

@@ -4,7 +4,7 @@ use interlock_policy_api::Admitted;
 
 use crate::{DecisionRecord, PolicySession};
 
-/// Nobody objected.
+/// A request that was admitted, and what its policies have said of it.
 #[derive(Debug)]
 pub struct AdmissionOutcome {
     /// For the engine.
@@ -13,6 +13,6 @@ pub struct AdmissionOutcome {
     pub session: PolicySession,
     /// Headers of the answer.
     pub headers: Vec<(String, String)>,
-    /// Everything that was said of it so far.
+    /// The decisions of all policies so far.
     pub decisions: Vec<DecisionRecord>,
 }

@@ -9,7 +9,7 @@ use crate::OnFailure;
 use crate::metrics::MemberMeters;
 use crate::policy_threads::PolicyThreads;
 
-/// One that is asked about a request: a link's policy, or its previous generation.
+/// A policy as it is asked about requests: that of an entry of the chain, or its previous generation.
 #[derive(Clone)]
 pub(crate) struct PolicyMember {
     pub(crate) policy: Arc<dyn Policy>,
@@ -19,18 +19,18 @@ pub(crate) struct PolicyMember {
     pub(crate) weight: f32,
     pub(crate) shadow: bool,
     pub(crate) call_time: CallTime,
-    /// There if a call may take long: always, or with a large body.
+    /// `Some` if a call may take long: always, or with a large body.
     pub(crate) threads: Option<Arc<PolicyThreads>>,
     pub(crate) meters: Arc<MemberMeters>,
 }
 
 impl PolicyMember {
-    /// May every call take long?
+    /// Whether every call may take long.
     pub(crate) fn slow(&self) -> bool {
         self.call_time != CallTime::AtOnce
     }
 
-    /// Nothing waits for what it says: it is in shadow, and it would take long.
+    /// Whether nothing waits for its answers: it is in shadow mode, and its calls may take long.
     pub(crate) fn runs_in_background(&self) -> bool {
         self.shadow && self.slow()
     }
@@ -42,5 +42,5 @@ impl fmt::Debug for PolicyMember {
     }
 }
 
-/// The members that one request has, in order. Stays the same for its whole life.
+/// The policies of one request, in order. They stay the same for its whole life.
 pub(crate) type PolicySet = Arc<[PolicyMember]>;

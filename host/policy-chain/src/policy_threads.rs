@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! a request waits ─► permit (bounded, in order, for PATIENCE at most) ─► its queue ─► calls
-//! nobody waits    ─► the queue of one request                         ─► accounts, beside
+//! nobody waits    ─► the queue of one request                         ─► accounts, background
 //! ```
 //!
 //! # Invariants
@@ -41,9 +41,9 @@ pub(crate) const ACCOUNT_THREADS: usize = 4;
 /// many wait only when the other machine is slow or gone; what comes beyond is dropped, logged and
 /// counted.
 pub(crate) const ACCOUNTS_MAX: usize = 1024;
-/// Requests that it looks on at at once, for which nobody waits either.
+/// Calls in the background that run at once; nobody waits for them either.
 const BACKGROUND_THREADS: usize = 4;
-/// Requests that wait to be looked at; what comes beyond is not seen, and counted.
+/// Calls that wait for such a thread; what comes beyond is dropped and counted.
 pub(crate) const BACKGROUND_MAX: usize = 4096;
 
 /// Threads and places in line for one policy.
@@ -167,7 +167,7 @@ impl ThreadsByPolicy {
         rows.iter().filter_map(|row| row.threads.upgrade()).collect()
     }
 
-    /// Waits until all that was handed over is done, `beside` too, but not beyond this; how many
+    /// Waits until all that was handed over is done, the `background` pool too, but not beyond this; how many
     /// jobs are not. Blocks.
     pub(crate) fn drain(&self, background: &BlockingPool, until: Instant) -> usize {
         let all = self.all();

@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - Nothing is recorded unless a sink is there, and then each request once, when its hearing ends.
+//! - Nothing is recorded unless a sink is there, and then each request once, when its review ends.
 //! - No body, no prompt, no answer, nor a hash of one: [`Facts::prefix_key`] is 0 here, since beside
 //!   those of other requests it would tell which prompts begin alike. Of headers only those that some policy was granted, and never
 //!   [`SECRET`] ones, whoever was granted them. A credential is in there as the hash that `identify`
@@ -31,7 +31,7 @@ use interlock_policy_api::{
 pub(crate) const SECRET: [&str; 5] =
     ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
-/// One request before the policies.
+/// The review of one request: every question and answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// What this format is called: [`Record::VERSION`].
@@ -40,11 +40,11 @@ pub struct Record {
     pub generation: u64,
     /// The questions, in order, each with what was said to it.
     pub steps: Vec<RecordedPhase>,
-    /// What came of them.
+    /// How the review ended.
     pub verdict: Ruling,
 }
 
-/// One question and its answers.
+/// One question of a phase, and its answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordedPhase {
     /// What was asked.
@@ -54,52 +54,52 @@ pub struct RecordedPhase {
     pub decisions: Vec<DecisionRecord>,
 }
 
-/// A question, as it was put.
+/// The question that a phase puts to policies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PhaseQuestion {
-    /// Who is this?
+    /// The question of `identify`.
     Identify(Caller),
-    /// What should be changed? The facts are those before the first policy.
+    /// The question of `transform`, with the facts before the first policy.
     Transform(Facts),
-    /// Where should it run?
+    /// The question of `route`.
     Route {
-        /// What is known of it.
+        /// What is known of the request.
         facts: Facts,
-        /// Where it could.
+        /// The models that the request could run on.
         candidates: Vec<Candidate>,
     },
-    /// May it pass?
+    /// The question of `admit`.
     Admit {
-        /// What is known of it.
+        /// What is known of the request.
         facts: Facts,
-        /// How busy its model is.
+        /// How busy the chosen model is.
         load: Load,
-        /// Others of its tenant.
+        /// How many other requests of the tenant were under way.
         tenant_in_flight: u32,
     },
 }
 
-/// What came of a hearing.
+/// How the review of a request ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ruling {
-    /// It may run, under this plan.
+    /// The request may run, under this plan.
     Admitted {
         /// What the host enforces.
         plan: Plan,
         /// Most tokens it may generate.
         tokens_max: u32,
     },
-    /// It was turned away.
+    /// The request was turned away.
     Refused {
-        /// By whom.
+        /// The policy that refused.
         policy: String,
-        /// When.
+        /// The phase in which it was refused.
         phase: Phase,
-        /// Why.
+        /// The reason code that the client was given.
         code: String,
-        /// With this status.
+        /// The HTTP status that the client was given.
         status: u16,
     },
     /// It ended before the policies had decided: its client left, it made no sense, there was no
@@ -113,7 +113,7 @@ impl Record {
 }
 
 impl PhaseQuestion {
-    /// The phase that it belongs to.
+    /// The phase that the question belongs to.
     pub fn phase(&self) -> Phase {
         match self {
             Self::Identify(_) => Phase::Identify,
@@ -143,7 +143,7 @@ impl PhaseQuestion {
     }
 }
 
-/// Takes records.
+/// Where records go.
 pub trait RecordSink: Send + Sync {
     /// Takes one, without waiting.
     fn take(&self, record: Record);

@@ -7,7 +7,7 @@ use interlock_policy_api::{Phase, PolicyFailure, Rejection};
 pub struct PolicyRefusal {
     /// Who refused; the host itself when nobody knew the caller ([`PolicyRefusal::HOST`]).
     pub policy: Box<str>,
-    /// When.
+    /// The phase in which the request was refused.
     pub phase: Phase,
     /// What the client is told. Its headers include those of the policies before.
     pub rejection: Rejection,

@@ -1,14 +1,14 @@
-//! One request before the policies, from its head to its admission.
+//! The policies' review of one request, from its head to its admission.
 //!
 //! The host calls the phases in this order; each is skipped by a chain in which no policy takes
-//! part in it. A hearing that ends without consent, however it does, is over for the policies too:
-//! those asked to admit hear that it was turned away, and all forget it.
+//! part in it. When a review ends without an admission, however it does, the policies that were asked
+//! to admit the request are told that it was turned away, and all forget it.
 //!
 //! # Invariants
 //!
-//! - The first rejection ends the hearing. Later policies are not asked; but one in the shadow of
+//! - The first rejection ends the review. Later policies are not asked; but one in the shadow of
 //!   the policy that ended it is, or it would be compared only where it matters least.
-//! - Nothing waits for a slow policy in shadow: it is asked beside the request, and compared when
+//! - Nothing waits for a slow policy in shadow: it is asked in the background, and compared when
 //!   it has answered. What it says is counted and logged, and in no record.
 //! - No lock is held while a policy is asked.
 
@@ -34,7 +34,7 @@ use crate::{DecisionRecord, PolicyRefusal};
 use interlock_policy_api::{Code, Phase, PolicyFailure, Reason, Rejection};
 use shadows::Shadows;
 
-/// One request before the policies of its generation. See [`PolicyChain::hear`].
+/// The review of one request by the policies of its generation. See [`PolicyChain::review`].
 pub struct AdmissionReview {
     chain: Arc<PolicyChain>,
     completion: CompletionGuard,
@@ -44,7 +44,7 @@ pub struct AdmissionReview {
 }
 
 impl PolicyChain {
-    /// Brings a request before the policies. `serial` tells it apart from all others of this
+    /// Begins the review of a request. `serial` tells it apart from all others of this
     /// process, as [`interlock_policy_api::Facts::serial`].
     pub fn review(self: &Arc<Self>, serial: u64, id: RequestId) -> AdmissionReview {
         AdmissionReview::new(Arc::clone(self), serial, id)
@@ -73,7 +73,7 @@ impl AdmissionReview {
         &self.chain
     }
 
-    /// What was said so far.
+    /// The decisions so far.
     pub fn decisions(&self) -> &[DecisionRecord] {
         &self.decisions
     }
@@ -83,7 +83,7 @@ impl AdmissionReview {
         &self.headers
     }
 
-    /// Its members that take part in this phase, by their place.
+    /// The policies that take part in this phase, by their place in the set.
     fn members(&self, phase: Phase) -> impl Iterator<Item = (usize, PolicyMember)> + use<> {
         let policy_set = Arc::clone(&self.completion.policy_set);
         (0..policy_set.len()).filter(move |&at| policy_set[at].policy.takes(phase)).map({
@@ -92,13 +92,13 @@ impl AdmissionReview {
         })
     }
 
-    /// The lane of one that looks on.
+    /// The background queue of a policy that nothing waits for.
     fn background(&self, at: usize) -> Option<Arc<SerialQueue>> {
         let background = self.completion.member_states[at].background.as_ref();
         background.filter(|_| self.completion.policy_set[at].runs_in_background()).cloned()
     }
 
-    /// Records a phase, if records are wanted: all that was said since `from`.
+    /// Records a phase, if records are wanted: all decisions since `from`.
     fn write<T>(
         &mut self,
         asked: impl FnOnce() -> PhaseQuestion,
@@ -145,7 +145,7 @@ impl AdmissionReview {
     }
 }
 
-/// A question's frame, borrowed from the duty alone so that the rest of the hearing stays free.
+/// The context of a call, borrowed from the guard alone so that the rest of the review stays free.
 fn context<'a>(
     completion: &'a CompletionGuard,
     at: usize,

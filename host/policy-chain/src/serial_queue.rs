@@ -1,10 +1,10 @@
-//! What one policy is asked and told of one request on other threads: one thing after the other.
+//! The calls of one policy about one request on other threads: one after the other.
 //!
 //! # Invariants
 //!
 //! - In order and one at a time, also behind a call that nobody waits for any more; the last job
 //!   comes after all others, and nothing comes after it.
-//! - One turn on a thread is one job: a lane with more to do stands in line again, so that long
+//! - One turn on a thread is one job: a queue with more to do waits for a thread again, so that long
 //!   streams do not keep the threads from the others.
 //! - The line has an end; what finds no room is given back to whoever brought it.
 //! - A job that panics passes the turn on like any other.
@@ -19,11 +19,11 @@ use crate::blocking_pool::{BlockingJob, BlockingPool};
 use crate::panics::survive;
 use crate::policy_threads::PolicyThreads;
 
-/// Jobs that wait in one lane: the windows of an observer and the events of a request, and rarely
+/// Jobs that wait in one queue: the windows of an observer and the events of a request, and rarely
 /// more than one of either.
 const JOBS_MAX: usize = 32;
 
-/// One member's lane for one request.
+/// The calls of one policy about one request.
 pub(crate) struct SerialQueue {
     pool: BlockingPool,
     /// What the policy noted, if it was asked to admit here: also when nobody waited for its answer.

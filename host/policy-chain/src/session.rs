@@ -1,10 +1,10 @@
-//! What the policies have to say about a request that goes on.
+//! The policies of an admitted request, until it ends.
 //!
 //! # Invariants
 //!
 //! - A policy's amendment takes the place of what it had said itself; what the others said, who
 //!   the caller is and the operator's ceilings hold as before.
-//! - It is settled exactly once: by hand, or when it is dropped.
+//! - A session is settled exactly once: by a call, or when it is dropped.
 //! - A dropped call of [`PolicySession::event`] changes nothing that was not answered yet.
 
 use std::fmt;
@@ -22,7 +22,7 @@ use interlock_policy_api::{
     Reason, RequestContext, Summary, Watch, WindowSize,
 };
 
-/// What the policies have to say about an admitted request, and the duty to tell them its end.
+/// The policies of an admitted request: events go to them, and they are told its end.
 pub struct PolicySession {
     completion: CompletionGuard,
     facts: Arc<Facts>,
@@ -42,23 +42,23 @@ impl fmt::Debug for PolicySession {
     }
 }
 
-/// What came of an event.
+/// What follows of an event.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct EventOutcome {
     /// [`PolicySession::plan`] is another one now.
     pub plan_changed: bool,
     /// A policy wants the request to end.
     pub cancel: Option<CancelledByPolicy>,
-    /// What was said.
+    /// The decisions of the policies.
     pub decisions: Vec<DecisionRecord>,
 }
 
 /// A policy ended a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CancelledByPolicy {
-    /// Which.
+    /// The name of the policy.
     pub policy: String,
-    /// Why.
+    /// The reason that the policy gave.
     pub reason: Reason,
     /// The HTTP status that its `on_failure` says, when it gave no decision at all.
     pub failed: Option<u16>,
@@ -115,7 +115,7 @@ impl PolicySession {
         merged
     }
 
-    /// How long a silence must last for the next policy to hear of it, when there are so many
+    /// How long a silence must last for the next policy to be told of it, when there are so many
     /// tokens. `None`: nobody is left to tell.
     pub fn stalled_after(&self, generated_tokens: u32) -> Option<Duration> {
         let reported = self.told_of_silence(generated_tokens);
@@ -213,7 +213,7 @@ impl PolicySession {
         self.context(at).ask(&self.completion.policy_set[at], fast, own, |_| Ok(())).await
     }
 
-    /// Tells one that only looks on.
+    /// Tells a policy that nothing waits for.
     fn ask_in_background(
         &self,
         at: usize,
@@ -247,7 +247,7 @@ impl PolicySession {
         }
     }
 
-    /// This party's words take the place of its earlier ones; everyone's make the plan again.
+    /// This policy's proposal takes the place of its earlier one, and the plan is merged again.
     fn amend(&mut self, at: usize, proposal: PlanProposal) {
         self.completion.member_states[at].proposal = proposal;
         let all = self.completion.member_states.iter().map(|state| state.proposal);
@@ -269,7 +269,7 @@ fn stall(state: &MemberState) -> Option<Duration> {
     state.watch.stalled_after.filter(|_| state.watch.events.stalled)
 }
 
-/// Does it want to hear of this? Of a silence, it wants to hear once, when it is long enough.
+/// Whether the policy watches this event. It is told of a silence once, when that is long enough.
 fn watches(state: &MemberState, event: &Event, reported: Option<Duration>) -> bool {
     let events = state.watch.events;
     match event {

@@ -8,7 +8,7 @@
 //!
 //! - Without a verdict that changes something, the text that comes out is the text that went in.
 //! - Those that gate hold back less than a window each, and what their verdicts hold back: see
-//!   `sieve` for the bounds. Those that observe delay and change nothing.
+//!   `window_buffer` for the bounds. Those that observe delay and change nothing.
 //! - A dropped call loses no text: what was not judged yet is judged in the next one.
 //! - When several end the answer, failing it wins over stopping it; the text in front of a stop
 //!   still goes past those behind.
@@ -39,7 +39,7 @@ use window_buffer::{BufferEnd, WindowBuffer};
 /// The text that may go to the client, and whether it was the last.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FilteredText {
-    /// For the client.
+    /// The text that may go to the client.
     pub text: String,
     /// A policy ended the answer: nothing comes after `text`.
     pub end: Option<GuardEnd>,
@@ -50,33 +50,33 @@ pub struct FilteredText {
 pub enum GuardEnd {
     /// The answer ends here, with `content_filter`.
     Stop {
-        /// Who ended it.
+        /// The name of the policy.
         policy: String,
-        /// Why.
+        /// The reason that the policy gave.
         reason: Reason,
     },
     /// The request fails.
     Abort {
-        /// Who failed it.
+        /// The name of the policy.
         policy: String,
-        /// Why.
+        /// The reason that the policy gave.
         reason: Reason,
         /// The HTTP status that its `on_failure` says, when it gave no decision at all.
         failed: Option<u16>,
     },
 }
 
-/// The guards of one request.
+/// The policies that read the text of one request.
 pub struct StreamFilters {
     gates: Vec<GatingPolicy>,
     observers: Vec<Observer>,
     facts: Arc<Facts>,
     shared: ChainShared,
-    /// What passed all gates and was not taken yet.
+    /// The text that passed all gating policies and was not taken yet.
     out: String,
     /// Nothing comes after `out` and what is still behind the gate that said so.
     end: Option<GuardEnd>,
-    /// Everyone has seen the last window, or need not.
+    /// Every policy has seen the last window, or need not.
     done: bool,
 }
 
@@ -133,7 +133,7 @@ impl StreamFilters {
         })
     }
 
-    /// Does one of them hold text back?
+    /// Whether one of them holds text back.
     pub fn gates(&self) -> bool {
         !self.gates.is_empty()
     }
@@ -158,7 +158,7 @@ impl StreamFilters {
         gates.chain(observers).filter_map(WindowBuffer::due_at).min()
     }
 
-    /// That moment has come.
+    /// Shows the windows that are due at that moment.
     pub async fn due(&mut self, usage: Usage, now: Instant) -> FilteredText {
         self.flow(usage, now, false).await
     }

@@ -19,11 +19,11 @@ use interlock_policy_chain::{PhaseQuestion, Record};
 use interlock_request::RequestId;
 use serde_json::{Value, json};
 
-use crate::clock::HandClock;
-use crate::spelled::Spelled;
+use crate::clock::ManualClock;
+use crate::json::ToJson;
 use crate::table::Table;
 
-/// What came of it.
+/// The differences between the recorded answers and those of another policy.
 #[derive(Debug, Default)]
 pub struct Replayed {
     requests: u64,
@@ -31,12 +31,12 @@ pub struct Replayed {
     same: u64,
     /// By phase, what it was and what it is.
     changes: BTreeMap<(&'static str, String, String), u64>,
-    changed: Vec<Changed>,
+    changed: Vec<ChangedAnswer>,
 }
 
 /// An answer that is another one now.
 #[derive(Debug)]
-struct Changed {
+struct ChangedAnswer {
     request: String,
     phase: Phase,
     was: Value,
@@ -74,7 +74,7 @@ pub fn replay(
     trace: &str,
     name: Option<&str>,
     policy: &dyn Policy,
-    clock: &HandClock,
+    clock: &ManualClock,
 ) -> Result<Replayed, BadTrace> {
     let mut replayed = Replayed::default();
     let mut names: BTreeMap<String, u64> = BTreeMap::new();
@@ -112,7 +112,7 @@ pub fn replay(
             let phase = step.asked.phase();
             let change = (phase.as_str(), short(&was), short(&is));
             *replayed.changes.entry(change).or_default() += 1;
-            replayed.changed.push(Changed { request: id.to_string(), phase, was, is });
+            replayed.changed.push(ChangedAnswer { request: id.to_string(), phase, was, is });
         }
         if let Some(serial) = serial {
             // How it ended is not asked about here, so nothing is left charged either.
@@ -181,13 +181,13 @@ fn silent() -> Value {
 
 fn spell(answer: &Result<AnyAnswer, PolicyFailure>) -> Value {
     match answer {
-        Ok(AnyAnswer::Identify(answer)) => answer.spelled(),
-        Ok(AnyAnswer::Transform(answer)) => answer.spelled(),
-        Ok(AnyAnswer::Route(answer)) => answer.spelled(),
-        Ok(AnyAnswer::Admit(answer)) => answer.spelled(),
-        Ok(AnyAnswer::Event(answer)) => answer.spelled(),
-        Ok(AnyAnswer::Window(answer)) => answer.spelled(),
-        Err(failure) => failure.spelled(),
+        Ok(AnyAnswer::Identify(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Transform(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Route(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Admit(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Event(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Window(answer)) => answer.to_json(),
+        Err(failure) => failure.to_json(),
     }
 }
 
@@ -210,10 +210,10 @@ impl Replayed {
         self.changed.len()
     }
 
-    /// For scripts.
+    /// All results as JSON.
     pub fn to_json(&self) -> Value {
         let change = |((phase, was, is), count): (&(&str, String, String), &u64)| json!({"phase": phase, "was": was, "is": is, "count": count});
-        let changed = |changed: &Changed| {
+        let changed = |changed: &ChangedAnswer| {
             json!({"request": changed.request, "phase": changed.phase.as_str(),
                 "was": changed.was, "is": changed.is})
         };
@@ -249,7 +249,7 @@ impl fmt::Display for Replayed {
         }
         writeln!(f, "\n{table}")?;
         let mut table = Table::new(&["request", "phase", "what", "was", "is"]);
-        for Changed { request, phase, was, is } in self.changed.iter().take(SHOWN) {
+        for ChangedAnswer { request, phase, was, is } in self.changed.iter().take(SHOWN) {
             for difference in crate::differences::differences(was, is) {
                 let cells = [difference.at, difference.expected, difference.got];
                 let who = [request.clone(), phase.as_str().to_owned()];

@@ -10,8 +10,8 @@ use interlock_policy_chain::{
     ChainEntry, DecisionRecord, FailureAction, LimitsConfig, OnFailure, PhaseQuestion, Record,
     RecordedPhase, Ruling,
 };
-use interlock_policy_tools::beside::{Beside, beside};
-use interlock_policy_tools::clock::HandClock;
+use interlock_policy_tools::clock::ManualClock;
+use interlock_policy_tools::comparison::{Comparison, compare};
 use interlock_policy_tools::replay::replay;
 use interlock_request::{Endpoint, ModelId, RequestId};
 
@@ -87,7 +87,7 @@ fn trace(policy: &AtMost) -> String {
 #[test]
 fn the_same_policy_says_the_same() {
     let trace = trace(&AtMost(250));
-    let replayed = replay(&trace, None, &AtMost(250), &HandClock::default()).expect("a trace");
+    let replayed = replay(&trace, None, &AtMost(250), &ManualClock::default()).expect("a trace");
     assert_eq!(replayed.differences(), 0, "{replayed}");
     assert_eq!(
         replayed.to_string(),
@@ -98,7 +98,7 @@ fn the_same_policy_says_the_same() {
 #[test]
 fn what_another_one_decides_otherwise_is_shown() {
     let trace = trace(&AtMost(250));
-    let replayed = replay(&trace, Some("at-most"), &AtMost(150), &HandClock::default());
+    let replayed = replay(&trace, Some("at-most"), &AtMost(150), &ManualClock::default());
     let replayed = replayed.expect("a trace");
     assert_eq!(replayed.differences(), 1, "{replayed}");
     let shown = replayed.to_string();
@@ -108,7 +108,7 @@ fn what_another_one_decides_otherwise_is_shown() {
 
 #[test]
 fn a_trace_that_is_none_is_refused_with_the_line() {
-    let ask = |trace: &str, name| replay(trace, name, &AtMost(1), &HandClock::default());
+    let ask = |trace: &str, name| replay(trace, name, &AtMost(1), &ManualClock::default());
     let why = ask("\n{}\n", None).expect_err("no record").to_string();
     assert!(why.starts_with("line 2 is no record: missing field"), "{why}");
     let why = ask(&trace(&AtMost(1)), Some("other")).expect_err("nobody").to_string();
@@ -198,7 +198,7 @@ fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
         serde_json::to_string(&record).expect("a record is JSON")
     };
     let ask = |tenant| {
-        let replayed = replay(&recorded(tenant), None, &Charges, &HandClock::default());
+        let replayed = replay(&recorded(tenant), None, &Charges, &ManualClock::default());
         replayed.expect("a trace").to_json()["changed"].to_string()
     };
     assert!(ask("acme").contains(r#""note":"today""#), "{}", ask("acme"));
@@ -249,10 +249,10 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
     trace.lines().map(line).collect()
 }
 
-fn put_beside(trace: &str, policy: impl Policy + 'static) -> Beside {
+fn put_beside(trace: &str, policy: impl Policy + 'static) -> Comparison {
     let link = ChainEntry::new(Arc::new(policy), OnFailure::default());
     let ceilings = LimitsConfig::default().ceilings();
-    beside(trace, &link, ceilings, &HandClock::default()).expect("a trace")
+    compare(trace, &link, ceilings, &ManualClock::default()).expect("a trace")
 }
 
 #[test]

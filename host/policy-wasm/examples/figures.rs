@@ -20,7 +20,8 @@ use interlock_policy_api::{
 };
 use interlock_policy_chain::{ChainShared, LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_policy_wasm::{
-    Change, Grant, Keeper, PolicyConfig, PolicyHost, PolicySource, Services, WasmPolicy,
+    Grant, PolicyConfig, PolicyHost, PolicyManager, PolicySource, PolicyUpdate, Services,
+    WasmPolicy,
 };
 use interlock_request::{Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
 use interlock_state::State;
@@ -185,8 +186,9 @@ fn idle() {
 fn swaps(host: &PolicyHost, registry: &Registry) {
     let configs = [config("swapped", guest("guest-plain"))];
     let metrics = PolicyMetrics::register(registry);
-    let keeper = Keeper::new(host.clone(), &configs, LimitsConfig::default().ceilings(), metrics)
-        .expect("it loads");
+    let keeper =
+        PolicyManager::new(host.clone(), &configs, LimitsConfig::default().ceilings(), metrics)
+            .expect("it loads");
     let over = AtomicBool::new(false);
     let (asked, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut times = Vec::new();
@@ -203,7 +205,7 @@ fn swaps(host: &PolicyHost, registry: &Registry) {
         for n in 0..1000 {
             let name = if n % 2 == 0 { "guest-misbehaves" } else { "guest-plain" };
             let source = Some(PolicySource::File(guest(name)));
-            let change = Change { source, ..Change::default() };
+            let change = PolicyUpdate { source, ..PolicyUpdate::default() };
             times.push(timed(|| keeper.replace("swapped", change).expect("it loads")).1);
         }
         over.store(true, Ordering::Relaxed);

@@ -13,8 +13,8 @@ pub use interlock_request::{BadByteSize, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::builtin::BUILTINS;
 use crate::grants::Grant;
-use crate::host::BUILTINS;
 use crate::limits::{HOST_CALLS_MAX, INIT_TIME_MAX, MEMORY_MAX, TICK};
 
 /// `[[policy]]`: one policy. The order of the tables is the order in which they are asked.

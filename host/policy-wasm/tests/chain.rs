@@ -59,7 +59,7 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     assert_eq!(refused.rejection.status, 503);
     assert_eq!(&*refused.rejection.reason.code.0, "policy_failed");
     let consent = ask(&chain, facts("fine")).expect("the next request is served");
-    consent.oversight.settle(&summary());
+    consent.session.settle(&summary());
     expect![[r#"
         interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
         interlock_policy_calls_total{decision="done",phase="account",policy="p"} 2
@@ -221,7 +221,7 @@ fn a_deadline_that_is_extended_leaves_the_drain_as_it_was() {
     let extends = r#"{"total": {"base": "60s"},
         "extend": {"total": {"by": "30s", "since_token": "2s"}}}"#;
     let (chain, _) = chain(&[builtin("disconnect-guard", DRAINS), builtin("timeouts", extends)]);
-    let mut oversight = ask(&chain, facts("m")).expect("they turn nobody away").oversight;
+    let mut oversight = ask(&chain, facts("m")).expect("they turn nobody away").session;
     assert_eq!(oversight.plan().deadlines.total, Some(Duration::from_secs(60)));
     let progress = Progress {
         at_micros: 60_000_000,

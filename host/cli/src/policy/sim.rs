@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy_tools::sim::{Report, Setup, SimClock, run};
+use interlock_policy_tools::simulation::{Report, Setup, SimClock, run};
 use interlock_policy_tools::workload::Workload;
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, Services};
 use interlock_state::State;

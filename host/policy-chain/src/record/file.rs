@@ -100,7 +100,7 @@ impl RecordSink for RecordFile {
             Ok(line) => self.lines.push(&line),
             // A bug, which the next such record will show as well.
             Err(error) => {
-                tracing::error!(%error, "a record of policies cannot be spelled");
+                tracing::error!(%error, "a record of policies cannot be written as JSON");
                 self.lines.skip();
             }
         }
@@ -140,7 +140,7 @@ impl Losses for LossLog {
     }
 }
 
-/// One that cannot be spelled, for whatever reason, is lost alone and whole.
+/// A record that cannot be written as JSON, for whatever reason, is lost alone and whole.
 fn line(record: impl Serialize) -> serde_json::Result<Vec<u8>> {
     let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_vec(&record)));
     let mut line =

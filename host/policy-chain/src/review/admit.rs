@@ -26,7 +26,7 @@ impl AdmissionReview {
     ///
     /// # Errors
     ///
-    /// When a policy turns the request away, or fails closed. Those that had let it pass hear so.
+    /// When a policy turns the request away, or fails closed. The policies that had let it pass are told.
     pub async fn admit(
         mut self,
         facts: Facts,

@@ -9,33 +9,34 @@ use crate::decision_record::PhaseAnswer;
 use crate::policy_set::PolicyMember;
 use crate::serial_queue::SerialQueue;
 
-/// What was heard of those that do not decide, kept until it is known what was decided.
+/// The answers of policies in shadow mode, kept until it is known what was decided.
 pub(super) struct Shadows<T> {
     answers: Vec<Shadow<T>>,
-    /// Those whose answers come later.
+    /// The policies whose answers come later.
     pending: Vec<Arc<ShadowComparison<T>>>,
-    /// What the last one answered that does decide, and who that was.
+    /// The last answer of a policy that decides, and the name of that policy.
     decided: Option<(Arc<str>, T)>,
-    /// Whose word ended the phase.
+    /// The policy whose answer ended the phase.
     ended: Option<Arc<str>>,
 }
 
 struct Shadow<T> {
     member: PolicyMember,
     answer: T,
-    /// What the generation answered that decides in its place, if there is one.
+    /// The answer of the generation that decides in its place, if there is one.
     previous: Option<T>,
 }
 
-/// One that looks on: whichever comes later, its answer or what was decided, has them compared.
+/// A policy that is asked in the background. Whichever comes later, its answer or the decision, starts
+/// the comparison.
 struct ShadowComparison<T> {
     member: PolicyMember,
     previous: Option<T>,
     both: Mutex<(Option<T>, Option<Differs<T>>)>,
 }
 
-/// Would this answer have made a difference? To what the generation said that it is to replace, if
-/// that said something, or else to what came of it all.
+/// Whether this answer would have made a difference: to the answer of the generation that the policy is
+/// to replace, if there is one, or else to the result of the phase.
 type Differs<T> = Arc<dyn Fn(Option<&T>, &T) -> bool + Send + Sync>;
 
 impl<T: PhaseAnswer + Sync> Shadows<T> {
@@ -43,17 +44,17 @@ impl<T: PhaseAnswer + Sync> Shadows<T> {
         Self { answers: Vec::new(), pending: Vec::new(), decided: None, ended: None }
     }
 
-    /// This one's word ends the phase.
+    /// The answer of this policy ends the phase.
     pub(super) fn end(&mut self, member: &PolicyMember) {
         self.ended = Some(Arc::clone(&member.name));
     }
 
-    /// The phase has ended, and this is not the one that stands in its last one's shadow.
+    /// Whether the phase has ended and this policy is not in the shadow of the one that ended it.
     pub(super) fn is_over_for(&self, member: &PolicyMember) -> bool {
         self.ended.as_ref().is_some_and(|name| !member.shadow || *name != member.name)
     }
 
-    /// Keeps what a shadow said; gives back what somebody said who decides.
+    /// Keeps the answer of a policy in shadow mode; gives back any other outcome.
     pub(super) fn set_aside(
         &mut self,
         member: &PolicyMember,
@@ -73,7 +74,7 @@ impl<T: PhaseAnswer + Sync> Shadows<T> {
         }
     }
 
-    /// Asks one that looks on, in its lane.
+    /// Asks a policy in the background.
     pub(super) fn ask_in_background(
         &mut self,
         context: CallContext<'_>,
@@ -93,13 +94,13 @@ impl<T: PhaseAnswer + Sync> Shadows<T> {
         });
     }
 
-    /// It stands right behind the generation that it may replace.
+    /// The answer of the generation that this policy may replace, which is asked right before it.
     fn previous(&mut self, member: &PolicyMember) -> Option<T> {
         let previous = self.decided.take_if(|(name, _)| *name == member.name);
         previous.map(|(_, answer)| answer)
     }
 
-    /// Counts those that would have made a difference.
+    /// Counts the answers that would have made a difference.
     pub(super) fn compare<J>(&self, phase: Phase, differs: impl FnOnce() -> J)
     where
         J: Fn(Option<&T>, &T) -> bool + Send + Sync + 'static,

@@ -51,13 +51,13 @@ impl From<Window<'_>> for OwnedWindow {
     }
 }
 
-/// One that observes, or is in shadow mode.
+/// A policy that observes the stream, or is in shadow mode.
 pub(super) struct Observer {
     pub(super) buffer: WindowBuffer,
     task: Arc<ObserverTask>,
 }
 
-/// What the thread needs.
+/// What a thread needs to show windows to the policy.
 struct ObserverTask {
     member: PolicyMember,
     note: Arc<str>,

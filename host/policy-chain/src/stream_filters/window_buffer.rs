@@ -56,7 +56,7 @@ impl WindowBuffer {
         Self { size, index: 0, text: String::new(), held: 0, since: None, tokens: 0 }
     }
 
-    /// More text.
+    /// Adds text that is to be shown.
     pub(super) fn accept(&mut self, text: &str, now: Instant) {
         if !text.is_empty() {
             self.since.get_or_insert(now);
@@ -64,19 +64,19 @@ impl WindowBuffer {
         }
     }
 
-    /// Is it time for a window?
+    /// Whether the window is full or old enough to be shown.
     pub(super) fn is_due(&self, usage: Usage, now: Instant) -> bool {
         let full = usage.generated_tokens.saturating_sub(self.tokens) >= self.size.tokens
             || self.text.len() - self.held >= NEW_BYTES_MAX;
         self.since.is_some() && (full || self.due_at().is_some_and(|at| at <= now))
     }
 
-    /// When it will be, if no more comes.
+    /// When the window is due if no more text comes.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.since.and_then(|since| since.checked_add(self.size.delay_max))
     }
 
-    /// The window, as a policy is shown it.
+    /// The window as the policy sees it.
     pub(super) fn window(&self, usage: Usage, finished: bool) -> Window<'_> {
         // At most `HOLD_BYTES_MAX`.
         let held = u32::try_from(self.held).unwrap_or(u32::MAX);

@@ -1,8 +1,8 @@
 use expect_test::{Expect, expect};
 use interlock_policy_api::{
-    Admission, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, FailureKind,
-    Identified, Identity, Load, PolicyFailure, Progress, Reaction, Reason, Rejection, Summary,
-    Transformed,
+    Admission, Answer, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, FailureKind,
+    Identified, Identity, Load, PolicyFailure, Progress, Reaction, Reason, Rejection,
+    RequestContext, Summary, Transformed, Verdict, Window,
 };
 use interlock_state::{Bucket, State, Taken};
 
@@ -101,14 +101,14 @@ impl Policy for Parrot {
     }
 }
 
-fn begin(settings: &Map<String, Value>) -> Result<Specimen, NotBegun> {
-    let clock = HandClock::default();
+fn begin(settings: &Map<String, Value>) -> Result<PolicyUnderTest, NotBegun> {
+    let clock = ManualClock::default();
     let state = State::memory_with(Arc::new(clock.clone())).space("parrot");
     let per_minute = settings.get("per_minute").and_then(Value::as_f64);
     let why = "per_minute must be a number, got nothing";
     let per_minute = per_minute.ok_or_else(|| NotBegun::Refused(why.into()))?;
     let policy = Arc::new(Parrot { state: state.clone(), per_minute });
-    Ok(Specimen { policy, state, clock })
+    Ok(PolicyUnderTest { policy, state, clock })
 }
 
 fn check(cases: &str, shown: &Expect) {
@@ -335,7 +335,7 @@ fn a_case_that_says_no_time_begins_on_the_first_of_january_at_midnight() {
             1 cases, all as expected
         "#]],
     );
-    assert_eq!(at::written(EPOCH), "2026-01-01T00:00:00Z");
+    assert_eq!(crate::case_time::written(EPOCH), "2026-01-01T00:00:00Z");
 }
 
 /// It was a case that failed, as if the policy had decided otherwise.
