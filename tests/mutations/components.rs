@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use interlock_policy_chain::{Asked, Record};
+use interlock_policy_chain::{PhaseQuestion, Record};
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource};
 
 use crate::{each_mutant, in_words, original};
@@ -15,7 +15,7 @@ fn a_component_loads_or_is_refused_in_words_and_what_loads_can_be_asked() {
     let records = String::from_utf8(original("tests/mutations/data/records.jsonl")).expect("text");
     let first = records.lines().next().expect("a record");
     let record: Record = serde_json::from_str(first).expect("a record");
-    let questions: Vec<Asked> = record.steps.into_iter().map(|step| step.asked).collect();
+    let questions: Vec<PhaseQuestion> = record.steps.into_iter().map(|step| step.asked).collect();
     let guests = GUESTS.map(|name| original(&format!("target/guests/{name}.wasm")));
     let refused = Cell::new(0);
     let host = PolicyHost::new().expect("WebAssembly works here");

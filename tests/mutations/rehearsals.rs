@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use interlock_metrics::Registry;
 use interlock_policy_api::Policy;
-use interlock_policy_tools::cases::{Cases, Specimen};
-use interlock_policy_tools::clock::HandClock;
+use interlock_policy_tools::cases::{Cases, PolicyUnderTest};
+use interlock_policy_tools::clock::ManualClock;
 use interlock_policy_tools::replay::replay;
 use interlock_policy_tools::workload::Workload;
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource, Services};
@@ -15,8 +15,8 @@ use interlock_state::State;
 use crate::{each_mutant, in_words, original};
 
 /// Quota, with a state and a clock of its own.
-fn specimen() -> Specimen {
-    let clock = HandClock::default();
+fn specimen() -> PolicyUnderTest {
+    let clock = ManualClock::default();
     let state = State::memory_with(Arc::new(clock.clone()));
     let registry = Registry::new();
     let services = Services { state: state.clone(), registry: &registry, cache: None };
@@ -28,7 +28,7 @@ fn specimen() -> Specimen {
     let config =
         PolicyConfig { grants, settings, crash_budget: 0, ..PolicyConfig::new("quota", source) };
     let policy: Arc<dyn Policy> = host.load(&config).expect("it comes with the host");
-    Specimen { policy, state: state.space("quota"), clock }
+    PolicyUnderTest { policy, state: state.space("quota"), clock }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -37,7 +37,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_record_is_replayed_or_refused_in_words() {
-    let Specimen { policy, clock, .. } = specimen();
+    let PolicyUnderTest { policy, clock, .. } = specimen();
     let records = original("tests/mutations/data/records.jsonl");
     let asked = |trace: &str| replay(trace, None, policy.as_ref(), &clock);
     asked(&text(&records)).expect("as it was recorded, it is a record");
@@ -72,11 +72,11 @@ expect = { decision = "admit", code = "within_limits" }
 
 #[test]
 fn cases_are_played_or_refused_in_words() {
-    let Specimen { policy, state, clock } = specimen();
+    let PolicyUnderTest { policy, state, clock } = specimen();
     let play = |text: &str| {
         let mut begin = |_: &_| {
             let (policy, state) = (Arc::clone(&policy), state.clone());
-            Ok(Specimen { policy, state, clock: clock.clone() })
+            Ok(PolicyUnderTest { policy, state, clock: clock.clone() })
         };
         Cases::parse(text)?.play("", &mut begin)
     };

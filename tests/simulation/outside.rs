@@ -12,10 +12,11 @@ use interlock_engine::{
 };
 use interlock_policy_api::{
     Admission, Admitted, Answer, Body, Ceilings, Decision, Facts, FailureKind, Load, Phase,
-    PlanProposal, Policy, PolicyFailure, Reason, Rejection, Summary, Told,
+    PlanProposal, Policy, PolicyFailure, Reason, Rejection, RequestContext, Summary,
 };
 use interlock_policy_chain::{
-    Commons, FailureAction, LimitsConfig, Link, OnFailure, Oversight, PolicyChain, PolicyMetrics,
+    ChainEntry, ChainShared, FailureAction, LimitsConfig, OnFailure, PolicyChain, PolicyMetrics,
+    PolicySession,
 };
 use interlock_request::{
     CancelCause, Deadline, Deadlines, Drawn, Finish, Outcome, Priority, RequestId, Usage,
@@ -46,7 +47,7 @@ pub(crate) struct Outside {
 pub(crate) struct ClientRecord {
     pub fate: ClientFate,
     running: Option<RequestHandle>,
-    account: Option<Oversight>,
+    account: Option<PolicySession>,
     stops: Vec<StopAttempt>,
     deadlines: Deadlines,
     pub priority: Option<Priority>,
@@ -117,7 +118,7 @@ impl Policy for Seeded {
         }
     }
 
-    fn account(&self, told: Told<'_>, _: &Summary) -> Answer<()> {
+    fn account(&self, told: RequestContext<'_>, _: &Summary) -> Answer<()> {
         self.accounted[number(&told.facts.request_id)].fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -133,12 +134,12 @@ pub(crate) fn admit(
     chain: &Arc<PolicyChain>,
     who: usize,
     request: &SimRequest,
-) -> Option<(Admitted, Oversight)> {
+) -> Option<(Admitted, PolicySession)> {
     let (prompt, generation) = (request.prompt.clone(), request.generation.clone());
     let (id, tenant) = (who.to_string(), request.tenant);
     let consent =
         interlock_tests::admit_of(tenant, chain, who as u64, &id, prompt, generation).ok()?;
-    Some((consent.admitted, consent.oversight))
+    Some((consent.admitted, consent.session))
 }
 
 /// Nothing is forbidden, and every deadline far beyond a world's end.
@@ -170,8 +171,8 @@ impl Outside {
             accounted: requests.iter().map(|_| AtomicU32::new(0)).collect(),
         });
         let open = OnFailure { admit: FailureAction::Open, ..OnFailure::default() };
-        let link = Link::new(Arc::clone(&policy) as Arc<dyn Policy>, open);
-        let commons = Commons::in_line(metrics);
+        let link = ChainEntry::new(Arc::clone(&policy) as Arc<dyn Policy>, open);
+        let commons = ChainShared::in_line(metrics);
         Self {
             handle,
             inbox: Some(inbox),

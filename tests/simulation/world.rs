@@ -16,7 +16,7 @@ use interlock_engine::{
     Event, ManualEngine, Mode, ModelShape, StepOutcome, WaitingConfig, manual,
 };
 use interlock_metrics::Registry;
-use interlock_policy_chain::{Commons, PolicyChain, PolicyMetrics};
+use interlock_policy_chain::{ChainShared, PolicyChain, PolicyMetrics};
 use interlock_request::{Drawn, Outcome};
 use interlock_sim::{SimModel, SimSettings};
 use interlock_tests::metric;
@@ -257,7 +257,8 @@ impl Lab {
             self.engine.clone(),
             Box::new(VirtualClock::default()),
         );
-        let chain = PolicyChain::new(vec![], ceilings(), Commons::in_line(self.policies.clone()));
+        let chain =
+            PolicyChain::new(vec![], ceilings(), ChainShared::in_line(self.policies.clone()));
         let (admitted, _account) = admit(&Arc::new(chain), 0, request).expect("no policies");
         let mut running = handle.queue_permit().expect("a permit").submit(admitted);
         while engine.step() == StepOutcome::Ran {}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use interlock_policy_api::{Body, Facts, Headers, Identity, Load, Prompt};
-use interlock_policy_chain::{Consent, PolicyChain, at_once};
+use interlock_policy_chain::{AdmissionOutcome, PolicyChain, at_once};
 use interlock_request::{Endpoint, Generation, ModelId, RequestId};
 
 /// What the policies of `chain` make of a request of nobody in particular. Its serial tells it from
@@ -18,7 +18,7 @@ pub fn admit(
     id: &str,
     prompt: Vec<u32>,
     generation: Generation,
-) -> Result<Consent, interlock_policy_chain::Refused> {
+) -> Result<AdmissionOutcome, interlock_policy_chain::PolicyRefusal> {
     admit_of("", chain, serial, id, prompt, generation)
 }
 
@@ -34,7 +34,7 @@ pub fn admit_of(
     id: &str,
     prompt: Vec<u32>,
     generation: Generation,
-) -> Result<Consent, interlock_policy_chain::Refused> {
+) -> Result<AdmissionOutcome, interlock_policy_chain::PolicyRefusal> {
     let facts = Facts {
         serial,
         request_id: RequestId::parse(id).expect("a request id"),
@@ -51,7 +51,7 @@ pub fn admit_of(
         identity: Identity { tenant: tenant.into(), ..Identity::default() },
         headers: Headers::default(),
     };
-    let hearing = chain.hear(serial, facts.request_id.clone());
+    let hearing = chain.review(serial, facts.request_id.clone());
     let prompt = Prompt::new(prompt).expect("a prompt");
     let body = Arc::new(Body::new(vec![]));
     at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use interlock_config::{Effective, Problems};
 use interlock_metrics::Registry;
-use interlock_policy_chain::{Commons, Earlier, PolicyMetrics, RecordFile};
+use interlock_policy_chain::{ChainShared, PolicyMetrics, RecordFile, RollbackTarget};
 use interlock_policy_wasm::{
-    Change, Changed, Keeper, LoadFailed, NotChanged, PolicyConfig, PolicyHost, PolicySource,
-    Services, Unfit, default_cache,
+    ChangeReport, LoadFailed, LoadProblem, NotChanged, PolicyConfig, PolicyHost, PolicyManager,
+    PolicySource, PolicyUpdate, Services, default_cache,
 };
 use interlock_request::without_logins;
 use interlock_server::{PolicyAdmin, Replacement, SwapError, SwapFuture};
@@ -27,8 +27,8 @@ pub(crate) struct LoadedPolicies {
 pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String, String) {
     let PolicyConfig { name, source, .. } = policy;
     let key = match why {
-        Unfit::Settings(_) => "settings",
-        Unfit::Grants { .. } => "grants",
+        LoadProblem::Settings(_) => "settings",
+        LoadProblem::Grants { .. } => "grants",
         _ => "source",
     };
     (
@@ -60,8 +60,8 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
     let metrics = PolicyMetrics::register(registry);
     let record = record(effective, &metrics)?;
     let commons = match &record {
-        Some(file) => Commons::new(metrics).recording(Arc::clone(file) as _),
-        None => Commons::new(metrics),
+        Some(file) => ChainShared::new(metrics).recording(Arc::clone(file) as _),
+        None => ChainShared::new(metrics),
     };
     match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
         Ok(keeper) => Ok(LoadedPolicies { keeper, record }),
@@ -99,7 +99,7 @@ pub(crate) async fn reload(keeper: &Arc<Keeper>, record: Option<&Arc<RecordFile>
         if let Some(record) = record {
             record.reopen();
         }
-        let _logged = keeper.reload();
+        let _logged = manager.reload();
     };
     if let Err(error) = aside(reload).await {
         tracing::error!(error, "reloading policies failed");
@@ -153,5 +153,5 @@ fn told(changed: &Changed) -> Value {
 fn change(with: Replacement) -> Result<Change, String> {
     let Replacement { component, source, settings, mode } = with;
     let source = source.map(PolicySource::try_from).transpose().map_err(|bad| bad.to_string())?;
-    Ok(Change { component: component.map(|bytes| bytes.to_vec()), source, settings, mode })
+    Ok(PolicyUpdate { component: component.map(|bytes| bytes.to_vec()), source, settings, mode })
 }

@@ -11,7 +11,7 @@ use interlock_catalog::{Catalog, ModelRef};
 use interlock_config::{Config, ConfigDraft};
 use interlock_models::LoadOptions;
 use interlock_policy_wasm::{
-    PolicyConfig, PolicyHost, Unfit, WasmPolicy, default_cache, unusable_cache,
+    LoadProblem, PolicyConfig, PolicyHost, WasmPolicy, default_cache, unusable_cache,
 };
 
 use crate::listeners::{may_pass, not_listening};
@@ -107,11 +107,11 @@ impl Findings {
                 Ok(fine) => {
                     let why = loaded.iter().find_map(|other| fine.contradicts(other));
                     loaded.push(fine);
-                    why.map(Unfit::Descriptor)
+                    why.map(LoadProblem::Descriptor)
                 }
                 Err(failed) => Some(failed.why),
             };
-            if let Some(why) = why.filter(|why| !matches!(why, Unfit::Config(_))) {
+            if let Some(why) = why.filter(|why| !matches!(why, LoadProblem::Config(_))) {
                 let (key, text) = policies::problem(at, policy, &why);
                 self.wrong(key, text);
             }

@@ -99,7 +99,7 @@ async fn serve(
     };
     let served = listed(models.iter().map(|model| model.id.as_str()).collect());
     let what = if models.len() == 1 { "model" } else { "models" };
-    let chain = keeper.policies().current();
+    let chain = manager.policies().current();
     let policies = listed(chain.names().collect());
     tracing::info!(%address, "listening");
     let _stdout = announce(&format!(
@@ -144,7 +144,7 @@ async fn serve(
         keeper.look_after(every).context("cannot start the thread that reloads policies")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot receive SIGHUP")?;
     let reloader = tokio::spawn({
-        let keeper = Arc::clone(&keeper);
+        let manager = Arc::clone(&manager);
         async move {
             while hangup.recv().await.is_some() {
                 tracing::info!("SIGHUP came; the files of all policies are read again");
@@ -160,7 +160,7 @@ async fn serve(
         config: config.server,
         models,
         detached: config.detached,
-        policies: Arc::clone(keeper.policies()),
+        policies: Arc::clone(manager.policies()),
         work,
         prefix_keys,
         in_flight,
@@ -172,7 +172,7 @@ async fn serve(
         interlock_server::serve(listeners.clients, parts, stop.or_failure_of(&engines)).await;
     tracing::info!(cancelled = served.cancelled, "stopped serving");
     // Blocks this thread, on which nothing else runs any more.
-    let unheard = keeper.policies().commons().drain(ACCOUNTS_MAX);
+    let unheard = manager.policies().shared().drain(ACCOUNTS_MAX);
     if unheard > 0 {
         tracing::warn!(calls = unheard, waited = ?ACCOUNTS_MAX, "some policies were not told how requests ended");
     }

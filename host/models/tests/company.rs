@@ -222,7 +222,7 @@ fn submit(
         headers: Headers::default(),
     };
     let prompt = Prompt::new(wish.prompt.clone()).expect("a prompt");
-    let hearing = chain.hear(facts.serial, facts.request_id.clone());
+    let hearing = chain.review(facts.serial, facts.request_id.clone());
     let (load, body) = (Load::default(), Arc::new(Body::new(vec![])));
     let consent = at_once(hearing.admit(facts, &load, prompt, wish.generation.clone(), &body));
     permit.submit(consent.expect("there are no policies").admitted)

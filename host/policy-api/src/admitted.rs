@@ -77,7 +77,7 @@ impl Admitted {
     }
 
     /// What the host must enforce, as it was decided; events may amend it later
-    /// (the chain's `Oversight::plan`).
+    /// (the chain's `PolicySession::plan`).
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

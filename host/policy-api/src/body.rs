@@ -21,13 +21,13 @@ use serde_json::Value;
 /// same body.
 #[derive(Clone)]
 pub struct Body {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<BodyState>>,
     /// Bytes that it came with.
     bytes: usize,
 }
 
 #[derive(Clone)]
-struct State {
+struct BodyState {
     content: Content,
     /// Bytes that may still be written into it.
     room: usize,
@@ -88,7 +88,7 @@ impl Body {
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         let (len, room) = (bytes.len(), bytes.len() + Self::WRITTEN_BYTES_MAX);
-        let state = State { content: Content::Raw(bytes), room };
+        let state = BodyState { content: Content::Raw(bytes), room };
         Self { state: Arc::new(Mutex::new(state)), bytes: len }
     }
 
@@ -211,13 +211,13 @@ impl Body {
         *self.lock() = state;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BodyState> {
         // Nothing panics while it is held but an allocation, and then the value is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl BodyState {
     fn parsed(&mut self) -> Result<(&mut Arc<Value>, &mut bool), BadPointer> {
         if let Content::Raw(bytes) = &self.content {
             let root = serde_json::from_slice(bytes)

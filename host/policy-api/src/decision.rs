@@ -1,19 +1,16 @@
 //! What a policy can answer, and how it can fail to.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use crate::{Identity, PlanProposal, Reaction, Verdict, Watch};
+use crate::{Code, Identity, PlanProposal, Reaction, Rejection, Verdict, Watch};
 
 /// An answer to `identify`.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Identified {
-    /// It is this one.
+    /// The policy knows the caller: this identity, for this reason.
     Known(Identity, Code),
-    /// Ask the next.
+    /// The policy does not know the caller; the next policy is asked.
     Unknown,
-    /// It may not.
+    /// The caller is turned away.
     Reject(Rejection),
 }
 
@@ -21,11 +18,11 @@ pub enum Identified {
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transformed {
-    /// As it is.
+    /// The request stays as it is.
     Keep,
-    /// Like this.
+    /// The request changes like this.
     Edit(Edits),
-    /// Not at all.
+    /// The request is turned away.
     Reject(Rejection),
 }
 
@@ -34,13 +31,13 @@ pub enum Transformed {
 pub struct Edits {
     /// Headers that later policies see in place of those of these names.
     pub set_headers: Vec<(String, String)>,
-    /// Headers that they do not see any more.
+    /// Headers that later policies do not see any more.
     pub remove_headers: Vec<String>,
     /// Headers of the answer.
     pub answer_headers: Vec<(String, String)>,
     /// The model that is asked for from here on.
     pub model: Option<String>,
-    /// Why.
+    /// The reason that the policy gives.
     pub code: Code,
 }
 
@@ -48,13 +45,13 @@ pub struct Edits {
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
-    /// Others may decide.
+    /// The policy leaves the choice to others.
     Abstain,
     /// How well each suits, 0 to 1, by [`crate::Candidate::id`].
     Scores(Vec<(u32, f32)>, Code),
-    /// This one.
+    /// The request runs on this candidate.
     Pick(u32, Code),
-    /// None of them.
+    /// The request is turned away.
     Reject(Rejection),
 }
 
@@ -62,9 +59,9 @@ pub enum Choice {
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
-    /// Let it in.
+    /// The request may run.
     Admit(Admission),
-    /// Turn it away.
+    /// The request is turned away.
     Reject(Rejection),
 }
 
@@ -75,16 +72,16 @@ pub struct Admission {
     pub proposal: PlanProposal,
     /// What the policy watches; `None`: what it always does.
     pub watch: Option<Watch>,
-    /// What it wants to remember of the request.
+    /// What the policy is told of the request again in later phases.
     pub note: String,
     /// Headers of the answer.
     pub headers: Vec<(String, String)>,
-    /// Why.
+    /// The reason that the policy gives.
     pub code: Code,
 }
 
 impl Identified {
-    /// Its label in `interlock_policy_calls_total{decision}`; the others' likewise.
+    /// The label of the answer in `interlock_policy_calls_total{decision}`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Known(..) => "known",
@@ -95,7 +92,7 @@ impl Identified {
 }
 
 impl Transformed {
-    /// Its label.
+    /// The label of the answer, as in [`Identified::as_str`].
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Keep => "keep",
@@ -106,7 +103,12 @@ impl Transformed {
 }
 
 impl Choice {
-    /// Its label.
+    /// The part of a score that counts: 0 to 1, and NaN is 0.
+    pub fn clamped(score: f32) -> f32 {
+        if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
+    }
+
+    /// The label of the answer, as in [`Identified::as_str`].
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Abstain => "abstain",
@@ -118,7 +120,7 @@ impl Choice {
 }
 
 impl Decision {
-    /// Its label.
+    /// The label of the answer, as in [`Identified::as_str`].
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Admit(_) => "admit",
@@ -129,9 +131,9 @@ impl Decision {
 
 /// What every answer of a policy can say of itself.
 pub trait PolicyAnswer {
-    /// Its label in `interlock_policy_calls_total{decision}`.
+    /// The label of the answer in `interlock_policy_calls_total{decision}`.
     fn label(&self) -> &'static str;
-    /// Why, if it says.
+    /// The reason, where the answer has one.
     fn code(&self) -> Option<&Code>;
 }
 
@@ -223,66 +225,25 @@ impl PolicyAnswer for () {
     }
 }
 
-/// One of a policy's reasons, by name: short, stable, `snake_case`, of a closed set. Shared with
-/// the policy that gives it, so that handing it on copies nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
-#[serde(transparent)]
-pub struct Code(pub Arc<str>);
-
-impl Default for Code {
-    /// What a policy gives that has no reasons to tell apart.
-    fn default() -> Self {
-        Self(Arc::from("unspecified"))
-    }
-}
-
-impl From<&str> for Code {
-    fn from(code: &str) -> Self {
-        Self(code.into())
-    }
-}
-
-/// Why a request was turned away, for the client and for us.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
-pub struct Rejection {
-    /// HTTP status, 400 to 599; the chain clamps what a policy says.
-    pub status: u16,
-    /// Machine-readable cause, and a sentence for the client.
-    pub reason: Reason,
-    /// When it makes sense to try again.
-    pub retry_after: Option<Duration>,
-    /// Headers of the answer.
-    pub headers: Vec<(String, String)>,
-}
-
-/// A machine-readable cause with an optional sentence.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-pub struct Reason {
-    /// Which.
-    pub code: Code,
-    /// For people.
-    pub detail: Option<String>,
-}
-
 /// A moment in a request's life at which policies are asked.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Who is it?
+    /// `identify`: who is the caller?
     Identify,
-    /// What should be changed first?
+    /// `transform`: what should be changed before the request is parsed?
     Transform,
-    /// Where should it run?
+    /// `route`: which model should the request run on?
     Route,
-    /// May it pass, and under which plan?
+    /// `admit`: may the request run, and under which plan?
     Admit,
-    /// Is this what the model should say?
+    /// `stream_guard`: may the client get this text?
     StreamGuard,
-    /// What now?
+    /// `events`: what follows of something that happened to the request?
     Events,
-    /// It has ended; this is how.
+    /// `account`: the request has ended.
     Account,
 }
 
@@ -298,7 +259,7 @@ impl Phase {
         Self::Account,
     ];
 
-    /// Its label in metrics and logs.
+    /// The label of the phase in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Identify => "identify",

@@ -34,7 +34,7 @@ pub struct Facts {
     /// A hash of how its prompt begins, with a secret of this process; 0 when that is not text. Equal
     /// beginnings have equal keys where what is computed for them may be shared, and nowhere else.
     pub prefix_key: u64,
-    /// Who asks.
+    /// Who the caller is, as `identify` said.
     pub identity: Identity,
     /// Headers that some policy sees (the chain's `headers_seen`); each policy is shown
     /// those that it was granted.

@@ -22,18 +22,20 @@ mod decision;
 mod facts;
 mod plan;
 mod policy;
+mod reason;
 mod summary;
 mod watch;
 
 pub use admitted::{Admitted, Prompt, Work};
 pub use body::{BadPointer, Body};
 pub use decision::{
-    Admission, Choice, Code, Decision, Edits, FailureKind, Identified, Phase, PolicyAnswer,
-    PolicyFailure, Reason, Rejection, Transformed,
+    Admission, Choice, Decision, Edits, FailureKind, Identified, Phase, PolicyAnswer,
+    PolicyFailure, Transformed,
 };
 pub use facts::{Caller, Candidate, Facts, Headers, Identity, Load};
 pub use plan::{Ceilings, Plan, PlanProposal};
-pub use policy::{Answer, CallTime, Policy, Told};
+pub use policy::{Answer, CallTime, Policy, RequestContext};
+pub use reason::{Code, Reason, Rejection};
 pub use summary::{Closing, Summary};
 pub use watch::{
     Event, EventSet, Guarding, Progress, Reaction, Verdict, Watch, Window, WindowSize,

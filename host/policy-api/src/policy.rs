@@ -5,12 +5,12 @@ use crate::{
     PolicyFailure, Progress, Reaction, Summary, Transformed, Verdict, Watch, Window,
 };
 
-/// What a call gives: an answer, or none.
+/// The result of a call: an answer, or why the policy gave none.
 pub type Answer<T> = Result<T, PolicyFailure>;
 
 /// A request that a policy admitted, as it is brought before it again.
 #[derive(Debug, Clone, Copy)]
-pub struct Told<'a> {
+pub struct RequestContext<'a> {
     /// The facts of its admission.
     pub facts: &'a Facts,
     /// What the policy noted then.
@@ -41,10 +41,10 @@ pub trait Policy: Send + Sync {
     /// The operator's name for it: a metric label, unique in the chain.
     fn name(&self) -> &str;
 
-    /// The version it gave itself.
+    /// The version that the component declares.
     fn version(&self) -> &str;
 
-    /// Does it take part in this phase?
+    /// Whether the policy takes part in this phase.
     fn takes(&self, phase: Phase) -> bool;
 
     /// How long a call may take, by what bounds it and not by what it took so far.
@@ -72,7 +72,7 @@ pub trait Policy: Send + Sync {
         &[]
     }
 
-    /// Who is this?
+    /// Says who the caller is.
     ///
     /// # Errors
     ///
@@ -82,13 +82,13 @@ pub trait Policy: Send + Sync {
         Err(PolicyFailure::absent(Phase::Identify))
     }
 
-    /// What should be changed before the request is understood? It may change `body` itself.
+    /// Says what should be changed before the request is parsed. The policy may change `body` itself.
     fn transform(&self, facts: &Facts, body: &Body) -> Answer<Transformed> {
         let _ = (facts, body);
         Err(PolicyFailure::absent(Phase::Transform))
     }
 
-    /// Where should it run?
+    /// Chooses among the models that the request could run on.
     fn route(&self, facts: &Facts, candidates: &[Candidate], body: &Body) -> Answer<Choice> {
         let _ = (facts, candidates, body);
         Err(PolicyFailure::absent(Phase::Route))
@@ -107,21 +107,26 @@ pub trait Policy: Send + Sync {
         Err(PolicyFailure::absent(Phase::Admit))
     }
 
-    /// Is this what the model should say?
-    fn window(&self, told: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
-        let _ = (told, window);
+    /// Judges a window of the text.
+    fn window(&self, request: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
+        let _ = (request, window);
         Err(PolicyFailure::absent(Phase::StreamGuard))
     }
 
-    /// What now?
-    fn event(&self, told: Told<'_>, event: &Event, progress: &Progress) -> Answer<Reaction> {
-        let _ = (told, event, progress);
+    /// Says what follows of something that happened to the request.
+    fn event(
+        &self,
+        request: RequestContext<'_>,
+        event: &Event,
+        progress: &Progress,
+    ) -> Answer<Reaction> {
+        let _ = (request, event, progress);
         Err(PolicyFailure::absent(Phase::Events))
     }
 
     /// The request has ended like this. Called once.
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
-        let _ = (told, summary);
+    fn account(&self, request: RequestContext<'_>, summary: &Summary) -> Answer<()> {
+        let _ = (request, summary);
         Err(PolicyFailure::absent(Phase::Account))
     }
 

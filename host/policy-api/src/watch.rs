@@ -9,7 +9,7 @@ use crate::{Code, PlanProposal, Reason};
 /// What a policy wants to see of a request after its admission. The default is nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 pub struct Watch {
-    /// The moments that it wants to hear of.
+    /// The events that the policy is told of.
     pub events: EventSet,
     /// How long a pause is a stall; `None`: it does not want to know.
     pub stalled_after: Option<Duration>,
@@ -40,10 +40,10 @@ pub struct EventSet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Guarding {
-    /// It does not see it.
+    /// The policy does not see the text.
     #[default]
     Off,
-    /// It sees what the client already has.
+    /// The policy sees the text that the client already has.
     Observe(WindowSize),
     /// The client gets what it lets pass.
     Gate(WindowSize),
@@ -62,32 +62,32 @@ pub struct WindowSize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// It waits, behind so many.
+    /// The request waits behind so many others.
     Queued(u32),
-    /// Its first pass begins.
+    /// The first pass of the request begins.
     Dispatched,
-    /// Its first token came.
+    /// The first token came.
     FirstToken,
     /// No token came for this long.
     Stalled(Duration),
     /// This deadline has struck.
     TimedOut(Deadline),
-    /// Its client left.
+    /// The client left.
     Disconnected,
-    /// It gave its pages to another, the so-manieth time.
+    /// The request gave its pages to another; the number counts how often it did.
     Preempted(u32),
 }
 
 /// How far a request is when something happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Progress {
-    /// When, in microseconds since the Unix epoch.
+    /// The time of the event, in microseconds since the Unix epoch.
     pub at_micros: u64,
-    /// Since admission.
+    /// The time since the request was admitted.
     pub elapsed: Duration,
-    /// Since its last token.
+    /// The time since the last token; `None` before the first.
     pub since_token: Option<Duration>,
-    /// So far.
+    /// The tokens so far.
     pub usage: Usage,
 }
 
@@ -95,9 +95,9 @@ pub struct Progress {
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reaction {
-    /// Go on as planned.
+    /// The request goes on as planned.
     Keep,
-    /// End it.
+    /// The request ends.
     Cancel(Reason),
     /// This takes the place of what this policy had proposed.
     Amend(PlanProposal, Code),
@@ -146,14 +146,14 @@ pub enum Verdict {
         text: String,
         /// Bytes that stay.
         hold: u32,
-        /// Why.
+        /// The reason that the policy gives.
         reason: Reason,
     },
     /// The client gets this, and the answer ends.
     Stop {
         /// What it gets.
         text: String,
-        /// Why.
+        /// The reason that the policy gives.
         reason: Reason,
     },
     /// The request fails.

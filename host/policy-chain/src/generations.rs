@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use crate::{Commons, Link, PolicyChain};
+use crate::{ChainEntry, ChainShared, PolicyChain};
 use interlock_policy_api::Ceilings;
 
 /// Chains that are kept for a rollback beside the first, which is always kept. What they hold in
@@ -27,12 +27,12 @@ const KEPT: usize = 3;
 /// The generations of a host's policies.
 pub struct Policies {
     current: ArcSwap<PolicyChain>,
-    past: Mutex<Past>,
+    past: Mutex<PastChains>,
     ceilings: Ceilings,
-    commons: Commons,
+    shared: ChainShared,
 }
 
-struct Past {
+struct PastChains {
     /// The one that the process began with first, the latest last.
     chains: Vec<Arc<PolicyChain>>,
     last_number: u64,
@@ -40,7 +40,7 @@ struct Past {
 
 /// Which generation to go back to. Written `previous`, `start`, or as its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Earlier {
+pub enum RollbackTarget {
     /// The one before the current.
     Previous,
     /// The one that the process began with: what the configuration names.
@@ -52,11 +52,11 @@ pub enum Earlier {
 /// A generation to go back to that cannot be one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a generation to go back to is previous, start or a number, got {0:?}")]
-pub struct BadEarlier(String);
+pub struct BadRollbackTarget(String);
 
 /// Why nothing was gone back to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotKept {
+pub enum GenerationNotKept {
     /// The current generation is the first.
     #[error("there is no earlier generation to go back to")]
     NothingEarlier,
@@ -74,7 +74,7 @@ fn listed(numbers: &[u64]) -> String {
     numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-impl fmt::Display for Earlier {
+impl fmt::Display for RollbackTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Previous => f.write_str("previous"),
@@ -84,8 +84,8 @@ impl fmt::Display for Earlier {
     }
 }
 
-impl FromStr for Earlier {
-    type Err = BadEarlier;
+impl FromStr for RollbackTarget {
+    type Err = BadRollbackTarget;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
@@ -93,9 +93,9 @@ impl FromStr for Earlier {
             "start" => Ok(Self::Start),
             // Digits alone: `+1` is a number to Rust, and to an operator one generation on.
             _ if text.bytes().all(|byte| byte.is_ascii_digit()) => {
-                text.parse().map(Self::Number).map_err(|_| BadEarlier(text.to_owned()))
+                text.parse().map(Self::Number).map_err(|_| BadRollbackTarget(text.to_owned()))
             }
-            _ => Err(BadEarlier(text.to_owned())),
+            _ => Err(BadRollbackTarget(text.to_owned())),
         }
     }
 }
@@ -113,13 +113,13 @@ impl fmt::Debug for Policies {
 impl From<PolicyChain> for Policies {
     /// A host that begins with this chain.
     fn from(chain: PolicyChain) -> Self {
-        let (ceilings, commons) = (chain.ceilings, chain.commons.clone());
-        let past = Past { chains: Vec::new(), last_number: chain.generation() };
+        let (ceilings, shared) = (chain.ceilings, chain.shared.clone());
+        let past = PastChains { chains: Vec::new(), last_number: chain.generation() };
         let policies = Self {
             current: ArcSwap::from_pointee(chain),
             past: Mutex::new(past),
             ceilings,
-            commons,
+            shared,
         };
         policies.publish(&policies.current());
         policies
@@ -127,9 +127,13 @@ impl From<PolicyChain> for Policies {
 }
 
 impl Policies {
-    /// Begins with these links.
-    pub fn new(links: Vec<Link>, ceilings: Ceilings, commons: impl Into<Commons>) -> Self {
-        PolicyChain::new(links, ceilings, commons).into()
+    /// Begins with a chain of these entries.
+    pub fn new(
+        entries: Vec<ChainEntry>,
+        ceilings: Ceilings,
+        shared: impl Into<ChainShared>,
+    ) -> Self {
+        PolicyChain::new(entries, ceilings, shared).into()
     }
 
     /// What a request that comes now is to stay with.
@@ -137,19 +141,19 @@ impl Policies {
         self.current.load_full()
     }
 
-    /// New requests get these links; the number of their generation. What they had is kept.
-    pub fn swap(&self, links: Vec<Link>) -> u64 {
+    /// New requests get a chain of these entries; returns the number of its generation. What they had is kept.
+    pub fn swap(&self, entries: Vec<ChainEntry>) -> u64 {
         let mut past = self.past();
         past.last_number += 1;
         let number = past.last_number;
-        let commons = self.commons.clone();
-        let chain = Arc::new(PolicyChain::of_generation(number, links, self.ceilings, commons));
+        let shared = self.shared.clone();
+        let chain = Arc::new(PolicyChain::of_generation(number, entries, self.ceilings, shared));
         self.publish(&chain);
         past.chains.push(self.current.swap(chain));
         if past.chains.len() > KEPT + 1 {
             past.chains.remove(1);
         }
-        self.commons.metrics.swap("swapped");
+        self.shared.metrics.swap("swapped");
         tracing::debug!(generation = number, "policies were swapped");
         number
     }
@@ -160,17 +164,19 @@ impl Policies {
     /// # Errors
     ///
     /// When that generation is not kept.
-    pub fn rollback(&self, to: Earlier) -> Result<u64, NotKept> {
+    pub fn rollback(&self, to: RollbackTarget) -> Result<u64, GenerationNotKept> {
         let mut past = self.past();
         let current = self.current().generation();
         let at = match to {
-            Earlier::Previous => past.chains.len().checked_sub(1).ok_or(NotKept::NothingEarlier)?,
-            Earlier::Start if past.chains.is_empty() => return Ok(current),
-            Earlier::Start => 0,
-            Earlier::Number(asked) if asked == current => return Ok(current),
-            Earlier::Number(asked) => {
+            RollbackTarget::Previous => {
+                past.chains.len().checked_sub(1).ok_or(GenerationNotKept::NothingEarlier)?
+            }
+            RollbackTarget::Start if past.chains.is_empty() => return Ok(current),
+            RollbackTarget::Start => 0,
+            RollbackTarget::Number(asked) if asked == current => return Ok(current),
+            RollbackTarget::Number(asked) => {
                 let at = past.chains.iter().position(|chain| chain.generation() == asked);
-                at.ok_or_else(|| NotKept::Number { asked, kept: self.numbers(&past) })?
+                at.ok_or_else(|| GenerationNotKept::Number { asked, kept: self.numbers(&past) })?
             }
         };
         Ok(self.go_back(&mut past, at, "rolled_back"))
@@ -194,38 +200,38 @@ impl Policies {
 
     /// An attempt to swap came to nothing; it is counted.
     pub fn swap_failed(&self) {
-        self.commons.metrics.swap("failed");
+        self.shared.metrics.swap("failed");
     }
 
     /// What all generations share.
-    pub fn commons(&self) -> &Commons {
-        &self.commons
+    pub fn shared(&self) -> &ChainShared {
+        &self.shared
     }
 
-    fn go_back(&self, past: &mut Past, at: usize, result: &'static str) -> u64 {
+    fn go_back(&self, past: &mut PastChains, at: usize, result: &'static str) -> u64 {
         let chain = Arc::clone(&past.chains[at]);
         past.chains.truncate(at);
         let (from, number) = (self.current().generation(), chain.generation());
         self.publish(&chain);
         self.current.store(chain);
-        self.commons.metrics.swap(result);
+        self.shared.metrics.swap(result);
         tracing::debug!(from, generation = number, result, "an earlier generation is back");
         number
     }
 
-    fn numbers(&self, past: &Past) -> Vec<u64> {
+    fn numbers(&self, past: &PastChains) -> Vec<u64> {
         let current = self.current().generation();
         past.chains.iter().map(|chain| chain.generation()).chain([current]).collect()
     }
 
-    fn past(&self) -> MutexGuard<'_, Past> {
+    fn past(&self) -> MutexGuard<'_, PastChains> {
         // Held by whoever changes the generation, of whom there is rarely one; never by a request.
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, chain: &PolicyChain) {
         let names: Vec<&str> = chain.names().collect();
-        self.commons.metrics.serves(&names, chain.generation());
+        self.shared.metrics.serves(&names, chain.generation());
     }
 }
 
@@ -236,40 +242,43 @@ mod tests {
     use crate::{LimitsConfig, PolicyMetrics};
     use interlock_policy_api::{Admission, Decision};
 
-    fn links(version: &'static str) -> Vec<Link> {
+    fn entries(version: &'static str) -> Vec<ChainEntry> {
         let fake = Fake::admitting("p", Ok(Decision::Admit(Admission::default())));
-        vec![Fake { version, ..fake }.link()]
+        vec![Fake { version, ..fake }.entry()]
     }
 
     fn policies() -> (Policies, interlock_metrics::Registry) {
         let registry = interlock_metrics::Registry::new();
         let metrics = PolicyMetrics::register(&registry);
-        (Policies::new(links("1"), LimitsConfig::default().ceilings(), metrics), registry)
+        (Policies::new(entries("1"), LimitsConfig::default().ceilings(), metrics), registry)
     }
 
     fn serves(policies: &Policies) -> String {
-        let consent = admit(&policies.current(), facts()).expect("it admits");
-        consent.said[0].version.to_string()
+        let outcome = admit(&policies.current(), facts()).expect("it admits");
+        outcome.decisions[0].version.to_string()
     }
 
     #[test]
     fn a_request_keeps_the_policies_that_it_began_with() {
         let (policies, _) = policies();
         let before = policies.current();
-        assert_eq!(policies.swap(links("2")), 2);
+        assert_eq!(policies.swap(entries("2")), 2);
         assert_eq!(serves(&policies), "2");
-        assert_eq!(admit(&before, facts()).expect("it admits").said[0].version.as_ref(), "1");
+        assert_eq!(admit(&before, facts()).expect("it admits").decisions[0].version.as_ref(), "1");
         assert_eq!(before.generation(), 1);
     }
 
     #[test]
     fn a_rollback_brings_back_what_was_there_and_numbers_only_grow() {
         let (policies, registry) = policies();
-        policies.swap(links("2"));
-        assert_eq!(policies.rollback(Earlier::Previous), Ok(1));
+        policies.swap(entries("2"));
+        assert_eq!(policies.rollback(RollbackTarget::Previous), Ok(1));
         assert_eq!(serves(&policies), "1");
-        assert_eq!(policies.rollback(Earlier::Previous), Err(NotKept::NothingEarlier));
-        assert_eq!(policies.swap(links("3")), 3);
+        assert_eq!(
+            policies.rollback(RollbackTarget::Previous),
+            Err(GenerationNotKept::NothingEarlier)
+        );
+        assert_eq!(policies.swap(entries("3")), 3);
         assert_eq!(policies.restore_before(2), None, "it is not the current one");
         assert_eq!(policies.restore_before(3), Some(1));
         let text = registry.expose().unwrap();
@@ -288,10 +297,10 @@ mod tests {
     fn only_a_few_generations_are_kept_and_the_first() {
         let (policies, _) = policies();
         for _ in 0..9 {
-            policies.swap(links("n"));
+            policies.swap(entries("n"));
         }
         assert_eq!(policies.kept(), [1, 7, 8, 9, 10]);
-        let back = || policies.rollback(Earlier::Previous).ok();
+        let back = || policies.rollback(RollbackTarget::Previous).ok();
         assert_eq!(std::iter::from_fn(back).collect::<Vec<_>>(), [9, 8, 7, 1]);
     }
 
@@ -299,32 +308,32 @@ mod tests {
     fn the_start_can_be_gone_back_to_whatever_was_swapped_since() {
         let (policies, _) = policies();
         for _ in 0..9 {
-            policies.swap(links("n"));
+            policies.swap(entries("n"));
         }
-        assert_eq!(policies.rollback(Earlier::Start), Ok(1));
+        assert_eq!(policies.rollback(RollbackTarget::Start), Ok(1));
         assert_eq!((serves(&policies), policies.kept()), ("1".into(), vec![1]));
-        assert_eq!(policies.rollback(Earlier::Start), Ok(1), "it is there already");
-        assert_eq!(policies.swap(links("2")), 11);
-        assert_eq!(policies.rollback(Earlier::Start), Ok(1));
+        assert_eq!(policies.rollback(RollbackTarget::Start), Ok(1), "it is there already");
+        assert_eq!(policies.swap(entries("2")), 11);
+        assert_eq!(policies.rollback(RollbackTarget::Start), Ok(1));
     }
 
     #[test]
     fn a_generation_can_be_gone_back_to_by_its_number() {
         let (policies, _) = policies();
         for _ in 0..3 {
-            policies.swap(links("n"));
+            policies.swap(entries("n"));
         }
-        assert_eq!(policies.rollback(Earlier::Number(3)), Ok(3));
-        let gone = policies.rollback(Earlier::Number(4)).expect_err("it was taken back");
+        assert_eq!(policies.rollback(RollbackTarget::Number(3)), Ok(3));
+        let gone = policies.rollback(RollbackTarget::Number(4)).expect_err("it was taken back");
         assert_eq!(gone.to_string(), "generation 4 is not kept; those that are: 1, 2, 3");
     }
 
     #[test]
     fn a_generation_to_go_back_to_is_a_word_or_digits() {
         for (text, read) in [
-            ("previous", Some(Earlier::Previous)),
-            ("start", Some(Earlier::Start)),
-            ("12", Some(Earlier::Number(12))),
+            ("previous", Some(RollbackTarget::Previous)),
+            ("start", Some(RollbackTarget::Start)),
+            ("12", Some(RollbackTarget::Number(12))),
             ("", None),
             ("+1", None),
             ("-1", None),
@@ -343,11 +352,11 @@ mod tests {
                 (0..2000).filter(|_| admit(&policies.current(), facts()).is_ok()).count()
             });
             for _ in 0..200 {
-                policies.swap(links("n"));
+                policies.swap(entries("n"));
             }
             load.join().expect("no panic")
         });
         assert_eq!(told, 2000);
-        assert_eq!(policies.commons().tenants.count("acme"), None, "a request was never settled");
+        assert_eq!(policies.shared().tenants.count("acme"), None, "a request was never settled");
     }
 }

@@ -12,20 +12,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::said::{Answered, Phased};
+use crate::decision_record::{AnyAnswer, PhaseAnswer};
 use interlock_policy_api::{Caller, Phase};
 
 const ROWS_MAX: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
+pub(crate) struct LastGoodKey {
     policy: Arc<str>,
     phase: Phase,
     tenant: String,
     model: String,
 }
 
-impl Key {
+impl LastGoodKey {
     pub(crate) fn new(policy: &Arc<str>, phase: Phase, about: (&str, &str)) -> Self {
         let (tenant, model) = (about.0.to_owned(), about.1.to_owned());
         Self { policy: Arc::clone(policy), phase, tenant, model }
@@ -35,7 +35,7 @@ impl Key {
 /// The memory, over all generations.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LastGood {
-    rows: Arc<Mutex<HashMap<Key, (Instant, Answered)>>>,
+    rows: Arc<Mutex<HashMap<LastGoodKey, (Instant, AnyAnswer)>>>,
     hashes: RandomState,
 }
 
@@ -50,8 +50,8 @@ impl LastGood {
         format!("{} {:x}", caller.address, self.hashes.hash_one((endpoint, seen)))
     }
 
-    /// Remembers.
-    pub(crate) fn keep(&self, key: Key, answer: Answered) {
+    /// Keeps the answer for [`LastGood::recall`].
+    pub(crate) fn keep(&self, key: LastGoodKey, answer: AnyAnswer) {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         if rows.len() >= ROWS_MAX && !rows.contains_key(&key) {
             // A full look, once in a thousand: half of them go, so that it is rare.
@@ -63,8 +63,8 @@ impl LastGood {
         rows.insert(key, (clock::now(), answer));
     }
 
-    /// What it decided, if that is not older than this.
-    pub(crate) fn recall<T: Phased>(&self, key: &Key, age_max: Duration) -> Option<T> {
+    /// The last answer, unless it is older than this.
+    pub(crate) fn recall<T: PhaseAnswer>(&self, key: &LastGoodKey, age_max: Duration) -> Option<T> {
         let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, answer) = rows.get(key)?;
         if clock::now().saturating_duration_since(*at) > age_max {
@@ -79,15 +79,15 @@ mod tests {
     use super::*;
     use interlock_policy_api::{Choice, Code};
 
-    fn key(number: usize) -> Key {
-        Key::new(&"p".into(), Phase::Route, ("tenant", &number.to_string()))
+    fn key(number: usize) -> LastGoodKey {
+        LastGoodKey::new(&"p".into(), Phase::Route, ("tenant", &number.to_string()))
     }
 
     #[test]
     fn what_is_too_old_or_of_someone_else_is_not_recalled() {
         let memory = LastGood::default();
         let pick = Choice::Pick(1, Code::from("best"));
-        memory.keep(key(1), pick.clone().answered());
+        memory.keep(key(1), pick.clone().into_any());
         assert_eq!(memory.recall(&key(1), Duration::from_secs(60)), Some(pick));
         assert_eq!(memory.recall::<Choice>(&key(2), Duration::from_secs(60)), None);
         assert_eq!(memory.recall::<Choice>(&key(1), Duration::ZERO), None);
@@ -97,7 +97,7 @@ mod tests {
     fn the_memory_has_an_end() {
         let memory = LastGood::default();
         for number in 0..3 * ROWS_MAX {
-            memory.keep(key(number), Choice::Abstain.answered());
+            memory.keep(key(number), Choice::Abstain.into_any());
         }
         assert!(memory.rows.lock().unwrap().len() <= ROWS_MAX);
         let last = memory.recall::<Choice>(&key(3 * ROWS_MAX - 1), Duration::from_secs(60));

@@ -29,7 +29,7 @@ pub struct PolicyMetrics {
     swaps: IntCounterVec,
     pub(crate) slow_running: IntGaugeVec,
     pub(crate) slow_waiting: IntGaugeVec,
-    pub(crate) beside_running: IntGauge,
+    pub(crate) observing_running: IntGauge,
     pub(crate) records_dropped: IntCounter,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct PhaseMeters {
 
 /// One policy's part of the families.
 #[derive(Debug)]
-pub(crate) struct Meters {
+pub(crate) struct MemberMeters {
     name: String,
     reasons_known: HashSet<String>,
     phases: [Option<PhaseMeters>; Phase::ALL.len()],
@@ -130,7 +130,7 @@ impl PolicyMetrics {
                 "Requests that wait for one of the threads of a policy that has its own.",
                 &["policy"],
             ),
-            beside_running: registry.gauge(
+            observing_running: registry.gauge(
                 "policy_observing_calls_running",
                 "Streams whose windows an observing policy judges, or which wait for a thread to do so.",
             ),
@@ -142,7 +142,7 @@ impl PolicyMetrics {
     }
 
     /// A policy's own meters. They are there before its first call, or a rate would miss that one.
-    pub(crate) fn of(&self, policy: &dyn Policy, soft_deadline: Option<Duration>) -> Meters {
+    pub(crate) fn of(&self, policy: &dyn Policy, soft_deadline: Option<Duration>) -> MemberMeters {
         let name = policy.name();
         let phases = Phase::ALL.map(|phase| policy.takes(phase).then(|| self.phase(name, phase)));
         if policy.takes(Phase::StreamGuard) {
@@ -152,7 +152,7 @@ impl PolicyMetrics {
         }
         let reasons_known = policy.reasons().iter().cloned().collect();
         let families = self.clone();
-        Meters { name: name.to_owned(), reasons_known, phases, soft_deadline, families }
+        MemberMeters { name: name.to_owned(), reasons_known, phases, soft_deadline, families }
     }
 
     fn phase(&self, policy: &str, phase: Phase) -> PhaseMeters {
@@ -196,7 +196,7 @@ impl PolicyMetrics {
     }
 }
 
-impl Meters {
+impl MemberMeters {
     /// A call was made.
     pub(crate) fn called<T: PolicyAnswer>(
         &self,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! a request waits ─► permit (bounded, in order, for PATIENCE at most) ─► its queue ─► calls
-//! nobody waits    ─► the queue of one request                         ─► accounts, beside
+//! nobody waits    ─► the queue of one request                         ─► accounts, background
 //! ```
 //!
 //! # Invariants
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::PolicyMetrics;
-use crate::slow::{Counted, SlowPool};
+use crate::blocking_pool::{BlockingPool, GaugeCount};
 use interlock_policy_api::CallTime;
 use interlock_policy_api::Policy;
 
@@ -41,17 +41,17 @@ pub(crate) const ACCOUNT_THREADS: usize = 4;
 /// many wait only when the other machine is slow or gone; what comes beyond is dropped, logged and
 /// counted.
 pub(crate) const ACCOUNTS_MAX: usize = 1024;
-/// Requests that it looks on at at once, for which nobody waits either.
-const BESIDE_THREADS: usize = 4;
-/// Requests that wait to be looked at; what comes beyond is not seen, and counted.
-pub(crate) const BESIDE_MAX: usize = 4096;
+/// Calls in the background that run at once; nobody waits for them either.
+const BACKGROUND_THREADS: usize = 4;
+/// Calls that wait for such a thread; what comes beyond is dropped and counted.
+pub(crate) const BACKGROUND_MAX: usize = 4096;
 
 /// Threads and places in line for one policy.
 pub(crate) struct PolicyThreads {
-    pub(crate) calls: SlowPool,
+    pub(crate) calls: BlockingPool,
     permits: Option<Permits>,
-    pub(crate) accounts: SlowPool,
-    pub(crate) beside: SlowPool,
+    pub(crate) accounts: BlockingPool,
+    pub(crate) background: BlockingPool,
 }
 
 struct Permits {
@@ -79,19 +79,24 @@ impl PolicyThreads {
             room: Semaphore::new(CALLS_WAITING_MAX),
             waiting,
         };
-        let observing = &metrics.beside_running;
+        let observing = &metrics.observing_running;
         Self {
             // A request's queue stands in line once more for what comes behind a call.
-            calls: SlowPool::new("slow-policy", calls_max, 2 * calls_max, running.clone()),
+            calls: BlockingPool::new("slow-policy", calls_max, 2 * calls_max, running.clone()),
             permits: Some(permits),
-            accounts: SlowPool::new("slow-account", ACCOUNT_THREADS, ACCOUNTS_MAX, running),
-            beside: SlowPool::new("slow-observing", BESIDE_THREADS, BESIDE_MAX, observing.clone()),
+            accounts: BlockingPool::new("slow-account", ACCOUNT_THREADS, ACCOUNTS_MAX, running),
+            background: BlockingPool::new(
+                "slow-observing",
+                BACKGROUND_THREADS,
+                BACKGROUND_MAX,
+                observing.clone(),
+            ),
         }
     }
 
     fn in_line() -> Self {
-        let pool = SlowPool::in_line;
-        Self { calls: pool(), permits: None, accounts: pool(), beside: pool() }
+        let pool = BlockingPool::in_line;
+        Self { calls: pool(), permits: None, accounts: pool(), background: pool() }
     }
 
     /// A thread in which no other call can be; `None`: there is none for so long, or too many wait.
@@ -104,7 +109,7 @@ impl PolicyThreads {
             return Some(CallPermit(Some(permit)));
         }
         let _place = room.try_acquire().ok()?;
-        let _counted = Counted::in_gauge(waiting);
+        let _counted = GaugeCount::in_gauge(waiting);
         let permit = tokio::time::timeout(PATIENCE, Arc::clone(calls).acquire_owned()).await;
         Some(CallPermit(Some(permit.ok()?.ok()?)))
     }
@@ -112,10 +117,10 @@ impl PolicyThreads {
 
 /// The threads of all policies that need some, over all generations.
 #[derive(Clone)]
-pub(crate) struct ThreadsByPolicy(Option<Arc<Mutex<Vec<Row>>>>);
+pub(crate) struct ThreadsByPolicy(Option<Arc<Mutex<Vec<ThreadsRow>>>>);
 
 /// Lives as long as one of the policy's chains, or what is still to be done for it.
-struct Row {
+struct ThreadsRow {
     policy: Weak<dyn Policy>,
     threads: Weak<PolicyThreads>,
 }
@@ -147,7 +152,10 @@ impl ThreadsByPolicy {
             .and_then(|row| row.threads.upgrade());
         known.unwrap_or_else(|| {
             let threads = Arc::new(PolicyThreads::new(policy.as_ref(), metrics));
-            rows.push(Row { policy: Arc::downgrade(policy), threads: Arc::downgrade(&threads) });
+            rows.push(ThreadsRow {
+                policy: Arc::downgrade(policy),
+                threads: Arc::downgrade(&threads),
+            });
             threads
         })
     }
@@ -159,15 +167,15 @@ impl ThreadsByPolicy {
         rows.iter().filter_map(|row| row.threads.upgrade()).collect()
     }
 
-    /// Waits until all that was handed over is done, `beside` too, but not beyond this; how many
+    /// Waits until all that was handed over is done, the `background` pool too, but not beyond this; how many
     /// jobs are not. Blocks.
-    pub(crate) fn drain(&self, beside: &SlowPool, until: Instant) -> usize {
+    pub(crate) fn drain(&self, background: &BlockingPool, until: Instant) -> usize {
         let all = self.all();
         // In the order in which one gives to the next: an account waits for calls that nobody waits
         // for any more, and for what was to be seen before.
         let calls: usize = all.iter().map(|threads| threads.calls.drain(until)).sum();
-        let seen: usize = all.iter().map(|threads| threads.beside.drain(until)).sum();
-        let seen = seen + beside.drain(until);
+        let seen: usize = all.iter().map(|threads| threads.background.drain(until)).sum();
+        let seen = seen + background.drain(until);
         calls + seen + all.iter().map(|threads| threads.accounts.drain(until)).sum::<usize>()
     }
 }

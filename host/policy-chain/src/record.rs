@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - Nothing is recorded unless a sink is there, and then each request once, when its hearing ends.
+//! - Nothing is recorded unless a sink is there, and then each request once, when its review ends.
 //! - No body, no prompt, no answer, nor a hash of one: [`Facts::prefix_key`] is 0 here, since beside
 //!   those of other requests it would tell which prompts begin alike. Of headers only those that some policy was granted, and never
 //!   [`SECRET`] ones, whoever was granted them. A credential is in there as the hash that `identify`
@@ -20,11 +20,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use file::RecordFile;
-pub use rotation::RecordBounds;
 
-use crate::consult::guarded;
-use crate::hearing::counted;
-use crate::{Answered, Refused, Said};
+use crate::panics::guarded;
+use crate::{AnyAnswer, DecisionRecord, PolicyRefusal};
 use interlock_policy_api::{
     Body, Caller, Candidate, Choice, Facts, Load, Phase, Plan, Policy, PolicyFailure, Transformed,
 };
@@ -33,7 +31,7 @@ use interlock_policy_api::{
 pub(crate) const SECRET: [&str; 5] =
     ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
-/// One request before the policies.
+/// The review of one request: every question and answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// What this format is called: [`Record::VERSION`].
@@ -41,66 +39,67 @@ pub struct Record {
     /// The generation of its policies.
     pub generation: u64,
     /// The questions, in order, each with what was said to it.
-    pub steps: Vec<Step>,
-    /// What came of them.
-    pub verdict: Ruled,
+    pub steps: Vec<RecordedPhase>,
+    /// How the review ended.
+    pub verdict: Ruling,
 }
 
-/// One question and its answers.
+/// One question of a phase, and its answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Step {
+pub struct RecordedPhase {
     /// What was asked.
-    pub asked: Asked,
+    pub asked: PhaseQuestion,
     /// What each policy answered, in order.
-    pub said: Vec<Said>,
+    #[serde(rename = "said")]
+    pub decisions: Vec<DecisionRecord>,
 }
 
-/// A question, as it was put.
+/// The question that a phase puts to policies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Asked {
-    /// Who is this?
+pub enum PhaseQuestion {
+    /// The question of `identify`.
     Identify(Caller),
-    /// What should be changed? The facts are those before the first policy.
+    /// The question of `transform`, with the facts before the first policy.
     Transform(Facts),
-    /// Where should it run?
+    /// The question of `route`.
     Route {
-        /// What is known of it.
+        /// What is known of the request.
         facts: Facts,
-        /// Where it could.
+        /// The models that the request could run on.
         candidates: Vec<Candidate>,
     },
-    /// May it pass?
+    /// The question of `admit`.
     Admit {
-        /// What is known of it.
+        /// What is known of the request.
         facts: Facts,
-        /// How busy its model is.
+        /// How busy the chosen model is.
         load: Load,
-        /// Others of its tenant.
+        /// How many other requests of the tenant were under way.
         tenant_in_flight: u32,
     },
 }
 
-/// What came of a hearing.
+/// How the review of a request ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ruled {
-    /// It may run, under this plan.
+pub enum Ruling {
+    /// The request may run, under this plan.
     Admitted {
         /// What the host enforces.
         plan: Plan,
         /// Most tokens it may generate.
         tokens_max: u32,
     },
-    /// It was turned away.
+    /// The request was turned away.
     Refused {
-        /// By whom.
+        /// The policy that refused.
         policy: String,
-        /// When.
+        /// The phase in which it was refused.
         phase: Phase,
-        /// Why.
+        /// The reason code that the client was given.
         code: String,
-        /// With this status.
+        /// The HTTP status that the client was given.
         status: u16,
     },
     /// It ended before the policies had decided: its client left, it made no sense, there was no
@@ -113,8 +112,8 @@ impl Record {
     pub const VERSION: u32 = 1;
 }
 
-impl Asked {
-    /// The phase that it belongs to.
+impl PhaseQuestion {
+    /// The phase that the question belongs to.
     pub fn phase(&self) -> Phase {
         match self {
             Self::Identify(_) => Phase::Identify,
@@ -126,85 +125,87 @@ impl Asked {
 
     /// Puts the question again; `None`: the policy takes no part in that phase. There is no body
     /// any more: to one that reads it, it is `null`.
-    pub fn ask(&self, policy: &dyn Policy) -> Option<Result<Answered, PolicyFailure>> {
+    pub fn ask(&self, policy: &dyn Policy) -> Option<Result<AnyAnswer, PolicyFailure>> {
         if !policy.takes(self.phase()) {
             return None;
         }
         let body = Body::new(b"null".to_vec());
         Some(guarded(|| match self {
-            Self::Identify(caller) => policy.identify(caller).map(Answered::Identify),
-            Self::Transform(facts) => policy.transform(facts, &body).map(Answered::Transform),
+            Self::Identify(caller) => policy.identify(caller).map(AnyAnswer::Identify),
+            Self::Transform(facts) => policy.transform(facts, &body).map(AnyAnswer::Transform),
             Self::Route { facts, candidates } => {
-                policy.route(facts, candidates, &body).map(Answered::Route)
+                policy.route(facts, candidates, &body).map(AnyAnswer::Route)
             }
             Self::Admit { facts, load, tenant_in_flight } => {
-                policy.admit(facts, load, *tenant_in_flight, &body).map(Answered::Admit)
+                policy.admit(facts, load, *tenant_in_flight, &body).map(AnyAnswer::Admit)
             }
         }))
     }
 }
 
-/// Takes records.
+/// Where records go.
 pub trait RecordSink: Send + Sync {
     /// Takes one, without waiting.
     fn take(&self, record: Record);
 }
 
 /// A record in the making, that goes to its sink when it is dropped.
-pub(crate) struct Draft {
+pub(crate) struct RecordDraft {
     record: Record,
     sink: Arc<dyn RecordSink>,
 }
 
-impl Draft {
+impl RecordDraft {
     pub(crate) fn new(generation: u64, sink: Arc<dyn RecordSink>) -> Self {
         let version = Record::VERSION;
-        let record = Record { version, generation, steps: vec![], verdict: Ruled::Open };
+        let record = Record { version, generation, steps: vec![], verdict: Ruling::Open };
         Self { record, sink }
     }
 
-    pub(crate) fn step(&mut self, mut asked: Asked, said: &[Said]) {
+    pub(crate) fn step(&mut self, mut asked: PhaseQuestion, decisions: &[DecisionRecord]) {
         let headers = match &mut asked {
-            Asked::Identify(caller) => &mut caller.headers,
-            Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
+            PhaseQuestion::Identify(caller) => &mut caller.headers,
+            PhaseQuestion::Transform(facts)
+            | PhaseQuestion::Route { facts, .. }
+            | PhaseQuestion::Admit { facts, .. } => {
                 facts.prefix_key = 0;
                 &mut facts.headers
             }
         };
         hide(&mut headers.0);
-        let mut said = said.to_vec();
-        for said in &mut said {
-            match &mut said.decision {
-                Ok(Answered::Transform(Transformed::Edit(edits))) => hide(&mut edits.set_headers),
+        let mut decisions = decisions.to_vec();
+        for record in &mut decisions {
+            match &mut record.decision {
+                Ok(AnyAnswer::Transform(Transformed::Edit(edits))) => hide(&mut edits.set_headers),
                 // JSON knows no NaN; this is what it counted for.
-                Ok(Answered::Route(Choice::Scores(scores, _))) => {
-                    scores.iter_mut().for_each(|(_, score)| *score = counted(*score));
+                Ok(AnyAnswer::Route(Choice::Scores(scores, _))) => {
+                    scores.iter_mut().for_each(|(_, score)| *score = Choice::clamped(*score));
                 }
                 _ => {}
             }
         }
-        self.record.steps.push(Step { asked, said });
+        self.record.steps.push(RecordedPhase { asked, decisions });
     }
 
     pub(crate) fn admitted(&mut self, plan: Plan, tokens_max: u32) {
-        self.record.verdict = Ruled::Admitted { plan, tokens_max };
+        self.record.verdict = Ruling::Admitted { plan, tokens_max };
     }
 
-    pub(crate) fn refused(&mut self, refused: &Refused) {
-        let Refused { policy, phase, rejection, .. } = refused;
+    pub(crate) fn refused(&mut self, refused: &PolicyRefusal) {
+        let PolicyRefusal { policy, phase, rejection, .. } = refused;
         let (policy, phase, status) = (policy.to_string(), *phase, rejection.status);
         let code = rejection.reason.code.0.as_ref().to_owned();
-        self.record.verdict = Ruled::Refused { policy, phase, code, status };
+        self.record.verdict = Ruling::Refused { policy, phase, code, status };
     }
 }
 
-impl Drop for Draft {
+impl Drop for RecordDraft {
     fn drop(&mut self) {
         if self.record.steps.is_empty() {
             return;
         }
         let steps = std::mem::take(&mut self.record.steps);
-        let verdict = std::mem::replace(&mut self.record.verdict, Ruled::Open);
+        let verdict = std::mem::replace(&mut self.record.verdict, Ruling::Open);
         let Record { version, generation, .. } = self.record;
         self.sink.take(Record { version, generation, steps, verdict });
     }

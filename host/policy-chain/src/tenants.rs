@@ -14,7 +14,7 @@ pub(crate) struct Tenants(Arc<Mutex<HashMap<Arc<str>, u32>>>);
 
 /// A request that counts for its tenant until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Counted {
+pub(crate) struct TenantGuard {
     tenants: Tenants,
     tenant: Arc<str>,
     others: u32,
@@ -22,17 +22,17 @@ pub(crate) struct Counted {
 
 impl Tenants {
     /// Counts one in.
-    pub(crate) fn enter(&self, tenant: &str) -> Counted {
+    pub(crate) fn enter(&self, tenant: &str) -> TenantGuard {
         // Held for a look-up, never across a call.
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((tenant, count)) = table.get_key_value(tenant) {
             let (tenant, others) = (Arc::clone(tenant), *count);
             table.insert(Arc::clone(&tenant), others + 1);
-            return Counted { tenants: self.clone(), tenant, others };
+            return TenantGuard { tenants: self.clone(), tenant, others };
         }
         let tenant: Arc<str> = tenant.into();
         table.insert(Arc::clone(&tenant), 1);
-        Counted { tenants: self.clone(), tenant, others: 0 }
+        TenantGuard { tenants: self.clone(), tenant, others: 0 }
     }
 
     #[cfg(test)]
@@ -41,14 +41,14 @@ impl Tenants {
     }
 }
 
-impl Counted {
+impl TenantGuard {
     /// How many others of the tenant there were when it came.
     pub(crate) fn others(&self) -> u32 {
         self.others
     }
 }
 
-impl Drop for Counted {
+impl Drop for TenantGuard {
     fn drop(&mut self) {
         let mut table = self.tenants.0.lock().unwrap_or_else(PoisonError::into_inner);
         match table.get_mut(&self.tenant) {

@@ -8,15 +8,18 @@ use interlock_request::{
     Endpoint, Generation, ModelId, Outcome, Priority, RequestId, Sampling, Usage,
 };
 
-use crate::{Commons, Consent, LimitsConfig, Link, PolicyChain, PolicyMetrics, Refused, at_once};
+use crate::{
+    AdmissionOutcome, ChainEntry, ChainShared, LimitsConfig, PolicyChain, PolicyMetrics,
+    PolicyRefusal, at_once,
+};
 use interlock_policy_api::{
     Admission, Answer, Body, Caller, Candidate, Choice, Decision, Event, Facts, FailureKind,
     Headers, Identified, Identity, Load, Phase, Policy, PolicyFailure, Progress, Prompt, Reaction,
-    Summary, Told, Transformed, Verdict, Watch, Window,
+    RequestContext, Summary, Transformed, Verdict, Watch, Window,
 };
 
 type Call<A, R> = Option<Box<dyn Fn(A) -> Answer<R> + Send + Sync>>;
-type Judge = Option<Box<dyn Fn(&Window<'_>) -> Answer<Verdict> + Send + Sync>>;
+type Differs = Option<Box<dyn Fn(&Window<'_>) -> Answer<Verdict> + Send + Sync>>;
 type Change = Option<Box<dyn Fn(&Facts, &Body) -> Answer<Transformed> + Send + Sync>>;
 type Place = Option<Box<dyn Fn(&[Candidate]) -> Answer<Choice> + Send + Sync>>;
 
@@ -32,16 +35,16 @@ pub(crate) struct Fake {
     pub(crate) route: Place,
     /// With how many others of its tenant.
     pub(crate) admit: Call<u32, Decision>,
-    pub(crate) window: Judge,
+    pub(crate) window: Differs,
     pub(crate) event: Call<(Event, String), Reaction>,
     /// Each account waits for a word on it, or for its end.
     pub(crate) account: Option<Mutex<std::sync::mpsc::Receiver<()>>>,
-    pub(crate) told: Arc<Heard>,
+    pub(crate) told: Arc<FakeLog>,
 }
 
 /// What a fake was told of ends.
 #[derive(Default)]
-pub(crate) struct Heard {
+pub(crate) struct FakeLog {
     /// Serial, note and summary.
     pub(crate) accounts: Mutex<Vec<(u64, String, Summary)>>,
     pub(crate) forgotten: Mutex<Vec<u64>>,
@@ -49,7 +52,7 @@ pub(crate) struct Heard {
     pub(crate) ran: Mutex<Vec<bool>>,
 }
 
-impl Heard {
+impl FakeLog {
     pub(crate) fn closings(&self) -> Vec<&'static str> {
         self.accounts.lock().unwrap().iter().map(|(.., summary)| summary.closing.as_str()).collect()
     }
@@ -83,8 +86,8 @@ impl Fake {
         Self { admit: Some(Box::new(move |_| answer.clone())), ..Self::named(name) }
     }
 
-    pub(crate) fn link(self) -> Link {
-        Link::new(Arc::new(self), crate::OnFailure::default())
+    pub(crate) fn entry(self) -> ChainEntry {
+        ChainEntry::new(Arc::new(self), crate::OnFailure::default())
     }
 }
 
@@ -139,21 +142,21 @@ impl Policy for Fake {
     fn admit(&self, _: &Facts, _: &Load, others: u32, _: &Body) -> Answer<Decision> {
         self.admit.as_ref().expect("it admits")(others)
     }
-    fn window(&self, _: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
+    fn window(&self, _: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
         self.window.as_ref().expect("it guards")(window)
     }
-    fn event(&self, told: Told<'_>, event: &Event, _: &Progress) -> Answer<Reaction> {
-        self.event.as_ref().expect("it hears")((*event, told.note.to_owned()))
+    fn event(&self, request: RequestContext<'_>, event: &Event, _: &Progress) -> Answer<Reaction> {
+        self.event.as_ref().expect("it hears")((*event, request.note.to_owned()))
     }
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
+    fn account(&self, request: RequestContext<'_>, summary: &Summary) -> Answer<()> {
         assert!(
-            !self.told.forgotten().contains(&told.facts.serial),
+            !self.told.forgotten().contains(&request.facts.serial),
             "asked about what it was to forget"
         );
         if let Some(gone) = &self.account {
             let _ = gone.lock().unwrap().recv();
         }
-        let line = (told.facts.serial, told.note.to_owned(), summary.clone());
+        let line = (request.facts.serial, request.note.to_owned(), summary.clone());
         self.told.accounts.lock().unwrap().push(line);
         Ok(())
     }
@@ -167,10 +170,10 @@ pub(crate) fn failure(kind: FailureKind) -> PolicyFailure {
     PolicyFailure { kind, message: "on purpose".into() }
 }
 
-pub(crate) fn chain(links: Vec<Link>) -> (Arc<PolicyChain>, Registry) {
+pub(crate) fn chain(entries: Vec<ChainEntry>) -> (Arc<PolicyChain>, Registry) {
     let registry = Registry::new();
-    let commons = Commons::in_line(PolicyMetrics::register(&registry));
-    let chain = PolicyChain::new(links, LimitsConfig::default().ceilings(), commons);
+    let shared = ChainShared::in_line(PolicyMetrics::register(&registry));
+    let chain = PolicyChain::new(entries, LimitsConfig::default().ceilings(), shared);
     (Arc::new(chain), registry)
 }
 
@@ -232,17 +235,20 @@ pub(crate) fn prompt() -> Prompt {
 }
 
 /// What the chain makes of a request at `admit`.
-pub(crate) fn admit(chain: &Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
-    let hearing = chain.hear(facts.serial, facts.request_id.clone());
-    at_once(hearing.admit(facts, &Load::default(), prompt(), generation(), &body()))
+pub(crate) fn admit(
+    chain: &Arc<PolicyChain>,
+    facts: Facts,
+) -> Result<AdmissionOutcome, PolicyRefusal> {
+    let review = chain.review(facts.serial, facts.request_id.clone());
+    at_once(review.admit(facts, &Load::default(), prompt(), generation(), &body()))
 }
 
-pub(crate) fn consent_of(links: Vec<Link>) -> Consent {
-    admit(&chain(links).0, facts()).expect("nobody objects")
+pub(crate) fn outcome_of(entries: Vec<ChainEntry>) -> AdmissionOutcome {
+    admit(&chain(entries).0, facts()).expect("nobody objects")
 }
 
-pub(crate) fn consent_with(links: Vec<Link>, commons: Commons) -> Consent {
-    let chain = PolicyChain::new(links, LimitsConfig::default().ceilings(), commons);
+pub(crate) fn outcome_with(entries: Vec<ChainEntry>, shared: ChainShared) -> AdmissionOutcome {
+    let chain = PolicyChain::new(entries, LimitsConfig::default().ceilings(), shared);
     admit(&Arc::new(chain), facts()).expect("nobody objects")
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use interlock_policy_api::{
     Body, Caller, Candidate, Closing, Event, Facts, Headers, Identity, Load, Phase, Policy,
-    Progress, Summary, Told, Window,
+    Progress, RequestContext, Summary, Window,
 };
 use interlock_request::{Endpoint, Finish, ModelId, Outcome, Priority, RequestId, Usage};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// The figures of one phase.
 #[derive(Debug, Clone)]
 pub struct Figures {
-    /// Which.
+    /// The phase that was measured.
     pub phase: Phase,
     /// Calls that were measured.
     pub calls: u32,
@@ -56,7 +56,7 @@ fn phase_of(
     calls: u32,
     cpu: &dyn Fn() -> Option<Duration>,
 ) -> Figures {
-    let asked = Asked::new(policy.headers());
+    let asked = BenchInput::new(policy.headers());
     // The first calls make instances and fill caches.
     for _ in 0..calls / 10 {
         let _ = asked.ask(policy, phase);
@@ -99,13 +99,13 @@ fn phase_of(
 }
 
 /// What is asked: about 1 KB, as a request of a company's service is.
-struct Asked {
+struct BenchInput {
     facts: Facts,
     caller: Caller,
     candidates: Vec<Candidate>,
 }
 
-impl Asked {
+impl BenchInput {
     const CANDIDATES: u32 = 16;
 
     fn new(headers: &[String]) -> Self {
@@ -118,7 +118,7 @@ impl Asked {
         let facts = Facts {
             serial: 0,
             request_id: request_id.clone(),
-            arrived_at_micros: u64::try_from(crate::given::EPOCH.as_micros()).unwrap_or(0),
+            arrived_at_micros: u64::try_from(crate::fixtures::EPOCH.as_micros()).unwrap_or(0),
             endpoint: Endpoint::Chat,
             model: ModelId::new("Qwen/Qwen3-0.6B"),
             streaming: true,
@@ -162,7 +162,7 @@ impl Asked {
     fn ask(&self, policy: &dyn Policy, phase: Phase) -> Result<(), String> {
         let usage = Usage { prompt_tokens: 800, cached_tokens: 0, generated_tokens: 64 };
         let facts = &self.facts;
-        let told = Told { facts, note: "" };
+        let told = RequestContext { facts, note: "" };
         let body = Body::new(b"{}".to_vec());
         let load = Load { waiting: 2, waiting_max: 256, running: 8, running_max: 16 };
         let answer = match phase {

@@ -38,31 +38,32 @@
 //! Where policies come from: whoever runs cases hands in a way to begin one. No chain: a case is
 //! about what one policy says, not about what becomes of it between others.
 
+mod run;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use interlock_policy_api::{Answer, Choice, Phase, Policy, Told, Verdict, Window};
+use interlock_policy_api::{Phase, Policy};
 use interlock_state::Space;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::at::{self, At};
-use crate::clock::HandClock;
+use crate::case_time::CaseTime;
+use crate::clock::ManualClock;
 use crate::differences::{Difference, differences};
-use crate::given::{
-    self, CallerGiven, CandidateGiven, EPOCH, EndedGiven, EventGiven, LoadGiven, ProgressGiven,
-    RequestGiven,
+use crate::fixtures::{
+    CallerFixture, CandidateFixture, EPOCH, EndedFixture, EventFixture, LoadFixture,
+    ProgressFixture, RequestFixture,
 };
-use crate::spelled::Spelled;
+use run::CaseRun;
 
 /// A file of cases.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cases {
     /// When cases begin.
-    at: Option<At>,
+    at: Option<CaseTime>,
     #[serde(default)]
     settings: Map<String, Value>,
     #[serde(default)]
@@ -77,7 +78,7 @@ pub struct Cases {
 struct Case {
     name: String,
     /// When it begins.
-    at: Option<At>,
+    at: Option<CaseTime>,
     settings: Option<Map<String, Value>>,
     /// Values of its state before the first step.
     #[serde(default)]
@@ -85,45 +86,45 @@ struct Case {
     /// What `init` is expected to say of the settings.
     expect_init: Option<Value>,
     #[serde(default, rename = "step")]
-    steps: Vec<Step>,
+    steps: Vec<CaseStep>,
     // A case of one step needs no `step`.
-    phase: Option<PhaseGiven>,
+    phase: Option<PhaseFixture>,
     times: Option<u32>,
     #[serde(default)]
     request: Map<String, Value>,
-    load: Option<LoadGiven>,
-    caller: Option<CallerGiven>,
-    candidates: Option<Vec<CandidateGiven>>,
+    load: Option<LoadFixture>,
+    caller: Option<CallerFixture>,
+    candidates: Option<Vec<CandidateFixture>>,
     text: Option<Vec<String>>,
-    event: Option<EventGiven>,
-    progress: Option<ProgressGiven>,
-    ended: Option<EndedGiven>,
+    event: Option<EventFixture>,
+    progress: Option<ProgressFixture>,
+    ended: Option<EndedFixture>,
     body: Option<Value>,
     expect: Option<Value>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Step {
-    at: Option<At>,
-    phase: Option<PhaseGiven>,
+struct CaseStep {
+    at: Option<CaseTime>,
+    phase: Option<PhaseFixture>,
     times: Option<u32>,
     #[serde(default)]
     request: Map<String, Value>,
-    load: Option<LoadGiven>,
-    caller: Option<CallerGiven>,
-    candidates: Option<Vec<CandidateGiven>>,
+    load: Option<LoadFixture>,
+    caller: Option<CallerFixture>,
+    candidates: Option<Vec<CandidateFixture>>,
     text: Option<Vec<String>>,
-    event: Option<EventGiven>,
-    progress: Option<ProgressGiven>,
-    ended: Option<EndedGiven>,
+    event: Option<EventFixture>,
+    progress: Option<ProgressFixture>,
+    ended: Option<EndedFixture>,
     body: Option<Value>,
     expect: Option<Value>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum PhaseGiven {
+enum PhaseFixture {
     Identify,
     Transform,
     Route,
@@ -139,17 +140,17 @@ enum PhaseGiven {
 pub struct BadCases(String);
 
 /// A policy that has just begun, and what a case may set of what it lives in.
-pub struct Specimen {
-    /// The policy.
+pub struct PolicyUnderTest {
+    /// The policy that is asked.
     pub policy: Arc<dyn Policy>,
     /// Its own state.
     pub state: Space,
     /// The clock of that state.
-    pub clock: HandClock,
+    pub clock: ManualClock,
 }
 
 /// Begins a policy with these settings.
-pub type Begin<'a> = dyn FnMut(&Map<String, Value>) -> Result<Specimen, NotBegun> + 'a;
+pub type Begin<'a> = dyn FnMut(&Map<String, Value>) -> Result<PolicyUnderTest, NotBegun> + 'a;
 
 /// Why a policy did not begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,18 +183,18 @@ pub struct Played {
 /// How one went.
 #[derive(Debug, Clone)]
 pub struct CasePlayed {
-    /// Its name.
+    /// The name of the case.
     pub name: String,
     /// What was not as expected, step after step; empty when all was.
-    pub wrong: Vec<Wrong>,
+    pub wrong: Vec<Mismatch>,
 }
 
 /// What was not as expected in a step.
 #[derive(Debug, Clone)]
-pub struct Wrong {
+pub struct Mismatch {
     /// Which step, from 1, and which phase; empty where there is only one.
     pub step: String,
-    /// What differs.
+    /// Where the answer differs from what was expected.
     pub differences: Vec<Difference>,
     /// The whole answer.
     pub answer: Value,
@@ -208,7 +209,7 @@ impl Played {
     /// Each case with what is wrong with it, for scripts.
     pub fn to_json(&self) -> Value {
         let difference = |difference: &Difference| json!({"at": difference.at, "expected": difference.expected, "got": difference.got});
-        let wrong = |wrong: &Wrong| {
+        let wrong = |wrong: &Mismatch| {
             let differences: Vec<_> = wrong.differences.iter().map(difference).collect();
             json!({"step": wrong.step, "differences": differences, "answer": wrong.answer})
         };
@@ -225,7 +226,7 @@ impl fmt::Display for Played {
         for CasePlayed { name, wrong } in &self.cases {
             let mark = if wrong.is_empty() { "ok    " } else { "FAILED" };
             writeln!(f, "  {mark}  {name}")?;
-            for Wrong { step, differences, answer } in wrong {
+            for Mismatch { step, differences, answer } in wrong {
                 if !step.is_empty() {
                     writeln!(f, "          {step}")?;
                 }
@@ -314,7 +315,7 @@ impl Cases {
             .collect()
     }
 
-    fn play_case(&self, case: &Case, begin: &mut Begin<'_>) -> Result<Vec<Wrong>, NotPlayed> {
+    fn play_case(&self, case: &Case, begin: &mut Begin<'_>) -> Result<Vec<Mismatch>, NotPlayed> {
         let settings = case.settings.as_ref().unwrap_or(&self.settings);
         let begun = begin(settings);
         let init = match &begun {
@@ -332,17 +333,17 @@ impl Cases {
         };
         let found = differences(&expected, &init);
         if !found.is_empty() {
-            return Ok(vec![Wrong { step: "init".into(), differences: found, answer: init }]);
+            return Ok(vec![Mismatch { step: "init".into(), differences: found, answer: init }]);
         }
-        let Ok(specimen) = begun else { return Ok(vec![]) };
+        let Ok(tested) = begun else { return Ok(vec![]) };
         for (key, value) in &case.state {
-            let set = specimen.state.set(key, value.as_bytes(), None);
+            let set = tested.state.set(key, value.as_bytes(), None);
             set.map_err(|fault| BadCases(format!("state.{key}: {fault:?}")))?;
         }
         let file_begins = self.at.map_or(EPOCH, |at| at.since_epoch(EPOCH));
         let begins = case.at.map_or(file_begins, |at| at.since_epoch(file_begins));
-        let mut stage = Stage { specimen, begins, now: begins, admitted: BTreeMap::new() };
-        let alone = Step {
+        let mut stage = CaseRun { tested, begins, now: begins, admitted: BTreeMap::new() };
+        let alone = CaseStep {
             at: None,
             phase: case.phase,
             times: case.times,
@@ -364,7 +365,7 @@ impl Cases {
             for given in [&case.request, &step.request] {
                 merge(&mut request, given);
             }
-            let request: RequestGiven = serde_json::from_value(Value::Object(request))
+            let request: RequestFixture = serde_json::from_value(Value::Object(request))
                 .map_err(|why| BadCases(format!("request: {why}")))?;
             for time in 0..step.times.unwrap_or(1) {
                 let (phase, answer) = stage.ask(step, case, &request).map_err(BadCases)?;
@@ -377,7 +378,7 @@ impl Cases {
                     true if times.is_empty() => String::new(),
                     _ => format!("step {} ({}{times})", index + 1, phase.as_str()),
                 };
-                wrong.push(Wrong { step, differences: found, answer });
+                wrong.push(Mismatch { step, differences: found, answer });
             }
         }
         Ok(wrong)
@@ -396,153 +397,16 @@ fn merge(into: &mut Map<String, Value>, from: &Map<String, Value>) {
     }
 }
 
-/// Where a case is played.
-struct Stage {
-    specimen: Specimen,
-    /// When the case began, since the Unix epoch.
-    begins: Duration,
-    /// The same of what it is now.
-    now: Duration,
-    /// By request id: its number, what was noted, and when.
-    admitted: BTreeMap<String, Known>,
-}
-
-#[derive(Clone)]
-struct Known {
-    serial: u64,
-    note: String,
-    at: Duration,
-}
-
-impl Stage {
-    fn ask(
-        &mut self,
-        step: &Step,
-        case: &Case,
-        request: &RequestGiven,
-    ) -> Result<(Phase, Value), String> {
-        if let Some(at) = step.at {
-            self.go_on(at)?;
-        }
-        let now = self.now;
-        let serial = self.admitted.len() as u64 + 1;
-        let next = Known { serial, note: String::new(), at: self.begins };
-        let mut known = self.admitted.get(&request.id).cloned().unwrap_or(next);
-        if let Some(note) = &request.note {
-            known.note.clone_from(note);
-        }
-        let phase = step.phase();
-        let policy = Arc::clone(&self.specimen.policy);
-        if !policy.takes(phase) {
-            return Err(format!("the policy takes no part in {}", phase.as_str()));
-        }
-        let body = given::body(step.body.as_ref().or(case.body.as_ref()));
-        let facts = request.facts(known.serial, now, phase)?;
-        let told = Told { facts: &facts, note: &known.note };
-        let load = step.load.or(case.load).unwrap_or_default();
-        let mut answer = match phase {
-            Phase::Identify => {
-                let caller = step.caller.clone().unwrap_or_default();
-                policy.identify(&caller.caller(request, known.serial, now)?).spelled()
-            }
-            Phase::Transform => policy.transform(&facts, &body).spelled(),
-            Phase::Route => {
-                let given = step.candidates.as_deref().unwrap_or_default();
-                let candidates: Vec<_> =
-                    (0..).zip(given).map(|(id, given)| given.candidate(id)).collect();
-                named(&policy.route(&facts, &candidates, &body), given)
-            }
-            Phase::Admit => {
-                policy.admit(&facts, &load.load(), load.tenant_in_flight, &body).spelled()
-            }
-            Phase::StreamGuard => guarded(
-                policy.as_ref(),
-                told,
-                step.text.as_deref().unwrap_or_default(),
-                step.progress.as_ref(),
-            ),
-            Phase::Events => {
-                let event = step.event.ok_or("phase events needs an event")?;
-                let progress = step.progress.clone().unwrap_or_default();
-                let progress = progress.progress(facts.prompt_tokens, now, known.at);
-                policy.event(told, &event.into(), &progress).spelled()
-            }
-            Phase::Account => {
-                let ended = step.ended.as_ref().ok_or("phase account needs ended")?;
-                let summary = ended.summary(facts.prompt_tokens, now, known.at);
-                let answer = policy.account(told, &summary);
-                policy.forget(known.serial, summary.ran());
-                answer.spelled()
-            }
-        };
-        match (phase, answer["decision"].as_str()) {
-            (Phase::Admit, Some("admit")) => {
-                let note = answer["note"].as_str().unwrap_or_default().to_owned();
-                self.admitted.insert(request.id.clone(), Known { note, at: now, ..known });
-            }
-            // Who was turned away is not heard of again.
-            (_, Some("reject")) => policy.forget(known.serial, false),
-            _ => {}
-        }
-        self.look(step.expect.as_ref(), &body, &mut answer)?;
-        Ok((phase, answer))
-    }
-
-    /// It is this late from now on.
-    fn go_on(&mut self, at: At) -> Result<(), String> {
-        let now = at.since_epoch(self.begins);
-        if now < self.now {
-            let (then, is) = (at::written(now), at::written(self.now));
-            return Err(format!("a step at {then} comes after one at {is}: time goes forward"));
-        }
-        self.now = now;
-        self.specimen.clock.set(now - self.begins);
-        Ok(())
-    }
-
-    /// What an expectation asks for beside the answer: `body` by pointer, `state` by key.
-    fn look(
-        &self,
-        expect: Option<&Value>,
-        body: &interlock_policy_api::Body,
-        answer: &mut Value,
-    ) -> Result<(), String> {
-        if let Some(Value::Object(pointers)) = expect.and_then(|expect| expect.get("body")) {
-            let mut found = Map::new();
-            for pointer in pointers.keys() {
-                let got =
-                    body.get(pointer, usize::MAX).map_err(|why| format!("expect.body: {why}"))?;
-                if let Some(got) = got {
-                    let value = serde_json::from_str(&got).expect("a body holds JSON");
-                    found.insert(pointer.clone(), value);
-                }
-            }
-            answer["body"] = Value::Object(found);
-        }
-        if let Some(Value::Object(keys)) = expect.and_then(|expect| expect.get("state")) {
-            let mut found = Map::new();
-            for key in keys.keys() {
-                let got = self.specimen.state.get(key);
-                if let Some(got) = got.map_err(|fault| format!("expect.state.{key}: {fault:?}"))? {
-                    found.insert(key.clone(), String::from_utf8_lossy(&got).into());
-                }
-            }
-            answer["state"] = Value::Object(found);
-        }
-        Ok(())
-    }
-}
-
-impl Step {
+impl CaseStep {
     fn phase(&self) -> Phase {
         match self.phase {
-            Some(PhaseGiven::Identify) => Phase::Identify,
-            Some(PhaseGiven::Transform) => Phase::Transform,
-            Some(PhaseGiven::Route) => Phase::Route,
-            Some(PhaseGiven::Admit) => Phase::Admit,
-            Some(PhaseGiven::StreamGuard) => Phase::StreamGuard,
-            Some(PhaseGiven::Events) => Phase::Events,
-            Some(PhaseGiven::Account) => Phase::Account,
+            Some(PhaseFixture::Identify) => Phase::Identify,
+            Some(PhaseFixture::Transform) => Phase::Transform,
+            Some(PhaseFixture::Route) => Phase::Route,
+            Some(PhaseFixture::Admit) => Phase::Admit,
+            Some(PhaseFixture::StreamGuard) => Phase::StreamGuard,
+            Some(PhaseFixture::Events) => Phase::Events,
+            Some(PhaseFixture::Account) => Phase::Account,
             None if self.caller.is_some() => Phase::Identify,
             None if self.candidates.is_some() => Phase::Route,
             None if self.text.is_some() => Phase::StreamGuard,
@@ -551,77 +415,6 @@ impl Step {
             None => Phase::Admit,
         }
     }
-}
-
-/// A choice by the names of models, which a case knows, and not by ids, which it does not.
-fn named(choice: &Answer<Choice>, given: &[CandidateGiven]) -> Value {
-    let mut spelled = choice.spelled();
-    let name = |id: u32| given.get(id as usize).map_or("?", |given| given.model.as_str());
-    match choice {
-        Ok(Choice::Pick(id, _)) => spelled["pick"] = name(*id).into(),
-        Ok(Choice::Scores(..)) => {
-            let scores = spelled["scores"].as_object().cloned().unwrap_or_default();
-            let named = scores
-                .into_iter()
-                .map(|(id, score)| (name(id.parse().unwrap_or(u32::MAX)).to_owned(), score));
-            spelled["scores"] = Value::Object(named.collect());
-        }
-        _ => {}
-    }
-    spelled
-}
-
-/// Feeds the text piece by piece, as the host does with a gate, and says what the client gets.
-fn guarded(
-    policy: &dyn Policy,
-    told: Told<'_>,
-    pieces: &[String],
-    progress: Option<&ProgressGiven>,
-) -> Value {
-    let mut passed = String::new();
-    let mut held = String::new();
-    let mut decisions = vec![];
-    let mut last = json!({"decision": "pass"});
-    let usage = progress.cloned().unwrap_or_default().usage(told.facts.prompt_tokens);
-    for (index, piece) in pieces.iter().enumerate() {
-        let held_bytes = held.len();
-        let text = std::mem::take(&mut held) + piece;
-        let finished = index + 1 == pieces.len();
-        let window = Window {
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-            text: &text,
-            held: u32::try_from(held_bytes).unwrap_or(u32::MAX),
-            finished,
-            usage,
-        };
-        let answer = policy.window(told, &window);
-        let decision = answer.spelled();
-        decisions.push(decision["decision"].clone());
-        last = decision;
-        let (out, hold) = match answer {
-            Ok(Verdict::Pass) => (text.clone(), 0),
-            Ok(Verdict::Hold(hold)) => (text[..cut(&text, hold)].to_owned(), hold),
-            Ok(Verdict::Replace { text, hold, .. }) => (text, hold),
-            Ok(Verdict::Stop { text, .. }) => {
-                passed += &text;
-                break;
-            }
-            Ok(Verdict::Abort(_)) | Err(_) => break,
-        };
-        passed += &out;
-        held = text[cut(&text, hold)..].to_owned();
-        if finished {
-            passed += &held;
-        }
-    }
-    last["passed"] = passed.into();
-    last["decisions"] = Value::Array(decisions);
-    last
-}
-
-/// Where the last `hold` bytes begin; a place inside a character moves to its front.
-fn cut(text: &str, hold: u32) -> usize {
-    text.floor_char_boundary(text.len().saturating_sub(hold as usize))
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use interlock_state::StateClock;
 
 /// Stands still until it is set. Clones are the same clock.
 #[derive(Debug, Clone, Default)]
-pub struct HandClock(Arc<AtomicU64>);
+pub struct ManualClock(Arc<AtomicU64>);
 
-impl HandClock {
+impl ManualClock {
     /// It is this late from now on.
     pub fn set(&self, now: Duration) {
         let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
@@ -18,7 +18,7 @@ impl HandClock {
     }
 }
 
-impl StateClock for HandClock {
+impl StateClock for ManualClock {
     fn now(&self) -> Duration {
         Duration::from_micros(self.0.load(Ordering::Relaxed))
     }

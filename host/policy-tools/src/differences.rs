@@ -21,7 +21,7 @@ pub struct Difference {
     pub at: String,
     /// What should be there.
     pub expected: String,
-    /// What is.
+    /// The value that is there.
     pub got: String,
 }
 

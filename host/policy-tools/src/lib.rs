@@ -3,9 +3,9 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`cases`] | facts in, the decision that is expected |
-//! | [`sim`], [`workload`] | a day's traffic on the host's own code, with a clock that is paused |
+//! | [`simulation`], [`workload`] | a day's traffic on the host's own code, with a clock that is paused |
 //! | [`replay`] | recorded traffic before another policy |
-//! | [`mod@beside`] | recorded traffic before the policies of then and one more |
+//! | [`comparison`] | recorded traffic before the policies of then and one more |
 //! | [`mod@bench`] | what a call costs |
 //!
 //! # Not here
@@ -13,16 +13,16 @@
 //! No terminal and no flags: `cli` has them. No policy of its own, and no word that policies and
 //! the host do not use between themselves.
 
-mod at;
 pub mod bench;
-pub mod beside;
+mod case_time;
 pub mod cases;
 pub mod clock;
-mod dice;
+pub mod comparison;
 pub mod differences;
-pub mod given;
+pub mod fixtures;
+pub mod json;
 pub mod replay;
-pub mod sim;
-pub mod spelled;
+mod rng;
+pub mod simulation;
 pub mod table;
 pub mod workload;

@@ -14,16 +14,16 @@ use std::fmt;
 use std::time::Duration;
 
 use interlock_policy_api::{Facts, Identified, Identity, Phase, Policy, PolicyFailure};
-use interlock_policy_chain::Answered;
-use interlock_policy_chain::{Asked, Record};
+use interlock_policy_chain::AnyAnswer;
+use interlock_policy_chain::{PhaseQuestion, Record};
 use interlock_request::RequestId;
 use serde_json::{Value, json};
 
-use crate::clock::HandClock;
-use crate::spelled::Spelled;
+use crate::clock::ManualClock;
+use crate::json::ToJson;
 use crate::table::Table;
 
-/// What came of it.
+/// The differences between the recorded answers and those of another policy.
 #[derive(Debug, Default)]
 pub struct Replayed {
     requests: u64,
@@ -31,12 +31,12 @@ pub struct Replayed {
     same: u64,
     /// By phase, what it was and what it is.
     changes: BTreeMap<(&'static str, String, String), u64>,
-    changed: Vec<Changed>,
+    changed: Vec<ChangedAnswer>,
 }
 
 /// An answer that is another one now.
 #[derive(Debug)]
-struct Changed {
+struct ChangedAnswer {
     request: String,
     phase: Phase,
     was: Value,
@@ -74,7 +74,7 @@ pub fn replay(
     trace: &str,
     name: Option<&str>,
     policy: &dyn Policy,
-    clock: &HandClock,
+    clock: &ManualClock,
 ) -> Result<Replayed, BadTrace> {
     let mut replayed = Replayed::default();
     let mut names: BTreeMap<String, u64> = BTreeMap::new();
@@ -84,17 +84,18 @@ pub fn replay(
         replayed.requests += 1;
         let (mut serial, mut known) = (None, None);
         for step in &record.steps {
-            for said in &step.said {
+            for said in &step.decisions {
                 *names.entry(said.policy.to_string()).or_default() += 1;
             }
-            let said = step.said.iter().find(|said| name.is_none_or(|name| &*said.policy == name));
+            let said =
+                step.decisions.iter().find(|said| name.is_none_or(|name| &*said.policy == name));
             let (id, its_serial, at) = about(&step.asked);
             serial = Some(its_serial);
             let began = *began.get_or_insert(at);
             clock.set(Duration::from_micros(at.saturating_sub(began)));
             let was = said.map(|said| spell(&said.decision));
             let is = as_known(&step.asked, known.as_ref()).ask(policy);
-            if let Some(Ok(Answered::Identify(Identified::Known(identity, _)))) = &is {
+            if let Some(Ok(AnyAnswer::Identify(Identified::Known(identity, _)))) = &is {
                 known = Some(identity.clone());
             }
             let is = is.as_ref().map(spell);
@@ -111,7 +112,7 @@ pub fn replay(
             let phase = step.asked.phase();
             let change = (phase.as_str(), short(&was), short(&is));
             *replayed.changes.entry(change).or_default() += 1;
-            replayed.changed.push(Changed { request: id.to_string(), phase, was, is });
+            replayed.changed.push(ChangedAnswer { request: id.to_string(), phase, was, is });
         }
         if let Some(serial) = serial {
             // How it ended is not asked about here, so nothing is left charged either.
@@ -143,12 +144,14 @@ pub(crate) fn records(trace: &str) -> impl Iterator<Item = Result<Record, BadTra
 
 /// The request that a question is about: its id, its serial, and when it came, in microseconds since
 /// the Unix epoch.
-pub(crate) fn about(asked: &Asked) -> (RequestId, u64, u64) {
+pub(crate) fn about(asked: &PhaseQuestion) -> (RequestId, u64, u64) {
     match asked {
-        Asked::Identify(caller) => {
+        PhaseQuestion::Identify(caller) => {
             (caller.request_id.clone(), caller.serial, caller.arrived_at_micros)
         }
-        Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
+        PhaseQuestion::Transform(facts)
+        | PhaseQuestion::Route { facts, .. }
+        | PhaseQuestion::Admit { facts, .. } => {
             (facts.request_id.clone(), facts.serial, facts.arrived_at_micros)
         }
     }
@@ -156,13 +159,13 @@ pub(crate) fn about(asked: &Asked) -> (RequestId, u64, u64) {
 
 /// The question with what the policy itself said of the caller, if that is who asks: it may tell
 /// itself something there for later.
-fn as_known(asked: &Asked, known: Option<&Identity>) -> Asked {
+fn as_known(asked: &PhaseQuestion, known: Option<&Identity>) -> PhaseQuestion {
     let mut asked = asked.clone();
     let facts: Option<&mut Facts> = match &mut asked {
-        Asked::Identify(_) => None,
-        Asked::Transform(facts) | Asked::Route { facts, .. } | Asked::Admit { facts, .. } => {
-            Some(facts)
-        }
+        PhaseQuestion::Identify(_) => None,
+        PhaseQuestion::Transform(facts)
+        | PhaseQuestion::Route { facts, .. }
+        | PhaseQuestion::Admit { facts, .. } => Some(facts),
     };
     if let (Some(facts), Some(known)) = (facts, known)
         && facts.identity.tenant == known.tenant
@@ -176,15 +179,15 @@ fn silent() -> Value {
     json!({"decision": "not asked"})
 }
 
-fn spell(answer: &Result<Answered, PolicyFailure>) -> Value {
+fn spell(answer: &Result<AnyAnswer, PolicyFailure>) -> Value {
     match answer {
-        Ok(Answered::Identify(answer)) => answer.spelled(),
-        Ok(Answered::Transform(answer)) => answer.spelled(),
-        Ok(Answered::Route(answer)) => answer.spelled(),
-        Ok(Answered::Admit(answer)) => answer.spelled(),
-        Ok(Answered::Event(answer)) => answer.spelled(),
-        Ok(Answered::Window(answer)) => answer.spelled(),
-        Err(failure) => failure.spelled(),
+        Ok(AnyAnswer::Identify(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Transform(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Route(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Admit(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Event(answer)) => answer.to_json(),
+        Ok(AnyAnswer::Window(answer)) => answer.to_json(),
+        Err(failure) => failure.to_json(),
     }
 }
 
@@ -207,10 +210,10 @@ impl Replayed {
         self.changed.len()
     }
 
-    /// For scripts.
+    /// All results as JSON.
     pub fn to_json(&self) -> Value {
         let change = |((phase, was, is), count): (&(&str, String, String), &u64)| json!({"phase": phase, "was": was, "is": is, "count": count});
-        let changed = |changed: &Changed| {
+        let changed = |changed: &ChangedAnswer| {
             json!({"request": changed.request, "phase": changed.phase.as_str(),
                 "was": changed.was, "is": changed.is})
         };
@@ -246,7 +249,7 @@ impl fmt::Display for Replayed {
         }
         writeln!(f, "\n{table}")?;
         let mut table = Table::new(&["request", "phase", "what", "was", "is"]);
-        for Changed { request, phase, was, is } in self.changed.iter().take(SHOWN) {
+        for ChangedAnswer { request, phase, was, is } in self.changed.iter().take(SHOWN) {
             for difference in crate::differences::differences(was, is) {
                 let cells = [difference.at, difference.expected, difference.got];
                 let who = [request.clone(), phase.as_str().to_owned()];

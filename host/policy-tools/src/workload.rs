@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,8 +49,8 @@ pub struct Workload {
     pub slo: Slo,
     /// What is served.
     #[serde(rename = "model")]
-    pub models: Vec<Model>,
-    /// Who asks.
+    pub models: Vec<WorkloadModel>,
+    /// The tenants that send requests.
     #[serde(rename = "tenant")]
     pub tenants: Vec<Tenant>,
 }
@@ -80,7 +80,7 @@ impl Default for Slo {
 /// A simulated model.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model {
+pub struct WorkloadModel {
     /// What it is called.
     pub name: String,
     /// And what else.
@@ -134,12 +134,12 @@ pub struct Tenant {
     #[serde(default)]
     pub shared_prefix: f64,
     /// Clients that leave before the end.
-    pub leave: Option<Leave>,
+    pub leave: Option<EarlyLeave>,
     /// Which model is asked for; the first one if it does not say.
     pub model: Option<String>,
     /// `chat`, `completions` or `responses`.
     #[serde(default = "chat")]
-    pub endpoint: Endpoint,
+    pub endpoint: WorkloadEndpoint,
     /// The share of requests that want tokens as they come: 0 to 1.
     #[serde(default = "all")]
     pub streaming: f64,
@@ -163,14 +163,14 @@ fn all() -> f64 {
     1.0
 }
 
-fn chat() -> Endpoint {
-    Endpoint::Chat
+fn chat() -> WorkloadEndpoint {
+    WorkloadEndpoint::Chat
 }
 
 /// Where requests are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Endpoint {
+pub enum WorkloadEndpoint {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
@@ -183,17 +183,17 @@ pub enum Endpoint {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Burst {
-    /// How often.
+    /// The time from one burst to the next.
     #[serde(with = "humantime_serde")]
     pub every: Duration,
-    /// How many.
+    /// The requests of one burst.
     pub size: u32,
 }
 
 /// Clients that leave.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Leave {
+pub struct EarlyLeave {
     /// The chance of each request.
     pub chance: f64,
     /// With which token; 0 is before the first.
@@ -208,9 +208,9 @@ pub enum Amount {
     Exactly(u32),
     /// As likely one as the other.
     Between {
-        /// At least.
+        /// The smallest value.
         min: u32,
-        /// At most.
+        /// The largest value.
         max: u32,
     },
     /// Half of them below the median, and a long tail: log-normal, as prompts and answers are.
@@ -219,18 +219,18 @@ pub enum Amount {
         median: u32,
         /// How far they spread: about two thirds lie within a factor of e^sigma.
         sigma: f64,
-        /// At most.
+        /// The largest value.
         max: u32,
     },
 }
 
 impl Amount {
-    pub(crate) fn draw(self, dice: &mut Dice) -> u32 {
+    pub(crate) fn draw(self, rng: &mut Rng) -> u32 {
         match self {
             Self::Exactly(tokens) => tokens,
-            Self::Between { min, max } => dice.between(min, max),
+            Self::Between { min, max } => rng.between(min, max),
             Self::Around { median, sigma, max } => {
-                let drawn = f64::from(median) * (sigma * dice.normal()).exp();
+                let drawn = f64::from(median) * (sigma * rng.normal()).exp();
                 // A float is cut to the range by the cast.
                 (drawn as u32).clamp(1, max.max(1))
             }
@@ -258,7 +258,7 @@ pub enum BadWorkload {
 }
 
 impl Workload {
-    /// Reads one.
+    /// Reads a workload.
     ///
     /// # Errors
     ///

@@ -7,10 +7,11 @@ use interlock_policy_api::{
     Identity, Load, Phase, PlanProposal, Policy, PolicyFailure, Reason, Rejection,
 };
 use interlock_policy_chain::{
-    Asked, FailureAction, LimitsConfig, Link, OnFailure, Record, Ruled, Said, Step,
+    ChainEntry, DecisionRecord, FailureAction, LimitsConfig, OnFailure, PhaseQuestion, Record,
+    RecordedPhase, Ruling,
 };
-use interlock_policy_tools::beside::{Beside, beside};
-use interlock_policy_tools::clock::HandClock;
+use interlock_policy_tools::clock::ManualClock;
+use interlock_policy_tools::comparison::{Comparison, compare};
 use interlock_policy_tools::replay::replay;
 use interlock_request::{Endpoint, ModelId, RequestId};
 
@@ -62,8 +63,8 @@ fn trace(policy: &AtMost) -> String {
             identity: Identity::default(),
             headers: Headers::default(),
         };
-        let asked = Asked::Admit { facts, load: Load::default(), tenant_in_flight: 0 };
-        let said = Said {
+        let asked = PhaseQuestion::Admit { facts, load: Load::default(), tenant_in_flight: 0 };
+        let said = DecisionRecord {
             policy: "at-most".into(),
             version: "1".into(),
             decision: asked.ask(policy).expect("it takes part"),
@@ -75,8 +76,8 @@ fn trace(policy: &AtMost) -> String {
         let record = Record {
             version: Record::VERSION,
             generation: 1,
-            steps: vec![Step { asked, said: vec![said] }],
-            verdict: Ruled::Open,
+            steps: vec![RecordedPhase { asked, decisions: vec![said] }],
+            verdict: Ruling::Open,
         };
         serde_json::to_string(&record).expect("a record is JSON")
     };
@@ -86,7 +87,7 @@ fn trace(policy: &AtMost) -> String {
 #[test]
 fn the_same_policy_says_the_same() {
     let trace = trace(&AtMost(250));
-    let replayed = replay(&trace, None, &AtMost(250), &HandClock::default()).expect("a trace");
+    let replayed = replay(&trace, None, &AtMost(250), &ManualClock::default()).expect("a trace");
     assert_eq!(replayed.differences(), 0, "{replayed}");
     assert_eq!(
         replayed.to_string(),
@@ -97,7 +98,7 @@ fn the_same_policy_says_the_same() {
 #[test]
 fn what_another_one_decides_otherwise_is_shown() {
     let trace = trace(&AtMost(250));
-    let replayed = replay(&trace, Some("at-most"), &AtMost(150), &HandClock::default());
+    let replayed = replay(&trace, Some("at-most"), &AtMost(150), &ManualClock::default());
     let replayed = replayed.expect("a trace");
     assert_eq!(replayed.differences(), 1, "{replayed}");
     let shown = replayed.to_string();
@@ -107,7 +108,7 @@ fn what_another_one_decides_otherwise_is_shown() {
 
 #[test]
 fn a_trace_that_is_none_is_refused_with_the_line() {
-    let ask = |trace: &str, name| replay(trace, name, &AtMost(1), &HandClock::default());
+    let ask = |trace: &str, name| replay(trace, name, &AtMost(1), &ManualClock::default());
     let why = ask("\n{}\n", None).expect_err("no record").to_string();
     assert!(why.starts_with("line 2 is no record: missing field"), "{why}");
     let why = ask(&trace(&AtMost(1)), Some("other")).expect_err("nobody").to_string();
@@ -175,9 +176,12 @@ fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
             headers: Headers::default(),
         };
         let load = Load::default();
-        let asked = [Asked::Identify(caller), Asked::Admit { facts, load, tenant_in_flight: 0 }];
-        let step = |asked: Asked| {
-            let said = Said {
+        let asked = [
+            PhaseQuestion::Identify(caller),
+            PhaseQuestion::Admit { facts, load, tenant_in_flight: 0 },
+        ];
+        let step = |asked: PhaseQuestion| {
+            let said = DecisionRecord {
                 policy: "charges".into(),
                 version: "1".into(),
                 phase: asked.phase(),
@@ -186,15 +190,15 @@ fn a_policy_is_asked_to_admit_with_what_it_said_of_the_caller_itself() {
                 shadow: false,
                 elapsed: std::time::Duration::ZERO,
             };
-            Step { asked, said: vec![said] }
+            RecordedPhase { asked, decisions: vec![said] }
         };
         let steps = asked.into_iter().map(step).collect();
         let record =
-            Record { version: Record::VERSION, generation: 1, steps, verdict: Ruled::Open };
+            Record { version: Record::VERSION, generation: 1, steps, verdict: Ruling::Open };
         serde_json::to_string(&record).expect("a record is JSON")
     };
     let ask = |tenant| {
-        let replayed = replay(&recorded(tenant), None, &Charges, &HandClock::default());
+        let replayed = replay(&recorded(tenant), None, &Charges, &ManualClock::default());
         replayed.expect("a trace").to_json()["changed"].to_string()
     };
     assert!(ask("acme").contains(r#""note":"today""#), "{}", ask("acme"));
@@ -236,7 +240,7 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
     let line = |line: &str| {
         let mut record: Record = serde_json::from_str(line).expect("a record");
         for step in &mut record.steps {
-            if let Asked::Admit { tenant_in_flight: inside, .. } = &mut step.asked {
+            if let PhaseQuestion::Admit { tenant_in_flight: inside, .. } = &mut step.asked {
                 *inside = tenant_in_flight;
             }
         }
@@ -245,10 +249,10 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
     trace.lines().map(line).collect()
 }
 
-fn put_beside(trace: &str, policy: impl Policy + 'static) -> Beside {
-    let link = Link::new(Arc::new(policy), OnFailure::default());
+fn put_beside(trace: &str, policy: impl Policy + 'static) -> Comparison {
+    let link = ChainEntry::new(Arc::new(policy), OnFailure::default());
     let ceilings = LimitsConfig::default().ceilings();
-    beside(trace, &link, ceilings, &HandClock::default()).expect("a trace")
+    compare(trace, &link, ceilings, &ManualClock::default()).expect("a trace")
 }
 
 #[test]
@@ -277,7 +281,7 @@ fn what_failed_then_has_the_consequence_that_it_had() {
     let mut record: Record =
         serde_json::from_str(trace(&AtMost(250)).lines().next().expect("a line"))
             .expect("a record");
-    let said = &mut record.steps[0].said[0];
+    let said = &mut record.steps[0].decisions[0];
     said.decision = Err(PolicyFailure { kind: FailureKind::Trap, message: "unreachable".into() });
     // Not the default, which would have turned the request away.
     said.fallback = Some(FailureAction::Open);

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use interlock_metrics::Registry;
 use interlock_policy_api::{
-    Body, Caller, Candidate, Event, Facts, Headers, Identity, Load, Policy, Progress, Summary,
-    Told, Window,
+    Body, Caller, Candidate, Event, Facts, Headers, Identity, Load, Policy, Progress,
+    RequestContext, Summary, Window,
 };
-use interlock_policy_chain::{Commons, LimitsConfig, PolicyChain, PolicyMetrics};
+use interlock_policy_chain::{ChainShared, LimitsConfig, PolicyChain, PolicyMetrics};
 use interlock_policy_wasm::{
-    Change, Grant, Keeper, PolicyConfig, PolicyHost, PolicySource, Services, WasmPolicy,
+    Grant, PolicyConfig, PolicyHost, PolicyManager, PolicySource, PolicyUpdate, Services,
+    WasmPolicy,
 };
 use interlock_request::{Endpoint, Finish, ModelId, Outcome, RequestId, Usage};
 use interlock_state::State;
@@ -72,7 +73,7 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
             drop(plain.route(&bare, &all, &body));
         });
     }
-    let told = Told { facts: &bare, note: "" };
+    let told = RequestContext { facts: &bare, note: "" };
     let text = "a window of text as a model writes it, about thirty-two tokens of it, so that there \
                 is something to look at, and then some more words until it is long enough.";
     let usage = Usage { prompt_tokens: 812, cached_tokens: 0, generated_tokens: 32 };
@@ -102,7 +103,7 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
 /// The same policy, asked by the chain in line and, since its deadline is longer, on threads of its
 /// own: what the hand-over costs a request.
 fn threads(host: &PolicyHost) {
-    let commons = Commons::new(PolicyMetrics::register(&Registry::new()));
+    let commons = ChainShared::new(PolicyMetrics::register(&Registry::new()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
     for (what, deadline) in [("chain, in line", 2), ("chain, own threads", 3)] {
@@ -114,12 +115,12 @@ fn threads(host: &PolicyHost) {
             settings: serde_json::from_str(limits).expect("settings"),
             ..PolicyConfig::new("quota", PolicySource::File(file))
         };
-        let links = vec![config.link(host.load(&config).expect("it is built"))];
+        let links = vec![config.chain_entry(host.load(&config).expect("it is built"))];
         let ceilings = LimitsConfig::default().ceilings();
         let chain = Arc::new(PolicyChain::new(links, ceilings, commons.clone()));
         let caller = caller();
         report(what, CALLS / 10, || {
-            let mut hearing = chain.hear(1, caller.request_id.clone());
+            let mut hearing = chain.review(1, caller.request_id.clone());
             runtime.block_on(hearing.identify(&caller)).expect("it is known");
         });
     }
@@ -185,8 +186,9 @@ fn idle() {
 fn swaps(host: &PolicyHost, registry: &Registry) {
     let configs = [config("swapped", guest("guest-plain"))];
     let metrics = PolicyMetrics::register(registry);
-    let keeper = Keeper::new(host.clone(), &configs, LimitsConfig::default().ceilings(), metrics)
-        .expect("it loads");
+    let keeper =
+        PolicyManager::new(host.clone(), &configs, LimitsConfig::default().ceilings(), metrics)
+            .expect("it loads");
     let over = AtomicBool::new(false);
     let (asked, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut times = Vec::new();
@@ -195,7 +197,7 @@ fn swaps(host: &PolicyHost, registry: &Registry) {
             let (facts, body) = (facts(0), Body::new(Vec::new()));
             while !over.load(Ordering::Relaxed) {
                 let chain = keeper.policies().current();
-                let answer = chain.links()[0].policy.admit(&facts, &LOAD, 1, &body);
+                let answer = chain.entries()[0].policy.admit(&facts, &LOAD, 1, &body);
                 asked.fetch_add(1, Ordering::Relaxed);
                 failed.fetch_add(u64::from(answer.is_err()), Ordering::Relaxed);
             }
@@ -203,7 +205,7 @@ fn swaps(host: &PolicyHost, registry: &Registry) {
         for n in 0..1000 {
             let name = if n % 2 == 0 { "guest-misbehaves" } else { "guest-plain" };
             let source = Some(PolicySource::File(guest(name)));
-            let change = Change { source, ..Change::default() };
+            let change = PolicyUpdate { source, ..PolicyUpdate::default() };
             times.push(timed(|| keeper.replace("swapped", change).expect("it loads")).1);
         }
         over.store(true, Ordering::Relaxed);

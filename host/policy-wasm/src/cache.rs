@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use crate::Unfit;
+use crate::LoadProblem;
 use crate::load::Digest;
 
 const SUM: usize = 32;
@@ -104,8 +104,8 @@ impl Cache {
         &self,
         engine: &Engine,
         digest: &Digest,
-        compile: impl FnOnce() -> Result<Component, Unfit>,
-    ) -> Result<Component, Unfit> {
+        compile: impl FnOnce() -> Result<Component, LoadProblem>,
+    ) -> Result<Component, LoadProblem> {
         let path = self.folder.join(digest.as_str());
         match self.read(engine, &path) {
             Ok(component) => return Ok(component),

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interlock_policy_api::Policy;
-use interlock_policy_chain::{FailureAction, Link, OnFailure, PolicyMode};
+use interlock_policy_chain::{ChainEntry, FailureAction, OnFailure, PolicyMode};
 pub use interlock_request::{BadByteSize, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::builtin::BUILTINS;
 use crate::grants::Grant;
-use crate::host::BUILTINS;
 use crate::limits::{HOST_CALLS_MAX, INIT_TIME_MAX, MEMORY_MAX, TICK};
 
 /// `[[policy]]`: one policy. The order of the tables is the order in which they are asked.
@@ -160,13 +160,13 @@ impl PolicyConfig {
     }
 
     /// Its place in the chain.
-    pub fn link(&self, policy: Arc<dyn Policy>) -> Link {
-        Link {
+    pub fn chain_entry(&self, policy: Arc<dyn Policy>) -> ChainEntry {
+        ChainEntry {
             mode: self.mode,
             // No weight is beyond what an f32 can hold.
             weight: f32::from(u16::try_from(self.weight).unwrap_or(u16::MAX)),
             soft_deadline: self.soft_deadline,
-            ..Link::new(policy, self.on_failure)
+            ..ChainEntry::new(policy, self.on_failure)
         }
     }
 

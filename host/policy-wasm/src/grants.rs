@@ -72,6 +72,24 @@ pub(crate) fn line(grants: &[Grant], besides: &[Grant]) -> String {
     format!("grants = [{}]", all.join(", "))
 }
 
+/// What is missing of what it imports and of what it says that it needs.
+pub(crate) fn all_missing(imported: Vec<Grant>, needs: &[Grant], grants: &[Grant]) -> Vec<Grant> {
+    let mut all = missing(needs, grants);
+    // Where it says which part of a capability it needs, that is the better answer.
+    all.extend(imported.into_iter().filter(|grant| {
+        !needs.iter().any(|need| {
+            matches!(
+                (grant, need),
+                (Grant::Read(_), Grant::Read(_) | Grant::Write(_))
+                    | (Grant::Http(..), Grant::Http(..))
+            )
+        })
+    }));
+    all.sort();
+    all.dedup();
+    all
+}
+
 impl FromStr for Grant {
     type Err = BadGrant;
 

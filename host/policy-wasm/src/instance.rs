@@ -8,49 +8,24 @@ use interlock_policy_api::{FailureKind, PolicyFailure};
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use crate::clock::Allowance;
-use crate::fit::{Dialect, Fit};
-use crate::host::Shared;
+use crate::descriptor::Descriptor;
+use crate::host_functions::{Call, GuestState, HostFunctions, Misuse, TooManyCalls};
 use crate::limits::{HANDLES_MAX, Limiter, MemoryExceeded, TRANSFER_BYTES_MAX};
-use crate::profile::Profile;
-use crate::reach::{Call, GuestState, Misuse, Reach, TooManyCalls};
-use crate::wit::now::exports::interlock::policy as now;
-use crate::wit::v0_1::exports::interlock::policy as v0_1;
+use crate::linked::{GuestFunctions, Init, LinkedComponent};
+use crate::runtime::Runtime;
 
 /// An instance that has read its settings and never failed.
 pub(crate) struct Instance {
     store: Store<GuestState>,
-    guests: Guests,
+    guests: GuestFunctions,
     /// How many more calls it is good for.
     pub(crate) calls_left: u32,
     /// Its memory when it had read its settings.
     pub(crate) born_with: usize,
 }
 
-/// The functions that it exports, in the version that it was made for.
-pub(crate) enum Guests {
-    Now(Phases),
-    V0_1(OldPhases),
-}
-
-/// The phases of today.
-pub(crate) struct Phases {
-    pub(crate) identify: Option<now::identify::Guest>,
-    pub(crate) transform: Option<now::transform::Guest>,
-    pub(crate) route: Option<now::route::Guest>,
-    pub(crate) admit: Option<now::admit::Guest>,
-    pub(crate) stream_guard: Option<now::stream_guard::Guest>,
-    pub(crate) events: Option<now::events::Guest>,
-    pub(crate) account: Option<now::account::Guest>,
-}
-
-/// The phases of 0.1.
-pub(crate) struct OldPhases {
-    pub(crate) admit: Option<v0_1::admit::Guest>,
-    pub(crate) account: Option<v0_1::account::Guest>,
-}
-
 /// Why there is no instance.
-pub(crate) enum Stillborn {
+pub(crate) enum InstantiateError {
     /// It trapped or exceeded its limits.
     Failed(PolicyFailure),
     /// `init` answered with this error.
@@ -62,16 +37,16 @@ pub(crate) enum Stillborn {
 impl Instance {
     /// Makes an instance and has it read its settings, in this time altogether.
     pub(crate) fn new(
-        shared: &Shared,
-        fit: &Fit,
-        reach: &Arc<Reach>,
+        shared: &Runtime,
+        linked: &LinkedComponent,
+        functions: &Arc<HostFunctions>,
         memory_max: usize,
         settings: &str,
         time_max: Duration,
-    ) -> Result<(Self, Profile), Stillborn> {
+    ) -> Result<(Self, Descriptor), InstantiateError> {
         let _ticking = shared.ticker.call();
         let limiter = Limiter { memory_max, memory: 0, table_elements: 0 };
-        let state = GuestState::new(Arc::clone(reach), limiter, Allowance::new(time_max));
+        let state = GuestState::new(Arc::clone(functions), limiter, Allowance::new(time_max));
         let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(TRANSFER_BYTES_MAX);
@@ -79,27 +54,28 @@ impl Instance {
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().allowance.overdue()));
 
         let instance = run(&mut store, Call::default(), Allowance::new(time_max), |store| {
-            fit.pre.instantiate(&mut *store)
+            linked.pre.instantiate(&mut *store)
         });
         let instance = instance.map_err(|mut failure| {
             // It has said nothing yet that could be wrong: there was no room for it.
             if failure.kind == FailureKind::BadOutput {
                 failure.kind = FailureKind::Instantiate;
             }
-            Stillborn::Failed(failure)
+            InstantiateError::Failed(failure)
         })?;
-        let misfit = |error: wasmtime::Error| Stillborn::Misfit(format!("{error:#}"));
+        let misfit = |error: wasmtime::Error| InstantiateError::Misfit(format!("{error:#}"));
         // All of them before `init`: one that does not fit is no matter of settings.
-        let (guests, init) = fit.load(&mut store, &instance).map_err(misfit)?;
+        let (guests, init) = linked.load(&mut store, &instance).map_err(misfit)?;
         // What is left of its time: a start function that dawdles leaves `init` little.
         let left = store.data().allowance;
         let begun = run(&mut store, Call::default(), left, |store| match &init {
-            Init::Now(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
-            Init::V0_1(guest) => Ok(guest.call_init(store, settings)?.map(Profile::from)),
+            Init::V0_2(guest) => Ok(guest.call_init(store, settings)?.map(Descriptor::from)),
+            Init::V0_1(guest) => Ok(guest.call_init(store, settings)?.map(Descriptor::from)),
         });
-        let profile = begun.map_err(Stillborn::Failed)?.map_err(Stillborn::Refused)?;
+        let descriptor =
+            begun.map_err(InstantiateError::Failed)?.map_err(InstantiateError::Refused)?;
         let born_with = store.data().limiter.memory;
-        Ok((Self { store, guests, calls_left: 0, born_with }, profile))
+        Ok((Self { store, guests, calls_left: 0, born_with }, descriptor))
     }
 
     /// Its memory now.
@@ -112,7 +88,7 @@ impl Instance {
         &mut self,
         call: Call,
         time_max: Duration,
-        ask: impl FnOnce(&Guests, &mut Store<GuestState>) -> wasmtime::Result<T>,
+        ask: impl FnOnce(&GuestFunctions, &mut Store<GuestState>) -> wasmtime::Result<T>,
     ) -> Result<T, PolicyFailure> {
         let guests = &self.guests;
         let allowance = Allowance::new(time_max);
@@ -120,44 +96,6 @@ impl Instance {
         // What a request brought is not kept for the next.
         self.store.data_mut().call = Call::default();
         answer
-    }
-}
-
-/// `init` of either version.
-pub(crate) enum Init {
-    Now(now::lifecycle::Guest),
-    V0_1(v0_1::lifecycle::Guest),
-}
-
-impl Fit {
-    fn load(
-        &self,
-        store: &mut Store<GuestState>,
-        instance: &wasmtime::component::Instance,
-    ) -> wasmtime::Result<(Guests, Init)> {
-        macro_rules! load {
-            ($indices:expr) => {
-                $indices.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?
-            };
-        }
-        Ok(match &self.dialect {
-            Dialect::Now(has) => (
-                Guests::Now(Phases {
-                    identify: load!(has.identify),
-                    transform: load!(has.transform),
-                    route: load!(has.route),
-                    admit: load!(has.admit),
-                    stream_guard: load!(has.stream_guard),
-                    events: load!(has.events),
-                    account: load!(has.account),
-                }),
-                Init::Now(has.lifecycle.load(&mut *store, instance)?),
-            ),
-            Dialect::V0_1(has) => (
-                Guests::V0_1(OldPhases { admit: load!(has.admit), account: load!(has.account) }),
-                Init::V0_1(has.lifecycle.load(&mut *store, instance)?),
-            ),
-        })
     }
 }
 
@@ -170,14 +108,14 @@ fn run<T>(
     store.data_mut().begin(call, allowance);
     store.set_epoch_deadline(Allowance::TICKS);
     let began = Instant::now();
-    run(store).map_err(|error| failure(&error, began.elapsed(), store.data_mut().last_words.take()))
+    run(store).map_err(|error| failure(&error, began.elapsed(), store.data_mut().last_error.take()))
 }
 
 /// What went wrong, told apart by type.
 fn failure(
     error: &wasmtime::Error,
     elapsed: Duration,
-    last_words: Option<String>,
+    last_error: Option<String>,
 ) -> PolicyFailure {
     let (kind, mut message) = if let Some(exceeded) = error.downcast_ref::<MemoryExceeded>() {
         (FailureKind::Memory, exceeded.to_string())
@@ -197,7 +135,7 @@ fn failure(
             None => (FailureKind::BadOutput, error.root_cause().to_string()),
         }
     };
-    if let Some(words) = last_words {
+    if let Some(words) = last_error {
         let _ = write!(message, "; it said: {words}");
     }
     if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {

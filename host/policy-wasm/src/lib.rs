@@ -21,37 +21,43 @@
 //! No merging of decisions and no `on_failure` (`interlock-policy-chain`), no HTTP server, no engine: a
 //! policy never runs inside a pass. What outlives an instance is `interlock-state`'s.
 
-mod answers;
+mod builtin;
 mod cache;
 mod clock;
+mod compiled;
 mod config;
-mod describe;
-mod fit;
+mod description;
+mod descriptor;
+mod from_wit;
 mod grants;
 mod host;
+mod host_functions;
 mod instance;
-mod keeper;
-mod lend;
+mod interfaces;
 pub mod limits;
+mod linked;
 mod load;
+mod manager;
 mod metrics;
 mod old;
 mod policy;
-mod profile;
 mod quarantine;
-mod reach;
+mod runtime;
+mod to_wit;
 mod wit;
 
 pub use cache::{default_cache, unusable_cache};
 pub use config::{
     BadByteSize, BadSource, ByteSize, PolicyConfig, PolicySource, default_policies, problems,
 };
-pub use describe::{Description, Says};
+pub use description::{PolicyDescription, SelfDescription};
+pub use descriptor::DeclaredMetric;
 pub use grants::{BadGrant, Grant};
-pub use host::{HostFailed, PolicyHost, Services};
-pub use keeper::{
-    Change, Changed, Keeper, LookingAfter, NotChanged, Origin, PolicyChange, PolicyVersion,
+pub use host::PolicyHost;
+pub use load::{Digest, LoadFailed, LoadProblem};
+pub use manager::{
+    ChangeOrigin, ChangeReport, ManagerThread, NotChanged, PolicyChange, PolicyManager,
+    PolicyUpdate, PolicyVersion,
 };
-pub use load::{Digest, LoadFailed, Unfit};
 pub use policy::WasmPolicy;
-pub use profile::DeclaredMetric;
+pub use runtime::{PolicyHostFailed, Services};

@@ -8,8 +8,8 @@ use interlock_request::without_logins;
 use sha2::{Digest as _, Sha256};
 
 use crate::PolicySource;
+use crate::builtin::BUILTINS;
 use crate::grants::{Grant, line};
-use crate::host::BUILTINS;
 use crate::limits::COMPONENT_BYTES_MAX;
 
 /// A policy could not be loaded. At start the host must not go on without it; later the one that
@@ -22,12 +22,12 @@ pub struct LoadFailed {
     /// Where it came from.
     pub from: PolicySource,
     /// What is wrong.
-    pub why: Unfit,
+    pub why: LoadProblem,
 }
 
 /// What can be wrong with a policy when it is loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum Unfit {
+pub enum LoadProblem {
     /// Its configuration has problems.
     #[error("{}", .0.join("; "))]
     Config(Vec<String>),
@@ -37,7 +37,7 @@ pub enum Unfit {
     /// The file is too large.
     #[error("the file has {bytes} bytes, at most {COMPONENT_BYTES_MAX} are allowed")]
     TooLarge {
-        /// Its size.
+        /// The size of the file.
         bytes: u64,
     },
     /// It is something else.
@@ -101,7 +101,7 @@ pub enum Unfit {
     Descriptor(String),
 }
 
-impl Unfit {
+impl LoadProblem {
     pub(crate) fn grants(missing: Vec<Grant>, grants: &[Grant]) -> Self {
         let line = line(grants, &missing);
         Self::Grants { missing, line }
@@ -119,7 +119,7 @@ fn names(grants: &[Grant]) -> String {
 }
 
 /// The bytes of a component, and the name that their content gives them.
-pub(crate) struct Bytes {
+pub(crate) struct ComponentBytes {
     pub(crate) bytes: std::borrow::Cow<'static, [u8]>,
     pub(crate) digest: Digest,
 }
@@ -151,13 +151,13 @@ impl std::fmt::Display for Digest {
     }
 }
 
-impl Bytes {
-    pub(crate) fn read(source: &PolicySource) -> Result<Self, Unfit> {
+impl ComponentBytes {
+    pub(crate) fn read(source: &PolicySource) -> Result<Self, LoadProblem> {
         match source {
             PolicySource::Builtin(name) => {
                 let builtin = BUILTINS.iter().find(|(builtin, _)| builtin == name);
                 let (_, bytes) = builtin.ok_or_else(|| {
-                    Unfit::Config(vec![format!("there is no policy builtin:{name}")])
+                    LoadProblem::Config(vec![format!("there is no policy builtin:{name}")])
                 })?;
                 Self::new(std::borrow::Cow::Borrowed(*bytes))
             }
@@ -165,10 +165,10 @@ impl Bytes {
         }
     }
 
-    pub(crate) fn new(bytes: std::borrow::Cow<'static, [u8]>) -> Result<Self, Unfit> {
+    pub(crate) fn new(bytes: std::borrow::Cow<'static, [u8]>) -> Result<Self, LoadProblem> {
         let size = bytes.len() as u64;
         if size > COMPONENT_BYTES_MAX {
-            return Err(Unfit::TooLarge { bytes: size });
+            return Err(LoadProblem::TooLarge { bytes: size });
         }
         has_a_components_head(&bytes)?;
         let digest = Digest::of(&bytes);
@@ -176,24 +176,24 @@ impl Bytes {
     }
 }
 
-fn file(path: &Path) -> Result<Vec<u8>, Unfit> {
+fn file(path: &Path) -> Result<Vec<u8>, LoadProblem> {
     interlock_files::read(path, COMPONENT_BYTES_MAX).map_err(|error| match TooLong::of(&error) {
-        Some(TooLong { bytes, .. }) => Unfit::TooLarge { bytes },
+        Some(TooLong { bytes, .. }) => LoadProblem::TooLarge { bytes },
         None => error.into(),
     })
 }
 
 /// Says what the file is instead of a component, which wasmtime's parser would say in terms of
 /// bytes.
-fn has_a_components_head(bytes: &[u8]) -> Result<(), Unfit> {
+fn has_a_components_head(bytes: &[u8]) -> Result<(), LoadProblem> {
     match bytes {
         [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(()),
-        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(Unfit::NotAComponent(
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(LoadProblem::NotAComponent(
             "it is a core module, as a compiler makes without wasm-component-ld; wit/README.md says how to build one",
         )),
         [0, b'a', b's', b'm', ..] => {
-            Err(Unfit::NotAComponent("it is in a version of the format that is unknown here"))
+            Err(LoadProblem::NotAComponent("it is in a version of the format that is unknown here"))
         }
-        _ => Err(Unfit::NotAComponent("it is not WebAssembly at all")),
+        _ => Err(LoadProblem::NotAComponent("it is not WebAssembly at all")),
     }
 }

@@ -2,7 +2,7 @@
 
 use interlock_metrics::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use crate::reach::PluginMetrics;
+use crate::host_functions::PluginMetrics;
 
 /// How policies fare. Labels: the operator's policy names and closed sets.
 #[derive(Clone)]
@@ -17,11 +17,11 @@ pub(crate) struct HostMetrics {
 /// Why an instance was given up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Recycled {
-    /// It had its share of calls.
+    /// The instance had its share of calls.
     Age,
-    /// Its memory had grown.
+    /// The memory of the instance had grown.
     Memory,
-    /// It failed.
+    /// A call of the instance failed.
     Failure,
     /// There were enough others.
     Surplus,

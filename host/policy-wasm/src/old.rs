@@ -12,19 +12,19 @@ use interlock_request::{
     Priority,
 };
 
-use crate::answers::{bad, cut, plan_time};
-use crate::lend::micros;
+use crate::from_wit::{bad, cut, plan_time};
 use crate::limits::{REASON_CODE_BYTES_MAX, REASON_DETAIL_BYTES_MAX, RETRY_AFTER_MAX};
+use crate::to_wit::micros;
 use crate::wit::v0_1::exports::interlock::policy::admit;
 use crate::wit::v0_1::interlock::policy::types;
 
 /// Facts in the shape that a call borrows.
-pub(crate) struct LentFacts<'a> {
+pub(crate) struct WitFacts<'a> {
     facts: &'a Facts,
     headers: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> LentFacts<'a> {
+impl<'a> WitFacts<'a> {
     pub(crate) fn new(facts: &'a Facts, seen: &[String]) -> Self {
         let shown = facts.headers.0.iter().filter(|(name, _)| seen.contains(name));
         Self { facts, headers: shown.map(|(name, value)| (&**name, &**value)).collect() }
@@ -101,7 +101,7 @@ pub(crate) fn decision(answer: admit::Decision) -> Result<Decision, PolicyFailur
         admit::Decision::Admit(plan) => {
             Decision::Admit(Admission { proposal: proposal(&plan)?, ..Admission::default() })
         }
-        admit::Decision::Reject(rejection) => Decision::Reject(mended(rejection)),
+        admit::Decision::Reject(rejection) => Decision::Reject(sanitized(rejection)),
     })
 }
 
@@ -142,7 +142,7 @@ fn proposal(plan: &types::Plan) -> Result<PlanProposal, PolicyFailure> {
 }
 
 /// A rejection stays one, whatever is written in it. Its code is not of a closed set: 0.1 had none.
-fn mended(rejection: types::Rejection) -> Rejection {
+fn sanitized(rejection: types::Rejection) -> Rejection {
     let code: String = cut(&rejection.code, REASON_CODE_BYTES_MAX)
         .chars()
         .map(|c| match c {

@@ -26,11 +26,11 @@ pub(crate) struct Quarantine {
     shown: AtomicBool,
     // Read before each call; everything else is only looked at when something failed.
     closed: AtomicBool,
-    record: Mutex<Record>,
+    history: Mutex<CrashHistory>,
 }
 
 #[derive(Default)]
-struct Record {
+struct CrashHistory {
     failures: VecDeque<Instant>,
     /// Nobody calls it before then.
     until: Option<Instant>,
@@ -45,7 +45,7 @@ struct Record {
 
 /// The permission for one call, to be given back with what came of it.
 #[must_use]
-pub(crate) struct Pass<'a> {
+pub(crate) struct CallPass<'a> {
     quarantine: &'a Quarantine,
     probe: bool,
 }
@@ -54,14 +54,14 @@ impl Quarantine {
     pub(crate) fn new(policy: &str, budget: u32, gauge: IntGauge) -> Self {
         let (shown, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         let (policy, budget) = (policy.to_owned(), budget as usize);
-        Self { policy, budget, gauge, shown, closed, record: Mutex::default() }
+        Self { policy, budget, gauge, shown, closed, history: Mutex::default() }
     }
 
     /// Whether the gauge speaks of this one from now on.
     pub(crate) fn show(&self, shown: bool) {
-        let record = self.record();
+        let history = self.history();
         self.shown.store(shown, Ordering::Relaxed);
-        self.tell(record.until.is_some());
+        self.tell(history.until.is_some());
     }
 
     fn tell(&self, quarantined: bool) {
@@ -71,86 +71,86 @@ impl Quarantine {
     }
 
     /// May it be called?
-    pub(crate) fn pass(&self) -> Result<Pass<'_>, PolicyFailure> {
+    pub(crate) fn pass(&self) -> Result<CallPass<'_>, PolicyFailure> {
         if !self.closed.load(Ordering::Relaxed) {
-            return Ok(Pass { quarantine: self, probe: false });
+            return Ok(CallPass { quarantine: self, probe: false });
         }
         self.pass_at(Instant::now())
     }
 
-    fn pass_at(&self, now: Instant) -> Result<Pass<'_>, PolicyFailure> {
-        let mut record = self.record();
-        let Some(until) = record.until else {
-            return Ok(Pass { quarantine: self, probe: false });
+    fn pass_at(&self, now: Instant) -> Result<CallPass<'_>, PolicyFailure> {
+        let mut history = self.history();
+        let Some(until) = history.until else {
+            return Ok(CallPass { quarantine: self, probe: false });
         };
-        if now < until || record.probing {
+        if now < until || history.probing {
             let left = until.saturating_duration_since(now);
             return Err(PolicyFailure {
                 kind: FailureKind::Quarantined,
                 message: format!("it failed too often; not asked for another {left:.1?}"),
             });
         }
-        record.probing = true;
-        Ok(Pass { quarantine: self, probe: true })
+        history.probing = true;
+        Ok(CallPass { quarantine: self, probe: true })
     }
 
     /// How often it was quarantined so far: who replaced it wants to know.
     pub(crate) fn times(&self) -> u64 {
-        self.record().times
+        self.history().times
     }
 
     fn failed(&self, probe: bool, now: Instant) {
-        let mut record = self.record();
-        if record.until.is_some() && !probe {
+        let mut history = self.history();
+        if history.until.is_some() && !probe {
             // A call that had begun before.
             return;
         }
-        while record.failures.front().is_some_and(|at| now.duration_since(*at) > WITHIN) {
-            record.failures.pop_front();
+        while history.failures.front().is_some_and(|at| now.duration_since(*at) > WITHIN) {
+            history.failures.pop_front();
         }
-        record.failures.push_back(now);
-        if !probe && (self.budget == 0 || record.failures.len() < self.budget) {
+        history.failures.push_back(now);
+        if !probe && (self.budget == 0 || history.failures.len() < self.budget) {
             if self.budget == 0 {
-                record.failures.clear();
+                history.failures.clear();
             }
             return;
         }
-        let lately = record.released.is_some_and(|at| now.duration_since(at) < PAUSE_MAX);
-        record.pause = if probe || lately {
-            (record.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
+        let lately = history.released.is_some_and(|at| now.duration_since(at) < PAUSE_MAX);
+        history.pause = if probe || lately {
+            (history.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
         } else {
             PAUSE_MIN
         };
-        record.until = Some(now + record.pause);
-        record.probing = false;
-        record.failures.clear();
-        record.times += 1;
+        history.until = Some(now + history.pause);
+        history.probing = false;
+        history.failures.clear();
+        history.times += 1;
         self.closed.store(true, Ordering::Relaxed);
         self.tell(true);
         tracing::error!(
-            policy = self.policy, pause = ?record.pause,
+            policy = self.policy, pause = ?history.pause,
             "policy quarantined: it failed too often and is not asked for a while"
         );
     }
 
     fn recovered(&self, now: Instant) {
-        let mut record = self.record();
-        record.until = None;
-        record.probing = false;
-        record.released = Some(now);
-        record.failures.clear();
+        let mut history = self.history();
+        history.until = None;
+        history.probing = false;
+        history.released = Some(now);
+        history.failures.clear();
         self.closed.store(false, Ordering::Relaxed);
         self.tell(false);
         tracing::info!(policy = self.policy, "policy released from quarantine");
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
+    fn history(&self) -> MutexGuard<'_, CrashHistory> {
         // Nothing in here panics half-way.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pass<'_> {
+impl CallPass<'_> {
     /// It answered, and the answer made sense.
     pub(crate) fn answered(mut self) {
         if std::mem::take(&mut self.probe) {
@@ -166,11 +166,11 @@ impl Pass<'_> {
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for CallPass<'_> {
     /// A probe that panicked said nothing: another one may try.
     fn drop(&mut self) {
         if self.probe {
-            self.quarantine.record().probing = false;
+            self.quarantine.history().probing = false;
         }
     }
 }

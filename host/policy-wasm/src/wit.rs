@@ -1,13 +1,13 @@
 //! `wit/` as Rust types: the words that this host speaks, and those of the release before.
 
 /// `wit/policy.wit`.
-pub(crate) mod now {
+pub(crate) mod v0_2 {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "policy",
         // Facts are lent to a call; nothing is copied but what the guest's memory needs.
         ownership: Borrowing { duplicate_if_necessary: true },
-        // A host call can end the call that it is in: see `crate::reach::TooManyCalls`.
+        // A host call can end the call that it is in: see `crate::host_functions::TooManyCalls`.
         imports: { default: trappable },
     });
 }
@@ -22,4 +22,4 @@ pub(crate) mod v0_1 {
     });
 }
 
-pub(crate) use now::interlock::policy as words;
+pub(crate) use v0_2::interlock::policy as imports;

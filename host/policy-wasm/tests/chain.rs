@@ -8,7 +8,7 @@ use expect_test::expect;
 use interlock_metrics::Registry;
 use interlock_policy_api::{Body, Event, Facts, Load, Plan, Progress, Prompt};
 use interlock_policy_chain::{
-    Consent, LimitsConfig, OnFailure, PolicyChain, PolicyMetrics, Refused, at_once,
+    AdmissionOutcome, LimitsConfig, OnFailure, PolicyChain, PolicyMetrics, PolicyRefusal, at_once,
 };
 use interlock_policy_wasm::{PolicyConfig, PolicySource, default_policies};
 use interlock_request::{
@@ -21,14 +21,15 @@ use common::{facts, host, metrics, misbehaves, settings, summary};
 
 fn chain(configs: &[PolicyConfig]) -> (Arc<PolicyChain>, Registry) {
     let (host, registry) = host();
-    let load = |config: &PolicyConfig| config.link(host.load(config).expect("it is fine so far"));
+    let load =
+        |config: &PolicyConfig| config.chain_entry(host.load(config).expect("it is fine so far"));
     let links = configs.iter().map(load).collect();
     let metrics = PolicyMetrics::register(&registry);
     let chain = PolicyChain::new(links, LimitsConfig::default().ceilings(), metrics);
     (Arc::new(chain), registry)
 }
 
-fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
+fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<AdmissionOutcome, PolicyRefusal> {
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
@@ -38,7 +39,7 @@ fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
         priority: Priority::Standard,
     };
     let prompt = Prompt::new(vec![1]).expect("a token");
-    let hearing = chain.hear(facts.serial, facts.request_id.clone());
+    let hearing = chain.review(facts.serial, facts.request_id.clone());
     let body = Arc::new(Body::new(b"{}".to_vec()));
     at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))
 }
@@ -58,7 +59,7 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     assert_eq!(refused.rejection.status, 503);
     assert_eq!(&*refused.rejection.reason.code.0, "policy_failed");
     let consent = ask(&chain, facts("fine")).expect("the next request is served");
-    consent.oversight.settle(&summary());
+    consent.session.settle(&summary());
     expect![[r#"
         interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
         interlock_policy_calls_total{decision="done",phase="account",policy="p"} 2
@@ -220,7 +221,7 @@ fn a_deadline_that_is_extended_leaves_the_drain_as_it_was() {
     let extends = r#"{"total": {"base": "60s"},
         "extend": {"total": {"by": "30s", "since_token": "2s"}}}"#;
     let (chain, _) = chain(&[builtin("disconnect-guard", DRAINS), builtin("timeouts", extends)]);
-    let mut oversight = ask(&chain, facts("m")).expect("they turn nobody away").oversight;
+    let mut oversight = ask(&chain, facts("m")).expect("they turn nobody away").session;
     assert_eq!(oversight.plan().deadlines.total, Some(Duration::from_secs(60)));
     let progress = Progress {
         at_micros: 60_000_000,

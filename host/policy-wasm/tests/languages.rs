@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use interlock_metrics::Registry;
 use interlock_policy_api::{
-    Body, Decision, Facts, Headers, Identity, Load, Phase, Policy, Summary, Told,
+    Body, Decision, Facts, Headers, Identity, Load, Phase, Policy, RequestContext, Summary,
 };
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource, Services, WasmPolicy};
 use interlock_request::{Endpoint, Finish, ModelId, Outcome, Priority, RequestId, Usage};
@@ -113,7 +113,7 @@ fn python_counts_what_requests_cost() {
     for tenant in ["blue", "blue", ""] {
         let identity = Identity { tenant: tenant.into(), ..Identity::default() };
         let facts = Facts { identity, ..facts(100) };
-        policy.account(Told { facts: &facts, note: "" }, &summary).expect("it counts");
+        policy.account(RequestContext { facts: &facts, note: "" }, &summary).expect("it counts");
     }
 
     let exposed = registry.expose().expect("metrics are text");

@@ -4,7 +4,7 @@
 use std::fs;
 
 use interlock_policy_chain::{LimitsConfig, PolicyMetrics};
-use interlock_policy_wasm::{Change, Keeper, PolicyConfig, PolicySource};
+use interlock_policy_wasm::{PolicyConfig, PolicyManager, PolicySource, PolicyUpdate};
 
 mod common;
 use common::{config, grants, guest, host, settings};
@@ -46,31 +46,32 @@ const SAYS: &str = "its metric \"refused_total\" has the labels pattern, action,
                     policy \"quota\" has the labels tenant, limit; both would be shown as \
                     interlock_plugin_refused_total: make them alike, or rename one of them";
 
-fn keeper(configs: &[PolicyConfig]) -> Result<std::sync::Arc<Keeper>, String> {
+fn manager(configs: &[PolicyConfig]) -> Result<std::sync::Arc<PolicyManager>, String> {
     let (host, registry) = host();
     let ceilings = LimitsConfig::default().ceilings();
-    let keeper = Keeper::new(host, configs, ceilings, PolicyMetrics::register(&registry));
-    keeper.map_err(|failed| failed.iter().map(ToString::to_string).collect())
+    let manager = PolicyManager::new(host, configs, ceilings, PolicyMetrics::register(&registry));
+    manager.map_err(|failed| failed.iter().map(ToString::to_string).collect())
 }
 
 #[test]
 fn a_metric_with_other_labels_stops_the_start_and_names_both_policies() {
     let other = stream_guard_that_counts("refused_total", "at-start");
-    let why = keeper(&[quota(), other]).expect_err("they contradict each other");
+    let why = manager(&[quota(), other]).expect_err("they contradict each other");
     assert!(why.starts_with("policy \"watchman\"") && why.contains(SAYS), "{why}");
 }
 
 #[test]
 fn a_swap_to_a_metric_with_other_labels_changes_nothing() {
     let fine = stream_guard_that_counts("matches_total", "before");
-    let keeper = keeper(&[quota(), fine]).expect("each has metrics of its own");
-    let generation = keeper.policies().current().generation();
+    let manager = manager(&[quota(), fine]).expect("each has metrics of its own");
+    let generation = manager.policies().current().generation();
     let PolicySource::File(other) = stream_guard_that_counts("refused_total", "after").source
     else {
         unreachable!("it is a file")
     };
-    let change = Change { source: Some(PolicySource::File(other)), ..Change::default() };
-    let why = keeper.replace("watchman", change).expect_err("they contradict each other");
+    let change =
+        PolicyUpdate { source: Some(PolicySource::File(other)), ..PolicyUpdate::default() };
+    let why = manager.replace("watchman", change).expect_err("they contradict each other");
     assert!(why.to_string().contains(SAYS), "{why}");
-    assert_eq!(keeper.policies().current().generation(), generation);
+    assert_eq!(manager.policies().current().generation(), generation);
 }

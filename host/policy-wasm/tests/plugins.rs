@@ -9,7 +9,8 @@ use std::time::Duration;
 use interlock_metrics::Registry;
 use interlock_policy_api::{
     Admission, Answer, Choice, Code, Decision, Event, Facts, Guarding, Identified, Identity,
-    PlanProposal, Policy, Progress, Reaction, Rejection, Summary, Told, Verdict, Watch, Window,
+    PlanProposal, Policy, Progress, Reaction, Rejection, RequestContext, Summary, Verdict, Watch,
+    Window,
 };
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, PolicySource};
 use interlock_request::{Deadline, Deadlines, DisconnectAction, DrainLimits, Usage};
@@ -73,7 +74,7 @@ fn guard_gives_a_request_whose_tokens_flow_more_time() {
             since_token: Some(Duration::from_secs(since_token)),
             usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
         };
-        let told = Told { facts: &facts, note: "" };
+        let told = RequestContext { facts: &facts, note: "" };
         case.policy.event(told, &Event::TimedOut(Deadline::Total), &progress).expect("it answers")
     };
     match struck(1) {
@@ -105,7 +106,7 @@ fn timeouts_says_nothing_of_a_disconnect_and_disconnect_guard_nothing_of_time() 
         since_token: seconds(1),
         usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
     };
-    let told = Told { facts: &facts, note: "" };
+    let told = RequestContext { facts: &facts, note: "" };
     let struck = Event::TimedOut(Deadline::Total);
     let reaction = timeouts.policy.event(told, &struck, &progress).expect("it answers");
     assert_eq!(reaction, Reaction::Amend(of(90), Code::from("extended")));
@@ -216,7 +217,7 @@ fn quota_gives_back_a_place_and_tokens_when_a_request_has_ended() {
     let admission = admit(&case, &acme).expect("it is alone");
     let refused = admit(&case, &acme).expect_err("it is not alone");
     assert_eq!((refused.status, &*refused.reason.code.0), (429, "concurrency_exceeded"));
-    let told = Told { facts: &acme, note: &admission.note };
+    let told = RequestContext { facts: &acme, note: &admission.note };
     let summary: Summary = summary();
     case.policy.account(told, &summary).expect("it takes note");
     let next = admit(&case, &acme).expect("the first has ended");
@@ -248,7 +249,7 @@ fn stream_guard_redacts_what_comes_in_two_windows() {
     let judge = |index, text, held, finished| {
         let usage = Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: index };
         let window = Window { index, text, held, finished, usage };
-        case.policy.window(Told { facts: &facts, note: "" }, &window).expect("it judges")
+        case.policy.window(RequestContext { facts: &facts, note: "" }, &window).expect("it judges")
     };
     assert_eq!(judge(0, "It is called Pro", 0, false), Verdict::Hold(3));
     match judge(1, "Project Blue, äh", 3, false) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use interlock_metrics::Registry;
 use interlock_policy_api::{Body, CallTime, Caller, Facts, Identity, Load, Policy as _, Prompt};
 use interlock_policy_chain::{
-    Commons, Consent, LimitsConfig, PolicyChain, PolicyMetrics, Refused, at_once,
+    AdmissionOutcome, ChainShared, LimitsConfig, PolicyChain, PolicyMetrics, PolicyRefusal, at_once,
 };
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, Services, default_policies};
 use interlock_request::{Generation, Priority, Sampling};
@@ -144,22 +144,22 @@ fn quota(limits: &str) -> PolicyConfig {
     }
 }
 
-fn chain(host: &PolicyHost, config: &PolicyConfig, commons: &Commons) -> Arc<PolicyChain> {
+fn chain(host: &PolicyHost, config: &PolicyConfig, commons: &ChainShared) -> Arc<PolicyChain> {
     let policy = host.load(config).unwrap_or_else(|why| panic!("{why}"));
     let ceilings = LimitsConfig::default().ceilings();
-    Arc::new(PolicyChain::new(vec![config.link(policy)], ceilings, commons.clone()))
+    Arc::new(PolicyChain::new(vec![config.chain_entry(policy)], ceilings, commons.clone()))
 }
 
-fn commons() -> Commons {
-    Commons::new(PolicyMetrics::register(&Registry::new()))
+fn commons() -> ChainShared {
+    ChainShared::new(PolicyMetrics::register(&Registry::new()))
 }
 
-async fn identify(chain: Arc<PolicyChain>, serial: u64) -> Result<Identity, Refused> {
+async fn identify(chain: Arc<PolicyChain>, serial: u64) -> Result<Identity, PolicyRefusal> {
     let caller = Caller { serial, ..caller("x") };
-    chain.hear(serial, caller.request_id.clone()).identify(&caller).await
+    chain.review(serial, caller.request_id.clone()).identify(&caller).await
 }
 
-async fn admit(chain: Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused> {
+async fn admit(chain: Arc<PolicyChain>, facts: Facts) -> Result<AdmissionOutcome, PolicyRefusal> {
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
@@ -169,7 +169,7 @@ async fn admit(chain: Arc<PolicyChain>, facts: Facts) -> Result<Consent, Refused
         priority: Priority::Standard,
     };
     let prompt = Prompt::new(vec![1]).expect("a token");
-    let hearing = chain.hear(facts.serial, facts.request_id.clone());
+    let hearing = chain.review(facts.serial, facts.request_id.clone());
     let body = Arc::new(Body::new(b"{}".to_vec()));
     hearing.admit(facts, &Load::default(), prompt, generation, &body).await
 }

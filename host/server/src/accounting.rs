@@ -218,7 +218,7 @@ mod tests {
         let chain = PolicyChain::new(vec![], ceilings, PolicyMetrics::register(registry));
         let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
         let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
-        let hearing = chain.hear(1, facts.request_id.clone());
+        let hearing = chain.review(1, facts.request_id.clone());
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
         let oversight = consent.expect("no policy refuses").oversight;
         RequestAccounting::open(

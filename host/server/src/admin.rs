@@ -48,7 +48,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use interlock_policy_chain::{Earlier, NotKept, PolicyMode};
+use interlock_policy_chain::{GenerationNotKept, PolicyMode, RollbackTarget};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -118,7 +118,7 @@ pub enum SwapError {
     Unfit(String),
     /// That generation cannot be gone back to.
     #[error(transparent)]
-    NotKept(#[from] NotKept),
+    NotKept(#[from] GenerationNotKept),
 }
 
 /// What the operator's listener is made of.

@@ -133,7 +133,7 @@ impl ServerHost {
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),
-            hearing: chain.hear(serial, id.clone()),
+            hearing: chain.review(serial, id.clone()),
         };
         if chain.takes(Phase::Identify) {
             let caller = Caller {
@@ -355,7 +355,7 @@ impl ServerHost {
     /// The model that the request runs on: the one it asks for, unless policies choose.
     async fn route(
         &self,
-        hearing: &mut Hearing,
+        hearing: &mut AdmissionReview,
         facts: &Facts,
         body: &Arc<Body>,
     ) -> Result<&Arc<HostedModel>, Failure> {

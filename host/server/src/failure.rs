@@ -17,7 +17,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use interlock_engine::{EngineExit, NotStarted};
 use interlock_policy_api::{PolicyFailure, Reason};
-use interlock_policy_chain::Refused;
+use interlock_policy_chain::PolicyRefusal;
 use interlock_request::{CancelCause, Deadline, FaultKind, RequestId};
 
 use crate::origin::Foreign;
@@ -349,8 +349,8 @@ impl From<NotStarted> for Failure {
     }
 }
 
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
+impl From<PolicyRefusal> for Failure {
+    fn from(refused: PolicyRefusal) -> Self {
         Self::Refused(Box::new(refused))
     }
 }

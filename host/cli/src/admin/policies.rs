@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use interlock_policy_chain::{Earlier, PolicyMode};
+use interlock_policy_chain::{PolicyMode, RollbackTarget};
 use interlock_policy_tools::table::Table;
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
@@ -52,7 +52,7 @@ pub(crate) enum PoliciesCommand {
     Rollback {
         /// The generation: previous, start (the configured policies), or a generation's number
         #[arg(long, value_name = "GENERATION", default_value = "previous")]
-        to: Earlier,
+        to: RollbackTarget,
 
         #[command(flatten)]
         admin: Admin,

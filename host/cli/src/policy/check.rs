@@ -3,7 +3,7 @@
 use clap::Args;
 use interlock_policy_api::CallTime;
 use interlock_policy_tools::table::Table;
-use interlock_policy_wasm::{Description, Grant, PolicyHost};
+use interlock_policy_wasm::{Grant, PolicyDescription, PolicyHost};
 
 use super::subject::Subject;
 use crate::say;
@@ -46,7 +46,7 @@ impl Check {
 }
 
 /// What can be said of a component, as a table.
-pub(crate) fn facts(description: &Description, granted: &[Grant]) -> String {
+pub(crate) fn facts(description: &PolicyDescription, granted: &[Grant]) -> String {
     let mut table = Table::new(&["", ""]);
     let says = description.says.as_ref();
     if let Some(says) = says {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use interlock_policy_tools::spelled;
+use interlock_policy_tools::json;
 use interlock_policy_wasm::PolicyHost;
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ impl Inspect {
         let took = began.elapsed();
         let memory =
             loaded.as_ref().ok().and_then(|loaded| loaded.instance_memory().into_iter().max());
-        let watch = description.says.as_ref().map(|says| spelled::watch(&says.watch));
+        let watch = description.says.as_ref().map(|says| json::watch(&says.watch));
         if self.json {
             let mut value = description.to_json();
             value["watch"] = watch.unwrap_or_default();

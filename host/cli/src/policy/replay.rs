@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use interlock_policy_tools::beside::beside;
-use interlock_policy_tools::clock::HandClock;
+use interlock_policy_tools::clock::ManualClock;
+use interlock_policy_tools::comparison::compare;
 use interlock_policy_tools::replay::replay;
 use interlock_policy_wasm::{PolicyHost, PolicySource, Services};
 use interlock_state::State;
@@ -59,7 +59,7 @@ impl Replay {
         let mut policy = self.circumstances.policy(&self.policy)?;
         policy.deadline = policy.deadline.max(Duration::from_secs(1));
         policy.crash_budget = 0;
-        let clock = HandClock::default();
+        let clock = ManualClock::default();
         let registry = interlock_metrics::Registry::new();
         let state = State::memory_with(Arc::new(clock.clone()));
         let host = PolicyHost::with(Services { state, registry: &registry, cache: None })?;
@@ -69,8 +69,8 @@ impl Replay {
         let loaded = host.load(&policy)?;
         if self.beside {
             let limits = self.circumstances.limits()?;
-            let link = policy.link(loaded);
-            let found = beside(&trace, &link, limits.ceilings(), &clock)
+            let link = policy.chain_entry(loaded);
+            let found = compare(&trace, &link, limits.ceilings(), &clock)
                 .map_err(|why| anyhow::anyhow!("{}: {why}", self.trace.display()))?;
             return show(self.json, &found.to_json(), &found);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy_tools::sim::{Report, Setup, SimClock, run};
+use interlock_policy_tools::simulation::{Report, Setup, SimClock, run};
 use interlock_policy_tools::workload::Workload;
 use interlock_policy_wasm::{PolicyConfig, PolicyHost, Services};
 use interlock_state::State;
@@ -110,7 +110,7 @@ fn simulate(config: &Path, workload: &Workload, seed: u64) -> anyhow::Result<Rep
         // Quarantine goes by the wall's clock, which has no place in a simulated day.
         let policy =
             PolicyConfig { deadline: Duration::from_secs(1), crash_budget: 0, ..policy.clone() };
-        links.push(policy.link(host.load(&policy)?));
+        links.push(policy.chain_entry(host.load(&policy)?));
     }
     if links.is_empty() {
         note("no policies are configured: this is the host alone");

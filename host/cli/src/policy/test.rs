@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use interlock_policy_tools::cases::{Cases, NotBegun, NotPlayed, Specimen};
-use interlock_policy_tools::clock::HandClock;
-use interlock_policy_wasm::{LoadFailed, PolicyConfig, PolicyHost, Services, Unfit, default_cache};
+use interlock_policy_tools::cases::{Cases, NotBegun, NotPlayed, PolicyUnderTest};
+use interlock_policy_tools::clock::ManualClock;
+use interlock_policy_wasm::{
+    LoadFailed, LoadProblem, PolicyConfig, PolicyHost, Services, default_cache,
+};
 use interlock_state::State;
 use serde_json::{Map, Value};
 
@@ -108,8 +110,8 @@ impl Test {
 }
 
 /// A policy with a state of its own that nobody else has touched.
-fn begin(policy: &PolicyConfig, generous: bool) -> Result<Specimen, NotBegun> {
-    let clock = HandClock::default();
+fn begin(policy: &PolicyConfig, generous: bool) -> Result<PolicyUnderTest, NotBegun> {
+    let clock = ManualClock::default();
     let state = State::memory_with(Arc::new(clock.clone()));
     let registry = interlock_metrics::Registry::new();
     let services = Services { state: state.clone(), registry: &registry, cache: default_cache() };
@@ -124,13 +126,13 @@ fn begin(policy: &PolicyConfig, generous: bool) -> Result<Specimen, NotBegun> {
         }
     }
     let loaded = loaded.map_err(not_begun)?;
-    Ok(Specimen { policy: loaded, state: state.space(&policy.name), clock })
+    Ok(PolicyUnderTest { policy: loaded, state: state.space(&policy.name), clock })
 }
 
 /// A case may be about what a policy makes of its settings, and about nothing before that.
 fn not_begun(failed: LoadFailed) -> NotBegun {
     match failed.why {
-        Unfit::Settings(_) | Unfit::Start(_) | Unfit::Descriptor(_) => {
+        LoadProblem::Settings(_) | LoadProblem::Start(_) | LoadProblem::Descriptor(_) => {
             NotBegun::Refused(failed.to_string())
         }
         _ => NotBegun::Unusable(failed.to_string()),

@@ -8,8 +8,8 @@ use interlock_request::{Finish, Outcome, Usage};
 use super::*;
 use crate::testing::{Fake, SERIAL, body, caller, facts, generation, id, let_in, prompt, summary};
 use crate::{
-    Commons, Consent, FailureAction, LimitsConfig, Link, OnFailure, Policies, PolicyChain,
-    PolicyMode, Refused,
+    AdmissionOutcome, ChainEntry, ChainShared, FailureAction, LimitsConfig, OnFailure, Policies,
+    PolicyChain, PolicyMode, PolicyRefusal,
 };
 use interlock_policy_api::{
     Admission, Body, Candidate, Choice, Code, Event, EventSet, FailureKind, Guarding, Identified,
@@ -63,19 +63,19 @@ fn slow(name: &'static str) -> Fake {
     Fake { slow: true, ..Fake::admitting(name, yes()) }
 }
 
-fn commons() -> (Commons, Registry) {
+fn shared() -> (ChainShared, Registry) {
     let registry = Registry::new();
-    (Commons::new(PolicyMetrics::register(&registry)), registry)
+    (ChainShared::new(PolicyMetrics::register(&registry)), registry)
 }
 
-fn chain_of(links: Vec<Link>, commons: &Commons) -> Arc<PolicyChain> {
-    Arc::new(PolicyChain::new(links, LimitsConfig::default().ceilings(), commons.clone()))
+fn chain_of(entries: Vec<ChainEntry>, shared: &ChainShared) -> Arc<PolicyChain> {
+    Arc::new(PolicyChain::new(entries, LimitsConfig::default().ceilings(), shared.clone()))
 }
 
-async fn admit(chain: Arc<PolicyChain>, serial: u64) -> Result<Consent, Refused> {
-    let hearing = chain.hear(serial, id());
+async fn admit(chain: Arc<PolicyChain>, serial: u64) -> Result<AdmissionOutcome, PolicyRefusal> {
+    let review = chain.review(serial, id());
     let facts = interlock_policy_api::Facts { serial, ..facts() };
-    hearing.admit(facts, &Load::default(), prompt(), generation(), &body()).await
+    review.admit(facts, &Load::default(), prompt(), generation(), &body()).await
 }
 
 async fn until(what: impl Fn() -> bool) {
@@ -99,42 +99,42 @@ const RUNNING: &str = r#"interlock_policy_slow_calls_running{policy="a"}"#;
 /// Everyone waits for the one that hangs, and nobody for that one but its own.
 #[tokio::test]
 async fn a_policy_that_hangs_takes_no_thread_from_another() {
-    let (commons, registry) = commons();
+    let (shared, registry) = shared();
     let door = Door::default();
     let (a, inside) = hanging("a", &door);
-    let hangs = chain_of(vec![a.link()], &commons);
-    let fine = chain_of(vec![slow("b").link()], &commons);
+    let hangs = chain_of(vec![a.entry()], &shared);
+    let fine = chain_of(vec![slow("b").entry()], &shared);
     let many = u64::try_from(4 * CALLS_MAX).unwrap();
     let asked: Vec<_> =
         (0..many).map(|serial| tokio::spawn(admit(Arc::clone(&hangs), serial))).collect();
     until(|| inside.load(Ordering::SeqCst) == CALLS_MAX).await;
     until(|| value(&registry, WAITING) == i64::try_from(3 * CALLS_MAX).unwrap()).await;
     for serial in 0..many {
-        let consent = admit(Arc::clone(&fine), serial).await.expect("b answers");
-        consent.oversight.settle(&summary(Outcome::Completed(Finish::Stop)));
+        let outcome = admit(Arc::clone(&fine), serial).await.expect("b answers");
+        outcome.session.settle(&summary(Outcome::Completed(Finish::Stop)));
     }
     assert_eq!(inside.load(Ordering::SeqCst), CALLS_MAX, "a still hangs");
     door.open();
     for asked in asked {
         drop(asked.await.expect("no panic"));
     }
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
     assert_eq!((value(&registry, WAITING), value(&registry, RUNNING)), (0, 0));
 }
 
 /// The reason to replace it is that it hangs.
 #[tokio::test]
 async fn who_replaces_a_policy_that_hangs_does_not_wait_for_it() {
-    let (commons, _) = commons();
+    let (shared, _) = shared();
     let door = Door::default();
     let (old, inside) = hanging("a", &door);
     let ceilings = LimitsConfig::default().ceilings();
-    let policies = Policies::new(vec![old.link()], ceilings, commons.clone());
+    let policies = Policies::new(vec![old.entry()], ceilings, shared.clone());
     for serial in 0..u64::try_from(CALLS_MAX).unwrap() {
         tokio::spawn(admit(policies.current(), serial));
     }
     until(|| inside.load(Ordering::SeqCst) == CALLS_MAX).await;
-    policies.swap(vec![slow("a").link()]);
+    policies.swap(vec![slow("a").entry()]);
     admit(policies.current(), 99).await.expect("the new one answers");
     assert_eq!(inside.load(Ordering::SeqCst), CALLS_MAX, "the old one still hangs");
     door.open();
@@ -143,10 +143,10 @@ async fn who_replaces_a_policy_that_hangs_does_not_wait_for_it() {
 /// With a clock that moves when nothing else does.
 #[tokio::test(start_paused = true)]
 async fn who_gets_no_thread_in_time_fails_as_busy_and_the_next_one_is_served() {
-    let (commons, registry) = commons();
+    let (shared, registry) = shared();
     let door = Door::default();
     let (a, inside) = hanging("a", &door);
-    let chain = chain_of(vec![a.link()], &commons);
+    let chain = chain_of(vec![a.entry()], &shared);
     let mut asked = Vec::new();
     for serial in 0..u64::try_from(CALLS_MAX).unwrap() {
         asked.push(tokio::spawn(admit(Arc::clone(&chain), serial)));
@@ -168,11 +168,11 @@ async fn who_gets_no_thread_in_time_fails_as_busy_and_the_next_one_is_served() {
 
 #[tokio::test(start_paused = true)]
 async fn who_finds_too_many_in_line_is_told_at_once() {
-    let (commons, registry) = commons();
+    let (shared, registry) = shared();
     let door = Door::default();
     let (a, inside) = hanging("a", &door);
     let on_failure = OnFailure { admit: FailureAction::Open, ..OnFailure::default() };
-    let chain = chain_of(vec![Link::new(Arc::new(a), on_failure)], &commons);
+    let chain = chain_of(vec![ChainEntry::new(Arc::new(a), on_failure)], &shared);
     let most = CALLS_MAX + CALLS_WAITING_MAX;
     let asked: Vec<_> = (0..u64::try_from(most).unwrap())
         .map(|serial| tokio::spawn(admit(Arc::clone(&chain), serial)))
@@ -195,18 +195,18 @@ async fn who_finds_too_many_in_line_is_told_at_once() {
 /// which nobody waited for; and it hears of the end behind that call, not before it.
 #[tokio::test]
 async fn one_that_was_left_alone_accounts_after_its_answer_and_with_its_note() {
-    let (commons, _) = commons();
+    let (shared, _) = shared();
     let door = Door::default();
     let (a, inside) = hanging("a", &door);
     let told = Arc::clone(&a.told);
-    let chain = chain_of(vec![a.link()], &commons);
+    let chain = chain_of(vec![a.entry()], &shared);
     let asked = tokio::spawn(admit(Arc::clone(&chain), SERIAL));
     until(|| inside.load(Ordering::SeqCst) == 1).await;
     asked.abort();
     assert!(asked.await.is_err_and(|ended| ended.is_cancelled()));
     assert_eq!((told.closings(), told.forgotten()), (vec![], vec![]), "it is still asked");
     door.open();
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
     let accounts = told.accounts.lock().unwrap().clone();
     let accounts: Vec<_> =
         accounts.iter().map(|(_, note, end)| (note.as_str(), end.closing.as_str())).collect();
@@ -267,21 +267,21 @@ fn everywhere(name: &'static str, seen: &mpsc::SyncSender<(Phase, ThreadId)>) ->
 async fn through(chain: &Arc<PolicyChain>, bytes: usize) {
     let body = Arc::new(Body::new(format!("{{\"text\":\"{}\"}}", "a".repeat(bytes)).into_bytes()));
     let serial = bytes as u64;
-    let mut hearing = chain.hear(serial, id());
-    hearing.identify(&caller()).await.expect("known");
+    let mut review = chain.review(serial, id());
+    review.identify(&caller()).await.expect("known");
     let mut facts = interlock_policy_api::Facts { serial, ..facts() };
-    hearing.transform(&mut facts, &body).await.expect("kept");
+    review.transform(&mut facts, &body).await.expect("kept");
     let none: [Candidate; 0] = [];
-    hearing.route(&facts, &none, &body).await.expect("nobody objects");
-    let consent = hearing.admit(facts, &Load::default(), prompt(), generation(), &body).await;
-    let mut oversight = consent.expect("it admits").oversight;
+    review.route(&facts, &none, &body).await.expect("nobody objects");
+    let outcome = review.admit(facts, &Load::default(), prompt(), generation(), &body).await;
+    let mut session = outcome.expect("it admits").session;
     let usage = Usage { generated_tokens: 1, ..Usage::default() };
     let progress = Progress { at_micros: 0, elapsed: Duration::ZERO, since_token: None, usage };
-    oversight.event(Event::FirstToken, progress).await;
-    if let Some(mut guards) = oversight.guards() {
-        assert_eq!(guards.push("a ", usage, Instant::now()).await.text, "a ");
+    session.event(Event::FirstToken, progress).await;
+    if let Some(mut stream_filters) = session.stream_filters() {
+        assert_eq!(stream_filters.push("a ", usage, Instant::now()).await.text, "a ");
     }
-    oversight.settle(&summary(Outcome::Completed(Finish::Stop)));
+    session.settle(&summary(Outcome::Completed(Finish::Stop)));
 }
 
 /// Phases in which it was called on this thread, and on others.
@@ -303,38 +303,38 @@ const ASKED: [Phase; 6] = [
 
 #[tokio::test]
 async fn a_slow_policy_is_called_on_no_thread_that_serves_in_any_phase() {
-    let (commons, _) = commons();
+    let (shared, _) = shared();
     let (sees, seen) = mpsc::sync_channel(64);
-    let chain = chain_of(vec![Fake { slow: true, ..everywhere("a", &sees) }.link()], &commons);
+    let chain = chain_of(vec![Fake { slow: true, ..everywhere("a", &sees) }.entry()], &shared);
     through(&chain, 0).await;
     assert_eq!(here_and_there(&seen), (vec![], ASKED.to_vec()));
 
-    let shadow = Fake { slow: true, ..everywhere("a", &sees) }.link();
-    let chain = chain_of(vec![Link { mode: PolicyMode::Shadow, ..shadow }], &commons);
+    let shadow = Fake { slow: true, ..everywhere("a", &sees) }.entry();
+    let chain = chain_of(vec![ChainEntry { mode: PolicyMode::Shadow, ..shadow }], &shared);
     through(&chain, 0).await;
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
     assert_eq!(here_and_there(&seen), (vec![], ASKED.to_vec()));
 }
 
 #[tokio::test]
 async fn one_that_decides_at_once_reads_large_bodies_on_other_threads() {
-    let (commons, _) = commons();
+    let (shared, _) = shared();
     let (sees, seen) = mpsc::sync_channel(64);
-    let chain = chain_of(vec![everywhere("a", &sees).link()], &commons);
+    let chain = chain_of(vec![everywhere("a", &sees).entry()], &shared);
     through(&chain, 0).await;
     assert_eq!(here_and_there(&seen), (ASKED.to_vec(), vec![]));
     through(&chain, Body::IN_LINE_BYTES_MAX).await;
     let with_body = [Phase::Transform, Phase::Route, Phase::Admit];
     let without = [Phase::Identify, Phase::Events, Phase::StreamGuard];
     assert_eq!(here_and_there(&seen), (without.to_vec(), with_body.to_vec()));
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
 }
 
 /// A driver may give a call up and go on. The next one waits for it, so that no policy sees two of
 /// one request at once, or the later one first.
 #[tokio::test]
 async fn calls_about_one_request_stay_in_order_behind_one_that_nobody_waits_for() {
-    let (commons, _) = commons();
+    let (shared, _) = shared();
     let (door, begun) = (Door::default(), Arc::<Mutex<Vec<u32>>>::default());
     let hang = {
         let (door, begun) = (door.clone(), Arc::clone(&begun));
@@ -348,25 +348,25 @@ async fn calls_about_one_request_stay_in_order_behind_one_that_nobody_waits_for(
     let watch = Watch { guarding: Guarding::Gate(EVERY), ..Watch::default() };
     let fake = Fake { slow: true, watch, window: Some(Box::new(hang)), ..Fake::named("a") };
     let told = Arc::clone(&fake.told);
-    let chain = chain_of(vec![fake.link()], &commons);
-    let oversight = admit(chain, SERIAL).await.expect("nobody objects").oversight;
-    let mut guards = oversight.guards().expect("it reads");
+    let chain = chain_of(vec![fake.entry()], &shared);
+    let session = admit(chain, SERIAL).await.expect("nobody objects").session;
+    let mut stream_filters = session.stream_filters().expect("it reads");
     let usage = |generated_tokens| Usage { generated_tokens, ..Usage::default() };
     {
-        let mut first = Box::pin(guards.push("a ", usage(1), Instant::now()));
+        let mut first = Box::pin(stream_filters.push("a ", usage(1), Instant::now()));
         until_pending(&mut first).await;
         until(|| begun.lock().unwrap().len() == 1).await;
     }
     {
-        let mut second = Box::pin(guards.push("b ", usage(2), Instant::now()));
+        let mut second = Box::pin(stream_filters.push("b ", usage(2), Instant::now()));
         until_pending(&mut second).await;
         assert_eq!(*begun.lock().unwrap(), [0], "the first is still asked");
-        oversight.settle(&summary(Outcome::Completed(Finish::Stop)));
+        session.settle(&summary(Outcome::Completed(Finish::Stop)));
         assert_eq!(told.forgotten(), [0_u64; 0]);
         door.open();
         assert_eq!(second.await.text, "a b ");
     }
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
     assert_eq!(*begun.lock().unwrap(), [0, 100, 0, 100]);
     assert_eq!(told.forgotten(), [SERIAL]);
 }
@@ -394,7 +394,7 @@ impl Drop for Bomb {
 /// It closed its own queue for good: nothing came after it, not even the account.
 #[tokio::test]
 async fn a_policy_that_panics_whatever_with_fails_and_the_next_call_is_made() {
-    let (commons, registry) = commons();
+    let (shared, registry) = shared();
     let calls = Arc::<AtomicUsize>::default();
     let panics = {
         let calls = Arc::clone(&calls);
@@ -409,17 +409,17 @@ async fn a_policy_that_panics_whatever_with_fails_and_the_next_call_is_made() {
     let gate = Fake { slow: true, watch: gate, window: Some(Box::new(panics)), ..Fake::named("g") };
     let told = [Arc::clone(&observer.told), Arc::clone(&gate.told)];
     let open = OnFailure { stream_guard: Some(FailureAction::Open), ..OnFailure::default() };
-    let links = [gate, observer].map(|fake| Link::new(Arc::new(fake), open));
-    let chain = chain_of(links.into(), &commons);
-    let oversight = admit(chain, SERIAL).await.expect("nobody objects").oversight;
-    let mut guards = oversight.guards().expect("they read");
+    let entries = [gate, observer].map(|fake| ChainEntry::new(Arc::new(fake), open));
+    let chain = chain_of(entries.into(), &shared);
+    let session = admit(chain, SERIAL).await.expect("nobody objects").session;
+    let mut stream_filters = session.stream_filters().expect("they read");
     for generated_tokens in 1..=3 {
         let usage = Usage { generated_tokens, ..Usage::default() };
-        let passed = guards.push("a ", usage, Instant::now()).await;
+        let passed = stream_filters.push("a ", usage, Instant::now()).await;
         assert_eq!((passed.text.as_str(), passed.end), ("a ", None));
     }
-    oversight.settle(&summary(Outcome::Completed(Finish::Stop)));
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    session.settle(&summary(Outcome::Completed(Finish::Stop)));
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
     assert_eq!(calls.load(Ordering::SeqCst), 6);
     for (told, name) in told.iter().zip(["o", "g"]) {
         assert_eq!(told.closings(), ["completed"]);

@@ -10,9 +10,9 @@ use interlock_log::{LineWriter, Losses};
 use serde::Serialize;
 use serde::ser::Error as _;
 
-use super::rotation::{self, RecordBounds, Rotation};
+use super::rotation::{self, Rotation};
 use super::{Record, RecordSink};
-use crate::PolicyMetrics;
+use crate::{PolicyMetrics, RecordBounds};
 
 /// Records that wait to be written: a second or two of a busy host.
 const WAITING_BYTES_MAX: usize = 8 << 20;
@@ -29,7 +29,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 pub struct RecordFile {
     path: PathBuf,
     lines: LineWriter,
-    file: Shared,
+    file: SharedRotation,
 }
 
 impl RecordFile {
@@ -39,8 +39,8 @@ impl RecordFile {
     ///
     /// When it cannot be opened for appending, or there is no thread to write it.
     pub fn open(path: &Path, bounds: RecordBounds, metrics: &PolicyMetrics) -> io::Result<Self> {
-        let file = Shared(Arc::new(Mutex::new(Rotation::open(path, bounds)?)));
-        let losses = NotRecorded { path: path.to_owned() };
+        let file = SharedRotation(Arc::new(Mutex::new(Rotation::open(path, bounds)?)));
+        let losses = LossLog { path: path.to_owned() };
         let lines = LineWriter::start("policy-records", file.clone(), WAITING_BYTES_MAX, losses)?;
         lines.count_in(metrics.records_dropped.clone());
         Ok(Self { path: path.to_owned(), lines, file })
@@ -73,15 +73,15 @@ impl RecordFile {
 
 /// The file of the thread that writes, and of whoever looks after it.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Rotation>>);
+struct SharedRotation(Arc<Mutex<Rotation>>);
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for SharedRotation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
+        f.debug_struct("SharedRotation").finish_non_exhaustive()
     }
 }
 
-impl Write for Shared {
+impl Write for SharedRotation {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
     }
@@ -100,7 +100,7 @@ impl RecordSink for RecordFile {
             Ok(line) => self.lines.push(&line),
             // A bug, which the next such record will show as well.
             Err(error) => {
-                tracing::error!(%error, "a record of policies cannot be spelled");
+                tracing::error!(%error, "a record of policies cannot be written as JSON");
                 self.lines.skip();
             }
         }
@@ -123,11 +123,11 @@ impl Drop for RecordFile {
     }
 }
 
-struct NotRecorded {
+struct LossLog {
     path: PathBuf,
 }
 
-impl Losses for NotRecorded {
+impl Losses for LossLog {
     // Once: a full disk would otherwise fill the log as well.
     fn began(&self, why: &str) {
         let path = self.path.display();
@@ -140,7 +140,7 @@ impl Losses for NotRecorded {
     }
 }
 
-/// One that cannot be spelled, for whatever reason, is lost alone and whole.
+/// A record that cannot be written as JSON, for whatever reason, is lost alone and whole.
 fn line(record: impl Serialize) -> serde_json::Result<Vec<u8>> {
     let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_vec(&record)));
     let mut line =

@@ -16,26 +16,19 @@ use std::path::{Path, PathBuf};
 
 use interlock_log::Output;
 
-/// How much is kept of records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecordBounds {
-    /// Most bytes of one file.
-    pub bytes_max: u64,
-    /// Earlier files that are kept beside it.
-    pub kept: u32,
-}
+use crate::RecordBounds;
 
 /// Writes to the file at a path.
 pub(super) struct Rotation {
     path: PathBuf,
     bounds: RecordBounds,
     /// Nothing while the one there was is gone and another could not be opened.
-    open: Option<Open>,
+    open: Option<OpenFile>,
     /// The last thing written ended a line.
     between_lines: bool,
 }
 
-struct Open {
+struct OpenFile {
     out: Output,
     /// Device and inode.
     identity: (u64, u64),
@@ -45,7 +38,7 @@ struct Open {
 
 impl Rotation {
     pub(super) fn open(path: &Path, bounds: RecordBounds) -> io::Result<Self> {
-        let open = Some(Open::at(path)?);
+        let open = Some(OpenFile::at(path)?);
         Ok(Self { path: path.to_owned(), bounds, open, between_lines: true })
     }
 
@@ -67,7 +60,7 @@ impl Rotation {
             self.rotate(length)?;
         }
         if self.open.is_none() {
-            self.open = Some(Open::at(&self.path)?);
+            self.open = Some(OpenFile::at(&self.path)?);
         }
         Ok(())
     }
@@ -131,7 +124,7 @@ fn numbered(file: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-impl Open {
+impl OpenFile {
     fn at(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         let found = file.metadata()?;

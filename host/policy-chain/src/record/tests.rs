@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::testing::{Fake, SERIAL, body, caller, facts, generation, id, let_in, prompt};
-use crate::{Commons, LimitsConfig, Link, PolicyChain, PolicyMetrics, at_once};
+use crate::{ChainEntry, ChainShared, LimitsConfig, PolicyChain, PolicyMetrics, at_once};
 use interlock_policy_api::{
     Admission, Choice, Code, Edits, Headers, Identified, Identity, PlanProposal, Transformed,
 };
@@ -16,11 +16,11 @@ impl RecordSink for Kept {
     }
 }
 
-fn chain(links: Vec<Link>) -> (Arc<PolicyChain>, Arc<Kept>) {
+fn chain(entries: Vec<ChainEntry>) -> (Arc<PolicyChain>, Arc<Kept>) {
     let kept = Arc::new(Kept::default());
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let commons = Commons::in_line(metrics).recording(Arc::clone(&kept) as Arc<dyn RecordSink>);
-    (Arc::new(PolicyChain::new(links, LimitsConfig::default().ceilings(), commons)), kept)
+    let shared = ChainShared::in_line(metrics).recording(Arc::clone(&kept) as Arc<dyn RecordSink>);
+    (Arc::new(PolicyChain::new(entries, LimitsConfig::default().ceilings(), shared)), kept)
 }
 
 fn secretive() -> Headers {
@@ -70,31 +70,31 @@ fn somewhere() -> Candidate {
 /// What a policy is told and no record keeps.
 const PREFIX_KEY: u64 = 9_753_186_420;
 
-fn ask(chain: &Arc<PolicyChain>) -> Result<(), Refused> {
-    let mut hearing = chain.hear(SERIAL, id());
-    at_once(hearing.identify(&Caller { headers: secretive(), ..caller() }))?;
+fn ask(chain: &Arc<PolicyChain>) -> Result<(), PolicyRefusal> {
+    let mut review = chain.review(SERIAL, id());
+    at_once(review.identify(&Caller { headers: secretive(), ..caller() }))?;
     let mut facts = Facts { headers: secretive(), prefix_key: PREFIX_KEY, ..facts() };
-    at_once(hearing.transform(&mut facts, &body()))?;
-    at_once(hearing.route(&facts, &[somewhere()], &body()))?;
-    at_once(hearing.admit(facts, &Load::default(), prompt(), generation(), &body())).map(|_| ())
+    at_once(review.transform(&mut facts, &body()))?;
+    at_once(review.route(&facts, &[somewhere()], &body()))?;
+    at_once(review.admit(facts, &Load::default(), prompt(), generation(), &body())).map(|_| ())
 }
 
 #[test]
 fn a_request_is_recorded_once_and_reads_as_it_was_written() {
-    let (chain, kept) = chain(vec![busy(10).link()]);
+    let (chain, kept) = chain(vec![busy(10).entry()]);
     ask(&chain).expect("it admits");
     let records = kept.0.lock().unwrap();
     let [record] = records.as_slice() else { panic!("{records:?}") };
     let phases: Vec<_> = record.steps.iter().map(|step| step.asked.phase()).collect();
     assert_eq!(phases, [Phase::Identify, Phase::Transform, Phase::Route, Phase::Admit]);
-    assert!(matches!(record.verdict, Ruled::Admitted { tokens_max: 10, .. }));
+    assert!(matches!(record.verdict, Ruling::Admitted { tokens_max: 10, .. }));
     let line = serde_json::to_string(record).expect("it can be written");
     assert_eq!(&serde_json::from_str::<Record>(&line).expect("and read"), record);
 }
 
 #[test]
 fn no_secret_header_is_recorded_whoever_was_granted_it() {
-    let (chain, kept) = chain(vec![busy(10).link()]);
+    let (chain, kept) = chain(vec![busy(10).entry()]);
     ask(&chain).expect("it admits");
     let line = serde_json::to_string(&*kept.0.lock().unwrap()).expect("it can be written");
     assert!(line.contains("x-tenant"), "{line}");
@@ -103,7 +103,7 @@ fn no_secret_header_is_recorded_whoever_was_granted_it() {
 
 #[test]
 fn no_hash_of_a_prompt_is_recorded() {
-    let (chain, kept) = chain(vec![busy(10).link()]);
+    let (chain, kept) = chain(vec![busy(10).entry()]);
     ask(&chain).expect("it admits");
     let line = serde_json::to_string(&*kept.0.lock().unwrap()).expect("it can be written");
     assert!(!line.contains(&PREFIX_KEY.to_string()), "{line}");
@@ -112,44 +112,44 @@ fn no_hash_of_a_prompt_is_recorded() {
 
 #[test]
 fn a_record_of_a_host_that_kept_the_hash_is_still_read() {
-    let (chain, kept) = chain(vec![busy(10).link()]);
+    let (chain, kept) = chain(vec![busy(10).entry()]);
     ask(&chain).expect("it admits");
     let line = serde_json::to_string(&kept.0.lock().unwrap()[0]).expect("it can be written");
     let old = line.replace(r#""prefix_key":0"#, &format!(r#""prefix_key":{PREFIX_KEY}"#));
     let read: Record = serde_json::from_str(&old).expect("it can be read");
-    let Asked::Admit { facts, .. } = &read.steps[3].asked else { panic!("{read:?}") };
+    let PhaseQuestion::Admit { facts, .. } = &read.steps[3].asked else { panic!("{read:?}") };
     assert_eq!(facts.prefix_key, PREFIX_KEY);
 }
 
 #[test]
 fn a_record_says_who_refused_and_a_request_that_came_to_nothing_is_open() {
     let fake = Fake { identify: Some(Box::new(|_| Ok(Identified::Unknown))), ..Fake::named("p") };
-    let (nobody, kept) = chain(vec![fake.link()]);
+    let (nobody, kept) = chain(vec![fake.entry()]);
     ask(&nobody).expect_err("nobody knows it");
-    let refused = Ruled::Refused {
-        policy: Refused::HOST.into(),
+    let refused = Ruling::Refused {
+        policy: PolicyRefusal::HOST.into(),
         phase: Phase::Identify,
         code: "unidentified".into(),
         status: 401,
     };
     assert_eq!(kept.0.lock().unwrap()[0].verdict, refused);
 
-    let (chain, kept) = chain(vec![busy(10).link()]);
-    let mut hearing = chain.hear(SERIAL, id());
-    at_once(hearing.identify(&caller())).expect("it is known");
-    drop(hearing);
-    assert_eq!(kept.0.lock().unwrap()[0].verdict, Ruled::Open);
+    let (chain, kept) = chain(vec![busy(10).entry()]);
+    let mut review = chain.review(SERIAL, id());
+    at_once(review.identify(&caller())).expect("it is known");
+    drop(review);
+    assert_eq!(kept.0.lock().unwrap()[0].verdict, Ruling::Open);
 }
 
 #[test]
 fn a_recorded_question_can_be_put_to_another_policy() {
-    let (chain, kept) = chain(vec![busy(10).link()]);
+    let (chain, kept) = chain(vec![busy(10).entry()]);
     ask(&chain).expect("it admits");
     let record = kept.0.lock().unwrap()[0].clone();
     let step = record.steps.last().expect("admit");
-    assert_eq!(step.asked.ask(&busy(10)), Some(step.said[0].decision.clone()));
+    assert_eq!(step.asked.ask(&busy(10)), Some(step.decisions[0].decision.clone()));
     let other = step.asked.ask(&busy(20)).expect("it admits");
-    assert_ne!(other, step.said[0].decision);
+    assert_ne!(other, step.decisions[0].decision);
     assert_eq!(step.asked.ask(&Fake::named("idle")), None);
 }
 
@@ -183,9 +183,9 @@ const LARGE: RecordBounds = RecordBounds { bytes_max: 1 << 30, kept: 0 };
 fn recorded_in(path: &std::path::Path) -> u64 {
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
     let file = Arc::new(RecordFile::open(path, LARGE, &metrics).expect("it opens"));
-    let commons = Commons::new(metrics.clone()).recording(file);
+    let shared = ChainShared::new(metrics.clone()).recording(file);
     let ceilings = LimitsConfig::default().ceilings();
-    let chain = Arc::new(PolicyChain::new(vec![busy(10).link()], ceilings, commons));
+    let chain = Arc::new(PolicyChain::new(vec![busy(10).entry()], ceilings, shared));
     for _ in 0..20_000 {
         ask(&chain).expect("it admits");
     }
@@ -224,9 +224,9 @@ fn the_file_holds_a_line_for_each_request_and_only_its_owner_reads_it() {
     let path = &scratch.0;
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
     let file = Arc::new(RecordFile::open(path, LARGE, &metrics).expect("a file"));
-    let commons = Commons::new(metrics).recording(file);
+    let shared = ChainShared::new(metrics).recording(file);
     let ceilings = LimitsConfig::default().ceilings();
-    let chain = Arc::new(PolicyChain::new(vec![busy(10).link()], ceilings, commons));
+    let chain = Arc::new(PolicyChain::new(vec![busy(10).entry()], ceilings, shared));
     for _ in 0..100 {
         ask(&chain).expect("it admits");
     }

@@ -1,8 +1,8 @@
 use expect_test::{Expect, expect};
 use interlock_policy_api::{
-    Admission, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, FailureKind,
-    Identified, Identity, Load, PolicyFailure, Progress, Reaction, Reason, Rejection, Summary,
-    Transformed,
+    Admission, Answer, Body, Caller, Candidate, Choice, Code, Decision, Event, Facts, FailureKind,
+    Identified, Identity, Load, PolicyFailure, Progress, Reaction, Reason, Rejection,
+    RequestContext, Summary, Transformed, Verdict, Window,
 };
 use interlock_state::{Bucket, State, Taken};
 
@@ -80,7 +80,7 @@ impl Policy for Parrot {
         })
     }
 
-    fn window(&self, _: Told<'_>, window: &Window<'_>) -> Answer<Verdict> {
+    fn window(&self, _: RequestContext<'_>, window: &Window<'_>) -> Answer<Verdict> {
         let text = window.text;
         if let Some(at) = text.find("secret") {
             let text = format!("{}[gone]{}", &text[..at], &text[at + 6..]);
@@ -89,26 +89,26 @@ impl Policy for Parrot {
         Ok(Verdict::Hold(if window.finished { 0 } else { 5 }))
     }
 
-    fn event(&self, told: Told<'_>, _: &Event, progress: &Progress) -> Answer<Reaction> {
+    fn event(&self, told: RequestContext<'_>, _: &Event, progress: &Progress) -> Answer<Reaction> {
         let code = format!("{} after {:?}", told.note, progress.elapsed);
         Ok(Reaction::Cancel(Reason { code: Code::from(code.as_str()), detail: None }))
     }
 
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Answer<()> {
+    fn account(&self, told: RequestContext<'_>, summary: &Summary) -> Answer<()> {
         let said = format!("{} used {}", told.note, summary.usage.generated_tokens);
         self.state.set("last", said.as_bytes(), None).expect("memory takes it");
         Ok(())
     }
 }
 
-fn begin(settings: &Map<String, Value>) -> Result<Specimen, NotBegun> {
-    let clock = HandClock::default();
+fn begin(settings: &Map<String, Value>) -> Result<PolicyUnderTest, NotBegun> {
+    let clock = ManualClock::default();
     let state = State::memory_with(Arc::new(clock.clone())).space("parrot");
     let per_minute = settings.get("per_minute").and_then(Value::as_f64);
     let why = "per_minute must be a number, got nothing";
     let per_minute = per_minute.ok_or_else(|| NotBegun::Refused(why.into()))?;
     let policy = Arc::new(Parrot { state: state.clone(), per_minute });
-    Ok(Specimen { policy, state, clock })
+    Ok(PolicyUnderTest { policy, state, clock })
 }
 
 fn check(cases: &str, shown: &Expect) {
@@ -335,7 +335,7 @@ fn a_case_that_says_no_time_begins_on_the_first_of_january_at_midnight() {
             1 cases, all as expected
         "#]],
     );
-    assert_eq!(at::written(EPOCH), "2026-01-01T00:00:00Z");
+    assert_eq!(crate::case_time::written(EPOCH), "2026-01-01T00:00:00Z");
 }
 
 /// It was a case that failed, as if the policy had decided otherwise.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use interlock_metrics::Registry;
 use interlock_policy_api::{
     Admission, Body, Caller, Candidate, Decision, Facts, Headers, Identity, Load, Policy,
-    PolicyFailure, Rejection, Summary, Told,
+    PolicyFailure, Rejection, RequestContext, Summary,
 };
 use interlock_policy_wasm::{
     Grant, LoadFailed, PolicyConfig, PolicyHost, PolicySource, Services, WasmPolicy,
@@ -137,8 +137,8 @@ pub(crate) fn summary() -> Summary {
     }
 }
 
-pub(crate) fn told(facts: &Facts) -> Told<'_> {
-    Told { facts, note: "" }
+pub(crate) fn told(facts: &Facts) -> RequestContext<'_> {
+    RequestContext { facts, note: "" }
 }
 
 pub(crate) fn admit(policy: &dyn Policy, model: &str) -> Result<Decision, PolicyFailure> {

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use interlock_policy_chain::{Earlier, NotKept};
+use interlock_policy_chain::{GenerationNotKept, RollbackTarget};
 use serde_json::{Map, Value};
 
 use super::query::{self, Query};

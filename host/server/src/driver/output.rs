@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use interlock_policy_chain::{GuardEnd, Guards, Passed};
+use interlock_policy_chain::{FilteredText, GuardEnd, StreamFilters};
 use interlock_request::{CancelCause, Usage};
 use tokio::time::Instant;
 
@@ -159,8 +159,8 @@ impl OutputPipeline {
         Ok(end)
     }
 
-    fn pass(&mut self, passed: Passed) -> Option<GuardEnd> {
-        let Passed { text, end } = passed;
+    fn pass(&mut self, passed: FilteredText) -> Option<GuardEnd> {
+        let FilteredText { text, end } = passed;
         let tokens = self.gate.tokens_of(&text);
         self.give(TextChunk { text, tokens });
         if end.is_some() {

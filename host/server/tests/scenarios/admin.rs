@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use interlock_metrics::Registry;
-use interlock_policy_chain::{Earlier, NotKept, PolicyMode};
+use interlock_policy_chain::{GenerationNotKept, PolicyMode, RollbackTarget};
 use interlock_server::{
     AdminConfig, AdminParts, InFlight, PolicyAdmin, Replacement, ServerConfig, ServerMetrics,
     SwapError, SwapFuture, listen, serve_admin,
@@ -17,7 +17,7 @@ use crate::wire::{Answer, Connection};
 #[derive(Default)]
 struct Desk {
     told: Mutex<Vec<Replacement>>,
-    back: Mutex<Vec<Earlier>>,
+    back: Mutex<Vec<RollbackTarget>>,
 }
 
 impl PolicyAdmin for Desk {
@@ -41,10 +41,12 @@ impl PolicyAdmin for Desk {
 
     fn rollback(&self, to: Earlier) -> SwapFuture<'_> {
         let back = match to {
-            Earlier::Number(asked) if asked > 9 => {
-                Err(NotKept::Number { asked, kept: vec![1, 7] }.into())
+            RollbackTarget::Number(asked) if asked > 9 => {
+                Err(GenerationNotKept::Number { asked, kept: vec![1, 7] }.into())
             }
-            Earlier::Previous if self.told().is_empty() => Err(NotKept::NothingEarlier.into()),
+            RollbackTarget::Previous if self.told().is_empty() => {
+                Err(GenerationNotKept::NothingEarlier.into())
+            }
             to => {
                 self.back.lock().expect("no panic").push(to);
                 Ok(json!({ "generation": 7 }))
@@ -222,8 +224,8 @@ async fn a_rollback_goes_to_where_it_is_told() {
         assert_eq!(admin.ask("POST", &format!("{rollback}{query}"), &[], "").await.status, 200);
     }
     let back = admin.desk.back.lock().expect("no panic").clone();
-    let [previous, start] = [Earlier::Previous, Earlier::Start];
-    assert_eq!(back, [previous, previous, start, Earlier::Number(3)]);
+    let [previous, start] = [RollbackTarget::Previous, RollbackTarget::Start];
+    assert_eq!(back, [previous, previous, start, RollbackTarget::Number(3)]);
     let gone = admin.ask("POST", &format!("{rollback}?to=12"), &[], "").await;
     assert_eq!((gone.status, gone.code().as_str()), (409, "generation_not_kept"));
     assert!(gone.body.contains("those that are: 1, 7"), "{}", gone.body);

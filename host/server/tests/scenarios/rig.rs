@@ -12,10 +12,12 @@ use interlock_engine::{
 use interlock_metrics::Registry;
 use interlock_policy_api::{
     Admission, Body, CallTime, Caller, Candidate, Choice, Closing, Decision, Event, Facts,
-    Identified, Load, Phase, PlanProposal, Policy, Progress, Reaction, Summary, Told, Transformed,
-    Verdict, Window,
+    Identified, Load, Phase, PlanProposal, Policy, Progress, Reaction, RequestContext, Summary,
+    Transformed, Verdict, Window,
 };
-use interlock_policy_chain::{LimitsConfig, Link, OnFailure, Policies, PolicyChain, PolicyMetrics};
+use interlock_policy_chain::{
+    ChainEntry, LimitsConfig, OnFailure, Policies, PolicyChain, PolicyMetrics,
+};
 use interlock_request::{ModelId, Outcome, SamplingDefaults, Usage};
 use interlock_server::{
     DetachedConfig, InFlight, PrefixKeys, ServeOutcome, ServedModel, ServerConfig, ServerMetrics,
@@ -200,11 +202,11 @@ impl Policy for Script {
         Ok(Decision::Admit(self.admit.as_ref().expect("it takes part")(facts)))
     }
 
-    fn window(&self, _: Told<'_>, window: &Window<'_>) -> Says<Verdict> {
+    fn window(&self, _: RequestContext<'_>, window: &Window<'_>) -> Says<Verdict> {
         Ok(self.window.as_ref().expect("it takes part")(window))
     }
 
-    fn event(&self, _: Told<'_>, event: &Event, _: &Progress) -> Says<Reaction> {
+    fn event(&self, _: RequestContext<'_>, event: &Event, _: &Progress) -> Says<Reaction> {
         Ok(self.event.as_ref().expect("it takes part")(*event))
     }
 }
@@ -256,7 +258,7 @@ impl Policy for Witness {
         Ok(self.decision.clone())
     }
 
-    fn account(&self, told: Told<'_>, summary: &Summary) -> Says<()> {
+    fn account(&self, told: RequestContext<'_>, summary: &Summary) -> Says<()> {
         self.ended.try_send((told.facts.clone(), summary.clone())).expect("the test reads on");
         Ok(())
     }
@@ -447,8 +449,8 @@ impl Drop for Rig {
     }
 }
 
-fn link(policy: Arc<dyn Policy>) -> Link {
-    Link::new(policy, OnFailure::default())
+fn link(policy: Arc<dyn Policy>) -> ChainEntry {
+    ChainEntry::new(policy, OnFailure::default())
 }
 
 fn served(name: &str, aliases: &[&str], text: Arc<TextModel>, engine: EngineHandle) -> ServedModel {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
-use crate::{PolicyMetrics, Record, RecordFile, RecordSink as _, Ruled};
+use crate::{PolicyMetrics, Record, RecordFile, RecordSink as _, Ruling};
 
 /// A folder that is gone when the test is.
 struct Scratch(PathBuf);
@@ -49,7 +49,7 @@ impl Recorder {
     /// Takes so many, and waits until they are written or lost.
     fn take(&mut self, records: u64) {
         for generation in self.next..self.next + records {
-            let (version, verdict) = (Record::VERSION, Ruled::Open);
+            let (version, verdict) = (Record::VERSION, Ruling::Open);
             self.file.take(Record { version, generation, steps: vec![], verdict });
         }
         self.next += records;
