@@ -19,12 +19,12 @@ use serde_json::Value;
 
 /// The policies of a host, and the file that they are recorded in.
 pub(crate) struct LoadedPolicies {
-    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) manager: Arc<PolicyManager>,
     pub(crate) record: Option<Arc<RecordFile>>,
 }
 
 /// The problem with a policy: the key that is at fault, and the message.
-pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &Unfit) -> (String, String) {
+pub(crate) fn problem(at: usize, policy: &PolicyConfig, why: &LoadProblem) -> (String, String) {
     let PolicyConfig { name, source, .. } = policy;
     let key = match why {
         LoadProblem::Settings(_) => "settings",
@@ -63,8 +63,8 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
         Some(file) => ChainShared::new(metrics).recording(Arc::clone(file) as _),
         None => ChainShared::new(metrics),
     };
-    match Keeper::new(host, &config.policy, config.limits.ceilings(), commons) {
-        Ok(keeper) => Ok(LoadedPolicies { keeper, record }),
+    match PolicyManager::new(host, &config.policy, config.limits.ceilings(), commons) {
+        Ok(manager) => Ok(LoadedPolicies { manager, record }),
         Err(failed) => {
             let problem = |failed: &LoadFailed| {
                 let named = |(_, policy): &(usize, &PolicyConfig)| policy.name == failed.policy;
@@ -92,9 +92,9 @@ fn record(
 }
 
 /// Reads the files of all policies again, and begins the file of records anew where it was moved.
-/// The keeper logs the result.
-pub(crate) async fn reload(keeper: &Arc<Keeper>, record: Option<&Arc<RecordFile>>) {
-    let (keeper, record) = (Arc::clone(keeper), record.cloned());
+/// The manager logs the result.
+pub(crate) async fn reload(manager: &Arc<PolicyManager>, record: Option<&Arc<RecordFile>>) {
+    let (manager, record) = (Arc::clone(manager), record.cloned());
     let reload = move || {
         if let Some(record) = record {
             record.reopen();
@@ -114,7 +114,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 /// Carries out an operator's requests on the policies of this process.
-pub(crate) struct LocalPolicyAdmin(pub(crate) Arc<Keeper>);
+pub(crate) struct LocalPolicyAdmin(pub(crate) Arc<PolicyManager>);
 
 impl PolicyAdmin for LocalPolicyAdmin {
     fn list(&self) -> Value {
@@ -122,10 +122,10 @@ impl PolicyAdmin for LocalPolicyAdmin {
     }
 
     fn replace(&self, name: String, with: Replacement) -> SwapFuture<'_> {
-        let keeper = Arc::clone(&self.0);
+        let manager = Arc::clone(&self.0);
         Box::pin(async move {
             let change = change(with).map_err(SwapError::Unfit)?;
-            let replaced = aside(move || keeper.replace(&name, change)).await;
+            let replaced = aside(move || manager.replace(&name, change)).await;
             let replaced = replaced.map_err(SwapError::Unfit)?.map_err(|why| match why {
                 NotChanged::Unknown(name) => SwapError::Unknown(name),
                 NotChanged::Load(failed) => SwapError::Unfit(failed.to_string()),
@@ -134,11 +134,11 @@ impl PolicyAdmin for LocalPolicyAdmin {
         })
     }
 
-    fn rollback(&self, to: Earlier) -> SwapFuture<'_> {
-        let keeper = Arc::clone(&self.0);
+    fn rollback(&self, to: RollbackTarget) -> SwapFuture<'_> {
+        let manager = Arc::clone(&self.0);
         Box::pin(async move {
             // A rollback waits for a swap that is being tried out.
-            let back = aside(move || keeper.rollback(to)).await;
+            let back = aside(move || manager.rollback(to)).await;
             Ok(told(&back.map_err(SwapError::Unfit)??))
         })
     }

@@ -83,7 +83,7 @@ async fn serve(
     config: Config,
     listeners: Listeners,
     sources: Vec<Source>,
-    policies::LoadedPolicies { keeper, record }: policies::LoadedPolicies,
+    policies::LoadedPolicies { manager, record }: policies::LoadedPolicies,
     registry: Arc<Registry>,
 ) -> anyhow::Result<()> {
     let stop = Stop::listen(config.server.drain_max.saturating_add(END_MAX))
@@ -133,7 +133,7 @@ async fn serve(
             config: config.admin,
             server: config.server.clone(),
             metrics: metrics.clone(),
-            admin: Arc::new(LocalPolicyAdmin(Arc::clone(&keeper))),
+            admin: Arc::new(LocalPolicyAdmin(Arc::clone(&manager))),
             in_flight: in_flight.clone(),
         };
         tokio::spawn(interlock_server::serve_admin(listener, parts, over));
@@ -141,14 +141,14 @@ async fn serve(
     let reload = config.policies.reload;
     let every = (!reload.is_zero()).then_some(reload);
     let _looking_after =
-        keeper.look_after(every).context("cannot start the thread that reloads policies")?;
+        manager.start_thread(every).context("cannot start the thread that reloads policies")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot receive SIGHUP")?;
     let reloader = tokio::spawn({
         let manager = Arc::clone(&manager);
         async move {
             while hangup.recv().await.is_some() {
                 tracing::info!("SIGHUP came; the files of all policies are read again");
-                policies::reload(&keeper, record.as_ref()).await;
+                policies::reload(&manager, record.as_ref()).await;
             }
         }
     });

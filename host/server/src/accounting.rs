@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interlock_policy_api::Summary;
-use interlock_policy_chain::Oversight;
+use interlock_policy_chain::PolicySession;
 use interlock_request::{CancelCause, Finish, Outcome, Usage};
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ pub(crate) struct RequestAccounting {
     metrics: Arc<ServerMetrics>,
     stats: Arc<ModelStats>,
     // Taken by the end: `None` means that all is written.
-    oversight: Option<Oversight>,
+    session: Option<PolicySession>,
     admitted_at: Instant,
     queue_time: Option<Duration>,
     first_token: Option<Duration>,
@@ -33,15 +33,15 @@ impl RequestAccounting {
     pub(crate) fn open(
         info: Arc<RequestInfo>,
         stats: Arc<ModelStats>,
-        oversight: Oversight,
+        session: PolicySession,
         metrics: Arc<ServerMetrics>,
     ) -> Self {
-        let admitted_at = Instant::from_std(oversight.admitted_at());
+        let admitted_at = Instant::from_std(session.admitted_at());
         Self {
             info,
             stats,
             metrics,
-            oversight: Some(oversight),
+            session: Some(session),
             admitted_at,
             queue_time: None,
             first_token: None,
@@ -56,17 +56,17 @@ impl RequestAccounting {
     }
 
     /// The policies that watch the request.
-    pub(crate) fn oversight(&self) -> &Oversight {
-        self.oversight.as_ref().expect("it is taken by the end, and nothing comes after that")
+    pub(crate) fn session(&self) -> &PolicySession {
+        self.session.as_ref().expect("it is taken by the end, and nothing comes after that")
     }
 
-    pub(crate) fn oversight_mut(&mut self) -> &mut Oversight {
-        self.oversight.as_mut().expect("it is taken by the end, and nothing comes after that")
+    pub(crate) fn session_mut(&mut self) -> &mut PolicySession {
+        self.session.as_mut().expect("it is taken by the end, and nothing comes after that")
     }
 
     /// How long a pause is, as it is now, before the policies hear of it.
     pub(crate) fn stalled_after(&self) -> Option<Duration> {
-        self.oversight().stalled_after(self.generated)
+        self.session().stalled_after(self.generated)
     }
 
     /// Has a pass begun for it?
@@ -109,7 +109,7 @@ impl RequestAccounting {
     }
 
     fn write(&mut self, outcome: Outcome, usage: Usage) {
-        let Some(oversight) = self.oversight.take() else { return };
+        let Some(session) = self.session.take() else { return };
         let summary = Summary {
             closing: outcome.clone().into(),
             usage,
@@ -122,7 +122,7 @@ impl RequestAccounting {
         if let Some(pace) = self.pace() {
             self.stats.inter_token(pace);
         }
-        oversight.settle(&summary);
+        session.settle(&summary);
     }
 
     /// Between its tokens, on average.
@@ -218,13 +218,13 @@ mod tests {
         let chain = PolicyChain::new(vec![], ceilings, PolicyMetrics::register(registry));
         let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
         let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
-        let hearing = chain.review(1, facts.request_id.clone());
-        let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
-        let oversight = consent.expect("no policy refuses").oversight;
+        let review = chain.review(1, facts.request_id.clone());
+        let consent = review.admit(facts, &load, prompt, generation, &body).await;
+        let session = consent.expect("no policy refuses").session;
         RequestAccounting::open(
             Arc::new(info),
             Arc::default(),
-            oversight,
+            session,
             Arc::new(ServerMetrics::register(registry)),
         )
     }

@@ -70,7 +70,7 @@ pub trait PolicyAdmin: Send + Sync {
     fn replace(&self, name: String, with: Replacement) -> SwapFuture<'_>;
 
     /// Goes back to an earlier generation; what that changed, as JSON.
-    fn rollback(&self, to: Earlier) -> SwapFuture<'_>;
+    fn rollback(&self, to: RollbackTarget) -> SwapFuture<'_>;
 }
 
 /// What [`PolicyAdmin::replace`] and [`PolicyAdmin::rollback`] return.

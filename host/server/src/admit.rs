@@ -12,7 +12,7 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use interlock_engine::{ModelShape, QueuePermit};
 use interlock_policy_api::{Admitted, Body, Caller, Facts, Headers, Identity, Phase, Prompt};
-use interlock_policy_chain::{Consent, Hearing, Oversight};
+use interlock_policy_chain::{AdmissionOutcome, AdmissionReview, PolicySession};
 use interlock_request::{
     Deadline, Deadlines, Endpoint, Generation, ModelId, Priority, Sampling, TokenId,
 };
@@ -39,7 +39,7 @@ use headers::{TRACE, credential, seen_by_policies, trace};
 /// A request whose head was read and whose sender the policies have identified. It keeps the
 /// policies that it began with, whatever is swapped meanwhile.
 pub(crate) struct IdentifiedRequest {
-    hearing: Hearing,
+    review: AdmissionReview,
     head: RequestHead,
     endpoint: Endpoint,
     pub(crate) identity: Identity,
@@ -65,7 +65,7 @@ pub(crate) struct AdmittedRequest {
     pub(crate) info: Arc<RequestInfo>,
     pub(crate) permit: QueuePermit,
     pub(crate) admitted: Admitted,
-    pub(crate) oversight: Oversight,
+    pub(crate) session: PolicySession,
     /// What the model's latest requests were like.
     pub(crate) stats: Arc<ModelStats>,
     pub(crate) text: Arc<TextModel>,
@@ -133,7 +133,7 @@ impl ServerHost {
             serial,
             headers: seen_by_policies(&chain, headers),
             traced: self.config.policy_trace && headers.contains_key(TRACE),
-            hearing: chain.review(serial, id.clone()),
+            review: chain.review(serial, id.clone()),
         };
         if chain.takes(Phase::Identify) {
             let caller = Caller {
@@ -146,7 +146,7 @@ impl ServerHost {
                 headers: identified.headers.clone(),
                 looks_up,
             };
-            identified.identity = identified.hearing.identify(&caller).await?;
+            identified.identity = identified.review.identify(&caller).await?;
         }
         Ok(identified)
     }
@@ -162,7 +162,7 @@ impl ServerHost {
         arrived: ReceivedBody,
         lease: &mut MemoryLease,
     ) -> Result<ParsedRequest, Failure> {
-        let (chain, endpoint) = (Arc::clone(identified.hearing.chain()), identified.endpoint);
+        let (chain, endpoint) = (Arc::clone(identified.review.chain()), identified.endpoint);
         let ReceivedBody { bytes, values } = arrived.without_mark();
         let size = bytes.len();
         // Kept for nobody, unless somebody may look at it.
@@ -180,7 +180,7 @@ impl ServerHost {
             let parsed = Arc::clone(&body);
             let parse = lease.held_by(move || drop(parsed.parse()));
             self.read(identified, size, values, parse).await?;
-            identified.hearing.transform(&mut facts, &body).await?;
+            identified.review.transform(&mut facts, &body).await?;
             if body.is_changed() {
                 // What policies may write is not known before it is written out.
                 let size_max = size.saturating_mul(2) + Body::WRITTEN_BYTES_MAX;
@@ -238,7 +238,7 @@ impl ServerHost {
     ) -> Result<(ApiRequest, AdmittedRequest), Failure> {
         let ParsedRequest { request, facts, body } = parsed;
         let mut identified = identified;
-        let model = Arc::clone(self.route(&mut identified.hearing, &facts, &body).await?);
+        let model = Arc::clone(self.route(&mut identified.review, &facts, &body).await?);
         let (text, shape) = model.at_hand()?;
         let text = Arc::clone(text);
         let (param, mut request) = (request.input.param(), request);
@@ -247,7 +247,7 @@ impl ServerHost {
         let (tokens, detokenizer) =
             self.tokenize(&identified, &model.id, &text, input, shape, lease).await?;
         let prompt_tokens = fits(param, tokens.len(), shape)?;
-        let IdentifiedRequest { hearing, head, endpoint, identity, traced, .. } = identified;
+        let IdentifiedRequest { review, head, endpoint, identity, traced, .. } = identified;
         let (tokens_max, tokens_max_asked) = tokens_max(&request.max_tokens, prompt_tokens, shape)?;
         let tokens_min = match &request.stop.min_tokens {
             Some(min_tokens) => tokens_min(min_tokens, &request.max_tokens, tokens_max)?,
@@ -275,11 +275,11 @@ impl ServerHost {
         let permit = model.engine.queue_permit()?;
         let background =
             request.background.then(|| self.results.place_in_background()).transpose()?;
-        let consent = hearing.admit(facts, &load, prompt, generation, &body).await?;
-        let Consent { admitted, oversight, mut headers, said } = consent;
-        tracing::debug!(request = %head.id, model = %model.id, ?said, "admitted");
+        let outcome = review.admit(facts, &load, prompt, generation, &body).await?;
+        let AdmissionOutcome { admitted, session, mut headers, decisions } = outcome;
+        tracing::debug!(request = %head.id, model = %model.id, ?decisions, "admitted");
         if traced {
-            headers.push((TRACE.into(), trace(&said)));
+            headers.push((TRACE.into(), trace(&decisions)));
         }
         model.stats.prefix(prefix_key);
         let info = Arc::new(RequestInfo {
@@ -296,7 +296,7 @@ impl ServerHost {
             info,
             permit,
             admitted,
-            oversight,
+            session,
             stats: Arc::clone(&model.stats),
             text,
             detokenizer,
@@ -355,15 +355,15 @@ impl ServerHost {
     /// The model that the request runs on: the one it asks for, unless policies choose.
     async fn route(
         &self,
-        hearing: &mut AdmissionReview,
+        review: &mut AdmissionReview,
         facts: &Facts,
         body: &Arc<Body>,
     ) -> Result<&Arc<HostedModel>, Failure> {
-        if !hearing.chain().takes(Phase::Route) {
+        if !review.chain().takes(Phase::Route) {
             return self.models.called(facts.model.as_str());
         }
         let candidates = self.models.candidates(facts);
-        let chosen = hearing.route(facts, &candidates, body).await?;
+        let chosen = review.route(facts, &candidates, body).await?;
         let chosen = chosen.and_then(|id| self.models.chosen(id));
         chosen.ok_or_else(|| self.models.unknown(facts.model.as_str()))
     }

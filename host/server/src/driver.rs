@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use interlock_engine::{Control, Ended, Event, Events, RequestHandle};
 use interlock_policy_api::{Event as Happened, EventSet, Progress, Reason};
-use interlock_policy_chain::{Cancelled, GuardEnd, Reacted};
+use interlock_policy_chain::{CancelledByPolicy, GuardEnd, EventOutcome};
 use interlock_request::{
     CancelCause, Deadline, DisconnectAction, DrainLimits, Drawn, Finish, Outcome, Usage,
 };
@@ -122,8 +122,8 @@ impl RequestDriver {
         wall: WallClock,
     ) -> Self {
         let RequestHandle { events, control } = running;
-        let oversight = accounting.oversight();
-        let (plan, watch) = (*oversight.plan(), oversight.watch());
+        let session = accounting.session();
+        let (plan, watch) = (*session.plan(), session.watch());
         let (client, pending, place) = match recipient {
             Recipient::Client(client) => (Some(client), None, None),
             Recipient::Background(pending, place) => (None, Some(pending), Some(place)),
@@ -141,7 +141,7 @@ impl RequestDriver {
             events,
             control,
             timers: RequestTimers::new(plan.deadlines, accounting.info.arrived_at),
-            out: OutputPipeline::new(oversight.guards(), client, pending, keeps),
+            out: OutputPipeline::new(session.stream_filters(), client, pending, keeps),
             accounting,
             text,
             wall,
@@ -244,7 +244,7 @@ impl RequestDriver {
     /// What may end the wait for a policy, and beside it what the wait needs to borrow.
     fn policy_wait(&mut self) -> (PolicyWait<'_>, &mut OutputPipeline, &mut RequestAccounting) {
         let Self { registration, timers, events, out, accounting, watched, .. } = self;
-        let on_disconnect = accounting.oversight().plan().on_disconnect;
+        let on_disconnect = accounting.session().plan().on_disconnect;
         (
             PolicyWait { registration, timers, events, watched: *watched, on_disconnect },
             out,
@@ -256,17 +256,17 @@ impl RequestDriver {
     async fn notify_policies(&mut self, event: Happened) {
         let progress = self.progress();
         let (mut policy_wait, out, accounting) = self.policy_wait();
-        let asked = accounting.oversight_mut().event(event, progress);
-        let Reacted { plan_changed, cancel, .. } =
+        let asked = accounting.session_mut().event(event, progress);
+        let EventOutcome { plan_changed, cancel, .. } =
             match policy_wait.wait(&mut out.client, asked).await {
                 Ok(reacted) => reacted,
                 Err(cause) => return self.fail(cause, Failure::Cancelled(cause)),
             };
-        if let Some(Cancelled { policy, reason, failed }) = cancel {
+        if let Some(CancelledByPolicy { policy, reason, failed }) = cancel {
             return self.intervene(Intervention { policy, reason, failed });
         }
         if plan_changed {
-            let plan = *self.accounting.oversight().plan();
+            let plan = *self.accounting.session().plan();
             self.timers.limit(plan.deadlines);
             if let Some(left) = self.followup.left.filter(|left| left.action != plan.on_disconnect)
             {
@@ -376,7 +376,7 @@ impl RequestDriver {
                 return;
             }
         }
-        let action = self.accounting.oversight().plan().on_disconnect;
+        let action = self.accounting.session().plan().on_disconnect;
         self.goes_on(at, tokens, action);
         // When it is logged it is done: who waits for this line finds the request asked to stop.
         tracing::debug!(request = %self.accounting.info.id, on_disconnect = ?action, "client left");

@@ -75,7 +75,7 @@ pub(crate) enum Failure {
     /// The engine did not take the request.
     NotStarted(NotStarted),
     /// A policy refused the request.
-    Refused(Box<Refused>),
+    Refused(Box<PolicyRefusal>),
     /// A policy changed the request into one that is not valid; the text is for our log.
     Spoiled(String),
     /// A policy ended the request after its admission.

@@ -178,7 +178,7 @@ impl Submission {
             info,
             permit,
             admitted,
-            oversight,
+            session,
             stats,
             detokenizer,
             tokens_min,
@@ -186,9 +186,9 @@ impl Submission {
             ..
         } = admitted;
         let given_up = has_left
-            && oversight.plan().on_disconnect == DisconnectAction::Cancel
-            && !oversight.watch().events.disconnected;
-        let accounting = RequestAccounting::open(info, stats, oversight, Arc::clone(&host.metrics));
+            && session.plan().on_disconnect == DisconnectAction::Cancel
+            && !session.watch().events.disconnected;
+        let accounting = RequestAccounting::open(info, stats, session, Arc::clone(&host.metrics));
         let text = AnswerDecoder::new(detokenizer, stops, tokens_min);
         let later = (Arc::clone(&host.results), stored);
         let running = match given_up {

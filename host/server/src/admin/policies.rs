@@ -53,7 +53,7 @@ pub(super) async fn rollback(
     let query = Query::read(&uri, &["to"])?;
     nothing_in(&bytes, "a rollback has no body; ?to=start or ?to=GENERATION says where it goes")?;
     let expected = "previous, start or the number of a generation";
-    let to = query.parsed("to", expected)?.unwrap_or(Earlier::Previous);
+    let to = query.parsed("to", expected)?.unwrap_or(RollbackTarget::Previous);
     Ok(Json(state.admin.rollback(to).await?).into_response())
 }
 
@@ -119,10 +119,10 @@ impl From<SwapError> for AdminError {
         let (status, code) = match &why {
             SwapError::Unknown(_) => (StatusCode::NOT_FOUND, "policy_not_found"),
             SwapError::Unfit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "policy_unfit"),
-            SwapError::NotKept(NotKept::NothingEarlier) => {
+            SwapError::NotKept(GenerationNotKept::NothingEarlier) => {
                 (StatusCode::CONFLICT, "no_earlier_generation")
             }
-            SwapError::NotKept(NotKept::Number { .. }) => {
+            SwapError::NotKept(GenerationNotKept::Number { .. }) => {
                 (StatusCode::CONFLICT, "generation_not_kept")
             }
         };

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use interlock_policy_api::Headers;
-use interlock_policy_chain::{PolicyChain, Said};
+use interlock_policy_chain::{PolicyChain, DecisionRecord};
 use sha2::{Digest, Sha256};
 
 /// Headers that some policy was granted, in the order in which they came. The map keeps it but for
@@ -40,13 +40,13 @@ pub(super) fn credential(headers: &HeaderMap) -> String {
 pub(super) const TRACE: &str = "x-policy-trace";
 
 /// What the policies said, in the order in which they did.
-pub(super) fn trace(said: &[Said]) -> String {
+pub(super) fn trace(said: &[DecisionRecord]) -> String {
     /// More is cut: proxies refuse long headers.
     const BYTES_MAX: usize = 4096;
 
     let mut trace = String::new();
     for said in said {
-        let Said { policy, version, phase, elapsed, .. } = said;
+        let DecisionRecord { policy, version, phase, elapsed, .. } = said;
         let code = said.code().map_or(String::new(), |code| format!(" {}", code.0));
         let shadow = if said.shadow { " shadow" } else { "" };
         let (phase, decision, micros) = (phase.as_str(), said.label(), elapsed.as_micros());

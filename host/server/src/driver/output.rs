@@ -19,7 +19,7 @@ use crate::result_store::PendingResult;
 
 /// Where one request's text goes.
 pub(super) struct OutputPipeline {
-    guards: Option<Guards>,
+    filters: Option<StreamFilters>,
     gate: GatedText,
     pub(super) client: ClientLink,
     /// All that was given out, if anybody may ask for it later.
@@ -69,13 +69,13 @@ impl GatedText {
 impl OutputPipeline {
     /// `keeps`: may anybody ask for the answer later?
     pub(super) fn new(
-        guards: Option<Guards>,
+        filters: Option<StreamFilters>,
         client: Option<ChunkSender>,
         pending: Option<PendingResult>,
         keeps: bool,
     ) -> Self {
         let chunk = (keeps || pending.is_some()).then(TextChunk::default);
-        Self { guards, gate: GatedText::default(), client: ClientLink::new(client), chunk, pending }
+        Self { filters, gate: GatedText::default(), client: ClientLink::new(client), chunk, pending }
     }
 
     /// Can the whole answer still be kept?
@@ -100,14 +100,14 @@ impl OutputPipeline {
         if pending.is_none() && self.pending.is_none() {
             // Nobody will read it, so nobody need look at it.
             self.chunk = None;
-            self.guards = None;
+            self.filters = None;
         }
         self.pending = self.pending.take().or(pending);
     }
 
     /// When a window is due that waits for more text.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        self.guards.as_ref()?.due_at().map(Instant::from_std)
+        self.filters.as_ref()?.due_at().map(Instant::from_std)
     }
 
     /// More text. If a policy ends the answer here, how.
@@ -121,14 +121,14 @@ impl OutputPipeline {
         usage: Usage,
         policy_wait: &mut PolicyWait<'_>,
     ) -> Result<Option<GuardEnd>, CancelCause> {
-        let Some(guards) = &mut self.guards else {
+        let Some(filters) = &mut self.filters else {
             self.give(chunk);
             return Ok(None);
         };
         let text = chunk.text.clone();
         // Both sides of the gate know of it even if the call is dropped.
         self.gate.put(chunk);
-        let passed = policy_wait.wait(&mut self.client, guards.push(&text, usage, now())).await?;
+        let passed = policy_wait.wait(&mut self.client, filters.push(&text, usage, now())).await?;
         Ok(self.pass(passed))
     }
 
@@ -138,8 +138,8 @@ impl OutputPipeline {
         usage: Usage,
         policy_wait: &mut PolicyWait<'_>,
     ) -> Result<Option<GuardEnd>, CancelCause> {
-        let Some(guards) = &mut self.guards else { return Ok(None) };
-        let passed = policy_wait.wait(&mut self.client, guards.due(usage, now())).await?;
+        let Some(filters) = &mut self.filters else { return Ok(None) };
+        let passed = policy_wait.wait(&mut self.client, filters.due(usage, now())).await?;
         Ok(self.pass(passed))
     }
 
@@ -151,8 +151,8 @@ impl OutputPipeline {
         policy_wait: &mut PolicyWait<'_>,
     ) -> Result<Option<GuardEnd>, CancelCause> {
         let end = self.push(chunk, usage, policy_wait).await?;
-        let Some(guards) = self.guards.as_mut().filter(|_| end.is_none()) else { return Ok(end) };
-        let passed = policy_wait.wait(&mut self.client, guards.finish(usage, now())).await?;
+        let Some(filters) = self.filters.as_mut().filter(|_| end.is_none()) else { return Ok(end) };
+        let passed = policy_wait.wait(&mut self.client, filters.finish(usage, now())).await?;
         let end = self.pass(passed);
         let rest = std::mem::take(&mut self.gate.tokens).into();
         self.give(TextChunk { text: String::new(), tokens: rest });
@@ -164,7 +164,7 @@ impl OutputPipeline {
         let tokens = self.gate.tokens_of(&text);
         self.give(TextChunk { text, tokens });
         if end.is_some() {
-            self.guards = None;
+            self.filters = None;
             self.gate.tokens = VecDeque::new();
         }
         end
@@ -185,7 +185,7 @@ impl OutputPipeline {
 
     /// As [`Self::end`], but the client is not told.
     pub(super) fn end_kept(&mut self, how: &Result<Done, Failure>) {
-        self.guards = None;
+        self.filters = None;
         if let Some(pending) = self.pending.take() {
             pending.end(self.chunk.take().unwrap_or_default(), how.clone());
         }

@@ -39,7 +39,7 @@ impl PolicyAdmin for Desk {
         })
     }
 
-    fn rollback(&self, to: Earlier) -> SwapFuture<'_> {
+    fn rollback(&self, to: RollbackTarget) -> SwapFuture<'_> {
         let back = match to {
             RollbackTarget::Number(asked) if asked > 9 => {
                 Err(GenerationNotKept::Number { asked, kept: vec![1, 7] }.into())
