@@ -181,7 +181,7 @@ impl RequestDriver {
                 DriverEvent::Engine(None) => break None,
                 DriverEvent::ClientLeft => self.client_left().await,
                 DriverEvent::Timer(TimerEvent::Deadline(deadline)) => {
-                    self.timed_out(deadline).await
+                    self.timed_out(deadline).await;
                 }
                 DriverEvent::Timer(TimerEvent::DrainOver) => self.cancel(CancelCause::Disconnect),
                 DriverEvent::Timer(TimerEvent::Stalled(time)) => {

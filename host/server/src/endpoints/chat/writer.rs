@@ -159,7 +159,7 @@ impl ResponseWriter for ChatWriter {
     }
 
     fn fail(&mut self, error: &ApiError, frames: &mut SseFrames) {
-        frames.data(&ErrorFrame { error: error });
+        frames.data(&ErrorFrame { error });
         frames.end_mark();
     }
 

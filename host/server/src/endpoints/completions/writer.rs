@@ -103,7 +103,7 @@ impl ResponseWriter for CompletionsWriter {
     }
 
     fn fail(&mut self, error: &ApiError, frames: &mut SseFrames) {
-        frames.data(&ErrorFrame { error: error });
+        frames.data(&ErrorFrame { error });
         frames.end_mark();
     }
 
