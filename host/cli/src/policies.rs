@@ -145,12 +145,12 @@ impl PolicyAdmin for LocalPolicyAdmin {
 }
 
 /// The result of a change, as the admin listener answers it.
-fn told(changed: &Changed) -> Value {
+fn told(changed: &ChangeReport) -> Value {
     serde_json::to_value(changed).expect("texts and numbers are JSON")
 }
 
 /// Translates an operator's replacement into a change.
-fn change(with: Replacement) -> Result<Change, String> {
+fn change(with: Replacement) -> Result<PolicyUpdate, String> {
     let Replacement { component, source, settings, mode } = with;
     let source = source.map(PolicySource::try_from).transpose().map_err(|bad| bad.to_string())?;
     Ok(PolicyUpdate { component: component.map(|bytes| bytes.to_vec()), source, settings, mode })
