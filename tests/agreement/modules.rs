@@ -52,7 +52,8 @@ fn no_modules_need_each_other() {
             for (one, others) in &uses {
                 for (other, example) in others {
                     if reached(&uses, other).contains(one) {
-                        let place = [&[of.name.clone()], parent.as_slice()].concat().join("::");
+                        let place =
+                            [std::slice::from_ref(&of.name), parent.as_slice()].concat().join("::");
                         circles.push(format!("{place}: {one} -> {other} ({example})"));
                     }
                 }

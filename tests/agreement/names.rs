@@ -21,7 +21,7 @@ fn a_type_name_is_defined_once() {
     for of in sources::host() {
         for (path, module) in &of.modules {
             for name in &module.types {
-                let place = [&[of.name.clone()], path.as_slice()].concat().join("::");
+                let place = [std::slice::from_ref(&of.name), path.as_slice()].concat().join("::");
                 defined.entry(name.clone()).or_default().push(place);
             }
         }
