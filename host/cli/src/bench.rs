@@ -222,7 +222,7 @@ impl Run {
         }
         match report.failures() {
             0 => Ok(()),
-            failures => bail!("{failures} requests failed; the report above says which"),
+            failures => bail!("{failures} failures; the report above says which"),
         }
     }
 

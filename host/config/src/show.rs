@@ -61,7 +61,7 @@ impl Effective {
                     ));
                 }
                 None => {
-                    lines.push(TomlLine::value(format!("# {} =", inside.name), "not set".into()))
+                    lines.push(TomlLine::value(format!("# {} =", inside.name), "not set".into()));
                 }
             }
         }

@@ -9,10 +9,10 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use interlock_state::{Bucket, Reserved, Space, State, StateConfig, Window};
+use interlock_state::{Bucket, BudgetWindow, Reserved, Space, State, StateConfig};
 
 const BUCKET: Bucket = Bucket { capacity: 1e9, refill_per_second: 1e6 };
-const WINDOW: Window = Window { limit: 1e12, per: Duration::from_secs(3600) };
+const WINDOW: BudgetWindow = BudgetWindow { limit: 1e12, per: Duration::from_secs(3600) };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     report("memory", &State::memory(), 200_000);
