@@ -256,7 +256,7 @@ mod tests {
         let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
         let hearing = chain.review(1, facts.request_id.clone());
         let consent = hearing.admit(facts, &load, prompt, generation, &body).await;
-        let oversight = consent.expect("no policy refuses").oversight;
+        let oversight = consent.expect("no policy refuses").session;
         Ledger::open(title, oversight, Arc::new(ServerMetrics::register(registry)))
     }
 
