@@ -35,7 +35,7 @@ use crate::table::Table;
 
 /// What became of the requests of a trace with one more policy.
 #[derive(Debug, Default)]
-pub struct Comparison {
+pub struct TraceComparison {
     requests: u64,
     questions: u64,
     /// What it was and what it is.
@@ -70,14 +70,14 @@ pub fn compare(
     entry: &ChainEntry,
     ceilings: Ceilings,
     clock: &ManualClock,
-) -> Result<Comparison, BadTrace> {
+) -> Result<TraceComparison, BadTrace> {
     let verdicts = Arc::new(Verdicts::default());
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
     let commons =
         ChainShared::in_line(metrics).recording(Arc::clone(&verdicts) as Arc<dyn RecordSink>);
     let new = Arc::new(NewPolicy::of(entry));
     let runtime = in_line();
-    let mut found = Comparison::default();
+    let mut found = TraceComparison::default();
     let mut began = None;
     for record in records(trace) {
         let record = record?;
@@ -364,7 +364,7 @@ impl RequestOutcome {
     }
 }
 
-impl Comparison {
+impl TraceComparison {
     /// Requests of which something else becomes.
     pub fn differences(&self) -> usize {
         self.changed.len()
@@ -385,7 +385,7 @@ impl Comparison {
 /// Requests that are shown one by one.
 const SHOWN: usize = 20;
 
-impl fmt::Display for Comparison {
+impl fmt::Display for TraceComparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { requests, questions, changes, changed } = self;
         let same = requests - changed.len() as u64;

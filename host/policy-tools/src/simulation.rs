@@ -190,11 +190,11 @@ async fn live(
     };
     let app = interlock_server::app(parts);
     let clients = client::Clients::new(app, workload, seed);
-    let arrivals = clients.arrivals();
+    let activity = clients.activity();
     // Whoever drives stops when all clients have gone and nothing is left to compute. The clients
     // have a task of their own, so that they are not looked at with each pass.
     let clients = tokio::spawn(clients.live());
-    let rested = driver.drive(arrivals).await;
+    let rested = driver.drive(activity).await;
     let asked =
         clients.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
     Ok(Observed { asked, rested, time: began.elapsed() })

@@ -11,7 +11,7 @@ use interlock_policy_chain::{
     RecordedPhase, Ruling,
 };
 use interlock_policy_tools::clock::ManualClock;
-use interlock_policy_tools::comparison::{Comparison, compare};
+use interlock_policy_tools::comparison::{TraceComparison, compare};
 use interlock_policy_tools::replay::replay;
 use interlock_request::{Endpoint, ModelId, RequestId};
 
@@ -249,7 +249,7 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
     trace.lines().map(line).collect()
 }
 
-fn put_beside(trace: &str, policy: impl Policy + 'static) -> Comparison {
+fn put_beside(trace: &str, policy: impl Policy + 'static) -> TraceComparison {
     let link = ChainEntry::new(Arc::new(policy), OnFailure::default());
     let ceilings = LimitsConfig::default().ceilings();
     compare(trace, &link, ceilings, &ManualClock::default()).expect("a trace")

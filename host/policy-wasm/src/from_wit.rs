@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interlock_policy_api::{
-    Admission, Candidate, Choice, Code, Decision, Edits, EventSet, FailureKind, Guarding,
+    Admission, Answer, Candidate, Choice, Code, Decision, Edits, EventSet, FailureKind, Guarding,
     Identified, Identity, PlanProposal, PolicyFailure, Reaction, Reason, Rejection, Transformed,
     Verdict, Watch, WindowSize,
 };
@@ -22,8 +22,6 @@ use crate::wit::imports::types;
 use crate::wit::v0_2::exports::interlock::policy::{
     admit, events, identify, route, stream_guard, transform,
 };
-
-type Answer<T> = Result<T, PolicyFailure>;
 
 /// A policy's reasons, by index.
 #[derive(Debug, Default)]

@@ -19,12 +19,12 @@ use crate::wit::v0_1::exports::interlock::policy::admit;
 use crate::wit::v0_1::interlock::policy::types;
 
 /// Facts in the shape that a call borrows.
-pub(crate) struct WitFacts<'a> {
+pub(crate) struct WitFactsV0_1<'a> {
     facts: &'a Facts,
     headers: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> WitFacts<'a> {
+impl<'a> WitFactsV0_1<'a> {
     pub(crate) fn new(facts: &'a Facts, seen: &[String]) -> Self {
         let shown = facts.headers.0.iter().filter(|(name, _)| seen.contains(name));
         Self { facts, headers: shown.map(|(name, value)| (&**name, &**value)).collect() }

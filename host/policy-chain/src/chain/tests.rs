@@ -2,7 +2,7 @@ use interlock_request::{Generation, Usage};
 
 use super::*;
 use crate::testing::{Fake, admit, chain, facts};
-use crate::{PolicySession, StreamFilters};
+use crate::{AdmissionReview, OnFailure, PolicySession, StreamFilters};
 use interlock_policy_api::{
     Answer, Body, Caller, Candidate, Decision, Event, Facts, Load, Progress, Prompt,
 };

@@ -27,9 +27,7 @@ fn no() -> Answer<Decision> {
     }))
 }
 
-fn fakes(
-    answers: Vec<Answer<Decision>>,
-) -> (Vec<ChainEntry>, Vec<Arc<crate::testing::CallOutcome>>) {
+fn fakes(answers: Vec<Answer<Decision>>) -> (Vec<ChainEntry>, Vec<Arc<crate::testing::FakeLog>>) {
     answers
         .into_iter()
         .zip(["a", "b", "c", "d", "e"])

@@ -2,7 +2,9 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::testing::{Fake, SERIAL, body, caller, facts, generation, id, let_in, prompt};
-use crate::{ChainEntry, ChainShared, LimitsConfig, PolicyChain, PolicyMetrics, at_once};
+use crate::{
+    ChainEntry, ChainShared, LimitsConfig, PolicyChain, PolicyMetrics, RecordBounds, at_once,
+};
 use interlock_policy_api::{
     Admission, Choice, Code, Edits, Headers, Identified, Identity, PlanProposal, Transformed,
 };

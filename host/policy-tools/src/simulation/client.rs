@@ -43,13 +43,13 @@ pub(super) struct RequestSeen {
 
 /// Who is here, for whoever drives the engine.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals {
+pub(super) struct ClientActivity {
     pub(super) asked: Notify,
     inside: AtomicUsize,
     gone: AtomicBool,
 }
 
-impl Arrivals {
+impl ClientActivity {
     /// Have all clients gone for good?
     pub(super) fn gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
@@ -72,7 +72,7 @@ struct ClientsShared {
     app: Router,
     workload: Workload,
     began: Instant,
-    arrivals: Arc<Arrivals>,
+    activity: Arc<ClientActivity>,
     asked: AtomicUsize,
     seen: Mutex<Vec<RequestSeen>>,
 }
@@ -92,15 +92,15 @@ impl Clients {
             app,
             workload: workload.clone(),
             began: Instant::now(),
-            arrivals: Arc::default(),
+            activity: Arc::default(),
             asked: AtomicUsize::new(0),
             seen: Mutex::default(),
         };
         Self { shared: Arc::new(shared), seed }
     }
 
-    pub(super) fn arrivals(&self) -> Arc<Arrivals> {
-        Arc::clone(&self.shared.arrivals)
+    pub(super) fn activity(&self) -> Arc<ClientActivity> {
+        Arc::clone(&self.shared.activity)
     }
 
     /// Until the last has gone.
@@ -125,8 +125,8 @@ impl Clients {
         }
         let all = async { while sources.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(PATIENCE, all).await;
-        shared.arrivals.gone.store(true, Ordering::Relaxed);
-        shared.arrivals.asked.notify_one();
+        shared.activity.gone.store(true, Ordering::Relaxed);
+        shared.activity.asked.notify_one();
         let mut seen = std::mem::take(&mut *shared.seen());
         seen.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         seen
@@ -215,8 +215,8 @@ impl ClientsShared {
     /// away.
     async fn ask(self: Arc<Self>, planned: PlannedRequest) -> Option<Duration> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        self.arrivals.inside.fetch_add(1, Ordering::Relaxed);
-        self.arrivals.asked.notify_one();
+        self.activity.inside.fetch_add(1, Ordering::Relaxed);
+        self.activity.asked.notify_one();
         let at = self.began.elapsed();
         let mut reader = AnswerReader::new(at, self.began);
         // Who is told nothing token by token leaves after the time that they should have taken.
@@ -249,7 +249,7 @@ impl ClientsShared {
             end,
         };
         self.seen().push(seen);
-        self.arrivals.inside.fetch_sub(1, Ordering::Relaxed);
+        self.activity.inside.fetch_sub(1, Ordering::Relaxed);
         retry_after
     }
 

@@ -11,7 +11,7 @@ use interlock_engine::{
 use interlock_sim::{SimModel, SimSettings};
 use tokio::time::Instant;
 
-use super::client::Arrivals;
+use super::client::ClientActivity;
 use super::device::SimDevice;
 use super::engine_step::{EngineStep, Resume};
 use crate::clock::ManualClock;
@@ -96,7 +96,7 @@ impl SimDriver {
     }
 
     /// Until all clients have gone and nothing is left to compute.
-    pub(super) async fn drive(mut self, arrivals: Arc<Arrivals>) -> SimulationRest {
+    pub(super) async fn drive(mut self, activity: Arc<ClientActivity>) -> SimulationRest {
         loop {
             let mut idle = true;
             for engine in 0..self.handles.len() {
@@ -110,23 +110,23 @@ impl SimDriver {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if arrivals.gone() {
+            if activity.gone() {
                 break;
             }
-            self.rest(&arrivals).await;
+            self.rest(&activity).await;
         }
         self.end()
     }
 
     /// Nothing to compute: sleeps until someone asks, and gives them time to get here.
-    async fn rest(&self, arrivals: &Arrivals) {
+    async fn rest(&self, activity: &ClientActivity) {
         /// More than any request needs to get from its client to the engine. One that needs
         /// longer (its body is still coming) is found with the next look.
         const STEPS: usize = 64;
         const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-        let asked = arrivals.asked.notified();
-        let came = match arrivals.inside() {
+        let asked = activity.asked.notified();
+        let came = match activity.inside() {
             0 => {
                 asked.await;
                 true

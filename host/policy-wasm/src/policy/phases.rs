@@ -121,7 +121,7 @@ impl Policy for WasmPolicy {
         body: &Body,
     ) -> Answer<Decision> {
         if self.factory.version == Version::V0_1 {
-            let wit_facts = old::WitFacts::new(facts, &self.headers);
+            let wit_facts = old::WitFactsV0_1::new(facts, &self.headers);
             let ask = |guests: &GuestFunctions, store: &mut Store<GuestState>| {
                 let guest = old_phases(guests).admit.as_ref().expect(NOT_ASKED);
                 guest.call_admit(store, wit_facts.as_wit(), old::load(load))
@@ -176,7 +176,7 @@ impl Policy for WasmPolicy {
         let call = self.call(request.facts, None, false);
         if self.factory.version == Version::V0_1 {
             let Some(summary) = old::summary(summary) else { return Ok(()) };
-            let wit_facts = old::WitFacts::new(request.facts, &self.headers);
+            let wit_facts = old::WitFactsV0_1::new(request.facts, &self.headers);
             let ask = |guests: &GuestFunctions, store: &mut Store<GuestState>| {
                 let guest = old_phases(guests).account.as_ref().expect(NOT_ASKED);
                 guest.call_account(store, wit_facts.as_wit(), summary)
