@@ -99,7 +99,7 @@ fn only_the_policy_chain_admits_a_request() {
         }
     }
     // The second name is this file, which asks.
-    let expected = ["host/policy-chain/src/hearing/admit.rs", "tests/agreement/dependencies.rs"];
+    let expected = ["host/policy-chain/src/review/admit.rs", "tests/agreement/dependencies.rs"];
     assert_eq!(callers, expected.map(str::to_owned).into());
 }
 
