@@ -15,7 +15,6 @@ const TWICE: &[(&str, &str)] = &[
 ];
 
 #[test]
-#[ignore = "not all is in order yet"]
 fn a_type_name_is_defined_once() {
     let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for of in sources::host() {

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use interlock_engine::{Control, Ended, Event, Events, RequestHandle};
 use interlock_policy_api::{Event as Happened, EventSet, Progress, Reason};
-use interlock_policy_chain::{CancelledByPolicy, GuardEnd, EventOutcome};
+use interlock_policy_chain::{CancelledByPolicy, EventOutcome, GuardEnd};
 use interlock_request::{
     CancelCause, Deadline, DisconnectAction, DrainLimits, Drawn, Finish, Outcome, Usage,
 };

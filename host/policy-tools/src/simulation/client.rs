@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
-use super::end::RequestEnd;
+use super::end::SimulatedEnd;
 use super::reader::{AnswerReader, WholeAnswer, unknown};
 use crate::rng::Rng;
 use crate::workload::{Burst, Tenant, Workload, WorkloadEndpoint};
@@ -38,7 +38,7 @@ pub(super) struct RequestSeen {
     /// As the answer says.
     pub(super) usage: Option<(u32, u32)>,
     pub(super) total: Duration,
-    pub(super) end: RequestEnd,
+    pub(super) end: SimulatedEnd,
 }
 
 /// Who is here, for whoever drives the engine.
@@ -228,11 +228,11 @@ impl ClientsShared {
         let end = match patience {
             None => reading.await,
             Some(patience) => {
-                tokio::time::timeout(patience, reading).await.unwrap_or(RequestEnd::Left)
+                tokio::time::timeout(patience, reading).await.unwrap_or(SimulatedEnd::Left)
             }
         };
         let retry_after = match &end {
-            RequestEnd::Refused { .. } => Some(reader.retry_after),
+            SimulatedEnd::Refused { .. } => Some(reader.retry_after),
             _ => None,
         };
         let seen = RequestSeen {
@@ -253,7 +253,7 @@ impl ClientsShared {
         retry_after
     }
 
-    async fn read(&self, planned: &PlannedRequest, reader: &mut AnswerReader) -> RequestEnd {
+    async fn read(&self, planned: &PlannedRequest, reader: &mut AnswerReader) -> SimulatedEnd {
         let tenant = &self.workload.tenants[planned.tenant];
         let path = match tenant.endpoint {
             WorkloadEndpoint::Chat => "/v1/chat/completions",
@@ -267,7 +267,7 @@ impl ClientsShared {
             request = request.header(name, value);
         }
         let Ok(request) = request.body(Body::from(planned.body.clone())) else {
-            return RequestEnd::Broken { code: "a header of the workload is none".into() };
+            return SimulatedEnd::Broken { code: "a header of the workload is none".into() };
         };
         let answer = self.app.clone().oneshot(request).await;
         let answer = answer.unwrap_or_else(|never| match never {});
@@ -278,26 +278,26 @@ impl ClientsShared {
         let mut body = answer.into_body();
         if status >= 400 || !planned.streaming {
             let Ok(whole) = body.collect().await else {
-                return RequestEnd::Broken { code: "connection".into() };
+                return SimulatedEnd::Broken { code: "connection".into() };
             };
             let answer: WholeAnswer = serde_json::from_slice(&whole.to_bytes()).unwrap_or_default();
             if status >= 400 {
                 let code = answer.error.map_or_else(unknown, |error| error.code());
-                return RequestEnd::Refused { status, code };
+                return SimulatedEnd::Refused { status, code };
             }
             return reader.whole(answer);
         }
         loop {
             if planned.leaves_with.is_some_and(|with| reader.pieces >= with) {
-                return RequestEnd::Left;
+                return SimulatedEnd::Left;
             }
             match body.frame().await {
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
                     reader.read(&data, planned.leaves_with);
                 }
-                Some(Err(_)) => return RequestEnd::Broken { code: "connection".into() },
-                None => return reader.end.take().unwrap_or(RequestEnd::Lost),
+                Some(Err(_)) => return SimulatedEnd::Broken { code: "connection".into() },
+                None => return reader.end.take().unwrap_or(SimulatedEnd::Lost),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 /// What became of a request, as its client saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum RequestEnd {
+pub(super) enum SimulatedEnd {
     /// It has its answer, to the end.
     Answered {
         /// Why the model stopped, in the API's words.

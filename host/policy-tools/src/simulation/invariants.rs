@@ -7,7 +7,7 @@ use interlock_policy_api::{Ceilings, Closing};
 use interlock_request::{Finish, Outcome};
 
 use super::Observed;
-use super::end::RequestEnd;
+use super::end::SimulatedEnd;
 use super::recorder::{EndedRequest, Recording};
 
 /// What was checked, in the words of the report.
@@ -40,7 +40,7 @@ pub(super) fn violations(
         }
     };
 
-    let lost = seen.asked.iter().filter(|asked| asked.end == RequestEnd::Lost);
+    let lost = seen.asked.iter().filter(|asked| asked.end == SimulatedEnd::Lost);
     kind(lost.map(|asked| format!("{} had neither an end nor an error", asked.id)).collect());
 
     let wrong = recorded.duties.iter().filter(|((policy, _), duty)| {
@@ -95,7 +95,7 @@ pub(super) fn violations(
 
 fn unequal(asked: &super::client::RequestSeen, ended: Option<&&EndedRequest>) -> Option<String> {
     let id = &asked.id;
-    let answered = matches!(asked.end, RequestEnd::Answered { .. });
+    let answered = matches!(asked.end, SimulatedEnd::Answered { .. });
     let Some(ended) = ended else {
         return answered.then(|| format!("{id} was answered and never accounted"));
     };

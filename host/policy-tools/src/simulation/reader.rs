@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::end::RequestEnd;
+use super::end::SimulatedEnd;
 
 /// Reads an answer.
 pub(super) struct AnswerReader {
@@ -24,7 +24,7 @@ pub(super) struct AnswerReader {
     pub(super) retry_after: Duration,
     finish: Option<String>,
     shape: ChunkShape,
-    pub(super) end: Option<RequestEnd>,
+    pub(super) end: Option<SimulatedEnd>,
 }
 
 impl AnswerReader {
@@ -85,12 +85,12 @@ impl AnswerReader {
     fn event(&mut self, data: &[u8]) {
         if data == b"[DONE]" {
             let finish = self.finish.take().unwrap_or_default();
-            self.end.get_or_insert(RequestEnd::Answered { finish });
+            self.end.get_or_insert(SimulatedEnd::Answered { finish });
             return;
         }
         let Ok(event) = serde_json::from_slice::<StreamEvent<'_>>(data) else { return };
         if let Some(error) = &event.error {
-            self.end = Some(RequestEnd::Broken { code: error.code() });
+            self.end = Some(SimulatedEnd::Broken { code: error.code() });
             return;
         }
         let kind = event.kind.as_deref().unwrap_or_default();
@@ -114,22 +114,24 @@ impl AnswerReader {
                 self.note_usage(response.usage);
                 let why = response.incomplete_details.and_then(|details| details.reason);
                 let finish = why.unwrap_or_else(|| "stop".to_owned());
-                self.end = Some(RequestEnd::Answered { finish });
+                self.end = Some(SimulatedEnd::Answered { finish });
             }
             "response.failed" | "response.cancelled" => {
                 let code = response.error.map_or_else(unknown, |error| error.code());
-                self.end = Some(RequestEnd::Broken { code });
+                self.end = Some(SimulatedEnd::Broken { code });
             }
             _ => {}
         }
     }
 
     /// An answer in one piece.
-    pub(super) fn whole(&mut self, answer: WholeAnswer) -> RequestEnd {
+    pub(super) fn whole(&mut self, answer: WholeAnswer) -> SimulatedEnd {
         self.note_usage(answer.usage);
         let finish = answer.choices.into_iter().next().and_then(|choice| choice.finish_reason);
         let incomplete = answer.incomplete_details.and_then(|details| details.reason);
-        RequestEnd::Answered { finish: finish.or(incomplete).unwrap_or_else(|| "stop".to_owned()) }
+        SimulatedEnd::Answered {
+            finish: finish.or(incomplete).unwrap_or_else(|| "stop".to_owned()),
+        }
     }
 
     fn note_usage(&mut self, usage: Option<AnswerUsage>) {
@@ -253,14 +255,14 @@ impl StreamEvent<'_> {
 #[derive(Default, Deserialize)]
 pub(super) struct WholeAnswer {
     #[serde(default)]
-    choices: Vec<AnswerChoice>,
+    choices: Vec<WholeAnswerChoice>,
     usage: Option<AnswerUsage>,
     incomplete_details: Option<Incomplete>,
     pub(super) error: Option<AnswerError>,
 }
 
 #[derive(Deserialize)]
-struct AnswerChoice {
+struct WholeAnswerChoice {
     finish_reason: Option<String>,
 }
 
@@ -325,7 +327,7 @@ mod tests {
         for bytes in 1..=answer.len() {
             let mut reader = reader();
             answer.as_bytes().chunks(bytes).for_each(|data| reader.read(data, None));
-            let end = RequestEnd::Answered { finish: "length".into() };
+            let end = SimulatedEnd::Answered { finish: "length".into() };
             let seen = (reader.pieces, reader.usage, reader.end);
             assert_eq!(seen, (8, Some((3, 8)), Some(end)), "{bytes} bytes at a time");
         }

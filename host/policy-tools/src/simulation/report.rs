@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Observed;
 use super::client::RequestSeen;
-use super::end::RequestEnd;
+use super::end::SimulatedEnd;
 use super::invariants::CHECKED;
 use super::recorder::{DecisionKey, Recording};
 use crate::table::Table;
@@ -189,7 +189,7 @@ fn row<'a>(
 ) -> ReportRow {
     let all: Vec<&RequestSeen> = asked.collect();
     let count =
-        |is: fn(&RequestEnd) -> bool| all.iter().filter(|asked| is(&asked.end)).count() as u64;
+        |is: fn(&SimulatedEnd) -> bool| all.iter().filter(|asked| is(&asked.end)).count() as u64;
     let mut first: Vec<Duration> = all.iter().filter_map(|asked| asked.first_token).collect();
     let mut inter: Vec<Duration> = all.iter().filter_map(|asked| between(asked)).collect();
     first.sort_unstable();
@@ -199,10 +199,10 @@ fn row<'a>(
     ReportRow {
         name: name.to_owned(),
         asked: all.len() as u64,
-        answered: count(|end| matches!(end, RequestEnd::Answered { .. })),
-        refused: count(|end| matches!(end, RequestEnd::Refused { .. })),
-        left: count(|end| matches!(end, RequestEnd::Left)),
-        broken: count(|end| matches!(end, RequestEnd::Broken { .. } | RequestEnd::Lost)),
+        answered: count(|end| matches!(end, SimulatedEnd::Answered { .. })),
+        refused: count(|end| matches!(end, SimulatedEnd::Refused { .. })),
+        left: count(|end| matches!(end, SimulatedEnd::Left)),
+        broken: count(|end| matches!(end, SimulatedEnd::Broken { .. } | SimulatedEnd::Lost)),
         first_token: middle_and_far(&first),
         inter_token: middle_and_far(&inter),
         longest_pause: all.iter().map(|asked| asked.longest_pause).max(),
@@ -226,7 +226,7 @@ fn between(asked: &RequestSeen) -> Option<Duration> {
 /// Answered, and as fast as was promised. An answer in one piece has no first token: all of it
 /// must be here when the last one would have been.
 fn is_good(asked: &RequestSeen, slo: &Slo) -> bool {
-    if !matches!(asked.end, RequestEnd::Answered { .. }) {
+    if !matches!(asked.end, SimulatedEnd::Answered { .. }) {
         return false;
     }
     if asked.streaming {
@@ -240,9 +240,9 @@ fn is_good(asked: &RequestSeen, slo: &Slo) -> bool {
 /// How much of what it asked for a tenant got. Who left has had what it wanted.
 fn share<'a>(asked: impl Iterator<Item = &'a RequestSeen>) -> Option<f64> {
     let (mut got, mut wanted) = (0.0, 0.0);
-    for asked in asked.filter(|asked| asked.end != RequestEnd::Left) {
+    for asked in asked.filter(|asked| asked.end != SimulatedEnd::Left) {
         wanted += 1.0;
-        got += f64::from(u8::from(matches!(asked.end, RequestEnd::Answered { .. })));
+        got += f64::from(u8::from(matches!(asked.end, SimulatedEnd::Answered { .. })));
     }
     (wanted > 0.0).then(|| got / wanted)
 }
@@ -262,13 +262,13 @@ fn middle_and_far(sorted: &[Duration]) -> Option<(Duration, Duration)> {
     at(0.5).zip(at(0.99))
 }
 
-fn label(end: &RequestEnd) -> (String, String) {
+fn label(end: &SimulatedEnd) -> (String, String) {
     match end {
-        RequestEnd::Answered { finish } => ("answered".into(), finish.clone()),
-        RequestEnd::Refused { status, code } => (format!("refused {status}"), code.clone()),
-        RequestEnd::Broken { code } => ("broken off".into(), code.clone()),
-        RequestEnd::Left => ("left".into(), String::new()),
-        RequestEnd::Lost => ("lost".into(), String::new()),
+        SimulatedEnd::Answered { finish } => ("answered".into(), finish.clone()),
+        SimulatedEnd::Refused { status, code } => (format!("refused {status}"), code.clone()),
+        SimulatedEnd::Broken { code } => ("broken off".into(), code.clone()),
+        SimulatedEnd::Left => ("left".into(), String::new()),
+        SimulatedEnd::Lost => ("lost".into(), String::new()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use interlock_policy_api::Headers;
-use interlock_policy_chain::{PolicyChain, DecisionRecord};
+use interlock_policy_chain::{DecisionRecord, PolicyChain};
 use sha2::{Digest, Sha256};
 
 /// Headers that some policy was granted, in the order in which they came. The map keeps it but for

@@ -75,7 +75,13 @@ impl OutputPipeline {
         keeps: bool,
     ) -> Self {
         let chunk = (keeps || pending.is_some()).then(TextChunk::default);
-        Self { filters, gate: GatedText::default(), client: ClientLink::new(client), chunk, pending }
+        Self {
+            filters,
+            gate: GatedText::default(),
+            client: ClientLink::new(client),
+            chunk,
+            pending,
+        }
     }
 
     /// Can the whole answer still be kept?

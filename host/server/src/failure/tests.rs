@@ -8,7 +8,7 @@ use crate::work::ModelPart;
 
 #[test]
 fn the_reasons_are_those_that_failures_give() {
-    let refused = Refused {
+    let refused = PolicyRefusal {
         policy: "p".into(),
         phase: Phase::Admit,
         rejection: Rejection {
