@@ -228,7 +228,11 @@ async fn a_pass_that_fails_once_in_a_batch_is_tried_again_and_ends_nobody() {
         let passes = rig.gate.begun();
         assert_eq!(passes[*begun - 1].len(), 2, "the pass that failed had both");
         assert_eq!((passes[*begun].len(), passes[*begun + 1].len()), (1, 1), "each tried alone");
-        assert!(!logs.lines_with(&["ERROR", "pass failed; trying again"]).is_empty());
+        assert!(
+            !logs
+                .lines_with(&["ERROR", "pass failed; its other requests are tried again"])
+                .is_empty()
+        );
         staged.the_companion_notices_nothing().await;
     }
 }

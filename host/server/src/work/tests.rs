@@ -132,14 +132,14 @@ async fn small_work_is_done_while_large_work_fills_the_pool_and_the_line() {
     all.extend([rig.held(&gate, large("a")), rig.held(&gate, large("a"))]);
     assert_eq!(within(rig.pool.run(small("b"), || 7)).await, Ok(7));
     assert_eq!(
-        (rig.metric("running{class=\"large\"}"), rig.metric("queued{class=\"large\"}")),
+        (rig.metric("items_running{class=\"large\"}"), rig.metric("items_queued{class=\"large\"}")),
         (1, 2)
     );
     gate.open();
     for one in all {
         assert_eq!(one.done().await, Ok(()));
     }
-    assert_eq!(rig.metric("total{class=\"large\",outcome=\"done\"}"), 3);
+    assert_eq!(rig.metric("items_total{class=\"large\",outcome=\"done\"}"), 3);
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn a_full_line_refuses_and_says_its_limit_but_not_what_is_done_already() {
     let last = rig.held(&gate, WorkJob { must: true, ..small("a") });
     // Another tenant takes the place of the one who fills the line.
     let other = rig.held(&gate, small("b"));
-    assert_eq!(rig.metric("total{class=\"small\",outcome=\"refused\"}"), 2);
+    assert_eq!(rig.metric("items_total{class=\"small\",outcome=\"refused\"}"), 2);
     gate.open();
     let mut refused = 0;
     for one in held.into_iter().chain(waiting).chain([last, other]) {
@@ -177,8 +177,8 @@ async fn whoever_leaves_the_line_frees_its_place_and_its_work_is_not_begun() {
     let waiting: Vec<_> =
         (0..3).map(|_| Running::begin(rig.pool.run(small("a"), counted()))).collect();
     drop(waiting);
-    assert_eq!(rig.metric("queued{class=\"small\"}"), 0);
-    assert_eq!(rig.metric("total{class=\"small\",outcome=\"abandoned\"}"), 3);
+    assert_eq!(rig.metric("items_queued{class=\"small\"}"), 0);
+    assert_eq!(rig.metric("items_total{class=\"small\",outcome=\"abandoned\"}"), 3);
     let last = Running::begin(rig.pool.run(small("a"), counted()));
     gate.open();
     assert_eq!(last.done().await, Ok(()));
@@ -196,8 +196,8 @@ async fn a_deadline_strikes_in_the_line() {
     let due = Some((Instant::now() + Duration::from_millis(5), Deadline::Queue));
     let job = WorkJob { due, ..small("a") };
     assert_eq!(within(rig.pool.run(job, || ())).await, Err(WorkError::Late(Deadline::Queue)));
-    assert_eq!(rig.metric("queued{class=\"small\"}"), 0);
-    assert_eq!(rig.metric("total{class=\"small\",outcome=\"timed_out\"}"), 1);
+    assert_eq!(rig.metric("items_queued{class=\"small\"}"), 0);
+    assert_eq!(rig.metric("items_total{class=\"small\",outcome=\"timed_out\"}"), 1);
     gate.open();
 }
 
@@ -215,7 +215,7 @@ async fn a_panic_ends_that_work_and_no_thread() {
 async fn what_does_not_end_is_answered_counted_and_replaced_and_then_refused_by_name() {
     const HOUR: Duration = Duration::from_secs(3600);
     let (rig, gate) = (Rig::new(), Gate::default());
-    let stuck = "stuck{model=\"m\",part=\"chat_template\"}";
+    let stuck = "threads_stuck{model=\"m\",part=\"chat_template\"}";
     let owner = (ModelId::new("m"), ModelPart::ChatTemplate);
     for n in 1..=STUCK_MAX {
         let endless = rig.held(&gate, owned(ModelPart::ChatTemplate));
@@ -241,8 +241,8 @@ async fn what_does_not_end_is_answered_counted_and_replaced_and_then_refused_by_
     gate.open();
     rig.metric_is(stuck, 0).await;
     assert_eq!(within(rig.pool.run(owned(ModelPart::ChatTemplate), || ())).await, Ok(()));
-    assert_eq!(rig.metric("total{class=\"small\",outcome=\"stuck\"}"), STUCK_MAX as u64);
-    assert_eq!(rig.metric("running{class=\"small\"}"), 0);
+    assert_eq!(rig.metric("items_total{class=\"small\",outcome=\"stuck\"}"), STUCK_MAX as u64);
+    assert_eq!(rig.metric("items_running{class=\"small\"}"), 0);
 }
 
 #[tokio::test]

@@ -114,7 +114,8 @@ async fn an_operator_cancels_any_request_and_its_client_and_the_policies_are_tol
     rig.gate.open();
     let (id, account) = rig.ended().await;
     assert_eq!((&*id, account.outcome), ("b", Outcome::Cancelled(CancelCause::Operator)));
-    // Its place is free, and it is gone from the list.
+    // Its place is free, and it is gone from the list: soon, since policies are told first.
+    listed(&admin, "", |requests| requests.len() == 1).await;
     let again = admin.ask("POST", "/admin/requests/b/cancel", &[], "").await;
     assert_eq!((again.status, again.code().as_str()), (404, "request_not_found"));
     first.until("data: ").await;
