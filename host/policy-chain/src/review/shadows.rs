@@ -90,7 +90,7 @@ impl<T: PhaseAnswer + Sync> Shadows<T> {
         self.pending.push(Arc::clone(&pending));
         let ask = |policy: &dyn Policy| checked(ask(policy), check);
         context.ask_in_background(member, background, ask, move |answer| {
-            pending.compare(phase, Some(answer), None)
+            pending.compare(phase, Some(answer), None);
         });
     }
 
