@@ -159,7 +159,7 @@ impl Questions<'_> {
             };
             match &step.asked {
                 PhaseQuestion::Identify(caller) => {
-                    known = Some(review.identify(caller).await.ok()?)
+                    known = Some(review.identify(caller).await.ok()?);
                 }
                 PhaseQuestion::Transform(facts) => {
                     let mut facts = with_known(facts);

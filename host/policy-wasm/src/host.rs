@@ -34,7 +34,7 @@ impl PolicyHost {
     /// # Errors
     ///
     /// When the platform has no WebAssembly compiler, or there is no room for the address space
-    /// of [`INSTANCES_MAX`] instances (reserved and not used), or for a thread.
+    /// of the most instances at once (reserved and not used), or for a thread.
     pub fn with(services: Services<'_>) -> Result<Self, PolicyHostFailed> {
         Ok(Self { shared: Arc::new(Runtime::start(services)?) })
     }

@@ -32,7 +32,7 @@ pub struct ServerParts {
     pub prefix_keys: PrefixKeys,
     /// Where the requests in flight are known, for whoever looks on.
     pub in_flight: InFlight,
-    /// What time it is; [`system_time`] but in simulations.
+    /// What time it is; [`system_time`](crate::system_time) but in simulations.
     pub wall: WallClock,
     /// The server's own metrics.
     pub metrics: ServerMetrics,

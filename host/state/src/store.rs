@@ -32,7 +32,7 @@ pub struct Bucket {
     pub refill_per_second: f64,
 }
 
-/// The result of [`Space::take`] and [`Space::peek`].
+/// The result of [`Space::take`](crate::Space::take) and [`Space::peek`](crate::Space::peek).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Taken {
     /// The tokens are (or would be) taken.
@@ -61,7 +61,7 @@ pub struct BudgetWindow {
     pub per: Duration,
 }
 
-/// The result of [`Space::reserve`].
+/// The result of [`Space::reserve`](crate::Space::reserve).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reserved {
     /// The estimate is charged.
@@ -85,12 +85,12 @@ pub struct Reservation {
     pub resets_in: Duration,
 }
 
-/// The result of [`Space::enter`].
+/// The result of [`Space::enter`](crate::Space::enter).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entered {
     /// There was a free slot, which is now taken.
     Ok {
-        /// Names the slot; give it to [`Space::leave`].
+        /// Names the slot; give it to [`Space::leave`](crate::Space::leave).
         slot: u64,
         /// The number of slots that are taken now, this one included.
         running: u32,
