@@ -219,8 +219,8 @@ mod tests {
         let prompt = Prompt::new(vec![1, 2]).expect("two tokens");
         let (chain, load, body) = (Arc::new(chain), Load::default(), Arc::new(Body::new(vec![])));
         let review = chain.review(1, facts.request_id.clone());
-        let consent = review.admit(facts, &load, prompt, generation, &body).await;
-        let session = consent.expect("no policy refuses").session;
+        let admission = review.admit(facts, &load, prompt, generation, &body).await;
+        let session = admission.expect("no policy refuses").session;
         RequestAccounting::open(
             Arc::new(info),
             Arc::default(),

@@ -97,8 +97,8 @@ impl ServerHost {
         self.identify_for(head, endpoint, headers, false).await
     }
 
-    /// As [`Self::identify`], for a request that looks up or cancels another and is no new work. The
-    /// endpoint is that of the request which it is about.
+    /// As [`Self::identify`], for a request that looks up or cancels another and is no new work.
+    /// The endpoint is that of the request which it is about.
     ///
     /// # Errors
     ///

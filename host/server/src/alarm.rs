@@ -14,7 +14,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pub(crate) struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
-    /// Ready once it is `at`; `None`: never. Until then the task is woken at that moment, or before.
+    /// Ready once it is `at`; `None`: never. Until then the task is woken at that moment, or
+    /// before.
     pub(crate) fn poll(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = at else { return Poll::Pending };
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));

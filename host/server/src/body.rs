@@ -85,8 +85,8 @@ pub(crate) async fn discard(body: &mut Body, config: &ServerConfig) -> bool {
     tokio::time::timeout(config.body_timeout, skip(body, budget)).await.unwrap_or(false)
 }
 
-/// As [`discard`], behind an answer that does not wait for it. Ends with the connection, or when the
-/// time is up.
+/// As [`discard`], behind an answer that does not wait for it. Ends with the connection, or when
+/// the time is up.
 pub(crate) fn discard_behind(mut body: Body, config: ServerConfig) {
     tokio::spawn(async move { discard(&mut body, &config).await });
 }

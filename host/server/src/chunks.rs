@@ -69,9 +69,9 @@ pub(crate) struct TextChunk {
     pub(crate) tokens: Vec<TokenLogprob>,
 }
 
-/// A token and how likely it was, for a client that asked for that. Ids are spelled only when they are
-/// written out: twenty spelled alternatives would take five times the room in which a slow reader's
-/// answer waits.
+/// A token and how likely it was, for a client that asked for that. Ids are spelled only when they
+/// are written out: twenty spelled alternatives would take five times the room in which a slow
+/// reader's answer waits.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TokenLogprob {
     pub(crate) token: TokenId,
@@ -85,10 +85,10 @@ impl TextChunk {
     pub(crate) fn bytes(&self) -> usize {
         let alternatives =
             |logprob: &TokenLogprob| logprob.logprobs.top.len() * size_of::<(TokenId, f32)>();
-        let logprob = |logprob: &TokenLogprob| {
+        let size = |logprob: &TokenLogprob| {
             size_of::<TokenLogprob>() + size_of::<Logprobs>() + alternatives(logprob)
         };
-        self.text.len() + self.tokens.iter().map(logprob).sum::<usize>()
+        self.text.len() + self.tokens.iter().map(size).sum::<usize>()
     }
 
     fn is_empty(&self) -> bool {
@@ -129,7 +129,7 @@ pub(crate) enum AnswerItem {
 /// wait for its closing.
 #[derive(Debug, Default)]
 struct ChunkQueue {
-    // Both sides write here: there is no single owner. The lock is held to move one piece and never
+    // Both sides write here: there is no single owner. The lock is held to move one chunk and never
     // across an await.
     state: Mutex<ChunkQueueState>,
 }
@@ -137,7 +137,7 @@ struct ChunkQueue {
 #[derive(Debug, Default)]
 struct ChunkQueueState {
     /// Chunks to be read; the last takes what finds no room.
-    chunk: VecDeque<TextChunk>,
+    chunks: VecDeque<TextChunk>,
     end: EndState,
     /// Has the client's side been dropped?
     left: bool,
@@ -152,7 +152,7 @@ enum EndState {
     #[default]
     Awaited,
     Known(Result<Done, Failure>),
-    TokenLogprob,
+    Taken,
 }
 
 /// Both sides of one answer.
@@ -186,11 +186,11 @@ impl ChunkSender {
             return;
         }
         self.0.put(|state| {
-            let crowded = state.chunk.len() > CHUNKS_MAX;
-            match state.chunk.back_mut() {
+            let crowded = state.chunks.len() > CHUNKS_MAX;
+            match state.chunks.back_mut() {
                 _ if state.left => {}
                 Some(last) if crowded => last.join(chunk),
-                _ => state.chunk.push_back(chunk),
+                _ => state.chunks.push_back(chunk),
             }
         });
     }
@@ -238,7 +238,7 @@ impl Drop for ChunkReceiver {
         let (driver, _unread) = {
             let mut state = self.queue.state();
             state.left = true;
-            (state.driver.take(), std::mem::take(&mut state.chunk))
+            (state.driver.take(), std::mem::take(&mut state.chunks))
         };
         if let Some(driver) = driver {
             driver.wake();
@@ -247,18 +247,18 @@ impl Drop for ChunkReceiver {
 }
 
 impl ChunkReceiver {
-    /// The next piece; `None` after the end.
+    /// The next item; `None` after the end.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<AnswerItem>> {
         let mut state = self.queue.state();
         if !matches!(state.end, EndState::Awaited) {
             self.generation = None;
         }
-        if let Some(chunk) = state.chunk.pop_front() {
+        if let Some(chunk) = state.chunks.pop_front() {
             return Poll::Ready(Some(AnswerItem::More(chunk)));
         }
-        match std::mem::replace(&mut state.end, EndState::TokenLogprob) {
+        match std::mem::replace(&mut state.end, EndState::Taken) {
             EndState::Known(how) => Poll::Ready(Some(AnswerItem::End(how))),
-            EndState::TokenLogprob => Poll::Ready(None),
+            EndState::Taken => Poll::Ready(None),
             EndState::Awaited => {
                 state.end = EndState::Awaited;
                 wait(&mut state.reader, cx);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_stay_with_their_text_when_pieces_are_joined() {
+    async fn tokens_stay_with_their_text_when_chunks_are_joined() {
         let (mut sender, mut receiver) = answer_channel(None);
         let fits = u16::try_from(CHUNKS_MAX).expect("a few");
         for n in 0..fits + 3 {
@@ -319,8 +319,8 @@ mod tests {
         }
         sender.end(Ok(DONE));
         for n in 0..fits {
-            let piece = std::future::poll_fn(|cx| receiver.poll_next(cx)).await;
-            assert_eq!(piece, Some(AnswerItem::More(word(n))));
+            let item = std::future::poll_fn(|cx| receiver.poll_next(cx)).await;
+            assert_eq!(item, Some(AnswerItem::More(word(n))));
         }
         let mut joined = word(fits);
         joined.join(word(fits + 1));
@@ -331,10 +331,10 @@ mod tests {
     #[tokio::test]
     async fn a_token_without_text_is_told_all_the_same() {
         let (mut sender, receiver) = answer_channel(None);
-        let logprob = TextChunk { text: String::new(), ..word(1) };
-        sender.push(logprob.clone());
+        let chunk = TextChunk { text: String::new(), ..word(1) };
+        sender.push(chunk.clone());
         sender.end(Ok(DONE));
-        assert_eq!(receiver.whole().await, Ok((logprob, DONE)));
+        assert_eq!(receiver.whole().await, Ok((chunk, DONE)));
     }
 
     #[tokio::test]

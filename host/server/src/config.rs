@@ -18,11 +18,10 @@ use crate::origin::{host_problem, origin_problem};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
-    /// Address and port to listen on. Without a policy
-    /// that identifies callers, such as `builtin:quota`, anyone who can reach it can use the model.
-    /// Set it to `0.0.0.0:8080` when such a policy, or something in front of the host, checks who
-    /// calls.
-    /// `localhost` stands for `127.0.0.1`; no other name is looked up.
+    /// Address and port to listen on. Without a policy that identifies callers, such as
+    /// `builtin:quota`, anyone who can reach it can use the model. Set it to `0.0.0.0:8080` when
+    /// such a policy, or something in front of the host, checks who calls. `localhost` stands for
+    /// `127.0.0.1`; no other name is looked up.
     #[serde(deserialize_with = "bind::address")]
     pub bind: SocketAddr,
     /// Origins of web pages that may use this host from a browser, as in
@@ -38,9 +37,9 @@ pub struct ServerConfig {
     /// address: a name there that is not its own may be a web page's that wants to read answers.
     /// Add a name that a proxy or a container on this machine passes on.
     pub allowed_hosts: Vec<String>,
-    /// Connections that may be open at once. Beyond this, health and
-    /// metrics still answer and everything else gets 503. There are as many places again (64 to
-    /// 1024) for that; a connection in them that sends no request soon is closed for a new one. Turn this up when many clients
+    /// Connections that may be open at once. Beyond this, health and metrics still answer and
+    /// everything else gets 503. There are as many places again (64 to 1024) for that; a connection
+    /// in them that sends no request soon is closed for a new one. Turn this up when many clients
     /// hold idle connections. Each takes a file descriptor: what the system does not allow is taken
     /// off at start, with a warning.
     pub connections_max: NonZeroUsize,
@@ -246,8 +245,8 @@ pub struct AdminConfig {
     /// What a request must show as `authorization: Bearer TOKEN`; unset, nothing.
     #[schemars(example = &"a long random text")]
     pub token: Option<Secret>,
-    /// Connections that may be open there at once, 1 to 1024. Beyond this, a
-    /// connection that sends no request soon is closed for a new one. Its connections are timed as those of clients are
+    /// Connections that may be open there at once, 1 to 1024. Beyond this, a connection that sends
+    /// no request soon is closed for a new one. Its connections are timed as those of clients are
     /// (`server.header_timeout`, `server.idle_timeout`, `server.write_timeout`).
     pub connections_max: NonZeroUsize,
     /// Most bytes of a component that is sent there.
@@ -299,8 +298,8 @@ pub struct MetricsConfig {
     #[serde(deserialize_with = "bind::optional_address")]
     #[schemars(example = &"127.0.0.1:9090")]
     pub bind: Option<SocketAddr>,
-    /// Connections that may be open there at once, 1 to 1024. Beyond this, a
-    /// connection that sends no request soon is closed for a new one. Its connections are timed as those of clients are
+    /// Connections that may be open there at once, 1 to 1024. Beyond this, a connection that sends
+    /// no request soon is closed for a new one. Its connections are timed as those of clients are
     /// (`server.header_timeout`, `server.idle_timeout`, `server.write_timeout`).
     pub connections_max: NonZeroUsize,
 }

@@ -3,7 +3,8 @@
 //!
 //! # Not here
 //!
-//! What is asked and answered: a connection's requests go to the router that its listener was given.
+//! What is asked and answered: a connection's requests go to the router that its listener was
+//! given.
 
 mod client;
 mod keep_alive;

@@ -2,8 +2,8 @@
 //!
 //! It waits for four things: someone who wants the request stopped, the engine, the client's
 //! connection and the request's timers. It turns tokens into text for the client and, when the
-//! request has to stop early, tells the client at once and the engine before its next pass. It then still
-//! waits for the engine's end of the request, so that what is counted is what was computed.
+//! request has to stop early, tells the client at once and the engine before its next pass. It then
+//! still waits for the engine's end of the request, so that what is counted is what was computed.
 //!
 //! It is also where policies hear of a request after its admission: of the events that they watch,
 //! which may change its plan or end it, and of its text.
@@ -11,8 +11,8 @@
 //! # Invariants
 //!
 //! - Whoever wins [`Control::cancel`] decides what the client is told; the others change nothing.
-//! - No client, however slow, delays the driver (see `chunks`). A policy may, for as long as its call
-//!   may last; who asks for a stop does not wait for it, nor does a client that leaves or a
+//! - No client, however slow, delays the driver (see `chunks`). A policy may, for as long as its
+//!   call may last; who asks for a stop does not wait for it, nor does a client that leaves or a
 //!   time that is up, unless it is a policy that decides what follows (see `policy_wait`).
 //! - A request that had to stop while a policy was asked has no answer, also when the engine had
 //!   come to its end: not all of the text was let pass.
@@ -349,7 +349,8 @@ impl RequestDriver {
         }
     }
 
-    /// Nothing is due any more, and the engine is asked to stop. Is this the cancellation that counts?
+    /// Nothing is due any more, and the engine is asked to stop. Is this the cancellation that
+    /// counts?
     fn stop(&mut self, cause: CancelCause) -> bool {
         self.timers.stop();
         self.followup.left = None;

@@ -1,14 +1,14 @@
-//! The APIs: a folder for each, which parses its requests and writes its answers, whole and streamed.
+//! The APIs: a folder for each, which parses its requests and writes its answers, whole and
+//! streamed.
 //!
-//! Each parses its own body into one [`ApiRequest`]; from there on nobody needs to know which it was,
-//! except the [`ResponseWriter`] that answers. Which fields there are, and what becomes of those that
-//! are not read, is in `fields`. What an API adds is one variant of [`ResponseFormat`].
+//! Each parses its own body into one [`ApiRequest`]; from there on nobody needs to know which it
+//! was, except the [`ResponseWriter`] that answers. Which fields there are, and what becomes of
+//! those that are not read, is in `fields`. What an API adds is one variant of [`ResponseFormat`].
 //!
 //! # Not here
 //!
 //! Routes and the host: what is here turns bytes into values and values into bytes. What depends on
-//! the model (its context, its vocabulary) is checked in `admit`, where the
-//! model is known.
+//! the model (its context, its vocabulary) is checked in `admit`, where the model is known.
 
 mod chat;
 mod common_fields;

@@ -1,5 +1,5 @@
-//! One shape for all errors: what the framework refuses before a handler is asked (a path that is no
-//! text, a method, a header) becomes a [`Failure`] like those of our handlers.
+//! One shape for all errors: what the framework refuses before a handler is asked (a path that is
+//! no text, a method, a header) becomes a [`Failure`] like those of our handlers.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -11,7 +11,8 @@ use interlock_request::RequestId;
 use crate::endpoints::error_response;
 use crate::failure::{Failure, HeadProblem};
 
-/// What a route's handler returns: a failure gets its body and its headers from the layer around it.
+/// What a route's handler returns: a failure gets its body and its headers from the layer around
+/// it.
 pub(crate) type HandlerResult = Result<Response, Failure>;
 
 /// Around a listener that is no client's: gives errors their shape, and adds nothing.

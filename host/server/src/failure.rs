@@ -1,7 +1,7 @@
 //! Why a request got no answer, or not the whole of it: one cause for each thing that can go wrong.
 //!
-//! `status` says which status a cause has, and when to try again; `message` what the client is told.
-//! An endpoint puts both into the shape of its API (`endpoints::ApiError`).
+//! `status` says which status a cause has, and when to try again; `message` what the client is
+//! told. An endpoint puts both into the shape of its API (`endpoints::ApiError`).
 //!
 //! # Invariants
 //!

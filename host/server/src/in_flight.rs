@@ -128,7 +128,8 @@ impl InFlight {
         Some(latest.snapshot().endpoint)
     }
 
-    /// Has this tenant a request of this id whose end is not certain, through one of these endpoints?
+    /// Has this tenant a request of this id whose end is not certain, through one of these
+    /// endpoints?
     pub(crate) fn has(
         &self,
         id: &RequestId,

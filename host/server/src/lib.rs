@@ -5,7 +5,8 @@
 //!          endpoints     admit     admit                     driver    chunks         endpoints
 //! ```
 //!
-//! Every endpoint takes this one path (`generate`); only the first and the last step know which it is.
+//! Every endpoint takes this one path (`generate`); only the first and the last step know which it
+//! is.
 //!
 //! # Where what is
 //!
@@ -20,10 +21,10 @@
 //!
 //! # Invariants
 //!
-//! - Nothing reaches the engine without a queue permit and the policies' consent, in this order: no
-//!   admitted request is refused for want of room.
-//! - An admitted request is owned by one driver, which ends it once: one log line, one count,
-//!   one settlement with the policies, and an end for its client, whatever happens to either of them.
+//! - Nothing reaches the engine without a queue permit and the policies' admission, in this order:
+//!   no admitted request is refused for want of room.
+//! - An admitted request is owned by one driver, which ends it once: one log line, one count, one
+//!   settlement with the policies, and an end for its client, whatever happens to either of them.
 //! - A cause becomes a status in `failure/status.rs` and nowhere else.
 //! - Nothing that takes long for what a client sent is done on the runtime's threads: see `work.rs`.
 //! - Body, head, connections, and how slowly each may come or go are bounded by [`ServerConfig`].
@@ -32,20 +33,23 @@
 //!
 //! Each connection's socket is watched while a generation is under way, whatever lies in it (see
 //! `connection/socket.rs`). When its client has left, the connection is dropped, and with it the
-//! request's future or the body of its answer; the driver hears of that at once. A client that closes only its
-//! sending half is taken to have left, as nearly all that do have, unless `server.half_close` says
-//! otherwise; it still gets what is answered at once (see `connection/client.rs`).
+//! request's future or the body of its answer; the driver hears of that at once. A client that
+//! closes only its sending half is taken to have left, as nearly all that do have, unless
+//! `server.half_close` says otherwise; it still gets what is answered at once (see
+//! `connection/client.rs`).
 //!
 //! # Errors have one shape
 //!
 //! Whatever is refused, and by whom, is told in OpenAI's shape and as JSON: what a framework's own
 //! extractors refuse (`error_response`), and what hyper alone answers because it never becomes a
-//! request: bytes that are not HTTP (400), heads that do not fit (431, 414) (`connection/refusal.rs`).
+//! request: bytes that are not HTTP (400), heads that do not fit (431, 414)
+//! (`connection/refusal.rs`).
 //!
 //! # Not here
 //!
 //! No WebAssembly, no MLX: policies are a chain that answers, the model a handle that computes.
-//! No TLS and no authentication: something in front of it does both.
+//! No TLS: something in front of it does that. No authentication of its own: policies identify
+//! callers, and without one that does, whoever reaches the port is served.
 
 mod accounting;
 mod activity;

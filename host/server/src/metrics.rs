@@ -68,7 +68,7 @@ impl ServerMetrics {
     const INTER_TOKEN_SECONDS: &[f64] =
         &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0];
 
-    /// Declares the families.
+    /// Declares the metric families.
     pub fn register(registry: &Registry) -> Self {
         Self {
             requests: registry.counters(

@@ -139,8 +139,8 @@ impl HostedModels {
         self.iter().find_map(|model| model.engine.state().failure())
     }
 
-    /// The name that answers give of the model which a client leaves to us, or else the client's own
-    /// name for the one it means.
+    /// The name that answers give of the model which a client leaves to us, or else the client's
+    /// own name for the one it means.
     pub(crate) fn asked(&self, name: Option<&str>) -> ModelId {
         let default = || self.0.first().map_or_else(|| ModelId::new(""), |model| model.id.clone());
         name.map_or_else(default, ModelId::new)

@@ -227,8 +227,8 @@ pub(crate) fn origin_problem(origin: &str) -> Option<String> {
 }
 
 /// Are there pages of this scheme that ask servers? Of those that every browser knows there are of
-/// `http` and `https` alone; an application or a browser's extension may have one of its own, such as
-/// `tauri` or `chrome-extension`.
+/// `http` and `https` alone; an application or a browser's extension may have one of its own, such
+/// as `tauri` or `chrome-extension`.
 fn is_origin_scheme(scheme: &str) -> bool {
     const NO_PAGES: [&str; 8] = ["ftp", "file", "ws", "wss", "data", "blob", "about", "javascript"];
 

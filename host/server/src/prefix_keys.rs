@@ -28,7 +28,8 @@ impl PrefixKeys {
         Self { sharing, secret: Some(RandomState::new()) }
     }
 
-    /// Keys that are the same in every process, for simulations that must repeat. No client's prompt is in them.
+    /// Keys that are the same in every process, for simulations that must repeat. No client's
+    /// prompt is in them.
     pub fn without_secret(sharing: PrefixSharing) -> Self {
         Self { sharing, secret: None }
     }

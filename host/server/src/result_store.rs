@@ -121,10 +121,10 @@ impl ResultStore {
         Some((Arc::clone(&kept.stored), kept.state.clone()))
     }
 
-    /// How far the one of this title is, if it is still kept.
+    /// How far the answer to this very request is, if it is still kept.
     pub(crate) fn state_of(&self, stored: &Arc<StoredRequest>) -> Option<AnswerState> {
         let stored_results = self.stored_results();
-        stored_results.by_title(stored).map(|kept| kept.state.clone())
+        stored_results.by_request(stored).map(|kept| kept.state.clone())
     }
 
     /// The endpoint that the latest kept request of this id came through, whosever it is.
@@ -138,7 +138,7 @@ impl ResultStore {
     /// Forgets it, also if it still runs: then nothing will be kept of it. False: somebody else has.
     pub(crate) fn remove(&self, stored: &Arc<StoredRequest>) -> bool {
         let mut stored_results = self.stored_results();
-        stored_results.by_title(stored).is_some() && stored_results.remove(&stored.name())
+        stored_results.by_request(stored).is_some() && stored_results.remove(&stored.name())
     }
 
     fn stored_results(&self) -> MutexGuard<'_, StoredResults> {
@@ -147,8 +147,8 @@ impl ResultStore {
 }
 
 impl StoredResults {
-    /// The one of this title, and no other of its name.
-    fn by_title(&self, stored: &Arc<StoredRequest>) -> Option<&StoredResult> {
+    /// The result of this very request, and no other of its name.
+    fn by_request(&self, stored: &Arc<StoredRequest>) -> Option<&StoredResult> {
         self.by_name.get(&stored.name()).filter(|kept| Arc::ptr_eq(&kept.stored, stored))
     }
 

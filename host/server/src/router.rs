@@ -87,8 +87,8 @@ fn routes(host: Arc<ServerHost>, address: Option<SocketAddr>) -> Router {
     }
 }
 
-/// The routes for web pages: what is refused is refused in words, their preflights included, and all
-/// else says what browsers want to hear, errors included.
+/// The routes for web pages: what is refused is refused in words, their preflights included, and
+/// all else says what browsers want to hear, errors included.
 fn for_pages(
     routes: Router,
     cors: CorsLayer,

@@ -340,7 +340,7 @@ impl<T: Send + 'static> Drop for DroppedInPool<T> {
     }
 }
 
-/// Work in the line, whatever it makes.
+/// Work in the queue, whatever it makes.
 trait Task: Send + Sync {
     /// Does it, on this thread; what is returned answers.
     fn run(&self) -> Box<dyn FnOnce() + '_>;

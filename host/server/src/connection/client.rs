@@ -9,9 +9,9 @@
 //! # Invariants
 //!
 //! - A client whose end lies in its socket when its request is admitted is known to have left
-//!   before the engine hears of the request: see [`ActiveGeneration::admitted`]. Not so where clients
-//!   that half-close are waited for, nor behind more than a megabyte that it sent on.
-//! - Whoever drops a [`ActiveGeneration`] says that the rest is answered at once.
+//!   before the engine hears of the request: see [`ActiveGeneration::admitted`]. Not so where
+//!   clients that half-close are waited for, nor behind more than a megabyte that it sent on.
+//! - Whoever drops an [`ActiveGeneration`] says that the rest is answered at once.
 //!
 //! # Not here
 //!

@@ -1,5 +1,5 @@
-//! How many connections there may be, in all and of one address, and a reserve beyond that in which a
-//! connection that only waits makes way for a new one.
+//! How many connections there may be, in all and of one address, and a reserve beyond that in which
+//! a connection that only waits makes way for a new one.
 //!
 //! A connection costs its client nothing and may be idle for long, so any number of places can be
 //! filled with nothing. What must be answered all the same (who asks for our health; an operator)
@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! - At most `connections_max` and the reserve are open, and one that waits for a place there.
-//! - In the reserve no connection that waits keeps out a new one for longer than [`RESERVE_GRACE`]: of
-//!   the address that has most there, the one that has waited longest makes way.
+//! - In the reserve no connection that waits keeps out a new one for longer than [`RESERVE_GRACE`]:
+//!   of the address that has most there, the one that has waited longest makes way.
 //!
 //! # Not here
 //!
@@ -279,7 +279,7 @@ mod tests {
         let (many, few) = (address("10.0.0.1"), address("10.0.0.2"));
         let places = [few, many, many, many].map(|from| slots.enter(from));
         let Some(ConnectionSlot::Reserve { reserved: probe, .. }) = &places[1] else {
-            panic!("no guest")
+            panic!("not in the reserve")
         };
         assert!(slots.enter(few).is_none(), "it is full");
         probe.is_busy(true);
@@ -301,7 +301,9 @@ mod tests {
         let mut slots = slots(0, 1, 1);
         let began = Instant::now();
         let place = slots.enter(address("10.0.0.1"));
-        let Some(ConnectionSlot::Reserve { reserved, .. }) = &place else { panic!("no guest") };
+        let Some(ConnectionSlot::Reserve { reserved, .. }) = &place else {
+            panic!("not in the reserve")
+        };
         let reserved = Arc::clone(reserved);
         let makes_way = async {
             reserved.makes_way().await;

@@ -7,8 +7,8 @@
 //! reads it, and what was read is kept for them. A failure (a reset, a peer that is out of reach) is
 //! heard of without reading.
 //!
-//! This is the lowest layer, under [`super::write_timeout`] and whatever else is put in between (TLS):
-//! they read and write a [`WatchedSocket`], and never know that it was watched.
+//! This is the lowest layer, under [`super::write_timeout`] and whatever else is put in between
+//! (TLS): they read and write a [`WatchedSocket`], and never know that it was watched.
 //!
 //! # Invariants
 //!

@@ -23,7 +23,7 @@ pub(super) struct OutputPipeline {
     gate: GatedText,
     pub(super) client: ClientLink,
     /// All that was given out, if anybody may ask for it later.
-    chunk: Option<TextChunk>,
+    given: Option<TextChunk>,
     /// The store's side, for an answer that is stored.
     pending: Option<PendingResult>,
 }
@@ -74,19 +74,19 @@ impl OutputPipeline {
         pending: Option<PendingResult>,
         keeps: bool,
     ) -> Self {
-        let chunk = (keeps || pending.is_some()).then(TextChunk::default);
+        let given = (keeps || pending.is_some()).then(TextChunk::default);
         Self {
             filters,
             gate: GatedText::default(),
             client: ClientLink::new(client),
-            chunk,
+            given,
             pending,
         }
     }
 
     /// Can the whole answer still be kept?
     pub(super) fn can_be_kept(&self) -> bool {
-        self.chunk.is_some()
+        self.given.is_some()
     }
 
     /// The request's first step begins.
@@ -105,7 +105,7 @@ impl OutputPipeline {
     pub(super) fn leave(&mut self, pending: Option<PendingResult>) {
         if pending.is_none() && self.pending.is_none() {
             // Nobody will read it, so nobody need look at it.
-            self.chunk = None;
+            self.given = None;
             self.filters = None;
         }
         self.pending = self.pending.take().or(pending);
@@ -177,7 +177,7 @@ impl OutputPipeline {
     }
 
     fn give(&mut self, chunk: TextChunk) {
-        if let Some(kept) = &mut self.chunk {
+        if let Some(kept) = &mut self.given {
             kept.join(chunk.clone());
         }
         self.client.push(chunk);
@@ -193,7 +193,7 @@ impl OutputPipeline {
     pub(super) fn end_kept(&mut self, how: &Result<Done, Failure>) {
         self.filters = None;
         if let Some(pending) = self.pending.take() {
-            pending.end(self.chunk.take().unwrap_or_default(), how.clone());
+            pending.end(self.given.take().unwrap_or_default(), how.clone());
         }
     }
 }

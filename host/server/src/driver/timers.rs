@@ -102,12 +102,12 @@ impl RequestTimers {
         }
     }
 
-    /// Returns when time is up while a policy is asked, and why the request ends. With `logprob`, a
-    /// policy watches for deadlines and may put them off: none of them ends it unheard. What the
-    /// engine owes is not late while something of it waits (`flows`) to be dealt with.
-    pub(super) async fn over(&self, logprob: bool, flows: impl Fn() -> bool) -> CancelCause {
+    /// Returns when time is up while a policy is asked, and why the request ends. If deadlines are
+    /// `watched`, a policy hears of them and may put them off: none of them ends it unheard. What
+    /// the engine owes is not late while something of it waits (`flows`) to be dealt with.
+    pub(super) async fn over(&self, watched: bool, flows: impl Fn() -> bool) -> CancelCause {
         let drained = self.drain_ends_at.map(|at| (at, CancelCause::Disconnect));
-        let deadlines = self.limits_left().filter(|_| !logprob);
+        let deadlines = self.limits_left().filter(|_| !watched);
         let deadlines = deadlines.map(|(at, deadline)| (at, CancelCause::Deadline(deadline)));
         let mut ends: Vec<_> = deadlines.chain(drained).filter(|_| !self.stopped).collect();
         ends.sort_by_key(|(at, _)| *at);

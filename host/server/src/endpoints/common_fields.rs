@@ -7,7 +7,8 @@ use super::json::FieldValue;
 use super::{MaxTokens, MinTokens, StopRules, stop_tokens};
 use crate::failure::InvalidRequest;
 
-/// Other servers serve one model and do not ask for its name; some of their clients send an empty one.
+/// Other servers serve one model and do not ask for its name; some of their clients send an empty
+/// one.
 pub(super) fn model(body: &RequestFields<'_>) -> Result<Option<String>, InvalidRequest> {
     let name = body.get("model").map(|item| item.text()).transpose()?;
     Ok(name.filter(|name| !name.is_empty()))

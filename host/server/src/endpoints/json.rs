@@ -140,7 +140,8 @@ impl<'a> FieldValue<'a> {
         self.quoted_token_id()
     }
 
-    /// As [`Self::token_id`], where no text can stand in its place, so that it may be in quotes as other numbers.
+    /// As [`Self::token_id`], where no text can stand in its place, so that it may be in quotes as
+    /// other numbers.
     pub(crate) fn quoted_token_id(&self) -> Result<TokenId, InvalidRequest> {
         let id = self.integer(0..=i64::from(TokenId::MAX))?;
         Ok(TokenId::try_from(id).expect("the range was checked"))
@@ -251,8 +252,8 @@ fn whole_number(json: &str) -> Option<Cow<'_, str>> {
     (number.fract() == 0.0 || number.is_infinite()).then(|| format!("{number:.0}").into())
 }
 
-/// The number that a JSON text is, or that stands in its quotes: clients that take everything from a
-/// form or the environment write `"0.5"`, which vLLM (pydantic) reads.
+/// The number that a JSON text is, or that stands in its quotes: clients that take everything from
+/// a form or the environment write `"0.5"`, which vLLM (pydantic) reads.
 pub(super) fn numeral(json: &str) -> Option<&str> {
     let text = unquoted(json).unwrap_or(json).trim();
     let of_a_number = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E');

@@ -49,13 +49,13 @@ impl LogprobEntry {
     }
 
     /// An entry for each of these tokens.
-    pub(super) fn each(model: &TextModel, logprob: &[TokenLogprob]) -> Vec<Self> {
-        logprob.iter().map(|logprob| Self::new(model, logprob)).collect()
+    pub(super) fn each(model: &TextModel, tokens: &[TokenLogprob]) -> Vec<Self> {
+        tokens.iter().map(|logprob| Self::new(model, logprob)).collect()
     }
 
     /// As [`Self::each`], for an event about text, whose entries have no bytes in OpenAI's API.
-    pub(super) fn each_without_bytes(model: &TextModel, logprob: &[TokenLogprob]) -> Vec<Self> {
-        let mut each = Self::each(model, logprob);
+    pub(super) fn each_without_bytes(model: &TextModel, tokens: &[TokenLogprob]) -> Vec<Self> {
+        let mut each = Self::each(model, tokens);
         for one in &mut each {
             one.drawn.bytes = None;
             one.top_logprobs.iter_mut().for_each(|likely| likely.bytes = None);
@@ -80,14 +80,14 @@ pub(super) struct LogprobColumns {
 struct TopLogprobs(Vec<(String, f32)>);
 
 impl LogprobColumns {
-    pub(super) fn new(model: &TextModel, logprob: &[TokenLogprob]) -> Self {
-        let tops = logprob.iter().map(|logprob| TopLogprobs::new(model, logprob)).collect();
-        let any = logprob.iter().any(|logprob| !logprob.logprobs.top.is_empty());
+    pub(super) fn new(model: &TextModel, tokens: &[TokenLogprob]) -> Self {
+        let tops = tokens.iter().map(|logprob| TopLogprobs::new(model, logprob)).collect();
+        let any = tokens.iter().any(|logprob| !logprob.logprobs.top.is_empty());
         Self {
-            tokens: logprob.iter().map(|logprob| spelled(model, logprob.token)).collect(),
-            token_logprobs: logprob.iter().map(|logprob| finite(logprob.logprobs.drawn)).collect(),
+            tokens: tokens.iter().map(|logprob| spelled(model, logprob.token)).collect(),
+            token_logprobs: tokens.iter().map(|logprob| finite(logprob.logprobs.drawn)).collect(),
             top_logprobs: any.then_some(tops),
-            text_offset: logprob.iter().map(|logprob| logprob.at).collect(),
+            text_offset: tokens.iter().map(|logprob| logprob.at).collect(),
         }
     }
 }

@@ -72,8 +72,8 @@ impl SseStream {
         Self { info, writer, receiver, frames, ended: false, silence_timer }
     }
 
-    fn take(&mut self, piece: AnswerItem) {
-        match piece {
+    fn take(&mut self, item: AnswerItem) {
+        match item {
             AnswerItem::More(chunk) => self.writer.text(chunk, &mut self.frames),
             AnswerItem::End(Ok(done)) => {
                 self.writer.done(&done, &mut self.frames);
@@ -97,10 +97,10 @@ impl Body for SseStream {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         // All that is there goes into one chunk: a client that was slow catches up at once.
         while !self.ended
-            && let Poll::Ready(piece) = self.receiver.poll_next(cx)
+            && let Poll::Ready(item) = self.receiver.poll_next(cx)
         {
-            match piece {
-                Some(piece) => self.take(piece),
+            match item {
+                Some(item) => self.take(item),
                 None => self.ended = true,
             }
         }

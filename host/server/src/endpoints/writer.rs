@@ -13,8 +13,9 @@ use crate::request_info::RequestInfo;
 
 /// Writes one answer as one endpoint's clients expect it.
 ///
-/// For a stream, in order: [`ResponseWriter::open`], [`ResponseWriter::text`] any number of times, then
-/// [`ResponseWriter::done`] or [`ResponseWriter::fail`]. Otherwise [`ResponseWriter::whole`], alone.
+/// For a stream, in order: [`ResponseWriter::open`], [`ResponseWriter::text`] any number of times,
+/// then [`ResponseWriter::done`] or [`ResponseWriter::fail`]. Otherwise [`ResponseWriter::whole`],
+/// alone.
 pub(crate) trait ResponseWriter: Send {
     /// The request is admitted.
     fn open(&mut self, frames: &mut SseFrames) {
@@ -39,9 +40,9 @@ pub(crate) trait ResponseWriter: Send {
 pub(crate) struct ResponseHead {
     /// The request that is answered. The answer's own id repeats its id.
     pub(crate) info: Arc<RequestInfo>,
-    /// How its tokens are drawn.
+    /// The temperature at which its tokens are drawn.
     pub(crate) temperature: f32,
-    /// How its tokens are drawn.
+    /// The `top_p` with which its tokens are drawn.
     pub(crate) top_p: f32,
     /// Did the client ask how likely tokens were?
     pub(crate) logprobs: bool,

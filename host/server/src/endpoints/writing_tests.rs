@@ -42,7 +42,7 @@ fn plain(text: &str) -> TextChunk {
 
 /// Text of which every byte is a token, each less likely than the one before it. If alternatives
 /// are told, they are the next letter, just as likely, and an end that could not have been.
-fn logprob(text: &str, at: usize, top: bool) -> TextChunk {
+fn with_logprobs(text: &str, at: usize, top: bool) -> TextChunk {
     let tokens = text
         .bytes()
         .enumerate()
@@ -291,42 +291,42 @@ const COMPLETIONS: ResponseFormat = ResponseFormat::Completions { include_usage:
 
 #[test]
 fn a_whole_chat_tells_each_token_with_its_bytes_and_alternatives() {
-    let choice = &whole_with(CHAT, logprob("Hi", 0, true))["choices"][0];
+    let choice = &whole_with(CHAT, with_logprobs("Hi", 0, true))["choices"][0];
     expect![[r#"{"content":[{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.5,"bytes":[105],"top_logprobs":[{"token":"j","logprob":-0.5,"bytes":[106]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]}],"refusal":null}"#]].assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn a_whole_completion_tells_tokens_in_columns() {
-    let choice = &whole_with(COMPLETIONS, logprob("Hi", 0, true))["choices"][0];
+    let choice = &whole_with(COMPLETIONS, with_logprobs("Hi", 0, true))["choices"][0];
     expect![[r#"{"tokens":["H","i"],"token_logprobs":[-0.25,-0.5],"top_logprobs":[{"I":-0.25,"<eos>":-9999.0,"H":-0.25},{"j":-0.5,"<eos>":-9999.0,"i":-0.5}],"text_offset":[0,1]}"#]].assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn a_whole_response_tells_each_token_of_its_text() {
-    let part = &whole_with(responses(), logprob("H", 0, true))["output"][0]["content"][0];
+    let part = &whole_with(responses(), with_logprobs("H", 0, true))["output"][0]["content"][0];
     expect![[r#"[{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]}]"#]].assert_eq(&part["logprobs"].to_string());
 }
 
 #[test]
 fn without_alternatives_there_are_none() {
-    let choice = &whole_with(CHAT, logprob("H", 0, false))["choices"][0];
+    let choice = &whole_with(CHAT, with_logprobs("H", 0, false))["choices"][0];
     expect![[r#"{"content":[{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[]}],"refusal":null}"#]].assert_eq(&choice["logprobs"].to_string());
-    let choice = &whole_with(COMPLETIONS, logprob("H", 0, false))["choices"][0];
+    let choice = &whole_with(COMPLETIONS, with_logprobs("H", 0, false))["choices"][0];
     expect![[r#"{"tokens":["H"],"token_logprobs":[-0.25],"top_logprobs":null,"text_offset":[0]}"#]]
         .assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn half_a_character_is_lossy_text_with_exact_bytes_or_spelled_by_its_bytes() {
-    let choice = &whole_with(CHAT, logprob("é", 0, false))["choices"][0];
+    let choice = &whole_with(CHAT, with_logprobs("é", 0, false))["choices"][0];
     expect![[r#"{"content":[{"token":"�","logprob":-0.25,"bytes":[195],"top_logprobs":[]},{"token":"�","logprob":-0.5,"bytes":[169],"top_logprobs":[]}],"refusal":null}"#]].assert_eq(&choice["logprobs"].to_string());
-    let choice = &whole_with(COMPLETIONS, logprob("é", 0, true))["choices"][0];
+    let choice = &whole_with(COMPLETIONS, with_logprobs("é", 0, true))["choices"][0];
     expect![[r#"{"tokens":["bytes:\\xc3","bytes:\\xa9"],"token_logprobs":[-0.25,-0.5],"top_logprobs":[{"bytes:\\xc4":-0.25,"<eos>":-9999.0,"bytes:\\xc3":-0.25},{"bytes:\\xaa":-0.5,"<eos>":-9999.0,"bytes:\\xa9":-0.5}],"text_offset":[0,1]}"#]].assert_eq(&choice["logprobs"].to_string());
 }
 
 #[test]
 fn alternatives_that_are_spelled_alike_are_one_key_with_the_likelier_ones_number() {
-    let mut chunk = logprob("H", 0, false);
+    let mut chunk = with_logprobs("H", 0, false);
     // Ids from 300 on are no tokens and have no text.
     chunk.tokens[0].logprobs.top = vec![(300, -0.1), (301, -0.2)];
     let choice = &whole_with(COMPLETIONS, chunk)["choices"][0];
@@ -348,7 +348,7 @@ fn an_answer_without_text_tells_of_no_tokens_and_one_without_tokens_tells_nothin
 
 #[test]
 fn a_chunk_tells_the_tokens_whose_text_it_has() {
-    let parts = [logprob("Hi", 0, false), plain("?"), logprob("!", 3, false)];
+    let parts = [with_logprobs("Hi", 0, false), plain("?"), with_logprobs("!", 3, false)];
     let tell = |chunk: &serde_json::Value| {
         let choice = &chunk["choices"][0];
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or("-");
@@ -381,8 +381,8 @@ fn a_chunk_tells_the_tokens_whose_text_it_has() {
 
 #[test]
 fn a_responses_stream_tells_tokens_in_deltas_and_again_at_the_end() {
-    let parts = [logprob("H", 0, true), logprob("i", 1, false)];
-    let logprob: String = streamed_with(responses(), &parts)
+    let parts = [with_logprobs("H", 0, true), with_logprobs("i", 1, false)];
+    let told: String = streamed_with(responses(), &parts)
         .iter()
         .filter_map(|event| {
             let name = event["type"].as_str().expect("a type");
@@ -399,7 +399,7 @@ fn a_responses_stream_tells_tokens_in_deltas_and_again_at_the_end() {
         response.content_part.done [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
         response.output_item.done [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
         response.completed [{"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"I","logprob":-0.25,"bytes":[73]},{"token":"<eos>","logprob":-9999.0,"bytes":[60,101,111,115,62]}]},{"token":"i","logprob":-0.25,"bytes":[105],"top_logprobs":[]}]
-    "#]].assert_eq(&logprob);
+    "#]].assert_eq(&told);
 }
 
 /// Chunks with nothing but text are written from one frame, made with the first.
@@ -412,7 +412,7 @@ fn a_text_stands_in_its_place_whatever_it_says_and_whatever_the_model_is_called(
     for format in [true, false].into_iter().flat_map(usage) {
         let head = ResponseHead { info: info("\"\" \\"), ..head() };
         let mut writer = writer(format, head);
-        let mut logprob = vec![];
+        let mut texts = vec![];
         for text in TEXTS {
             let mut frames = SseFrames::default();
             writer.text(plain(text), &mut frames);
@@ -422,10 +422,10 @@ fn a_text_stands_in_its_place_whatever_it_says_and_whatever_the_model_is_called(
                 serde_json::from_str(&format!("{{{last}")).expect(&frames);
             assert_eq!(chunk["model"], "\"\" \\");
             let choice = &chunk["choices"][0];
-            logprob.push(
+            texts.push(
                 choice["text"].as_str().or(choice["delta"]["content"].as_str()).map(str::to_owned),
             );
         }
-        assert_eq!(logprob, TEXTS.map(|text| Some(text.to_owned())));
+        assert_eq!(texts, TEXTS.map(|text| Some(text.to_owned())));
     }
 }

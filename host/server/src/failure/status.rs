@@ -12,7 +12,7 @@
 //! | body too slow, too large | 408, 413 | `body_timeout`, `body_too_large` |
 //! | asked for while its client is being answered | 409 | `request_in_flight` |
 //! | cancelled by an operator, or by a policy after its admission | 409 | `request_cancelled`, the policy's own |
-//! | waiting room full | 429 | `waiting_room_full` |
+//! | queue full | 429 | `waiting_room_full` |
 //! | a policy refused | its own | its own |
 //! | would take too much memory | 413 | `prompt_too_costly` |
 //! | a policy gave no decision | what its `on_failure` says | `policy_failed` |

@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkConfig {
-    /// Threads of the pool; unset, a quarter of the machine's cores, 2 to 8. One of them never takes long
-    /// requests. Turn this up when `interlock_work_items_queued` stays above 0 while cores are idle.
+    /// Threads of the pool; unset, a quarter of the machine's cores, 2 to 8. One of them never
+    /// takes long requests. Turn this up when `interlock_work_items_queued` stays above 0 while
+    /// cores are idle.
     #[schemars(example = &4)]
     pub threads: Option<NonZeroUsize>,
     /// Requests that may wait for one of these threads, and as many again for memory (503 over
@@ -28,8 +29,8 @@ pub struct WorkConfig {
     /// it (413 over it). Turn this up together with `server.body_max`.
     pub memory_max: ByteSize,
     /// Longest time that a model's chat template and tokenizer may take for one request (500 after
-    /// it). The thread is stuck then: it is counted in `interlock_work_threads_stuck` and replaced. Turn this
-    /// up when very long prompts are refused with `prompt_timeout` on a busy machine.
+    /// it). The thread is stuck then: it is counted in `interlock_work_threads_stuck` and replaced.
+    /// Turn this up when very long prompts are refused with `prompt_timeout` on a busy machine.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub time_max: Duration,

@@ -24,7 +24,7 @@ use super::WorkError;
 
 /// The memory and who holds it.
 pub(super) struct MemoryBudget {
-    books: Mutex<BudgetState>,
+    state: Mutex<BudgetState>,
     held: IntGauge,
     waiting: IntGauge,
 }
@@ -84,7 +84,7 @@ impl MemoryBudget {
 
         let general = bytes / 2;
         Arc::new(Self {
-            books: Mutex::new(BudgetState {
+            state: Mutex::new(BudgetState {
                 general,
                 for_small: general / 8,
                 small_max: (general / 32).min(SMALL_MAX),
@@ -103,22 +103,22 @@ impl MemoryBudget {
 
     /// A lease that holds nothing yet.
     pub(super) fn lease(self: &Arc<Self>, tenant: &str) -> MemoryLease {
-        let mut books = self.books();
-        books.numbers += 1;
-        let number = books.numbers;
+        let mut state = self.state();
+        state.numbers += 1;
+        let number = state.numbers;
         let holder = Holder { tenant: tenant.to_owned(), held: 0, waits: None };
-        books.holders.insert(number, holder);
+        state.holders.insert(number, holder);
         MemoryLease { hold: Hold(Arc::new(Holding { memory: Arc::clone(self), number })), total: 0 }
     }
 
-    fn books(&self) -> MutexGuard<'_, BudgetState> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, books: &BudgetState) {
-        let all = books.held + books.borrowed.map_or(0, |(_, bytes)| bytes);
+    fn tell(&self, state: &BudgetState) {
+        let all = state.held + state.borrowed.map_or(0, |(_, bytes)| bytes);
         self.held.set(i64::try_from(all).unwrap_or(i64::MAX));
-        let waiting = books.waiting().count();
+        let waiting = state.waiting().count();
         self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 }
@@ -135,9 +135,9 @@ impl MemoryLease {
         }
         let told = {
             let Holding { memory, number } = &*self.hold.0;
-            let mut books = memory.books();
-            let told = books.ask(*number, self.total, bytes)?;
-            memory.tell(&books);
+            let mut state = memory.state();
+            let told = state.ask(*number, self.total, bytes)?;
+            memory.tell(&state);
             told
         };
         if let Some(told) = told {
@@ -154,7 +154,7 @@ impl MemoryLease {
     ///
     /// When too many wait for room.
     pub(crate) async fn grow_for_a_while(&mut self, bytes_max: usize) -> Result<(), WorkError> {
-        let room = self.hold.0.memory.books().reserve - self.total;
+        let room = self.hold.0.memory.state().reserve - self.total;
         self.grow(bytes_max.min(room)).await
     }
 
@@ -171,10 +171,10 @@ impl MemoryLease {
     /// Gives all back that it holds so far.
     pub(crate) fn let_go(&mut self) {
         let Holding { memory, number } = &*self.hold.0;
-        let mut books = memory.books();
-        books.let_go_but_stay(*number);
-        memory.tell(&books);
-        drop(books);
+        let mut state = memory.state();
+        state.let_go_but_stay(*number);
+        memory.tell(&state);
+        drop(state);
         self.total = 0;
     }
 
@@ -187,9 +187,9 @@ impl MemoryLease {
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        let mut books = self.memory.books();
-        books.let_go(self.number);
-        self.memory.tell(&books);
+        let mut state = self.memory.state();
+        state.let_go(self.number);
+        self.memory.tell(&state);
     }
 }
 

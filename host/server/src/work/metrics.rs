@@ -48,7 +48,7 @@ impl WorkMetrics {
     const QUEUE_SECONDS: &[f64] =
         &[0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-    /// Declares the families.
+    /// Declares the metric families.
     pub fn register(registry: &Registry) -> Self {
         let metrics = Self {
             queued: registry.gauges(

@@ -4,7 +4,7 @@
 //!
 //! - It never holds more than its limit, but for what must be done all the same, and that is done.
 //! - Whoever finds it full takes the place of a tenant that has more waiting than itself; a tenant
-//!   that fills the line alone is refused alone.
+//!   that fills the queue alone is refused alone.
 //! - Small work goes first, yet nothing starves: what was passed over [`PASSED_MAX`] times is next.
 //!
 //! # Not here
@@ -20,7 +20,7 @@ pub(super) const PASSED_MAX: u32 = 8;
 
 /// What waits, by class and tenant.
 pub(super) struct WorkQueue<T> {
-    lots: [ClassQueue<T>; Class::ALL.len()],
+    classes: [ClassQueue<T>; Class::ALL.len()],
     limit: usize,
     waiting: usize,
     /// What waits and may be displaced.
@@ -42,7 +42,7 @@ struct QueueItem<T> {
     one: T,
 }
 
-/// A place in the line.
+/// A place in the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct QueueTicket {
     class: Class,
@@ -69,9 +69,9 @@ pub(super) enum Enqueued<T> {
 
 impl<T> WorkQueue<T> {
     pub(super) fn new(limit: usize) -> Self {
-        let lot = || ClassQueue { tenants: VecDeque::new(), passed_over: 0 };
+        let empty = || ClassQueue { tenants: VecDeque::new(), passed_over: 0 };
         Self {
-            lots: Class::ALL.map(|_| lot()),
+            classes: Class::ALL.map(|_| empty()),
             limit,
             waiting: 0,
             by_tenant: BTreeMap::new(),
@@ -81,7 +81,7 @@ impl<T> WorkQueue<T> {
 
     /// How much waits in a class.
     pub(super) fn waiting(&self, class: Class) -> usize {
-        self.lots[class as usize].tenants.iter().map(|(_, queue)| queue.len()).sum()
+        self.classes[class as usize].tenants.iter().map(|(_, queue)| queue.len()).sum()
     }
 
     /// Puts one at the end of its tenant's. What `must` be done finds room in any case.
@@ -95,11 +95,11 @@ impl<T> WorkQueue<T> {
         }
         self.joined += 1;
         let ticket = QueueTicket { class, tenant: tenant.to_owned(), number: self.joined };
-        let tenants = &mut self.lots[class as usize].tenants;
-        let entry = QueueItem { number: ticket.number, must, one };
+        let tenants = &mut self.classes[class as usize].tenants;
+        let item = QueueItem { number: ticket.number, must, one };
         match tenants.iter_mut().find(|(name, _)| name == tenant) {
-            Some((_, queue)) => queue.push_back(entry),
-            None => tenants.push_back((ticket.tenant.clone(), [entry].into())),
+            Some((_, queue)) => queue.push_back(item),
+            None => tenants.push_back((ticket.tenant.clone(), [item].into())),
         }
         self.waiting += 1;
         if !must {
@@ -114,24 +114,24 @@ impl<T> WorkQueue<T> {
     /// The next to be done: the smallest that waits, unless larger work was passed over too often.
     /// Only small work when nothing `heavy` may be.
     pub(super) fn take(&mut self, heavy: bool) -> Option<(Class, T)> {
-        let waits = |lot: &ClassQueue<T>| !lot.tenants.is_empty();
+        let waits = |class_queue: &ClassQueue<T>| !class_queue.tenants.is_empty();
         let may: Vec<Class> = Class::ALL
             .into_iter()
-            .filter(|class| (heavy || !class.is_heavy()) && waits(&self.lots[*class as usize]))
+            .filter(|class| (heavy || !class.is_heavy()) && waits(&self.classes[*class as usize]))
             .collect();
-        let overdue = |class: &&Class| self.lots[**class as usize].passed_over >= PASSED_MAX;
+        let overdue = |class: &&Class| self.classes[**class as usize].passed_over >= PASSED_MAX;
         let class = *may.iter().rev().find(overdue).or(may.first())?;
         for larger in may.into_iter().filter(|larger| *larger > class) {
-            self.lots[larger as usize].passed_over += 1;
+            self.classes[larger as usize].passed_over += 1;
         }
-        let lot = &mut self.lots[class as usize];
-        lot.passed_over = 0;
-        let (tenant, mut queue) = lot.tenants.pop_front()?;
+        let class_queue = &mut self.classes[class as usize];
+        class_queue.passed_over = 0;
+        let (tenant, mut queue) = class_queue.tenants.pop_front()?;
         let QueueItem { must, one, .. } =
             queue.pop_front().expect("a tenant without work is not in turn");
         self.left(&tenant, must);
         if !queue.is_empty() {
-            self.lots[class as usize].tenants.push_back((tenant, queue));
+            self.classes[class as usize].tenants.push_back((tenant, queue));
         }
         Some((class, one))
     }
@@ -139,13 +139,13 @@ impl<T> WorkQueue<T> {
     /// Gives a place up, if it was still held.
     pub(super) fn leave(&mut self, ticket: &QueueTicket) -> Option<T> {
         let QueueTicket { class, tenant, number } = ticket;
-        let lot = &mut self.lots[*class as usize];
-        let turn = lot.tenants.iter().position(|(name, _)| name == tenant)?;
-        let queue = &mut lot.tenants[turn].1;
-        let at = queue.iter().position(|entry| entry.number == *number)?;
+        let class_queue = &mut self.classes[*class as usize];
+        let turn = class_queue.tenants.iter().position(|(name, _)| name == tenant)?;
+        let queue = &mut class_queue.tenants[turn].1;
+        let at = queue.iter().position(|item| item.number == *number)?;
         let QueueItem { must, one, .. } = queue.remove(at)?;
         if queue.is_empty() {
-            lot.tenants.remove(turn);
+            class_queue.tenants.remove(turn);
         }
         self.left(tenant, must);
         Some(one)
@@ -161,8 +161,9 @@ impl<T> WorkQueue<T> {
         }
         let most = most.clone();
         for class in Class::ALL.into_iter().rev() {
-            let theirs = self.lots[class as usize].tenants.iter().find(|(name, _)| *name == most);
-            let last = theirs.and_then(|(_, queue)| queue.iter().rfind(|entry| !entry.must));
+            let theirs =
+                self.classes[class as usize].tenants.iter().find(|(name, _)| *name == most);
+            let last = theirs.and_then(|(_, queue)| queue.iter().rfind(|item| !item.must));
             if let Some(&QueueItem { number, .. }) = last {
                 let ticket = QueueTicket { class, tenant: most, number };
                 return self.leave(&ticket).map(|one| (class, one));
@@ -191,105 +192,106 @@ mod tests {
 
     use Class::{DroppedInPool, Medium, Small};
 
-    fn join(line: &mut WorkQueue<&'static str>, class: Class, one: &'static str) -> QueueTicket {
+    fn join(queue: &mut WorkQueue<&'static str>, class: Class, one: &'static str) -> QueueTicket {
         let tenant = &one[..1];
-        match line.join(class, tenant, false, one) {
+        match queue.join(class, tenant, false, one) {
             Enqueued::Waits(ticket) => ticket,
             other => panic!("{other:?}"),
         }
     }
 
     /// The order in which everything is taken.
-    fn order(line: &mut WorkQueue<&'static str>, heavy: bool) -> String {
-        let all = std::iter::from_fn(|| line.take(heavy).map(|(_, one)| one));
+    fn order(queue: &mut WorkQueue<&'static str>, heavy: bool) -> String {
+        let all = std::iter::from_fn(|| queue.take(heavy).map(|(_, one)| one));
         all.collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn small_work_goes_before_large_whenever_it_came() {
-        let mut line = WorkQueue::new(99);
+        let mut queue = WorkQueue::new(99);
         for (class, one) in
             [(DroppedInPool, "a1"), (Medium, "a2"), (Small, "a3"), (DroppedInPool, "b1")]
         {
-            join(&mut line, class, one);
+            join(&mut queue, class, one);
         }
-        join(&mut line, Small, "b2");
-        assert_eq!(order(&mut line, true), "a3 b2 a2 a1 b1");
+        join(&mut queue, Small, "b2");
+        assert_eq!(order(&mut queue, true), "a3 b2 a2 a1 b1");
     }
 
     #[test]
     fn what_must_be_done_stays_whoever_comes() {
-        let mut line = WorkQueue::new(2);
+        let mut queue = WorkQueue::new(2);
         for one in ["a1", "a2", "a3"] {
-            assert!(matches!(line.join(DroppedInPool, "a", true, one), Enqueued::Waits(_)));
+            assert!(matches!(queue.join(DroppedInPool, "a", true, one), Enqueued::Waits(_)));
         }
-        assert!(matches!(line.join(Small, "b", false, "b1"), Enqueued::Full("b1")));
-        assert_eq!(order(&mut line, true), "a1 a2 a3");
-        join(&mut line, Small, "b1");
-        assert_eq!(order(&mut line, true), "b1", "nothing is counted that is gone");
+        assert!(matches!(queue.join(Small, "b", false, "b1"), Enqueued::Full("b1")));
+        assert_eq!(order(&mut queue, true), "a1 a2 a3");
+        join(&mut queue, Small, "b1");
+        assert_eq!(order(&mut queue, true), "b1", "nothing is counted that is gone");
     }
 
     #[test]
     fn where_nothing_heavy_may_be_done_only_small_work_is() {
-        let mut line = WorkQueue::new(99);
+        let mut queue = WorkQueue::new(99);
         for (class, one) in [(DroppedInPool, "a1"), (Medium, "a2"), (Small, "a3")] {
-            join(&mut line, class, one);
+            join(&mut queue, class, one);
         }
-        assert_eq!(order(&mut line, false), "a3");
-        assert_eq!(order(&mut line, true), "a2 a1");
+        assert_eq!(order(&mut queue, false), "a3");
+        assert_eq!(order(&mut queue, true), "a2 a1");
     }
 
     #[test]
     fn what_a_tenant_queues_holds_up_nobody_else() {
-        let mut line = WorkQueue::new(99);
+        let mut queue = WorkQueue::new(99);
         for one in ["a1", "a2", "a3", "a4"] {
-            join(&mut line, DroppedInPool, one);
+            join(&mut queue, DroppedInPool, one);
         }
-        join(&mut line, DroppedInPool, "b1");
-        join(&mut line, DroppedInPool, "c1");
-        join(&mut line, DroppedInPool, "b2");
-        assert_eq!(order(&mut line, true), "a1 b1 c1 a2 b2 a3 a4");
+        join(&mut queue, DroppedInPool, "b1");
+        join(&mut queue, DroppedInPool, "c1");
+        join(&mut queue, DroppedInPool, "b2");
+        assert_eq!(order(&mut queue, true), "a1 b1 c1 a2 b2 a3 a4");
     }
 
     #[test]
     fn large_work_is_passed_over_so_often_and_then_is_next() {
-        let mut line = WorkQueue::new(99);
-        join(&mut line, DroppedInPool, "z");
+        let mut queue = WorkQueue::new(99);
+        join(&mut queue, DroppedInPool, "z");
         for _ in 0..20 {
-            join(&mut line, Small, "a");
+            join(&mut queue, Small, "a");
         }
-        let before = order(&mut line, true);
+        let before = order(&mut queue, true);
         let passed = before.split(' ').take_while(|one| *one != "z").count();
         assert_eq!(passed, 8, "{before}");
     }
 
     #[test]
     fn a_full_line_refuses_whoever_fills_it_and_takes_in_others_in_its_place() {
-        let mut line = WorkQueue::new(3);
+        let mut queue = WorkQueue::new(3);
         for one in ["a1", "a2", "a3"] {
-            join(&mut line, Small, one);
+            join(&mut queue, Small, one);
         }
-        assert!(matches!(line.join(Small, "a", false, "a4"), Enqueued::Full("a4")));
-        let Enqueued::Displaced(_, Small, "a3") = line.join(DroppedInPool, "b", false, "b1") else {
+        assert!(matches!(queue.join(Small, "a", false, "a4"), Enqueued::Full("a4")));
+        let Enqueued::Displaced(_, Small, "a3") = queue.join(DroppedInPool, "b", false, "b1")
+        else {
             panic!("the last of the one who has the most")
         };
         // Two and one: b would have as many as a.
-        assert!(matches!(line.join(Small, "b", false, "b2"), Enqueued::Full("b2")));
-        let Enqueued::Waits(_) = line.join(Small, "b", true, "b3") else {
+        assert!(matches!(queue.join(Small, "b", false, "b2"), Enqueued::Full("b2")));
+        let Enqueued::Waits(_) = queue.join(Small, "b", true, "b3") else {
             panic!("it must be done")
         };
-        assert_eq!(order(&mut line, true), "a1 b3 a2 b1");
+        assert_eq!(order(&mut queue, true), "a1 b3 a2 b1");
     }
 
     #[test]
     fn whoever_leaves_frees_its_place_once() {
-        let mut line = WorkQueue::new(2);
-        let ticket = join(&mut line, DroppedInPool, "a1");
-        join(&mut line, DroppedInPool, "a2");
-        assert_eq!(line.leave(&ticket), Some("a1"));
-        assert_eq!((line.leave(&ticket), line.waiting(DroppedInPool)), (None, 1));
-        join(&mut line, DroppedInPool, "b1");
-        assert!(matches!(line.join(DroppedInPool, "c", false, "c1"), Enqueued::Full(_)));
-        assert_eq!(order(&mut line, true), "a2 b1");
+        let mut queue = WorkQueue::new(2);
+        let ticket = join(&mut queue, DroppedInPool, "a1");
+        join(&mut queue, DroppedInPool, "a2");
+        assert_eq!(queue.leave(&ticket), Some("a1"));
+        assert_eq!((queue.leave(&ticket), queue.waiting(DroppedInPool)), (None, 1));
+        join(&mut queue, DroppedInPool, "b1");
+        assert!(matches!(queue.join(DroppedInPool, "c", false, "c1"), Enqueued::Full(_)));
+        assert_eq!(order(&mut queue, true), "a2 b1");
     }
 }

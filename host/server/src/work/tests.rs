@@ -48,7 +48,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// Two threads, and a line of three.
+    /// Two threads, and a queue of three.
     fn new() -> Self {
         let config = WorkConfig {
             threads: NonZeroUsize::new(2),
@@ -69,7 +69,7 @@ impl Rig {
         value.parse().expect("a whole number")
     }
 
-    /// Work of this class and tenant that is held at the gate; it has joined the line.
+    /// Work of this class and tenant that is held at the gate; it has joined the queue.
     fn held<'a>(&'a self, gate: &Gate, job: WorkJob<'a>) -> Running<'a> {
         let gate = gate.clone();
         Running::begin(self.pool.run(job, move || gate.hold()))
@@ -151,7 +151,7 @@ async fn a_full_line_refuses_and_says_its_limit_but_not_what_is_done_already() {
     let full = Err(WorkError::Full { limit: 3 });
     assert_eq!(within(rig.pool.run(small("a"), || ())).await, full);
     let last = rig.held(&gate, WorkJob { must: true, ..small("a") });
-    // Another tenant takes the place of the one who fills the line.
+    // Another tenant takes the place of the one who fills the queue.
     let other = rig.held(&gate, small("b"));
     assert_eq!(rig.metric("items_total{class=\"small\",outcome=\"refused\"}"), 2);
     gate.open();

@@ -1,4 +1,5 @@
-//! The pool's threads: they take from the queue, and one more looks after those that do not come back.
+//! The pool's threads: they take from the queue, and one more looks after those that do not come
+//! back.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use super::{Class, STUCK_MAX, Task, WorkConfig, WorkError, WorkJob, WorkMetrics,
 /// Everything that the threads share.
 pub(super) struct WorkerThreads {
     // Every request joins here and every thread takes from here: there is no single owner. The lock
-    // is held for operations on the line and never while something is done.
+    // is held for operations on the queue and never while something is done.
     state: Mutex<WorkerState>,
     /// There is work, or the end.
     work: Condvar,
@@ -26,7 +27,7 @@ pub(super) struct WorkerThreads {
 }
 
 struct WorkerState {
-    line: WorkQueue<QueuedTask>,
+    queue: WorkQueue<QueuedTask>,
     /// What is only to be let go of.
     waste: Vec<Box<dyn Any + Send>>,
     running: BTreeMap<u64, RunningTask>,
@@ -60,7 +61,7 @@ impl WorkerThreads {
     pub(super) fn start(config: &WorkConfig, metrics: WorkMetrics) -> io::Result<Arc<Self>> {
         let threads = Arc::new(Self {
             state: Mutex::new(WorkerState {
-                line: WorkQueue::new(config.requests_max.get()),
+                queue: WorkQueue::new(config.requests_max.get()),
                 waste: Vec::new(),
                 running: BTreeMap::new(),
                 threads: 0,
@@ -84,7 +85,7 @@ impl WorkerThreads {
         Ok(threads)
     }
 
-    /// Puts work into the line.
+    /// Puts work into the queue.
     pub(super) fn join(
         &self,
         job: WorkJob<'_>,
@@ -100,11 +101,11 @@ impl WorkerThreads {
         let limit = self.waste_max;
         // What there is no room for is let go of here, but not under the lock.
         let mut kept = None;
-        let ticket = match state.line.join(class, tenant, must, queued) {
+        let ticket = match state.queue.join(class, tenant, must, queued) {
             Enqueued::Waits(ticket) => ticket,
             Enqueued::Displaced(ticket, theirs, other) => {
                 self.metrics.ended(theirs, How::Refused);
-                self.metrics.queued(theirs, state.line.waiting(theirs));
+                self.metrics.queued(theirs, state.queue.waiting(theirs));
                 other.task.refuse(WorkError::Full { limit });
                 kept = state.throw_away(Box::new(other.task), limit);
                 ticket
@@ -117,7 +118,7 @@ impl WorkerThreads {
                 return Err(WorkError::Full { limit });
             }
         };
-        self.metrics.queued(class, state.line.waiting(class));
+        self.metrics.queued(class, state.queue.waiting(class));
         drop(state);
         drop(kept);
         self.work.notify_one();
@@ -136,9 +137,9 @@ impl WorkerThreads {
 
     fn give_up(&self, ticket: &QueueTicket, how: How) {
         let mut state = self.state();
-        let Some(left) = state.line.leave(ticket) else { return };
+        let Some(left) = state.queue.leave(ticket) else { return };
         self.metrics.ended(ticket.class(), how);
-        self.metrics.queued(ticket.class(), state.line.waiting(ticket.class()));
+        self.metrics.queued(ticket.class(), state.queue.waiting(ticket.class()));
         // What it would have worked on may be large.
         let kept = state.throw_away(Box::new(left.task), self.waste_max);
         drop(state);
@@ -216,7 +217,7 @@ impl WorkerThreads {
                 state.heavy -= 1;
                 continue;
             }
-            let Some((class, queued)) = state.line.take(heavy) else {
+            let Some((class, queued)) = state.queue.take(heavy) else {
                 if state.grown && state.running.is_empty() {
                     state.grown = false;
                     drop(state);
@@ -227,7 +228,7 @@ impl WorkerThreads {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            self.metrics.queued(class, state.line.waiting(class));
+            self.metrics.queued(class, state.queue.waiting(class));
             let QueuedTask { task, owner, since } = queued;
             if let Some(owner) = state.refused(owner.as_ref()) {
                 self.metrics.ended(class, How::Refused);

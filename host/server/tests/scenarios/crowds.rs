@@ -47,7 +47,7 @@ async fn of_two_hundred_at_once_each_is_served_or_told_to_come_back() {
             connection.answer().await
         });
     }
-    // Nobody leaves the waiting room before everyone has knocked.
+    // No request leaves the queue before every client has sent its own.
     let full = r#"http_refusals_total{reason="waiting_room_full"}"#;
     let counted = || -> f64 {
         ["requests_waiting", "requests_running", full].iter().map(|line| rig.metric(line)).sum()

@@ -123,9 +123,9 @@ async fn a_client_that_is_cancelled_while_it_sends_reads_the_answer_and_no_reset
     .await;
     for _ in 0..30 {
         connection.raw(&[b' '; 100_000]).await;
-        // No event tells that the server has closed: a reset destroys what the client has not read yet,
-        // and only bytes that come later than the answer can cause one. Where they come sooner, the test
-        // sees less, and passes.
+        // No event tells that the server has closed: a reset destroys what the client has not read
+        // yet, and only bytes that come later than the answer can cause one. Where they come
+        // sooner, the test sees less, and passes.
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let answer = connection.answer().await;
@@ -180,7 +180,7 @@ async fn a_policys_refusal_is_told_as_the_policy_said_it() {
     assert_eq!(answer.header("retry-after"), Some("3"));
     assert_eq!(answer.header("x-quota"), Some("0"));
     assert_eq!(rig.metric(r#"http_refusals_total{reason="policy"}"#), 1.0);
-    assert_eq!(rig.metric("requests_waiting"), 0.0, "its seat is free again");
+    assert_eq!(rig.metric("requests_waiting"), 0.0, "its place in the queue is free again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

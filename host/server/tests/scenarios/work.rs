@@ -1,4 +1,4 @@
-//! What the host computes for requests before they are admitted: on the pool's threads, in a line,
+//! What the host computes for requests before they are admitted: on the pool's threads, in a queue,
 //! within bounds.
 
 use std::convert::Infallible;
@@ -38,7 +38,7 @@ use crate::rig::{Latch, Rig, Script, Setup, within};
 const SHORT: &str = r#"{"model":"sim","prompt":"x","max_tokens":1}"#;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Two threads, a line of three, 16 MiB.
+/// Two threads, a queue of three, 16 MiB.
 fn setup() -> Setup {
     let work = WorkConfig {
         threads: NonZeroUsize::new(2),
