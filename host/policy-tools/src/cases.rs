@@ -157,8 +157,8 @@ pub type Begin<'a> = dyn FnMut(&Map<String, Value>) -> Result<PolicyUnderTest, N
 pub enum NotBegun {
     /// It does not accept its settings, or fails with them, in these words: a case may expect that.
     Refused(String),
-    /// It would begin with no settings: it is not there, or no policy of this host. No case is about
-    /// that.
+    /// It would begin with no settings: it is not there, or no policy of this host. No case is
+    /// about that.
     Unusable(String),
 }
 

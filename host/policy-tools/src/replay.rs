@@ -142,8 +142,8 @@ pub(crate) fn records(trace: &str) -> impl Iterator<Item = Result<Record, BadTra
     })
 }
 
-/// The request that a question is about: its id, its serial, and when it came, in microseconds since
-/// the Unix epoch.
+/// The request that a question is about: its id, its serial, and when it came, in microseconds
+/// since the Unix epoch.
 pub(crate) fn about(asked: &PhaseQuestion) -> (RequestId, u64, u64) {
     match asked {
         PhaseQuestion::Identify(caller) => {

@@ -95,7 +95,7 @@ fn outcome(outcome: &Outcome) -> types::Outcome {
 
 /// # Errors
 ///
-/// As for an answer of today: see `answers`.
+/// As for an answer of today: see `from_wit`.
 pub(crate) fn decision(answer: admit::Decision) -> Result<Decision, PolicyFailure> {
     Ok(match answer {
         admit::Decision::Admit(plan) => {
