@@ -177,9 +177,9 @@ impl Settlement {
 
     fn settle(self, summary: &Summary) {
         if let Some(facts) = &self.about {
-            let told = RequestContext { facts, note: self.note() };
+            let request = RequestContext { facts, note: self.note() };
             let answer =
-                notify(&self.member, Phase::Account, |policy| policy.account(told, summary));
+                notify(&self.member, Phase::Account, |policy| policy.account(request, summary));
             if let Err(failure) = answer {
                 self.unaccounted(facts, &failure);
             }

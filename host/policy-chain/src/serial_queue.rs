@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_with_much_to_do_lets_the_others_have_their_turn() {
+    fn a_queue_with_much_to_do_lets_the_others_have_their_turn() {
         let pool = pool(1);
         let (one, other) = (SerialQueue::new(pool.clone()), SerialQueue::new(pool.clone()));
         let (go, gone) = mpsc::sync_channel::<()>(1);

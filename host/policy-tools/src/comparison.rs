@@ -87,8 +87,8 @@ pub fn compare(
         let recorded = recorded(&record);
         let replay = |entries: Vec<ChainEntry>| {
             let chain = Arc::new(PolicyChain::new(entries, ceilings, shared.clone()));
-            let ask = Questions { record: &record, clock, began, new: &new };
-            let model = runtime.block_on(ask.all(&chain, serial, &id));
+            let questions = Questions { record: &record, clock, began, new: &new };
+            let model = runtime.block_on(questions.all(&chain, serial, &id));
             RequestOutcome { ruled: verdicts.take(), model }
         };
         let was = replay(recorded.clone());

@@ -73,19 +73,19 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
             drop(plain.route(&bare, &all, &body));
         });
     }
-    let told = RequestContext { facts: &bare, note: "" };
+    let request = RequestContext { facts: &bare, note: "" };
     let text = "a window of text as a model writes it, about thirty-two tokens of it, so that there \
                 is something to look at, and then some more words until it is long enough.";
     let usage = Usage { prompt_tokens: 812, cached_tokens: 0, generated_tokens: 32 };
     let window = Window { index: 1, text, held: 0, finished: false, usage };
-    report("window of 32 tokens", CALLS, || drop(plain.window(told, &window)));
+    report("window of 32 tokens", CALLS, || drop(plain.window(request, &window)));
     let progress = Progress {
         at_micros: 1_700_000_000_000_000,
         elapsed: Duration::from_secs(1),
         since_token: None,
         usage,
     };
-    report("event", CALLS, || drop(plain.event(told, &Event::FirstToken, &progress)));
+    report("event", CALLS, || drop(plain.event(request, &Event::FirstToken, &progress)));
     let summary = Summary {
         closing: Outcome::Completed(Finish::Stop).into(),
         usage,
@@ -93,7 +93,7 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
         time_to_first_token: None,
         total: Duration::from_secs(2),
     };
-    report("account", CALLS, || drop(plain.account(told, &summary)));
+    report("account", CALLS, || drop(plain.account(request, &summary)));
     println!(
         "memory of an instance       {:?} KiB",
         plain.instance_memory().first().map(|b| b >> 10)

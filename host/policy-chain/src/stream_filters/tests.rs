@@ -61,7 +61,7 @@ fn texts(passed: &[FilteredText]) -> Vec<&str> {
 }
 
 #[test]
-fn without_a_reader_there_are_no_guards() {
+fn without_a_reader_there_are_no_filters() {
     let session = outcome_of(vec![entry(Fake::named("a"))]).session;
     assert!(session.stream_filters().is_none());
 }

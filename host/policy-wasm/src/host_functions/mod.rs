@@ -203,6 +203,6 @@ pub(crate) fn linker(
     Ok(linker)
 }
 
-// The words that the phases share have no functions.
+// The types that the phases share have no functions.
 impl v0_2::interlock::policy::types::Host for GuestState {}
 impl v0_1::interlock::policy::types::Host for GuestState {}
