@@ -52,8 +52,8 @@ pub struct Work {
 }
 
 impl Admitted {
-    /// For the policy chain alone, when every policy has passed the request. The plan's priority and
-    /// its bound on tokens go into what the engine is told.
+    /// For the policy chain alone, when every policy has passed the request. The plan's priority
+    /// and its bound on tokens go into what the engine is told.
     pub fn by_policies(
         facts: &Facts,
         prompt: Prompt,

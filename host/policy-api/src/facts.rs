@@ -31,8 +31,9 @@ pub struct Facts {
     pub tokens_max_asked: bool,
     /// Size of the request's body.
     pub body_bytes: u64,
-    /// A hash of how its prompt begins, with a secret of this process; 0 when that is not text. Equal
-    /// beginnings have equal keys where what is computed for them may be shared, and nowhere else.
+    /// A hash of how its prompt begins, with a secret of this process; 0 when that is not text.
+    /// Equal beginnings have equal keys where what is computed for them may be shared, and nowhere
+    /// else.
     pub prefix_key: u64,
     /// Who the caller is, as `identify` said.
     pub identity: Identity,
@@ -59,8 +60,8 @@ pub struct Caller {
     pub address: String,
     /// As in [`Facts::headers`].
     pub headers: Headers,
-    /// Does it only look something up, or cancel it? Such a call asks for no work, and takes nothing
-    /// from the buckets of a policy's state.
+    /// Does it only look something up, or cancel it? Such a call asks for no work, and takes
+    /// nothing from the buckets of a policy's state.
     #[serde(default)]
     pub looks_up: bool,
 }

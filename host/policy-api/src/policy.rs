@@ -20,8 +20,8 @@ pub struct RequestContext<'a> {
 /// How long calls of a policy may take, and so which threads they are made on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallTime {
-    /// Microseconds, and by no means more than some milliseconds: it is called where it is asked, on
-    /// the threads that serve everyone. (But for a large body that it may read:
+    /// Microseconds, and by no means more than some milliseconds: it is called where it is asked,
+    /// on the threads that serve everyone. (But for a large body that it may read:
     /// [`Body::IN_LINE_BYTES_MAX`].)
     AtOnce,
     /// Longer, with a core: on threads of its own, as many as there are cores.
@@ -30,8 +30,8 @@ pub enum CallTime {
     Waits,
 }
 
-/// Something that decides. WebAssembly components implement it in `interlock-policy-wasm`; tests use
-/// closures over plain structs.
+/// Something that decides. WebAssembly components implement it in `interlock-policy-wasm`; tests
+/// use closures over plain structs.
 ///
 /// Every call is synchronous and on the caller's thread, which is the policy's own unless
 /// [`Policy::call_time`] says that it takes no time. What the chain does with an answer, and
@@ -82,7 +82,8 @@ pub trait Policy: Send + Sync {
         Err(PolicyFailure::absent(Phase::Identify))
     }
 
-    /// Says what should be changed before the request is parsed. The policy may change `body` itself.
+    /// Says what should be changed before the request is parsed. The policy may change `body`
+    /// itself.
     fn transform(&self, facts: &Facts, body: &Body) -> Answer<Transformed> {
         let _ = (facts, body);
         Err(PolicyFailure::absent(Phase::Transform))

@@ -74,8 +74,8 @@ impl CallContext<'_> {
         self.conclude(member, checked(answer, check), elapsed)
     }
 
-    /// Asks a policy in the background: nothing waits for its answer. `then` gets the answer, in the
-    /// queue of the policy's calls.
+    /// Asks a policy in the background: nothing waits for its answer. `then` gets the answer, in
+    /// the queue of the policy's calls.
     pub(crate) fn ask_in_background<T: PhaseAnswer>(
         self,
         member: &PolicyMember,

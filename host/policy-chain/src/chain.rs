@@ -20,7 +20,7 @@ struct EntryMembers {
 pub struct PolicyChain {
     generation: u64,
     entries: Vec<ChainEntry>,
-    places: Vec<EntryMembers>,
+    members: Vec<EntryMembers>,
     /// Everyone's, when no canary makes a difference.
     policy_set: Option<PolicySet>,
     headers_seen: BTreeSet<String>,
@@ -63,7 +63,7 @@ impl PolicyChain {
                 .then(|| shared.threads.of(policy, &shared.metrics)),
             meters: Arc::new(shared.metrics.of(policy.as_ref(), entry.soft_deadline)),
         };
-        let places: Vec<EntryMembers> = entries
+        let members: Vec<EntryMembers> = entries
             .iter()
             .map(|entry| EntryMembers {
                 mode: entry.mode,
@@ -77,7 +77,7 @@ impl PolicyChain {
         let mut chain = Self {
             generation,
             entries,
-            places,
+            members,
             policy_set: None,
             headers_seen,
             takes,
@@ -95,7 +95,7 @@ impl PolicyChain {
         self.generation
     }
 
-    /// The policies and their places, as they were given.
+    /// The entries of the chain, as they were given.
     pub fn entries(&self) -> &[ChainEntry] {
         &self.entries
     }
@@ -130,18 +130,19 @@ impl PolicyChain {
         if let Some(policy_set) = &self.policy_set {
             return Arc::clone(policy_set);
         }
-        let asked = |place: &EntryMembers| -> [Option<PolicyMember>; 2] {
-            match place.mode {
-                PolicyMode::Enforce => [Some(place.now.clone()), None],
-                // The policy in shadow mode comes second, so that it sees what the other made of the request.
-                PolicyMode::Shadow => [place.previous.clone(), Some(place.now.clone())],
+        let asked = |entry: &EntryMembers| -> [Option<PolicyMember>; 2] {
+            match entry.mode {
+                PolicyMode::Enforce => [Some(entry.now.clone()), None],
+                // The policy in shadow mode comes second, so that it sees what the other made of
+                // the request.
+                PolicyMode::Shadow => [entry.previous.clone(), Some(entry.now.clone())],
                 PolicyMode::Canary(percent) if chosen(serial, percent) => {
-                    [Some(place.now.clone()), None]
+                    [Some(entry.now.clone()), None]
                 }
-                PolicyMode::Canary(_) => [place.previous.clone(), None],
+                PolicyMode::Canary(_) => [entry.previous.clone(), None],
             }
         };
-        self.places.iter().flat_map(asked).flatten().collect()
+        self.members.iter().flat_map(asked).flatten().collect()
     }
 }
 

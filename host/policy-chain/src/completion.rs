@@ -2,11 +2,11 @@
 //!
 //! # Invariants
 //!
-//! - A guard completes exactly once: by a call, or when it is dropped, whatever dropped it: a panic, a
-//!   future that nobody polls any more, a client that left while a policy was being asked.
-//! - A policy that was asked to admit the request is told how it ended, also when the policy failed to
-//!   answer; the policy that turned it away itself is not. One that was not asked is told only of
-//!   admitted requests.
+//! - A guard completes exactly once: by a call, or when it is dropped, whatever dropped it: a
+//!   panic, a future that nobody polls any more, a client that left while a policy was being asked.
+//! - A policy that was asked to admit the request is told how it ended, also when the policy failed
+//!   to answer; the policy that turned it away itself is not. One that was not asked is told only
+//!   of admitted requests.
 //! - Every policy of the set forgets the request, after all calls about it, also those that nobody
 //!   waits for any more, and is not called about it after that.
 
@@ -103,8 +103,8 @@ impl CompletionGuard {
         }
     }
 
-    /// Tells the policies that it concerns how the request ended, in the order of the chain; those whose
-    /// calls may take long are told on their own threads.
+    /// Tells the policies that it concerns how the request ended, in the order of the chain; those
+    /// whose calls may take long are told on their own threads.
     pub(crate) fn complete(&mut self, summary: &Summary) {
         self.end(summary, summary.ran());
     }
@@ -177,9 +177,9 @@ impl Settlement {
 
     fn settle(self, summary: &Summary) {
         if let Some(facts) = &self.about {
-            let told = RequestContext { facts, note: self.note() };
+            let request = RequestContext { facts, note: self.note() };
             let answer =
-                notify(&self.member, Phase::Account, |policy| policy.account(told, summary));
+                notify(&self.member, Phase::Account, |policy| policy.account(request, summary));
             if let Err(failure) = answer {
                 self.unaccounted(facts, &failure);
             }

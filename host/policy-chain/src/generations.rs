@@ -141,7 +141,8 @@ impl Policies {
         self.current.load_full()
     }
 
-    /// New requests get a chain of these entries; returns the number of its generation. What they had is kept.
+    /// New requests get a chain of these entries; returns the number of its generation. What they
+    /// had is kept.
     pub fn swap(&self, entries: Vec<ChainEntry>) -> u64 {
         let mut past = self.past();
         past.last_number += 1;

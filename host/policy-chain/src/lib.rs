@@ -1,11 +1,11 @@
 //! Asks the policies in their order and merges what they decide.
 //!
 //! [`Policies`] holds the [`PolicyChain`] that new requests get. A request begins an
-//! [`AdmissionReview`], in which the policies identify, transform, route and admit. When all of them
-//! admit it, its [`AdmissionOutcome`] holds a [`PolicySession`]: with that, the policies are told of
-//! events, read the text ([`StreamFilters`]) and learn how the request ended.
-//! Each answer is a [`DecisionRecord`]; a [`Record`] holds all questions and answers of one review, so
-//! that another policy can be asked the same.
+//! [`AdmissionReview`], in which the policies identify, transform, route and admit. When all of
+//! them admit it, its [`AdmissionOutcome`] holds a [`PolicySession`]: with that, the policies are
+//! told of events, read the text ([`StreamFilters`]) and learn how the request ended. Each answer
+//! is a [`DecisionRecord`]; a [`Record`] holds all questions and answers of one review, so that
+//! another policy can be asked the same.
 //!
 //! # Invariants
 //!
@@ -13,8 +13,8 @@
 //!   engine takes nothing else: a route that forgets the policies does not compile.
 //! - Every [`Admitted`](interlock_policy_api::Admitted) comes with one [`PolicySession`], which is
 //!   settled exactly once: by a call, or when it is dropped.
-//! - A request stays with the generation of policies that it began with, and each policy forgets the
-//!   request exactly once.
+//! - A request stays with the generation of policies that it began with, and each policy forgets
+//!   the request exactly once.
 //! - A policy that fails has no decision. The operator's [`OnFailure`] says what happens then.
 //!
 //! # Not here

@@ -9,7 +9,8 @@ use crate::OnFailure;
 use crate::metrics::MemberMeters;
 use crate::policy_threads::PolicyThreads;
 
-/// A policy as it is asked about requests: that of an entry of the chain, or its previous generation.
+/// A policy as it is asked about requests: that of an entry of the chain, or its previous
+/// generation.
 #[derive(Clone)]
 pub(crate) struct PolicyMember {
     pub(crate) policy: Arc<dyn Policy>,

@@ -1,5 +1,5 @@
-//! The threads of one policy whose calls may take long. Every such policy has its own, so that those
-//! of one that hangs are all that it can take.
+//! The threads of one policy whose calls may take long. Every such policy has its own, so that
+//! those of one that hangs are all that it can take.
 //!
 //! ```text
 //! a request waits ─► permit (bounded, in order, for PATIENCE at most) ─► its queue ─► calls
@@ -10,8 +10,8 @@
 //!
 //! - A call that somebody waits for gets its permit before its job is made, so giving up costs
 //!   nothing; there are as many permits as threads, so with a permit there is a thread.
-//! - No policy's calls wait for another policy's, nor for those of another generation of itself: who
-//!   replaces one because it hangs is not to wait for what hangs.
+//! - No policy's calls wait for another policy's, nor for those of another generation of itself:
+//!   who replaces one because it hangs is not to wait for what hangs.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
@@ -167,8 +167,8 @@ impl ThreadsByPolicy {
         rows.iter().filter_map(|row| row.threads.upgrade()).collect()
     }
 
-    /// Waits until all that was handed over is done, the `background` pool too, but not beyond this; how many
-    /// jobs are not. Blocks.
+    /// Waits until all that was handed over is done, the `background` pool too, but not beyond
+    /// this; how many jobs are not. Blocks.
     pub(crate) fn drain(&self, background: &BlockingPool, until: Instant) -> usize {
         let all = self.all();
         // In the order in which one gives to the next: an account waits for calls that nobody waits

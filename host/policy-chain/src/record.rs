@@ -6,10 +6,10 @@
 //! # Invariants
 //!
 //! - Nothing is recorded unless a sink is there, and then each request once, when its review ends.
-//! - No body, no prompt, no answer, nor a hash of one: [`Facts::prefix_key`] is 0 here, since beside
-//!   those of other requests it would tell which prompts begin alike. Of headers only those that some policy was granted, and never
-//!   [`SECRET`] ones, whoever was granted them. A credential is in there as the hash that `identify`
-//!   sees.
+//! - No body, no prompt, no answer, nor a hash of one: [`Facts::prefix_key`] is 0 here, since
+//!   beside those of other requests it would tell which prompts begin alike. Of headers only those
+//!   that some policy was granted, and never [`SECRET`] ones, whoever was granted them. A
+//!   credential is in there as the hash that `identify` sees.
 //! - No request waits for a sink: what does not fit is dropped and counted.
 
 mod file;

@@ -1,8 +1,8 @@
 //! The policies' review of one request, from its head to its admission.
 //!
 //! The host calls the phases in this order; each is skipped by a chain in which no policy takes
-//! part in it. When a review ends without an admission, however it does, the policies that were asked
-//! to admit the request are told that it was turned away, and all forget it.
+//! part in it. When a review ends without an admission, however it does, the policies that were
+//! asked to admit the request are told that it was turned away, and all forget it.
 //!
 //! # Invariants
 //!

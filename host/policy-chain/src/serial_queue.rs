@@ -4,8 +4,8 @@
 //!
 //! - In order and one at a time, also behind a call that nobody waits for any more; the last job
 //!   comes after all others, and nothing comes after it.
-//! - One turn on a thread is one job: a queue with more to do waits for a thread again, so that long
-//!   streams do not keep the threads from the others.
+//! - One turn on a thread is one job: a queue with more to do waits for a thread again, so that
+//!   long streams do not keep the threads from the others.
 //! - The line has an end; what finds no room is given back to whoever brought it.
 //! - A job that panics passes the turn on like any other.
 
@@ -26,7 +26,8 @@ const JOBS_MAX: usize = 32;
 /// The calls of one policy about one request.
 pub(crate) struct SerialQueue {
     pool: BlockingPool,
-    /// What the policy noted, if it was asked to admit here: also when nobody waited for its answer.
+    /// What the policy noted, if it was asked to admit here: also when nobody waited for its
+    /// answer.
     pub(crate) note: OnceLock<Arc<str>>,
     state: Mutex<QueueState>,
 }
@@ -79,8 +80,8 @@ impl SerialQueue {
         false
     }
 
-    /// Runs it in its turn, on a thread of the policy's own, and waits for what comes of it. Once the
-    /// turn was given it runs to its end, whether or not anybody waits.
+    /// Runs it in its turn, on a thread of the policy's own, and waits for what comes of it. Once
+    /// the turn was given it runs to its end, whether or not anybody waits.
     pub(crate) async fn ask<T: Send + 'static>(
         self: &Arc<Self>,
         threads: &PolicyThreads,
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_with_much_to_do_lets_the_others_have_their_turn() {
+    fn a_queue_with_much_to_do_lets_the_others_have_their_turn() {
         let pool = pool(1);
         let (one, other) = (SerialQueue::new(pool.clone()), SerialQueue::new(pool.clone()));
         let (go, gone) = mpsc::sync_channel::<()>(1);

@@ -9,8 +9,8 @@ use crate::policy_threads::{BACKGROUND_MAX, ThreadsByPolicy};
 use crate::tenants::Tenants;
 use crate::{PolicyMetrics, RecordSink};
 
-/// Streams that are looked at at once. A look takes microseconds and must not take the cores from
-/// what the client waits for.
+/// Streams that are looked at side by side. A look takes microseconds and must not take the
+/// cores from what the client waits for.
 const BACKGROUND_THREADS: usize = 2;
 
 /// What all generations of the chain share. Cheap to clone.

@@ -162,7 +162,7 @@ impl BenchInput {
     fn ask(&self, policy: &dyn Policy, phase: Phase) -> Result<(), String> {
         let usage = Usage { prompt_tokens: 800, cached_tokens: 0, generated_tokens: 64 };
         let facts = &self.facts;
-        let told = RequestContext { facts, note: "" };
+        let request = RequestContext { facts, note: "" };
         let body = Body::new(b"{}".to_vec());
         let load = Load { waiting: 2, waiting_max: 256, running: 8, running_max: 16 };
         let answer = match phase {
@@ -173,7 +173,7 @@ impl BenchInput {
             Phase::StreamGuard => {
                 let text = "what a model says in a dozen tokens, more or less as it does";
                 let window = Window { index: 0, text, held: 0, finished: false, usage };
-                policy.window(told, &window).map(drop)
+                policy.window(request, &window).map(drop)
             }
             Phase::Events => {
                 let progress = Progress {
@@ -182,7 +182,7 @@ impl BenchInput {
                     since_token: Some(Duration::from_millis(30)),
                     usage,
                 };
-                policy.event(told, &Event::FirstToken, &progress).map(drop)
+                policy.event(request, &Event::FirstToken, &progress).map(drop)
             }
             Phase::Account => {
                 let summary = Summary {
@@ -192,7 +192,7 @@ impl BenchInput {
                     time_to_first_token: Some(Duration::from_millis(180)),
                     total: Duration::from_secs(2),
                 };
-                policy.account(told, &summary)
+                policy.account(request, &summary)
             }
         };
         answer.map_err(|failure| failure.to_string())

@@ -157,8 +157,8 @@ pub type Begin<'a> = dyn FnMut(&Map<String, Value>) -> Result<PolicyUnderTest, N
 pub enum NotBegun {
     /// It does not accept its settings, or fails with them, in these words: a case may expect that.
     Refused(String),
-    /// It would begin with no settings: it is not there, or no policy of this host. No case is about
-    /// that.
+    /// It would begin with no settings: it is not there, or no policy of this host. No case is
+    /// about that.
     Unusable(String),
 }
 
@@ -342,7 +342,7 @@ impl Cases {
         }
         let file_begins = self.at.map_or(EPOCH, |at| at.since_epoch(EPOCH));
         let begins = case.at.map_or(file_begins, |at| at.since_epoch(file_begins));
-        let mut stage = CaseRun { tested, begins, now: begins, admitted: BTreeMap::new() };
+        let mut run = CaseRun { tested, begins, now: begins, admitted: BTreeMap::new() };
         let alone = CaseStep {
             at: None,
             phase: case.phase,
@@ -368,7 +368,7 @@ impl Cases {
             let request: RequestFixture = serde_json::from_value(Value::Object(request))
                 .map_err(|why| BadCases(format!("request: {why}")))?;
             for time in 0..step.times.unwrap_or(1) {
-                let (phase, answer) = stage.ask(step, case, &request).map_err(BadCases)?;
+                let (phase, answer) = run.ask(step, case, &request).map_err(BadCases)?;
                 let found = differences(step.expect.as_ref().unwrap_or(&json!({})), &answer);
                 if found.is_empty() {
                     continue;

@@ -8,8 +8,8 @@
 //!
 //! Bodies, which no record holds: to a policy that reads them they are `null`. Accounts and events:
 //! what a policy reserves for a request is released when its last question was answered. Weights of
-//! recorded scores, which no record holds either: each counts as 1. What a policy of then would have
-//! said of a request that the new one changes: it says what it said.
+//! recorded scores, which no record holds either: each counts as 1. What a policy of then would
+//! have said of a request that the new one changes: it says what it said.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -59,8 +59,8 @@ struct RequestOutcome {
     model: Option<String>,
 }
 
-/// Puts the policy of `entry` behind those of a trace, under these ceilings, and compares what becomes of
-/// each request with what became of it without.
+/// Puts the policy of `entry` behind those of a trace, under these ceilings, and compares what
+/// becomes of each request with what became of it without.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub fn compare(
 ) -> Result<TraceComparison, BadTrace> {
     let verdicts = Arc::new(Verdicts::default());
     let metrics = PolicyMetrics::register(&interlock_metrics::Registry::new());
-    let commons =
+    let shared =
         ChainShared::in_line(metrics).recording(Arc::clone(&verdicts) as Arc<dyn RecordSink>);
     let new = Arc::new(NewPolicy::of(entry));
     let runtime = in_line();
@@ -85,10 +85,10 @@ pub fn compare(
         let (id, serial, at) = about(&first.asked);
         let began = *began.get_or_insert(at);
         let recorded = recorded(&record);
-        let replay = |links: Vec<ChainEntry>| {
-            let chain = Arc::new(PolicyChain::new(links, ceilings, commons.clone()));
-            let ask = Questions { record: &record, clock, began, new: &new };
-            let model = runtime.block_on(ask.all(&chain, serial, &id));
+        let replay = |entries: Vec<ChainEntry>| {
+            let chain = Arc::new(PolicyChain::new(entries, ceilings, shared.clone()));
+            let questions = Questions { record: &record, clock, began, new: &new };
+            let model = runtime.block_on(questions.all(&chain, serial, &id));
             RequestOutcome { ruled: verdicts.take(), model }
         };
         let was = replay(recorded.clone());
@@ -106,8 +106,8 @@ pub fn compare(
     Ok(found)
 }
 
-/// An entry for each answer of a record, which gives that answer and no other. In each phase they are
-/// in the order in which they answered.
+/// An entry for each answer of a record, which gives that answer and no other. In each phase they
+/// are in the order in which they answered.
 fn recorded(record: &Record) -> Vec<ChainEntry> {
     let said = record.steps.iter().flat_map(|step| &step.decisions);
     said.filter(|said| !said.shadow).map(RecordedAnswer::entry).collect()
@@ -262,7 +262,8 @@ impl Policy for RecordedAnswer {
     }
 }
 
-/// The one that was not there. It hears of no end: nobody knows how long a request would have taken.
+/// The one that was not there. It hears of no end: nobody knows how long a request would have
+/// taken.
 struct NewPolicy {
     policy: Arc<dyn Policy>,
     /// As recorded: the requests of the tenant that were inside then.

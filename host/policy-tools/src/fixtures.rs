@@ -14,8 +14,8 @@ use interlock_request::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// When cases and simulations begin, unless a file of cases says so: a moment that never changes, so
-/// that none depends on the day it is run.
+/// When cases and simulations begin, unless a file of cases says so: a moment that never changes,
+/// so that none depends on the day it is run.
 pub const EPOCH: Duration = Duration::from_secs(1_767_225_600); // 2026-01-01T00:00:00Z
 
 /// `request`: the facts.

@@ -37,7 +37,7 @@ fn word(label: &str) -> Option<Value> {
     Some(label.into())
 }
 
-fn said(text: &str) -> Option<Value> {
+fn unless_empty(text: &str) -> Option<Value> {
     (!text.is_empty()).then(|| text.into())
 }
 
@@ -154,7 +154,7 @@ fn admission(admission: &Admission) -> Value {
         ("reason", word(&admission.code.0)),
         ("plan", plan(&admission.proposal)),
         ("watch", admission.watch.as_ref().map(watch)),
-        ("note", said(&admission.note)),
+        ("note", unless_empty(&admission.note)),
         ("headers", pairs(&admission.headers)),
     ])
 }

@@ -1,4 +1,4 @@
-//! A policy before its first night: cases, simulations, replays and measurements.
+//! An author's tools for a policy: cases, simulations, replays and measurements.
 //!
 //! | module | what it does |
 //! | --- | --- |

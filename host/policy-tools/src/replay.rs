@@ -93,12 +93,12 @@ pub fn replay(
             serial = Some(its_serial);
             let began = *began.get_or_insert(at);
             clock.set(Duration::from_micros(at.saturating_sub(began)));
-            let was = said.map(|said| spell(&said.decision));
+            let was = said.map(|said| answer_json(&said.decision));
             let is = as_known(&step.asked, known.as_ref()).ask(policy);
             if let Some(Ok(AnyAnswer::Identify(Identified::Known(identity, _)))) = &is {
                 known = Some(identity.clone());
             }
-            let is = is.as_ref().map(spell);
+            let is = is.as_ref().map(answer_json);
             if was.is_none() && (is.is_none() || name.is_some_and(|name| !names.contains_key(name)))
             {
                 continue;
@@ -142,8 +142,8 @@ pub(crate) fn records(trace: &str) -> impl Iterator<Item = Result<Record, BadTra
     })
 }
 
-/// The request that a question is about: its id, its serial, and when it came, in microseconds since
-/// the Unix epoch.
+/// The request that a question is about: its id, its serial, and when it came, in microseconds
+/// since the Unix epoch.
 pub(crate) fn about(asked: &PhaseQuestion) -> (RequestId, u64, u64) {
     match asked {
         PhaseQuestion::Identify(caller) => {
@@ -179,7 +179,7 @@ fn silent() -> Value {
     json!({"decision": "not asked"})
 }
 
-fn spell(answer: &Result<AnyAnswer, PolicyFailure>) -> Value {
+fn answer_json(answer: &Result<AnyAnswer, PolicyFailure>) -> Value {
     match answer {
         Ok(AnyAnswer::Identify(answer)) => answer.to_json(),
         Ok(AnyAnswer::Transform(answer)) => answer.to_json(),

@@ -130,7 +130,7 @@ pub struct Tenant {
     /// Tokens that are asked for.
     #[serde(default = "output")]
     pub output: Amount,
-    /// How many of a hundred prompts begin with the same words: 0 to 1.
+    /// The share of prompts that begin with the same words: 0 to 1.
     #[serde(default)]
     pub shared_prefix: f64,
     /// Clients that leave before the end.

@@ -250,9 +250,9 @@ fn while_inside(trace: &str, tenant_in_flight: u32) -> String {
 }
 
 fn put_beside(trace: &str, policy: impl Policy + 'static) -> TraceComparison {
-    let link = ChainEntry::new(Arc::new(policy), OnFailure::default());
+    let entry = ChainEntry::new(Arc::new(policy), OnFailure::default());
     let ceilings = LimitsConfig::default().ceilings();
-    compare(trace, &link, ceilings, &ManualClock::default()).expect("a trace")
+    compare(trace, &entry, ceilings, &ManualClock::default()).expect("a trace")
 }
 
 #[test]

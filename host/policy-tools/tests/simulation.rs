@@ -102,7 +102,7 @@ impl Policy for Deaf {
 fn setup(policy: impl FnOnce(&State) -> Arc<dyn Policy>) -> Setup {
     let clock = SimClock::default();
     let state = State::memory_with(Arc::new(clock.clone()));
-    let link = ChainEntry::new(policy(&state), OnFailure::default());
+    let entry = ChainEntry::new(policy(&state), OnFailure::default());
     Setup {
         server: ServerConfig::default(),
         detached: DetachedConfig::default(),
@@ -110,7 +110,7 @@ fn setup(policy: impl FnOnce(&State) -> Arc<dyn Policy>) -> Setup {
         cache: CacheConfig::default(),
         waiting: WaitingConfig::default(),
         ceilings: LimitsConfig::default().ceilings(),
-        links: vec![link],
+        links: vec![entry],
         clock,
     }
 }

@@ -73,19 +73,19 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
             drop(plain.route(&bare, &all, &body));
         });
     }
-    let told = RequestContext { facts: &bare, note: "" };
+    let request = RequestContext { facts: &bare, note: "" };
     let text = "a window of text as a model writes it, about thirty-two tokens of it, so that there \
                 is something to look at, and then some more words until it is long enough.";
     let usage = Usage { prompt_tokens: 812, cached_tokens: 0, generated_tokens: 32 };
     let window = Window { index: 1, text, held: 0, finished: false, usage };
-    report("window of 32 tokens", CALLS, || drop(plain.window(told, &window)));
+    report("window of 32 tokens", CALLS, || drop(plain.window(request, &window)));
     let progress = Progress {
         at_micros: 1_700_000_000_000_000,
         elapsed: Duration::from_secs(1),
         since_token: None,
         usage,
     };
-    report("event", CALLS, || drop(plain.event(told, &Event::FirstToken, &progress)));
+    report("event", CALLS, || drop(plain.event(request, &Event::FirstToken, &progress)));
     let summary = Summary {
         closing: Outcome::Completed(Finish::Stop).into(),
         usage,
@@ -93,7 +93,7 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
         time_to_first_token: None,
         total: Duration::from_secs(2),
     };
-    report("account", CALLS, || drop(plain.account(told, &summary)));
+    report("account", CALLS, || drop(plain.account(request, &summary)));
     println!(
         "memory of an instance       {:?} KiB",
         plain.instance_memory().first().map(|b| b >> 10)
@@ -103,7 +103,7 @@ fn calls(plain: &WasmPolicy, host: &PolicyHost) {
 /// The same policy, asked by the chain in line and, since its deadline is longer, on threads of its
 /// own: what the hand-over costs a request.
 fn threads(host: &PolicyHost) {
-    let commons = ChainShared::new(PolicyMetrics::register(&Registry::new()));
+    let shared = ChainShared::new(PolicyMetrics::register(&Registry::new()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
     for (what, deadline) in [("chain, in line", 2), ("chain, own threads", 3)] {
@@ -115,13 +115,13 @@ fn threads(host: &PolicyHost) {
             settings: serde_json::from_str(limits).expect("settings"),
             ..PolicyConfig::new("quota", PolicySource::File(file))
         };
-        let links = vec![config.chain_entry(host.load(&config).expect("it is built"))];
+        let entries = vec![config.chain_entry(host.load(&config).expect("it is built"))];
         let ceilings = LimitsConfig::default().ceilings();
-        let chain = Arc::new(PolicyChain::new(links, ceilings, commons.clone()));
+        let chain = Arc::new(PolicyChain::new(entries, ceilings, shared.clone()));
         let caller = caller();
         report(what, CALLS / 10, || {
-            let mut hearing = chain.review(1, caller.request_id.clone());
-            runtime.block_on(hearing.identify(&caller)).expect("it is known");
+            let mut review = chain.review(1, caller.request_id.clone());
+            runtime.block_on(review.identify(&caller)).expect("it is known");
         });
     }
 }
@@ -186,7 +186,7 @@ fn idle() {
 fn swaps(host: &PolicyHost, registry: &Registry) {
     let configs = [config("swapped", guest("guest-plain"))];
     let metrics = PolicyMetrics::register(registry);
-    let keeper =
+    let manager =
         PolicyManager::new(host.clone(), &configs, LimitsConfig::default().ceilings(), metrics)
             .expect("it loads");
     let over = AtomicBool::new(false);
@@ -196,7 +196,7 @@ fn swaps(host: &PolicyHost, registry: &Registry) {
         scope.spawn(|| {
             let (facts, body) = (facts(0), Body::new(Vec::new()));
             while !over.load(Ordering::Relaxed) {
-                let chain = keeper.policies().current();
+                let chain = manager.policies().current();
                 let answer = chain.entries()[0].policy.admit(&facts, &LOAD, 1, &body);
                 asked.fetch_add(1, Ordering::Relaxed);
                 failed.fetch_add(u64::from(answer.is_err()), Ordering::Relaxed);
@@ -206,7 +206,7 @@ fn swaps(host: &PolicyHost, registry: &Registry) {
             let name = if n % 2 == 0 { "guest-misbehaves" } else { "guest-plain" };
             let source = Some(PolicySource::File(guest(name)));
             let change = PolicyUpdate { source, ..PolicyUpdate::default() };
-            times.push(timed(|| keeper.replace("swapped", change).expect("it loads")).1);
+            times.push(timed(|| manager.replace("swapped", change).expect("it loads")).1);
         }
         over.store(true, Ordering::Relaxed);
     });

@@ -1,4 +1,5 @@
-//! From the types of the WIT to those of the policy API: an answer is converted and checked here, once.
+//! From the types of the WIT to those of the policy API: an answer is converted and checked here,
+//! once.
 //!
 //! A rejection is never turned into something else: whatever a policy wrote into it, it meant to
 //! keep the request out, so its texts are mended. What cannot be meant is a failure. What headers

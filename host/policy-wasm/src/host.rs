@@ -44,7 +44,7 @@ impl PolicyHost {
     /// # Errors
     ///
     /// When anything is wrong with it, in a sentence that names the policy, its file and the
-    /// reason; see [`LoadProblem`](LoadProblem).
+    /// reason; see [`LoadProblem`].
     pub fn load(&self, config: &PolicyConfig) -> Result<Arc<WasmPolicy>, LoadFailed> {
         self.load_read(config, ComponentBytes::read(&config.source))
     }

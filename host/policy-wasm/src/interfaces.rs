@@ -27,7 +27,7 @@ pub(crate) struct ComponentInterfaces {
 }
 
 const PACKAGE: &str = "interlock:policy/";
-/// `types` has no functions; a component that uses its words imports it all the same.
+/// `types` has no functions; a component that uses them imports it all the same.
 const FREE: [&str; 2] = ["types", "log"];
 const CAPABILITIES: [&str; 4] = ["metrics", "state", "content", "http"];
 

@@ -18,8 +18,8 @@
 //!
 //! # Not here
 //!
-//! No merging of decisions and no `on_failure` (`interlock-policy-chain`), no HTTP server, no engine: a
-//! policy never runs inside a pass. What outlives an instance is `interlock-state`'s.
+//! No merging of decisions and no `on_failure` (`interlock-policy-chain`), no HTTP server, no
+//! engine: a policy never runs inside a pass. What outlives an instance is `interlock-state`'s.
 
 mod builtin;
 mod cache;

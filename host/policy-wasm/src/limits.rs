@@ -1,7 +1,7 @@
 //! What a bad policy may cost us: every bound on a component, in one place.
 //!
-//! Three are the operator's, per policy: the deadline of a call, its calls of the host and the memory
-//! of an instance. The others are constants, since nobody could say when to turn them up.
+//! Three are the operator's, per policy: the deadline of a call, its calls of the host and the
+//! memory of an instance. The others are constants, since nobody could say when to turn them up.
 
 use std::time::Duration;
 
@@ -28,9 +28,10 @@ pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 pub const MEMORY_MAX: u64 = 64 << 20;
 
 /// Instances of all policies together. A policy keeps as many as there are cores
-/// ([`SLOW_CALLS_MAX`] if it waits for others), since a thread uses one at a time, and each of the three
-/// earlier generations that can come back keeps one: on a machine of two dozen cores that is room
-/// for eighteen policies that were all replaced thrice. A call beyond that fails as `instantiate`.
+/// ([`SLOW_CALLS_MAX`] if it waits for others), since a thread uses one at a time, and each of the
+/// three earlier generations that can come back keeps one: on a machine of two dozen cores that is
+/// room for eighteen policies that were all replaced thrice. A call beyond that fails as
+/// `instantiate`.
 pub const INSTANCES_MAX: u32 = 512;
 
 /// Calls after which an instance is replaced, give or take a quarter. Whatever a policy

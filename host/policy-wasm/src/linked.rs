@@ -15,7 +15,7 @@ use crate::wit::v0_2::exports::interlock::policy as v0_2;
 /// A component that is linked and known to fit: all that an instance is made from.
 pub(crate) struct LinkedComponent {
     pub(crate) pre: InstancePre<GuestState>,
-    pub(crate) dialect: ExportIndices,
+    pub(crate) exports: ExportIndices,
 }
 
 /// Where its functions are, in the version that it was made for.
@@ -91,7 +91,7 @@ impl LinkedComponent {
                     .transpose()?
             };
         }
-        let dialect = match interfaces.version {
+        let exports = match interfaces.version {
             Version::V0_2 => ExportIndices::V0_2(Box::new(Exports {
                 lifecycle: v0_2::lifecycle::GuestIndices::new(&pre).map_err(mismatch)?,
                 identify: exports!(v0_2, identify, Identify),
@@ -108,7 +108,7 @@ impl LinkedComponent {
                 account: exports!(v0_1, account, Account),
             }),
         };
-        Ok(Self { pre, dialect })
+        Ok(Self { pre, exports })
     }
 }
 
@@ -130,7 +130,7 @@ impl LinkedComponent {
                 $indices.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?
             };
         }
-        Ok(match &self.dialect {
+        Ok(match &self.exports {
             ExportIndices::V0_2(has) => (
                 GuestFunctions::V0_2(PhaseFunctions {
                     identify: load!(has.identify),

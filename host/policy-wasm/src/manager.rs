@@ -45,8 +45,8 @@ use crate::load::ComponentBytes;
 use crate::{LoadFailed, PolicyConfig, PolicyHost, PolicySource};
 use change::refused;
 use entries::{
-    ManagedPolicy, all_same, changes, contradictions, has, in_place, links, load_all, load_one,
-    stamp,
+    ManagedPolicy, all_same, chain_entries, changes, contradictions, has, in_place, load_all,
+    load_one, stamp,
 };
 use state::{ManagerState, PolicyGeneration, Probation};
 
@@ -66,8 +66,8 @@ pub struct PolicyManager {
     asked: std::sync::atomic::AtomicUsize,
 }
 
-/// The one change that is under way. It starts from what the change before it has left: whoever read
-/// that before it was its turn would put back what was changed meanwhile.
+/// The one change that is under way. It starts from what the change before it has left: whoever
+/// read that before it was its turn would put back what was changed meanwhile.
 struct ChangeGuard<'a> {
     _alone: MutexGuard<'a, ()>,
     entries: Vec<ManagedPolicy>,
@@ -107,10 +107,10 @@ impl PolicyManager {
         host: PolicyHost,
         configs: &[PolicyConfig],
         ceilings: Ceilings,
-        commons: impl Into<ChainShared>,
+        shared: impl Into<ChainShared>,
     ) -> Result<Arc<Self>, Vec<LoadFailed>> {
         let entries = load_all(&host, configs, &[])?;
-        let policies = Arc::new(Policies::new(links(&entries), ceilings, commons));
+        let policies = Arc::new(Policies::new(chain_entries(&entries), ceilings, shared));
         in_place(&host, &[], &entries);
         let number = policies.current().generation();
         let now = PolicyGeneration {
@@ -282,7 +282,7 @@ impl PolicyManager {
             changed.log(origin, &self.versions());
             return changed;
         }
-        let generation = self.policies.swap(links(&entries));
+        let generation = self.policies.swap(chain_entries(&entries));
         let now = PolicyGeneration { number: generation, origin, at: SystemTime::now(), entries };
         let before = std::mem::replace(&mut state.now, now);
         in_place(&self.host, &before.entries, &state.now.entries);
@@ -309,8 +309,8 @@ impl PolicyManager {
 
     /// The generation of this number is in place again; what that changed.
     fn went_back(&self, number: u64) -> Vec<PolicyChange> {
-        // Before the lock, which whoever only looks takes: a file may be on a slow disk. Nothing else
-        // changes meanwhile.
+        // Before the lock, which whoever only looks takes: a file may be on a slow disk. Nothing
+        // else changes meanwhile.
         let sources: Vec<_> = {
             let state = self.state();
             let kept = state.past.iter().filter(|generation| generation.number == number);

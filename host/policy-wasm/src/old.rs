@@ -1,4 +1,4 @@
-//! What was built for `interlock:policy@0.1`: its words at the edge, ours behind it.
+//! What was built for `interlock:policy@0.1`: its types at the edge, ours behind it.
 //!
 //! 0.1 had two phases and one import. What it could not say is left at its default: no watch, no
 //! note, no reason for an admission.
@@ -95,7 +95,7 @@ fn outcome(outcome: &Outcome) -> types::Outcome {
 
 /// # Errors
 ///
-/// As for an answer of today: see `answers`.
+/// As for an answer of today: see `from_wit`.
 pub(crate) fn decision(answer: admit::Decision) -> Result<Decision, PolicyFailure> {
     Ok(match answer {
         admit::Decision::Admit(plan) => {

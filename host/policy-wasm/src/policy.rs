@@ -342,8 +342,8 @@ fn call_time(
     }
 }
 
-/// What a policy's log, state and metrics go by. In shadow mode it is asked besides the one that decides:
-/// what the two take from the same bucket would be taken twice, so it has its own.
+/// What a policy's log, state and metrics go by. In shadow mode it is asked besides the one that
+/// decides: what the two take from the same bucket would be taken twice, so it has its own.
 fn own_name(config: &PolicyConfig) -> String {
     let shadow = if config.mode == PolicyMode::Shadow { ".shadow" } else { "" };
     format!("{}{shadow}", config.name)

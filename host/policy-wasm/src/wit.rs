@@ -1,4 +1,5 @@
-//! `wit/` as Rust types: the words that this host speaks, and those of the release before.
+//! `wit/` as Rust types: those of the version that this host speaks, and those of the release
+//! before.
 
 /// `wit/policy.wit`.
 pub(crate) mod v0_2 {

@@ -23,9 +23,9 @@ fn chain(configs: &[PolicyConfig]) -> (Arc<PolicyChain>, Registry) {
     let (host, registry) = host();
     let load =
         |config: &PolicyConfig| config.chain_entry(host.load(config).expect("it is fine so far"));
-    let links = configs.iter().map(load).collect();
+    let entries = configs.iter().map(load).collect();
     let metrics = PolicyMetrics::register(&registry);
-    let chain = PolicyChain::new(links, LimitsConfig::default().ceilings(), metrics);
+    let chain = PolicyChain::new(entries, LimitsConfig::default().ceilings(), metrics);
     (Arc::new(chain), registry)
 }
 
@@ -39,9 +39,9 @@ fn ask(chain: &Arc<PolicyChain>, facts: Facts) -> Result<AdmissionOutcome, Polic
         priority: Priority::Standard,
     };
     let prompt = Prompt::new(vec![1]).expect("a token");
-    let hearing = chain.review(facts.serial, facts.request_id.clone());
+    let review = chain.review(facts.serial, facts.request_id.clone());
     let body = Arc::new(Body::new(b"{}".to_vec()));
-    at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))
+    at_once(review.admit(facts, &Load::default(), prompt, generation, &body))
 }
 
 fn counters(registry: &Registry) -> String {
@@ -58,8 +58,8 @@ fn a_trap_costs_that_decision_and_on_failure_says_what_it_means() {
     let refused = ask(&chain, facts("panic")).expect_err("closed means closed");
     assert_eq!(refused.rejection.status, 503);
     assert_eq!(&*refused.rejection.reason.code.0, "policy_failed");
-    let consent = ask(&chain, facts("fine")).expect("the next request is served");
-    consent.session.settle(&summary());
+    let outcome = ask(&chain, facts("fine")).expect("the next request is served");
+    outcome.session.settle(&summary());
     expect![[r#"
         interlock_policy_calls_total{decision="admit",phase="admit",policy="p"} 1
         interlock_policy_calls_total{decision="done",phase="account",policy="p"} 2
@@ -99,8 +99,8 @@ fn the_default_policies_shape_plans() {
         ("as much as it takes", Endpoint::Responses, true, 100, 32_000),
     ] {
         let facts = Facts { endpoint, streaming, prompt_tokens, tokens_max, ..facts("m") };
-        let consent = ask(&chain, facts).expect("guard turns nobody away");
-        let plan = consent.admitted.plan();
+        let outcome = ask(&chain, facts).expect("guard turns nobody away");
+        let plan = outcome.admitted.plan();
         let d = plan.deadlines;
         let _ = writeln!(
             story,
@@ -133,7 +133,7 @@ fn guard_reads_its_settings_from_the_hosts() {
         }"#,
     );
     let (chain, _) = chain(&[guard]);
-    let consent = ask(&chain, facts("m")).expect("guard turns nobody away");
+    let outcome = ask(&chain, facts("m")).expect("guard turns nobody away");
     expect![[r#"
         Plan {
             priority: Interactive,
@@ -159,7 +159,7 @@ fn guard_reads_its_settings_from_the_hosts() {
             ),
         }
     "#]]
-    .assert_debug_eq(consent.admitted.plan());
+    .assert_debug_eq(outcome.admitted.plan());
 }
 
 fn builtin(name: &str, json: &str) -> PolicyConfig {
@@ -221,16 +221,16 @@ fn a_deadline_that_is_extended_leaves_the_drain_as_it_was() {
     let extends = r#"{"total": {"base": "60s"},
         "extend": {"total": {"by": "30s", "since_token": "2s"}}}"#;
     let (chain, _) = chain(&[builtin("disconnect-guard", DRAINS), builtin("timeouts", extends)]);
-    let mut oversight = ask(&chain, facts("m")).expect("they turn nobody away").session;
-    assert_eq!(oversight.plan().deadlines.total, Some(Duration::from_secs(60)));
+    let mut session = ask(&chain, facts("m")).expect("they turn nobody away").session;
+    assert_eq!(session.plan().deadlines.total, Some(Duration::from_secs(60)));
     let progress = Progress {
         at_micros: 60_000_000,
         elapsed: Duration::from_secs(60),
         since_token: Some(Duration::from_secs(1)),
         usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
     };
-    let reacted = at_once(oversight.event(Event::TimedOut(Deadline::Total), progress));
+    let reacted = at_once(session.event(Event::TimedOut(Deadline::Total), progress));
     assert!(reacted.plan_changed && reacted.cancel.is_none());
-    assert_eq!(oversight.plan().deadlines.total, Some(Duration::from_secs(90)));
-    assert_eq!(oversight.plan().on_disconnect, drain());
+    assert_eq!(session.plan().deadlines.total, Some(Duration::from_secs(90)));
+    assert_eq!(session.plan().on_disconnect, drain());
 }

@@ -35,8 +35,8 @@ impl io::Write for Log {
 
 /// Listens while `run` runs, and returns what stands in the log then.
 fn listening(run: impl FnOnce()) -> String {
-    // A place in the code that is first met by another test's thread, where nobody listens, would be
-    // taken for one that nobody wants to hear of. So somebody listens everywhere.
+    // A place in the code that is first met by another test's thread, where nobody listens, would
+    // be taken for one that nobody wants to hear of. So somebody listens everywhere.
     static EVERYWHERE: Once = Once::new();
     EVERYWHERE.call_once(|| tracing_subscriber::fmt().with_writer(io::sink).init());
     let log = Log::default();
@@ -86,7 +86,7 @@ fn lines_without_end_are_dropped_and_do_no_harm() {
 /// Asks a chain of this policy to admit a request called that.
 fn ask(policies: &Policies, model: &str) {
     let facts = facts(model);
-    let hearing = policies.current().review(facts.serial, facts.request_id.clone());
+    let review = policies.current().review(facts.serial, facts.request_id.clone());
     let generation = Generation {
         sampling: Sampling::greedy(),
         tokens_max: 50,
@@ -97,7 +97,7 @@ fn ask(policies: &Policies, model: &str) {
     };
     let prompt = Prompt::new(vec![1]).expect("a token");
     let body = Arc::new(body());
-    let refused = block_on(hearing.admit(facts, &LOAD, prompt, generation, &body));
+    let refused = block_on(review.admit(facts, &LOAD, prompt, generation, &body));
     assert!(refused.is_err(), "{model:?} was admitted");
 }
 

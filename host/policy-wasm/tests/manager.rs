@@ -72,10 +72,10 @@ fn serve(manager: &PolicyManager, serial: u64, model: &str) -> Result<(), String
         priority: Priority::Standard,
     };
     let facts = interlock_policy_api::Facts { serial, ..facts(model) };
-    let hearing = chain.review(serial, facts.request_id.clone());
+    let review = chain.review(serial, facts.request_id.clone());
     let prompt = Prompt::new(vec![1]).expect("a token");
     let body = Arc::new(Body::new(b"{}".to_vec()));
-    let answer = at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body));
+    let answer = at_once(review.admit(facts, &Load::default(), prompt, generation, &body));
     answer.map(drop).map_err(|refused| match refused.failure {
         Some(failure) => failure.to_string(),
         None => format!("{:?}", refused.rejection.reason),
@@ -256,26 +256,26 @@ fn the_one_that_decided_goes_on_for_those_who_do_not_try_the_new_one() {
     let (manager, _) = manager(&[admits()], None);
     let canary = PolicyUpdate { mode: Some(PolicyMode::Canary(10)), ..upload("guest-mute") };
     manager.replace("p", canary).expect("it is fine");
-    let link = |at: usize| manager.policies().current().entries()[at].clone();
+    let entry = |at: usize| manager.policies().current().entries()[at].clone();
     let version = |policy: Option<Arc<dyn interlock_policy_api::Policy>>| {
         policy.map(|policy| policy.version().to_owned())
     };
-    assert_eq!(version(link(0).previous).as_deref(), Some("9.9.9"));
-    assert_eq!(link(0).mode, PolicyMode::Canary(10));
+    assert_eq!(version(entry(0).previous).as_deref(), Some("9.9.9"));
+    assert_eq!(entry(0).mode, PolicyMode::Canary(10));
     // Another try: those who do not try it stay with the one that decided for everyone.
     let again = PolicyUpdate { mode: Some(PolicyMode::Canary(50)), ..upload("guest-mute") };
     manager.replace("p", again).expect("it is fine");
-    assert_eq!(version(link(0).previous).as_deref(), Some("9.9.9"));
+    assert_eq!(version(entry(0).previous).as_deref(), Some("9.9.9"));
     // It decides for everyone now, and nothing was compiled or begun for that.
-    let tried = link(0).policy;
+    let tried = entry(0).policy;
     let enforce = PolicyUpdate { mode: Some(PolicyMode::Enforce), ..PolicyUpdate::default() };
     manager.replace("p", enforce).expect("it is fine");
-    assert!(link(0).previous.is_none() && Arc::ptr_eq(&tried, &link(0).policy));
+    assert!(entry(0).previous.is_none() && Arc::ptr_eq(&tried, &entry(0).policy));
     // In shadow it would take from the same buckets twice, so it is another one there.
     let shadow = PolicyUpdate { mode: Some(PolicyMode::Shadow), ..PolicyUpdate::default() };
     manager.replace("p", shadow).expect("it is fine");
-    let previous = link(0).previous.expect("it decides meanwhile");
-    assert!(Arc::ptr_eq(&tried, &previous) && !Arc::ptr_eq(&tried, &link(0).policy));
+    let previous = entry(0).previous.expect("it decides meanwhile");
+    assert!(Arc::ptr_eq(&tried, &previous) && !Arc::ptr_eq(&tried, &entry(0).policy));
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_file_that_changes_is_loaded_and_one_that_is_nonsense_is_not() {
     manager.load_changed_files();
     assert_eq!((version(&manager), manager.policies().current().generation()), ("1.0.0".into(), 2));
     scratch.file("p.wasm", &guest("guest-misbehaves"));
-    let _looking = manager.start_thread(Some(Duration::from_millis(5))).expect("there is a thread");
+    let _thread = manager.start_thread(Some(Duration::from_millis(5))).expect("there is a thread");
     let began = Instant::now();
     while version(&manager) != "9.9.9" {
         assert!(began.elapsed() < Duration::from_secs(60), "nobody looked at it");
@@ -308,7 +308,7 @@ fn a_replacement_that_ends_in_quarantine_is_taken_back() {
     let path = scratch.file("p.wasm", &guest("guest-mute"));
     let first = PolicyConfig { crash_budget: 5, ..config("p", path) };
     let (manager, registry) = manager(&[first], None);
-    let looking = manager.start_thread(Some(Duration::from_millis(5))).expect("there is a thread");
+    let thread = manager.start_thread(Some(Duration::from_millis(5))).expect("there is a thread");
     scratch.file("p.wasm", &guest("guest-misbehaves"));
     let began = Instant::now();
     let mut serial = 0;
@@ -321,7 +321,7 @@ fn a_replacement_that_ends_in_quarantine_is_taken_back() {
     }
     assert_eq!(version(&manager), "1.0.0");
     // What the file holds is still the same, and is not tried again, also when it is written anew.
-    drop(looking);
+    drop(thread);
     let swaps = || metrics(&registry, "interlock_policy_swaps");
     let before = swaps();
     manager.load_changed_files();
@@ -505,8 +505,8 @@ fn on_trial(name: &str) -> (Scratch, Arc<PolicyManager>, Registry, ManagerThread
     let other = PolicyConfig { name: "other".into(), ..admits() };
     let (manager, registry) = manager(&[first, other], None);
     manager.replace("p", upload("guest-misbehaves")).expect("it is fine so far");
-    let looking = manager.start_thread(None).expect("there is a thread");
-    (scratch, manager, registry, looking)
+    let thread = manager.start_thread(None).expect("there is a thread");
+    (scratch, manager, registry, thread)
 }
 
 fn swapped_to(manager: &PolicyManager, generation: u64) {
@@ -519,12 +519,12 @@ fn swapped_to(manager: &PolicyManager, generation: u64) {
 
 #[test]
 fn a_policy_stays_on_probation_when_another_one_is_replaced() {
-    let (_scratch, manager, _registry, _looking) = on_trial("carried");
+    let (_scratch, manager, _registry, _thread) = on_trial("carried");
     manager.replace("other", upload("guest-mute")).expect("it is fine");
     let panicked = admit(&*manager.policies().current().entries()[0].policy, "panic");
     panicked.expect_err("it panics");
     swapped_to(&manager, 4);
-    let links = manager.policies().current();
-    let versions: Vec<_> = links.entries().iter().map(|link| link.policy.version()).collect();
+    let chain = manager.policies().current();
+    let versions: Vec<_> = chain.entries().iter().map(|entry| entry.policy.version()).collect();
     assert_eq!(versions, ["1.0.0", "1.0.0"], "the one before is back, the other change stays");
 }

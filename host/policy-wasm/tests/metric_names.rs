@@ -1,5 +1,5 @@
-//! Two policies that mean different things by one metric are not loaded side by side, neither at the
-//! start nor later.
+//! Two policies that mean different things by one metric are not loaded side by side, neither at
+//! the start nor later.
 
 use std::fs;
 

@@ -74,8 +74,10 @@ fn guard_gives_a_request_whose_tokens_flow_more_time() {
             since_token: Some(Duration::from_secs(since_token)),
             usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
         };
-        let told = RequestContext { facts: &facts, note: "" };
-        case.policy.event(told, &Event::TimedOut(Deadline::Total), &progress).expect("it answers")
+        let request = RequestContext { facts: &facts, note: "" };
+        case.policy
+            .event(request, &Event::TimedOut(Deadline::Total), &progress)
+            .expect("it answers")
     };
     match struck(1) {
         Reaction::Amend(plan, why) => {
@@ -106,9 +108,9 @@ fn timeouts_says_nothing_of_a_disconnect_and_disconnect_guard_nothing_of_time() 
         since_token: seconds(1),
         usage: Usage { prompt_tokens: 100, cached_tokens: 0, generated_tokens: 40 },
     };
-    let told = RequestContext { facts: &facts, note: "" };
+    let request = RequestContext { facts: &facts, note: "" };
     let struck = Event::TimedOut(Deadline::Total);
-    let reaction = timeouts.policy.event(told, &struck, &progress).expect("it answers");
+    let reaction = timeouts.policy.event(request, &struck, &progress).expect("it answers");
     assert_eq!(reaction, Reaction::Amend(of(90), Code::from("extended")));
 
     let drains =
@@ -217,9 +219,9 @@ fn quota_gives_back_a_place_and_tokens_when_a_request_has_ended() {
     let admission = admit(&case, &acme).expect("it is alone");
     let refused = admit(&case, &acme).expect_err("it is not alone");
     assert_eq!((refused.status, &*refused.reason.code.0), (429, "concurrency_exceeded"));
-    let told = RequestContext { facts: &acme, note: &admission.note };
+    let request = RequestContext { facts: &acme, note: &admission.note };
     let summary: Summary = summary();
-    case.policy.account(told, &summary).expect("it takes note");
+    case.policy.account(request, &summary).expect("it takes note");
     let next = admit(&case, &acme).expect("the first has ended");
     // 107 were used where 150 were held, unless the minute ended meanwhile.
     let left = value_of(&next.headers, "x-ratelimit-remaining-tokens");

@@ -144,13 +144,13 @@ fn quota(limits: &str) -> PolicyConfig {
     }
 }
 
-fn chain(host: &PolicyHost, config: &PolicyConfig, commons: &ChainShared) -> Arc<PolicyChain> {
+fn chain(host: &PolicyHost, config: &PolicyConfig, shared: &ChainShared) -> Arc<PolicyChain> {
     let policy = host.load(config).unwrap_or_else(|why| panic!("{why}"));
     let ceilings = LimitsConfig::default().ceilings();
-    Arc::new(PolicyChain::new(vec![config.chain_entry(policy)], ceilings, commons.clone()))
+    Arc::new(PolicyChain::new(vec![config.chain_entry(policy)], ceilings, shared.clone()))
 }
 
-fn commons() -> ChainShared {
+fn shared() -> ChainShared {
     ChainShared::new(PolicyMetrics::register(&Registry::new()))
 }
 
@@ -169,9 +169,9 @@ async fn admit(chain: Arc<PolicyChain>, facts: Facts) -> Result<AdmissionOutcome
         priority: Priority::Standard,
     };
     let prompt = Prompt::new(vec![1]).expect("a token");
-    let hearing = chain.review(facts.serial, facts.request_id.clone());
+    let review = chain.review(facts.serial, facts.request_id.clone());
     let body = Arc::new(Body::new(b"{}".to_vec()));
-    hearing.admit(facts, &Load::default(), prompt, generation, &body).await
+    review.admit(facts, &Load::default(), prompt, generation, &body).await
 }
 
 async fn until(what: impl Fn() -> bool) {
@@ -188,13 +188,13 @@ async fn until(what: impl Fn() -> bool) {
 /// a call on that thread it could try for ever, since it only ever looks when that is over.
 #[tokio::test]
 async fn a_redis_that_does_not_answer_holds_up_no_thread_that_serves() {
-    let commons = commons();
+    let shared = shared();
     for attempt in 1.. {
         assert!(attempt <= 10, "whenever this thread comes round, the call is over");
         let redis = FakeRedis::start();
         let host = host(redis.state());
-        let waits = chain(&host, &quota(r#"{"requests_per_minute": 1000}"#), &commons);
-        let fine = chain(&host, &default_policies()[0], &commons);
+        let waits = chain(&host, &quota(r#"{"requests_per_minute": 1000}"#), &shared);
+        let fine = chain(&host, &default_policies()[0], &shared);
         identify(Arc::clone(&waits), 0).await.expect("it answers");
         redis.hold(true);
         let first = tokio::spawn(identify(Arc::clone(&waits), 1));
@@ -216,18 +216,18 @@ async fn a_redis_that_does_not_answer_holds_up_no_thread_that_serves() {
         }
         break;
     }
-    assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+    assert_eq!(shared.drain(Duration::from_secs(60)), 0);
 }
 
 /// Its client leaves while Redis thinks about its place: the place would have been taken for the
 /// hour that `longest_request` says.
 #[tokio::test]
 async fn a_place_that_nobody_waited_for_is_given_back() {
-    let commons = commons();
+    let shared = shared();
     for attempt in 1.. {
         assert!(attempt <= 10, "whenever this thread comes round, the call is over");
         let redis = FakeRedis::start();
-        let chain = chain(&host(redis.state()), &quota(r#"{"concurrent": 1}"#), &commons);
+        let chain = chain(&host(redis.state()), &quota(r#"{"concurrent": 1}"#), &shared);
         redis.hold(true);
         let asked = tokio::spawn(admit(Arc::clone(&chain), facts("m")));
         until(|| redis.held() > 0 || asked.is_finished()).await;
@@ -235,7 +235,7 @@ async fn a_place_that_nobody_waited_for_is_given_back() {
         let left = asked.await.is_err();
         let entered = redis.held() > 0;
         redis.hold(false);
-        assert_eq!(commons.drain(Duration::from_secs(60)), 0);
+        assert_eq!(shared.drain(Duration::from_secs(60)), 0);
         if left && entered && redis.called(LEAVE) == 1 {
             break;
         }

@@ -21,8 +21,8 @@ const WAITING_BYTES_MAX: usize = 8 << 20;
 /// machine too.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
-/// A file that records are appended to, by a thread of its own. Nobody waits for the file. When it is
-/// full, or no longer at its path, a new one is begun.
+/// A file that records are appended to, by a thread of its own. Nobody waits for the file. When it
+/// is full, or no longer at its path, a new one is begun.
 ///
 /// When it is dropped, what waits is written first, if that takes no longer than 5 s.
 #[derive(Debug)]
@@ -164,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_spelled_is_an_error_and_no_panic() {
-        assert_eq!(line(1).expect("it can be spelled"), b"1\n");
+    fn a_record_that_cannot_be_written_as_json_is_an_error_and_no_panic() {
+        assert_eq!(line(1).expect("it is JSON"), b"1\n");
         line(Panics).expect_err("it cannot");
     }
 }

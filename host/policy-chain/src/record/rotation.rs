@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - A record lies in the file that is at the path when it is written: one that was moved or deleted
-//!   (by logrotate, by hand) gets nothing any more.
+//! - A record lies in the file that is at the path when it is written: one that was moved or
+//!   deleted (by logrotate, by hand) gets nothing any more.
 //! - The file at the path, and each that is kept of the earlier ones, has no more than `bytes_max`
 //!   bytes, unless a single record is longer. They are called like it with `.1`, `.2` and so on.
 //! - A record is never in two files.
@@ -141,7 +141,8 @@ fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-/// Opens or makes it, without waiting for anybody: a named pipe that nobody reads would have us wait.
+/// Opens or makes it, without waiting for anybody: a named pipe that nobody reads would have us
+/// wait.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = to_append();
     // Whoever may read it learns who asked for what: nobody else on this machine should.

@@ -26,7 +26,8 @@ impl AdmissionReview {
     ///
     /// # Errors
     ///
-    /// When a policy turns the request away, or fails closed. The policies that had let it pass are told.
+    /// When a policy turns the request away, or fails closed. The policies that had let it pass are
+    /// told.
     pub async fn admit(
         mut self,
         facts: Facts,

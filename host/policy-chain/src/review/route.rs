@@ -26,7 +26,7 @@ impl AdmissionReview {
         body: &Arc<Body>,
     ) -> Result<Option<u32>, PolicyRefusal> {
         let (mut shadows, from) = (Shadows::none(), self.decisions.len());
-        let result = self.place(facts, candidates, body, &mut shadows).await;
+        let result = self.choose(facts, candidates, body, &mut shadows).await;
         let asked =
             || PhaseQuestion::Route { facts: facts.clone(), candidates: candidates.to_vec() };
         self.write(asked, from, &result);
@@ -51,7 +51,7 @@ impl AdmissionReview {
         result
     }
 
-    async fn place(
+    async fn choose(
         &mut self,
         facts: &Facts,
         candidates: &[Candidate],
@@ -61,7 +61,7 @@ impl AdmissionReview {
         let phase = Phase::Route;
         let mut sums = vec![0.0; candidates.len()];
         let mut end = None;
-        for (place, member) in self.members(phase) {
+        for (index, member) in self.members(phase) {
             if shadows.is_over_for(&member) {
                 break;
             }
@@ -73,16 +73,16 @@ impl AdmissionReview {
                 }
             };
             let about = Some((facts.identity.tenant.as_str(), facts.model.as_str()));
-            if let Some(background) = self.background(place) {
+            if let Some(background) = self.background(index) {
                 let candidates = candidates.to_vec();
                 let check = move |choice: &Choice| sensible(choice, &candidates);
-                let context = context(&self.completion, place, phase, about);
+                let context = context(&self.completion, index, phase, about);
                 shadows.ask_in_background(context, &member, &background, own(), check);
                 continue;
             }
             let context = CallContext {
                 large: body.is_large(),
-                ..context(&self.completion, place, phase, about)
+                ..context(&self.completion, index, phase, about)
             };
             let (outcome, decision) = context
                 .ask(

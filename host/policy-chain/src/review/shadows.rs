@@ -1,4 +1,5 @@
-//! What the policies in shadow mode answered in one phase, and the comparison with what was decided.
+//! What the policies in shadow mode answered in one phase, and the comparison with what was
+//! decided.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,16 +28,16 @@ struct Shadow<T> {
     previous: Option<T>,
 }
 
-/// A policy that is asked in the background. Whichever comes later, its answer or the decision, starts
-/// the comparison.
+/// A policy that is asked in the background. Whichever comes later, its answer or the decision,
+/// starts the comparison.
 struct ShadowComparison<T> {
     member: PolicyMember,
     previous: Option<T>,
     both: Mutex<(Option<T>, Option<Differs<T>>)>,
 }
 
-/// Whether this answer would have made a difference: to the answer of the generation that the policy is
-/// to replace, if there is one, or else to the result of the phase.
+/// Whether this answer would have made a difference: to the answer of the generation that the
+/// policy is to replace, if there is one, or else to the result of the phase.
 type Differs<T> = Arc<dyn Fn(Option<&T>, &T) -> bool + Send + Sync>;
 
 impl<T: PhaseAnswer + Sync> Shadows<T> {

@@ -10,7 +10,7 @@ use crate::{AdmissionReview, ChainEntry, FailureAction, OnFailure, PolicyChain, 
 use interlock_policy_api::{Code, Reason, Rejection};
 use std::sync::Arc;
 
-fn hear(chain: &Arc<PolicyChain>) -> AdmissionReview {
+fn review(chain: &Arc<PolicyChain>) -> AdmissionReview {
     chain.review(SERIAL, id())
 }
 

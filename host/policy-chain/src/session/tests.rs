@@ -36,7 +36,7 @@ fn progress(generated_tokens: u32) -> Progress {
 }
 
 /// Proposes this and answers each event like this.
-fn review(
+fn reacting(
     name: &'static str,
     proposal: PlanProposal,
     react: impl Fn(Event) -> Answer<Reaction> + Send + Sync + 'static,
@@ -58,8 +58,8 @@ fn an_amendment_replaces_only_what_the_same_policy_had_said() {
         Event::TimedOut(_) => Ok(Reaction::Amend(total(100), Code::default())),
         _ => Ok(Reaction::Keep),
     };
-    let guard = review("guard", total(10), extend);
-    let other = review("other", total(60), |_| Ok(Reaction::Keep));
+    let guard = reacting("guard", total(10), extend);
+    let other = reacting("other", total(60), |_| Ok(Reaction::Keep));
     let mut session = outcome_of(vec![guard.entry(), other.entry()]).session;
     assert_eq!(session.plan().deadlines.total, Some(seconds(10)));
     let result = happens(&mut session, Event::TimedOut(Deadline::Total));
@@ -82,7 +82,7 @@ fn no_amendment_exceeds_the_ceilings_or_the_callers_bound() {
         };
         Ok(Reaction::Amend(plan, Code::default()))
     };
-    let (chain, _) = chain(vec![review("p", total(1), wish).entry()]);
+    let (chain, _) = chain(vec![reacting("p", total(1), wish).entry()]);
     let identity = Identity { priority: Some(Priority::Batch), ..Identity::default() };
     let outcome = admit(&chain, Facts { identity, ..facts() }).expect("it admits");
     let mut session = outcome.session;
@@ -97,7 +97,7 @@ fn no_amendment_exceeds_the_ceilings_or_the_callers_bound() {
 fn another_disconnect_action_leaves_the_rest_of_the_plan_alone() {
     let drain = DrainLimits { time_max: seconds(1), tokens_max: 5 };
     let react = move |_| Ok(Reaction::Disconnect(DisconnectAction::Drain(drain), Code::default()));
-    let mut session = outcome_of(vec![review("p", total(10), react).entry()]).session;
+    let mut session = outcome_of(vec![reacting("p", total(10), react).entry()]).session;
     assert_eq!(session.plan().on_disconnect, DisconnectAction::Cancel);
     assert!(happens(&mut session, Event::Disconnected).plan_changed);
     assert_eq!(session.plan().on_disconnect, DisconnectAction::Drain(drain));
@@ -111,8 +111,8 @@ fn the_first_to_cancel_ends_the_matter() {
         let reason = reason.clone();
         move |_| Ok(Reaction::Cancel(reason.clone()))
     };
-    let second = review("b", total(1), |_| unreachable!("a had cancelled"));
-    let entries = vec![review("a", total(1), cancel).entry(), second.entry()];
+    let second = reacting("b", total(1), |_| unreachable!("a had cancelled"));
+    let entries = vec![reacting("a", total(1), cancel).entry(), second.entry()];
     let mut session = outcome_of(entries).session;
     let result = happens(&mut session, Event::FirstToken);
     assert_eq!(result.cancel, Some(CancelledByPolicy { policy: "a".into(), reason, failed: None }));
@@ -121,7 +121,7 @@ fn the_first_to_cancel_ends_the_matter() {
 
 #[test]
 fn who_fails_is_passed_over_unless_the_operator_wants_the_request_to_end() {
-    let trap = || review("p", total(1), |_| Err(failure(FailureKind::Deadline)));
+    let trap = || reacting("p", total(1), |_| Err(failure(FailureKind::Deadline)));
     let mut open = outcome_of(vec![trap().entry()]).session;
     assert_eq!(happens(&mut open, Event::FirstToken).cancel, None);
     let closed = OnFailure { events: FailureAction::UNAVAILABLE, ..OnFailure::default() };
@@ -187,7 +187,7 @@ fn each_policy_hears_of_a_silence_once_when_it_is_long_enough_for_it() {
 #[test]
 fn a_shadow_hears_and_changes_nothing() {
     let cancel = |_| Ok(Reaction::Cancel(Reason { code: Code::from("no"), detail: None }));
-    let mut entry = review("p", total(1), cancel).entry();
+    let mut entry = reacting("p", total(1), cancel).entry();
     entry.mode = crate::PolicyMode::Shadow;
     let (chain, registry) = chain(vec![entry]);
     let mut session = admit(&chain, facts()).expect("a shadow").session;

@@ -167,9 +167,9 @@ impl ObserverTask {
             about: Some((&self.facts.identity.tenant, self.facts.model.as_str())),
         };
         let note = self.background.note.get().unwrap_or(&self.note);
-        let told = RequestContext { facts: &self.facts, note };
+        let request = RequestContext { facts: &self.facts, note };
         let asked_at = Instant::now();
-        let answer = guarded(|| self.member.policy.window(told, &kept.window()));
+        let answer = guarded(|| self.member.policy.window(request, &kept.window()));
         let (outcome, _) = context.conclude(&self.member, answer, asked_at.elapsed());
         let policy = || self.member.name.to_string();
         if self.member.shadow {

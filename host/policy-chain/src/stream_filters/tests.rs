@@ -61,14 +61,14 @@ fn texts(passed: &[FilteredText]) -> Vec<&str> {
 }
 
 #[test]
-fn without_a_reader_there_are_no_guards() {
+fn without_a_reader_there_are_no_filters() {
     let session = outcome_of(vec![entry(Fake::named("a"))]).session;
     assert!(session.stream_filters().is_none());
 }
 
 #[test]
 fn a_gate_lets_text_go_window_by_window() {
-    let (mut stream_filters, _oversight) =
+    let (mut stream_filters, _session) =
         stream_filters(vec![entry(guard("g", GATE(2), |_| Ok(Verdict::Pass)))]);
     assert!(stream_filters.gates());
     let passed = say(&mut stream_filters, "one two three four five");
@@ -79,7 +79,7 @@ fn a_gate_lets_text_go_window_by_window() {
 
 #[test]
 fn a_window_that_is_too_old_goes_as_it_is() {
-    let (mut stream_filters, _oversight) =
+    let (mut stream_filters, _session) =
         stream_filters(vec![entry(guard("g", GATE(9), |_| Ok(Verdict::Pass)))]);
     let now = Instant::now();
     assert_eq!(at_once(stream_filters.push("one ", used(1), now)).text, "");
@@ -102,7 +102,7 @@ fn a_word_is_redacted_across_the_border_of_a_window() {
         let text = text[..text.len() - hold].to_owned();
         Ok(Verdict::Replace { text, hold: hold as u32, reason: reason() })
     };
-    let (mut stream_filters, _oversight) = stream_filters(vec![entry(guard("g", GATE(1), redact))]);
+    let (mut stream_filters, _session) = stream_filters(vec![entry(guard("g", GATE(1), redact))]);
     let now = Instant::now();
     let mut text = String::new();
     for (piece, tokens) in ["a sec", "ret b se", "c", "c"].into_iter().zip(1..) {
@@ -124,7 +124,7 @@ fn what_a_gate_stops_still_goes_past_those_behind_it() {
     let shout = |window: &interlock_policy_api::Window<'_>| {
         Ok(Verdict::Replace { text: window.text.to_uppercase(), hold: 0, reason: reason() })
     };
-    let (mut stream_filters, _oversight) = stream_filters(vec![
+    let (mut stream_filters, _session) = stream_filters(vec![
         entry(guard("stop", GATE(1), stop)),
         entry(guard("shout", GATE(3), shout)),
     ]);
@@ -143,7 +143,7 @@ fn failing_the_request_wins_over_stopping_it() {
         Ok(Verdict::Stop { text: "x".into(), reason: reason() })
     };
     let abort = |_: &interlock_policy_api::Window<'_>| Ok(Verdict::Abort(reason()));
-    let (mut stream_filters, _oversight) = stream_filters(vec![
+    let (mut stream_filters, _session) = stream_filters(vec![
         entry(guard("stop", GATE(1), stop)),
         entry(guard("abort", GATE(9), abort)),
     ]);
@@ -155,7 +155,7 @@ fn failing_the_request_wins_over_stopping_it() {
 #[test]
 fn a_gate_that_fails_ends_the_request_unless_the_operator_says_otherwise() {
     let trap = |_: &interlock_policy_api::Window<'_>| Err(failure(FailureKind::Trap));
-    let (mut closed, _oversight) = stream_filters(vec![entry(guard("g", GATE(1), trap))]);
+    let (mut closed, _session) = stream_filters(vec![entry(guard("g", GATE(1), trap))]);
     let passed = say(&mut closed, "one");
     assert_eq!(
         passed[0],
@@ -164,7 +164,7 @@ fn a_gate_that_fails_ends_the_request_unless_the_operator_says_otherwise() {
 
     let open = OnFailure { stream_guard: Some(FailureAction::Open), ..OnFailure::default() };
     let entry = ChainEntry::new(Arc::new(guard("g", GATE(1), trap)), open);
-    let (mut open, _oversight) = stream_filters(vec![entry]);
+    let (mut open, _session) = stream_filters(vec![entry]);
     assert_eq!(texts(&say(&mut open, "one two")), ["one ", "two"]);
 }
 
@@ -179,7 +179,7 @@ fn who_observes_changes_and_delays_nothing_and_can_end_it_late() {
             _ => Verdict::Hold(99),
         })
     };
-    let (mut stream_filters, _oversight) =
+    let (mut stream_filters, _session) =
         stream_filters(vec![entry(guard("o", OBSERVE(2), differs))]);
     assert!(!stream_filters.gates());
     let passed = say(&mut stream_filters, "one two three bad five");
@@ -235,7 +235,7 @@ proptest! {
             entries.push(entry(guard("o", OBSERVE(2), |_| Ok(Verdict::Abort(reason())))));
             entries.truncate(4);
         }
-        let (mut stream_filters, _oversight) = stream_filters(entries);
+        let (mut stream_filters, _session) = stream_filters(entries);
         let now = Instant::now();
         let (mut came, mut passed, mut ended) = (String::new(), String::new(), false);
         for (piece, tokens) in pieces.iter().zip(1..) {
@@ -256,7 +256,7 @@ proptest! {
         pieces in prop::collection::vec("[a-z ]{1,12}", 1..40),
         tokens in 1_u32..9,
     ) {
-        let (mut stream_filters, _oversight) =
+        let (mut stream_filters, _session) =
             stream_filters(vec![entry(guard("g", GATE(tokens), |_| Ok(Verdict::Pass)))]);
         let now = Instant::now();
         let mut held: Vec<&str> = vec![];
@@ -303,6 +303,6 @@ fn one_who_observes_accounts_after_the_last_window() {
     assert_eq!(seen.last().map(|(_, last)| *last), Some(true));
     assert_eq!(told.closings(), ["completed"]);
     assert_eq!(told.forgotten(), [crate::testing::SERIAL]);
-    // It says no more, whoever still holds the guards.
+    // It says no more, whoever still holds the filters.
     assert!(say(&mut stream_filters, "c ").iter().all(|passed| passed.text.is_empty()));
 }

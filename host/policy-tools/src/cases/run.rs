@@ -54,7 +54,7 @@ impl CaseRun {
         }
         let body = fixtures::body(step.body.as_ref().or(case.body.as_ref()));
         let facts = request.facts(known.serial, now, phase)?;
-        let told = RequestContext { facts: &facts, note: &known.note };
+        let context = RequestContext { facts: &facts, note: &known.note };
         let load = step.load.or(case.load).unwrap_or_default();
         let mut answer = match phase {
             Phase::Identify => {
@@ -73,7 +73,7 @@ impl CaseRun {
             }
             Phase::StreamGuard => guarded(
                 policy.as_ref(),
-                told,
+                context,
                 step.text.as_deref().unwrap_or_default(),
                 step.progress.as_ref(),
             ),
@@ -81,12 +81,12 @@ impl CaseRun {
                 let event = step.event.ok_or("phase events needs an event")?;
                 let progress = step.progress.clone().unwrap_or_default();
                 let progress = progress.progress(facts.prompt_tokens, now, known.at);
-                policy.event(told, &event.into(), &progress).to_json()
+                policy.event(context, &event.into(), &progress).to_json()
             }
             Phase::Account => {
                 let ended = step.ended.as_ref().ok_or("phase account needs ended")?;
                 let summary = ended.summary(facts.prompt_tokens, now, known.at);
-                let answer = policy.account(told, &summary);
+                let answer = policy.account(context, &summary);
                 policy.forget(known.serial, summary.ran());
                 answer.to_json()
             }
@@ -170,7 +170,7 @@ fn named(choice: &Answer<Choice>, given: &[CandidateFixture]) -> Value {
 /// Feeds the text piece by piece, as the host does with a gate, and says what the client gets.
 fn guarded(
     policy: &dyn Policy,
-    told: RequestContext<'_>,
+    context: RequestContext<'_>,
     pieces: &[String],
     progress: Option<&ProgressFixture>,
 ) -> Value {
@@ -178,7 +178,7 @@ fn guarded(
     let mut held = String::new();
     let mut decisions = vec![];
     let mut last = json!({"decision": "pass"});
-    let usage = progress.cloned().unwrap_or_default().usage(told.facts.prompt_tokens);
+    let usage = progress.cloned().unwrap_or_default().usage(context.facts.prompt_tokens);
     for (index, piece) in pieces.iter().enumerate() {
         let held_bytes = held.len();
         let text = std::mem::take(&mut held) + piece;
@@ -190,7 +190,7 @@ fn guarded(
             finished,
             usage,
         };
-        let answer = policy.window(told, &window);
+        let answer = policy.window(context, &window);
         let decision = answer.to_json();
         decisions.push(decision["decision"].clone());
         last = decision;

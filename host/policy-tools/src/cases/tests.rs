@@ -89,13 +89,18 @@ impl Policy for Parrot {
         Ok(Verdict::Hold(if window.finished { 0 } else { 5 }))
     }
 
-    fn event(&self, told: RequestContext<'_>, _: &Event, progress: &Progress) -> Answer<Reaction> {
-        let code = format!("{} after {:?}", told.note, progress.elapsed);
+    fn event(
+        &self,
+        request: RequestContext<'_>,
+        _: &Event,
+        progress: &Progress,
+    ) -> Answer<Reaction> {
+        let code = format!("{} after {:?}", request.note, progress.elapsed);
         Ok(Reaction::Cancel(Reason { code: Code::from(code.as_str()), detail: None }))
     }
 
-    fn account(&self, told: RequestContext<'_>, summary: &Summary) -> Answer<()> {
-        let said = format!("{} used {}", told.note, summary.usage.generated_tokens);
+    fn account(&self, request: RequestContext<'_>, summary: &Summary) -> Answer<()> {
+        let said = format!("{} used {}", request.note, summary.usage.generated_tokens);
         self.state.set("last", said.as_bytes(), None).expect("memory takes it");
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Runs the engines, one turn at a time, and lets the time of a pass go by.
+//! Runs the engines, one step at a time, and lets the time of a pass go by.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::engine_step::{EngineStep, Resume};
 use crate::clock::ManualClock;
 use crate::workload::WorkloadModel;
 
-/// The engines, with a stack of their own: in the middle of a turn, when a pass begins, everyone
+/// The engines, with a stack of their own: in the middle of a step, when a pass begins, everyone
 /// else goes on until its time has passed. A thread would do the same, at two changes of thread a
 /// pass, which take far longer than the pass.
 type EngineStack = Coroutine<Resume, EngineStep, Vec<String>>;
@@ -100,7 +100,7 @@ impl SimDriver {
         loop {
             let mut idle = true;
             for engine in 0..self.handles.len() {
-                idle &= self.turn(engine).await == StepOutcome::Idle;
+                idle &= self.step(engine).await == StepOutcome::Idle;
             }
             if !idle {
                 continue;
@@ -147,13 +147,13 @@ impl SimDriver {
         self.handles.iter().any(|handle| handle.view().waiting > 0)
     }
 
-    async fn turn(&mut self, engine: usize) -> StepOutcome {
+    async fn step(&mut self, engine: usize) -> StepOutcome {
         self.free_at = self.free_at.max(self.elapsed_exactly());
         self.clock.set(self.free_at);
-        let mut resume = Resume::Turn(engine);
+        let mut resume = Resume::Step(engine);
         loop {
             match self.engines.resume(resume) {
-                CoroutineResult::Yield(EngineStep::TurnOver(turn)) => return turn,
+                CoroutineResult::Yield(EngineStep::StepOver(outcome)) => return outcome,
                 CoroutineResult::Yield(EngineStep::Pass { time, decoded, stalled, failed }) => {
                     self.work.passes += 1;
                     self.work.stalled += u64::from(stalled);
@@ -167,7 +167,7 @@ impl SimDriver {
                     resume = Resume::PassDone;
                 }
                 CoroutineResult::Yield(EngineStep::Opened(_)) | CoroutineResult::Return(_) => {
-                    unreachable!("a turn is asked for, and a turn is taken")
+                    unreachable!("a step is asked for, and a step is taken")
                 }
             }
         }
@@ -213,9 +213,9 @@ fn run(
         engines.push((model.name, engine));
     }
     let mut resume = driver.suspend(EngineStep::Opened(handles));
-    while let Resume::Turn(which) = resume {
-        let turn = engines[which].1.step();
-        resume = driver.suspend(EngineStep::TurnOver(turn));
+    while let Resume::Step(which) = resume {
+        let outcome = engines[which].1.step();
+        resume = driver.suspend(EngineStep::StepOver(outcome));
     }
     drop(inboxes);
     left(&engines)

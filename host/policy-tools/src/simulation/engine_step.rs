@@ -8,11 +8,11 @@ use interlock_engine::{EngineHandle, StepOutcome};
 pub(super) enum Resume {
     /// Make the engines.
     Open,
-    /// Let this engine take a turn.
-    Turn(usize),
+    /// Let this engine take a step.
+    Step(usize),
     /// The time of the pass has gone by.
     PassDone,
-    /// No more turns.
+    /// No more steps.
     End,
 }
 
@@ -22,6 +22,6 @@ pub(super) enum EngineStep {
     Opened(Vec<EngineHandle>),
     /// A pass begins that takes so long.
     Pass { time: Duration, decoded: usize, stalled: bool, failed: bool },
-    /// The turn is over.
-    TurnOver(StepOutcome),
+    /// The step is over.
+    StepOver(StepOutcome),
 }

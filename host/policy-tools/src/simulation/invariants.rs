@@ -43,12 +43,12 @@ pub(super) fn violations(
     let lost = seen.asked.iter().filter(|asked| asked.end == SimulatedEnd::Lost);
     kind(lost.map(|asked| format!("{} had neither an end nor an error", asked.id)).collect());
 
-    let wrong = recorded.duties.iter().filter(|((policy, _), duty)| {
-        let owed = duty.owed && recorded.accounting.contains(policy);
-        duty.accounts > 1 || (owed && duty.accounts == 0)
+    let wrong = recorded.accounts_owed.iter().filter(|((policy, _), account)| {
+        let owed = account.owed && recorded.accounting.contains(policy);
+        account.accounts > 1 || (owed && account.accounts == 0)
     });
-    let told = |((policy, serial), duty): (&(String, u64), &super::recorder::AccountsOwed)| {
-        format!("policy {policy:?} got {} accounts of request {serial}", duty.accounts)
+    let told = |((policy, serial), account): (&(String, u64), &super::recorder::AccountsOwed)| {
+        format!("policy {policy:?} got {} accounts of request {serial}", account.accounts)
     };
     kind(wrong.map(told).collect());
 

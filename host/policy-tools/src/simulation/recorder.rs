@@ -25,7 +25,7 @@ pub(super) struct Recorded {
     /// The policies that take part in `account`.
     pub(super) accounting: BTreeSet<String>,
     /// By policy and request: what is owed to it, and what it got.
-    pub(super) duties: BTreeMap<(String, u64), AccountsOwed>,
+    pub(super) accounts_owed: BTreeMap<(String, u64), AccountsOwed>,
     /// By request: how it ended. Only what was admitted.
     pub(super) ended: BTreeMap<u64, Vec<EndedRequest>>,
     /// By request: how often the policies were told to forget it.
@@ -49,20 +49,20 @@ pub(super) struct EndedRequest {
 
 impl Recording {
     /// These entries with a recorder around each policy, and one more entry at the end.
-    pub(super) fn recorded_by(&self, links: Vec<ChainEntry>) -> Vec<ChainEntry> {
-        self.recorded().policies = !links.is_empty();
+    pub(super) fn recorded_by(&self, entries: Vec<ChainEntry>) -> Vec<ChainEntry> {
+        self.recorded().policies = !entries.is_empty();
         let beside = |policy: Arc<dyn Policy>| -> Arc<dyn Policy> {
             if policy.takes(Phase::Account) {
                 self.recorded().accounting.insert(policy.name().to_owned());
             }
             Arc::new(Recorder { policy, recording: self.clone() })
         };
-        let mut all: Vec<ChainEntry> = links
+        let mut all: Vec<ChainEntry> = entries
             .into_iter()
-            .map(|link| ChainEntry {
-                policy: beside(link.policy),
-                previous: link.previous.map(beside),
-                ..link
+            .map(|entry| ChainEntry {
+                policy: beside(entry.policy),
+                previous: entry.previous.map(beside),
+                ..entry
             })
             .collect();
         let last = Arc::new(EndRecorder { recording: self.clone() });
@@ -92,8 +92,9 @@ impl Recorder {
 
     fn owe(&self, serial: u64, owed: bool) {
         let mut recorded = self.recording.recorded();
-        let duty = recorded.duties.entry((self.policy.name().to_owned(), serial)).or_default();
-        duty.owed = owed;
+        let account =
+            recorded.accounts_owed.entry((self.policy.name().to_owned(), serial)).or_default();
+        account.owed = owed;
     }
 }
 
@@ -226,7 +227,7 @@ impl Policy for Recorder {
         self.note(Phase::Account, &answer, |()| only(summary.closing.as_str()));
         let mut recorded = self.recording.recorded();
         let whose = (self.policy.name().to_owned(), request.facts.serial);
-        recorded.duties.entry(whose).or_default().accounts += 1;
+        recorded.accounts_owed.entry(whose).or_default().accounts += 1;
         answer
     }
 

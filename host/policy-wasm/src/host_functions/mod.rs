@@ -1,4 +1,5 @@
-//! The host functions behind a policy's imports, each within its bounds: one file for each interface.
+//! The host functions behind a policy's imports, each within its bounds: one file for each
+//! interface.
 //!
 //! An import is linked only when the operator granted it, so a policy that was not granted
 //! something has no function to call. Whatever is refined further (which header, which part of
@@ -65,8 +66,8 @@ impl HostFunctions {
     }
 
     /// A request is over: it runs no more, so its slots are free; what was reserved for it and not
-    /// settled goes back if nothing `ran`, and stays charged if something did: an account that failed
-    /// must not be a gift. Waits for nobody.
+    /// settled goes back if nothing `ran`, and stays charged if something did: an account that
+    /// failed must not be a gift. Waits for nobody.
     pub(crate) fn forget(&self, serial: u64, ran: bool) {
         let held = self.held().remove(&serial);
         for held in held.into_iter().flatten() {
@@ -83,8 +84,8 @@ impl HostFunctions {
         self.held().entry(serial).or_default().push(held);
     }
 
-    /// The policy has ended it. What was begun for another request stays in that one's list; to end it
-    /// twice changes nothing.
+    /// The policy has ended it. What was begun for another request stays in that one's list; to end
+    /// it twice changes nothing.
     fn release(&self, serial: u64, ended: &HeldState) {
         let mut held = self.held();
         if let Some(list) = held.get_mut(&serial) {
@@ -202,6 +203,6 @@ pub(crate) fn linker(
     Ok(linker)
 }
 
-// The words that the phases share have no functions.
+// The types that the phases share have no functions.
 impl v0_2::interlock::policy::types::Host for GuestState {}
 impl v0_1::interlock::policy::types::Host for GuestState {}

@@ -133,7 +133,8 @@ pub(super) fn has(entries: &[ManagedPolicy], policy: &Arc<WasmPolicy>) -> bool {
     entries.iter().any(|entry| Arc::ptr_eq(&entry.policy, policy))
 }
 
-/// The entry of this configuration, which shares with the old one of its name whatever stays the same.
+/// The entry of this configuration, which shares with the old one of its name whatever stays the
+/// same.
 ///
 /// `component`: `None` where it is the old one's, or else what its source has.
 pub(super) fn load_one(
@@ -186,8 +187,8 @@ pub(super) fn reads_the_same(before: &PolicyConfig, now: &PolicyConfig) -> bool 
     known == *now
 }
 
-pub(super) fn links(entries: &[ManagedPolicy]) -> Vec<ChainEntry> {
-    let link = |entry: &ManagedPolicy| ChainEntry {
+pub(super) fn chain_entries(entries: &[ManagedPolicy]) -> Vec<ChainEntry> {
+    let chain_entry = |entry: &ManagedPolicy| ChainEntry {
         previous: entry
             .previous
             .clone()
@@ -196,7 +197,7 @@ pub(super) fn links(entries: &[ManagedPolicy]) -> Vec<ChainEntry> {
             .config
             .chain_entry(Arc::clone(&entry.policy) as Arc<dyn interlock_policy_api::Policy>)
     };
-    entries.iter().map(link).collect()
+    entries.iter().map(chain_entry).collect()
 }
 
 pub(super) fn stamp(source: &PolicySource) -> Option<FileStamp> {

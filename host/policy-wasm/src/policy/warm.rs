@@ -45,7 +45,8 @@ impl Drop for BusyInstance<'_> {
     }
 }
 
-/// Warm instances, in a stack, so that a quiet host keeps using the one whose memory is in the cache.
+/// Warm instances, in a stack, so that a quiet host keeps using the one whose memory is in the
+/// cache.
 pub(super) struct WarmInstances {
     // Held for a push or a pop, never during a call.
     #[allow(clippy::vec_box, reason = "an instance goes through several hands in each call")]

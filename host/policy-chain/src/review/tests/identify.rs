@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{counts, failing, hear, rejection, shadow, successor};
+use super::{counts, failing, rejection, review, shadow, successor};
 use crate::testing::{Fake, caller, chain, failure};
 use crate::{ChainEntry, FailureAction, PolicyRefusal, at_once};
 use interlock_policy_api::{Answer, Caller, Code, FailureKind, Headers, Identified, Identity};
@@ -16,7 +16,7 @@ fn known(tenant: &str) -> Answer<Identified> {
 }
 
 fn ask(entries: Vec<ChainEntry>) -> Result<String, PolicyRefusal> {
-    at_once(hear(&chain(entries).0).identify(&caller())).map(|identity| identity.tenant)
+    at_once(review(&chain(entries).0).identify(&caller())).map(|identity| identity.tenant)
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_shadow_that_would_have_decided_otherwise_is_counted() {
         ]
     };
     let (chain, registry) = chain(entries());
-    let identity = at_once(hear(&chain).identify(&caller())).expect("a knows it");
+    let identity = at_once(review(&chain).identify(&caller())).expect("a knows it");
     assert_eq!(identity.tenant, "acme");
     counts(&registry, r#"policy_shadow_disagreements_total{phase="identify",policy="s"} 1"#);
     counts(&registry, r#"policy_shadow_disagreements_total{phase="identify",policy="t"} 0"#);
@@ -105,7 +105,7 @@ fn what_was_decided_about_one_caller_is_not_repeated_for_another() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let headers = Headers(vec![pair("x-user", user), pair("x-other", other)]);
         let caller = Caller { credential: credential.into(), headers, ..caller() };
-        at_once(hear(&chain).identify(&caller))
+        at_once(review(&chain).identify(&caller))
             .map_or_else(|refused| refused.rejection.status.to_string(), |identity| identity.tenant)
     };
     assert_eq!([ask("c", "ann", "1"), ask("", "bob", "1")], ["ann", "bob"]);
@@ -128,7 +128,7 @@ fn the_shadow_of_whoever_ends_the_matter_is_asked_and_nobody_else() {
     ] {
         let entry = successor(identifying("p", old), identifying("p", new));
         let (chain, registry) = chain(vec![entry, last()]);
-        let _ = at_once(hear(&chain).identify(&caller()));
+        let _ = at_once(review(&chain).identify(&caller()));
         let line =
             format!(r#"policy_shadow_disagreements_total{{phase="identify",policy="p"}} {count}"#);
         counts(&registry, &line);

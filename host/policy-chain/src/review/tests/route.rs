@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use interlock_request::ModelId;
 use proptest::prelude::*;
 
-use super::{counts, failing, hear, rejection, shadow, successor};
+use super::{counts, failing, rejection, review, shadow, successor};
 use crate::testing::{Fake, body, chain, facts, failure};
 use crate::{ChainEntry, FailureAction, PolicyRefusal, at_once};
 use interlock_policy_api::{Answer, Candidate, Choice, Code, Facts, FailureKind, Identity, Load};
@@ -45,7 +45,7 @@ fn not_ready(candidate: Candidate) -> Candidate {
 }
 
 fn ask(entries: Vec<ChainEntry>, candidates: &[Candidate]) -> Result<Option<u32>, PolicyRefusal> {
-    at_once(hear(&chain(entries).0).route(&facts(), candidates, &body()))
+    at_once(review(&chain(entries).0).route(&facts(), candidates, &body()))
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn in_place_of_a_policy_that_fails_the_host_prefers_the_least_busy() {
     let candidates = [candidate(0, 4), candidate(1, 1)];
     let trap = routing("a", Err(failure(FailureKind::Deadline))).entry();
     let (chain, registry) = chain(vec![trap]);
-    let taken = at_once(hear(&chain).route(&facts(), &candidates, &body()));
+    let taken = at_once(review(&chain).route(&facts(), &candidates, &body()));
     assert_eq!(taken, Ok(Some(1)));
     counts(&registry, r#"policy_fallbacks_total{action="builtin",phase="route",policy="a"} 1"#);
     counts(&registry, r#"policy_failures_total{kind="deadline",phase="route",policy="a"} 1"#);
@@ -146,7 +146,7 @@ fn the_last_good_decision_is_repeated_for_the_same_tenant_and_model_only() {
     let action = FailureAction::LastGood(std::time::Duration::from_secs(60));
     let (chain, registry) = chain(vec![failing(fake, action)]);
     let candidates = [candidate(0, 0), candidate(1, 4)];
-    let ask = |facts: &Facts| at_once(hear(&chain).route(facts, &candidates, &body()));
+    let ask = |facts: &Facts| at_once(review(&chain).route(facts, &candidates, &body()));
     assert_eq!(ask(&facts()), Ok(Some(1)));
     broken.store(true, Ordering::Relaxed);
     assert_eq!(ask(&facts()), Ok(Some(1)));
@@ -166,7 +166,7 @@ fn a_shadow_that_would_have_sent_it_elsewhere_is_counted() {
     ];
     let (chain, registry) = chain(entries);
     let candidates = [candidate(0, 0), candidate(1, 4)];
-    let taken = at_once(hear(&chain).route(&facts(), &candidates, &body()));
+    let taken = at_once(review(&chain).route(&facts(), &candidates, &body()));
     assert_eq!(taken, Ok(Some(1)));
     counts(&registry, r#"policy_shadow_disagreements_total{phase="route",policy="s"} 1"#);
     counts(&registry, r#"policy_shadow_disagreements_total{phase="route",policy="t"} 0"#);
@@ -208,7 +208,7 @@ fn the_shadow_of_one_that_picks_or_rejects_is_compared_with_it() {
         let entry = successor(routing("p", old), routing("p", new));
         let (chain, registry) = chain(vec![entry, routing("q", pick(0)).entry()]);
         let candidates = [candidate(0, 0), candidate(1, 0)];
-        let _ = at_once(hear(&chain).route(&facts(), &candidates, &body()));
+        let _ = at_once(review(&chain).route(&facts(), &candidates, &body()));
         let line =
             format!(r#"policy_shadow_disagreements_total{{phase="route",policy="p"}} {count}"#);
         counts(&registry, &line);

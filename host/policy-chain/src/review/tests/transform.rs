@@ -1,4 +1,4 @@
-use super::{failing, hear, rejection, shadow};
+use super::{failing, rejection, review, shadow};
 use crate::testing::{Fake, chain, facts, failure};
 use crate::{ChainEntry, FailureAction, PolicyRefusal, at_once};
 use interlock_policy_api::{Answer, Body, Code, Edits, Facts, FailureKind, Headers, Transformed};
@@ -28,7 +28,7 @@ fn pair(name: &str, value: &str) -> (String, String) {
 fn ask(entries: Vec<ChainEntry>) -> Result<(Facts, Option<String>), PolicyRefusal> {
     let body = Arc::new(Body::new(br#"{"n":1}"#.to_vec()));
     let mut facts = Facts { headers: Headers(vec![pair("x-a", "1"), pair("x-b", "2")]), ..facts() };
-    at_once(hear(&chain(entries).0).transform(&mut facts, &body))?;
+    at_once(review(&chain(entries).0).transform(&mut facts, &body))?;
     let changed = body.changed().map(|bytes| String::from_utf8(bytes).expect("JSON"));
     Ok((facts, changed))
 }
