@@ -14,7 +14,7 @@ use interlock_request::{Generation, Priority, Sampling};
 
 const PASSES: usize = 12;
 
-/// `(streams, joining, prompt)`.
+/// `(streams, newcomers, prompt)`.
 const CASES: [(usize, usize, usize); 12] = [
     (8, 0, 0),
     (32, 0, 0),
