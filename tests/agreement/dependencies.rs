@@ -62,7 +62,7 @@ fn only_policy_and_those_who_configure_it_know_webassembly() {
 #[test]
 fn only_server_and_those_who_configure_it_know_http() {
     let known = who_reaches("axum");
-    // The rehearsal asks the routes of the server without sockets.
+    // The policy tools' simulation asks the routes of the server without sockets.
     let expected =
         ["interlock-cli", "interlock-config", "interlock-policy-tools", "interlock-server"];
     assert_eq!(known, expected);

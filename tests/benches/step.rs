@@ -80,8 +80,8 @@ fn main() {
         let own = |n: TokenId| if n < PROMPT / 2 { n } else { n + number };
         let prompt = (0..PROMPT).map(own).collect();
         let serial = u64::from(number);
-        let consent = admit(&chain, serial, &number.to_string(), prompt, generation);
-        let admitted = consent.expect("no policies").admitted;
+        let outcome = admit(&chain, serial, &number.to_string(), prompt, generation);
+        let admitted = outcome.expect("no policies").admitted;
         handle.queue_permit().expect("a permit").submit(admitted)
     };
     let mut step = |what: &str, steps: usize| {

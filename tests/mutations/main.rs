@@ -9,7 +9,7 @@
 
 mod components;
 mod configurations;
-mod rehearsals;
+mod policy_tools;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

@@ -43,7 +43,7 @@ pub(crate) struct Checker {
     running_max: usize,
     displace: bool,
     chunk: usize,
-    /// StopWay large a pass might be in the last step, and in this one.
+    /// How large a pass might be in the last step, and in this one.
     size: ExpectedSize,
     failures: usize,
     /// What was known to fit, after the step before.
@@ -65,7 +65,7 @@ pub(crate) struct Checker {
 /// piece takes is here no more than so many streams' passes lend.
 const HELD_UP_MAX: usize = 2000;
 
-/// StopWay large a pass is, or may be.
+/// How large a pass is, or may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ExpectedSize {
     rows: usize,
@@ -78,7 +78,7 @@ impl ExpectedSize {
     }
 }
 
-/// StopWay often things happened, so that a test can tell that it saw what it is about.
+/// How often things happened, so that a test can tell that it saw what it is about.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct EventCounts(BTreeMap<&'static str, usize>);
 
@@ -104,7 +104,7 @@ struct ExpectedRequest {
     priority: Option<Priority>,
     arrival: u64,
     overtaken: u32,
-    /// StopWay many had arrived when it became overdue, or last gave way.
+    /// How many had arrived when it became overdue, or last gave way.
     overdue_at: u64,
     isolation: ExpectedIsolation,
     /// Retries that were taken, and that it has earned back.
@@ -312,7 +312,7 @@ impl Checker {
         });
     }
 
-    /// StopWay large a pass may be follows from how large this one was.
+    /// How large a pass may be follows from how large this one was.
     fn learnt(&mut self, rows: &[RowOf], failed: Option<&PassFailed>, audit: Audit) {
         let (size, was) = (ExpectedSize::of(rows), self.size);
         let within = size.rows <= was.rows && size.tokens <= was.tokens;
@@ -774,7 +774,7 @@ impl Checker {
         assert!(!room, "{who} waits, and there is room: {next:?} {audit:?}");
     }
 
-    /// StopTime nobody is left.
+    /// When nobody is left.
     pub(crate) fn at_the_end(&mut self, outside: &Outside) {
         self.failures_are_few();
         for (who, (entry, client)) in self.expected.iter().zip(&outside.clients).enumerate() {
@@ -791,7 +791,7 @@ impl Checker {
         }
     }
 
-    /// Every pass that fails takes a retry of a request, or ends one, or was a try, of which there is
+    /// Every pass that fails takes a retry of a request, or ends one, or was a trial, of which there is
     /// one in so many good passes. So there are no more than these, whatever fails and for how long.
     fn failures_are_few(&self) {
         let of_one = |entry: &ExpectedRequest| match entry.at {

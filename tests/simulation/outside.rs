@@ -52,7 +52,7 @@ pub(crate) struct ClientRecord {
     deadlines: Deadlines,
     pub priority: Option<Priority>,
     submitted_at: Duration,
-    /// StopTime the last token came.
+    /// When the last token came.
     last_at: Duration,
     /// The outcome that the first stop decided.
     pub asked: Option<Outcome>,
@@ -137,9 +137,9 @@ pub(crate) fn admit(
 ) -> Option<(Admitted, PolicySession)> {
     let (prompt, generation) = (request.prompt.clone(), request.generation.clone());
     let (id, tenant) = (who.to_string(), request.tenant);
-    let consent =
+    let outcome =
         interlock_tests::admit_of(tenant, chain, who as u64, &id, prompt, generation).ok()?;
-    Some((consent.admitted, consent.session))
+    Some((outcome.admitted, outcome.session))
 }
 
 /// Nothing is forbidden, and every deadline far beyond a world's end.
@@ -171,14 +171,14 @@ impl Outside {
             accounted: requests.iter().map(|_| AtomicU32::new(0)).collect(),
         });
         let open = OnFailure { admit: FailureAction::Open, ..OnFailure::default() };
-        let link = ChainEntry::new(Arc::clone(&policy) as Arc<dyn Policy>, open);
-        let commons = ChainShared::in_line(metrics);
+        let entry = ChainEntry::new(Arc::clone(&policy) as Arc<dyn Policy>, open);
+        let shared = ChainShared::in_line(metrics);
         Self {
             handle,
             inbox: Some(inbox),
             closes_at,
             clock,
-            chain: Arc::new(PolicyChain::new(vec![link], ceilings(), commons)),
+            chain: Arc::new(PolicyChain::new(vec![entry], ceilings(), shared)),
             policy,
             next: 0,
             clients: requests.iter().map(|_| ClientRecord::default()).collect(),
@@ -199,12 +199,12 @@ impl Outside {
             self.next += 1;
         }
         for who in self.live.clone() {
-            self.clients[who].ask_what_is_due(now);
+            self.clients[who].stop_what_is_due(now);
         }
         self.live.retain(|&who| self.clients[who].running.is_some());
     }
 
-    /// StopTime something will be due next.
+    /// When something will be due next.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let arrival = self.requests.get(self.next).map(|request| request.at);
         let closing = self.inbox.as_ref().and(self.closes_at);
@@ -344,27 +344,27 @@ impl ClientRecord {
     }
 
     fn next_due(&self) -> Option<Duration> {
-        let stops = self.stops.iter().filter_map(|ask| match ask.when {
+        let stops = self.stops.iter().filter_map(|attempt| match attempt.when {
             StopTime::After(time) => Some(self.submitted_at + time),
             StopTime::Tokens(_) => None,
         });
         self.due_deadlines().into_iter().filter_map(|(at, _)| at).chain(stops).min()
     }
 
-    fn ask_what_is_due(&mut self, now: Duration) {
+    fn stop_what_is_due(&mut self, now: Duration) {
         for (at, deadline) in self.due_deadlines() {
             if at.is_some_and(|at| at <= now) {
                 self.cancel(CancelCause::Deadline(deadline));
             }
         }
-        let is_due = |ask: &StopAttempt| match ask.when {
+        let is_due = |attempt: &StopAttempt| match attempt.when {
             StopTime::After(time) => self.submitted_at + time <= now,
             StopTime::Tokens(count) => self.tokens.len() >= count,
         };
         let (due, later): (Vec<_>, _) = self.stops.iter().copied().partition(is_due);
         self.stops = later;
-        for ask in due {
-            match ask.how {
+        for attempt in due {
+            match attempt.how {
                 StopWay::Leave => self.leave(),
                 StopWay::Operator => self.cancel(CancelCause::Operator),
                 StopWay::Finish => {

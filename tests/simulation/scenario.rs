@@ -47,7 +47,7 @@ pub(crate) struct Scenario {
     /// By when they arrive.
     pub requests: Vec<SimRequest>,
     pub faults: Faults,
-    /// StopTime the engine is told to stop.
+    /// When the engine is told to stop.
     pub closes_at: Option<Duration>,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct StopAttempt {
 pub(crate) enum StopTime {
     /// This long after it was submitted.
     After(Duration),
-    /// StopTime its client has seen so many tokens.
+    /// When its client has seen so many tokens.
     Tokens(usize),
 }
 

@@ -34,7 +34,7 @@ impl Authors {
     }
 }
 
-/// Nobody reads what another tenant's request computed, unless all share. StopWay many others it read
+/// Nobody reads what another tenant's request computed, unless all share. How many others it read
 /// of, of its own tenant and of others.
 pub(crate) fn shares(
     sharing: PrefixSharing,

@@ -128,7 +128,7 @@ fn flood(sheddable: SimRequest) -> Ran {
     Lab::new().world(&scenario)
 }
 
-/// StopWay many started before it did, for the first time or the last.
+/// How many started before it did, for the first time or the last.
 fn starts_before(ran: &Ran, who: usize, last: bool) -> usize {
     let started: Vec<_> = ran
         .seen()
@@ -403,7 +403,7 @@ fn who_begins_like_another_is_served_from_its_pages() {
     assert_eq!(computed, [3 * page + 5, 5, 5]);
 }
 
-/// One tenant stops something; another guesses it, or guesses wrong. StopWay many cached tokens the guess
+/// One tenant asks something; another guesses it, or guesses wrong. How many cached tokens the guess
 /// is told, and after what time it has its first token.
 fn guess(sharing: PrefixSharing, right: bool) -> (u32, Duration) {
     let secret = |at, first| SimRequest { tenant: "acme", ..request(at, first, 800, 5) };

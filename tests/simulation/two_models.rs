@@ -66,10 +66,10 @@ impl ServedModel {
             priority: Priority::Standard,
         };
         let prompt = (0..prompt).map(|n| (n + serial as u32) % 200).collect();
-        let consent =
+        let outcome =
             interlock_tests::admit(&self.chain, serial, &serial.to_string(), prompt, generation)
                 .expect("no policies");
-        let running = self.handle.queue_permit().expect("a permit").submit(consent.admitted);
+        let running = self.handle.queue_permit().expect("a permit").submit(outcome.admitted);
         self.asked.push((running, vec![], false));
     }
 

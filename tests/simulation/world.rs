@@ -59,7 +59,7 @@ impl Ran {
         })
     }
 
-    /// StopWay it ended.
+    /// How it ended.
     pub(crate) fn ended(&self, who: usize) -> &Ended {
         let ended = self.heard(who).find_map(|(_, event)| match event {
             Event::Ended(ended) => Some(ended),
@@ -68,7 +68,7 @@ impl Ran {
         ended.expect("who stays hears of the end")
     }
 
-    /// StopTime its tokens came.
+    /// When its tokens came.
     pub(crate) fn tokens_at(&self, who: usize) -> Vec<Duration> {
         let tokens = self.heard(who).filter(|(_, event)| matches!(event, Event::Token(_)));
         tokens.map(|(at, _)| at).collect()
@@ -98,7 +98,7 @@ impl Lab {
     ///
     /// # Panics
     ///
-    /// StopTime a rule is broken, with the seed, the world and its last steps.
+    /// When a rule is broken, with the seed, the world and its last steps.
     pub(crate) fn world(&self, scenario: &Scenario) -> Ran {
         let trace = RefCell::new(vec![]);
         // What is looked at after a panic is the trace alone.

@@ -51,8 +51,8 @@ pub fn admit_of(
         identity: Identity { tenant: tenant.into(), ..Identity::default() },
         headers: Headers::default(),
     };
-    let hearing = chain.review(serial, facts.request_id.clone());
+    let review = chain.review(serial, facts.request_id.clone());
     let prompt = Prompt::new(prompt).expect("a prompt");
     let body = Arc::new(Body::new(vec![]));
-    at_once(hearing.admit(facts, &Load::default(), prompt, generation, &body))
+    at_once(review.admit(facts, &Load::default(), prompt, generation, &body))
 }

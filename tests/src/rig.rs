@@ -121,8 +121,8 @@ impl Rig {
             priority: Priority::Standard,
         };
         let prompt = (0..prompt).collect();
-        let consent = admit(&self.chain, 0, id, prompt, generation).expect("no policies");
-        permit.submit(consent.admitted)
+        let outcome = admit(&self.chain, 0, id, prompt, generation).expect("no policies");
+        permit.submit(outcome.admitted)
     }
 
     /// The value of a metric line, such as `requests_running` or `x_total{a="b"}`.

@@ -59,11 +59,11 @@ pub(crate) fn load(effective: &Effective, registry: &Registry) -> anyhow::Result
         .context("WebAssembly cannot be run on this machine, so no policy can be")?;
     let metrics = PolicyMetrics::register(registry);
     let record = record(effective, &metrics)?;
-    let commons = match &record {
+    let shared = match &record {
         Some(file) => ChainShared::new(metrics).recording(Arc::clone(file) as _),
         None => ChainShared::new(metrics),
     };
-    match PolicyManager::new(host, &config.policy, config.limits.ceilings(), commons) {
+    match PolicyManager::new(host, &config.policy, config.limits.ceilings(), shared) {
         Ok(manager) => Ok(LoadedPolicies { manager, record }),
         Err(failed) => {
             let problem = |failed: &LoadFailed| {

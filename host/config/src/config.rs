@@ -81,7 +81,7 @@ impl Config {
 
     fn problems_together(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        // A waiting request holds its connection, so these seats could never be taken.
+        // A waiting request holds its connection, so these places could never be taken.
         let (requests, connections) = (self.waiting.requests_max, self.server.connections_max);
         if requests > connections {
             problems.push(format!(

@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = load(path.as_ref(), &LoadOptions::default(), &mut |_| {})?.model;
     println!("attention       {}", model.attention());
     println!("\nstreams  newcomers  prompt   same: ms (min, max)        new: ms (min, max)");
-    for (streams, newcomers, prompt) in CASES {
+    for (streams, joining, prompt) in CASES {
         let same = measure(&mut model, streams, newcomers, |_| prompt)?;
         let new = measure(&mut model, streams, newcomers, |pass| prompt + pass)?;
         println!("{streams:>7} {newcomers:>10} {prompt:>7}   {same}   {new}");
@@ -105,7 +105,7 @@ fn measure(
                 let last = stream.tokens.len() - 1;
                 stream.row(last)
             })
-            .chain(joining.iter_mut().map(|newcomer| newcomer.row(0)))
+            .chain(joining.iter_mut().map(|request| request.row(0)))
             .collect();
         let started = Instant::now();
         let drawn = model.pass(&mut rows)?;

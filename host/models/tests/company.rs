@@ -24,7 +24,7 @@ use interlock_request::{
     TokenId,
 };
 
-/// A request, and when what happens to it: counted in turns of the engine.
+/// A request, and when what happens to it: counted in steps of the engine.
 #[derive(Debug, Clone)]
 struct Wish {
     prompt: Vec<TokenId>,
@@ -151,13 +151,13 @@ fn serve(model: Model, mode: Mode, wishes: &[Wish], rng: &mut Rng) -> (Vec<Told>
     let mut told: Vec<Option<Told>> = wishes.iter().map(|_| None).collect();
     let mut tokens: Vec<Vec<_>> = wishes.iter().map(|_| Vec::new()).collect();
     let mut seen = Seen::default();
-    for turn in 0.. {
-        assert!(turn < 100_000, "it does not come to an end: {:?}", engine.audit());
+    for step in 0.. {
+        assert!(step < 100_000, "it does not come to an end: {:?}", engine.audit());
         for (number, wish) in wishes.iter().enumerate() {
-            if wish.arrives == turn {
+            if wish.arrives == step {
                 running[number] = Some(submit(&handle, &chain, number, wish));
             }
-            if let (true, Some(running)) = (wish.cancelled == Some(turn), &running[number])
+            if let (true, Some(running)) = (wish.cancelled == Some(step), &running[number])
                 && mode == Mode::Batched
             {
                 running.control.cancel(CancelCause::Operator);
@@ -222,10 +222,10 @@ fn submit(
         headers: Headers::default(),
     };
     let prompt = Prompt::new(wish.prompt.clone()).expect("a prompt");
-    let hearing = chain.review(facts.serial, facts.request_id.clone());
+    let review = chain.review(facts.serial, facts.request_id.clone());
     let (load, body) = (Load::default(), Arc::new(Body::new(vec![])));
-    let consent = at_once(hearing.admit(facts, &load, prompt, wish.generation.clone(), &body));
-    permit.submit(consent.expect("there are no policies").admitted)
+    let outcome = at_once(review.admit(facts, &load, prompt, wish.generation.clone(), &body));
+    permit.submit(outcome.expect("there are no policies").admitted)
 }
 
 fn poll(running: &mut RequestHandle) -> Poll<Option<Event>> {

@@ -178,11 +178,11 @@ fn compare_logits_in_company(case: &str, mut model: Model, tolerance: f32) {
     let mut requests: Vec<Request> =
         sizes.iter().map(|_| Request::open(&mut model, &prompt, greedy.len(), &mut free)).collect();
     let mut scored = vec![Vec::new(); sizes.len()];
-    for turn in 0..all.len() {
+    for step in 0..all.len() {
         let mut table = Vec::new();
         let mut whose = Vec::new();
         for (number, request) in requests.iter_mut().enumerate() {
-            let size = sizes[number].get(turn).copied().unwrap_or(1);
+            let size = sizes[number].get(step).copied().unwrap_or(1);
             let from = request.length;
             let to = (from + size).min(all.len());
             if from < to {

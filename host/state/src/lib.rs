@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! Space::take ──► checked ──► PolicyStore ──┬─► memory: a mutex per shard, no I/O
-//!               numbers, sizes        └─► redis: one Lua script, one round trip
+//!                 numbers, sizes            └─► redis: one Lua script, one round trip
 //! ```
 //!
 //! # Invariants

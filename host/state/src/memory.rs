@@ -45,7 +45,7 @@ pub(crate) struct MemoryStore {
 /// The state of one policy.
 struct MemoryPolicyStore {
     clock: Arc<dyn StateClock>,
-    room: QuotaUse,
+    usage: QuotaUse,
     shards: [Mutex<Shard>; SHARDS],
     /// Numbers for reservations and slots: counted, so that a simulation repeats.
     serial: AtomicU64,
@@ -123,7 +123,7 @@ impl Store for MemoryStore {
         let new = || {
             Arc::new(MemoryPolicyStore {
                 clock: Arc::clone(&self.clock),
-                room: QuotaUse::new(self.quota),
+                usage: QuotaUse::new(self.quota),
                 shards: Default::default(),
                 serial: AtomicU64::new(1),
             })
@@ -176,11 +176,11 @@ impl MemoryPolicyStore {
         for shard in 0..SHARDS {
             let mut shard = self.lock(shard);
             let now = self.clock.now();
-            any |= shard.buckets.sweep(now, &self.room);
-            any |= shard.windows.sweep(now, &self.room);
-            any |= shard.reservations.sweep(now, &self.room);
-            any |= shard.slots.sweep(now, &self.room);
-            any |= shard.values.sweep(now, &self.room);
+            any |= shard.buckets.sweep(now, &self.usage);
+            any |= shard.windows.sweep(now, &self.usage);
+            any |= shard.reservations.sweep(now, &self.usage);
+            any |= shard.slots.sweep(now, &self.usage);
+            any |= shard.values.sweep(now, &self.usage);
         }
         any
     }
@@ -202,7 +202,7 @@ impl MemoryPolicyStore {
             }
             // The reservation goes first: its key and bytes are what a window that has to be made
             // again needs at most, so settling works however full the store is.
-            let held = shard.reservations.remove(&reservation, &self.room);
+            let held = shard.reservations.remove(&reservation, &self.usage);
             let Some(held) = held else { return Ok(false) };
             let mut spent = shard.window(&held.key, held.window.per, now);
             let beyond = actual.map_or(0.0, |actual| actual - held.total);
@@ -214,7 +214,7 @@ impl MemoryPolicyStore {
                 return Ok(true);
             }
             let (size, until) = (entry_bytes(&held.key), (now, spent.ends));
-            shard.windows.put_anyhow(held.key.as_str(), spent, size, until, &self.room);
+            shard.windows.put_anyhow(held.key.as_str(), spent, size, until, &self.usage);
             Ok(true)
         })
     }
@@ -228,9 +228,9 @@ impl MemoryPolicyStore {
             match left.iter().map(|slot| slot.ends).max() {
                 Some(ends) => {
                     let size = entry_bytes(key) + SLOT_BYTES * left.len() as u64;
-                    shard.slots.put(key, left, size, (now, ends), &self.room)?;
+                    shard.slots.put(key, left, size, (now, ends), &self.usage)?;
                 }
-                None => drop(shard.slots.remove(key, &self.room)),
+                None => drop(shard.slots.remove(key, &self.usage)),
             }
             Ok(found)
         })
@@ -259,7 +259,7 @@ impl PolicyStore for MemoryPolicyStore {
                     level,
                     entry_bytes(key),
                     (now, now + full_in),
-                    &self.room,
+                    &self.usage,
                 )?;
             }
             Ok(Taken::Ok { remaining })
@@ -289,10 +289,10 @@ impl PolicyStore for MemoryPolicyStore {
                 began: spent.began,
             };
             let life = now + RESERVATION_LIFE;
-            shard.reservations.put(&id, held, entry_bytes(key), (now, life), &self.room)?;
+            shard.reservations.put(&id, held, entry_bytes(key), (now, life), &self.usage)?;
             let until = (now, spent.ends);
-            if let Err(full) = shard.windows.put(key, spent, entry_bytes(key), until, &self.room) {
-                shard.reservations.remove(&id, &self.room);
+            if let Err(full) = shard.windows.put(key, spent, entry_bytes(key), until, &self.usage) {
+                shard.reservations.remove(&id, &self.usage);
                 return Err(full);
             }
             let remaining = window.limit - spent.used;
@@ -314,9 +314,9 @@ impl PolicyStore for MemoryPolicyStore {
             held.began = spent.began;
             held.total += extra;
             let (key, size) = (held.key.clone(), entry_bytes(&held.key));
-            shard.windows.put(key.as_str(), spent, size, (now, spent.ends), &self.room)?;
+            shard.windows.put(key.as_str(), spent, size, (now, spent.ends), &self.usage)?;
             let life = now + RESERVATION_LIFE;
-            shard.reservations.put(&reservation, held, size, (now, life), &self.room)?;
+            shard.reservations.put(&reservation, held, size, (now, life), &self.usage)?;
             Ok(Extended::Ok)
         })
     }
@@ -334,7 +334,7 @@ impl PolicyStore for MemoryPolicyStore {
             let running = u32::try_from(slots.len()).unwrap_or(u32::MAX);
             let ends = slots.iter().map(|slot| slot.ends).max().unwrap_or(now);
             let size = entry_bytes(key) + SLOT_BYTES * slots.len() as u64;
-            shard.slots.put(key, slots, size, (now, ends), &self.room)?;
+            shard.slots.put(key, slots, size, (now, ends), &self.usage)?;
             Ok(Entered::Ok { slot: id, running })
         })
     }
@@ -358,14 +358,14 @@ impl PolicyStore for MemoryPolicyStore {
     fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), StateFault> {
         self.on(Self::shard_of(key), |shard, now| {
             let size = entry_bytes(key) + value.len() as u64;
-            shard.values.put(key, value.to_vec(), size, (now, now + ttl), &self.room)
+            shard.values.put(key, value.to_vec(), size, (now, now + ttl), &self.usage)
         })
     }
 
     fn delete(&self, key: &str) -> Result<bool, StateFault> {
         self.on(Self::shard_of(key), |shard, now| {
             let found = shard.values.get(key, now).is_some();
-            shard.values.remove(key, &self.room);
+            shard.values.remove(key, &self.usage);
             Ok(found)
         })
     }
@@ -382,7 +382,7 @@ impl PolicyStore for MemoryPolicyStore {
                 return Ok(false);
             }
             let size = entry_bytes(key) + new.len() as u64;
-            shard.values.put(key, new.to_vec(), size, (now, now + ttl), &self.room)?;
+            shard.values.put(key, new.to_vec(), size, (now, now + ttl), &self.usage)?;
             Ok(true)
         })
     }
@@ -398,7 +398,7 @@ impl PolicyStore for MemoryPolicyStore {
             })?;
             let text = value.to_string().into_bytes();
             let size = entry_bytes(key) + text.len() as u64;
-            shard.values.put(key, text, size, (now, ends), &self.room)?;
+            shard.values.put(key, text, size, (now, ends), &self.usage)?;
             Ok(value)
         })
     }

@@ -33,8 +33,8 @@
 //! # Not here
 //!
 //! TLS, clusters of more than one shard, and sentinels: the client can do each of them behind a
-//! feature of its own, and none has been tested here. How connections fail and heal is [`link`]'s;
-//! what it means that the server refuses something is [`failure`]'s.
+//! feature of its own, and none has been tested here. How connections fail and heal
+//! is [`connection_pool`]'s; what it means that the server refuses something is [`failure`]'s.
 
 mod address;
 mod connection_pool;

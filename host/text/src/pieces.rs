@@ -1,7 +1,7 @@
 //! The bytes that each token stands for.
 //!
 //! A tokenizer's decoder is read once, when the model is loaded, and turned into a table from
-//! token to bytes. DecoderSettings is then concatenation, which is the same in pieces as at once.
+//! token to bytes. Decoding is then concatenation, which is the same in pieces as at once.
 //! A decoder that is not concatenation (BERT's WordPiece, CTC) is refused by name.
 //!
 //! Two differences to `tokenizers`' own decoding, both on text that is not well formed there:

@@ -108,7 +108,7 @@ thread_local! {
     static SECOND: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// One step for each of `steps`, of the same rows.
+/// The result of each of `steps`, which all multiply the same rows.
 ///
 /// # Panics
 ///
@@ -335,7 +335,7 @@ mod tests {
         CpuMatrix::Dense(Dense::new(stored, outputs, inputs, &bytes))
     }
 
-    /// Bits of the three kinds of step at once, computed by a pool.
+    /// The bits that the three kinds of `MatmulOp` give at once, computed by a pool.
     fn computed(pool: &ThreadPool, x: &CpuTensor, matrices: [&CpuMatrix; 2]) -> Vec<u32> {
         let bias = noise(5, matrices[0].outputs());
         let [a, b] = matrices.map(|matrix| CpuLinear { matrix, bias: Some(&bias) });

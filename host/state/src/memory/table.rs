@@ -70,18 +70,18 @@ impl<K: Hash + Ord + Clone, V> ExpiringMap<K, V> {
         value: V,
         bytes: u64,
         (now, ends): (Duration, Duration),
-        room: &QuotaUse,
+        usage: &QuotaUse,
     ) -> Result<(), StateFault>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let (keys, old) = self.entries.get(key).map_or((1, 0), |entry| (0, entry.bytes));
-        room.lease(keys, bytes.saturating_sub(old))?;
-        room.release(0, old.saturating_sub(bytes));
+        usage.lease(keys, bytes.saturating_sub(old))?;
+        usage.release(0, old.saturating_sub(bytes));
         self.write(key, value, bytes, ends);
         if keys > 0 {
-            self.sweep_some(now, room, Self::SWEPT_PER_ENTRY);
+            self.sweep_some(now, usage, Self::SWEPT_PER_ENTRY);
         }
         Ok(())
     }
@@ -93,17 +93,17 @@ impl<K: Hash + Ord + Clone, V> ExpiringMap<K, V> {
         value: V,
         bytes: u64,
         (now, ends): (Duration, Duration),
-        room: &QuotaUse,
+        usage: &QuotaUse,
     ) where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let (keys, old) = self.entries.get(key).map_or((1, 0), |entry| (0, entry.bytes));
-        room.charge(keys, bytes.saturating_sub(old));
-        room.release(0, old.saturating_sub(bytes));
+        usage.charge(keys, bytes.saturating_sub(old));
+        usage.release(0, old.saturating_sub(bytes));
         self.write(key, value, bytes, ends);
         if keys > 0 {
-            self.sweep_some(now, room, Self::SWEPT_PER_ENTRY);
+            self.sweep_some(now, usage, Self::SWEPT_PER_ENTRY);
         }
     }
 
@@ -128,30 +128,30 @@ impl<K: Hash + Ord + Clone, V> ExpiringMap<K, V> {
     }
 
     /// Removes an entry, ended or not.
-    pub(super) fn remove<Q>(&mut self, key: &Q, room: &QuotaUse) -> Option<V>
+    pub(super) fn remove<Q>(&mut self, key: &Q, usage: &QuotaUse) -> Option<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
         let (key, entry) = self.entries.remove_entry(key)?;
         self.ends.remove(&(entry.listed, key));
-        room.release(1, entry.bytes);
+        usage.release(1, entry.bytes);
         Some(entry.value)
     }
 
     /// Drops what has ended; whether there was any.
-    pub(super) fn sweep(&mut self, now: Duration, room: &QuotaUse) -> bool {
-        self.sweep_some(now, room, usize::MAX)
+    pub(super) fn sweep(&mut self, now: Duration, usage: &QuotaUse) -> bool {
+        self.sweep_some(now, usage, usize::MAX)
     }
 
-    fn sweep_some(&mut self, now: Duration, room: &QuotaUse, most: usize) -> bool {
+    fn sweep_some(&mut self, now: Duration, usage: &QuotaUse, most: usize) -> bool {
         let mut any = false;
         for _ in 0..most {
             let due = self.ends.first().is_some_and(|(ends, _)| *ends <= now);
             let Some((_, key)) = due.then(|| self.ends.pop_first()).flatten() else { break };
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             if entry.ends <= now {
-                room.release(1, entry.bytes);
+                usage.release(1, entry.bytes);
                 self.entries.remove(&key);
                 any = true;
             } else {

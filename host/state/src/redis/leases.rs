@@ -258,7 +258,7 @@ impl<'a> LeaseRenewer<'a> {
         let renewed = if work.renew { self.renew() } else { Ok(()) };
         match renewed.and_then(|()| self.end(work.endings)) {
             Ok(()) => (self.pause, self.retry_at) = (PAUSE_MIN, None),
-            // Of what failed, the link has said why.
+            // Of what failed, the connection pool has said why.
             Err(_silence) => self.rest(),
         }
         ControlFlow::Continue(())

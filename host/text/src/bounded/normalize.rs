@@ -1,4 +1,4 @@
-//! TextNormalizer: what a tokenizer changes in a text before it cuts it into words.
+//! Normalizing: what a tokenizer changes in a text before it cuts it into words.
 
 use std::borrow::Cow;
 

@@ -12,7 +12,6 @@ const SUPPORTED_VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 /// Longer text than any tokenizer or template needs.
 const STRING_BYTES_MAX: u64 = 16 << 20;
 
-/// A metadata value, its number type forgotten.
 /// Why a header was not read.
 pub(super) enum HeaderError {
     Version(u32),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::leftover::{Leftover, SupportedValue, shown};
 
+/// A metadata value, its number type forgotten.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum MetaValue {
     Integer(i64),

@@ -59,17 +59,17 @@ fn ping(pool: &ConnectionPool) -> Result<String, CallFailure> {
 fn a_call_that_panics_costs_no_connection() {
     let pool = open(&agreeable());
     assert_eq!(ping(&pool), Ok("OK".into()));
-    let patience = Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     let mut panics = 0;
     while panics < 2 * connections_max() {
         let panic =
             || pool.with(|_| -> RedisResult<()> { std::panic::resume_unwind(Box::new("oh")) });
         // It may have to wait for a connection that is made anew, and in vain.
         panics += usize::from(catch_unwind(AssertUnwindSafe(panic)).is_err());
-        assert!(Instant::now() < patience, "no connection comes back after {panics} panics");
+        assert!(Instant::now() < deadline, "no connection comes back after {panics} panics");
     }
     while ping(&pool).is_err() {
-        assert!(Instant::now() < patience, "no connection comes back");
+        assert!(Instant::now() < deadline, "no connection comes back");
     }
     assert_eq!(pool.shared.connections().down, None);
 }
@@ -102,9 +102,9 @@ fn a_name_that_is_not_looked_up_holds_up_neither_the_start_nor_a_call() {
     let address = agreeable().trim_start_matches("redis://").parse().expect("an address");
     answer.send(vec![address]).expect("it is still looked up");
     drop(answer);
-    let patience = Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     while pool.down().is_some() {
-        assert!(Instant::now() < patience, "it is not found: {:?}", pool.down());
+        assert!(Instant::now() < deadline, "it is not found: {:?}", pool.down());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
