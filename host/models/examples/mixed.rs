@@ -34,11 +34,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: mixed MODEL")?;
     let mut model = load(path.as_ref(), &LoadOptions::default(), &mut |_| {})?.model;
     println!("attention       {}", model.attention());
-    println!("\nstreams  newcomers  prompt   same: ms (min, max)        new: ms (min, max)");
+    println!("\nstreams   joining  prompt   same: ms (min, max)        new: ms (min, max)");
     for (streams, joining, prompt) in CASES {
-        let same = measure(&mut model, streams, newcomers, |_| prompt)?;
-        let new = measure(&mut model, streams, newcomers, |pass| prompt + pass)?;
-        println!("{streams:>7} {newcomers:>10} {prompt:>7}   {same}   {new}");
+        let same = measure(&mut model, streams, joining, |_| prompt)?;
+        let new = measure(&mut model, streams, joining, |pass| prompt + pass)?;
+        println!("{streams:>7} {joining:>9} {prompt:>7}   {same}   {new}");
     }
     Ok(())
 }

@@ -57,19 +57,19 @@ pub enum Class {
     /// A long one.
     Medium,
     /// A very long one.
-    DroppedInPool,
+    Large,
 }
 
 impl Class {
     /// All of them, smallest first.
-    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::DroppedInPool];
+    pub const ALL: [Self; 3] = [Self::Small, Self::Medium, Self::Large];
 
     /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Medium => "medium",
-            Self::DroppedInPool => "large",
+            Self::Large => "large",
         }
     }
 
@@ -79,7 +79,7 @@ impl Class {
         match (bytes, parts) {
             (..=0x4000, ..=0x400) => Self::Small,
             (..=0x4_0000, ..=0x4000) => Self::Medium,
-            _ => Self::DroppedInPool,
+            _ => Self::Large,
         }
     }
 

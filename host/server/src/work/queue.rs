@@ -190,7 +190,7 @@ impl<T> WorkQueue<T> {
 mod tests {
     use super::*;
 
-    use Class::{DroppedInPool, Medium, Small};
+    use Class::{Large, Medium, Small};
 
     fn join(queue: &mut WorkQueue<&'static str>, class: Class, one: &'static str) -> QueueTicket {
         let tenant = &one[..1];
@@ -210,7 +210,7 @@ mod tests {
     fn small_work_goes_before_large_whenever_it_came() {
         let mut queue = WorkQueue::new(99);
         for (class, one) in
-            [(DroppedInPool, "a1"), (Medium, "a2"), (Small, "a3"), (DroppedInPool, "b1")]
+            [(Large, "a1"), (Medium, "a2"), (Small, "a3"), (Large, "b1")]
         {
             join(&mut queue, class, one);
         }
@@ -222,7 +222,7 @@ mod tests {
     fn what_must_be_done_stays_whoever_comes() {
         let mut queue = WorkQueue::new(2);
         for one in ["a1", "a2", "a3"] {
-            assert!(matches!(queue.join(DroppedInPool, "a", true, one), Enqueued::Waits(_)));
+            assert!(matches!(queue.join(Large, "a", true, one), Enqueued::Waits(_)));
         }
         assert!(matches!(queue.join(Small, "b", false, "b1"), Enqueued::Full("b1")));
         assert_eq!(order(&mut queue, true), "a1 a2 a3");
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn where_nothing_heavy_may_be_done_only_small_work_is() {
         let mut queue = WorkQueue::new(99);
-        for (class, one) in [(DroppedInPool, "a1"), (Medium, "a2"), (Small, "a3")] {
+        for (class, one) in [(Large, "a1"), (Medium, "a2"), (Small, "a3")] {
             join(&mut queue, class, one);
         }
         assert_eq!(order(&mut queue, false), "a3");
@@ -244,18 +244,18 @@ mod tests {
     fn what_a_tenant_queues_holds_up_nobody_else() {
         let mut queue = WorkQueue::new(99);
         for one in ["a1", "a2", "a3", "a4"] {
-            join(&mut queue, DroppedInPool, one);
+            join(&mut queue, Large, one);
         }
-        join(&mut queue, DroppedInPool, "b1");
-        join(&mut queue, DroppedInPool, "c1");
-        join(&mut queue, DroppedInPool, "b2");
+        join(&mut queue, Large, "b1");
+        join(&mut queue, Large, "c1");
+        join(&mut queue, Large, "b2");
         assert_eq!(order(&mut queue, true), "a1 b1 c1 a2 b2 a3 a4");
     }
 
     #[test]
     fn large_work_is_passed_over_so_often_and_then_is_next() {
         let mut queue = WorkQueue::new(99);
-        join(&mut queue, DroppedInPool, "z");
+        join(&mut queue, Large, "z");
         for _ in 0..20 {
             join(&mut queue, Small, "a");
         }
@@ -271,7 +271,7 @@ mod tests {
             join(&mut queue, Small, one);
         }
         assert!(matches!(queue.join(Small, "a", false, "a4"), Enqueued::Full("a4")));
-        let Enqueued::Displaced(_, Small, "a3") = queue.join(DroppedInPool, "b", false, "b1")
+        let Enqueued::Displaced(_, Small, "a3") = queue.join(Large, "b", false, "b1")
         else {
             panic!("the last of the one who has the most")
         };
@@ -286,12 +286,12 @@ mod tests {
     #[test]
     fn whoever_leaves_frees_its_place_once() {
         let mut queue = WorkQueue::new(2);
-        let ticket = join(&mut queue, DroppedInPool, "a1");
-        join(&mut queue, DroppedInPool, "a2");
+        let ticket = join(&mut queue, Large, "a1");
+        join(&mut queue, Large, "a2");
         assert_eq!(queue.leave(&ticket), Some("a1"));
-        assert_eq!((queue.leave(&ticket), queue.waiting(DroppedInPool)), (None, 1));
-        join(&mut queue, DroppedInPool, "b1");
-        assert!(matches!(queue.join(DroppedInPool, "c", false, "c1"), Enqueued::Full(_)));
+        assert_eq!((queue.leave(&ticket), queue.waiting(Large)), (None, 1));
+        join(&mut queue, Large, "b1");
+        assert!(matches!(queue.join(Large, "c", false, "c1"), Enqueued::Full(_)));
         assert_eq!(order(&mut queue, true), "a2 b1");
     }
 }

@@ -116,7 +116,7 @@ fn small(tenant: &str) -> WorkJob<'_> {
 }
 
 fn large(tenant: &str) -> WorkJob<'_> {
-    WorkJob::new(Class::DroppedInPool, tenant)
+    WorkJob::new(Class::Large, tenant)
 }
 
 fn owned(part: ModelPart) -> WorkJob<'static> {
@@ -340,5 +340,5 @@ async fn what_is_large_is_let_go_of_on_a_thread_of_the_pools() {
 fn what_a_piece_of_work_costs_is_told_by_bytes_and_by_parts() {
     assert_eq!(Class::of(16 << 10, 1024), Class::Small);
     assert_eq!([Class::of((16 << 10) + 1, 1), Class::of(1, 1025)], [Class::Medium; 2]);
-    assert_eq!([Class::of((256 << 10) + 1, 1), Class::of(1, 16_385)], [Class::DroppedInPool; 2]);
+    assert_eq!([Class::of((256 << 10) + 1, 1), Class::of(1, 16_385)], [Class::Large; 2]);
 }

@@ -241,7 +241,7 @@ impl WorkerThreads {
             state.begun += 1;
             let number = state.begun;
             state.heavy += usize::from(class.is_heavy());
-            state.grown |= class == Class::DroppedInPool;
+            state.grown |= class == Class::Large;
             let watched = owner.is_none() || std::mem::replace(&mut state.watched, true);
             let running =
                 RunningTask { task: Arc::clone(&task), class, owner, since: now, stuck: false };
