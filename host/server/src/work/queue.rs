@@ -209,9 +209,7 @@ mod tests {
     #[test]
     fn small_work_goes_before_large_whenever_it_came() {
         let mut queue = WorkQueue::new(99);
-        for (class, one) in
-            [(Large, "a1"), (Medium, "a2"), (Small, "a3"), (Large, "b1")]
-        {
+        for (class, one) in [(Large, "a1"), (Medium, "a2"), (Small, "a3"), (Large, "b1")] {
             join(&mut queue, class, one);
         }
         join(&mut queue, Small, "b2");
@@ -271,8 +269,7 @@ mod tests {
             join(&mut queue, Small, one);
         }
         assert!(matches!(queue.join(Small, "a", false, "a4"), Enqueued::Full("a4")));
-        let Enqueued::Displaced(_, Small, "a3") = queue.join(Large, "b", false, "b1")
-        else {
+        let Enqueued::Displaced(_, Small, "a3") = queue.join(Large, "b", false, "b1") else {
             panic!("the last of the one who has the most")
         };
         // Two and one: b would have as many as a.
