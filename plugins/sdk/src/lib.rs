@@ -91,11 +91,11 @@ pub use bindings::base::interlock::policy::types::{
 pub use bindings::guarding_streams::exports::interlock::policy::stream_guard::{
     Ending, Replacement, Verdict, Window,
 };
-pub use bindings::reacting::exports::interlock::policy::events::{
-    Amendment, Departure, Event, Progress, Reaction,
-};
 pub use bindings::identifying::exports::interlock::policy::identify::{
     Answer as Known, Caller, Identity,
+};
+pub use bindings::reacting::exports::interlock::policy::events::{
+    Amendment, Departure, Event, Progress, Reaction,
 };
 pub use bindings::routing::exports::interlock::policy::route::{
     Candidate, Choice, Pick, Ranking, Score,
