@@ -10,7 +10,7 @@ use interlock_bench::{BenchReport, Cell, Iteration, Spread, WorkloadKind};
 
 /// A run of the protocol: its file's name, and what README calls what it ran on.
 const RUNS: [(&str, &str); 2] = [
-    ("cpu", "SmolLM2-135M, two CPU cores"),
+    ("cpu", "SmolLM2-135M, two cores of an AMD EPYC"),
     ("gpu", "Qwen3-1.7B's shape, random weights, one H200"),
 ];
 const MODES: [&str; 2] = ["simple", "batched"];
